@@ -1,0 +1,1 @@
+"""Measures how much the image raises each caption token's logit and writes annotated shards (`cal-precompute`)."""

@@ -1,0 +1,272 @@
+"""One shard, from source file to annotated file: plain Python, no Ray.
+
+Samples are decoded and encoded in threads, gathered in windows of consecutive rows, batched by length inside a
+window, measured in two passes and written in their own order. Windows and batches depend on the shard and the flags
+alone, never on workers or timing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
+from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.redo import read_rows_to_keep
+from cal_pipeline.shards import Shard, read_samples
+from cal_pipeline.store import LocalStore
+from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter
+from cal_schemas.errors import STATUS_OK, SampleError, ShardError
+from cal_schemas.sample import ImageRef, Sample, sample_key
+from cal_schemas.spec import MeasurementSpec
+
+_WINDOW_ROWS = 1024
+_WINDOW_BATCHES = 16
+_WINDOW_BYTES = 2**30
+_NUM_QUOTED_ERRORS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotateOptions:
+    """What shapes an annotated shard besides its measurement."""
+
+    schema: pa.Schema
+    carry: str
+    tokens_per_batch: int
+    store_logits: bool = False
+    source_label: bool = False
+    encode_threads: int = 4
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    library_versions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardReport:
+    """Counts of one finished shard; travels to the driver and into the run report."""
+
+    name: str
+    rows: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    """Encoded tokens of the measured rows, padding not counted."""
+    label_tokens: int = 0
+    image_label_tokens: int = 0
+    """Supervised tokens with a defined delta in rows with an image; the next two count among them."""
+    at_most_alpha: int = 0
+    below_beta: int = 0
+    truncated: int = 0
+    replaced_characters: int = 0
+    kept_rows: int = 0
+    """Rows taken over from the earlier file by a redo."""
+    errors: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("encode", "forward", "write", "total"), 0.0)
+    )
+    """`encode` adds up the threads; the others are of the main thread."""
+    bytes: int = 0
+    committed: bool = False
+    """False when another writer had published the shard first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """A row on its way: exactly one of encoded, failure and kept is set."""
+
+    sample: Sample
+    sample_key: str
+    encoded: EncodedSample | None = None
+    failure: SampleError | None = None
+    kept: AnnotatedRow | None = None
+    seconds: float = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        images = sum(len(image.data or b"") for image in self.sample.images)
+        pixels = self.encoded.image_inputs.values() if self.encoded else ()
+        return images + sum(value.nbytes for value in pixels)
+
+
+def annotate_shard(
+    shard: Shard,
+    *,
+    encoder: Encoder,
+    model: Any,
+    spec: MeasurementSpec,
+    store: LocalStore,
+    options: AnnotateOptions,
+    redo: frozenset[str] = frozenset(),
+) -> ShardReport:
+    """Measures every row of a shard and publishes the annotated file.
+
+    With `redo`, rows of the existing file whose status is not among those named are taken over as they are, and the
+    file is replaced in one step. Raises ShardError when the source cannot be read.
+    """
+    started = time.monotonic()
+    report = ShardReport(name=shard.name)
+    metadata = ShardMetadata(
+        spec=spec,
+        source=shard.source,
+        carry=options.carry,  # type: ignore[arg-type]
+        tokens_per_batch=options.tokens_per_batch,
+        library_versions=dict(options.library_versions),
+    )
+    kept = read_rows_to_keep(store.path(shard.name), redo) if redo else {}
+    source = shard.source.data_path if options.source_label else None
+    with store.staging(shard.name) as partial:
+        with ShardWriter(partial, options.schema, metadata) as writer:
+            for window in _windows(_prepare_all(shard, encoder, options, kept), options.tokens_per_batch):
+                at = time.monotonic()
+                rows = _measure_window(window, encoder, model, spec, options, report)
+                report.seconds["forward"] += time.monotonic() - at
+                at = time.monotonic()
+                for row in rows:
+                    _count(report, row)
+                    writer.write(replace(row, source=source))
+                report.seconds["write"] += time.monotonic() - at
+        if writer.num_rows != shard.num_rows:
+            raise ShardError(f"{shard.source.uri}: {shard.num_rows} rows planned, {writer.num_rows} came out")
+        report.bytes = partial.stat().st_size
+        report.committed = store.commit(partial, shard.name, replace=bool(redo))
+    report.seconds["total"] = time.monotonic() - started
+    return report
+
+
+def _prepare_all(
+    shard: Shard, encoder: Encoder, options: AnnotateOptions, kept: dict[int, AnnotatedRow]
+) -> Iterator[_Prepared]:
+    folder = None if shard.source.image_folder is None else Path(shard.source.image_folder)
+
+    def prepare(row: int, sample: Sample) -> _Prepared:
+        key = sample_key(sample)
+        started = time.monotonic()
+        if row in kept and kept[row].sample_key != key:
+            raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
+        encoded = failure = None
+        try:
+            files = [read_image_file(image, folder) for image in sample.images]
+            if options.carry == "images":
+                images = zip(sample.images, files, strict=True)
+                sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
+            if row not in kept:
+                encoded = encoder(sample, [decode_image(data, options.max_image_pixels) for data in files])
+        except SampleError as error:
+            failure = None if row in kept else error
+        kept_row = replace(kept[row], sample=sample) if row in kept else None
+        return _Prepared(
+            sample=sample, sample_key=key, encoded=encoded, failure=failure, kept=kept_row,
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    yield from _in_threads(prepare, read_samples(shard), options.encode_threads)
+
+
+def _in_threads(
+    prepare: Callable[[int, Sample], _Prepared], samples: Iterable[Sample], num_threads: int
+) -> Iterator[_Prepared]:
+    """Results in the order of the samples, at most a few dozen ahead of the reader: threads run while it computes."""
+    ahead: deque[Future[_Prepared]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for row, sample in enumerate(samples):
+                ahead.append(pool.submit(prepare, row, sample))
+                if len(ahead) > 16 * num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _windows(prepared: Iterable[_Prepared], tokens_per_batch: int) -> Iterator[list[_Prepared]]:
+    """Runs of consecutive rows, wide enough to sort by length, narrow enough to hold."""
+    window: list[_Prepared] = []
+    tokens = size = 0
+    for item in prepared:
+        window.append(item)
+        tokens += item.encoded.num_tokens if item.encoded else 0
+        size += item.num_bytes
+        if len(window) >= _WINDOW_ROWS or tokens >= _WINDOW_BATCHES * tokens_per_batch or size >= _WINDOW_BYTES:
+            yield window
+            window, tokens, size = [], 0, 0
+    if window:
+        yield window
+
+
+def _measure_window(
+    window: Sequence[_Prepared],
+    encoder: Encoder,
+    model: Any,
+    spec: MeasurementSpec,
+    options: AnnotateOptions,
+    report: ShardReport,
+) -> list[AnnotatedRow]:
+    encoded = [item.encoded for item in window if item.encoded is not None]
+    outcomes = iter(
+        measure(
+            encoded,
+            model=model,
+            encoder=encoder,
+            contrast=spec.contrast,
+            tokens_per_batch=options.tokens_per_batch,
+            store_logits=options.store_logits,
+        )
+    )
+    rows = []
+    for item in window:
+        report.seconds["encode"] += item.seconds
+        if item.kept is not None:
+            report.kept_rows += 1
+            rows.append(item.kept)
+            continue
+        outcome = item.failure if item.encoded is None else next(outcomes)
+        if item.encoded is not None:
+            report.tokens += item.encoded.num_tokens
+            report.truncated += item.encoded.truncated
+        rows.append(_row(item, outcome))
+    return rows
+
+
+def _row(item: _Prepared, outcome: MeasuredSample | SampleError | None) -> AnnotatedRow:
+    num_tokens = None if item.encoded is None else item.encoded.num_tokens
+    if isinstance(outcome, MeasuredSample):
+        return AnnotatedRow(
+            sample=item.sample,
+            sample_key=item.sample_key,
+            error=item.sample.note,
+            num_tokens=num_tokens,
+            label_ids=outcome.label_ids,
+            label_positions=outcome.label_positions,
+            delta_logits=outcome.delta_logits,
+            logits_with_image=outcome.logits_with_image,
+            logits_without_image=outcome.logits_without_image,
+        )
+    assert outcome is not None
+    message = " ".join(str(outcome).split())[:1000]
+    if item.sample.note:
+        message = f"{message} ({item.sample.note})"
+    return AnnotatedRow(
+        sample=item.sample, sample_key=item.sample_key, status=outcome.status, error=message, num_tokens=num_tokens
+    )
+
+
+def _count(report: ShardReport, row: AnnotatedRow) -> None:
+    report.rows += 1
+    report.statuses[row.status] = report.statuses.get(row.status, 0) + 1
+    report.label_tokens += len(row.label_ids)
+    report.replaced_characters += row.sample.note is not None
+    if row.status != STATUS_OK:
+        if len(report.errors) < _NUM_QUOTED_ERRORS:
+            report.errors.append(f"{row.sample.sample_id}: {row.status}: {row.error}")
+    elif row.sample.images:
+        # Comparisons with NaN are false: undefined deltas count nowhere.
+        report.image_label_tokens += int((row.delta_logits == row.delta_logits).sum())
+        report.at_most_alpha += int((row.delta_logits <= 1.0).sum())
+        report.below_beta += int((row.delta_logits < 5.0).sum())

@@ -1,0 +1,246 @@
+"""`cal-precompute`: checks everything that can be checked before work, then hands the shards to Ray."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+from rich.console import Console
+
+from cal_pipeline import parquet_source
+from cal_pipeline.annotate import AnnotateOptions
+from cal_pipeline.arguments import parse_config
+from cal_pipeline.config import PrecomputeConfig
+from cal_pipeline.heartbeat import Heartbeat
+from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
+from cal_pipeline.progress import ProgressListener
+from cal_pipeline.report import RunReport, now, print_report, projection
+from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
+from cal_pipeline.shards import Shard, carried_fields, limit_rows, plan_shards, sample_rows
+from cal_pipeline.store import LocalStore
+from cal_pipeline.worker import EncoderSettings, WorkerSettings, library_versions
+from cal_schemas.annotated import annotated_schema
+from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+
+EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_REFUSED = 0, 1, 2
+_log = logging.getLogger("cal-precompute")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """A checked run: everything is known, nothing has been started."""
+
+    config: PrecomputeConfig
+    settings: WorkerSettings
+    progress: Progress
+    todo: tuple[Shard, ...]
+    gpus_per_worker: float
+    rows_of_all: int
+    """Rows of the whole input, of which a pilot takes a part."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Console entry point; exits 0 all done, 1 some shards failed, 2 refused, 130 or 143 when interrupted."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The same as an exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
+        job = prepare(config)
+        if config.dry_run:
+            _print_plan(job)
+            return EXIT_DONE
+        return _execute(job)
+    except CalError as error:
+        print(f"cal-precompute: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        print("\ncal-precompute: interrupted; run the same command to resume", file=sys.stderr)  # noqa: T201
+        return 128 + signal.SIGINT
+    except _TerminatedError:
+        print("cal-precompute: terminated; run the same command to resume", file=sys.stderr)  # noqa: T201
+        return 128 + signal.SIGTERM
+
+
+class _TerminatedError(Exception):
+    """SIGTERM arrived."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _TerminatedError
+
+
+def prepare(config: PrecomputeConfig) -> _Job:
+    """Checks output, data and model in that order (cheapest first), and what is already done.
+
+    Raises ConfigError or FormatError with one message for whatever stands in the way; writes nothing but `.cal/`.
+    """
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    store = LocalStore(output_dir=config.output_dir.absolute(), run_id=run_id)
+    if not config.dry_run:
+        store.prepare()
+    elif config.output_dir.exists() and not config.output_dir.is_dir():
+        raise ConfigError(f"--output_dir {config.output_dir} is not a directory")
+    directory = model_directory(config.model_name_or_path, config.revision)
+    check_architecture(directory, trust_remote_code=config.trust_remote_code)
+    shards = plan_shards(
+        config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard
+    )
+    rows_of_all = sum(shard.source.num_rows for shard in shards)
+    if config.limit is not None:
+        shards = limit_rows(shards, config.limit)
+    if config.sample is not None:
+        shards = sample_rows(shards, config.sample, config.seed)
+    spec, encoder_settings = _measurement(config, directory)
+    options = _options(config, shards)
+    progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
+    redo = config.redo_statuses()
+    gpus = _gpus_per_worker(config)
+    return _Job(
+        config=config,
+        progress=progress,
+        todo=shards_to_redo(progress.done, store, redo) if redo else progress.pending,
+        gpus_per_worker=gpus,
+        rows_of_all=rows_of_all,
+        settings=WorkerSettings(
+            # A local path must not depend on the worker's working directory; a hub id is resolved on its node.
+            model_name_or_path=str(directory.absolute())
+            if Path(config.model_name_or_path).is_dir()
+            else config.model_name_or_path,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            num_devices=max(1, int(gpus)),
+            encoder=encoder_settings,
+            spec=spec,
+            store=store,
+            options=options,
+            redo=redo,
+        ),
+    )
+
+
+def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[MeasurementSpec, EncoderSettings]:
+    settings = EncoderSettings(
+        template=config.template,
+        image_aspect_ratio=config.image_aspect_ratio,
+        max_length=config.max_length,
+        truncation=config.truncation,
+    )
+    encoder = settings.build(load_processor(directory, trust_remote_code=config.trust_remote_code))
+    local = Path(config.model_name_or_path).is_dir()
+    spec = MeasurementSpec(
+        label=encoder.label_spec(),
+        input=encoder.input_spec(),
+        contrast=ContrastSpec(condition=config.contrast),
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        model_id=directory.resolve().name if local else config.model_name_or_path,
+        revision=config.revision,
+        weights_digest=weights_digest(directory),
+        reference_saw_data=config.reference_saw_data,
+    )
+    return spec, settings
+
+
+def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptions:
+    parquet = dict.fromkeys(shard.source.uri for shard in shards if shard.data_format == "parquet")
+    carry, why = config.resolved_carry(sum(parquet_source.embedded_image_bytes(Path(uri)) for uri in parquet))
+    _log.info(why)
+    several = len(config.data_path) > 1
+    return AnnotateOptions(
+        schema=annotated_schema(
+            carry=carry, store_logits=config.store_logits, source_column=several, carried=carried_fields(shards)
+        ),
+        carry=carry,
+        tokens_per_batch=config.tokens_per_batch,
+        store_logits=config.store_logits,
+        source_label=several,
+        encode_threads=config.encode_threads,
+        max_image_pixels=config.max_image_pixels,
+        library_versions=library_versions(),
+    )
+
+
+def _gpus_per_worker(config: PrecomputeConfig) -> float:
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    found = 1.0 if torch.cuda.is_available() else 0.0
+    _log.info("--gpus_per_worker %g, because this machine has %s GPU", found, "a" if found else "no")
+    return found
+
+
+def _print_plan(job: _Job) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for state, shards in (("done", job.progress.done), ("pending", job.progress.pending)):
+        for shard in shards:
+            console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
+    rows = sum(shard.num_rows for shard in job.todo)
+    console.print(
+        f"{len(job.progress.done)} shards done, {len(job.progress.pending)} pending; this run would measure "
+        f"{len(job.todo)} shards with {rows} rows. Model, data and output are in order; nothing was started.",
+        markup=False,
+    )
+
+
+def _execute(job: _Job) -> int:
+    # Ray is imported only by those who run it.
+    from cal_pipeline import ray_driver
+
+    config, store = job.config, job.settings.store
+    started, at = now(), time.monotonic()
+    heartbeat = Heartbeat(store.internal, started)
+    if other := heartbeat.other():
+        _log.warning("another driver works on this output: %s. Both are safe, but work may be done twice", other)
+    heartbeat.beat()
+    cluster = ray_driver.Cluster(
+        num_workers=min(config.num_workers, max(1, len(job.todo))),
+        gpus_per_worker=job.gpus_per_worker,
+        cpus_per_worker=config.cpus_per_worker,
+        address=config.ray_address,
+        max_tries=config.max_tries,
+        shard_timeout_s=config.shard_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )
+    signal.signal(signal.SIGTERM, _terminate)
+    outcome = ray_driver.RunOutcome()
+    try:
+        if job.todo:
+            rows = sum(shard.num_rows for shard in job.todo)
+            _log.info("%d shards with %d rows to measure, %d done", len(job.todo), rows, len(job.progress.done))
+            with ray_driver.ray_session(cluster), ProgressListener(len(job.todo), rows, heartbeat.beat) as listener:
+                outcome = ray_driver.run_shards(job.todo, job.settings, cluster, store.internal / "logs", listener)
+    finally:
+        store.clear_staging()
+        heartbeat.stop()
+    report = RunReport(
+        run_id=store.run_id,
+        config=asdict(config),
+        fingerprint=job.settings.spec.fingerprint(),
+        started=started,
+        seconds=time.monotonic() - at,
+        workers=outcome.workers,
+        seconds_to_first_worker=(outcome.first_worker_at or at) - at,
+        shards_done_before=len(job.progress.done),
+        shards=outcome.reports,
+        failed=outcome.failed,
+        retries=outcome.retries,
+    )
+    print_report(report, config.output_dir, report.write(store.internal / "reports"))
+    if outcome.reports and (config.limit is not None or config.sample is not None):
+        print(projection(report, job.rows_of_all))  # noqa: T201
+    return EXIT_SHARDS_FAILED if outcome.failed else EXIT_DONE

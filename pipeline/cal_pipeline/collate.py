@@ -1,0 +1,94 @@
+"""Encoded samples to padded batches, and which samples share one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """B samples padded on the right to T tokens."""
+
+    inputs: dict[str, Tensor]
+    """What the model's forward takes: input_ids, attention_mask [B, T], …, pixel inputs. No labels."""
+    labels: Tensor
+    """[B, T] int64, not shifted, IGNORE_INDEX where unsupervised."""
+    image_mask: Tensor
+    """[B, T] bool."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """Moves everything to `device`; floating inputs (pixels) also to the model's `dtype`."""
+        inputs = {
+            key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in self.inputs.items()
+        }
+        return Batch(inputs=inputs, labels=self.labels.to(device), image_mask=self.image_mask.to(device))
+
+
+def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_led: Collection[str] = ()) -> Batch:
+    """Pads and stacks samples.
+
+    Token-aligned inputs are padded on the right, whatever the processor would do: pad_token_id for input_ids, 0 for
+    the rest. Pixel inputs are zero-padded in all but their leading dimension and concatenated in it. Those named in
+    `batch_led` lead with the batch (idefics): a text-only sample among samples with images gets a row of zeros.
+    """
+    length = max(sample.num_tokens for sample in samples)
+    names = list(dict.fromkeys(key for sample in samples for key in sample.sequence_inputs))
+    inputs = {}
+    for key in names:
+        fill = pad_token_id if key == "input_ids" else 0
+        inputs[key] = torch.stack([_padded(sample.sequence_inputs[key], length, fill) for sample in samples])
+    real = torch.tensor([sample.num_tokens for sample in samples])
+    # Always a 2-D mask, even all ones: with gapped positions and no mask transformers infers packed samples.
+    inputs["attention_mask"] = (torch.arange(length)[None] < real[:, None]).long()
+    inputs.update(_collate_images(samples, batch_led))
+    return Batch(
+        inputs=inputs,
+        labels=torch.stack([_padded(sample.labels, length, IGNORE_INDEX) for sample in samples]),
+        image_mask=torch.stack([_padded(sample.image_mask, length, 0) for sample in samples]),
+    )
+
+
+def _padded(values: Tensor, length: int, fill: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, length - len(values)), value=fill)
+
+
+def _collate_images(samples: Sequence[EncodedSample], batch_led: Collection[str]) -> dict[str, Tensor]:
+    collated = {}
+    for key in dict.fromkeys(key for sample in samples for key in sample.image_inputs):
+        present = [sample.image_inputs[key] for sample in samples if key in sample.image_inputs]
+        if key in batch_led:
+            absent = torch.zeros_like(present[0])
+            present = [sample.image_inputs.get(key, absent) for sample in samples]
+        shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in present), strict=True)]
+        padded = []
+        for value in present:
+            grown = value.new_zeros((value.shape[0], *shape))
+            grown[tuple(slice(size) for size in value.shape)] = value
+            padded.append(grown)
+        collated[key] = torch.cat(padded)
+    return collated
+
+
+def batches_by_tokens(samples: Sequence[EncodedSample], tokens_per_batch: int) -> list[list[int]]:
+    """Indices of samples, grouped so that a padded batch holds at most `tokens_per_batch` tokens.
+
+    Longest first, so padding is small and memory peaks at once or never. Samples with images and text-only samples
+    do not mix: the latter need no second pass. A sample over the budget has a batch of its own. Depends on the
+    lengths alone.
+    """
+    groups: list[list[int]] = []
+    for with_image in (True, False):
+        chosen = [i for i, sample in enumerate(samples) if bool(sample.image_inputs) == with_image]
+        chosen.sort(key=lambda i: -samples[i].num_tokens)
+        while chosen:
+            count = max(1, tokens_per_batch // samples[chosen[0]].num_tokens)
+            groups.append(chosen[:count])
+            chosen = chosen[count:]
+    return groups

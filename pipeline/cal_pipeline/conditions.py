@@ -1,0 +1,111 @@
+"""What "without the image" means: the inputs of the second pass.
+
+B batch, T padded tokens, K tokens of the second pass. Text keeps the position ids it had beside the image: closing
+the gap would measure a shift of position, not the loss of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cal_pipeline.encode import IGNORE_INDEX, SEQUENCE_INPUTS
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Condition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithoutImage:
+    """Model inputs of the second pass and where its tokens were in the first."""
+
+    inputs: dict[str, Any]
+    labels: Tensor
+    """[B, K]."""
+    index: Tensor
+    """[B, K] int64: token k of the second pass is token index[b, k] of the first."""
+
+
+def without_image(
+    condition: Condition,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    image_mask: Tensor,
+    position_ids: Tensor | None,
+    text_config: Any,
+) -> WithoutImage:
+    """Inputs of the pass that does not see the image.
+
+    Args:
+        condition: `drop` or `mask`, see ContrastSpec.
+        inputs: of the first pass, input_ids and attention_mask [B, T] among them.
+        labels: [B, T].
+        image_mask: [B, T] bool.
+        position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
+            sections, or None for 0, 1, 2, ….
+        text_config: of the decoder; its sliding window decides whether explicit masks are needed.
+    """
+    batch, length = labels.shape
+    if position_ids is None:
+        position_ids = torch.arange(length, device=labels.device)[None]
+    position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
+    if condition == "mask":
+        attention_mask = inputs["attention_mask"] * ~image_mask
+        masked = {**inputs, "attention_mask": attention_mask, "position_ids": position_ids}
+        index = torch.arange(length, device=labels.device).expand(batch, length)
+        return WithoutImage(inputs=masked, labels=labels, index=index)
+    kept = inputs["attention_mask"].bool() & ~image_mask
+    count = kept.sum(-1)
+    index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
+    real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
+    dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in SEQUENCE_INPUTS if key in inputs}
+    dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
+    dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
+    window = sliding_window(text_config)
+    if window is not None and length > window:
+        dropped["attention_mask"] = _windowed_masks(index, real, window, text_config)
+    return WithoutImage(inputs=dropped, labels=torch.where(real, labels.gather(1, index), IGNORE_INDEX), index=index)
+
+
+def defined_tokens(labels: Tensor, attention_mask: Tensor, image_mask: Tensor) -> Tensor:
+    """[B, T] bool: supervised tokens with at least one kept token before them; elsewhere no delta exists."""
+    kept = (attention_mask.bool() & ~image_mask).long()
+    before = kept.cumsum(-1) - kept
+    return (labels != IGNORE_INDEX) & (before > 0)
+
+
+def sliding_window(text_config: Any) -> int | None:
+    """The decoder's attention window, or None when every layer sees everything."""
+    window = getattr(text_config, "sliding_window", None)
+    layer_types = getattr(text_config, "layer_types", None)
+    if not window or (layer_types and "sliding_attention" not in layer_types):
+        return None
+    return None if getattr(text_config, "use_sliding_window", True) is False else int(window)
+
+
+def _windowed_masks(index: Tensor, real: Tensor, window: int, text_config: Any) -> Any:
+    """Additive masks [B, 1, K, K] that count the window in the tokens of the first pass.
+
+    Dropping tokens would otherwise let a window of the same width reach further back than it did with the image.
+    """
+    implementation = getattr(text_config, "_attn_implementation", None)
+    if implementation not in ("sdpa", "eager"):
+        raise ConfigError(
+            f"contrast 'drop' over a sliding window of {window} tokens needs explicit masks, which attention "
+            f"{implementation!r} does not take: use --attn_implementation sdpa, or --contrast mask"
+        )
+    distance = index[:, :, None] - index[:, None, :]
+    causal = (distance >= 0) & real[:, None, :]
+    # A padded query must see something, else its softmax is undefined; nobody reads it.
+    causal |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    dtype = getattr(text_config, "dtype", None) or torch.float32
+
+    def additive(allowed: Tensor) -> Tensor:
+        hidden = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return hidden.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+    masks = {"full_attention": additive(causal), "sliding_attention": additive(causal & (distance < window))}
+    return masks if getattr(text_config, "layer_types", None) else masks["sliding_attention"]

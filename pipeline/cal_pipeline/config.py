@@ -1,0 +1,136 @@
+"""Every flag of `cal-precompute`. Only cli.py sees this whole; everything below takes the values it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cal_pipeline.encode import AspectRatio, Truncation
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_pipeline.loading import Dtype
+from cal_pipeline.shards import DataFormat
+from cal_pipeline.templates import Template
+from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
+from cal_schemas.spec import Condition
+
+_POSITIVE = (
+    "rows_per_shard",
+    "max_length",
+    "max_image_pixels",
+    "num_workers",
+    "tokens_per_batch",
+    "encode_threads",
+    "max_tries",
+    "shard_timeout_s",
+    "idle_timeout_s",
+    "cpus_per_worker",
+)
+_KEEP_EMBEDDED_BYTES = 10 * 10**9
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecomputeConfig:
+    """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
+
+    model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
+    output_dir: Path = field(metadata=_help("annotated shards go here; rerun the same command to resume"))
+    data_path: list[str] = field(metadata=_help("files, directories or globs: LLaVA .json/.jsonl(.zst), .parquet"))
+
+    revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
+    dtype: Dtype = field(default="bfloat16", metadata=_help("of the reference; float32 is reproducible bit by bit"))
+    attn_implementation: str = field(
+        default="sdpa", metadata=_help("attention of the reference: sdpa, eager, flash_attention_2")
+    )
+    trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
+    reference_saw_data: Literal["yes", "no", "unknown"] = field(
+        default="unknown",
+        metadata=_help("whether the reference was trained on these samples: such deltas favour what it memorised"),
+    )
+
+    image_folder: list[str] = field(
+        default_factory=list, metadata=_help("where image paths start: none, one for all data paths, or one for each")
+    )
+    data_format: DataFormat = field(default="auto", metadata=_help("auto goes by the file name"))
+    rows_per_shard: int = field(
+        default=4096, metadata=_help("a JSON or JSONL file is split into shards of so many rows")
+    )
+    limit: int | None = field(default=None, metadata=_help("pilot: only the first so many rows"))
+    sample: float | None = field(default=None, metadata=_help("pilot: a random fraction of the rows"))
+    seed: int = field(default=0, metadata=_help("of --sample"))
+
+    template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
+    image_aspect_ratio: AspectRatio = field(
+        default="native", metadata=_help("native leaves the picture to the processor")
+    )
+    max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens, image tokens included"))
+    truncation: Truncation = field(
+        default="drop", metadata=_help("what happens to a longer row: status too_long, or its end is cut")
+    )
+    max_image_pixels: int = field(
+        default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger picture is an image_error")
+    )
+
+    contrast: Condition = field(
+        default="drop", metadata=_help("without the image: its tokens dropped (the paper) or masked (released code)")
+    )
+    store_logits: bool = field(default=False, metadata=_help("also store the logits under both passes"))
+    carry: Literal["auto", "images", "paths", "none"] = field(
+        default="auto",
+        metadata=_help("what of the sample goes along: image bytes, only paths, or neither images nor messages"),
+    )
+    redo_status: str | None = field(
+        default=None, metadata=_help("measure rows of these statuses again (comma-separated), e.g. image_error")
+    )
+
+    num_workers: int = field(default=1, metadata=_help("processes that hold a model each"))
+    gpus_per_worker: float | None = field(
+        default=None, metadata=_help("a fraction shares a GPU, 2 or more spread one model; default 1 or 0")
+    )
+    cpus_per_worker: float = field(default=1.0, metadata=_help("CPUs that Ray sets aside for a worker"))
+    tokens_per_batch: int = field(default=16384, metadata=_help("padded tokens of a batch, image tokens included"))
+    encode_threads: int = field(default=4, metadata=_help("threads of a worker that decode and encode samples"))
+    ray_address: str | None = field(
+        default=None, metadata=_help("an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
+    )
+    max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
+    shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))
+    idle_timeout_s: float = field(default=600.0, metadata=_help("give up when no worker can be placed for so long"))
+    dry_run: bool = field(
+        default=False, metadata=_help("check model, data and output, list what is done and pending, do nothing")
+    )
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
+        if self.limit is not None and self.sample is not None:
+            raise ConfigError("--limit and --sample are two ways to run a pilot: give one")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit must be positive, got {self.limit}")
+        if self.sample is not None and not 0 < self.sample <= 1:
+            raise ConfigError(f"--sample is a fraction above 0 and up to 1, got {self.sample}")
+        gpus = self.gpus_per_worker
+        if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
+        if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
+            raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")
+
+    def redo_statuses(self) -> frozenset[str]:
+        """Statuses whose rows are measured again; empty in a normal run."""
+        return frozenset(part.strip() for part in (self.redo_status or "").split(",") if part.strip())
+
+    def resolved_carry(self, embedded_bytes: int) -> tuple[Literal["images", "paths", "none"], str]:
+        """What `--carry` comes to for a source that embeds so many bytes of pictures, and why, in words."""
+        if self.carry != "auto":
+            return self.carry, f"--carry {self.carry}"
+        size = f"{embedded_bytes / 1e9:.1f} GB of embedded pictures"
+        if embedded_bytes > _KEEP_EMBEDDED_BYTES:
+            return "none", f"--carry auto: {size} are not copied; the output is a sidecar of the source"
+        if embedded_bytes:
+            return "images", f"--carry auto: {size} are copied"
+        return "paths", "--carry auto: the pictures stay where they are, rows hold their paths"

@@ -1,0 +1,314 @@
+"""A Sample and its pictures become model inputs, labels and the mask of image tokens.
+
+Measuring and training use this one encoder: that is what makes their labels agree.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cal_pipeline import templates
+from cal_pipeline.templates import Rendered, Template
+from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn
+from cal_schemas.spec import InputSpec, LabelSpec, digest_json
+
+IGNORE_INDEX = -100
+AspectRatio = Literal["square", "pad", "native"]
+Truncation = Literal["drop", "tail"]
+
+SEQUENCE_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""Model inputs that are aligned with the tokens; every other tensor a processor returns belongs to the images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """One sample, ready to be batched; T tokens."""
+
+    sequence_inputs: Mapping[str, Tensor]
+    """Each [T] int64: input_ids and what else of SEQUENCE_INPUTS the model takes."""
+    image_inputs: Mapping[str, Tensor]
+    """Pixel inputs with the leading dimension the processor gave them; empty for text-only samples."""
+    labels: Tensor
+    """[T] int64, not shifted: labels[t] == input_ids[t] where token t is supervised, IGNORE_INDEX elsewhere."""
+    image_mask: Tensor
+    """[T] bool: tokens the processor inserted for images, row, column and tile markers included."""
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.labels)
+
+
+class Encoder:
+    """Encodes samples with a model's own processor. Safe to call from several threads.
+
+    Args:
+        processor: with a fast tokenizer (offsets are needed) and an `image_token`.
+        template: `auto` is the processor's chat template, or the prefix and suffix of a PaliGemma-like processor.
+        image_aspect_ratio: `native` leaves the picture to the processor; `pad` extends it to a square with the
+            processor's mean colour first; `square` insists on the processor's resize and centre crop.
+        max_length: longest encoding, in tokens.
+        truncation: `drop` makes a longer row `too_long`; `tail` cuts its end, as the released code does.
+
+    Raises ConfigError for combinations that cannot work.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        template: Template = "auto",
+        image_aspect_ratio: AspectRatio = "native",
+        max_length: int = 2048,
+        truncation: Truncation = "drop",
+    ) -> None:
+        if not getattr(processor, "image_token", None) or not hasattr(processor, "image_processor"):
+            raise ConfigError(f"{type(processor).__name__} is no image-text processor (no image token)")
+        if not getattr(processor.tokenizer, "is_fast", False):
+            raise ConfigError(
+                f"{type(processor.tokenizer).__name__} gives no character offsets, which labels are found by; "
+                "save the model with a fast tokenizer (tokenizer.json)"
+            )
+        if max_length < 1:
+            raise ConfigError(f"max_length must be positive, got {max_length}")
+        self.processor = processor
+        self.template = template
+        self.image_aspect_ratio = image_aspect_ratio
+        self.max_length = max_length
+        self.truncation = truncation
+        # Prefix-LM processors (PaliGemma) take the answer as an argument and make the labels themselves.
+        self._takes_suffix = template == "auto" and "suffix" in inspect.signature(type(processor).__call__).parameters
+        if not self._takes_suffix:
+            templates.check_template(template, processor)
+        self._specials = templates.special_tokens(processor.tokenizer)
+        self._images_kwargs: dict[str, Any] = {}
+        if image_aspect_ratio == "square":
+            if not getattr(processor.image_processor, "do_center_crop", False):
+                raise ConfigError(
+                    f"--image_aspect_ratio square is the resize and centre crop of CLIP's image processor, which "
+                    f"{type(processor.image_processor).__name__} does not do; use native or pad"
+                )
+            if hasattr(processor.image_processor, "do_pad"):
+                self._images_kwargs["do_pad"] = False
+        self.batch_led_inputs = self._probe()
+        pad = processor.tokenizer.pad_token_id
+        # Padding is masked everywhere, so any id will do where a tokenizer (LLaVA's old ones) has none.
+        self.pad_token_id: int = 0 if pad is None else int(pad)
+
+    def _probe(self) -> frozenset[str]:
+        """Names of the pixel inputs that lead with the batch: two pictures of one sample give them one row.
+
+        Also notices a processor that rewrites the text, where character offsets would point at the wrong words.
+        """
+        pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+        text = self.processor.image_token * 2
+        if self._takes_suffix:
+            output = self._process(text, pictures, suffix="a")
+        else:
+            output = self._process(text, pictures, add_special_tokens=False)
+            whole = "".join(
+                item["replacement"] for item in _replacements(output, pictures, type(self.processor).__name__)
+            )
+            expected = self.processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
+            if output["input_ids"][0].tolist() != expected:
+                raise ConfigError(
+                    f"{type(self.processor).__name__} rewrites the text around its images, so labels cannot be "
+                    "located in it; this processor is not supported"
+                )
+        pixels = _encoded(output, output["input_ids"][0], output["input_ids"][0]).image_inputs
+        return frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
+
+    def label_spec(self) -> LabelSpec:
+        """What decides the labels, as digests."""
+        tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
+        for setting in ("truncation", "padding"):  # State of the last call, not part of the tokenizer.
+            tokenizer.pop(setting, None)
+        source = "" if self.template != "auto" else templates.chat_template(self.processor) or "suffix"
+        return LabelSpec(
+            tokenizer_digest=digest_json(tokenizer), chat_template_digest=digest_json(source), template=self.template
+        )
+
+    def input_spec(self) -> InputSpec:
+        """What decides the pixels and the length."""
+        image_processor = self.processor.image_processor
+        settings = {key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type")}
+        layout = {
+            key: value
+            for key, value in vars(self.processor).items()
+            if isinstance(value, bool | int | float | str | type(None)) and key != "chat_template"
+        }
+        backend = getattr(image_processor, "backend", "unknown")
+        return InputSpec(
+            image_processor=type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
+            image_processor_backend=str(backend),
+            image_processor_digest=digest_json(json_ready({"image": settings, "layout": layout})),
+            image_aspect_ratio=self.image_aspect_ratio,
+            max_length=self.max_length,
+            truncation=self.truncation,
+        )
+
+    def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> EncodedSample:
+        """Encodes one sample with its decoded pictures, in the order of the marks.
+
+        Raises SampleError (or a subclass that names the status) when this sample cannot be used.
+        """
+        if sample.messages is None:
+            raise SampleError(sample.problem or "the row could not be parsed")
+        marks = sum(turn.content.count(IMAGE_MARK) for turn in sample.messages)
+        if marks != len(images):
+            raise SampleError(f"{marks} {IMAGE_MARK} marks for {len(images)} images")
+        if not any(turn.role == "assistant" and turn.content.strip() for turn in sample.messages):
+            raise NoSupervisedTokensError("the conversation has no assistant turn with words")
+        if self.image_aspect_ratio == "pad":
+            images = [pad_to_square(image, self.processor.image_processor.image_mean) for image in images]
+        try:
+            if self._takes_suffix:
+                encoded = self._encode_suffix(sample.messages, images)
+            else:
+                encoded = self._encode_text(
+                    templates.render(sample.messages, self.template, self.processor, self._specials), images
+                )
+        except (ValueError, TypeError, IndexError, KeyError, StopIteration) as error:
+            # What a processor raises for text or pictures that it does not like (its own image token in the words).
+            if isinstance(error, ConfigError):
+                raise
+            raise SampleError(f"{type(self.processor).__name__}: {type(error).__name__}: {error}") from error
+        return self._fit(encoded)
+
+    def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
+        bos = self.processor.tokenizer.bos_token
+        # A template that writes the BOS itself must not get a second one from the tokenizer.
+        add_special_tokens = not (bos and rendered.text.startswith(bos))
+        output = self._process(rendered.text, images, add_special_tokens=add_special_tokens)
+        replacements = _replacements(output, images, type(self.processor).__name__)
+        spans = [
+            (_expanded(start, replacements), _expanded(stop, replacements)) for start, stop in rendered.label_spans
+        ]
+        starts, stops = output["offset_mapping"][0].unbind(-1)
+        image_mask = _overlapping(starts, stops, [item["new_span"] for item in replacements])
+        labels = torch.where(
+            _overlapping(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
+        )
+        return _encoded(output, labels, image_mask)
+
+    def _encode_suffix(self, messages: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedSample:
+        if [turn.role for turn in messages] != ["user", "assistant"]:
+            raise SampleError(
+                f"{type(self.processor).__name__} takes one question and one answer, got {[t.role for t in messages]}"
+            )
+        question = messages[0].content.replace(IMAGE_MARK, "").strip()
+        if images:
+            text = self.processor.image_token * len(images) + question
+            output = self._process(text, images, suffix=messages[1].content)
+            replacements = _replacements(output, images, type(self.processor).__name__)
+        else:
+            # The processor insists on a picture; without one its prompt is the same text with no image tokens.
+            tokenizer = self.processor.tokenizer
+            output = tokenizer(
+                [f"{tokenizer.bos_token}{question}\n"], text_pair=[messages[1].content + tokenizer.eos_token],
+                return_token_type_ids=True, return_offsets_mapping=True, return_tensors="pt",
+            )  # fmt: skip
+            replacements = []
+        starts, stops = output["offset_mapping"][0].unbind(-1)
+        answer = output["token_type_ids"][0] == 1
+        image_mask = _overlapping(starts, stops, [item["new_span"] for item in replacements]) & ~answer
+        labels = torch.where(answer, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
+        return _encoded(output, labels, image_mask)
+
+    def _process(self, text: str, images: Sequence[Image.Image], **kwargs: Any) -> Any:
+        options = {key: kwargs.pop(key) for key in ("add_special_tokens",) if key in kwargs}
+        output = self.processor(
+            # Left out, not empty, for text-only samples: an empty list means something else in every family.
+            **({"images": [list(images)]} if images else {}),
+            text=[text],
+            return_text_replacement_offsets=True,
+            text_kwargs={"return_offsets_mapping": True, "padding": False, "truncation": False, **options},
+            # Tensors of the pixels only: PaliGemma's processor warns when asked for the text's too.
+            images_kwargs={"return_tensors": "pt", **self._images_kwargs},
+            **kwargs,
+        )
+        text_names = {*SEQUENCE_INPUTS, "labels", "offset_mapping"}
+        return {key: torch.tensor(value) if key in text_names else value for key, value in output.items()}
+
+    def _fit(self, encoded: EncodedSample) -> EncodedSample:
+        if not bool((encoded.labels != IGNORE_INDEX).any()):
+            raise NoSupervisedTokensError("no token of this encoding is supervised")
+        excess = encoded.num_tokens - self.max_length
+        if excess <= 0:
+            return encoded
+        where = f"{encoded.num_tokens} tokens, --max_length {self.max_length}"
+        if self.truncation == "drop":
+            raise TooLongError(f"{where}; --truncation tail would cut the end")
+        if bool(encoded.image_mask[self.max_length :].any()):
+            raise TooLongError(f"{where}, and cutting the end would cut an image")
+        if not bool((encoded.labels[: self.max_length] != IGNORE_INDEX).any()):
+            raise TooLongError(f"{where}, and no supervised token would remain")
+        return EncodedSample(
+            sequence_inputs={key: value[: self.max_length] for key, value in encoded.sequence_inputs.items()},
+            image_inputs=encoded.image_inputs,
+            labels=encoded.labels[: self.max_length],
+            image_mask=encoded.image_mask[: self.max_length],
+            truncated=True,
+        )
+
+
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The picture centred on a square of its longer side in colour int(255 * mean), as the released code does."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def json_ready(value: Any) -> Any:
+    """Settings of a processor as plain JSON values; anything exotic by its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)
+
+
+def _replacements(output: Any, images: Sequence[Image.Image], name: str) -> list[dict[str, Any]]:
+    found = output.get("text_replacement_offsets")
+    if not images:
+        return []
+    if found is None:
+        raise ConfigError(f"{name} does not report which text it inserts for an image (text_replacement_offsets)")
+    if len(found[0]) != len(images):
+        raise SampleError(f"{name} expanded {len(found[0])} placeholders for {len(images)} images")
+    return list(found[0])
+
+
+def _expanded(position: int, replacements: Sequence[Mapping[str, Any]]) -> int:
+    """Where a character of the rendered text lies once the placeholders before it have been expanded."""
+    shift = 0
+    for item in replacements:
+        if item["span"][1] <= position:
+            shift = item["new_span"][1] - item["span"][1]
+    return position + shift
+
+
+def _overlapping(starts: Tensor, stops: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """[T] bool: tokens that cover at least one character of a span; tokens without text (BOS) cover none."""
+    inside = torch.zeros_like(starts, dtype=torch.bool)
+    for start, stop in spans:
+        inside |= (starts < stop) & (stops > start) & (stops > starts)
+    return inside
+
+
+def _encoded(output: Mapping[str, Tensor], labels: Tensor, image_mask: Tensor) -> EncodedSample:
+    known = {"labels", "offset_mapping", "text_replacement_offsets"}
+    sequence = {key: value[0] for key, value in output.items() if key in SEQUENCE_INPUTS}
+    pixels = {key: value for key, value in output.items() if key not in SEQUENCE_INPUTS and key not in known}
+    return EncodedSample(sequence_inputs=sequence, image_inputs=pixels, labels=labels, image_mask=image_mask)

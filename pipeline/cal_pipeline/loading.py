@@ -1,0 +1,205 @@
+"""Loading a reference model, proving that its two passes are what they claim to be, and naming its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from cal_pipeline.collate import Batch
+from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.reference import contrast_logits, label_logits
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Condition, ContrastSpec
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_MIB = 2**20
+_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+_FLOAT32_TOLERANCE = 1e-3
+_HALF_RMS_TOLERANCE = 0.1
+_CONDITIONS: tuple[Condition, ...] = ("drop", "mask")
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_log = logging.getLogger(__name__)
+_Loaded = TypeVar("_Loaded")
+
+
+def model_directory(model_name_or_path: str, revision: str | None = None) -> Path:
+    """The directory of a model's files: the path itself, or the hub's snapshot (fetched once, without pickles)."""
+    if Path(model_name_or_path).is_dir():
+        return Path(model_name_or_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it ({reason})"
+        ) from error
+
+
+def weights_digest(directory: Path) -> str:
+    """Names the weights without reading them whole, 32 hex digits.
+
+    Sha256 over every safetensors file's name, size, header, first and last MiB. Raises ConfigError when there are
+    none: pickled weights are programs, and are not loaded.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        others = sorted(file.name for file in [*directory.glob("*.bin"), *directory.glob("*.pt*")])
+        raise ConfigError(f"{directory} has no *.safetensors weights" + (f", only {', '.join(others)}, which may run "
+                          "code when loaded: convert them with save_pretrained" if others else ""))  # fmt: skip
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size, 2**30):
+                raise ConfigError(f"{file} is no safetensors file (header of {length} bytes in a file of {size})")
+            header = stream.read(length)
+            first = stream.read(_MIB)
+            stream.seek(max(0, size - _MIB))
+            last = stream.read(_MIB)
+        for part in (file.name.encode(), str(size).encode(), header, first, last):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:32]
+
+
+def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
+    try:
+        return load()
+    except ImportError as error:
+        hint = " Install torchvision." if "torchvision" in str(error).lower() else ""
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(f"cannot load {what}: {reason}.{hint}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        hint = " If you trust its code, pass --trust_remote_code." if "remote_code" in reason else ""
+        raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
+
+
+def load_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's own processor; ConfigError with the reason when it cannot be had."""
+    return _or_config_error(
+        f"the processor of {directory}",
+        lambda: AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code),
+    )
+
+
+def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """ConfigError unless the directory's config is a model this project can use as a reference; loads no weights."""
+    config = _or_config_error(
+        f"the config of {directory}", lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    )
+    if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
+        raise ConfigError(f"{directory} holds a {config.model_type!r} model, which is not an image-text-to-text model")
+    if config.is_encoder_decoder:
+        raise ConfigError(
+            f"{directory} holds an encoder-decoder model ({config.model_type}); CAL needs a decoder-only one"
+        )
+
+
+def load_reference(
+    directory: Path | str,
+    *,
+    dtype: Dtype = "bfloat16",
+    attn_implementation: str = "sdpa",
+    device: str | None = None,
+    num_devices: int = 1,
+    trust_remote_code: bool = False,
+) -> Any:
+    """A model in eval mode, from safetensors only.
+
+    Args:
+        directory: where the model's files are (see `model_directory`).
+        dtype: of weights and activations.
+        attn_implementation: as in transformers; refused when the model falls back to another.
+        device: `cuda` where there is one, unless named.
+        num_devices: above 1 the layers are spread over so many visible GPUs (`device_map="auto"`).
+        trust_remote_code: run code that comes with the model.
+
+    Raises ConfigError when the model cannot be had, or lacks weights that would be left random.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    placement = "auto" if num_devices > 1 else device
+    model, info = _or_config_error(
+        f"the model {directory}",
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            device_map=placement,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        ),
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(
+            f"{directory} has no weights for {len(missing)} parameters ({missing[0]}, …): they would be random"
+        )
+    used = model.config.get_text_config()._attn_implementation
+    if used != attn_implementation:
+        raise ConfigError(
+            f"{directory} runs attention {used!r}, not {attn_implementation!r}: ask for --attn_implementation {used}"
+        )
+    if model.get_output_embeddings() is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no output head over the vocabulary, which label logits are read from"
+        )
+    return model.eval()
+
+
+def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
+    """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
+
+    The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
+    every token that does not directly follow an image (there the two differ by definition, docs/method.md). Within
+    1e-3 in float32, 0.1 rms in half precision.
+    """
+    exact = next(model.parameters()).dtype == torch.float32
+
+    def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
+        difference = (one - other).abs()
+        size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
+        return size, size > (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
+
+    with torch.no_grad():
+        by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
+        supervised = (batch.labels[:, 1:] != IGNORE_INDEX) & ~by_head.isnan()
+        full = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        rows = full[supervised.to(full.device)].float().to(batch.labels.device)
+        by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
+    size, wrong = disagreement(by_head[supervised], by_full)
+    if wrong:
+        raise ConfigError(
+            f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
+            f"architecture ({type(model).__name__}) uses its output head in a way that is not supported"
+        )
+    if contrast.condition != "drop" or not mask_is_exact(model):
+        return
+    after_image = torch.zeros_like(batch.image_mask)
+    after_image[:, 1:] = batch.image_mask[:, :-1]
+    given = (model, batch.inputs, batch.labels, batch.image_mask)
+    dropped, masked = (contrast_logits(*given, ContrastSpec(condition=condition))[1] for condition in _CONDITIONS)
+    compared = ~dropped.isnan() & ~masked.isnan() & ~after_image
+    size, wrong = disagreement(dropped[compared], masked[compared])
+    if wrong:
+        raise ConfigError(
+            f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them; "
+            f"use --contrast mask with this model ({type(model).__name__})"
+        )
+
+
+def mask_is_exact(model: Any) -> bool:
+    """False for decoders with layers that an attention mask does not reach (linear attention, cross attention)."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or [])
+    return layers <= _ATTENTION_LAYERS and not getattr(config, "cross_attention_layers", None)

@@ -1,0 +1,113 @@
+"""Encoded samples to per-token numbers: batching, the two passes, and what can go wrong in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cal_pipeline.collate import batches_by_tokens, collate
+from cal_pipeline.conditions import defined_tokens
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.reference import contrast_logits
+from cal_schemas.errors import NonFiniteError, OutOfMemoryError, SampleError
+from cal_schemas.spec import ContrastSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredSample:
+    """Numbers of one sample's S supervised tokens, in order."""
+
+    label_ids: np.ndarray
+    """[S] int32."""
+    label_positions: np.ndarray
+    """[S] int32."""
+    delta_logits: np.ndarray
+    """[S] float32 in logits, NaN where undefined."""
+    logits_with_image: np.ndarray
+    """[S] float32, NaN where the delta is undefined; zeros for text-only samples unless they were asked for."""
+    logits_without_image: np.ndarray
+
+
+def measure(
+    samples: Sequence[EncodedSample],
+    *,
+    model: Any,
+    encoder: Encoder,
+    contrast: ContrastSpec,
+    tokens_per_batch: int,
+    store_logits: bool = False,
+) -> list[MeasuredSample | SampleError]:
+    """Measures samples in batches of at most `tokens_per_batch` tokens; results in the order given.
+
+    A batch that does not fit into the accelerator's memory is halved until it does; a single sample that does not
+    fit, or whose logits are not finite, is returned as the SampleError that says so. Text-only samples have delta 0
+    by definition and cost no pass, unless their logits are stored.
+    """
+    results: dict[int, MeasuredSample | SampleError] = {}
+    queue = batches_by_tokens(samples, tokens_per_batch)[::-1]
+    while queue:
+        chosen = queue.pop()
+        batch_samples = [samples[index] for index in chosen]
+        if not batch_samples[0].image_inputs and not store_logits:
+            results.update(zip(chosen, map(_text_only, batch_samples), strict=True))
+            continue
+        try:
+            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast))
+        except torch.OutOfMemoryError:
+            if len(chosen) > 1:
+                half = len(chosen) // 2
+                queue += [chosen[half:], chosen[:half]]
+            else:
+                tokens = batch_samples[0].num_tokens
+                results[chosen[0]] = OutOfMemoryError(f"{tokens} tokens do not fit into the accelerator's memory")
+            outcomes = None
+        if outcomes is None:
+            # Outside the handler: inside it the traceback still holds the failed pass's tensors.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        results.update(zip(chosen, outcomes, strict=True))
+    return [results[index] for index in range(len(samples))]
+
+
+def _measure_batch(
+    samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec
+) -> Iterator[MeasuredSample | SampleError]:
+    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    parameter = next(model.parameters())
+    placed = batch.to(parameter.device, parameter.dtype)
+    logits = contrast_logits(model, placed.inputs, placed.labels, placed.image_mask, contrast)
+    with_image, without = torch.stack(logits).cpu()
+    defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask)
+    for row, sample in enumerate(samples):
+        positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
+        pair = (with_image[row, positions], without[row, positions])
+        expected = defined[row, positions]
+        broken = expected & ~(pair[0].isfinite() & pair[1].isfinite())
+        if bool(broken.any()):
+            yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
+            continue
+        yield MeasuredSample(
+            label_ids=sample.labels[positions].numpy().astype(np.int32),
+            label_positions=positions.numpy().astype(np.int32),
+            delta_logits=(pair[0] - pair[1]).numpy(),
+            logits_with_image=pair[0].numpy(),
+            logits_without_image=pair[1].numpy(),
+        )
+
+
+def _text_only(sample: EncodedSample) -> MeasuredSample:
+    positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
+    zeros = np.zeros(len(positions), np.float32)
+    zeros[positions.numpy() == 0] = np.nan  # Nothing precedes the first token: undefined, as with an image.
+    return MeasuredSample(
+        label_ids=sample.labels[positions].numpy().astype(np.int32),
+        label_positions=positions.numpy().astype(np.int32),
+        delta_logits=zeros,
+        logits_with_image=zeros,
+        logits_without_image=zeros,
+    )

@@ -1,0 +1,113 @@
+"""Parquet with images and messages, conversations or captions: which columns mean what, and reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline.rows import sample_from_row
+from cal_schemas.annotated import RESERVED_COLUMNS
+from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.sample import Sample
+
+_IMAGE_COLUMNS = ("images", "image")
+_TURN_COLUMNS = ("messages", "conversations")
+_CAPTION_COLUMNS = ("text", "caption")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParquetColumns:
+    """Roles of a Parquet source's columns; None where it has none."""
+
+    images: str | None
+    turns: str | None
+    caption: str | None
+    sample_id: str | None
+    carried: Mapping[str, str]
+    """Column of the source -> its name in the output."""
+
+
+def find_columns(schema: pa.Schema, path: Path) -> ParquetColumns:
+    """Assigns roles by name; ConfigError when there is no text column."""
+    names = schema.names
+
+    def first(candidates: tuple[str, ...]) -> str | None:
+        return next((name for name in candidates if name in names), None)
+
+    turns = first(_TURN_COLUMNS)
+    caption = None if turns else first(_CAPTION_COLUMNS)
+    if turns is None and caption is None:
+        raise ConfigError(
+            f"{path}: columns {names} hold no text; expected one of {', '.join(_TURN_COLUMNS + _CAPTION_COLUMNS)}"
+        )
+    for name, expected in ((turns, pa.types.is_list), (caption, pa.types.is_string)):
+        if name is not None and not (expected(schema.field(name).type) or _large(schema.field(name).type)):
+            raise ConfigError(f"{path}: column {name!r} has type {schema.field(name).type}, expected "
+                              f"{'a list of turns' if name == turns else 'a string'}")  # fmt: skip
+    images = first(_IMAGE_COLUMNS)
+    sample_id = "sample_id" if "sample_id" in names else first(("id",))
+    used = {images, turns, caption, sample_id}
+    carried = {name: f"source_{name}" if name in RESERVED_COLUMNS else name for name in names if name not in used}
+    return ParquetColumns(images=images, turns=turns, caption=caption, sample_id=sample_id, carried=carried)
+
+
+def _large(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_large_list(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def carried_fields(path: Path) -> list[pa.Field]:
+    """The source's other columns as fields of the output, nullable because another source may lack them."""
+    schema = pq.read_schema(path).remove_metadata()
+    columns = find_columns(schema, path)
+    return [pa.field(output, schema.field(name).type) for name, output in columns.carried.items()]
+
+
+def embedded_image_bytes(path: Path) -> int:
+    """Compressed size of the image column's chunks, from the footer."""
+    footer = pq.read_metadata(path)
+    return sum(
+        column.total_compressed_size
+        for group in map(footer.row_group, range(footer.num_row_groups))
+        for column in map(group.column, range(group.num_columns))
+        if column.path_in_schema.split(".")[0] in _IMAGE_COLUMNS
+    )
+
+
+def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
+    """Samples of rows [row_start, row_stop), in order; holds a few dozen rows at a time.
+
+    Raises ShardError when the file turns out to be corrupt.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = find_columns(file.schema_arrow, path)
+            row = 0
+            for batch in file.iter_batches(batch_size=32):
+                if row >= row_stop:
+                    return
+                if row + len(batch) > row_start:
+                    for number, value in enumerate(batch.to_pylist(), row):
+                        if row_start <= number < row_stop:
+                            yield _sample(value, columns, f"{name}/{number}")
+                row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path}: corrupt Parquet file: {error}") from error
+
+
+def _sample(value: dict[str, object], columns: ParquetColumns, row_id: str) -> Sample:
+    def get(name: str | None) -> object:
+        return None if name is None else value[name]
+
+    caption = get(columns.caption)
+    return sample_from_row(
+        row_id=row_id,
+        source_id=get(columns.sample_id),
+        images=get(columns.images),
+        turns=get(columns.turns),
+        caption=None if caption is None else str(caption),
+        carried={output: value[name] for name, output in columns.carried.items()},
+    )

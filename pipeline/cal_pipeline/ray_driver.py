@@ -1,0 +1,306 @@
+"""Spreads shards over Ray workers. The only module that imports Ray.
+
+One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
+and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.exceptions
+
+from cal_pipeline.annotate import ShardReport
+from cal_pipeline.shards import Shard
+from cal_pipeline.worker import Outcome, Worker, WorkerSettings
+from cal_schemas.errors import CalError
+
+_TICK_S = 0.5
+_BACKOFF_S = 1.0
+_OBJECT_STORE_BYTES = 200 * 2**20
+_log = logging.getLogger(__name__)
+
+
+class RunAbortedError(CalError):
+    """The run cannot go on; the message says why and what to do. Finished shards are intact."""
+
+
+class Listener(Protocol):
+    """Hears of the run's progress; called from the driver's loop, at least every half second."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def finished(self, report: ShardReport) -> None:
+        """A shard is done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What to ask of Ray."""
+
+    num_workers: int
+    gpus_per_worker: float
+    cpus_per_worker: float
+    address: str | None
+    max_tries: int
+    shard_timeout_s: float
+    idle_timeout_s: float
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Actor:
+    """A Worker in a process of its own. The constructor does nothing, so that a failing start can be told as data."""
+
+    def __init__(self, log_path: str) -> None:
+        self._log = open(log_path, "a", buffering=1)  # noqa: SIM115, PTH123  lives as long as the process
+        faulthandler.enable(self._log)
+        logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
+
+    def where(self) -> str:
+        return f"{platform.node()}, pid {os.getpid()}"
+
+    def start(self, settings: WorkerSettings) -> str:
+        """The reason why it failed; empty when it did not."""
+        try:
+            self._worker = Worker(settings)
+        except BaseException as error:
+            self._log.write(traceback.format_exc())
+            return str(error) if isinstance(error, CalError) else f"{type(error).__name__}: {error}"
+        return ""
+
+    def run(self, shard: Shard) -> Outcome:
+        try:
+            return self._worker.run(shard)
+        except BaseException:
+            # A CUDA error is sticky: only a fresh process gets a working device.
+            self._log.write(traceback.format_exc())
+            os._exit(1)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Slot:
+    """One actor and what it is doing: placing -> starting -> idle <-> busy."""
+
+    actor: Any
+    log_path: Path
+    state: str
+    ref: Any
+    since: float
+    shard: Shard | None = None
+    where: str = "?"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunOutcome:
+    """How the run ended, shard by shard."""
+
+    reports: list[ShardReport] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Shard name -> why its last try failed."""
+    retries: int = 0
+    first_worker_at: float | None = None
+    """time.monotonic() when the first worker had its model loaded and checked."""
+    workers: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[None]:
+    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    temporary = None
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # Ray's sockets live below this directory, and socket paths are short.
+        temporary = tempfile.mkdtemp(prefix="cal-ray-", dir="/tmp")
+        wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, wanted),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=temporary,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def run_shards(
+    shards: Sequence[Shard], settings: WorkerSettings, cluster: Cluster, log_dir: Path, listener: Listener
+) -> RunOutcome:
+    """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
+
+    Raises RunAbortedError when no worker can be placed within idle_timeout_s, workers fail to start max_tries times
+    in a row, or a worker reports that no shard can succeed (disk full, other columns).
+    """
+    run = _Run(shards, settings, cluster, log_dir, listener)
+    try:
+        return run.loop()
+    finally:
+        run.stop_all()
+
+
+class _Run:
+    def __init__(
+        self, shards: Sequence[Shard], settings: WorkerSettings, cluster: Cluster, log_dir: Path, listener: Listener
+    ) -> None:
+        self._waiting: deque[tuple[Shard, float]] = deque((shard, 0.0) for shard in shards)
+        self._tries: dict[str, int] = {}
+        self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
+        self._slots: list[_Slot] = []
+        self._started = 0
+        self._start_failures = 0
+        self._last_alive = time.monotonic()
+        self.outcome = RunOutcome()
+
+    def loop(self) -> RunOutcome:
+        while self._waiting or any(slot.state == "busy" for slot in self._slots):
+            self._fill_slots()
+            self._hand_out()
+            refs = {slot.ref: slot for slot in self._slots if slot.ref is not None}
+            if refs:
+                for ref in ray.wait(list(refs), timeout=_TICK_S)[0]:
+                    self._resolve(refs[ref])
+            else:
+                time.sleep(_TICK_S)
+            self._end_hung()
+            self._check_idle()
+            self._listener.tick()
+        return self.outcome
+
+    def stop_all(self) -> None:
+        for slot in self._slots:
+            ray.kill(slot.actor, no_restart=True)
+        self._slots = []
+
+    def _fill_slots(self) -> None:
+        busy = sum(slot.state == "busy" for slot in self._slots)
+        while len(self._slots) < min(self._cluster.num_workers, busy + len(self._waiting)):
+            self._started += 1
+            log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
+            actor = _Actor.options(  # type: ignore[attr-defined]
+                num_gpus=self._cluster.gpus_per_worker, num_cpus=self._cluster.cpus_per_worker
+            ).remote(str(log_path))
+            self._slots.append(
+                _Slot(actor=actor, log_path=log_path, state="placing", ref=actor.where.remote(), since=time.monotonic())
+            )
+
+    def _hand_out(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.state != "idle" or not self._waiting:
+                continue
+            # A shard that waits out its backoff lets the others pass.
+            due = next((i for i, (_, earliest) in enumerate(self._waiting) if earliest <= now), None)
+            if due is None:
+                return
+            slot.shard, _ = self._waiting[due]
+            del self._waiting[due]
+            slot.state, slot.since, slot.ref = "busy", now, slot.actor.run.remote(slot.shard)
+
+    def _resolve(self, slot: _Slot) -> None:
+        try:
+            value = ray.get(slot.ref)
+        except ray.exceptions.RayError as error:
+            # The process or its node is gone (or out of reach, which must be treated as gone).
+            self._lose(slot, f"worker {slot.where} died: {_reason(error, slot.log_path)}")
+            return
+        self._last_alive = time.monotonic()
+        slot.since = self._last_alive
+        if slot.state == "placing":
+            slot.where = value
+            self.outcome.workers.append(value)
+            slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
+        elif slot.state == "starting":
+            if value:
+                self._lose(slot, f"worker {slot.where} cannot start: {value}")
+                return
+            self._start_failures = 0
+            if self.outcome.first_worker_at is None:
+                self.outcome.first_worker_at = self._last_alive
+            slot.state, slot.ref = "idle", None
+        else:
+            self._take(slot, value)
+
+    def _take(self, slot: _Slot, outcome: Outcome) -> None:
+        shard, slot.shard, slot.state, slot.ref = slot.shard, None, "idle", None
+        assert shard is not None
+        if outcome.kind == "abort":
+            raise RunAbortedError(f"{outcome.message}; the run stopped at once, finished shards are intact")
+        if outcome.report is None:
+            self._retry(shard, outcome.message)
+        else:
+            self.outcome.reports.append(outcome.report)
+            self._listener.finished(outcome.report)
+
+    def _lose(self, slot: _Slot, reason: str) -> None:
+        """Drops a dead or useless actor; its shard, if it had one, is tried again."""
+        ray.kill(slot.actor, no_restart=True)
+        self._slots.remove(slot)
+        if slot.shard is not None:
+            self._retry(slot.shard, reason)
+            return
+        self._start_failures += 1
+        _log.warning("%s (start %d of %d)", reason, self._start_failures, self._cluster.max_tries)
+        if self._start_failures >= self._cluster.max_tries:
+            raise RunAbortedError(f"{reason}. {self._start_failures} starts failed in a row; see {slot.log_path}")
+
+    def _retry(self, shard: Shard, reason: str) -> None:
+        tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
+        if tries >= self._cluster.max_tries:
+            _log.error("shard %s failed %d times, last: %s", shard.name, tries, reason)
+            self.outcome.failed[shard.name] = reason
+            return
+        _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._cluster.max_tries, reason)
+        self.outcome.retries += 1
+        self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
+
+    def _end_hung(self) -> None:
+        limit = self._cluster.shard_timeout_s
+        for slot in [slot for slot in self._slots if slot.state in ("busy", "starting")]:
+            if time.monotonic() - slot.since > limit:
+                self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--shard_timeout_s)")
+
+    def _check_idle(self) -> None:
+        if any(slot.state != "placing" for slot in self._slots):
+            self._last_alive = time.monotonic()
+        if time.monotonic() - self._last_alive <= self._cluster.idle_timeout_s:
+            return
+        wanted = f"{self._cluster.gpus_per_worker:g} GPU and {self._cluster.cpus_per_worker:g} CPU"
+        there = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise RunAbortedError(
+            f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
+            f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
+        )
+
+
+def _reason(error: Exception, log_path: Path) -> str:
+    """Ray's words on a dead actor say little; the worker's own log has the cause."""
+    try:
+        lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return f"{type(error).__name__}; its log ends with: {said}" if said else f"{type(error).__name__}; its log is empty"

@@ -1,0 +1,40 @@
+"""Rows of an annotated shard that a redo takes over unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cal_schemas.annotated import AnnotatedRow
+from cal_schemas.sample import Sample
+
+_LISTS = {
+    "label_ids": np.int32,
+    "label_positions": np.int32,
+    "delta_logits": np.float32,
+    "logits_with_image": np.float32,
+    "logits_without_image": np.float32,
+}
+
+
+def statuses(path: Path) -> set[str]:
+    """The distinct statuses of one annotated shard."""
+    return set(pq.read_table(path, columns=["status"])["status"].unique().to_pylist())
+
+
+def read_rows_to_keep(path: Path, redo: frozenset[str]) -> dict[int, AnnotatedRow]:
+    """Row number -> measured values of every row whose status is not in `redo`; the sample itself is a placeholder."""
+    names = [name for name in _LISTS if name in pq.read_schema(path).names]
+    columns = pq.read_table(path, columns=["sample_id", "sample_key", "status", "error", "num_tokens", *names])
+    kept = {}
+    for number, value in enumerate(columns.to_pylist()):
+        if value["status"] in redo:
+            continue
+        # A null delta reads as None, which numpy turns into NaN: the same "undefined".
+        lists: dict[str, Any] = {name: np.array(value.pop(name), _LISTS[name]) for name in names}
+        sample = Sample(sample_id=value.pop("sample_id"), images=(), messages=None)
+        kept[number] = AnnotatedRow(sample=sample, **value, **lists)
+    return kept

@@ -1,0 +1,152 @@
+"""The two passes of the reference model: the logit of every supervised token with and without the image.
+
+Both are ordinary calls of the top-level model whose output head computes one number per supervised token instead of
+a row over the vocabulary. B batch, T padded tokens, N supervised tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cal_pipeline.conditions import defined_tokens, without_image
+from cal_pipeline.encode import IGNORE_INDEX
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import ContrastSpec
+
+
+@contextmanager
+def label_head(model: Any, labels: Tensor) -> Iterator[None]:
+    """Within it the model's `logits` are [1, N, 1] float32: what position t - 1 gives to token t of `labels` [B, T].
+
+    Order is that of `labels[:, 1:] != IGNORE_INDEX`. Whatever the model does to its logits afterwards (scale,
+    soft-cap) acts on them elementwise as before. The hidden row and the head's row are multiplied in float32.
+    """
+    head = model.get_output_embeddings()
+    targets = labels[:, 1:]
+    supervised = targets != IGNORE_INDEX
+
+    def forward(hidden: Tensor) -> Tensor:
+        device = head.weight.device
+        rows = hidden[:, :-1][supervised.to(hidden.device)].to(device)
+        label_ids = targets[supervised].to(device)
+        logits: Tensor = (rows.float() * head.weight[label_ids].float()).sum(-1)
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[label_ids].float()
+        return logits.view(1, -1, 1)
+
+    # On the instance, not the class: hooks of FSDP and accelerate stay in place.
+    before = head.__dict__.get("forward")
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
+
+
+@contextmanager
+def captured_position_ids(model: Any) -> Iterator[list[Tensor | None]]:
+    """Collects the position ids that the innermost decoder receives; None stands for 0, 1, 2, …."""
+    seen: list[Tensor | None] = []
+    decoder = innermost_decoder(model)
+    handle = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def innermost_decoder(model: Any) -> nn.Module:
+    """The language model that the positions go to, below all wrappers."""
+    decoder = model.get_decoder()
+    while (inner := decoder.get_decoder()) is not decoder:
+        decoder = inner
+    return decoder  # type: ignore[no-any-return]
+
+
+def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Raw logit of every supervised token, in one pass.
+
+    Takes the model's inputs and unshifted labels [B, T]; returns [B, T] float32 where entry t belongs to token t and
+    was predicted at t - 1. NaN where unsupervised, and at t = 0, which nothing precedes.
+    """
+    with label_head(model, labels):
+        found = model(**inputs, use_cache=False).logits
+    logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
+    logits[:, 1:][labels[:, 1:] != IGNORE_INDEX] = found.reshape(-1).float().to(labels.device)
+    return logits
+
+
+def logits_without_image(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    image_mask: Tensor,
+    position_ids: Tensor | None,
+    contrast: ContrastSpec,
+) -> Tensor:
+    """The second pass alone, given the decoder's position ids in the first; [B, T] like `label_logits`."""
+    second = without_image(contrast.condition, inputs, labels, image_mask, position_ids, model.config.get_text_config())
+    found = label_logits(model, second.inputs, second.labels)
+    logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
+    logits.scatter_(1, second.index, found)
+    return logits
+
+
+@torch.no_grad()
+def contrast_logits(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    image_mask: Tensor,
+    contrast: ContrastSpec | None = None,
+    contrast_inputs: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logit of every supervised token with and without the image.
+
+    Args:
+        model: a transformers image-text-to-text model, in the mode (train or eval) the caller wants.
+        inputs: what its forward takes (input_ids, attention_mask [B, T], pixel inputs, …), no labels.
+        labels: [B, T] unshifted, IGNORE_INDEX where unsupervised.
+        image_mask: [B, T] bool, tokens that stand for images.
+        contrast: `drop` by default.
+        contrast_inputs: for conditions that perturb the picture; `drop` and `mask` take none.
+
+    Returns two tensors [B, T] float32, NaN where unsupervised or where no kept token precedes. A row without an
+    image has the same logits in both.
+    """
+    contrast = contrast or ContrastSpec()
+    if contrast_inputs is not None:
+        raise ConfigError(f"contrast {contrast.condition!r} removes the image and takes no contrast_inputs")
+    with captured_position_ids(model) as seen:
+        with_image = label_logits(model, inputs, labels)
+    has_image = image_mask.any(-1, keepdim=True)
+    without = with_image
+    if bool(has_image.any()):
+        without = logits_without_image(model, inputs, labels, image_mask, seen[0], contrast)
+        without = torch.where(has_image, without, with_image)
+    defined = defined_tokens(labels, inputs["attention_mask"], image_mask)
+    nothing = with_image.new_tensor(torch.nan)
+    return torch.where(defined, with_image, nothing), torch.where(defined, without, nothing)
+
+
+def delta_logits(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    image_mask: Tensor,
+    contrast: ContrastSpec | None = None,
+    contrast_inputs: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """o~ - o of every supervised token, [B, T] float32: `contrast_logits` with image minus without (CAL, Eq. 3)."""
+    with_image, without = contrast_logits(model, inputs, labels, image_mask, contrast, contrast_inputs)
+    return with_image - without

@@ -1,0 +1,128 @@
+"""The end of a run: a table for people, a JSON file for programs, warnings that say what to do."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cal_pipeline.annotate import ShardReport
+from cal_pipeline.progress import duration
+from cal_schemas.errors import STATUS_OK
+
+_MOSTLY_FLOOR = 0.95
+_RARELY_BELOW_BETA = 0.80
+_SHOWN_ERRORS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """Everything said about one run of `cal-precompute`."""
+
+    run_id: str
+    config: dict[str, Any]
+    fingerprint: str
+    started: str
+    seconds: float
+    """Wall time from the first shard handed out to the last one done, workers' start included."""
+    workers: Sequence[str]
+    seconds_to_first_worker: float
+    """Of those: until the first model was loaded and checked."""
+    shards_done_before: int
+    shards: Sequence[ShardReport]
+    failed: dict[str, str]
+    retries: int
+
+    def statuses(self) -> Counter[str]:
+        """Rows of this run by status."""
+        return sum((Counter(report.statuses) for report in self.shards), Counter[str]())
+
+    def total(self, name: str) -> int:
+        """Sum of one count over the shards."""
+        return sum(getattr(report, name) for report in self.shards)
+
+    def write(self, folder: Path) -> Path:
+        """Writes the JSON file and returns its path."""
+        path = folder / f"run-{self.run_id}.json"
+        value = asdict(self) | {"host": platform.node(), "statuses": dict(self.statuses())}
+        path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        return path
+
+    def warnings(self) -> list[str]:
+        """What the deltas' distribution and the row counts ask the user to look at."""
+        found = []
+        tokens = self.total("image_label_tokens")
+        if tokens:
+            floor, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens
+            if floor > _MOSTLY_FLOOR:
+                found.append(
+                    f"{floor:.1%} of deltas are at or under alpha = 1: the weights will be almost uniform. Is the "
+                    "reference fit for these images, and --template and --image_aspect_ratio those it was trained with?"
+                )
+            if below < _RARELY_BELOW_BETA:
+                found.append(
+                    f"only {below:.1%} of deltas are below beta = 5 (the paper finds about 90 %): alpha and beta were "
+                    "chosen on LLaVA's logit scale; choose others for training from this model's quantiles"
+                )
+        if cut := self.total("truncated"):
+            found.append(f"{cut} rows were cut at --max_length (--truncation tail)")
+        if long := self.statuses()["too_long"]:
+            found.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
+        if replaced := self.total("replaced_characters"):
+            found.append(f"{replaced} rows held text that is not UTF-8; U+FFFD stands in its place")
+        return found
+
+
+def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
+    """The final table, on standard output."""
+    console = Console(soft_wrap=True, highlight=False)
+    statuses, rows = report.statuses(), report.total("rows")
+    if not report.shards and not report.failed:
+        console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done", markup=False)
+        return
+    table = Table(title=f"cal-precompute: {output_dir}", title_justify="left")
+    for name in ("status", "rows", "share"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for status, count in sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1])):
+        table.add_row(status, str(count), f"{count / rows:.1%}")
+    console.print(table)
+    console.print(
+        f"{len(report.shards)} shards with {rows} rows and {report.total('label_tokens')} supervised tokens in "
+        f"{duration(report.seconds)}, {duration(report.seconds_to_first_worker)} of it until the first worker was "
+        f"ready; {report.shards_done_before} shards were done before; {report.total('bytes') / 1e6:.1f} MB written"
+    )
+    errors = [error for shard in report.shards for error in shard.errors]
+    for error in errors[:_SHOWN_ERRORS]:
+        console.print(f"  {error}", markup=False)
+    if (more := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
+        console.print(f"  and {more} more rows not ok: see the columns status and error")
+    for name, reason in report.failed.items():
+        console.print(f"FAILED {name}: {reason}", markup=False)
+    for warning in report.warnings():
+        console.print(f"WARNING: {warning}", markup=False)
+    console.print(f"report: {path}", markup=False)
+
+
+def projection(report: RunReport, rows_of_all: int) -> str:
+    """Time and bytes that the whole input would take, judged by this pilot; workers' start counted once."""
+    rows = report.total("rows")
+    start = report.seconds_to_first_worker
+    steady = max(report.seconds - start, 1e-9)
+    return (
+        f"pilot: {rows} of {rows_of_all} rows; the whole would take about "
+        f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
+        f"{report.total('bytes') * rows_of_all / rows / 1e9:.3g} GB"
+    )
+
+
+def now() -> str:
+    """Local time to the second, with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

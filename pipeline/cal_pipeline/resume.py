@@ -1,0 +1,86 @@
+"""What is already done, and whether it was done to the same data, with the same measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline import redo
+from cal_pipeline.shards import Shard
+from cal_pipeline.store import LocalStore
+from cal_schemas.annotated import ShardMetadata, read_shard_metadata
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import MeasurementSpec
+
+_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "row_start", "row_stop", "sample_fraction", "sample_seed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Shards of the plan, split by whether their final file is there."""
+
+    done: tuple[Shard, ...]
+    pending: tuple[Shard, ...]
+
+
+def compare_with_output(
+    shards: Sequence[Shard], *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: LocalStore
+) -> Progress:
+    """Splits the plan into done and pending.
+
+    Raises ConfigError, naming the file, what differs and both values, when a finished shard belongs to another
+    measurement, another source (edited or split otherwise), another plan, or has other columns.
+    """
+    planned = {store.path(shard.name): shard for shard in shards}
+    done = set()
+    for path in store.finished():
+        metadata = read_shard_metadata(path)
+        another = "choose another --output_dir, or remove the old shards"
+        if differing := metadata.spec.differences(spec):
+            listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
+            raise ConfigError(f"{path} holds another measurement ({listed}); {another}")
+        shard = planned.get(path)
+        if shard is None:
+            raise ConfigError(
+                f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} "
+                f"of {metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
+                f"Otherwise {another}"
+            )
+        _check_source(path.name, metadata, shard)
+        if not (found := pq.read_schema(path)).equals(schema):
+            raise ConfigError(
+                f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
+                f"(see --carry, --store_logits and the source's own columns); {another}"
+            )
+        if metadata.carry != carry:
+            raise ConfigError(f"{path} was written with --carry {metadata.carry}, this run has {carry}; {another}")
+        done.add(shard.name)
+    return Progress(
+        done=tuple(shard for shard in shards if shard.name in done),
+        pending=tuple(shard for shard in shards if shard.name not in done),
+    )
+
+
+def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
+    differing = [
+        f"{field} was {getattr(metadata.source, field)}, is {getattr(shard.source, field)}"
+        for field in _SAME_SOURCE
+        if getattr(metadata.source, field) != getattr(shard.source, field)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{shard.source.uri} has changed since {name} was written ({'; '.join(differing)}): remove that shard to "
+            "measure it again, or choose another --output_dir"
+        )
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def shards_to_redo(done: Sequence[Shard], store: LocalStore, wanted: frozenset[str]) -> tuple[Shard, ...]:
+    """Finished shards that hold at least one row of a wanted status."""
+    return tuple(shard for shard in done if redo.statuses(store.path(shard.name)) & wanted)

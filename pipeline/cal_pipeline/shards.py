@@ -1,0 +1,233 @@
+"""Input formats to shards, and shards to streams of samples.
+
+A shard is one Parquet file, or `rows_per_shard` rows of a JSON or JSONL file (a virtual shard). Planning reads
+footers and one pass of the text files; it opens no picture.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline import json_source, parquet_source
+from cal_schemas.annotated import ShardSource
+from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.sample import Sample
+
+DataFormat = Literal["auto", "json", "jsonl", "parquet"]
+
+_SUFFIXES = {
+    ".json": "json",
+    ".json.zst": "json",
+    ".jsonl": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".parquet": "parquet",
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """What one task reads and what one output file will be called."""
+
+    name: str
+    """Output path without `.parquet`, relative to the output directory; stable from run to run."""
+    data_format: str
+    source: ShardSource
+    byte_start: int = 0
+    byte_stop: int = 0
+    """Range in the decompressed file; JSON and JSONL only."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that will come out, one for each that goes in."""
+        return int(_drawn(self.source).sum())
+
+
+def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Path, str, str]]:
+    """Expands one `--data_path` (file, directory or glob) to sorted (file, relative name, format)."""
+    path = Path(data_path)
+    if path.is_dir():
+        base, files = path, sorted(item for item in path.rglob("*") if item.is_file())
+        files = [item for item in files if not any(part.startswith(".") for part in item.relative_to(base).parts)]
+    elif path.exists():
+        base, files = path.parent, [path]
+    elif glob.has_magic(data_path):
+        base = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+        files = sorted(Path(item) for item in glob.glob(data_path, recursive=True) if Path(item).is_file())
+    else:
+        raise ConfigError(f"--data_path {data_path}: no such file, directory or glob match")
+    found = []
+    for file in files:
+        suffix = next((end for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
+        kind = _SUFFIXES.get(suffix or "") if data_format == "auto" else data_format
+        if kind is None or (len(files) > 1 and suffix is None):
+            continue
+        relative = file.relative_to(base).as_posix()
+        found.append((file, relative.removesuffix(suffix or file.suffix), kind))
+    if not found:
+        raise ConfigError(
+            f"--data_path {data_path}: none of its {len(files)} files ends in {', '.join(_SUFFIXES)}; "
+            "name the format with --data_format"
+        )
+    return found
+
+
+def plan_shards(
+    data_paths: Sequence[str],
+    image_folders: Sequence[str] = (),
+    *,
+    data_format: DataFormat = "auto",
+    rows_per_shard: int = 4096,
+) -> list[Shard]:
+    """All shards of the input, in the order of the data paths and of the file names.
+
+    Raises ConfigError for what cannot be read, two files that would share an output name, or images without a folder.
+    """
+    folders: list[str | None] = [*image_folders] or [None]
+    if len(folders) == 1:
+        folders *= len(data_paths)
+    if len(folders) != len(data_paths):
+        raise ConfigError(
+            f"{len(image_folders)} --image_folder for {len(data_paths)} --data_path: "
+            "give none, one for all, or one for each"
+        )
+    if absent := [folder for folder in image_folders if not Path(folder).is_dir()]:
+        raise ConfigError(f"--image_folder {absent[0]}: no such directory")
+    shards: list[Shard] = []
+    owners: dict[str, str] = {}
+    for data_path, folder in zip(data_paths, folders, strict=True):
+        for file, stem, kind in find_sources(data_path, data_format):
+            if (owner := owners.setdefault(stem, str(file))) != str(file):
+                raise ConfigError(f"{owner} and {file} would both be written to {stem}*.parquet; rename one of them")
+            try:
+                shards += _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
+            except OSError as error:
+                raise ConfigError(f"cannot read {file}: {error}") from error
+    if not shards:
+        raise ConfigError(f"no rows in {', '.join(data_paths)}")
+    return shards
+
+
+def _file_shards(
+    file: Path, stem: str, kind: str, data_path: str, folder: str | None, rows_per_shard: int
+) -> list[Shard]:
+    stat = file.stat()
+
+    def source(start: int, stop: int) -> ShardSource:
+        return ShardSource(
+            uri=str(file.resolve()),
+            data_path=data_path,
+            image_folder=None if folder is None else str(Path(folder).absolute()),
+            num_rows=stop - start,
+            size=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            row_start=start,
+            row_stop=stop,
+        )
+
+    if kind == "parquet":
+        try:
+            schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{file}: not a readable Parquet file: {error}") from error
+        parquet_source.find_columns(schema, file)
+        return [Shard(name=stem, data_format=kind, source=source(0, rows))]
+    ranges = json_source.split_rows(file, kind, rows_per_shard)
+    if folder is None and any(item.mentions_images for item in ranges):
+        raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+    if not ranges:
+        _log.warning("%s holds no rows", file)
+    return [
+        Shard(
+            name=f"{stem}-r{item.row_start:09d}-{item.row_stop:09d}",
+            data_format=kind,
+            source=source(item.row_start, item.row_stop),
+            byte_start=item.byte_start,
+            byte_stop=item.byte_stop,
+        )
+        for item in ranges
+    ]
+
+
+def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
+    """The other columns of all Parquet sources, as one list; ConfigError when two files give one name two types."""
+    fields: dict[str, tuple[pa.Field, str]] = {}
+    for uri in dict.fromkeys(shard.source.uri for shard in shards if shard.data_format == "parquet"):
+        for field in parquet_source.carried_fields(Path(uri)):
+            known, owner = fields.setdefault(field.name, (field, uri))
+            if known.type != field.type:
+                raise ConfigError(
+                    f"column {field.name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
+                    "or run cal-precompute on each alone"
+                )
+    return [field for field, _ in fields.values()]
+
+
+def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
+    """The first `limit` rows of the plan; the last shard is cut and its name says so."""
+    kept: list[Shard] = []
+    for shard in shards:
+        take = min(limit, shard.source.num_rows)
+        if take <= 0:
+            break
+        limit -= take
+        if take < shard.source.num_rows:
+            start = shard.source.row_start
+            source = replace(shard.source, num_rows=take, row_stop=start + take)
+            shard = replace(shard, name=f"{shard.name}-first{take}", source=source)
+        kept.append(shard)
+    return kept
+
+
+def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Shard]:
+    """Every shard with a seeded random `fraction` of its rows; shards of which nothing is drawn are left out."""
+    drawn = [
+        replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
+    ]
+    return [shard for shard in drawn if shard.num_rows]
+
+
+def _drawn(source: ShardSource) -> np.ndarray:
+    """[num_rows] bool: which rows of the shard's range are measured."""
+    if source.sample_fraction >= 1.0:
+        return np.ones(source.num_rows, bool)
+    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
+    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
+
+
+def read_samples(shard: Shard) -> Iterator[Sample]:
+    """The shard's samples in row order; exactly `shard.num_rows` of them.
+
+    Raises ShardError when the source is corrupt, gone, or no longer what planning saw.
+    """
+    source = shard.source
+    path = Path(source.uri)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; it was there at planning") from error
+    if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
+        raise ShardError(f"{path}: changed since planning; start cal-precompute again")
+    if shard.data_format == "parquet":
+        rows = parquet_source.read_rows(path, shard.name, source.row_start, source.row_stop)
+    else:
+        rows = json_source.read_rows(
+            path, shard.data_format, shard.byte_start, shard.byte_stop, shard.name, source.row_start
+        )
+    found = 0
+    for sample, wanted in zip(rows, _drawn(source), strict=False):
+        found += 1
+        if wanted:
+            yield sample
+    if found != source.num_rows:
+        raise ShardError(f"{path}: {found} rows in the range, {source.num_rows} planned")

@@ -1,0 +1,167 @@
+"""What one worker process holds: a model, an encoder, and the way to a finished shard. No Ray in here."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import logging
+import platform
+import traceback
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from PIL import Image, ImageDraw
+
+from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.collate import collate
+from cal_pipeline.encode import AspectRatio, Encoder, Truncation
+from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory
+from cal_pipeline.shards import Shard
+from cal_pipeline.store import LocalStore
+from cal_pipeline.templates import Template
+from cal_schemas.errors import AlignmentError, CalError, ConfigError, FormatError, ShardError
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn
+from cal_schemas.spec import MeasurementSpec
+
+_STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """Arguments of `Encoder`, apart from the processor."""
+
+    template: Template
+    image_aspect_ratio: AspectRatio
+    max_length: int
+    truncation: Truncation
+
+    def build(self, processor: Any) -> Encoder:
+        """The encoder of both programs."""
+        return Encoder(
+            processor,
+            template=self.template,
+            image_aspect_ratio=self.image_aspect_ratio,
+            max_length=self.max_length,
+            truncation=self.truncation,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """Everything a worker needs to start, on whatever node."""
+
+    model_name_or_path: str
+    dtype: Dtype
+    trust_remote_code: bool
+    num_devices: int
+    encoder: EncoderSettings
+    spec: MeasurementSpec
+    store: LocalStore
+    options: AnnotateOptions
+    redo: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How an attempt at a shard ended: data, not an exception, so that the driver decides."""
+
+    kind: Literal["done", "retry", "abort"]
+    report: ShardReport | None = None
+    message: str = ""
+
+
+class Worker:
+    """A loaded reference that annotates shards, one at a time."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        directory = model_directory(settings.model_name_or_path, settings.spec.revision)
+        self._encoder = settings.encoder.build(load_processor(directory, trust_remote_code=settings.trust_remote_code))
+        check_same_encoding(settings.spec, self._encoder)
+        self._model = load_reference(
+            directory,
+            dtype=settings.dtype,
+            attn_implementation=settings.spec.attn_implementation,
+            num_devices=settings.num_devices,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self_check(self._model, self._encoder, settings.spec)
+
+    def run(self, shard: Shard) -> Outcome:
+        """Annotates one shard; a CUDA error other than out of memory is raised, because the device is lost."""
+        settings = self._settings
+        try:
+            report = annotate_shard(
+                shard,
+                encoder=self._encoder,
+                model=self._model,
+                spec=settings.spec,
+                store=settings.store,
+                options=settings.options,
+                redo=settings.redo,
+            )
+        except torch.AcceleratorError:
+            raise
+        except ShardError as error:
+            return Outcome(kind="retry", message=str(error))
+        except (ConfigError, FormatError, AlignmentError) as error:
+            return Outcome(kind="abort", message=str(error))
+        except OSError as error:
+            kind: Literal["abort", "retry"] = "abort" if error.errno in _STOP_AT_ONCE else "retry"
+            return Outcome(kind=kind, message=f"{shard.name}: {error}")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            return Outcome(kind="abort", message=f"{shard.name} does not fit the output's columns: {error}")
+        except Exception as error:
+            _log.exception("shard %s", shard.name)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+            return Outcome(kind="retry", message=f"{type(error).__name__}: {error} ({where})")
+        return Outcome(kind="done", report=report)
+
+
+def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
+    """ConfigError when this machine would encode differently from the one that planned the run."""
+    for name, planned, here in (
+        ("label", spec.label, encoder.label_spec()),
+        ("input", spec.input, encoder.input_spec()),
+    ):
+        if planned != here:
+            raise ConfigError(
+                f"{platform.node()} would make other {name}s than the driver planned: {here} here, {planned} planned "
+                "(is torchvision installed on one of them only, or another version of transformers?)"
+            )
+
+
+def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
+    """Runs `check_reference` on two generated samples, one longer than the other, through the real encoder."""
+    picture = Image.new("RGB", (96, 64), "white")
+    ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
+    encoded = []
+    for answer in ("A red disc on a white ground.", "Red."):
+        turns = (
+            Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
+            Turn(role="assistant", content=answer),
+        )
+        try:
+            encoded.append(encoder(Sample(sample_id="self-check", images=(), messages=turns), [picture]))
+        except CalError as error:
+            raise ConfigError(
+                f"{spec.model_id}: its processor cannot encode a plain question about one picture ({error})"
+            ) from error
+    batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
+
+
+def library_versions() -> tuple[tuple[str, str], ...]:
+    """Versions of what can change a delta, for the file's metadata."""
+    names = ("cal-vlm", "torch", "transformers", "tokenizers", "pillow", "torchvision", "numpy", "pyarrow")
+    found = []
+    for name in names:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)

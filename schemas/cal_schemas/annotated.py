@@ -1,0 +1,302 @@
+"""The annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
+
+Schema, writer, reader, metadata and version of the format live here and nowhere else; docs/data-format.md is
+the same contract in prose. `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from
+what precedes that token. A null element is a delta that is undefined; NaN and infinity never reach a file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError
+from cal_schemas.sample import Sample
+from cal_schemas.spec import MeasurementSpec
+
+FORMAT_VERSION = 1
+Carry = Literal["images", "paths", "none"]
+MAX_ROW_GROUP_IMAGE_BYTES = 64 * 2**20
+MAX_ROW_GROUP_ROWS = 8192
+
+_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_FLOATS = ("delta_logits", "logits_with_image", "logits_without_image")
+_INTS = ("label_ids", "label_positions")
+_log = logging.getLogger(__name__)
+
+
+def annotated_schema(
+    *,
+    carry: Carry,
+    store_logits: bool = False,
+    source_column: bool = False,
+    carried: Sequence[pa.Field] = (),
+) -> pa.Schema:
+    """Columns of one run's shards; `carried` are the source's own columns, already under their output names."""
+    columns = [pa.field("sample_id", pa.string(), nullable=False), pa.field("sample_key", pa.string(), nullable=False)]
+    if carry != "none":
+        columns += [pa.field("images", _IMAGES, nullable=False), pa.field("messages", _MESSAGES)]
+    columns += [
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("label_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("label_positions", pa.list_(pa.int32()), nullable=False),
+        pa.field("delta_logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("num_tokens", pa.int32()),
+    ]
+    if store_logits:
+        columns += [pa.field(name, pa.list_(pa.float32()), nullable=False) for name in _FLOATS[1:]]
+    if source_column:
+        columns.append(pa.field("source", pa.string(), nullable=False))
+    schema = pa.schema([*columns, *carried])
+    if clashes := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ConfigError(f"the source's columns {clashes} clash with the output's even after the source_ prefix")
+    return schema
+
+
+RESERVED_COLUMNS = frozenset(annotated_schema(carry="images", store_logits=True, source_column=True).names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSource:
+    """Where a shard's rows came from, and how to notice that the source has changed since."""
+
+    uri: str
+    data_path: str
+    image_folder: str | None
+    num_rows: int
+    size: int
+    """Bytes of the whole source file."""
+    mtime_ns: int
+    row_start: int
+    row_stop: int
+    """Rows [row_start, row_stop) of the source file; all of them unless the shard is a virtual one."""
+    sample_fraction: float = 1.0
+    """Below 1 in a pilot run: the share of those rows that was drawn."""
+    sample_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardMetadata:
+    """Parquet key-value metadata of one annotated shard."""
+
+    spec: MeasurementSpec
+    source: ShardSource
+    carry: Carry
+    tokens_per_batch: int
+    library_versions: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_parquet(self) -> dict[str, str]:
+        """Key-value pairs as stored in the footer."""
+        shard = {"source": asdict(self.source), "carry": self.carry, "tokens_per_batch": self.tokens_per_batch}
+        return {
+            "cal.format_version": str(self.format_version),
+            "cal.fingerprint": self.spec.fingerprint(),
+            "cal.measurement_spec": self.spec.to_json(),
+            "cal.shard": json.dumps({**shard, "library_versions": dict(self.library_versions)}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedRow:
+    """One row to be written; S supervised tokens, none unless status is ok."""
+
+    sample: Sample
+    sample_key: str
+    """Of the sample as its source has it: embedding a file's bytes on the way out does not change it."""
+    status: str = STATUS_OK
+    error: str | None = None
+    label_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """[S] int32."""
+    label_positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """[S] int32, index into the reference's encoding of this sample alone."""
+    delta_logits: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[S] float32 in logits, NaN where undefined."""
+    logits_with_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    logits_without_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    num_tokens: int | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.label_ids) == len(self.label_positions) == len(self.delta_logits)
+        assert (self.status == STATUS_OK) == (len(self.label_ids) > 0), (self.status, len(self.label_ids))
+        assert not any(np.isinf(getattr(self, name)).any() for name in _FLOATS)
+
+
+def _list_array(parts: Sequence[np.ndarray], item: pa.DataType) -> pa.Array:
+    offsets = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    flat = np.concatenate(parts) if parts else np.empty(0)
+    undefined = np.isnan(flat) if pa.types.is_floating(item) else None
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=item, mask=undefined))
+
+
+def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry) -> pa.Table:
+    """Rows as an Arrow table of exactly `schema`; image bytes are left out unless `carry` is `images`."""
+    embed = carry == "images"
+    columns: dict[str, Any] = {
+        "sample_id": [row.sample.sample_id for row in rows],
+        "sample_key": [row.sample_key for row in rows],
+        "status": [row.status for row in rows],
+        "error": [row.error for row in rows],
+        "num_tokens": [row.num_tokens for row in rows],
+        "source": [row.source for row in rows],
+    }
+    for name in (*_INTS, *_FLOATS):
+        columns[name] = _list_array([getattr(row, name) for row in rows], pa.int32() if name in _INTS else pa.float32())
+    if "images" in schema.names:
+        columns["images"] = [
+            [{"bytes": image.data if embed else None, "path": image.path} for image in row.sample.images]
+            for row in rows
+        ]
+        columns["messages"] = [
+            None
+            if row.sample.messages is None
+            else [{"role": t.role, "content": t.content} for t in row.sample.messages]
+            for row in rows
+        ]
+    arrays = []
+    for column in schema:
+        values = columns.get(column.name)
+        if values is None:
+            values = [row.sample.carried.get(column.name) for row in rows]
+        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+class ShardWriter:
+    """Writes one annotated shard in row groups of bounded image bytes; a context manager.
+
+    What it writes to is a staging file: publishing is the store's business.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, metadata: ShardMetadata) -> None:
+        floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS if name in schema.names}
+        ints = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _INTS}
+        self.num_rows = 0
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **metadata.to_parquet()})
+        self._carry = metadata.carry
+        self._pending: list[AnnotatedRow] = []
+        self._pending_bytes = 0
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            # True (all columns) clashes with the column encodings.
+            use_dictionary=[name for name in ("status", "source") if name in schema.names],
+            column_encoding=floats | ints,
+        )
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def write(self, row: AnnotatedRow) -> None:
+        """Appends one row; a row group is written whenever enough has gathered."""
+        size = sum(len(image.data or b"") for image in row.sample.images)
+        if self._pending and (
+            self._pending_bytes + size > MAX_ROW_GROUP_IMAGE_BYTES or len(self._pending) >= MAX_ROW_GROUP_ROWS
+        ):
+            self._flush()
+        self._pending.append(row)
+        self._pending_bytes += size
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(
+                rows_to_table(self._pending, self._schema, self._carry), row_group_size=len(self._pending)
+            )
+        self.num_rows += len(self._pending)
+        self._pending, self._pending_bytes = [], 0
+
+
+def read_shard_metadata(path: Path | str, filesystem: Any = None) -> ShardMetadata:
+    """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
+    try:
+        found = pq.read_metadata(path, filesystem=filesystem).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
+    pairs = {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"cal.")}
+    if "cal.format_version" not in pairs:
+        raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
+    if int(pairs["cal.format_version"]) != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: annotated-shard format {pairs['cal.format_version']}, this version reads {FORMAT_VERSION}. "
+            "Run cal-precompute again, or install the version that wrote it."
+        )
+    shard = json.loads(pairs["cal.shard"])
+    return ShardMetadata(
+        spec=MeasurementSpec.from_json(pairs["cal.measurement_spec"]),
+        source=ShardSource(**shard.pop("source")),
+        format_version=FORMAT_VERSION,
+        **shard,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedDataset:
+    """Annotated shards of one measurement, opened by `open_annotated`."""
+
+    files: tuple[Path, ...]
+    metadata: tuple[ShardMetadata, ...]
+    """One per file, all with the same spec."""
+    schema: pa.Schema
+    num_rows: int
+
+    @property
+    def spec(self) -> MeasurementSpec:
+        """The measurement all shards share."""
+        return self.metadata[0].spec
+
+    def batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
+        """Rows in file order then row order, never more than one row group in memory."""
+        for path in self.files:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=batch_size, columns=columns)
+
+
+def annotated_files(path: Path) -> list[Path]:
+    """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
+    if path.is_file():
+        return [path]
+    found = (item for item in path.rglob("*.parquet") if item.is_file())
+    return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))
+
+
+def open_annotated(path: Path) -> AnnotatedDataset:
+    """Opens a shard or a directory of shards, checking every footer.
+
+    Raises FormatError when nothing is there, a file is no annotated shard, or two shards disagree about the
+    measurement; the message names the fields and both values. Differing library versions are logged.
+    """
+    files = annotated_files(path)
+    if not files:
+        raise FormatError(f"{path}: no annotated shards (*.parquet) here")
+    metadata = tuple(read_shard_metadata(file) for file in files)
+    for file, other in zip(files[1:], metadata[1:], strict=True):
+        if differing := metadata[0].spec.differences(other.spec):
+            listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
+            raise FormatError(f"{path} mixes shards of different measurements: {listed}")
+        if other.library_versions != metadata[0].library_versions:
+            _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
+                         dict(other.library_versions))  # fmt: skip
+    schema = pq.read_schema(files[0])
+    for file in files[1:]:
+        if not (other_schema := pq.read_schema(file)).equals(schema):
+            raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)

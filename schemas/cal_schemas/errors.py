@@ -1,0 +1,80 @@
+"""Every error a user of this project is meant to read.
+
+Anything else that is raised is a bug and keeps its own traceback. Each class takes one message, so that it
+survives pickling on its way out of a worker process.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CalError(Exception):
+    """Root of the family."""
+
+
+class ConfigError(CalError, ValueError):
+    """The user asked for something impossible; the message says what and the way out."""
+
+
+class FormatError(CalError):
+    """A file breaks the annotated-shard format, or has another version or measurement."""
+
+
+class AlignmentError(CalError):
+    """Stored labels and present labels differ: training on them would use shifted weights."""
+
+
+class MissingDeltaError(CalError, LookupError):
+    """A sidecar has no row for this sample of its source."""
+
+
+class ShardError(CalError):
+    """This input shard cannot be read at all (corrupt file); other shards can go on."""
+
+
+class SampleError(CalError):
+    """This one example is unusable: its row keeps its place, with `status` and the message as `error`."""
+
+    status: ClassVar[str] = "encode_error"
+
+
+class ImageError(SampleError):
+    """A picture is missing, corrupt, too large, or outside the image folder."""
+
+    status = "image_error"
+
+
+class NoSupervisedTokensError(SampleError):
+    """The conversation has no assistant words to learn from."""
+
+    status = "no_supervised_tokens"
+
+
+class TooLongError(SampleError):
+    """The encoding exceeds the maximum length."""
+
+    status = "too_long"
+
+
+class NonFiniteError(SampleError):
+    """The reference gave NaN or infinity for a supervised token."""
+
+    status = "non_finite"
+
+
+class OutOfMemoryError(SampleError):
+    """The sample does not fit into the accelerator's memory, alone in its batch."""
+
+    status = "out_of_memory"
+
+
+STATUS_OK = "ok"
+STATUSES: tuple[str, ...] = (
+    STATUS_OK,
+    *(
+        kind.status
+        for kind in (SampleError, ImageError, NoSupervisedTokensError, TooLongError, NonFiniteError, OutOfMemoryError)
+    ),
+)
+"""What this version writes into the `status` column; readers treat it as an open set."""

@@ -1,0 +1,70 @@
+"""One raw image-text example, whatever format it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE_MARK = "<image>"
+"""Stands in a turn's content where an image belongs, as in LLaVA's data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One utterance; `content` holds one `<image>` mark per picture it shows."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRef:
+    """A picture, encoded as in its file; at least one of the two is set in a usable sample."""
+
+    data: bytes | None = None
+    """The encoded file (PNG, JPEG, …), when the source embeds it."""
+    path: str | None = None
+    """As the source spells it: relative to the image folder for LLaVA data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image-text example; `images` are in the order of the `<image>` marks."""
+
+    sample_id: str
+    images: tuple[ImageRef, ...]
+    messages: tuple[Turn, ...] | None
+    """None when the source row could not be parsed; `problem` then says why."""
+    problem: str | None = None
+    note: str | None = None
+    """Something the reader of the row should know although the sample is usable (replaced characters)."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """The source's other columns, under their output names."""
+
+
+def sample_key(sample: Sample) -> str:
+    """Digest of images and messages, 32 hex digits: equal for equal content, wherever the row lies.
+
+    An embedded picture counts by its bytes, any other by its path: a join must not open a million files.
+    A row that could not be parsed counts by its id and problem.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+
+    def feed(tag: bytes, value: bytes) -> None:
+        # Lengths make the framing unambiguous: ("ab", "c") and ("a", "bc") differ.
+        digest.update(tag + len(value).to_bytes(8, "little") + value)
+
+    for image in sample.images:
+        if image.data is not None:
+            feed(b"b", hashlib.blake2b(image.data, digest_size=16).digest())
+        else:
+            feed(b"p", (image.path or "").encode())
+    if sample.messages is None:
+        feed(b"i", sample.sample_id.encode())
+        feed(b"!", (sample.problem or "").encode())
+    for turn in sample.messages or ():
+        feed(b"r", turn.role.encode())
+        feed(b"c", turn.content.encode())
+    return digest.hexdigest()

@@ -151,14 +151,20 @@ def _prepare_all(
             raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
         encoded = failure = None
         try:
-            files = [read_image_file(image, folder) for image in sample.images]
-            if options.carry == "images":
+            # A kept row needs its pictures only to carry them along.
+            needed = row not in kept or (options.carry == "images" and kept[row].status == STATUS_OK)
+            files = [read_image_file(image, folder) for image in sample.images] if needed else []
+            if options.carry == "images" and needed:
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
             if row not in kept:
                 encoded = encoder(sample, [decode_image(data, options.max_image_pixels) for data in files])
         except SampleError as error:
-            failure = None if row in kept else error
+            if row in kept:
+                raise ShardError(
+                    f"{shard.source.uri}: row {row} is to be kept, but {error}; nothing is changed"
+                ) from error
+            failure = error
         kept_row = replace(kept[row], sample=sample) if row in kept else None
         return _Prepared(
             sample=sample, sample_key=key, encoded=encoded, failure=failure, kept=kept_row,
@@ -235,7 +241,7 @@ def _measure_window(
 
 
 def _row(item: _Prepared, outcome: MeasuredSample | SampleError | None) -> AnnotatedRow:
-    num_tokens = None if item.encoded is None else item.encoded.num_tokens
+    num_tokens = item.encoded.num_tokens if item.encoded else getattr(outcome, "num_tokens", None)
     if isinstance(outcome, MeasuredSample):
         return AnnotatedRow(
             sample=item.sample,

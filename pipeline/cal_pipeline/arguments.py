@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -15,6 +16,8 @@ from transformers import HfArgumentParser
 from cal_schemas.errors import ConfigError
 
 _Config = TypeVar("_Config")
+_NULL = ("", "~", "null", "Null", "NULL")
+"""Written for "the default"."""
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]
@@ -32,7 +35,7 @@ def parse_config(kind: type[_Config], argv: Sequence[str] | None = None, *, prog
     parser = _Parser(kind, prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
     flags = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    found = parser.parse_known_args([*_required_stand_ins(kind), *given])[0].config
+    found = _config_file(given)
     from_file = [] if found is None else _yaml_flags(found, flags)
     namespace, unknown = parser.parse_known_args([*from_file, *given])
     if unknown:
@@ -41,19 +44,22 @@ def parse_config(kind: type[_Config], argv: Sequence[str] | None = None, *, prog
     return kind(**values)
 
 
-def _required_stand_ins(kind: type[Any]) -> list[str]:
-    """Values for required flags while only `--config` is looked for: the file may be what provides them."""
-    required = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    return [part for name in required for part in (f"--{name}", "x")]
+def _config_file(given: Sequence[str]) -> Path | None:
+    """Looked for alone: the file may be what provides the required flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    try:
+        found: Path | None = parser.parse_known_args(given)[0].config
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    return found
 
 
 def _yaml_flags(path: Path, flags: Sequence[str]) -> list[str]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
+        # boolean, `0123` an octal number and `2e-5` a string.
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -63,21 +69,20 @@ def _yaml_flags(path: Path, flags: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for name, value in values.items():
         if name not in flags:
-            raise ConfigError(f"--config {path}: {_unknown(str(name), flags)}")
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            raise ConfigError(f"--config {path}: {name} is a mapping, expected a value or a list")
+            raise ConfigError(f"--config {path}: {_unknown(f'--{name}', flags)}")
         items = value if isinstance(value, list) else [value]
-        # One token with `=`, so that a value may begin with a dash; lists need separate ones.
-        expanded += [f"--{name}", *map(_text, items)] if isinstance(value, list) else [f"--{name}={_text(value)}"]
+        if not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"--config {path}: {name} is a mapping or nested, expected a value or a list of values")
+        if isinstance(value, str):
+            # One token with `=`, so that a value may begin with a dash; lists need separate ones.
+            expanded += [] if value in _NULL else [f"--{name}={value}"]
+        elif items:
+            expanded += [f"--{name}", *items]
     return expanded
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _unknown(flag: str, flags: Sequence[str]) -> str:
+    if not flag.startswith("-"):
+        return f"unexpected argument {flag!r}: it belongs to no flag"
     close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), flags, n=1)
     return f"unknown flag {flag}" + (f"; did you mean --{close[0]}?" if close else "; --help lists them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -19,7 +20,9 @@ from rich.console import Console
 from cal_pipeline import parquet_source
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.arguments import parse_config
+from cal_pipeline.cluster import Cluster, RunOutcome
 from cal_pipeline.config import PrecomputeConfig
+from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
 from cal_pipeline.progress import ProgressListener
@@ -77,6 +80,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM
 
 
+class RunAbortedError(CalError):
+    """The run stopped before its end, and trying further would not help."""
+
+
 class _TerminatedError(Exception):
     """SIGTERM arrived."""
 
@@ -96,11 +103,12 @@ def prepare(config: PrecomputeConfig) -> _Job:
         store.prepare()
     elif config.output_dir.exists() and not config.output_dir.is_dir():
         raise ConfigError(f"--output_dir {config.output_dir} is not a directory")
-    directory = model_directory(config.model_name_or_path, config.revision)
+    directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard
     )
+    _refuse_own_output(config.output_dir, shards)
     rows_of_all = sum(shard.source.num_rows for shard in shards)
     if config.limit is not None:
         shards = limit_rows(shards, config.limit)
@@ -124,6 +132,7 @@ def prepare(config: PrecomputeConfig) -> _Job:
             else config.model_name_or_path,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
+            device="cuda" if gpus else "cpu",
             num_devices=max(1, int(gpus)),
             encoder=encoder_settings,
             spec=spec,
@@ -132,6 +141,15 @@ def prepare(config: PrecomputeConfig) -> _Job:
             redo=redo,
         ),
     )
+
+
+def _refuse_own_output(output_dir: Path, shards: Sequence[Shard]) -> None:
+    inside = output_dir.resolve()
+    if own := next((shard.source.uri for shard in shards if Path(shard.source.uri).is_relative_to(inside)), None):
+        raise ConfigError(f"{own} lies in --output_dir {output_dir}: keep input and output apart")
+    for path in {Path(shard.source.data_path) for shard in shards}:
+        if path.is_dir() and inside.is_relative_to(path.resolve()):
+            raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
 def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[MeasurementSpec, EncoderSettings]:
@@ -144,8 +162,8 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
     encoder = settings.build(load_processor(directory, trust_remote_code=config.trust_remote_code))
     local = Path(config.model_name_or_path).is_dir()
     spec = MeasurementSpec(
-        label=encoder.label_spec(),
-        input=encoder.input_spec(),
+        label=label_spec(encoder),
+        input=input_spec(encoder),
         contrast=ContrastSpec(condition=config.contrast),
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
@@ -207,7 +225,9 @@ def _execute(job: _Job) -> int:
     if other := heartbeat.other():
         _log.warning("another driver works on this output: %s. Both are safe, but work may be done twice", other)
     heartbeat.beat()
-    cluster = ray_driver.Cluster(
+    plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
+    (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    cluster = Cluster(
         num_workers=min(config.num_workers, max(1, len(job.todo))),
         gpus_per_worker=job.gpus_per_worker,
         cpus_per_worker=config.cpus_per_worker,
@@ -217,7 +237,7 @@ def _execute(job: _Job) -> int:
         idle_timeout_s=config.idle_timeout_s,
     )
     signal.signal(signal.SIGTERM, _terminate)
-    outcome = ray_driver.RunOutcome()
+    outcome = RunOutcome()
     try:
         if job.todo:
             rows = sum(shard.num_rows for shard in job.todo)
@@ -238,9 +258,12 @@ def _execute(job: _Job) -> int:
         shards_done_before=len(job.progress.done),
         shards=outcome.reports,
         failed=outcome.failed,
+        aborted=outcome.aborted,
         retries=outcome.retries,
     )
     print_report(report, config.output_dir, report.write(store.internal / "reports"))
+    if outcome.aborted:
+        raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
     if outcome.reports and (config.limit is not None or config.sample is not None):
         print(projection(report, job.rows_of_all))  # noqa: T201
     return EXIT_SHARDS_FAILED if outcome.failed else EXIT_DONE

@@ -65,6 +65,9 @@ def without_image(
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
     dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
     window = sliding_window(text_config)
+    chunk = getattr(text_config, "attention_chunk_size", None)
+    if chunk and length > chunk:
+        raise ConfigError(f"contrast 'drop' over chunked attention of {chunk} tokens is not exact: use --contrast mask")
     if window is not None and length > window:
         dropped["attention_mask"] = _windowed_masks(index, real, window, text_config)
     return WithoutImage(inputs=dropped, labels=torch.where(real, labels.gather(1, index), IGNORE_INDEX), index=index)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cal_pipeline.encode import AspectRatio, Truncation
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_pipeline.loading import Dtype
 from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
@@ -26,6 +27,7 @@ _POSITIVE = (
     "idle_timeout_s",
     "cpus_per_worker",
 )
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
 
@@ -106,16 +108,25 @@ class PrecomputeConfig:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not positive either.
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
+        for flag, paths in (("output_dir", [str(self.output_dir)]), ("data_path", self.data_path)):
+            if urls := [path for path in paths if _URL.match(path)]:
+                raise ConfigError(f"--{flag} {urls[0]}: only paths of a file system are supported, no URLs")
         if self.limit is not None and self.sample is not None:
             raise ConfigError("--limit and --sample are two ways to run a pilot: give one")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit must be positive, got {self.limit}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+        if self.max_image_pixels > PILLOW_MAX_PIXELS:
+            raise ConfigError(
+                f"--max_image_pixels {self.max_image_pixels}: pillow opens no picture over {PILLOW_MAX_PIXELS} pixels"
+            )
         if self.sample is not None and not 0 < self.sample <= 1:
             raise ConfigError(f"--sample is a fraction above 0 and up to 1, got {self.sample}")
         gpus = self.gpus_per_worker
-        if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
         if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
             raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")

@@ -6,7 +6,6 @@ Measuring and training use this one encoder: that is what makes their labels agr
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from cal_pipeline import templates
+from cal_pipeline.spans import expanded_offset, image_replacements, overlapping_tokens
 from cal_pipeline.templates import Rendered, Template
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-from cal_schemas.spec import InputSpec, LabelSpec, digest_json
 
 IGNORE_INDEX = -100
 AspectRatio = Literal["square", "pad", "native"]
@@ -101,6 +100,8 @@ class Encoder:
             if hasattr(processor.image_processor, "do_pad"):
                 self._images_kwargs["do_pad"] = False
         self.batch_led_inputs = self._probe()
+        placeholders = getattr(processor, "image_token_ids", None) or [processor.image_token_id]
+        self._placeholders = torch.tensor([token for token in placeholders if token is not None])
         pad = processor.tokenizer.pad_token_id
         # Padding is masked everywhere, so any id will do where a tokenizer (LLaVA's old ones) has none.
         self.pad_token_id: int = 0 if pad is None else int(pad)
@@ -117,7 +118,7 @@ class Encoder:
         else:
             output = self._process(text, pictures, add_special_tokens=False)
             whole = "".join(
-                item["replacement"] for item in _replacements(output, pictures, type(self.processor).__name__)
+                item["replacement"] for item in image_replacements(output, pictures, type(self.processor).__name__)
             )
             expected = self.processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
             if output["input_ids"][0].tolist() != expected:
@@ -127,35 +128,6 @@ class Encoder:
                 )
         pixels = _encoded(output, output["input_ids"][0], output["input_ids"][0]).image_inputs
         return frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
-
-    def label_spec(self) -> LabelSpec:
-        """What decides the labels, as digests."""
-        tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
-        for setting in ("truncation", "padding"):  # State of the last call, not part of the tokenizer.
-            tokenizer.pop(setting, None)
-        source = "" if self.template != "auto" else templates.chat_template(self.processor) or "suffix"
-        return LabelSpec(
-            tokenizer_digest=digest_json(tokenizer), chat_template_digest=digest_json(source), template=self.template
-        )
-
-    def input_spec(self) -> InputSpec:
-        """What decides the pixels and the length."""
-        image_processor = self.processor.image_processor
-        settings = {key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type")}
-        layout = {
-            key: value
-            for key, value in vars(self.processor).items()
-            if isinstance(value, bool | int | float | str | type(None)) and key != "chat_template"
-        }
-        backend = getattr(image_processor, "backend", "unknown")
-        return InputSpec(
-            image_processor=type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
-            image_processor_backend=str(backend),
-            image_processor_digest=digest_json(json_ready({"image": settings, "layout": layout})),
-            image_aspect_ratio=self.image_aspect_ratio,
-            max_length=self.max_length,
-            truncation=self.truncation,
-        )
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> EncodedSample:
         """Encodes one sample with its decoded pictures, in the order of the marks.
@@ -183,6 +155,10 @@ class Encoder:
             if isinstance(error, ConfigError):
                 raise
             raise SampleError(f"{type(self.processor).__name__}: {type(error).__name__}: {error}") from error
+        stray = torch.isin(encoded.sequence_inputs["input_ids"], self._placeholders) & ~encoded.image_mask
+        if bool(stray.any()):
+            token = self.processor.tokenizer.decode(encoded.sequence_inputs["input_ids"][stray][:1])
+            raise SampleError(f"the text itself holds the model's image token {token!r}")
         return self._fit(encoded)
 
     def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
@@ -190,14 +166,15 @@ class Encoder:
         # A template that writes the BOS itself must not get a second one from the tokenizer.
         add_special_tokens = not (bos and rendered.text.startswith(bos))
         output = self._process(rendered.text, images, add_special_tokens=add_special_tokens)
-        replacements = _replacements(output, images, type(self.processor).__name__)
+        replacements = image_replacements(output, images, type(self.processor).__name__)
         spans = [
-            (_expanded(start, replacements), _expanded(stop, replacements)) for start, stop in rendered.label_spans
+            (expanded_offset(start, replacements), expanded_offset(stop, replacements))
+            for start, stop in rendered.label_spans
         ]
         starts, stops = output["offset_mapping"][0].unbind(-1)
-        image_mask = _overlapping(starts, stops, [item["new_span"] for item in replacements])
+        image_mask = overlapping_tokens(starts, stops, [item["new_span"] for item in replacements])
         labels = torch.where(
-            _overlapping(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
+            overlapping_tokens(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
         )
         return _encoded(output, labels, image_mask)
 
@@ -210,7 +187,7 @@ class Encoder:
         if images:
             text = self.processor.image_token * len(images) + question
             output = self._process(text, images, suffix=messages[1].content)
-            replacements = _replacements(output, images, type(self.processor).__name__)
+            replacements = image_replacements(output, images, type(self.processor).__name__)
         else:
             # The processor insists on a picture; without one its prompt is the same text with no image tokens.
             tokenizer = self.processor.tokenizer
@@ -221,7 +198,7 @@ class Encoder:
             replacements = []
         starts, stops = output["offset_mapping"][0].unbind(-1)
         answer = output["token_type_ids"][0] == 1
-        image_mask = _overlapping(starts, stops, [item["new_span"] for item in replacements]) & ~answer
+        image_mask = overlapping_tokens(starts, stops, [item["new_span"] for item in replacements]) & ~answer
         labels = torch.where(answer, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
         return _encoded(output, labels, image_mask)
 
@@ -246,13 +223,17 @@ class Encoder:
         excess = encoded.num_tokens - self.max_length
         if excess <= 0:
             return encoded
-        where = f"{encoded.num_tokens} tokens, --max_length {self.max_length}"
+        problem = None
         if self.truncation == "drop":
-            raise TooLongError(f"{where}; --truncation tail would cut the end")
-        if bool(encoded.image_mask[self.max_length :].any()):
-            raise TooLongError(f"{where}, and cutting the end would cut an image")
-        if not bool((encoded.labels[: self.max_length] != IGNORE_INDEX).any()):
-            raise TooLongError(f"{where}, and no supervised token would remain")
+            problem = "; --truncation tail would cut the end"
+        elif bool(encoded.image_mask[self.max_length :].any()):
+            problem = ", and cutting the end would cut an image"
+        elif not bool((encoded.labels[: self.max_length] != IGNORE_INDEX).any()):
+            problem = ", and no supervised token would remain"
+        if problem:
+            error = TooLongError(f"{encoded.num_tokens} tokens, --max_length {self.max_length}{problem}")
+            error.num_tokens = encoded.num_tokens
+            raise error
         return EncodedSample(
             sequence_inputs={key: value[: self.max_length] for key, value in encoded.sequence_inputs.items()},
             image_inputs=encoded.image_inputs,
@@ -268,43 +249,6 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def json_ready(value: Any) -> Any:
-    """Settings of a processor as plain JSON values; anything exotic by its repr."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)
-
-
-def _replacements(output: Any, images: Sequence[Image.Image], name: str) -> list[dict[str, Any]]:
-    found = output.get("text_replacement_offsets")
-    if not images:
-        return []
-    if found is None:
-        raise ConfigError(f"{name} does not report which text it inserts for an image (text_replacement_offsets)")
-    if len(found[0]) != len(images):
-        raise SampleError(f"{name} expanded {len(found[0])} placeholders for {len(images)} images")
-    return list(found[0])
-
-
-def _expanded(position: int, replacements: Sequence[Mapping[str, Any]]) -> int:
-    """Where a character of the rendered text lies once the placeholders before it have been expanded."""
-    shift = 0
-    for item in replacements:
-        if item["span"][1] <= position:
-            shift = item["new_span"][1] - item["span"][1]
-    return position + shift
-
-
-def _overlapping(starts: Tensor, stops: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """[T] bool: tokens that cover at least one character of a span; tokens without text (BOS) cover none."""
-    inside = torch.zeros_like(starts, dtype=torch.bool)
-    for start, stop in spans:
-        inside |= (starts < stop) & (stops > start) & (stops > starts)
-    return inside
 
 
 def _encoded(output: Mapping[str, Tensor], labels: Tensor, image_mask: Tensor) -> EncodedSample:

@@ -40,7 +40,8 @@ class Heartbeat:
     def stop(self) -> None:
         """Removes the file if it is still this driver's."""
         try:
-            if json.loads(self._path.read_text(encoding="utf-8")).get("pid") == self._me["pid"]:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if (found["host"], found["pid"]) == (self._me["host"], self._me["pid"]):
                 self._path.unlink()
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return

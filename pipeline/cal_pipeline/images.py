@@ -12,6 +12,8 @@ from cal_schemas.errors import ImageError
 from cal_schemas.sample import ImageRef
 
 DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
+PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Over this pillow refuses to open a picture, whatever our own limit."""
 
 
 def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:

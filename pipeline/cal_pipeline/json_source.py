@@ -6,15 +6,15 @@ parse a JSON array incrementally too, but does not tell byte offsets.)
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import zstandard
 
+from cal_pipeline.compressed import open_binary, read_range
 from cal_pipeline.rows import RowError, sample_from_row
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
@@ -22,6 +22,7 @@ from cal_schemas.sample import Sample
 _CHUNK = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
+_LONGEST_TOKEN = len("-Infinity")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,16 +34,7 @@ class RowRange:
     byte_start: int
     byte_stop: int
     mentions_images: bool
-    """Whether some row has an `image`: then there must be an image folder."""
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """The file's content, decompressed when its name ends in `.zst`."""
-    file = path.open("rb")
-    if path.suffix != ".zst":
-        return file
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
-    return cast(BinaryIO, io.BufferedReader(cast(Any, reader), buffer_size=_CHUNK))
+    """Whether some row, here or earlier in the file, has an `image`: then there must be an image folder."""
 
 
 def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRange]:
@@ -74,12 +66,14 @@ def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRan
 
 
 def _line_spans(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
-    offset = 0
+    offset, has_image = 0, False
     for line in file:
         if offset == 0 and line.startswith(_BOM):
             offset, line = len(_BOM), line[len(_BOM) :]
         if not line.isspace() and line:
-            yield offset, offset + len(line), b'"image' in line
+            # One picture settles it for the whole file, so this parses few lines: all only where none has one.
+            has_image = has_image or (b'"image' in line and _has_image(_parse_line(line)))
+            yield offset, offset + len(line), has_image
         offset += len(line)
 
 
@@ -93,7 +87,7 @@ def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
     head = file.read(len(_BOM))
     base = len(head) if head == _BOM else 0
     buffer = "" if head == _BOM else head.decode("latin-1")
-    at, ended, chunk = 0, False, _CHUNK
+    at, ended, chunk, has_image = 0, False, _CHUNK, False
 
     def refill() -> bool:
         nonlocal base, buffer, at, ended, chunk
@@ -112,23 +106,27 @@ def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
             if not refill():
                 return ""
 
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{path}: {what} at byte {base + at}; expected a JSON array of samples")
+    def wrong(what: str, where: int | None = None) -> ConfigError:
+        byte = base + (at if where is None else where)
+        return ConfigError(f"{path}: {what} at byte {byte}; expected a JSON array of samples")
 
-    if skip_space() != "[":
-        raise wrong("no '['")
+    if (mark := skip_space()) != "[":
+        raise wrong("an object, not '[' (one object per line is --data_format jsonl)," if mark == "{" else "no '['")
     at += 1
-    if skip_space() == "]":
-        return
-    while True:
+    closed = skip_space() == "]"
+    while not closed:
         skip_space()
         try:
             value, end = decode(buffer, at)
-            complete = end < len(buffer) or ended
+            # "1" may go on as "1e-5": a number is whole when more than two characters follow it.
+            complete = end + 2 < len(buffer) or ended
         except json.JSONDecodeError as error:
-            if ended:
-                raise wrong(f"malformed JSON ({error.msg})") from error
+            # A value that goes on beyond the buffer fails at the buffer's end, or inside a string.
+            if ended or (error.pos + _LONGEST_TOKEN < len(buffer) and not error.msg.startswith("Unterminated")):
+                raise wrong(f"malformed JSON ({error.msg})", error.pos) from error
             complete = False
+        except ValueError as error:  # More digits than Python converts.
+            raise wrong("an integer of too many digits") from error
         except RecursionError as error:
             raise wrong("nested too deeply") from error
         if not complete:
@@ -136,14 +134,21 @@ def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
             refill()
             continue
         chunk = _CHUNK
-        has_image = isinstance(value, dict) and bool(value.get("image") or value.get("images"))
+        has_image = has_image or _has_image(value)
         yield base + at, base + end, has_image
         at = end
-        if (mark := skip_space()) == "]":
-            return
-        if mark != ",":
+        mark = skip_space()
+        if mark not in ("]", ","):
             raise wrong("the array is cut off" if not mark else f"unexpected {mark!r}")
-        at += 1
+        closed = mark == "]"
+        at += not closed
+    at += 1
+    if mark := skip_space():
+        raise wrong(f"{mark!r} after the end of the array")
+
+
+def _has_image(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.get("image") or value.get("images"))
 
 
 def read_rows(
@@ -154,9 +159,7 @@ def read_rows(
     Raises ShardError when the range is no longer what planning saw.
     """
     try:
-        with open_binary(path) as file:
-            file.seek(byte_start)
-            raw = file.read(byte_stop - byte_start)
+        raw = read_range(path, byte_start, byte_stop)
     except (zstandard.ZstdError, EOFError) as error:
         raise ShardError(f"{path}: broken zstd stream: {error}") from error
     if len(raw) != byte_stop - byte_start:
@@ -164,7 +167,7 @@ def read_rows(
     if data_format == "json":
         try:
             values = json.loads(f"[{_decode(raw)}]", strict=False)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
     else:
         values = (_parse_line(line) for line in raw.split(b"\n") if line and not line.isspace())
@@ -180,7 +183,7 @@ def _decode(raw: bytes) -> str:
 def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(_decode(line), strict=False)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return RowError(f"malformed JSON line: {error}")
 
 

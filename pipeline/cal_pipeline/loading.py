@@ -16,7 +16,7 @@ from cal_pipeline.collate import Batch
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import contrast_logits, label_logits
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import Condition, ContrastSpec, digest_json
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _MIB = 2**20
@@ -29,15 +29,16 @@ _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
 
 
-def model_directory(model_name_or_path: str, revision: str | None = None) -> Path:
+def model_directory(model_name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """The directory of a model's files: the path itself, or the hub's snapshot (fetched once, without pickles)."""
+    wanted = [*_FILES, "*.py"] if trust_remote_code else _FILES
     if Path(model_name_or_path).is_dir():
         return Path(model_name_or_path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -46,17 +47,19 @@ def model_directory(model_name_or_path: str, revision: str | None = None) -> Pat
 
 
 def weights_digest(directory: Path) -> str:
-    """Names the weights without reading them whole, 32 hex digits.
+    """Names a model without reading its weights whole, 32 hex digits.
 
-    Sha256 over every safetensors file's name, size, header, first and last MiB. Raises ConfigError when there are
-    none: pickled weights are programs, and are not loaded.
+    Sha256 over its config (without the version of the library that wrote it) and every safetensors file's name, size,
+    header, first and last MiB. Raises ConfigError when there are no such files: pickled weights are not loaded.
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         others = sorted(file.name for file in [*directory.glob("*.bin"), *directory.glob("*.pt*")])
         raise ConfigError(f"{directory} has no *.safetensors weights" + (f", only {', '.join(others)}, which may run "
                           "code when loaded: convert them with save_pretrained" if others else ""))  # fmt: skip
-    digest = hashlib.sha256()
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    digest = hashlib.sha256(digest_json(config).encode())
     for file in files:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -128,6 +131,8 @@ def load_reference(
     Raises ConfigError when the model cannot be had, or lacks weights that would be left random.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this worker was promised a GPU, but torch sees none (is it a CPU build of torch?)")
     placement = "auto" if num_devices > 1 else device
     model, info = _or_config_error(
         f"the model {directory}",
@@ -145,6 +150,9 @@ def load_reference(
         raise ConfigError(
             f"{directory} has no weights for {len(missing)} parameters ({missing[0]}, …): they would be random"
         )
+    offloaded = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
+    if offloaded and device != "cpu":
+        raise ConfigError(f"{directory} does not fit on {num_devices} GPUs (parts went to {', '.join(offloaded)})")
     used = model.config.get_text_config()._attn_implementation
     if used != attn_implementation:
         raise ConfigError(
@@ -169,7 +177,8 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
         difference = (one - other).abs()
         size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
-        return size, size > (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
+        # Negated, because NaN compares false with everything.
+        return size, not size <= (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
 
     with torch.no_grad():
         by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +46,7 @@ def find_columns(schema: pa.Schema, path: Path) -> ParquetColumns:
             f"{path}: columns {names} hold no text; expected one of {', '.join(_TURN_COLUMNS + _CAPTION_COLUMNS)}"
         )
     for name, expected in ((turns, pa.types.is_list), (caption, pa.types.is_string)):
-        if name is not None and not (expected(schema.field(name).type) or _large(schema.field(name).type)):
+        if name is not None and not (expected(schema.field(name).type) or _large_or_null(schema.field(name).type)):
             raise ConfigError(f"{path}: column {name!r} has type {schema.field(name).type}, expected "
                               f"{'a list of turns' if name == turns else 'a string'}")  # fmt: skip
     images = first(_IMAGE_COLUMNS)
@@ -55,8 +56,10 @@ def find_columns(schema: pa.Schema, path: Path) -> ParquetColumns:
     return ParquetColumns(images=images, turns=turns, caption=caption, sample_id=sample_id, carried=carried)
 
 
-def _large(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_list(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _large_or_null(kind: pa.DataType) -> bool:
+    # A file without one value in the column, such as an empty partition, has it as null.
+    allowed = (pa.types.is_large_list, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in allowed)
 
 
 def carried_fields(path: Path) -> list[pa.Field]:
@@ -90,12 +93,46 @@ def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[
                 if row >= row_stop:
                     return
                 if row + len(batch) > row_start:
-                    for number, value in enumerate(batch.to_pylist(), row):
+                    for number, value in enumerate(_values(batch, columns.carried), row):
                         if row_start <= number < row_stop:
                             yield _sample(value, columns, f"{name}/{number}")
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path}: corrupt Parquet file: {error}") from error
+
+
+def _values(batch: pa.RecordBatch, carried: Mapping[str, str]) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except UnicodeDecodeError:
+        # Some writers do not check their text: read it as bytes, and decode what the schema says is text.
+        columns = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            # Lone surrogates for what is no UTF-8, as from JSON: sample_from_row replaces them and says so.
+            errors = "replace" if name in carried else "surrogateescape"
+            raw = column.cast(_as_binary(column.type)).to_pylist()
+            columns.append([_decoded(value, column.type, errors) for value in raw])
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _as_binary(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_as_binary(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_binary(field.type)) for field in kind])
+    return kind
+
+
+def _decoded(value: Any, kind: pa.DataType, errors: str) -> Any:
+    if value is None or _as_binary(kind) == kind:
+        return value
+    if isinstance(value, list):
+        return [_decoded(item, kind.value_type, errors) for item in value]
+    if isinstance(value, dict):
+        return {field.name: _decoded(value[field.name], field.type, errors) for field in kind}
+    return value.decode("utf-8", errors)
 
 
 def _sample(value: dict[str, object], columns: ParquetColumns, row_id: str) -> Sample:

@@ -17,14 +17,14 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.exceptions
 
-from cal_pipeline.annotate import ShardReport
+from cal_pipeline.cluster import Cluster, Listener, RunOutcome
 from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, Worker, WorkerSettings
 from cal_schemas.errors import CalError
@@ -35,31 +35,8 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 _log = logging.getLogger(__name__)
 
 
-class RunAbortedError(CalError):
-    """The run cannot go on; the message says why and what to do. Finished shards are intact."""
-
-
-class Listener(Protocol):
-    """Hears of the run's progress; called from the driver's loop, at least every half second."""
-
-    def tick(self) -> None:
-        """Time has passed."""
-
-    def finished(self, report: ShardReport) -> None:
-        """A shard is done."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
-    """What to ask of Ray."""
-
-    num_workers: int
-    gpus_per_worker: float
-    cpus_per_worker: float
-    address: str | None
-    max_tries: int
-    shard_timeout_s: float
-    idle_timeout_s: float
+class _AbortError(Exception):
+    """The run cannot go on; ends the loop."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -105,19 +82,6 @@ class _Slot:
     where: str = "?"
 
 
-@dataclass(kw_only=True, slots=True)
-class RunOutcome:
-    """How the run ended, shard by shard."""
-
-    reports: list[ShardReport] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Shard name -> why its last try failed."""
-    retries: int = 0
-    first_worker_at: float | None = None
-    """time.monotonic() when the first worker had its model loaded and checked."""
-    workers: list[str] = field(default_factory=list)
-
-
 @contextmanager
 def ray_session(cluster: Cluster) -> Iterator[None]:
     """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine."""
@@ -151,14 +115,17 @@ def run_shards(
 ) -> RunOutcome:
     """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
 
-    Raises RunAbortedError when no worker can be placed within idle_timeout_s, workers fail to start max_tries times
-    in a row, or a worker reports that no shard can succeed (disk full, other columns).
+    The outcome is `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times
+    in a row and none is left, or a worker reports that no shard can succeed (disk full, other columns).
     """
     run = _Run(shards, settings, cluster, log_dir, listener)
     try:
-        return run.loop()
+        run.loop()
+    except _AbortError as error:
+        run.outcome.aborted = str(error)
     finally:
         run.stop_all()
+    return run.outcome
 
 
 class _Run:
@@ -169,12 +136,13 @@ class _Run:
         self._tries: dict[str, int] = {}
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
+        self._max_workers = cluster.num_workers
         self._started = 0
         self._start_failures = 0
         self._last_alive = time.monotonic()
         self.outcome = RunOutcome()
 
-    def loop(self) -> RunOutcome:
+    def loop(self) -> None:
         while self._waiting or any(slot.state == "busy" for slot in self._slots):
             self._fill_slots()
             self._hand_out()
@@ -187,7 +155,6 @@ class _Run:
             self._end_hung()
             self._check_idle()
             self._listener.tick()
-        return self.outcome
 
     def stop_all(self) -> None:
         for slot in self._slots:
@@ -196,7 +163,7 @@ class _Run:
 
     def _fill_slots(self) -> None:
         busy = sum(slot.state == "busy" for slot in self._slots)
-        while len(self._slots) < min(self._cluster.num_workers, busy + len(self._waiting)):
+        while len(self._slots) < min(self._max_workers, busy + len(self._waiting)):
             self._started += 1
             log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
             actor = _Actor.options(  # type: ignore[attr-defined]
@@ -247,7 +214,7 @@ class _Run:
         shard, slot.shard, slot.state, slot.ref = slot.shard, None, "idle", None
         assert shard is not None
         if outcome.kind == "abort":
-            raise RunAbortedError(f"{outcome.message}; the run stopped at once, finished shards are intact")
+            raise _AbortError(outcome.message)
         if outcome.report is None:
             self._retry(shard, outcome.message)
         else:
@@ -263,8 +230,12 @@ class _Run:
             return
         self._start_failures += 1
         _log.warning("%s (start %d of %d)", reason, self._start_failures, self._cluster.max_tries)
-        if self._start_failures >= self._cluster.max_tries:
-            raise RunAbortedError(f"{reason}. {self._start_failures} starts failed in a row; see {slot.log_path}")
+        if self._start_failures < self._cluster.max_tries:
+            return
+        # One bad node must not stop the others: those that are up, or still coming up, go on without it.
+        self._max_workers = sum(other.state != "placing" for other in self._slots)
+        if not self._max_workers:
+            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row; see {slot.log_path}")
 
     def _retry(self, shard: Shard, reason: str) -> None:
         tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
@@ -290,7 +261,7 @@ class _Run:
         wanted = f"{self._cluster.gpus_per_worker:g} GPU and {self._cluster.cpus_per_worker:g} CPU"
         there = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise RunAbortedError(
+        raise _AbortError(
             f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
             f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
         )

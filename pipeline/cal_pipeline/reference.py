@@ -39,7 +39,7 @@ def label_head(model: Any, labels: Tensor) -> Iterator[None]:
             logits = logits + head.bias[label_ids].float()
         return logits.view(1, -1, 1)
 
-    # On the instance, not the class: hooks of FSDP and accelerate stay in place.
+    # On the instance: module hooks (FSDP's) still run, and a forward that accelerate put there comes back afterwards.
     before = head.__dict__.get("forward")
     head.forward = forward
     try:

@@ -39,6 +39,7 @@ class RunReport:
     shards_done_before: int
     shards: Sequence[ShardReport]
     failed: dict[str, str]
+    aborted: str | None
     retries: int
 
     def statuses(self) -> Counter[str]:
@@ -85,7 +86,7 @@ def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
     """The final table, on standard output."""
     console = Console(soft_wrap=True, highlight=False)
     statuses, rows = report.statuses(), report.total("rows")
-    if not report.shards and not report.failed:
+    if not report.shards and not report.failed and not report.aborted:
         console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done", markup=False)
         return
     table = Table(title=f"cal-precompute: {output_dir}", title_justify="left")

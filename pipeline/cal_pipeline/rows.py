@@ -79,7 +79,13 @@ def _image_refs(value: Any) -> list[ImageRef]:
     if isinstance(value, bytes):
         return [ImageRef(data=value)]
     if isinstance(value, Mapping):
-        return [ImageRef(data=value.get("bytes"), path=value.get("path"))]
+        data, path = value.get("bytes"), value.get("path")
+        if not isinstance(data, bytes | None) or not isinstance(path, str | None):
+            raise RowError(
+                f"image has bytes of {type(data).__name__} and a path of {type(path).__name__}; "
+                "expected bytes and a string"
+            )
+        return [ImageRef(data=data, path=path)]
     if isinstance(value, list):
         return [ref for item in value for ref in _image_refs(item)]
     raise RowError(f"image is {type(value).__name__}; expected a path, bytes, {{bytes, path}} or a list of those")
@@ -110,8 +116,10 @@ def _content(value: Any, number: int) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image":
             parts.append(IMAGE_MARK)
-        elif kind == "text" and isinstance(part.get("text"), str):
-            parts.append(part["text"])
+        elif kind == "text":
+            if not isinstance(text := part.get("text"), str):
+                raise RowError(f"turn {number} has a text part whose text is {type(text).__name__}")
+            parts.append(text)
         else:
             raise RowError(f"turn {number} has a content part of type {kind!r}; expected 'text' or 'image'")
     return "\n".join(parts)

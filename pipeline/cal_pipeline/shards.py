@@ -59,25 +59,29 @@ def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Path, st
     if path.is_dir():
         base, files = path, sorted(item for item in path.rglob("*") if item.is_file())
         files = [item for item in files if not any(part.startswith(".") for part in item.relative_to(base).parts)]
-    elif path.exists():
+    elif path.is_file():
         base, files = path.parent, [path]
     elif glob.has_magic(data_path):
         base = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
-        files = sorted(Path(item) for item in glob.glob(data_path, recursive=True) if Path(item).is_file())
+        files = sorted({Path(item) for item in glob.glob(data_path, recursive=True) if Path(item).is_file()})
     else:
-        raise ConfigError(f"--data_path {data_path}: no such file, directory or glob match")
+        files = []
+    if not files:
+        raise ConfigError(
+            f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
+        )
     found = []
     for file in files:
         suffix = next((end for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
         kind = _SUFFIXES.get(suffix or "") if data_format == "auto" else data_format
-        if kind is None or (len(files) > 1 and suffix is None):
+        if kind is None or (suffix is None and path.is_dir()):
             continue
         relative = file.relative_to(base).as_posix()
         found.append((file, relative.removesuffix(suffix or file.suffix), kind))
     if not found:
         raise ConfigError(
             f"--data_path {data_path}: none of its {len(files)} files ends in {', '.join(_SUFFIXES)}; "
-            "name the format with --data_format"
+            "for other names give the files or a glob, and --data_format"
         )
     return found
 
@@ -104,15 +108,21 @@ def plan_shards(
     if absent := [folder for folder in image_folders if not Path(folder).is_dir()]:
         raise ConfigError(f"--image_folder {absent[0]}: no such directory")
     shards: list[Shard] = []
-    owners: dict[str, str] = {}
+    owners: dict[str, Path] = {}
     for data_path, folder in zip(data_paths, folders, strict=True):
         for file, stem, kind in find_sources(data_path, data_format):
-            if (owner := owners.setdefault(stem, str(file))) != str(file):
-                raise ConfigError(f"{owner} and {file} would both be written to {stem}*.parquet; rename one of them")
             try:
-                shards += _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
+                of_file = _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
             except OSError as error:
                 raise ConfigError(f"cannot read {file}: {error}") from error
+            for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
+                if name in owners:
+                    raise ConfigError(
+                        f"{owners[name]} and {file} would both be written to {name}*.parquet; "
+                        "give each file once, or rename one of them"
+                    )
+                owners[name] = file
+            shards += of_file
     if not shards:
         raise ConfigError(f"no rows in {', '.join(data_paths)}")
     return shards
@@ -138,7 +148,7 @@ def _file_shards(
     if kind == "parquet":
         try:
             schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise ConfigError(f"{file}: not a readable Parquet file: {error}") from error
         parquet_source.find_columns(schema, file)
         return [Shard(name=stem, data_format=kind, source=source(0, rows))]
@@ -165,7 +175,9 @@ def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
     for uri in dict.fromkeys(shard.source.uri for shard in shards if shard.data_format == "parquet"):
         for field in parquet_source.carried_fields(Path(uri)):
             known, owner = fields.setdefault(field.name, (field, uri))
-            if known.type != field.type:
+            if pa.types.is_null(known.type):
+                fields[field.name] = (field, uri)
+            elif known.type != field.type and not pa.types.is_null(field.type):
                 raise ConfigError(
                     f"column {field.name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
                     "or run cal-precompute on each alone"
@@ -177,9 +189,9 @@ def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
     """The first `limit` rows of the plan; the last shard is cut and its name says so."""
     kept: list[Shard] = []
     for shard in shards:
-        take = min(limit, shard.source.num_rows)
-        if take <= 0:
+        if limit == 0:
             break
+        take = min(limit, shard.source.num_rows)
         limit -= take
         if take < shard.source.num_rows:
             start = shard.source.row_start

@@ -56,7 +56,8 @@ class LocalStore:
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
         """A path to write a shard to; whatever is still there on leaving is removed."""
-        partial = self.internal / "staging" / f"{name.replace('/', '__')}.{self.run_id}.{uuid.uuid4().hex}"
+        # The end of the name is for the reader's eye: with all of a deep path the file name could be too long.
+        partial = self.internal / "staging" / f"{name.replace('/', '__')[-40:]}.{self.run_id}.{uuid.uuid4().hex}"
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import AspectRatio, Encoder, Truncation
-from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import LocalStore
 from cal_pipeline.templates import Template
@@ -56,6 +57,7 @@ class WorkerSettings:
     model_name_or_path: str
     dtype: Dtype
     trust_remote_code: bool
+    device: str
     num_devices: int
     encoder: EncoderSettings
     spec: MeasurementSpec
@@ -78,13 +80,21 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        directory = model_directory(settings.model_name_or_path, settings.spec.revision)
+        directory = model_directory(
+            settings.model_name_or_path, settings.spec.revision, trust_remote_code=settings.trust_remote_code
+        )
+        if (found := weights_digest(directory)) != settings.spec.weights_digest:
+            raise ConfigError(
+                f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {found}, "
+                f"driver {settings.spec.weights_digest}): name a --revision, or copy the same files to every node"
+            )
         self._encoder = settings.encoder.build(load_processor(directory, trust_remote_code=settings.trust_remote_code))
         check_same_encoding(settings.spec, self._encoder)
         self._model = load_reference(
             directory,
             dtype=settings.dtype,
             attn_implementation=settings.spec.attn_implementation,
+            device=settings.device,
             num_devices=settings.num_devices,
             trust_remote_code=settings.trust_remote_code,
         )
@@ -116,6 +126,9 @@ class Worker:
             return Outcome(kind="abort", message=f"{shard.name} does not fit the output's columns: {error}")
         except Exception as error:
             _log.exception("shard %s", shard.name)
+            if torch.cuda.is_available():
+                # A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises.
+                torch.cuda.synchronize()
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
             return Outcome(kind="retry", message=f"{type(error).__name__}: {error} ({where})")
@@ -125,8 +138,8 @@ class Worker:
 def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
     """ConfigError when this machine would encode differently from the one that planned the run."""
     for name, planned, here in (
-        ("label", spec.label, encoder.label_spec()),
-        ("input", spec.input, encoder.input_spec()),
+        ("label", spec.label, label_spec(encoder)),
+        ("input", spec.input, input_spec(encoder)),
     ):
         if planned != here:
             raise ConfigError(

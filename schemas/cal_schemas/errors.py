@@ -37,6 +37,8 @@ class SampleError(CalError):
     """This one example is unusable: its row keeps its place, with `status` and the message as `error`."""
 
     status: ClassVar[str] = "encode_error"
+    num_tokens: int | None = None
+    """Length of the encoding, where it got so far."""
 
 
 class ImageError(SampleError):

@@ -1,0 +1,46 @@
+"""What a run asks of Ray and what comes back, in types that need no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cal_pipeline.annotate import ShardReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What to ask of Ray."""
+
+    num_workers: int
+    gpus_per_worker: float
+    cpus_per_worker: float
+    address: str | None
+    max_tries: int
+    shard_timeout_s: float
+    idle_timeout_s: float
+
+
+class Listener(Protocol):
+    """Hears of the run's progress; called from the driver's loop, at least every half second."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def finished(self, report: ShardReport) -> None:
+        """A shard is done."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunOutcome:
+    """How the run ended, shard by shard."""
+
+    reports: list[ShardReport] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Shard name -> why its last try failed."""
+    aborted: str | None = None
+    """Why the run stopped before its end, and what to do; finished shards are intact."""
+    retries: int = 0
+    first_worker_at: float | None = None
+    """time.monotonic() when the first worker had its model loaded and checked."""
+    workers: list[str] = field(default_factory=list)

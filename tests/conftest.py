@@ -1,0 +1,55 @@
+"""Session-wide tiny models; everything else is made in the test that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cal_pipeline.encode import Encoder
+from cal_pipeline.loading import load_processor, load_reference
+from tiny_models import FAMILIES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """A tiny reference of one model family, loaded as the pipeline loads it."""
+
+    name: str
+    directory: Path
+    model: Any
+    encoder: Encoder
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """Builds a family once per session, on first use."""
+    built: dict[str, Family] = {}
+
+    def get(name: str) -> Family:
+        if name not in built:
+            directory = tmp_path_factory.mktemp("models") / name
+            FAMILIES[name](directory)
+            model = load_reference(directory, dtype="float32")
+            built[name] = Family(
+                name=name, directory=directory, model=model, encoder=Encoder(load_processor(directory))
+            )
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def llava(family: Callable[[str], Family]) -> Family:
+    """The tiny LLaVA that most tests use."""
+    return family("llava")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # Two workers of pytest-xdist on two cores; and sums do not depend on the number of cores.
+    torch.set_num_threads(1)

@@ -1,0 +1,246 @@
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cal_pipeline import annotate
+from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.loading import load_reference
+from cal_pipeline.shards import Shard, carried_fields, plan_shards
+from cal_pipeline.store import LocalStore
+from cal_schemas.annotated import annotated_schema
+from cal_schemas.errors import ShardError
+from conftest import Family
+from examples_of import measurement_spec
+from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, llava_rows, write_llava_json, write_parquet
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """annotate_shard with everything but what the test is about filled in."""
+
+    found: Family
+    output: Path
+
+    def __call__(
+        self, shard: Shard, *, model: Any = None, redo: frozenset[str] = frozenset(), **options: Any
+    ) -> tuple[list[dict[str, Any]], ShardReport]:
+        carry = options.pop("carry", "paths")
+        store_logits = options.get("store_logits", False)
+        schema = annotated_schema(carry=carry, store_logits=store_logits, carried=carried_fields([shard]))
+        values = {"tokens_per_batch": 256, "max_image_pixels": MAX_IMAGE_PIXELS, "schema": schema, "carry": carry}
+        store = LocalStore(output_dir=self.output)
+        store.prepare()
+        report = annotate_shard(
+            shard, encoder=self.found.encoder, model=model or self.found.model, spec=measurement_spec(), store=store,
+            options=AnnotateOptions(**{**values, **options}), redo=redo,
+        )  # fmt: skip
+        assert list((self.output / ".cal" / "staging").iterdir()) == []
+        return pq.read_table(store.path(shard.name)).to_pylist(), report
+
+
+@pytest.fixture
+def run(llava: Family, tmp_path: Path) -> Run:
+    return Run(llava, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Shard:
+    data, images = write_llava_json(tmp_path_factory.mktemp("data"))
+    return plan_shards([str(data)], [str(images)])[0]
+
+
+def test_every_row_keeps_its_place_and_bad_ones_say_why(run: Run, shard: Shard) -> None:
+    rows, report = run(shard)
+    source = json.loads(Path(shard.source.uri).read_text())
+    assert [row["sample_id"] for row in rows] == [str(row["id"]) for row in source]
+    for number, row in enumerate(rows):
+        status, reason = BAD_ROWS.get(number, ("ok", None))
+        assert row["status"] == status, (number, row["error"])
+        assert (row["error"] is None) if reason is None else (reason in row["error"])
+        assert (len(row["label_ids"]) > 0) == (status == "ok")
+        assert len(row["label_ids"]) == len(row["label_positions"]) == len(row["delta_logits"])
+        assert None not in row["delta_logits"]
+    assert report.rows == len(rows)
+    assert report.statuses == {"ok": 32, "image_error": 5, "no_supervised_tokens": 1, "encode_error": 2}
+    assert report.label_tokens == sum(len(row["label_ids"]) for row in rows)
+    assert report.committed
+
+
+def test_label_ids_and_positions_decode_to_the_assistant_s_words(run: Run, shard: Shard) -> None:
+    rows, _ = run(shard)
+    tokenizer = run.found.encoder.processor.tokenizer
+    assert tokenizer.decode(rows[0]["label_ids"]) == " A red cat sits on the table. </s> On the left.</s>"
+    assert rows[0]["label_positions"] == sorted(set(rows[0]["label_positions"]))
+    assert rows[0]["num_tokens"] > max(rows[0]["label_positions"])
+
+
+def test_text_only_rows_have_delta_zero_and_cost_no_pass(run: Run, tmp_path: Path) -> None:
+    rows = [row for row in llava_rows(tmp_path / "i", 30) if "image" not in row]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a pass was run")
+
+    found, report = run(plan_shards([str(tmp_path / "d.jsonl")])[0], model=never)
+    assert {delta for row in found for delta in row["delta_logits"]} == {0.0}
+    assert report.statuses == {"ok": 2}
+    assert report.image_label_tokens == 0
+
+
+def test_deltas_do_not_depend_on_threads_or_batch_size(run: Run, shard: Shard, tmp_path: Path) -> None:
+    rows, _ = run(shard)
+    other, _ = replace(run, output=tmp_path / "b")(shard, encode_threads=1)
+    assert other == rows
+    small, _ = replace(run, output=tmp_path / "c")(shard, tokens_per_batch=1)
+    for one, two in zip(rows, small, strict=True):
+        np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
+
+
+def test_windows_do_not_change_the_result(
+    run: Run, shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _ = run(shard)
+    monkeypatch.setattr(annotate, "_WINDOW_ROWS", 3)
+    small, _ = replace(run, output=tmp_path / "b")(shard)
+    assert [row["status"] for row in small] == [row["status"] for row in rows]
+    for one, two in zip(rows, small, strict=True):
+        np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
+
+
+def test_stored_logits_subtract_to_the_delta(run: Run, shard: Shard) -> None:
+    rows, _ = run(shard, store_logits=True)
+    for row in rows:
+        with_image, without = (np.array(row[f"logits_{name}_image"], np.float32) for name in ("with", "without"))
+        np.testing.assert_array_equal(with_image - without, np.array(row["delta_logits"], np.float32))
+    text_only = rows[23]
+    assert text_only["logits_with_image"] == text_only["logits_without_image"] != [0.0] * len(text_only["label_ids"])
+
+
+def test_carry_images_embeds_files_and_keeps_the_key_of_the_source(run: Run, shard: Shard, tmp_path: Path) -> None:
+    by_path, _ = run(shard)
+    embedded, _ = replace(run, output=tmp_path / "b")(shard, carry="images")
+    sidecar, _ = replace(run, output=tmp_path / "c")(shard, carry="none")
+    assert [row["sample_key"] for row in by_path] == [row["sample_key"] for row in embedded]
+    assert [row["sample_key"] for row in by_path] == [row["sample_key"] for row in sidecar]
+    folder = Path(str(shard.source.image_folder))
+    assert embedded[0]["images"] == [{"bytes": (folder / "0.png").read_bytes(), "path": "0.png"}]
+    assert by_path[0]["images"] == [{"bytes": None, "path": "0.png"}]
+    assert "images" not in sidecar[0]
+    assert [row["delta_logits"] for row in sidecar] == [row["delta_logits"] for row in by_path]
+
+
+def test_a_parquet_source_keeps_its_pictures_and_its_own_columns(run: Run, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "p.parquet")
+    rows, _ = run(plan_shards([str(source)])[0], carry="images")
+    before = pq.read_table(source).to_pylist()
+    assert [row["images"] for row in rows] == [row["images"] for row in before]
+    assert [row["messages"] for row in rows] == [row["messages"] for row in before]
+    assert [row["score"] for row in rows] == [row["score"] for row in before]
+    assert [row["sample_id"] for row in rows] == [row["id"] for row in before]
+
+
+def test_text_that_is_no_utf8_is_measured_and_said(run: Run, tmp_path: Path) -> None:
+    row = {"id": "x", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "bad \ud800 one"}]}
+    (tmp_path / "d.json").write_text(json.dumps([row]))
+    rows, report = run(plan_shards([str(tmp_path / "d.json")])[0])
+    assert rows[0]["status"] == "ok"
+    assert rows[0]["messages"][1]["content"] == "bad \ufffd one"
+    assert "U+FFFD in: turn 1" in rows[0]["error"]
+    assert report.replaced_characters == 1
+
+
+def test_non_finite_logits_make_that_row_non_finite_and_no_other(run: Run, tmp_path: Path) -> None:
+    rows = llava_rows(tmp_path / "i", 4)
+    rows[2]["conversations"][1]["value"] = "A red dog."
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    model = load_reference(run.found.directory, dtype="float32")
+    dog = run.found.encoder.processor.tokenizer(" dog", add_special_tokens=False)["input_ids"]
+    cat = run.found.encoder.processor.tokenizer(" cat sits on the table.", add_special_tokens=False)["input_ids"]
+    poisoned = next(token for token in dog if token not in cat)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poisoned] = torch.inf
+    found, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0], model=model)
+    assert [row["status"] for row in found] == ["ok", "ok", "non_finite", "ok"]
+    assert "supervised tokens have non-finite logits" in found[2]["error"]
+    assert report.statuses == {"ok": 3, "non_finite": 1}
+
+
+class SmallMemory(torch.nn.Module):
+    """The tiny LLaVA on a device where a pass over more than `limit` padded tokens does not fit."""
+
+    def __init__(self, model: Any, limit: int) -> None:
+        super().__init__()
+        self.inner, self.limit, self.refused = model, limit, 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, **inputs: Any) -> Any:
+        if inputs["input_ids"].numel() > self.limit:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return self.inner(**inputs)
+
+
+def test_out_of_memory_halves_the_batch_and_a_sample_that_never_fits_is_a_row(run: Run, tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path, 12)
+    shard = plan_shards([str(data)], [str(images)])[0]
+    rows, _ = run(shard, tokens_per_batch=4096)
+    longest = max(row["num_tokens"] for row in rows)
+    model = SmallMemory(run.found.model, limit=longest - 1)
+    small, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4096)
+    assert model.refused > 1
+    for one, two in zip(rows, small, strict=True):
+        if one["num_tokens"] == longest:
+            assert two["status"] == "out_of_memory"
+            assert f"{longest} tokens do not fit" in two["error"]
+        else:
+            np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
+    assert report.statuses["ok"] == sum(row["num_tokens"] < longest for row in rows)
+
+
+def test_redo_measures_the_named_statuses_again_and_keeps_the_rest(run: Run, tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path)
+    shard = plan_shards([str(data)], [str(images)])[0]
+    rows, _ = run(shard)
+    (images / "missing.png").write_bytes((images / "0.png").read_bytes())
+    redone, report = run(shard, redo=frozenset({"image_error"}))
+    assert report.kept_rows == 35
+    assert redone[5]["status"] == "ok"
+    assert len(redone[5]["delta_logits"]) > 0
+    assert [row for n, row in enumerate(redone) if n != 5] == [row for n, row in enumerate(rows) if n != 5]
+
+
+def test_first_writer_wins(run: Run, shard: Shard) -> None:
+    run(shard)
+    before = (run.output / f"{shard.name}.parquet").read_bytes()
+    _, report = run(shard, tokens_per_batch=512)
+    assert not report.committed
+    assert (run.output / f"{shard.name}.parquet").read_bytes() == before
+
+
+def test_a_source_that_fails_half_way_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path)
+    shard = plan_shards([str(data)], [str(images)])[0]
+    cut = replace(shard, byte_stop=shard.byte_stop + 100)
+    with pytest.raises(ShardError, match="changed after planning"):
+        run(cut)
+    assert list(run.output.glob("*.parquet")) == []
+    assert list((run.output / ".cal" / "staging").iterdir()) == []
+
+
+def test_report_counts_floor_and_ceiling_over_rows_with_images(run: Run, shard: Shard) -> None:
+    rows, report = run(shard)
+    deltas = [d for row in rows if row["status"] == "ok" and row["images"] for d in row["delta_logits"]]
+    assert report.image_label_tokens == len(deltas)
+    assert report.at_most_alpha == sum(delta <= 1 for delta in deltas)
+    assert report.below_beta == sum(delta < 5 for delta in deltas)

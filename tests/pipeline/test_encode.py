@@ -1,0 +1,223 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
+from cal_schemas.sample import Turn
+from conftest import Family
+from examples_of import conversation
+from tiny_models import FAMILIES, sample_image
+
+PICTURE = sample_image(1, (60, 40))
+END = {
+    "llava": "</s>",
+    "llava_next": "</s>",
+    "gemma3": "<end_of_turn>",
+    "paligemma": "<eos>",
+    "idefics3": "<end_of_utterance>",
+}
+BOS = {"llava": "<s>", "llava_next": "<s>", "gemma3": "<bos>", "paligemma": "<bos>", "idefics3": "<|im_start|>"}
+
+
+def decoded(encoder: Encoder, encoded: EncodedSample, chosen: torch.Tensor) -> str:
+    return str(encoder.processor.tokenizer.decode(encoded.sequence_inputs["input_ids"][chosen]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_labels_are_the_words_and_the_end_token_of_every_turn(family: Callable[[str], Family], name: str) -> None:
+    encoder = family(name).encoder
+    turns = ["<image>\nWhat is this?", "A red cat on the table."]
+    expected = "A red cat on the table." + END[name]
+    if name != "paligemma":  # takes one question and one answer
+        turns += ["And where?", "Here, I think."]
+        expected = f"{expected} Here, I think.{END[name]}"
+    encoded = encoder(conversation(*turns), [PICTURE])
+    labels = encoded.labels
+    found = decoded(encoder, encoded, labels != IGNORE_INDEX).strip()
+    assert found.replace(f"{END[name]} ", END[name]) == expected.replace(f"{END[name]} ", END[name])
+    ids = encoded.sequence_inputs["input_ids"]
+    assert torch.equal(labels[labels != IGNORE_INDEX], ids[labels != IGNORE_INDEX])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_image_mask_covers_every_inserted_token_and_no_word(family: Callable[[str], Family], name: str) -> None:
+    encoder = family(name).encoder
+    encoded = encoder(conversation("<image>\nWhat is this?", "A red cat."), [PICTURE])
+    ids = encoded.sequence_inputs["input_ids"]
+    placeholder = family(name).model.config.image_token_id
+    assert bool(encoded.image_mask[ids == placeholder].all())
+    rest = decoded(encoder, encoded, ~encoded.image_mask)
+    for marker in ("<image>", "<row_", "<global-img>", "<fake_token", "<start_of_image>", "<end_of_image>"):
+        assert marker not in rest
+    assert "What is this?" in rest
+    assert "A red cat." in rest
+
+
+def test_row_and_column_markers_count_as_image(family: Callable[[str], Family]) -> None:
+    encoder = family("idefics3").encoder
+    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
+    inserted = decoded(encoder, encoded, encoded.image_mask)
+    assert "<row_1_col_1>" in inserted
+    assert "<global-img>" in inserted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bos_is_there_exactly_once(family: Callable[[str], Family], name: str) -> None:
+    encoder = family(name).encoder
+    for images in ([PICTURE], []):
+        encoded = encoder(conversation("<image>" * len(images) + "What?", "A cat."), images)
+        text = decoded(encoder, encoded, ~encoded.image_mask)
+        assert text.count(BOS[name]) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_images_and_text_only_rows_encode(family: Callable[[str], Family], name: str) -> None:
+    encoder = family(name).encoder
+    one = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
+    two = encoder(conversation("<image>\n<image>\nWhat?", "A cat."), [PICTURE, sample_image(2, (60, 40))])
+    none = encoder(conversation("What?", "A cat."), [])
+    assert int(two.image_mask.sum()) >= 2 * int(one.image_mask.sum()) - 4
+    assert not bool(none.image_mask.any())
+    assert not none.image_inputs
+    assert decoded(encoder, none, none.labels != IGNORE_INDEX) == decoded(encoder, one, one.labels != IGNORE_INDEX)
+
+
+def test_batch_led_inputs_are_found_by_probing(family: Callable[[str], Family]) -> None:
+    assert family("idefics3").encoder.batch_led_inputs == {"pixel_values", "pixel_attention_mask"}
+    assert family("llava_next").encoder.batch_led_inputs == frozenset()
+
+
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
+def test_built_in_templates_work_with_any_processor(llava: Family, template: str) -> None:
+    encoder = Encoder(llava.encoder.processor, template=template)  # type: ignore[arg-type]
+    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
+    end = {"plain": "\n", "vicuna_v1": "</s>"}[template]
+    assert decoded(encoder, encoded, encoded.labels != IGNORE_INDEX).strip(" ") == f"A cat.{end}"
+    assert int((encoded.sequence_inputs["input_ids"] == llava.encoder.processor.tokenizer.bos_token_id).sum()) == 1
+
+
+def test_a_supervised_token_may_directly_follow_the_image(llava: Family) -> None:
+    encoded = Encoder(llava.encoder.processor, template="plain")(conversation("<image>", "A cat."), [PICTURE])
+    first = int((encoded.labels != IGNORE_INDEX).nonzero()[0])
+    assert bool(encoded.image_mask[first - 1])
+
+
+@pytest.mark.parametrize(
+    ("turns", "images", "message"),
+    [
+        (("<image><image>?", "A cat."), 1, "2 <image> marks for 1 images"),
+        (("What?", "A cat."), 1, "0 <image> marks for 1 images"),
+    ],
+)
+def test_marks_must_equal_images(llava: Family, turns: tuple[str, ...], images: int, message: str) -> None:
+    with pytest.raises(SampleError, match=message) as error:
+        llava.encoder(conversation(*turns), [PICTURE] * images)
+    assert error.value.status == "encode_error"
+
+
+@pytest.mark.parametrize("turns", [("What?",), ("What?", "   ")])
+def test_a_conversation_without_assistant_words_has_no_supervised_tokens(llava: Family, turns: tuple[str, ...]) -> None:
+    with pytest.raises(NoSupervisedTokensError):
+        llava.encoder(conversation(*turns), [])
+
+
+def test_a_processor_s_own_image_token_in_the_words_is_an_encode_error(family: Callable[[str], Family]) -> None:
+    encoder = family("gemma3").encoder
+    words = encoder.processor.image_token
+    with pytest.raises(SampleError, match="Gemma3Processor") as error:
+        encoder(conversation("<image>\nWhat?", f"A {words} cat."), [PICTURE])
+    assert error.value.status == "encode_error"
+
+
+def test_a_row_that_could_not_be_parsed_says_why(llava: Family) -> None:
+    with pytest.raises(SampleError, match="malformed JSON line"):
+        llava.encoder(conversation(messages=None, problem="malformed JSON line"), [])
+
+
+def test_truncation_drop_refuses_and_tail_cuts_the_end(llava: Family) -> None:
+    sample = conversation("<image>\nWhat?", "A cat on the table, I think, and a dog.")
+    whole = llava.encoder(sample, [PICTURE])
+    limit = whole.num_tokens - 3
+    processor = llava.encoder.processor
+    with pytest.raises(TooLongError, match=f"{whole.num_tokens} tokens, --max_length {limit}"):
+        Encoder(processor, max_length=limit)(sample, [PICTURE])
+    cut = Encoder(processor, max_length=limit, truncation="tail")(sample, [PICTURE])
+    assert cut.truncated
+    assert torch.equal(cut.labels, whole.labels[:limit])
+    assert all(len(value) == limit for value in cut.sequence_inputs.values())
+
+
+@pytest.mark.parametrize("keep", ["half the image", "the question"])
+def test_tail_never_cuts_an_image_nor_all_labels(llava: Family, keep: str) -> None:
+    sample = conversation("<image>\nWhat?", "A cat.")
+    whole = llava.encoder(sample, [PICTURE])
+    image = whole.image_mask.nonzero()[:, 0]
+    first_label = int((whole.labels != IGNORE_INDEX).nonzero()[0])
+    limit = int(image[len(image) // 2]) if keep == "half the image" else first_label
+    with pytest.raises(TooLongError, match="image" if keep == "half the image" else "no supervised token"):
+        Encoder(llava.encoder.processor, max_length=limit, truncation="tail")(sample, [PICTURE])
+
+
+def test_pad_to_square_centres_the_picture_on_the_mean_colour() -> None:
+    picture = Image.new("RGB", (4, 2), (9, 9, 9))
+    padded = pad_to_square(picture, [0.5, 0.25, 1.0])
+    assert padded.size == (4, 4)
+    assert [padded.getpixel((0, y)) for y in range(4)] == [(127, 63, 255), (9, 9, 9), (9, 9, 9), (127, 63, 255)]
+
+
+def test_aspect_ratio_modes_give_other_pixels_and_the_same_tokens(llava: Family) -> None:
+    sample = conversation("<image>\nWhat?", "A cat.")
+    modes: tuple[Any, ...] = ("square", "pad")
+    encoded = [Encoder(llava.encoder.processor, image_aspect_ratio=mode)(sample, [PICTURE]) for mode in modes]
+    assert torch.equal(encoded[0].labels, encoded[1].labels)
+    assert not torch.equal(encoded[0].image_inputs["pixel_values"], encoded[1].image_inputs["pixel_values"])
+
+
+def test_square_is_refused_where_the_processor_does_not_crop(family: Callable[[str], Family]) -> None:
+    with pytest.raises(ConfigError, match="use native or pad"):
+        Encoder(family("idefics3").encoder.processor, image_aspect_ratio="square")
+
+
+def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
+    processor = llava.encoder.processor
+    other = Encoder(processor, template="vicuna_v1", max_length=100)
+    assert label_spec(llava.encoder) == label_spec(Encoder(processor, max_length=100))
+    assert label_spec(llava.encoder).tokenizer_digest == label_spec(other).tokenizer_digest
+    assert label_spec(llava.encoder) != label_spec(other)
+    assert input_spec(llava.encoder) != input_spec(other)
+    assert input_spec(llava.encoder).image_processor_backend == "pil"
+
+
+def test_a_slow_tokenizer_is_refused(llava: Family) -> None:
+    class Slow:
+        is_fast = False
+
+    class Processor:
+        image_token = "<image>"
+        image_processor = None
+        tokenizer = Slow()
+
+    with pytest.raises(ConfigError, match="Slow gives no character offsets"):
+        Encoder(Processor())
+
+
+def test_paligemma_takes_one_question_and_one_answer(family: Callable[[str], Family]) -> None:
+    with pytest.raises(SampleError, match="one question and one answer"):
+        family("paligemma").encoder(conversation("<image>?", "A.", "?", "B."), [PICTURE])
+
+
+def test_a_system_turn_that_the_template_refuses_is_an_encode_error(family: Callable[[str], Family]) -> None:
+    sample = conversation(
+        messages=(
+            Turn(role="system", content="x"),
+            Turn(role="user", content="?"),
+            Turn(role="assistant", content="A."),
+        )
+    )
+    with pytest.raises(SampleError, match="the chat template fails"):
+        family("gemma3").encoder(sample, [])

@@ -1,0 +1,204 @@
+import io
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS, decode_image, read_image_file
+from cal_schemas.errors import ImageError
+from cal_schemas.sample import ImageRef
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    target = io.BytesIO()
+    image.save(target, file_format, **options)
+    return target.getvalue()
+
+
+def red(mode: str = "RGB") -> Image.Image:
+    return Image.new("RGB", (3, 2), (255, 0, 0)).convert(mode)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images/sub").mkdir(parents=True)
+    (tmp_path / "images/sub/a.png").write_bytes(b"inside")
+    (tmp_path / "secret.png").write_bytes(b"outside")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = decode_image(encoded(red(mode), "TIFF" if mode in ("CMYK", "YCbCr") else "PNG") if mode != "PA" else
+                         encoded(red("RGBA").quantize(4)))  # fmt: skip
+    assert (image.mode, image.size) == ("RGB", (3, 2))
+    assert np.abs(np.asarray(image, int) - [255, 0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize(("mode", "value", "grey"), [("L", 77, 77), ("LA", (77, 0), 77), ("1", 1, 255)])
+def test_grey_pictures_become_rgb_and_alpha_is_left_out(mode: str, value: int, grey: int) -> None:
+    image = decode_image(encoded(Image.new(mode, (1, 1), value)))
+    assert image.getpixel((0, 0)) == (grey, grey, grey)
+
+
+def test_jpeg_is_read_and_exif_rotation_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # "rotate by 90 degrees"
+    assert decode_image(encoded(red(), "JPEG", exif=exif)).size == (3, 2)
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    image = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_truncated_picture_is_an_image_error(file_format: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    data = encoded(noise, file_format)
+    for keep in (len(data) // 2, 10):
+        with pytest.raises(ImageError, match=rf"image of {keep} bytes cannot be decoded: "):
+            decode_image(data[:keep])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"<html>404</html>", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_an_image_error(data: bytes) -> None:
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(data)
+
+
+@given(st.binary(max_size=60), st.integers(0, 70), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]))
+@settings(deadline=None)
+def test_whatever_the_bytes_the_answer_is_rgb_or_an_image_error(junk: bytes, at: int, file_format: str) -> None:
+    data = encoded(red(), file_format)
+    try:
+        assert decode_image(data[:at] + junk + data[at + len(junk) :]).mode == "RGB"
+    except ImageError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+
+
+def test_a_picture_of_just_the_limit_is_read_and_one_over_it_is_refused_with_both_sizes() -> None:
+    assert decode_image(encoded(red()), max_image_pixels=6).size == (3, 2)
+    with pytest.raises(ImageError, match="image of 3 x 2 pixels exceeds --max_image_pixels 5"):
+        decode_image(encoded(red()), max_image_pixels=5)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    with pytest.raises(ImageError, match="3600000000 pixels"):
+        decode_image(png_header(60_000, 60_000))
+    with pytest.raises(ImageError, match="image of 12000 x 12000 pixels exceeds --max_image_pixels 100000000"):
+        decode_image(png_header(12_000, 12_000))
+
+
+def test_pillows_own_limit_is_the_one_the_config_knows() -> None:
+    side = int(PILLOW_MAX_PIXELS**0.5)
+    assert DEFAULT_MAX_IMAGE_PIXELS < PILLOW_MAX_PIXELS
+    with pytest.raises(ImageError, match="exceeds --max_image_pixels 1"):
+        decode_image(png_header(side, side), max_image_pixels=1)
+    with pytest.raises(ImageError, match="DecompressionBombError"):
+        decode_image(png_header(side + 1, side + 1), max_image_pixels=1)
+
+
+def test_embedded_bytes_are_taken_as_they_are_even_beside_a_path(folder: Path) -> None:
+    assert read_image_file(ImageRef(data=b"x", path="../secret.png"), folder) == b"x"
+    assert read_image_file(ImageRef(data=b"x"), None) == b"x"
+
+
+@pytest.mark.parametrize("path", ["sub/a.png", "./sub//a.png", "sub/../sub/a.png"])
+def test_a_path_inside_the_folder_is_read(folder: Path, path: str) -> None:
+    assert read_image_file(ImageRef(path=path), folder) == b"inside"
+
+
+def test_an_absolute_path_inside_the_folder_is_read(folder: Path) -> None:
+    assert read_image_file(ImageRef(path=str(folder / "sub/a.png")), folder) == b"inside"
+
+
+def test_a_relative_folder_and_one_behind_a_symlink_are_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "link").symlink_to(folder)
+    assert read_image_file(ImageRef(path="sub/a.png"), folder.parent / "link") == b"inside"
+    monkeypatch.chdir(folder.parent)
+    assert read_image_file(ImageRef(path="sub/a.png"), Path("images")) == b"inside"
+
+
+def test_a_symlink_inside_the_folder_is_followed_and_one_that_leaves_it_is_refused(folder: Path) -> None:
+    (folder / "inner.png").symlink_to("sub/a.png")
+    (folder / "outer.png").symlink_to("../secret.png")
+    (folder / "outer").symlink_to(folder.parent)
+    assert read_image_file(ImageRef(path="inner.png"), folder) == b"inside"
+    for path in ("outer.png", "outer/secret.png"):
+        with pytest.raises(ImageError, match=rf"image path '{path}' leaves the image folder"):
+            read_image_file(ImageRef(path=path), folder)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "..", "../images2/a.png"])
+def test_a_path_that_leaves_the_folder_is_refused(folder: Path, path: str) -> None:
+    (folder.parent / "images2").mkdir()
+    (folder.parent / "images2/a.png").write_bytes(b"sibling")
+    with pytest.raises(ImageError, match="leaves the image folder"):
+        read_image_file(ImageRef(path=path), folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("absent.png", "'absent.png' is not a file in"),
+        ("sub", "'sub' is not a file in"),
+        ("sub/a.png/b", "'sub/a.png/b' is not a file in"),
+        ("~/a.png", "'~/a.png' is not a file in"),
+        ("a\0b.png", r"'a\\x00b.png' cannot be read: .*null byte"),
+        ("x" * 5000, "cannot be read: .*too long"),
+        ("http://127.0.0.1/a.png", "'http://127.0.0.1/a.png' is a URL; nothing is fetched"),
+        ("file:///etc/passwd", "is a URL; nothing is fetched"),
+        ("", "has neither bytes nor a path"),
+        (None, "has neither bytes nor a path"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_an_image_error_naming_it(folder: Path, path: str | None, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        read_image_file(ImageRef(path=path), folder)
+
+
+def test_a_path_without_an_image_folder_is_an_image_error() -> None:
+    with pytest.raises(ImageError, match="'a.png' is a path and no --image_folder is given"):
+        read_image_file(ImageRef(path="a.png"), None)
+
+
+def test_a_symlink_loop_is_an_image_error(folder: Path) -> None:
+    (folder / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ImageError, match="loop.png"):
+        read_image_file(ImageRef(path="loop.png"), folder)
+
+
+def test_a_named_pipe_is_refused_and_nobody_waits_for_it(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            read_image_file(ImageRef(path="pipe.png"), folder)
+        except ImageError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "'pipe.png' is not a file" in str(caught[0])

@@ -1,0 +1,150 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from cal_pipeline.encode import Encoder
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.loading import check_architecture, load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.worker import check_same_encoding, self_check
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from conftest import Family
+
+
+@pytest.fixture
+def copied(llava: Family, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llava.directory, tmp_path / "model"))
+
+
+def spec_for(found: Family, condition: str = "drop") -> MeasurementSpec:
+    return MeasurementSpec(
+        label=label_spec(found.encoder), input=input_spec(found.encoder), contrast=ContrastSpec(condition=condition),  # type: ignore[arg-type]
+        dtype="float32", attn_implementation="sdpa", model_id=found.name, revision=None, weights_digest="w",
+        reference_saw_data="no",
+    )  # fmt: skip
+
+
+def test_digest_is_stable_and_changes_with_one_weight(copied: Path) -> None:
+    before = weights_digest(copied)
+    assert weights_digest(copied) == before
+    weights = load_file(copied / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] += 1
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    assert weights_digest(copied) != before
+
+
+def test_a_model_of_pickles_is_refused(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    (copied / "pytorch_model.bin").write_bytes(b"evil")
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin, which may run code"):
+        weights_digest(copied)
+    with pytest.raises(ConfigError, match="cannot load the model"):
+        load_reference(copied, dtype="float32")
+
+
+def test_a_file_that_is_no_safetensors_is_refused_by_name(copied: Path) -> None:
+    (copied / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no safetensors file"):
+        weights_digest(copied)
+
+
+def test_a_model_that_is_not_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="no such directory, and the hub did not give it"):
+        model_directory("no/such-model")
+
+
+def test_a_text_model_is_refused(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="'llama' model, which is not an image-text-to-text model"):
+        check_architecture(tmp_path)
+
+
+def test_a_vision_tower_alone_is_refused(tmp_path: Path) -> None:
+    config = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    CLIPVisionModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="not an image-text-to-text model"):
+        check_architecture(tmp_path)
+
+
+def test_missing_weights_are_refused_because_they_would_be_random(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    gone = next(name for name in sorted(weights) if "multi_modal_projector" in name)
+    del weights[gone]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="they would be random"):
+        load_reference(copied, dtype="float32")
+
+
+def test_a_directory_without_a_processor_is_refused(copied: Path) -> None:
+    for file in copied.glob("*processor*"):
+        file.unlink()
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="cannot load the processor"):
+        load_processor(copied)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "gemma3", "paligemma", "idefics3"])
+@pytest.mark.parametrize("condition", ["drop", "mask"])
+def test_self_check_passes_on_every_family(family: Callable[[str], Family], name: str, condition: str) -> None:
+    found = family(name)
+    self_check(found.model, found.encoder, spec_for(found, condition))
+
+
+def test_self_check_passes_in_bfloat16(llava: Family) -> None:
+    model = load_reference(llava.directory, dtype="bfloat16")
+    self_check(model, llava.encoder, spec_for(llava))
+
+
+def test_self_check_names_the_model_and_contrast_mask_when_dropping_is_not_masking(copied: Path, llava: Family) -> None:
+    model = load_reference(copied, dtype="float32")
+    # A decoder that counts positions itself, as an absolute-position model without position_ids would.
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def ignores_positions(*args: object, position_ids: object = None, **kwargs: object) -> object:
+        return forward(*args, **kwargs)
+
+    decoder.forward = ignores_positions
+    with pytest.raises(ConfigError, match=r"llava: without-image logits differ by .* use --contrast mask"):
+        self_check(model, llava.encoder, spec_for(llava))
+    self_check(model, llava.encoder, spec_for(llava, "mask"))
+
+
+def test_self_check_notices_a_head_that_is_not_what_it_seems(copied: Path, llava: Family) -> None:
+    model = load_reference(copied, dtype="float32")
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, out: out + out.shape[-1])
+    with pytest.raises(ConfigError, match="label head and full logits"):
+        self_check(model, llava.encoder, spec_for(llava))
+
+
+def test_another_attention_than_asked_for_is_refused(copied: Path) -> None:
+    with pytest.raises(ConfigError, match="FlashAttention2"):
+        load_reference(copied, dtype="float32", attn_implementation="flash_attention_2")
+
+
+def test_a_worker_that_would_encode_otherwise_is_refused(llava: Family) -> None:
+    other = Encoder(llava.encoder.processor, max_length=77)
+    with pytest.raises(ConfigError, match="would make other inputs than the driver planned"):
+        check_same_encoding(spec_for(llava), other)
+
+
+def test_bfloat16_weights_stay_bfloat16_and_eval_mode(llava: Family) -> None:
+    model = load_reference(llava.directory, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+
+
+def test_config_without_weights_directory_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ConfigError, match="cannot load the config"):
+        check_architecture(tmp_path)

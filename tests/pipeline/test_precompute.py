@@ -1,0 +1,265 @@
+"""`cal-precompute` as a user runs it: real processes, real Ray, real files, a real SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline import cli
+from cal_pipeline.encoding_spec import label_spec
+from cal_schemas.annotated import open_annotated
+from conftest import Family
+from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
+
+PROGRAM = Path(sys.executable).parent / "cal-precompute"
+ROWS, ROWS_PER_SHARD = 60, 10
+pytestmark = pytest.mark.slow
+
+
+def command(found: Family, folder: Path, output: str, *flags: str) -> list[str]:
+    return [
+        str(PROGRAM), "--model_name_or_path", str(found.directory), "--dtype", "float32", "--data_path", "data.json",
+        "--image_folder", "images", "--output_dir", output, "--rows_per_shard", str(ROWS_PER_SHARD),
+        "--max_image_pixels", str(MAX_IMAGE_PIXELS), "--tokens_per_batch", "512", "--gpus_per_worker", "0", *flags,
+    ]  # fmt: skip
+
+
+def start(found: Family, folder: Path, output: str, *flags: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command(found, folder, output, *flags), cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def precompute(found: Family, folder: Path, output: str, *flags: str) -> tuple[int, str, str]:
+    process = start(found, folder, output, *flags)
+    out, err = process.communicate(timeout=240)
+    assert "Traceback" not in out + err, err
+    return process.returncode, out, err
+
+
+def shards(output: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.glob("*.parquet")}
+
+
+def table(output: Path) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted(output.glob("*.parquet"))], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_llava_json(folder, ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, llava: Family) -> tuple[Path, str, str]:
+    """One run with two workers, shared by the tests below: its output directory, stdout and stderr."""
+    code, out, err = precompute(llava, folder, "two", "--num_workers", "2")
+    assert code == 0, err
+    return folder / "two", out, err
+
+
+def test_rows_out_equal_rows_in_with_their_statuses(finished: tuple[Path, str, str], folder: Path) -> None:
+    frame = table(finished[0])
+    source = json.loads((folder / "data.json").read_text())
+    assert frame["sample_id"].tolist() == [str(row["id"]) for row in source]
+    expected = [BAD_ROWS.get(number, ("ok",))[0] for number in range(ROWS)]
+    assert frame["status"].tolist() == expected
+
+
+def test_table_report_and_files_say_what_happened(finished: tuple[Path, str, str]) -> None:
+    output, out, _ = finished
+    assert "image_error" in out
+    assert "6 shards with 60 rows" in out
+    report = json.loads(next((output / ".cal" / "reports").glob("*.json")).read_text())
+    assert report["statuses"]["ok"] == ROWS - len(BAD_ROWS)
+    assert len(report["workers"]) == 2
+    assert sorted(item["rows"] for item in report["shards"]) == [10] * 6
+    assert sorted(path.name for path in output.iterdir()) == [
+        ".cal", *[f"data-r{n:09d}-{n + 10:09d}.parquet" for n in range(0, 60, 10)],
+    ]  # fmt: skip
+    assert list((output / ".cal" / "staging").iterdir()) == []
+
+
+def test_metadata_tells_what_measured_it(finished: tuple[Path, str, str], llava: Family, folder: Path) -> None:
+    opened = open_annotated(finished[0])
+    assert opened.num_rows == ROWS
+    assert (opened.spec.model_id, opened.spec.dtype, opened.spec.contrast.condition) == ("llava", "float32", "drop")
+    assert opened.spec.label == label_spec(llava.encoder)
+    source = opened.metadata[1].source
+    assert (source.row_start, source.row_stop, source.num_rows) == (10, 20, 10)
+    assert source.size == (folder / "data.json").stat().st_size
+    assert opened.metadata[0].library_versions["torch"]
+
+
+def test_pandas_pyarrow_and_datasets_read_the_output(finished: tuple[Path, str, str], tmp_path: Path) -> None:
+    output = finished[0]
+    assert len(pd.read_parquet(output)) == ROWS
+    assert pyarrow.dataset.dataset(output, format="parquet").count_rows() == ROWS
+    loaded = datasets.load_dataset("parquet", data_dir=str(output), cache_dir=str(tmp_path))
+    assert loaded["train"].num_rows == ROWS
+
+
+def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], folder: Path, llava: Family) -> None:
+    code, _, err = precompute(llava, folder, "one", "--num_workers", "1")
+    assert code == 0, err
+    for name, (content, _) in shards(finished[0]).items():
+        one, two = pq.read_table(folder / "one" / name), pq.read_table(finished[0] / name)
+        assert one.equals(two), name
+        assert len(content) > 0
+
+
+def test_running_again_does_nothing_and_touches_nothing(
+    finished: tuple[Path, str, str], folder: Path, llava: Family
+) -> None:
+    before = shards(finished[0])
+    code, out, _ = precompute(llava, folder, "two", "--num_workers", "2")
+    assert (code, shards(finished[0])) == (0, before)
+    assert "nothing to do: all 6 shards in two are done" in out
+
+
+def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finished: tuple[Path, str, str]) -> None:
+    output = folder / "killed"
+    # One row per shard: many commits, so that the kill lands between two of them.
+    flags = ("--num_workers", "2", "--rows_per_shard", "1", "--limit", "20")
+    process = start(llava, folder, "killed", *flags)
+    deadline = time.monotonic() + 120
+    while len(list(output.glob("*.parquet"))) < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = shards(output)
+    assert 5 <= len(before) < 20
+    # Readers see a directory of whole shards, whatever was in flight.
+    assert len(pd.read_parquet(output)) == len(before) == open_annotated(output).num_rows
+    code, _, err = precompute(llava, folder, "killed", *flags)
+    assert code == 0, err
+    after = shards(output)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 20
+    one, other = table(output), table(finished[0])[:20]
+    assert one[["sample_id", "status"]].equals(other[["sample_id", "status"]])
+    for mine, theirs in zip(one["delta_logits"], other["delta_logits"], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_a_corrupt_shard_is_listed_after_three_tries_and_the_rest_is_done(tmp_path: Path, llava: Family) -> None:
+    for name in ("a", "b", "c"):
+        write_parquet(tmp_path / "data" / f"{name}.parquet")
+    broken = tmp_path / "data" / "b.parquet"
+    content = bytearray(broken.read_bytes())
+    content[4:2000] = b"\xff" * 1996
+    broken.write_bytes(content)
+    code, out, err = precompute(
+        llava, tmp_path, "out", "--data_path", "data", "--image_folder", str(tmp_path), "--carry", "images"
+    )
+    assert code == 1, err
+    assert "FAILED b: " in out
+    assert "b.parquet: corrupt Parquet file" in out.replace("\n", " ")
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.parquet")) == ["a", "c"]
+    assert err.count("shard b, try") == 2
+
+
+def test_pilot_prints_the_projection_for_the_whole(folder: Path, llava: Family) -> None:
+    code, out, err = precompute(llava, folder, "pilot", "--sample", "0.3", "--seed", "1")
+    assert code == 0, err
+    drawn = len(table(folder / "pilot"))
+    assert 8 <= drawn <= 30
+    assert f"pilot: {drawn} of {ROWS} rows; the whole would take about" in out
+
+
+def test_redo_status_measures_repaired_rows_again(tmp_path: Path, llava: Family) -> None:
+    _, images = write_llava_json(tmp_path, 20)
+    flags = ("--rows_per_shard", "20")
+    assert precompute(llava, tmp_path, "out", *flags)[0] == 0
+    (images / "missing.png").write_bytes((images / "0.png").read_bytes())
+    before = table(tmp_path / "out")
+    code, _, err = precompute(llava, tmp_path, "out", *flags, "--redo_status", "image_error")
+    assert code == 0, err
+    after = table(tmp_path / "out")
+    assert (before["status"][5], after["status"][5]) == ("image_error", "ok")
+    kept = [number for number in range(20) if number != 5]
+    pd.testing.assert_frame_equal(before.loc[kept], after.loc[kept])
+
+
+def refusal(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert cli.run(argv) == 2
+    err = capfd.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("cal-precompute: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture
+def argv(folder: Path, llava: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return command(llava, folder, "two")[1:]
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "wrong flag": (["--contrats", "drop"], "unknown flag --contrats; did you mean --contrast?"),
+    "wrong value": (["--dtype", "float12"], "invalid choice: 'float12'"),
+    "missing model": (["--model_name_or_path", "no/such-model"], "no/such-model: no such directory"),
+    "missing data": (["--data_path", "nope.json"], "--data_path nope.json: no file there"),
+    "missing folder": (["--image_folder", "nope"], "--image_folder nope: no such directory"),
+    "output is a file": (["--output_dir", "data.json"], "data.json cannot be written"),
+    "another measurement": (["--contrast", "mask"], "contrast.condition: 'drop' there, 'mask' now"),
+    "another split": (["--rows_per_shard", "7"], "is not part of this run's plan"),
+    "other columns": (["--store_logits"], "this run would write"),
+    "another carry": (["--carry", "images"], "was written with --carry paths, this run has images"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_one_clear_message_and_exit_2(
+    what: str, finished: tuple[Path, str, str], argv: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = REFUSED[what]
+    assert message in refusal(capfd, [*argv, *flags])
+
+
+def test_an_edited_source_is_refused_by_name(
+    finished: tuple[Path, str, str], argv: list[str], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = folder / "data.json"
+    before, content = data.stat(), data.read_text()
+    try:
+        data.write_text(content.replace("A red cat", "A RED cat", 1))
+        message = refusal(capfd, argv)
+    finally:
+        data.write_text(content)
+        os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "data.json has changed since data-r000000000-000000010.parquet was written (mtime_ns was" in message
+
+
+def test_dry_run_lists_done_and_pending_and_starts_nothing(
+    finished: tuple[Path, str, str], argv: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cli, "_execute", lambda job: pytest.fail("work was started"))
+    assert cli.run([*argv, "--dry_run"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("done  ") == 6
+    assert "6 shards done, 0 pending" in out
+    assert cli.run([*argv, "--output_dir", "fresh", "--dry_run"]) == 0
+    assert "0 shards done, 6 pending; this run would measure 6 shards with 60 rows" in capfd.readouterr().out
+    assert not Path("fresh").exists()

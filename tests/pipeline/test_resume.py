@@ -1,0 +1,232 @@
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from examples_of import measurement_spec, shard_metadata
+
+from cal_pipeline.redo import read_rows_to_keep, statuses
+from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
+from cal_pipeline.shards import Shard, limit_rows, plan_shards, read_samples, sample_rows
+from cal_pipeline.store import LocalStore
+from cal_schemas.annotated import AnnotatedRow, Carry, ShardWriter, annotated_schema
+from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.sample import Sample, sample_key
+from cal_schemas.spec import MeasurementSpec
+
+SPEC = measurement_spec()
+SCHEMA = annotated_schema(carry="paths")
+
+
+def source(path: Path, count: int = 5) -> Path:
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": number, "conversations": talk}) + "\n" for number in range(count)))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    found = LocalStore(output_dir=tmp_path / "out")
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> list[Shard]:
+    """Three shards of 2, 2 and 1 rows."""
+    return plan_shards([str(source(tmp_path / "a.jsonl"))], rows_per_shard=2)
+
+
+def measured(sample: Sample, **changed: Any) -> AnnotatedRow:
+    values = {
+        "sample": sample,
+        "sample_key": sample_key(sample),
+        "label_ids": np.array([7, 8], np.int32),
+        "label_positions": np.array([4, 5], np.int32),
+        "delta_logits": np.array([1.5, np.nan], np.float32),
+        "num_tokens": 6,
+    }
+    return AnnotatedRow(**{**values, **changed})
+
+
+def finish(
+    store: LocalStore, shards: Sequence[Shard], *, spec: MeasurementSpec = SPEC, schema: pa.Schema = SCHEMA,
+    carry: Carry = "paths", failed: dict[int, str] | None = None,
+) -> None:  # fmt: skip
+    """What cal-precompute leaves for these shards; `failed` gives the statuses of some rows."""
+    for shard in shards:
+        metadata = shard_metadata(spec=spec, source=shard.source, carry=carry)
+        with store.staging(shard.name) as partial:
+            with ShardWriter(partial, schema, metadata) as writer:
+                for number, sample in enumerate(read_samples(shard)):
+                    status = (failed or {}).get(number, "ok")
+                    row = AnnotatedRow(sample=sample, sample_key=sample_key(sample), status=status, error="why") if (
+                        status != "ok"
+                    ) else measured(sample)  # fmt: skip
+                    writer.write(row)
+            store.commit(partial, shard.name)
+
+
+def compare(store: LocalStore, plan: Sequence[Shard], **changed: Any) -> Progress:
+    values = {"spec": SPEC, "schema": SCHEMA, "carry": "paths", **changed}
+    return compare_with_output(plan, store=store, **values)
+
+
+def test_without_output_everything_is_pending(store: LocalStore, plan: list[Shard]) -> None:
+    assert compare(store, plan) == Progress(done=(), pending=tuple(plan))
+    absent = LocalStore(output_dir=store.output_dir / "absent")
+    assert compare(absent, plan) == Progress(done=(), pending=tuple(plan))
+
+
+def test_a_finished_shard_is_done_and_the_rest_is_pending_in_plan_order(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, [plan[1]])
+    assert compare(store, plan) == Progress(done=(plan[1],), pending=(plan[0], plan[2]))
+    finish(store, [plan[2], plan[0]])
+    assert compare(store, plan) == Progress(done=tuple(plan), pending=())
+
+
+def test_a_half_written_shard_in_staging_is_not_done(store: LocalStore, plan: list[Shard]) -> None:
+    (store.internal / "staging" / f"{plan[0].name}.parquet").write_bytes(b"half")
+    assert compare(store, plan).done == ()
+
+
+def test_another_measurement_is_refused_with_every_differing_field_and_both_values(
+    store: LocalStore, plan: list[Shard]
+) -> None:
+    finish(store, plan[:1])
+    with pytest.raises(ConfigError) as error:
+        compare(store, plan, spec=measurement_spec(dtype="bfloat16", weights_digest="z"))
+    assert str(error.value).startswith(
+        f"{store.path(plan[0].name)} holds another measurement (dtype: 'float32' there, 'bfloat16' now; "
+        "weights_digest: 'w' there, 'z' now); choose another --output_dir"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", 1), ("mtime_ns", 1), ("num_rows", 1), ("row_start", 1), ("row_stop", 1), ("sample_seed", 9)],
+)
+def test_a_changed_source_is_refused_with_both_values(
+    store: LocalStore, plan: list[Shard], field: str, value: int
+) -> None:
+    finish(store, plan[:1])
+    now = replace(plan[0], source=replace(plan[0].source, **{field: value}))
+    with pytest.raises(ConfigError) as error:
+        compare(store, [now])
+    assert str(error.value).startswith(
+        f"{plan[0].source.uri} has changed since {plan[0].name}.parquet was written "
+        f"({field} was {getattr(plan[0].source, field)}, is {value}): remove that shard to measure it again"
+    )
+
+
+def test_an_edited_and_a_touched_file_are_refused_on_resume(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1])
+    path = Path(plan[0].source.uri)
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(ConfigError, match=rf"mtime_ns was {stat.st_mtime_ns}, is {stat.st_mtime_ns + 1}"):
+        compare(store, plan_shards([str(path)], rows_per_shard=2))
+    source(path, count=6)
+    with pytest.raises(ConfigError, match=rf"size was {stat.st_size}, is {path.stat().st_size}"):
+        compare(store, plan_shards([str(path)], rows_per_shard=2))
+
+
+def test_the_same_data_under_another_path_is_done(store: LocalStore, plan: list[Shard], tmp_path: Path) -> None:
+    finish(store, plan)
+    (tmp_path / "moved").mkdir()
+    moved = Path(plan[0].source.uri).rename(tmp_path / "moved/a.jsonl")
+    assert compare(store, plan_shards([str(moved)], rows_per_shard=2)).pending == ()
+
+
+def test_a_shard_outside_the_plan_is_refused_with_its_rows(
+    store: LocalStore, plan: list[Shard], tmp_path: Path
+) -> None:
+    finish(store, plan)
+    path = str(tmp_path / "a.jsonl")
+    for other in (plan_shards([path], rows_per_shard=3), limit_rows(plan, 2)):
+        with pytest.raises(ConfigError, match=r"is not part of this run's plan \(rows [02]-[24] of .*a\.jsonl\)"):
+            compare(store, other)
+
+
+def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store: LocalStore, plan: list[Shard]) -> None:
+    half = sample_rows(plan, 0.5, seed=1)
+    finish(store, half[:1])
+    assert compare(store, half).done == (half[0],)
+    with pytest.raises(ConfigError, match="sample_fraction was 0.5, is 1.0; sample_seed was 1, is 0"):
+        compare(store, plan)
+    with pytest.raises(ConfigError, match="sample_seed was 1, is 2"):
+        compare(store, [replace(shard, source=replace(shard.source, sample_seed=2)) for shard in half])
+
+
+def test_other_columns_are_refused_with_both_lists(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1])
+    with pytest.raises(ConfigError) as error:
+        compare(store, plan, schema=annotated_schema(carry="paths", carried=[pa.field("score", pa.int8())]))
+    assert "has the columns sample_id: string, " in str(error.value)
+    assert "num_tokens: int32, this run would write sample_id: string, " in str(error.value)
+    assert "score: int8 (see --carry, --store_logits" in str(error.value)
+
+
+def test_another_carry_is_refused_with_both_values_even_with_the_same_columns(
+    store: LocalStore, plan: list[Shard]
+) -> None:
+    finish(store, plan[:1])
+    with pytest.raises(ConfigError, match="was written with --carry paths, this run has images; choose another"):
+        compare(store, plan, carry="images")
+
+
+@pytest.mark.parametrize("data", [b"", b"no parquet"])
+def test_a_foreign_file_in_the_output_is_refused_by_name(store: LocalStore, plan: list[Shard], data: bytes) -> None:
+    (store.output_dir / "mine.parquet").write_bytes(data)
+    with pytest.raises(FormatError, match=r"mine\.parquet: not a readable Parquet file"):
+        compare(store, plan)
+
+
+def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1])
+    finish(store, plan[1:2], failed={1: "image_error"})
+    finish(store, plan[2:], failed={0: "too_long"})
+    assert statuses(store.path(plan[1].name)) == {"ok", "image_error"}
+    assert shards_to_redo(plan, store, frozenset({"image_error"})) == (plan[1],)
+    assert shards_to_redo(plan, store, frozenset({"image_error", "too_long"})) == (plan[1], plan[2])
+    assert shards_to_redo(plan, store, frozenset({"non_finite"})) == ()
+
+
+@pytest.mark.parametrize("store_logits", [False, True])
+def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, store_logits: bool) -> None:
+    sample = Sample(sample_id="x", images=(), messages=None)
+    logits = {"logits_with_image": np.array([2.5, 1.0], np.float32), "logits_without_image": np.zeros(2, np.float32)}
+    written = [
+        measured(sample, error="a note", **(logits if store_logits else {})),
+        AnnotatedRow(sample=sample, sample_key="k1", status="image_error", error="gone"),
+        AnnotatedRow(sample=sample, sample_key="k2", status="too_long", error="long", num_tokens=9),
+    ]
+    schema = annotated_schema(carry="none", store_logits=store_logits)
+    with ShardWriter(tmp_path / "a.parquet", schema, shard_metadata(carry="none")) as writer:
+        for row in written:
+            writer.write(row)
+    kept = read_rows_to_keep(tmp_path / "a.parquet", frozenset({"image_error"}))
+    assert list(kept) == [0, 2]
+    for number, row in kept.items():
+        for field in ("sample_key", "status", "error", "num_tokens"):
+            assert getattr(row, field) == getattr(written[number], field)
+        for field in ("label_ids", "label_positions", "delta_logits", "logits_with_image", "logits_without_image"):
+            np.testing.assert_array_equal(getattr(row, field), getattr(written[number], field))
+            assert getattr(row, field).dtype == getattr(written[number], field).dtype
+
+
+def test_a_kept_row_written_again_gives_the_same_table(tmp_path: Path, store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1], failed={0: "image_error"})
+    path = store.path(plan[0].name)
+    (kept,) = read_rows_to_keep(path, frozenset({"image_error"})).values()
+    sample = list(read_samples(plan[0]))[1]
+    with ShardWriter(tmp_path / "again.parquet", SCHEMA, shard_metadata(carry="paths")) as writer:
+        writer.write(replace(kept, sample=sample))
+    assert pq.read_table(tmp_path / "again.parquet").equals(pq.read_table(path).slice(1))

@@ -1,0 +1,378 @@
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cal_pipeline.shards import (
+    Shard,
+    carried_fields,
+    find_sources,
+    limit_rows,
+    plan_shards,
+    read_samples,
+    sample_rows,
+)
+from cal_schemas.annotated import ShardSource
+from cal_schemas.errors import ConfigError, ShardError
+
+
+def rows(count: int, **more: Any) -> list[dict[str, Any]]:
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    return [{"id": number, "conversations": talk, **more} for number in range(count)]
+
+
+def write(path: Path, count: int = 3, **more: Any) -> Path:
+    """A source of `count` rows in the format of its name; the ids are the row numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"id": pa.array(range(count)), "text": ["t"] * count, **more}), path)
+        return path
+    values = rows(count, **more)
+    text = json.dumps(values) if ".jsonl" not in path.name else "".join(json.dumps(row) + "\n" for row in values)
+    path.write_bytes(zstandard.compress(text.encode()) if path.suffix == ".zst" else text.encode())
+    return path
+
+
+def ids(shards: Sequence[Shard]) -> list[str]:
+    return [sample.sample_id for shard in shards for sample in read_samples(shard)]
+
+
+def names(data_path: str) -> list[tuple[str, str]]:
+    return [(name, kind) for _, name, kind in find_sources(data_path, "auto")]
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("a.json", "json"),
+        ("a.json.zst", "json"),
+        ("a.jsonl", "jsonl"),
+        ("a.jsonl.zst", "jsonl"),
+        ("a.parquet", "parquet"),
+    ],
+)
+def test_a_file_is_known_by_its_suffix_and_all_its_rows_are_read(tmp_path: Path, file: str, kind: str) -> None:
+    path = write(tmp_path / file, 5)
+    assert find_sources(str(path), "auto") == [(path, "a", kind)]
+    assert ids(plan_shards([str(path)], rows_per_shard=2)) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_directory_is_searched_in_order_and_dot_names_are_ignored(tmp_path: Path) -> None:
+    for name in (
+        "b.json",
+        "a/z.parquet",
+        "a/b/c.jsonl",
+        ".hidden.json",
+        ".cal/x.parquet",
+        "a/.git/y.json",
+        "README.md",
+    ):
+        write(tmp_path / name)
+    assert names(str(tmp_path)) == [("a/b/c", "jsonl"), ("a/z", "parquet"), ("b", "json")]
+
+
+def test_a_directory_below_a_dot_directory_is_searched_like_any_other(tmp_path: Path) -> None:
+    write(tmp_path / ".cache/data/a.json")
+    assert names(str(tmp_path / ".cache/data")) == [("a", "json")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("d/*.json", ["a", "b"]),
+        ("d/[a]*.json", ["a"]),
+        ("d/?.json", ["a", "b"]),
+        ("d/**/*.json", ["a", "b", "e/c"]),
+        ("*/e/*", ["d/e/c", "d/e/f"]),
+        ("**/**/c.json", ["d/e/c"]),
+        ("./d/../d/*.json", ["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_glob_names_files_from_its_first_wildcard_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, found: list[str], absolute: bool
+) -> None:
+    for name in ("d/a.json", "d/b.json", "d/e/c.json", "d/e/f.parquet", "d/.h.json"):
+        write(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert [name for name, _ in names(f"{tmp_path}/{pattern}" if absolute else pattern)] == found
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    write(tmp_path / "a[1].json")
+    write(tmp_path / "a1.json")
+    assert names(str(tmp_path / "a[1].json")) == [("a[1]", "json")]
+
+
+@pytest.mark.parametrize("data_path", ["absent.json", "absent*.json", "empty", "fifo", "a.json/b.json"])
+def test_a_data_path_without_files_is_refused_by_name(tmp_path: Path, data_path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError) as error:
+        plan_shards([str(tmp_path / data_path)], data_format="jsonl")
+    assert str(error.value).startswith(f"--data_path {tmp_path / data_path}: no file there")
+
+
+def test_an_unknown_suffix_is_refused_and_a_named_format_is_the_way_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl").rename(tmp_path / "a.txt")
+    with pytest.raises(ConfigError, match=r"a\.txt: none of its 1 files ends in \.json, .*--data_format"):
+        plan_shards([str(path)])
+    assert ids(plan_shards([str(path)], data_format="jsonl")) == ["0", "1", "2"]
+    write(tmp_path / "b.jsonl").rename(tmp_path / "b.txt")
+    assert len(plan_shards([str(tmp_path / "*.txt")], data_format="jsonl")) == 2
+
+
+def test_shard_names_are_stable_and_say_the_row_range(tmp_path: Path) -> None:
+    path = write(tmp_path / "d/a.jsonl", 5)
+    plan = plan_shards([str(tmp_path)], rows_per_shard=2)
+    assert [shard.name for shard in plan] == [
+        "d/a-r000000000-000000002", "d/a-r000000002-000000004", "d/a-r000000004-000000005",
+    ]  # fmt: skip
+    assert plan == plan_shards([str(tmp_path)], rows_per_shard=2)
+    stat = path.stat()
+    assert plan[1].source == ShardSource(
+        uri=str(path), data_path=str(tmp_path), image_folder=None, num_rows=2, size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns, row_start=2, row_stop=4,
+    )  # fmt: skip
+
+
+def test_a_parquet_file_is_one_shard_of_its_own_name(tmp_path: Path) -> None:
+    (shard,) = plan_shards([str(write(tmp_path / "a.parquet", 5))], rows_per_shard=2)
+    assert (shard.name, shard.num_rows) == ("a", 5)
+
+
+def test_shards_come_in_the_order_of_the_data_paths(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / name)) for name in ("b.jsonl", "a.parquet")]
+    assert [shard.source.data_path for shard in plan_shards(paths)] == paths
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("x/a.json", "y/a.json"), ("x/a.json", "y/a.parquet"), ("x/a.json",) * 2]
+)
+def test_two_files_of_one_output_name_are_refused_naming_both(tmp_path: Path, first: str, second: str) -> None:
+    paths = [str(write(tmp_path / first)), str(write(tmp_path / second))]
+    with pytest.raises(ConfigError) as error:
+        plan_shards(paths)
+    assert str(error.value).startswith(f"{paths[0]} and {paths[1]} would both be written to a*.parquet")
+
+
+def test_a_parquet_file_named_like_a_virtual_shard_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", 3)
+    write(tmp_path / "a-r000000000-000000003.parquet")
+    with pytest.raises(ConfigError, match=r"a-r000000000-000000003\.parquet and .*a\.json would both be written to"):
+        plan_shards([str(tmp_path)])
+
+
+def test_files_of_one_name_in_two_folders_of_one_data_path_do_not_clash(tmp_path: Path) -> None:
+    write(tmp_path / "x/a.parquet")
+    write(tmp_path / "y/a.parquet")
+    assert [shard.name for shard in plan_shards([str(tmp_path)])] == ["x/a", "y/a"]
+
+
+def test_image_folders_are_none_one_for_all_or_one_for_each(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / name)) for name in ("a.json", "b.json")]
+    folders = [str(tmp_path / name) for name in ("i", "j", "k")]
+    for folder in folders:
+        Path(folder).mkdir()
+    assert [shard.source.image_folder for shard in plan_shards(paths)] == [None, None]
+    assert [shard.source.image_folder for shard in plan_shards(paths, folders[:1])] == [folders[0]] * 2
+    assert [shard.source.image_folder for shard in plan_shards(paths, folders[:2])] == folders[:2]
+    with pytest.raises(
+        ConfigError, match="3 --image_folder for 2 --data_path: give none, one for all, or one for each"
+    ):
+        plan_shards(paths, folders)
+
+
+def test_a_relative_image_folder_is_kept_absolute_for_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "i").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (shard,) = plan_shards([str(write(tmp_path / "a.json"))], ["i"])
+    assert shard.source.image_folder == str(tmp_path / "i")
+
+
+@pytest.mark.parametrize("folder", ["absent", "a.json"])
+def test_an_image_folder_that_is_no_directory_is_refused(tmp_path: Path, folder: str) -> None:
+    path = write(tmp_path / "a.json")
+    with pytest.raises(ConfigError, match=rf"--image_folder .*{folder}: no such directory"):
+        plan_shards([str(path)], [str(tmp_path / folder)])
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_names_images_needs_an_image_folder(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, image="a.png")
+    with pytest.raises(ConfigError, match=rf"{name} names image files: say with --image_folder where they are"):
+        plan_shards([str(path)])
+    assert len(plan_shards([str(path)], [str(tmp_path)])) == 1
+
+
+def test_no_rows_at_all_is_refused_and_one_empty_file_is_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = write(tmp_path / "a.json", 0)
+    with pytest.raises(ConfigError, match=r"no rows in .*a\.json"):
+        plan_shards([str(empty)])
+    write(tmp_path / "b.json", 2)
+    caplog.clear()
+    assert ids(plan_shards([str(tmp_path)])) == ["0", "1"]
+    assert [record.getMessage() for record in caplog.records] == [f"{empty} holds no rows"]
+
+
+def test_a_parquet_file_of_no_rows_is_a_shard_of_no_rows(tmp_path: Path) -> None:
+    (shard,) = plan_shards([str(write(tmp_path / "a.parquet", 0))])
+    assert (shard.num_rows, ids([shard])) == (0, [])
+
+
+def test_a_broken_parquet_file_is_refused_at_planning(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet")
+    for data in (b"", b"PAR1", path.read_bytes()[:-20]):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"a\.parquet: not a readable Parquet file"):
+            plan_shards([str(path)])
+
+
+def test_a_column_without_a_value_in_one_file_takes_its_type_from_another(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", score=[None] * 3)
+    write(tmp_path / "b.parquet", score=[0.5] * 3)
+    write(tmp_path / "c.parquet", score=[None] * 3)
+    assert carried_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
+
+
+def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", score=[1, 2, 3])
+    write(tmp_path / "b.parquet", label=["x"] * 3, score=[1, 2, 3])
+    write(tmp_path / "c.json")
+    plan = plan_shards([str(tmp_path)])
+    assert carried_fields(plan) == [pa.field("score", pa.int64()), pa.field("label", pa.string())]
+    write(tmp_path / "d.parquet", score=[0.5] * 3)
+    with pytest.raises(ConfigError, match=r"column 'score' is int64 in .*a\.parquet and double in .*d\.parquet: make"):
+        carried_fields(plan_shards([str(tmp_path)]))
+
+
+def plan_of(*counts: int) -> list[Shard]:
+    """Shards of one file that need not exist."""
+    stops = np.cumsum(counts).tolist()
+    return [
+        Shard(
+            name=f"a{stop - count}", data_format="jsonl",
+            source=ShardSource(
+                uri="/a.jsonl", data_path="/a.jsonl", image_folder=None, num_rows=count, size=1, mtime_ns=1,
+                row_start=stop - count, row_stop=stop,
+            ),
+        )
+        for stop, count in zip(stops, counts, strict=True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit", "names", "counts"),
+    [
+        (1, ["a0-first1"], [1]),
+        (2, ["a0"], [2]),
+        (3, ["a0", "a2", "a2-first1"], [2, 0, 1]),
+        (6, ["a0", "a2", "a2"], [2, 0, 4]),
+        (99, ["a0", "a2", "a2", "a6"], [2, 0, 4, 1]),
+    ],
+)
+def test_limit_keeps_the_first_rows_and_renames_the_shard_it_cuts(
+    limit: int, names: list[str], counts: list[int]
+) -> None:
+    kept = limit_rows(plan_of(2, 0, 4, 1), limit)
+    assert [shard.name for shard in kept] == names
+    assert [shard.num_rows for shard in kept] == counts
+    assert [shard.source.row_stop - shard.source.row_start for shard in kept] == counts
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.zst", "a.parquet"])
+def test_a_limited_plan_reads_exactly_the_first_rows(tmp_path: Path, name: str) -> None:
+    plan = plan_shards([str(write(tmp_path / name, 100))], rows_per_shard=40)
+    assert ids(limit_rows(plan, 50)) == [str(number) for number in range(50)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.zst", "a.parquet"])
+def test_a_sample_reads_exactly_the_drawn_rows_and_the_same_every_time(tmp_path: Path, name: str) -> None:
+    plan = plan_shards([str(write(tmp_path / name, 400))], rows_per_shard=150)
+    drawn = sample_rows(plan, 0.25, seed=7)
+    found = ids(drawn)
+    assert len(found) == sum(shard.num_rows for shard in drawn)
+    assert 60 <= len(found) <= 140  # 100 expected, deviation 8.7
+    assert found == sorted(set(found), key=int)
+    assert ids(sample_rows(plan, 0.25, seed=7)) == found
+    assert ids(sample_rows(plan, 0.25, seed=8)) != found
+    assert [shard.name for shard in drawn] == [shard.name for shard in plan]
+
+
+def test_shards_are_drawn_from_independently() -> None:
+    first, second = sample_rows(plan_of(1000, 1000), 0.5, seed=0)
+    other = replace(first, source=replace(first.source, uri="/b.jsonl"))
+    assert len({shard.num_rows for shard in (first, second, other)}) == 3
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=6), fraction=st.floats(0.01, 1.0), seed=st.integers(0, 99)
+)
+def test_a_sample_drops_only_shards_of_which_nothing_is_drawn(counts: list[int], fraction: float, seed: int) -> None:
+    plan = plan_of(*counts)
+    drawn = sample_rows(plan, fraction, seed)
+    assert all(0 < shard.num_rows <= shard.source.num_rows for shard in drawn)
+    assert {shard.source.row_start for shard in drawn} <= {shard.source.row_start for shard in plan}
+    if fraction == 1.0:
+        assert sum(shard.num_rows for shard in drawn) == sum(counts)
+
+
+def test_limit_then_sample_draws_from_the_limited_rows(tmp_path: Path) -> None:
+    plan = plan_shards([str(write(tmp_path / "a.jsonl", 100))], rows_per_shard=40)
+    found = ids(sample_rows(limit_rows(plan, 50), 0.5, seed=0))
+    assert found
+    assert max(map(int, found)) < 50
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+def test_a_source_changed_since_planning_is_a_shard_error(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    (shard,) = plan_shards([str(path)])
+    stat = path.stat()
+    write(path, 4)
+    with pytest.raises(ShardError, match=rf"{name}: changed since planning; start cal-precompute again"):
+        ids([shard])
+    write(path, 3)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(ShardError, match="changed since planning"):
+        ids([shard])
+    path.unlink()
+    with pytest.raises(ShardError, match=rf"{name}: No such file or directory; it was there at planning"):
+        ids([shard])
+
+
+def test_a_source_of_the_same_size_and_time_but_fewer_rows_is_a_shard_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", 3)
+    (shard,) = plan_shards([str(path)])
+    stat = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"}\n{", b"} {", 1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ShardError, match=r"a\.jsonl: 2 rows in the range, 3 planned"):
+        ids([shard])
+
+
+@given(
+    count=st.integers(1, 30), rows_per_shard=st.integers(1, 10), limit=st.integers(1, 40), fraction=st.floats(0.1, 1.0)
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_plan_yields_as_many_samples_as_it_says(
+    tmp_path: Path, count: int, rows_per_shard: int, limit: int, fraction: float
+) -> None:
+    plan = plan_shards([str(write(tmp_path / "a.json", count))], rows_per_shard=rows_per_shard)
+    for shard in sample_rows(limit_rows(plan, limit), fraction, seed=1):
+        assert len(list(read_samples(shard))) == shard.num_rows

@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline.heartbeat import Heartbeat
+from cal_pipeline.store import LocalStore
+from cal_schemas.errors import ConfigError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    found = LocalStore(output_dir=tmp_path / "out", run_id="run-1")
+    found.prepare()
+    return found
+
+
+def staged(store: LocalStore) -> list[Path]:
+    return sorted((store.internal / "staging").iterdir())
+
+
+def publish(store: LocalStore, name: str, data: bytes, **options: Any) -> bool:
+    with store.staging(name) as partial:
+        partial.write_bytes(data)
+        return store.commit(partial, name, **options)
+
+
+def test_a_committed_shard_is_there_whole_and_staging_is_empty(store: LocalStore) -> None:
+    assert publish(store, "sub/a", b"whole")
+    assert (store.output_dir / "sub/a.parquet").read_bytes() == b"whole"
+    assert store.path("sub/a") == store.output_dir / "sub/a.parquet"
+    assert staged(store) == []
+
+
+def test_nothing_is_seen_under_the_final_name_before_the_commit(store: LocalStore) -> None:
+    with store.staging("a") as partial:
+        partial.write_bytes(b"half")
+        assert not store.path("a").exists()
+        assert store.finished() == []
+        assert partial.is_relative_to(store.internal / "staging")
+
+
+def test_the_first_writer_wins_and_its_bytes_stay(store: LocalStore) -> None:
+    assert publish(store, "a", b"first")
+    before = store.path("a").stat()
+    assert not publish(store, "a", b"second")
+    assert store.path("a").read_bytes() == b"first"
+    after = store.path("a").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert staged(store) == []
+
+
+def test_of_writers_at_the_same_time_exactly_one_wins(store: LocalStore) -> None:
+    outcomes: dict[bytes, bool] = {}
+    together = threading.Barrier(8)
+
+    def write(data: bytes) -> None:
+        with store.staging("a") as partial:
+            partial.write_bytes(data)
+            together.wait()
+            outcomes[data] = store.commit(partial, "a")
+
+    threads = [threading.Thread(target=write, args=(bytes([number]) * 1000,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [data for data, won in outcomes.items() if won]
+    assert store.path("a").read_bytes() == winner
+
+
+def test_replace_puts_the_new_file_in_the_place_of_the_old(store: LocalStore) -> None:
+    publish(store, "a", b"first")
+    with store.path("a").open("rb") as reader:
+        assert publish(store, "a", b"second", replace=True)
+        assert reader.read() == b"first"  # Whoever has it open goes on reading the old one.
+    assert store.path("a").read_bytes() == b"second"
+
+
+def test_staging_is_removed_when_writing_fails(store: LocalStore) -> None:
+    def fail() -> None:
+        with store.staging("a") as partial:
+            partial.write_bytes(b"half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert staged(store) == []
+    assert store.finished() == []
+
+
+def test_a_file_system_without_hard_links_publishes_by_rename(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert publish(store, "a", b"whole")
+    assert store.path("a").read_bytes() == b"whole"
+    assert "has no hard links" in caplog.text
+
+
+def test_a_deep_shard_name_fits_into_a_staging_name(store: LocalStore) -> None:
+    name = "/".join(["é" * 50] * 6)
+    assert publish(store, name, b"whole")
+    assert store.finished() == [store.path(name)]
+
+
+@pytest.mark.parametrize("output_dir", ["file", "file/below"])
+def test_an_output_directory_that_cannot_be_made_is_refused(tmp_path: Path, output_dir: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=rf"--output_dir .*{output_dir} cannot be written: .*(Not a dir|File exists)"):
+        LocalStore(output_dir=tmp_path / output_dir).prepare()
+
+
+def test_preparing_twice_is_harmless_and_leaves_nothing_but_dot_cal(store: LocalStore) -> None:
+    store.prepare()
+    assert [item.name for item in store.output_dir.iterdir()] == [".cal"]
+    assert staged(store) == []
+
+
+def test_only_this_runs_leftovers_are_cleared(store: LocalStore) -> None:
+    other = LocalStore(output_dir=store.output_dir, run_id="run-2")
+    for owner in (store, other):
+        (owner.internal / "staging" / f"a.{owner.run_id}.0123").write_bytes(b"half")
+    store.clear_staging()
+    assert [path.name for path in staged(store)] == ["a.run-2.0123"]
+
+
+def test_finished_ignores_the_internal_directory_and_an_absent_output(store: LocalStore) -> None:
+    publish(store, "b", b"")
+    publish(store, "a/c", b"")
+    (store.internal / "staging" / "x.parquet").write_bytes(b"half")
+    (store.output_dir / "notes.txt").write_text("mine")
+    assert store.finished() == [store.path("a/c"), store.path("b")]
+    assert LocalStore(output_dir=store.output_dir / "absent").finished() == []
+
+
+def test_readers_of_the_directory_see_only_final_shards_while_a_run_is_in_progress(store: LocalStore) -> None:
+    with store.staging("a") as partial:
+        pq.write_table(pa.table({"x": [1, 2]}), partial)
+        store.commit(partial, "a")
+    with store.staging("b.parquet") as partial:
+        partial.write_bytes(b"half a file")
+        assert pq.read_table(store.output_dir)["x"].to_pylist() == [1, 2]
+
+
+def other_driver(internal: Path, **changed: Any) -> None:
+    beat = {"host": "elsewhere", "pid": 7, "started": "noon", "beat": time.time(), **changed}
+    (internal / "driver.json").write_text(json.dumps(beat))
+
+
+def test_a_driver_sees_another_but_not_itself(store: LocalStore) -> None:
+    mine = Heartbeat(store.internal, "today")
+    assert mine.other() is None
+    mine.beat()
+    assert mine.other() is None
+    other_driver(store.internal)
+    assert mine.other() == "elsewhere, pid 7, started noon"
+    assert sorted(item.name for item in store.internal.iterdir()) == ["driver.json", "logs", "reports", "staging"]
+
+
+def test_a_driver_of_this_host_counts_while_its_process_lives(store: LocalStore) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cal_pipeline.heartbeat import Heartbeat\n"
+        "Heartbeat(Path(sys.argv[1]), 'noon').beat(); print('beat', flush=True); sys.stdin.read()"
+    )
+    mine = Heartbeat(store.internal, "today")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, store.internal], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "beat\n"
+        assert f"pid {process.pid}, started noon" in (mine.other() or "")
+        process.kill()
+    assert mine.other() is None
+
+
+def test_a_heartbeat_of_more_than_a_minute_ago_is_stale(store: LocalStore) -> None:
+    other_driver(store.internal, beat=time.time() - 61)
+    assert Heartbeat(store.internal, "today").other() is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"host": "h", "pid": 1, "started": "s", "beat": "x"}'])
+def test_a_heartbeat_that_cannot_be_read_warns_of_nobody_and_stops_nothing(store: LocalStore, text: str) -> None:
+    (store.internal / "driver.json").write_text(text)
+    mine = Heartbeat(store.internal, "today")
+    assert mine.other() is None
+    mine.stop()
+    mine.beat()
+
+
+def test_stopping_removes_ones_own_heartbeat_and_no_others(store: LocalStore) -> None:
+    mine = Heartbeat(store.internal, "today")
+    mine.beat()
+    mine.stop()
+    assert not (store.internal / "driver.json").exists()
+    mine.stop()
+    other_driver(store.internal, pid=os.getpid())
+    mine.stop()
+    assert (store.internal / "driver.json").exists()

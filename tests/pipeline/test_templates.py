@@ -1,0 +1,130 @@
+from typing import Any
+
+import pytest
+
+from cal_pipeline import templates
+from cal_pipeline.templates import render_chat, render_plain, render_vicuna_v1
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import Sample, Turn
+from examples_of import conversation
+
+
+class TemplateOnly:
+    """The one method of a processor that rendering calls, over a real Jinja template."""
+
+    def __init__(self, source: str) -> None:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+    def apply_chat_template(self, conversation: list[Any], tokenize: bool, add_generation_prompt: bool) -> str:
+        return self._template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for p in m.content %}{{ '<img>' if p.type == 'image' else p.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def turns(sample: Sample) -> tuple[Turn, ...]:
+    assert sample.messages is not None
+    return sample.messages
+
+
+def supervised(rendered: templates.Rendered) -> list[str]:
+    return [rendered.text[start:stop] for start, stop in rendered.label_spans]
+
+
+def test_chat_supervises_the_words_and_the_end_token_of_every_turn_but_not_the_newline_behind() -> None:
+    sample = conversation("<image>\nWhat?", "A cat.", "Where?", "On <|im_end|> it.")
+    rendered = render_chat(turns(sample), TemplateOnly(CHATML), ["<|im_start|>", "<|im_end|>"])
+    assert rendered.text.startswith("<|im_start|>user\n<img>What?<|im_end|>\n<|im_start|>assistant\nA cat.")
+    assert supervised(rendered) == ["A cat.<|im_end|>", "On <|im_end|> it.<|im_end|>"]
+
+
+def test_words_that_also_occur_in_the_end_token_are_located_where_they_stand() -> None:
+    rendered = render_chat(turns(conversation("?", "im_end")), TemplateOnly(CHATML), ["<|im_start|>", "<|im_end|>"])
+    assert supervised(rendered) == ["im_end<|im_end|>"]
+
+
+def test_a_template_that_trims_the_words_is_followed() -> None:
+    source = CHATML.replace("p.text", "p.text | trim")
+    rendered = render_chat(turns(conversation("?", "  A cat. \n")), TemplateOnly(source), ["<|im_end|>"])
+    assert supervised(rendered) == ["A cat.<|im_end|>"]
+
+
+def test_an_image_inside_an_answer_keeps_the_words_on_both_sides() -> None:
+    sample = conversation("?", "Here <image> it is.")
+    assert supervised(render_chat(turns(sample), TemplateOnly(CHATML), ["<|im_end|>"])) == [
+        "Here <img> it is.<|im_end|>"
+    ]
+
+
+def test_only_the_newline_beside_a_mark_is_left_to_the_template() -> None:
+    sample = conversation("Is <image> or <image>\nred?", "Yes.")
+    assert "Is <img> or <img>red?" in render_chat(turns(sample), TemplateOnly(CHATML), []).text
+
+
+def test_a_template_without_an_end_token_warns_once_and_supervises_the_words(caplog: pytest.LogCaptureFixture) -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    templates._warned.clear()
+    for _ in range(2):
+        assert supervised(render_chat(turns(conversation("?", "A cat.")), TemplateOnly(source), ["</s>"])) == [
+            " A cat."
+        ]
+    assert caplog.text.count("no end token") == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHATML.replace("{{ m.role }}\n", "{{ m.role }} of {{ messages | length }}\n"),  # earlier turns change
+        CHATML.replace("p.text", "p.text | upper"),  # words cannot be found
+        "{{ raise_it() }}",
+        CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>\n{% endif"),
+    ],
+)  # fmt: skip
+def test_a_template_whose_words_cannot_be_located_makes_the_row_an_encode_error(source: str) -> None:
+    with pytest.raises(SampleError) as error:
+        render_chat(turns(conversation("?", "A cat.", "?", "A dog.")), TemplateOnly(source), ["<|im_end|>"])
+    assert error.value.status == "encode_error"
+
+
+def test_vicuna_by_hand() -> None:
+    rendered = render_vicuna_v1(turns(conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")), "<image>", "</s>")
+    assert rendered.text == (
+        templates.VICUNA_SYSTEM
+        + " USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>"
+    )  # fmt: skip
+    assert supervised(rendered) == [" A cat.</s>", " Yes.</s>"]
+
+
+def test_vicuna_takes_a_system_turn_and_skips_an_opening_answer() -> None:
+    messages = (
+        Turn(role="system", content="Be brief."),
+        Turn(role="assistant", content="Hello"),
+        *turns(conversation("?", "Yes.")),
+    )
+    assert render_vicuna_v1(messages, "<image>", "</s>").text == "Be brief. USER: ? ASSISTANT: Yes.</s>"
+
+
+@pytest.mark.parametrize("roles", [["user", "user"], ["user", "system"]])
+def test_vicuna_refuses_turns_that_do_not_alternate(roles: list[str]) -> None:
+    with pytest.raises(SampleError, match="alternating"):
+        render_vicuna_v1([Turn(role=role, content="x") for role in roles], "<image>", "</s>")
+
+
+def test_plain_shows_the_image_and_supervises_caption_and_newline() -> None:
+    rendered = render_plain(turns(conversation("<image>\nDescribe.", "A cat.")), "<image>")
+    assert rendered.text == "<image>A cat.\n"
+    assert supervised(rendered) == ["A cat.\n"]
+
+
+def test_plain_refuses_more_than_one_question() -> None:
+    with pytest.raises(SampleError, match="one question and one answer"):
+        render_plain(turns(conversation("a", "b", "c", "d")), "<image>")

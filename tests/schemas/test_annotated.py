@@ -1,0 +1,202 @@
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
+from cal_schemas.errors import STATUSES, ConfigError, FormatError
+from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from examples_of import conversation, measurement_spec, shard_metadata
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+FINITE = st.floats(allow_infinity=False, allow_nan=True, width=32)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> AnnotatedRow:
+    images = draw(
+        st.lists(st.builds(ImageRef, data=st.none() | st.binary(max_size=30), path=st.none() | TEXT), max_size=3)
+    )
+    messages = draw(st.none() | st.lists(st.builds(Turn, role=TEXT, content=TEXT), max_size=3))
+    sample = Sample(
+        sample_id=draw(TEXT),
+        images=tuple(images),
+        messages=None if messages is None else tuple(messages),
+        carried={"extra": draw(st.none() | st.lists(st.integers(-5, 5), max_size=3))},
+    )
+    count = draw(st.integers(0, 5))
+    status = "ok" if count else draw(st.sampled_from(STATUSES[1:]))
+    return AnnotatedRow(
+        sample=sample,
+        sample_key=sample_key(sample),
+        status=status,
+        error=draw(st.none() | TEXT),
+        label_ids=np.array(draw(st.lists(st.integers(0, 2**31 - 1), min_size=count, max_size=count)), np.int32),
+        label_positions=np.arange(count, dtype=np.int32),
+        delta_logits=np.array(draw(st.lists(FINITE, min_size=count, max_size=count)), np.float32),
+        logits_with_image=np.zeros(count, np.float32),
+        logits_without_image=np.ones(count, np.float32),
+        num_tokens=draw(st.none() | st.integers(0, 9999)),
+    )
+
+
+def simple_row(**changed: object) -> AnnotatedRow:
+    sample = conversation("<image>\nWhat?", "A cat.", images=(ImageRef(data=b"png", path="a.png"),))
+    values = {
+        "sample": sample,
+        "sample_key": sample_key(sample),
+        "label_ids": np.array([7, 8], np.int32),
+        "label_positions": np.array([4, 5], np.int32),
+        "delta_logits": np.array([1.5, np.nan], np.float32),
+        "num_tokens": 6,
+    }
+    return AnnotatedRow(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def write(path: Path, *written: AnnotatedRow, schema: pa.Schema | None = None, **metadata: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(path, schema or annotated_schema(carry="images"), shard_metadata(**metadata)) as writer:
+        for row in written:
+            writer.write(row)
+    return path
+
+
+@given(st.lists(rows(), max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[AnnotatedRow]) -> None:
+    schema = annotated_schema(carry="images", store_logits=True, carried=[pa.field("extra", pa.list_(pa.int64()))])
+    path = write(tmp_path / "a.parquet", *written, schema=schema)
+    read = pq.read_table(path).to_pylist()
+    assert len(read) == len(written)
+    for value, row in zip(read, written, strict=True):
+        sample = row.sample
+        assert (value["sample_id"], value["status"], value["error"], value["num_tokens"]) == (
+            sample.sample_id, row.status, row.error, row.num_tokens,
+        )  # fmt: skip
+        assert value["images"] == [{"bytes": image.data, "path": image.path} for image in sample.images]
+        assert value["messages"] == (
+            None if sample.messages is None else [{"role": t.role, "content": t.content} for t in sample.messages]
+        )
+        assert value["extra"] == sample.carried["extra"]
+        assert value["label_ids"] == row.label_ids.tolist()
+        assert value["label_positions"] == row.label_positions.tolist()
+        np.testing.assert_array_equal(np.array(value["delta_logits"], np.float32), row.delta_logits)
+        assert value["logits_without_image"] == [1.0] * len(row.label_ids)
+    assert open_annotated(tmp_path).num_rows == len(written)
+
+
+def test_metadata_read_back_equals_what_was_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row())
+    assert read_shard_metadata(path) == shard_metadata()
+
+
+def test_undefined_delta_is_a_null_element_and_no_nan_is_in_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row())
+    deltas = pq.read_table(path)["delta_logits"].combine_chunks()
+    assert deltas.to_pylist() == [[1.5, None]]
+    assert not np.isnan(deltas.flatten().drop_null().to_numpy()).any()
+
+
+def test_infinity_and_unequal_lengths_never_reach_the_writer() -> None:
+    with pytest.raises(AssertionError):
+        simple_row(delta_logits=np.array([1.0, np.inf], np.float32))
+    with pytest.raises(AssertionError):
+        simple_row(label_ids=np.array([7], np.int32))
+
+
+def test_carry_paths_leaves_the_bytes_out_and_carry_none_the_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row(), schema=annotated_schema(carry="paths"), carry="paths")
+    assert pq.read_table(path)["images"].to_pylist() == [[{"bytes": None, "path": "a.png"}]]
+    path = write(tmp_path / "b.parquet", simple_row(), schema=annotated_schema(carry="none"), carry="none")
+    assert not {"images", "messages"} & set(pq.read_schema(path).names)
+    assert pq.read_table(path)["sample_key"].to_pylist() == [sample_key(simple_row().sample)]
+
+
+def test_row_groups_hold_at_most_64_mib_of_images(tmp_path: Path) -> None:
+    picture = ImageRef(data=bytes(30 * 2**20))
+    big = simple_row(sample=conversation("<image>", "a", images=(picture,)))
+    path = write(tmp_path / "a.parquet", *[big] * 5)
+    footer = pq.read_metadata(path)
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [2, 2, 1]
+
+
+def test_floats_are_byte_split_and_ints_are_delta_packed(tmp_path: Path) -> None:
+    group = pq.read_metadata(write(tmp_path / "a.parquet", simple_row())).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert "BYTE_STREAM_SPLIT" in columns["delta_logits.list.element"].encodings
+    assert "DELTA_BINARY_PACKED" in columns["label_ids.list.element"].encodings
+    assert "RLE_DICTIONARY" in columns["status"].encodings
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+
+
+def test_another_format_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row(), format_version=7)
+    with pytest.raises(FormatError, match=r"a\.parquet: annotated-shard format 7, this version reads 1"):
+        open_annotated(path)
+
+
+def test_shards_of_different_measurements_are_refused_with_both_values(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", simple_row())
+    write(tmp_path / "b.parquet", simple_row(), spec=measurement_spec(dtype="bfloat16", weights_digest="z"))
+    with pytest.raises(FormatError) as error:
+        open_annotated(tmp_path)
+    assert "dtype is 'float32' in" in str(error.value)
+    assert "'bfloat16' in" in str(error.value)
+    assert "weights_digest is 'w' in" in str(error.value)
+
+
+def test_shards_with_other_columns_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", simple_row())
+    write(tmp_path / "b.parquet", simple_row(), schema=annotated_schema(carry="none"), carry="none")
+    with pytest.raises(FormatError, match="has columns"):
+        open_annotated(tmp_path)
+
+
+def test_differing_library_versions_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.parquet", simple_row())
+    write(tmp_path / "b.parquet", simple_row(), library_versions={"torch": "3"})
+    assert open_annotated(tmp_path).num_rows == 2
+    assert "'torch': '3'" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "foreign"])
+def test_what_is_no_annotated_shard_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    if content == "text":
+        (tmp_path / "a.parquet").write_text("hello")
+    if content == "foreign":
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(FormatError, match=str(tmp_path)):
+        open_annotated(tmp_path)
+
+
+def test_pandas_pyarrow_and_datasets_read_a_directory_with_a_run_in_progress(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out / "a.parquet", simple_row())
+    write(out / "sub" / "b.parquet", simple_row())
+    for name in ("staging/c.parquet.x", "reports/run.json", "driver.json", "logs/w.log"):
+        (out / ".cal" / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / ".cal" / name).write_text("half")
+    assert len(pd.read_parquet(out)) == 2
+    assert pyarrow.dataset.dataset(out, format="parquet").count_rows() == 2
+    loaded = datasets.load_dataset("parquet", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
+    assert loaded["train"].num_rows == 2
+    assert loaded["train"][0]["delta_logits"] == [1.5, None]
+
+
+def test_a_carried_column_that_clashes_even_with_its_prefix_is_refused() -> None:
+    with pytest.raises(ConfigError, match="source_status"):
+        annotated_schema(carry="none", carried=[pa.field("source_status", pa.string())] * 2)
+
+
+def test_batches_stream_rows_in_file_order(tmp_path: Path) -> None:
+    for number, name in enumerate(("b.parquet", "a.parquet")):
+        write(tmp_path / name, *[simple_row(num_tokens=number)] * 3)
+    found = [n for batch in open_annotated(tmp_path).batches(["num_tokens"]) for n in batch["num_tokens"].to_pylist()]
+    assert found == [1, 1, 1, 0, 0, 0]

@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## create .venv with everything, once
 
 demo: $(STAMP)  ## the main job on a small generated world, under 4 minutes
-	$(BIN)/python examples/shapes/demo.py --output_dir demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest -q

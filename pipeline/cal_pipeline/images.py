@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -47,15 +46,12 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     The size is known before a pixel is decoded, so a bomb costs nothing. Raises ImageError.
     """
     try:
-        with warnings.catch_warnings():
-            # Our own limit decides, and pillow's chatter about odd metadata is nobody's business.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > max_image_pixels:
-                    raise ImageError(
-                        f"image of {image.width} x {image.height} pixels exceeds --max_image_pixels {max_image_pixels}"
-                    )
-                return image.convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > max_image_pixels:
+                raise ImageError(
+                    f"image of {image.width} x {image.height} pixels exceeds --max_image_pixels {max_image_pixels}"
+                )
+            return image.convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import platform
 import traceback
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,8 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        # Our own limits decide; pillow's chatter about odd metadata would fill the log of a week-long run.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         directory = model_directory(
             settings.model_name_or_path, settings.spec.revision, trust_remote_code=settings.trust_remote_code
         )

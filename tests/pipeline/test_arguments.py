@@ -37,9 +37,8 @@ def parse(*argv: str, yaml: str | None = None, to: Path | None = None) -> Flags:
 
 def test_a_flag_has_its_type_and_the_others_their_defaults() -> None:
     assert parse("--count", "3") == Flags(count=3)
-    assert parse(
-        "--count", "-3", "--folder", "a/b", "--rate=2e-5", "--words", "x", "y", "--name", "n", "--saw", "no", "--cap", "7"
-    ) == Flags(count=-3, folder=Path("a/b"), rate=2e-5, words=["x", "y"], name="n", saw="no", cap=7)  # fmt: skip
+    argv = ["--count", "-3", "--folder", "a/b", "--rate=2e-5", "--words", "x", "y", "--name", "n", "--saw", "no"]
+    assert parse(*argv) == Flags(count=-3, folder=Path("a/b"), rate=2e-5, words=["x", "y"], name="n", saw="no")
 
 
 @pytest.mark.parametrize(
@@ -70,10 +69,9 @@ def test_every_kind_of_value_comes_from_yaml_as_it_is_written(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize(("written", "name"), [("1.10", "1.10"), ("-x", "-x"), ("a=b", "a=b"), ("2024-01-02", "2024-01-02"),
-                                               ("'é: #'", "é: #"), ("on", "on")])  # fmt: skip
-def test_text_in_yaml_is_not_interpreted(tmp_path: Path, written: str, name: str) -> None:
-    assert parse(yaml=f"count: 1\nname: {written}", to=tmp_path).name == name
+@pytest.mark.parametrize("written", ["1.10", "-x", "a=b", "2024-01-02", "'é: #'", "on"])
+def test_text_in_yaml_is_not_interpreted(tmp_path: Path, written: str) -> None:
+    assert parse(yaml=f"count: 1\nname: {written}", to=tmp_path).name == written.strip("'")
 
 
 @given(name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), count=st.integers(-99, 99))

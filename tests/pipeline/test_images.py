@@ -177,13 +177,13 @@ def test_a_path_that_cannot_be_read_is_an_image_error_naming_it(folder: Path, pa
 
 
 def test_a_path_without_an_image_folder_is_an_image_error() -> None:
-    with pytest.raises(ImageError, match="'a.png' is a path and no --image_folder is given"):
+    with pytest.raises(ImageError, match=r"'a\.png' is a path and no --image_folder is given"):
         read_image_file(ImageRef(path="a.png"), None)
 
 
 def test_a_symlink_loop_is_an_image_error(folder: Path) -> None:
     (folder / "loop.png").symlink_to("loop.png")
-    with pytest.raises(ImageError, match="loop.png"):
+    with pytest.raises(ImageError, match=r"loop\.png"):
         read_image_file(ImageRef(path="loop.png"), folder)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from examples_of import measurement_spec, shard_metadata
 
 from cal_pipeline.redo import read_rows_to_keep, statuses
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
@@ -19,6 +18,7 @@ from cal_schemas.annotated import AnnotatedRow, Carry, ShardWriter, annotated_sc
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
+from examples_of import measurement_spec, shard_metadata
 
 SPEC = measurement_spec()
 SCHEMA = annotated_schema(carry="paths")
@@ -159,7 +159,7 @@ def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store:
     half = sample_rows(plan, 0.5, seed=1)
     finish(store, half[:1])
     assert compare(store, half).done == (half[0],)
-    with pytest.raises(ConfigError, match="sample_fraction was 0.5, is 1.0; sample_seed was 1, is 0"):
+    with pytest.raises(ConfigError, match=r"sample_fraction was 0\.5, is 1\.0; sample_seed was 1, is 0"):
         compare(store, plan)
     with pytest.raises(ConfigError, match="sample_seed was 1, is 2"):
         compare(store, [replace(shard, source=replace(shard.source, sample_seed=2)) for shard in half])

@@ -58,7 +58,7 @@ def main() -> int:
     reference.build_reference(start, [*texts, *world.QUESTIONS], options.seed)
     losses = reference.train_reference(start, trained, clean, seed=options.seed, num_steps=options.num_steps)
     print(f"{len(losses)} steps, loss {losses[0]:.2f} -> {sum(losses[-20:]) / 20:.2f} nats per token")
-    print("It never saw a text without its picture; attention dropout in training let it bear the missing tokens.")
+    print("One sample in ten hid its picture: a real reference's language model has read text without pictures too.")
     print("NOTE: it saw clean captions only. That makes it an oracle: a reference for real data has no such luck.")
 
     say(began, "3. cal-precompute with two Ray workers on the dirty shards")

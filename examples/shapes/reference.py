@@ -83,16 +83,16 @@ def train_reference(
     num_steps: int = 400,
     batch_size: int = 48,
     learning_rate: float = 2e-3,
-    attention_dropout: float = 0.25,
-    image_dropout: float = 0.0,
+    image_dropout: float = 0.1,
+    attention_dropout: float = 0.0,
 ) -> list[float]:
     """Train the model saved in `start` on the samples' clean captions and save it in `directory`.
 
-    Returns the loss of each step, in nats per supervised token. By default every training sample has its picture, and
-    the text without a picture is new to the reference when it measures. Ordinary attention dropout in the language
-    model makes it bear missing tokens: without it the logits of fillers fall with the picture as well (README.md has
-    numbers). `image_dropout` is the share of training samples whose image tokens are hidden from attention while the
-    text keeps its positions; whoever sets it above 0 has a reference trained with image dropout, and should say so.
+    Returns the loss of each step, in nats per supervised token. `image_dropout` is the share of training samples whose
+    image tokens are hidden from attention while the text keeps its positions: it stands for the text without pictures
+    that the language model of a real reference was trained on before it saw any picture. With 0 the text without its
+    picture is new to the reference when it measures, and the logits of fillers fall as well (README.md has numbers);
+    `attention_dropout` in the language model makes it bear that too, but less well.
     """
     torch.manual_seed(seed)  # for attention dropout
     processor = AutoProcessor.from_pretrained(start)

@@ -130,5 +130,5 @@ def histogram(tokens: pd.DataFrame, path: Path) -> None:
         axes.annotate(f" {name} = {value:g}", (value, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9)
     axes.set_xlabel("delta: logit with image minus logit without (logits)")
     axes.set_ylabel("density")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=130)

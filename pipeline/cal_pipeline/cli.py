@@ -1,4 +1,7 @@
-"""`cal-precompute`: checks everything that can be checked before work, then hands the shards to Ray."""
+"""`cal-precompute`: measure how much the image raises each caption token's logit, and write annotated Parquet shards.
+
+Checks everything that can be checked before work, then hands the shards to Ray.
+"""
 
 from __future__ import annotations
 

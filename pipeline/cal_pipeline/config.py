@@ -139,7 +139,7 @@ class PrecomputeConfig:
         """What `--carry` comes to for a source that embeds so many bytes of pictures, and why, in words."""
         if self.carry != "auto":
             return self.carry, f"--carry {self.carry}"
-        size = f"{embedded_bytes / 1e9:.1f} GB of embedded pictures"
+        size = f"{embedded_bytes / 1e6:.1f} MB of embedded pictures"
         if embedded_bytes > _KEEP_EMBEDDED_BYTES:
             return "none", f"--carry auto: {size} are not copied; the output is a sidecar of the source"
         if embedded_bytes:

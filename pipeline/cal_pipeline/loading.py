@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.collate import Batch
+from cal_pipeline.conditions import defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import contrast_logits, label_logits
 from cal_schemas.errors import ConfigError
@@ -176,13 +177,15 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
 
     def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
         difference = (one - other).abs()
+        if not len(difference):
+            return float("nan"), True
         size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
         # Negated, because NaN compares false with everything.
         return size, not size <= (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
 
     with torch.no_grad():
         by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
-        supervised = (batch.labels[:, 1:] != IGNORE_INDEX) & ~by_head.isnan()
+        supervised = batch.labels[:, 1:] != IGNORE_INDEX
         full = model(**batch.inputs, use_cache=False).logits[:, :-1]
         rows = full[supervised.to(full.device)].float().to(batch.labels.device)
         by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
@@ -198,7 +201,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     after_image[:, 1:] = batch.image_mask[:, :-1]
     given = (model, batch.inputs, batch.labels, batch.image_mask)
     dropped, masked = (contrast_logits(*given, ContrastSpec(condition=condition))[1] for condition in _CONDITIONS)
-    compared = ~dropped.isnan() & ~masked.isnan() & ~after_image
+    compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
     size, wrong = disagreement(dropped[compared], masked[compared])
     if wrong:
         raise ConfigError(

@@ -241,10 +241,12 @@ def test_redo_statuses_are_separated_by_commas(given_text: str | None, statuses:
     ("carry", "embedded", "resolved", "why"),
     [
         ("auto", 0, "paths", "--carry auto: the pictures stay where they are, rows hold their paths"),
-        ("auto", 1, "images", "--carry auto: 0.0 GB of embedded pictures are copied"),
-        ("auto", 10 * 10**9, "images", "--carry auto: 10.0 GB of embedded pictures are copied"),
-        ("auto", 10 * 10**9 + 1, "none", "--carry auto: 10.0 GB of embedded pictures are not copied; the output is a "
-                                         "sidecar of the source"),
+        ("auto", 10**6, "images", "--carry auto: 1.0 MB of embedded pictures are copied"),
+        ("auto", 10 * 10**9, "images", "--carry auto: 10000.0 MB of embedded pictures are copied"),
+        (
+            "auto", 10 * 10**9 + 1, "none",
+            "--carry auto: 10000.0 MB of embedded pictures are not copied; the output is a sidecar of the source",
+        ),  # fmt: skip
         ("images", 10**12, "images", "--carry images"),
         ("none", 0, "none", "--carry none"),
     ],

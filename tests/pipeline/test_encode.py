@@ -134,6 +134,15 @@ def test_a_processor_s_own_image_token_in_the_words_is_an_encode_error(family: C
     assert error.value.status == "encode_error"
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_placeholder_written_into_the_words_is_an_encode_error(family: Callable[[str], Family], images: int) -> None:
+    # The forward would count it as an image token and fail for the whole batch.
+    with pytest.raises(SampleError, match="the text itself holds the model's image token '<image_soft_token>'"):
+        family("gemma3").encoder(
+            conversation("<image>" * images + "?", "A <image_soft_token> cat."), [PICTURE] * images
+        )
+
+
 def test_a_row_that_could_not_be_parsed_says_why(llava: Family) -> None:
     with pytest.raises(SampleError, match="malformed JSON line"):
         llava.encoder(conversation(messages=None, problem="malformed JSON line"), [])
@@ -144,8 +153,9 @@ def test_truncation_drop_refuses_and_tail_cuts_the_end(llava: Family) -> None:
     whole = llava.encoder(sample, [PICTURE])
     limit = whole.num_tokens - 3
     processor = llava.encoder.processor
-    with pytest.raises(TooLongError, match=f"{whole.num_tokens} tokens, --max_length {limit}"):
+    with pytest.raises(TooLongError, match=f"{whole.num_tokens} tokens, --max_length {limit}") as error:
         Encoder(processor, max_length=limit)(sample, [PICTURE])
+    assert error.value.num_tokens == whole.num_tokens
     cut = Encoder(processor, max_length=limit, truncation="tail")(sample, [PICTURE])
     assert cut.truncated
     assert torch.equal(cut.labels, whole.labels[:limit])

@@ -127,6 +127,31 @@ def test_self_check_notices_a_head_that_is_not_what_it_seems(copied: Path, llava
         self_check(model, llava.encoder, spec_for(llava))
 
 
+def test_self_check_does_not_take_nan_for_agreement(copied: Path, llava: Family) -> None:
+    model = load_reference(copied, dtype="float32")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(ConfigError, match="differs by nan"):
+        self_check(model, llava.encoder, spec_for(llava))
+
+
+def test_digest_covers_the_config_but_not_the_library_that_wrote_it(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    before = weights_digest(copied)
+    (copied / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}))
+    assert weights_digest(copied) == before
+    (copied / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -1}))
+    assert weights_digest(copied) != before
+
+
+def test_a_promised_gpu_that_is_not_there_is_refused(copied: Path) -> None:
+    if torch.cuda.is_available():
+        assert load_reference(copied, dtype="float32", device="cuda").device.type == "cuda"
+        return
+    with pytest.raises(ConfigError, match="torch sees none"):
+        load_reference(copied, dtype="float32", device="cuda")
+
+
 def test_another_attention_than_asked_for_is_refused(copied: Path) -> None:
     with pytest.raises(ConfigError, match="FlashAttention2"):
         load_reference(copied, dtype="float32", attn_implementation="flash_attention_2")

@@ -216,6 +216,15 @@ def argv(folder: Path, llava: Family, monkeypatch: pytest.MonkeyPatch) -> list[s
     return command(llava, folder, "two")[1:]
 
 
+def test_output_inside_the_data_and_data_inside_the_output_are_refused(
+    llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "data" / "a.parquet", count=2)
+    argv = ["--model_name_or_path", str(llava.directory), "--data_path", str(tmp_path / "data"), "--output_dir"]
+    assert "would be its input next time" in refusal(capfd, [*argv, str(tmp_path / "data" / "out")])
+    assert "keep input and output apart" in refusal(capfd, [*argv, str(tmp_path)])
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "wrong flag": (["--contrats", "drop"], "unknown flag --contrats; did you mean --contrast?"),
     "wrong value": (["--dtype", "float12"], "invalid choice: 'float12'"),

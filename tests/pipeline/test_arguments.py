@@ -244,13 +244,15 @@ def test_redo_statuses_are_separated_by_commas(given_text: str | None, statuses:
         ("auto", 10**6, "images", "--carry auto: 1.0 MB of embedded pictures are copied"),
         ("auto", 10 * 10**9, "images", "--carry auto: 10000.0 MB of embedded pictures are copied"),
         (
-            "auto", 10 * 10**9 + 1, "none",
+            "auto",
+            10 * 10**9 + 1,
+            "none",
             "--carry auto: 10000.0 MB of embedded pictures are not copied; the output is a sidecar of the source",
-        ),  # fmt: skip
+        ),
         ("images", 10**12, "images", "--carry images"),
         ("none", 0, "none", "--carry none"),
     ],
-)  # fmt: skip
+)
 def test_carry_auto_copies_embedded_pictures_up_to_10_gb_and_says_so(
     carry: str, embedded: int, resolved: str, why: str
 ) -> None:

@@ -163,13 +163,6 @@ def test_the_image_matters_and_text_only_rows_have_delta_zero(batch_of: Callable
     assert set(deltas[~has_image][~deltas[~has_image].isnan()].tolist()) == {0.0}
 
 
-def test_qwen_through_its_processor_where_torchvision_imports() -> None:
-    pytest.importorskip("torchvision", reason="Qwen's processor needs torchvision, which has no build for CPU torch")
-    from transformers import Qwen2VLImageProcessor
-
-    assert Qwen2VLImageProcessor().backend == "torchvision"
-
-
 @pytest.mark.parametrize("window", [4, 8, 16])
 def test_drop_equals_mask_when_the_sequence_outgrows_the_sliding_window(tmp_path: Path, window: int) -> None:
     build_gemma3(tmp_path / "model", sliding_window=window)

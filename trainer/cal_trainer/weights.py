@@ -1,0 +1,94 @@
+"""Deltas to token weights: clamp, then average over neighbouring supervised tokens. Pure functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cal_pipeline.encode import IGNORE_INDEX
+from cal_schemas.errors import ConfigError
+
+Pool = Literal["span", "joined", "released"]
+
+
+def check_weighting(*, alpha: float, beta: float, window: int) -> None:
+    """ConfigError unless 0 <= alpha <= beta (which may be infinite) and window is odd and positive."""
+    if not 0.0 <= alpha <= beta or alpha == float("inf"):
+        raise ConfigError(f"alpha and beta must satisfy 0 <= alpha <= beta, alpha finite; got {alpha} and {beta}")
+    if window < 1 or window % 2 == 0:
+        raise ConfigError(f"window must be odd and positive, so that it has a middle; got {window}")
+
+
+def token_weights(
+    deltas: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    window: int = 3,
+    pool: Pool = "span",
+) -> Tensor:
+    """Weight of every token: w_j = mean over the window of clamp(delta, alpha, beta) (CAL, Eq. 4).
+
+    Args:
+        deltas: [B, T] float32 in logits, entry t belongs to token t; NaN where undefined or unsupervised.
+        labels: [B, T] unshifted, IGNORE_INDEX where unsupervised.
+        alpha: lower bound, and the weight of a token whose delta is undefined.
+        beta: upper bound, may be infinite.
+        window: odd number of tokens averaged, stride 1; at an edge the mean counts the neighbours that exist.
+        pool: which tokens are neighbours. `span`: inside a contiguous run of supervised tokens. `joined`: the
+            sample's supervised tokens in order, as if nothing stood between them. `released`: the authors' code,
+            which averages over the flattened [B * (T - 1)] array, unsupervised tokens and sample borders included;
+            there `deltas` must be defined at every t > 0 (for unsupervised tokens: the delta of token id 0).
+
+    Returns [B, T] float32, 0 where unsupervised. An undefined delta weighs exactly alpha and is left out of its
+    neighbours' mean. Raises ConfigError for bounds or a window that make no sense, or undefined deltas in `released`.
+    """
+    check_weighting(alpha=alpha, beta=beta, window=window)
+    supervised = labels != IGNORE_INDEX
+    clamped = deltas.float().clamp(alpha, beta)
+    if pool == "released":
+        return _released(clamped, window).where(supervised, 0.0)
+    order = None
+    if pool == "joined":
+        # Supervised tokens to the front, in their order; `order` takes them back.
+        order = torch.sort(supervised.int(), dim=1, descending=True, stable=True).indices
+        clamped, run = clamped.gather(1, order), supervised.gather(1, order)
+    else:
+        run = supervised
+    pooled = _mean_within_runs(clamped, run, window)
+    if order is not None:
+        pooled = torch.zeros_like(pooled).scatter(1, order, pooled)
+    return torch.where(deltas.isnan(), alpha, pooled).where(supervised, 0.0)
+
+
+def _mean_within_runs(values: Tensor, member: Tensor, window: int) -> Tensor:
+    """[B, T]: mean of the defined values within the window and within the same contiguous run of members."""
+    starts = member & ~F.pad(member, (1, 0))[:, :-1]
+    run = starts.cumsum(1).where(member, 0)
+    defined = member & ~values.isnan()
+    values = values.where(defined, 0.0)
+    total, count = torch.zeros_like(values), torch.zeros_like(values)
+    length = values.shape[1]
+    half = window // 2
+    for shift in range(-min(half, length - 1), min(half, length - 1) + 1):
+        neighbour = torch.arange(length, device=values.device) + shift
+        inside = (neighbour >= 0) & (neighbour < length)
+        neighbour = neighbour.clamp(0, length - 1)
+        counted = (inside & defined[:, neighbour] & (run[:, neighbour] == run)).to(values.dtype)
+        total += values[:, neighbour] * counted
+        count += counted
+    return total / count.clamp(min=1.0)
+
+
+def _released(clamped: Tensor, window: int) -> Tensor:
+    shifted = clamped[:, 1:]
+    if bool(shifted.isnan().any()):
+        raise ConfigError("pool 'released' averages over unsupervised tokens too and needs a delta for each of them")
+    flat = F.avg_pool1d(
+        shifted.reshape(1, 1, -1), window, stride=1, padding=window // 2, count_include_pad=False
+    ).view_as(shifted)
+    return F.pad(flat, (1, 0))

@@ -1,0 +1,161 @@
+"""The weighted step against the released code's losses and gradients, and against transformers' own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.loading import load_reference
+from cal_pipeline.reference import innermost_decoder
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import ContrastSpec
+from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
+from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
+
+GOLDENS = Path(__file__).parent.parent / "goldens" / "llava15"
+PARTS = ("main", "edge", "plain")
+MASK = OnlineDeltas(contrast=ContrastSpec(condition="mask"))
+
+
+@pytest.fixture
+def model() -> Any:
+    return load_reference(GOLDENS, dtype="float32").train()
+
+
+def golden_batch(part: str) -> dict[str, Tensor]:
+    given = np.load(GOLDENS / f"{part}_inputs.npz")
+    return {
+        "input_ids": torch.tensor(given["input_ids"]),
+        "attention_mask": torch.tensor(given["attention_mask"]).long(),
+        "pixel_values": torch.tensor(given["pixel_values"]),
+        "labels": torch.tensor(given["labels"]),
+        "image_mask": torch.tensor(given["image_positions"]).bool(),
+    }
+
+
+def trainer_for(model: Any, folder: Path, source: DeltaSource, weighting: Weighting, **arguments: Any) -> CalTrainer:
+    options = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], remove_unused_columns=False, **arguments
+    )
+    return CalTrainer(model=model, args=options, delta_source=source, weighting=weighting)
+
+
+def gradients(trainer: CalTrainer, steps: list[dict[str, Tensor]]) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one optimizer step over the micro-batches, through the Trainer's own hooks."""
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = len(steps)
+    batches, denominator = trainer.get_batch_samples(iter(steps), len(steps), trainer.args.device)
+    loss = sum(float(trainer.training_step(trainer.model, dict(batch), denominator)) for batch in batches)
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return loss, found
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("name", "pool", "normalization"),
+    [("official", "released", "micro_batch"), ("paper_span", "span", "sample"), ("paper_concat", "joined", "sample")],
+)
+def test_loss_and_every_gradient_norm_equal_the_released_code(
+    model: Any, tmp_path: Path, part: str, name: str, pool: Any, normalization: Any
+) -> None:
+    trainer = trainer_for(model, tmp_path, MASK, Weighting(pool=pool, normalization=normalization))
+    loss, found = gradients(trainer, [golden_batch(part)])
+    expected = np.load(GOLDENS / f"{part}_expected.npz")
+    assert loss == pytest.approx(float(expected[f"loss_{name}"]), abs=1e-5 * abs(loss))
+    norms = json.loads((GOLDENS / f"{part}_grad_norms.json").read_text())[name]
+    for parameter, norm in norms.items():
+        if parameter in found:
+            assert float(found[parameter].norm()) == pytest.approx(norm, rel=1e-4, abs=1e-6), parameter
+    assert len(set(norms) & set(found)) > 20
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_all_weights_equal_is_the_loss_of_transformers(model: Any, tmp_path: Path, part: str) -> None:
+    batch = golden_batch(part)
+    loss, found = gradients(trainer_for(model, tmp_path, UniformWeights(), UNIFORM), [batch])
+    model.zero_grad()
+    own = {key: value for key, value in batch.items() if key != "image_mask"}
+    expected = model(**own, use_cache=False).loss
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def rows(batch: dict[str, Tensor], chosen: list[int], owner: list[int]) -> dict[str, Tensor]:
+    pictures = [number for number, row in enumerate(owner) if row in chosen]
+    cut = {key: value[chosen] for key, value in batch.items() if key != "pixel_values"}
+    return {**cut, "pixel_values": batch["pixel_values"][pictures]}
+
+
+@pytest.mark.parametrize("normalization", ["step", "sample"])
+def test_accumulation_changes_nothing(model: Any, tmp_path: Path, normalization: Any) -> None:
+    part = "edge"
+    batch = golden_batch(part)
+    owner = np.load(GOLDENS / f"{part}_inputs.npz")["image_owner_sample"].tolist()
+    batch["deltas"] = torch.randn(batch["labels"].shape, generator=torch.Generator().manual_seed(0)) * 4
+    trainer = trainer_for(model, tmp_path, CachedDeltas(), Weighting(normalization=normalization))
+    results = []
+    for size in (4, 2, 1):
+        splits = [list(range(start, start + size)) for start in range(0, 4, size)]
+        results.append(gradients(trainer, [rows(batch, split, owner) for split in splits]))
+    for loss, found in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-5)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, results[0][1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["step", "sample", "micro_batch"])
+def test_a_batch_without_supervised_tokens_gives_zero(model: Any, tmp_path: Path, normalization: Any) -> None:
+    batch = golden_batch("main")
+    batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
+    batch["deltas"] = torch.full(batch["labels"].shape, torch.nan)
+    trainer = trainer_for(model, tmp_path, CachedDeltas(), Weighting(normalization=normalization))
+    loss, found = gradients(trainer, [batch])
+    assert loss == 0.0
+    assert all(bool((gradient == 0).all()) for gradient in found.values())
+
+
+def test_alpha_zero_with_nothing_above_it_gives_loss_zero(model: Any, tmp_path: Path) -> None:
+    batch = golden_batch("main")
+    batch["deltas"] = torch.full(batch["labels"].shape, -2.0)
+    trainer = trainer_for(model, tmp_path, CachedDeltas(), Weighting(alpha=0.0))
+    assert gradients(trainer, [batch])[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("source", "passes"),
+    [(UniformWeights(), 1), (CachedDeltas(), 1), (MASK, 2), (OnlineDeltas(contrast=ContrastSpec()), 2)],
+)
+def test_online_runs_two_decoder_passes_and_the_others_one(
+    model: Any, tmp_path: Path, source: DeltaSource, passes: int
+) -> None:
+    batch = {**golden_batch("main"), "deltas": torch.ones(golden_batch("main")["labels"].shape)}
+    trainer = trainer_for(model, tmp_path, source, Weighting())
+    calls: list[int] = []
+    handle = innermost_decoder(model).register_forward_hook(lambda *_: calls.append(1))
+    gradients(trainer, [batch])
+    handle.remove()
+    assert len(calls) == passes
+
+
+@pytest.mark.parametrize(
+    ("source", "weighting", "steps", "reason"),
+    [
+        (CachedDeltas(), Weighting(pool="released"), 1, "which a cache does not hold"),
+        (MASK, Weighting(), 2, "are not known in time"),
+        (MASK, Weighting(normalization="sample", alpha=0.0), 2, "alpha = 0"),
+    ],
+)
+def test_combinations_that_cannot_be_computed_are_refused_with_the_reason(
+    model: Any, tmp_path: Path, source: DeltaSource, weighting: Weighting, steps: int, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        trainer_for(model, tmp_path, source, weighting, gradient_accumulation_steps=steps)

@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,22 +26,38 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
 
 
 def parse_config(kind: type[_Config], argv: Sequence[str] | None = None, *, program: str, description: str) -> _Config:
-    """Builds `kind` from the command line (sys.argv by default).
+    """Builds `kind` from the command line (sys.argv by default); see `parse_configs`."""
+    (config,) = parse_configs([kind], argv, program=program, description=description)
+    return config  # type: ignore[no-any-return]
+
+
+def parse_configs(
+    kinds: Sequence[type[Any]], argv: Sequence[str] | None = None, *, program: str, description: str
+) -> list[Any]:
+    """Builds one instance of each dataclass from one command line.
 
     A YAML file given with `--config` is expanded to flags in front of the user's own, so both take the same path:
     same names, same types, same checks, and what is typed wins. Raises ConfigError with one line that names the flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(kind, prog=program, description=description, allow_abbrev=False)
+    parser = _Parser(kinds, prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
-    flags = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
     found = _config_file(given)
     from_file = [] if found is None else _yaml_flags(found, flags)
     namespace, unknown = parser.parse_known_args([*from_file, *given])
     if unknown:
         raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
-    values = {name: value for name, value in vars(namespace).items() if name != "config"}
-    return kind(**values)
+    built = []
+    for kind in kinds:
+        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        try:
+            built.append(kind(**{name: getattr(namespace, name) for name in names}))
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments raises for its own combinations
+            raise ConfigError(" ".join(str(error).split())) from error
+    return built
 
 
 def _config_file(given: Sequence[str]) -> Path | None:

@@ -134,14 +134,34 @@ def load_reference(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("this worker was promised a GPU, but torch sees none (is it a CPU build of torch?)")
-    placement = "auto" if num_devices > 1 else device
+    model = load_model(
+        directory,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        device_map="auto" if num_devices > 1 else device,
+        trust_remote_code=trust_remote_code,
+    )
+    offloaded = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
+    if offloaded and device != "cpu":
+        raise ConfigError(f"{directory} does not fit on {num_devices} GPUs (parts went to {', '.join(offloaded)})")
+    return model.eval()
+
+
+def load_model(
+    directory: Path | str, *, dtype: Dtype, attn_implementation: str, device_map: str | None, trust_remote_code: bool
+) -> Any:
+    """The model of either program, from safetensors only; `device_map=None` leaves placing it to the trainer.
+
+    Raises ConfigError when it cannot be had, lacks weights that would be left random, runs another attention than asked
+    for, or has no output head.
+    """
     model, info = _or_config_error(
         f"the model {directory}",
         lambda: AutoModelForImageTextToText.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
-            device_map=placement,
+            device_map=device_map,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -151,9 +171,6 @@ def load_reference(
         raise ConfigError(
             f"{directory} has no weights for {len(missing)} parameters ({missing[0]}, …): they would be random"
         )
-    offloaded = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
-    if offloaded and device != "cpu":
-        raise ConfigError(f"{directory} does not fit on {num_devices} GPUs (parts went to {', '.join(offloaded)})")
     used = model.config.get_text_config()._attn_implementation
     if used != attn_implementation:
         raise ConfigError(
@@ -163,7 +180,7 @@ def load_reference(
         raise ConfigError(
             f"{type(model).__name__} has no output head over the vocabulary, which label logits are read from"
         )
-    return model.eval()
+    return model
 
 
 def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:

@@ -35,8 +35,9 @@ class StepBatch:
 class DeltaSource(Protocol):
     """Deltas of a micro-batch."""
 
-    needs_forward: bool
-    """Whether `logits_with_image` must come from the training forward; otherwise it may be None."""
+    @property
+    def needs_forward(self) -> bool:
+        """Whether `logits_with_image` must come from the training forward; otherwise it may be None."""
 
     def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
         """Delta of every token, [B, T] float32, NaN where unsupervised or undefined.

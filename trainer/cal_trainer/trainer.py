@@ -19,6 +19,7 @@ from cal_pipeline.reference import captured_position_ids
 from cal_schemas.errors import ConfigError
 from cal_trainer.delta_source import DeltaSource, StepBatch, UniformWeights
 from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
+from cal_trainer.loss import token_nll
 from cal_trainer.weights import Pool, check_weighting, token_weights
 
 Normalization = Literal["step", "sample", "micro_batch"]
@@ -141,7 +142,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         with captured_position_ids(base) as seen, label_rows(base, wanted):
             logits = model(**forward, use_cache=False).logits[0]
         label_ids = supervised_ids(wanted)
-        nll = F.cross_entropy(logits.float(), label_ids, reduction="none")
+        nll = token_nll(logits, label_ids)
         nll_at = torch.zeros(labels.shape, dtype=nll.dtype, device=nll.device).masked_scatter(
             F.pad(wanted[:, 1:] != IGNORE_INDEX, (1, 0)), nll
         )

@@ -1,0 +1,59 @@
+"""With the reference itself as the model and learning rate 0, cached and online deltas give the same loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.shards import plan_shards
+from cal_pipeline.store import LocalStore
+from cal_schemas.annotated import annotated_schema
+from cal_trainer import cli
+from conftest import Family
+from examples_of import measurement_spec
+from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    folder = tmp_path_factory.mktemp("annotated")
+    data, images = write_llava_json(folder, 24)
+    store = LocalStore(output_dir=folder / "out")
+    store.prepare()
+    options = AnnotateOptions(
+        schema=annotated_schema(carry="images"), carry="images", tokens_per_batch=512, max_image_pixels=MAX_IMAGE_PIXELS
+    )
+    spec = measurement_spec(label=label_spec(llava.encoder), input=input_spec(llava.encoder))
+    for shard in plan_shards([str(data)], [str(images)], rows_per_shard=8):
+        annotate_shard(shard, encoder=llava.encoder, model=llava.model, spec=spec, store=store, options=options)
+    return folder / "out"
+
+
+def losses(llava: Family, annotated: Path, output: Path, *flags: str) -> list[float]:
+    argv = [
+        "--model_name_or_path", str(llava.directory), "--data_path", str(annotated), "--output_dir", str(output),
+        "--cache_dir", str(annotated.parent / "cache"), "--learning_rate", "0",
+        "--max_steps", "4", "--logging_steps", "1",
+        "--per_device_train_batch_size", "4", "--use_cpu", "--save_strategy", "no", "--disable_tqdm", "true",
+    ]  # fmt: skip
+    config, arguments = cli.parse_configs(
+        [cli.TrainConfig, cli.CalTrainingArguments], [*argv, *flags], program="cal-train", description=""
+    )
+    trainer = cli.train(config, arguments)
+    history: list[dict[str, Any]] = trainer.state.log_history
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.parametrize("normalization", ["step", "sample", "micro_batch"])
+def test_cached_equals_online(llava: Family, annotated: Path, tmp_path: Path, normalization: str) -> None:
+    flags = ("--normalization", normalization)
+    cached = losses(llava, annotated, tmp_path / "c", "--delta_source", "cached", *flags)
+    online = losses(llava, annotated, tmp_path / "o", "--delta_source", "online", *flags)
+    uniform = losses(llava, annotated, tmp_path / "u", "--delta_source", "uniform", *flags)
+    assert len(cached) == 4
+    assert online == pytest.approx(cached, abs=1e-5)
+    assert uniform != pytest.approx(cached, abs=1e-3)

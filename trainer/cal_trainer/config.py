@@ -1,0 +1,120 @@
+"""Flags of `cal-train` beyond transformers' own. Only cli.py sees this whole; everything below takes what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from cal_pipeline.encode import AspectRatio, Truncation
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_pipeline.loading import Dtype
+from cal_pipeline.templates import Template
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Condition
+from cal_trainer.trainer import Normalization
+from cal_trainer.weights import Pool
+
+Source = Literal["cached", "online", "uniform"]
+Preset = Literal["equations", "released"]
+GroupBy = Literal["none", "length", "modality_length"]
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """transformers' arguments, with other defaults where CAL needs them.
+
+    `remove_unused_columns=False`: the batch carries more than the forward takes. `prediction_loss_only=True`:
+    evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN loss is shown. `report_to="none"`: nothing is
+    sent anywhere unless asked for.
+    """
+
+    remove_unused_columns: bool = field(default=False, metadata=_help("must stay False: batches carry deltas"))
+    prediction_loss_only: bool = field(default=True, metadata=_help("evaluation returns the loss only"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_help("hide NaN and infinite losses from the log"))
+    report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, all, …"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Flags in groups: model, data, weights, encoding, what is trained."""
+
+    model_name_or_path: str | None = field(default=None, metadata=_help("model to train: a directory or a hub id"))
+    dtype: Dtype = field(default="float32", metadata=_help("of the weights; --bf16 autocasts on top of it"))
+    attn_implementation: str = field(default="sdpa", metadata=_help("attention, as in transformers"))
+    revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
+    trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
+    assemble: list[str] = field(
+        default_factory=list,
+        metadata=_help("vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"),
+    )
+
+    data_path: str | None = field(default=None, metadata=_help("directory of annotated shards"))
+    image_folder: str | None = field(default=None, metadata=_help("where image paths start; default: as measured"))
+    eval_path: str | None = field(default=None, metadata=_help("annotated shards to evaluate on, uniform weights"))
+    max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("as in cal-precompute"))
+    cache_dir: str | None = field(default=None, metadata=_help("of datasets: where the Arrow copy is kept"))
+    group_by: GroupBy = field(default="none", metadata=_help("which samples share a batch"))
+
+    delta_source: Source = field(default="cached", metadata=_help("cached deltas, online ones, or weight 1"))
+    preset: Preset | None = field(
+        default=None,
+        metadata=_help("equations: Eq. 3-5 as printed; released: the authors' code (online only)"),
+    )
+    alpha: float = field(default=1.0, metadata=_help("lower bound of the clamp"))
+    beta: float = field(default=5.0, metadata=_help("upper bound of the clamp, may be inf"))
+    window: int = field(default=3, metadata=_help("tokens averaged, odd"))
+    pool: Pool | None = field(default=None, metadata=_help("which tokens are neighbours; default span"))
+    normalization: Normalization | None = field(
+        default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
+    )
+    contrast: Condition | None = field(default=None, metadata=_help("of online deltas; default drop"))
+    drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
+
+    template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
+    image_aspect_ratio: AspectRatio = field(default="native", metadata=_help("as in cal-precompute"))
+    max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens"))
+    truncation: Truncation = field(default="drop", metadata=_help("as in cal-precompute"))
+
+    def __post_init__(self) -> None:
+        if self.assemble:
+            return
+        for name in ("model_name_or_path", "data_path"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is required")
+        if self.delta_source != "online" and self.contrast is not None:
+            raise ConfigError(f"--contrast is of online deltas; --delta_source {self.delta_source} measures nothing")
+        if self.preset == "released" and self.delta_source != "online":
+            raise ConfigError(
+                f"--preset released recomputes deltas for unsupervised tokens too, which --delta_source "
+                f"{self.delta_source} cannot: use --delta_source online, or --preset equations"
+            )
+        for name, wanted in self._preset_values().items():
+            if getattr(self, name) not in (None, wanted):
+                raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {getattr(self, name)}")
+        if self.drift_every and self.delta_source != "cached":
+            raise ConfigError("--drift_every compares with cached deltas: use it with --delta_source cached")
+
+    def _preset_values(self) -> dict[str, str]:
+        if self.preset == "released":
+            return {"pool": "released", "normalization": "micro_batch", "contrast": "mask"}
+        return {"pool": "span", "normalization": "sample"} if self.preset == "equations" else {}
+
+    def resolved(self, name: Literal["pool", "normalization", "contrast"]) -> str:
+        """The flag's value: given, else the preset's, else the default of this delta source."""
+        defaults = {
+            "pool": "span",
+            "normalization": "micro_batch" if self.delta_source == "online" else "step",
+            "contrast": "drop",
+        }
+        return str(getattr(self, name) or self._preset_values().get(name) or defaults[name])
+
+    def image_folder_path(self) -> Path | None:
+        """`--image_folder` as a path."""
+        return None if self.image_folder is None else Path(self.image_folder)

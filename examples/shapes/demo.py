@@ -36,7 +36,12 @@ def main() -> int:
     parser.add_argument("--num_steps", type=int, default=400, help="training steps of the reference")
     options = parser.parse_args()
     output: Path = options.output_dir
+    marker = output / ".cal-demo"
+    if output.exists() and not marker.exists() and any(output.iterdir()):
+        parser.error(f"{output} holds something else than an earlier demo; choose another --output_dir")
     shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    marker.touch()
     began = time.monotonic()
     disable_progress_bar()
 

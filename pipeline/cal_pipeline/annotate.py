@@ -7,6 +7,7 @@ alone, never on workers or timing.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,8 @@ from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.redo import read_rows_to_keep
 from cal_pipeline.shards import Shard, read_samples
 from cal_pipeline.store import LocalStore
-from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter
-from cal_schemas.errors import STATUS_OK, SampleError, ShardError
+from cal_schemas.annotated import AnnotatedRow, Carry, ShardMetadata, ShardWriter
+from cal_schemas.errors import STATUS_OK, ImageError, SampleError, ShardError
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
 
@@ -32,6 +33,7 @@ _WINDOW_ROWS = 1024
 _WINDOW_BATCHES = 16
 _WINDOW_BYTES = 2**30
 _NUM_QUOTED_ERRORS = 10
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ class AnnotateOptions:
     """What shapes an annotated shard besides its measurement."""
 
     schema: pa.Schema
-    carry: str
+    carry: Carry
     tokens_per_batch: int
     store_logits: bool = False
     source_label: bool = False
@@ -89,9 +91,8 @@ class _Prepared:
 
     @property
     def num_bytes(self) -> int:
-        images = sum(len(image.data or b"") for image in self.sample.images)
         pixels = self.encoded.image_inputs.values() if self.encoded else ()
-        return images + sum(value.nbytes for value in pixels)
+        return self.sample.num_bytes + sum(value.nbytes for value in pixels)
 
 
 def annotate_shard(
@@ -114,11 +115,12 @@ def annotate_shard(
     metadata = ShardMetadata(
         spec=spec,
         source=shard.source,
-        carry=options.carry,  # type: ignore[arg-type]
+        carry=options.carry,
         tokens_per_batch=options.tokens_per_batch,
         library_versions=dict(options.library_versions),
     )
-    kept = read_rows_to_keep(store.path(shard.name), redo) if redo else {}
+    replaces = bool(redo) and store.path(shard.name).exists()
+    kept = read_rows_to_keep(store.path(shard.name), redo) if replaces else {}
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
         with ShardWriter(partial, options.schema, metadata) as writer:
@@ -134,7 +136,7 @@ def annotate_shard(
         if writer.num_rows != shard.num_rows:
             raise ShardError(f"{shard.source.uri}: {shard.num_rows} rows planned, {writer.num_rows} came out")
         report.bytes = partial.stat().st_size
-        report.committed = store.commit(partial, shard.name, replace=bool(redo))
+        report.committed = store.commit(partial, shard.name, replace=replaces)
     report.seconds["total"] = time.monotonic() - started
     return report
 
@@ -151,8 +153,9 @@ def _prepare_all(
             raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
         encoded = failure = None
         try:
-            # A kept row needs its pictures only to carry them along.
-            needed = row not in kept or (options.carry == "images" and kept[row].status == STATUS_OK)
+            # A kept row needs its pictures only to carry them along, as it did unless they could not be read.
+            carried = options.carry == "images" and row in kept and kept[row].status != ImageError.status
+            needed = row not in kept or carried
             files = [read_image_file(image, folder) for image in sample.images] if needed else []
             if options.carry == "images" and needed:
                 images = zip(sample.images, files, strict=True)
@@ -255,7 +258,8 @@ def _row(item: _Prepared, outcome: MeasuredSample | SampleError | None) -> Annot
             logits_without_image=outcome.logits_without_image,
         )
     assert outcome is not None
-    message = " ".join(str(outcome).split())[:1000]
+    # Addresses in third-party messages differ from run to run; columns must not.
+    message = _ADDRESS.sub("", " ".join(str(outcome).split()))[:1000]
     if item.sample.note:
         message = f"{message} ({item.sample.note})"
     return AnnotatedRow(

@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -43,6 +43,7 @@ def parse_configs(
     parser = _Parser(kinds, prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
     flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
+    _refuse_repeated_lists(given, kinds)
     found = _config_file(given)
     from_file = [] if found is None else _yaml_flags(found, flags)
     namespace, unknown = parser.parse_known_args([*from_file, *given])
@@ -58,6 +59,18 @@ def parse_configs(
         except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments raises for its own combinations
             raise ConfigError(" ".join(str(error).split())) from error
     return built
+
+
+def _refuse_repeated_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> None:
+    """Argparse would keep the last one and drop the others in silence."""
+    typed = [part.split("=")[0].lstrip("-").replace("-", "_") for part in given if part.startswith("--")]
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if get_origin(hints[field.name]) is list and typed.count(field.name) > 1:
+                raise ConfigError(
+                    f"--{field.name} is given {typed.count(field.name)} times: list all values after one flag"
+                )
 
 
 def _config_file(given: Sequence[str]) -> Path | None:

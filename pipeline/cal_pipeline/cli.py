@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -33,7 +34,7 @@ from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, limit_rows, plan_shards, sample_rows
 from cal_pipeline.store import LocalStore
-from cal_pipeline.worker import EncoderSettings, WorkerSettings, library_versions
+from cal_pipeline.worker import EncoderSettings, WorkerSettings, encode_questions, library_versions
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
@@ -104,8 +105,8 @@ def prepare(config: PrecomputeConfig) -> _Job:
     store = LocalStore(output_dir=config.output_dir.absolute(), run_id=run_id)
     if not config.dry_run:
         store.prepare()
-    elif config.output_dir.exists() and not config.output_dir.is_dir():
-        raise ConfigError(f"--output_dir {config.output_dir} is not a directory")
+    else:
+        store.check_writable()
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     shards = plan_shards(
@@ -117,6 +118,8 @@ def prepare(config: PrecomputeConfig) -> _Job:
         shards = limit_rows(shards, config.limit)
     if config.sample is not None:
         shards = sample_rows(shards, config.sample, config.seed)
+        if not shards:
+            raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
     spec, encoder_settings = _measurement(config, directory)
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
@@ -125,7 +128,7 @@ def prepare(config: PrecomputeConfig) -> _Job:
     return _Job(
         config=config,
         progress=progress,
-        todo=shards_to_redo(progress.done, store, redo) if redo else progress.pending,
+        todo=(*progress.pending, *(shards_to_redo(progress.done, store, redo) if redo else ())),
         gpus_per_worker=gpus,
         rows_of_all=rows_of_all,
         settings=WorkerSettings(
@@ -164,6 +167,8 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
     )
     encoder = settings.build(load_processor(directory, trust_remote_code=config.trust_remote_code))
     local = Path(config.model_name_or_path).is_dir()
+    # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
+    encode_questions(encoder, config.model_name_or_path)
     spec = MeasurementSpec(
         label=label_spec(encoder),
         input=input_spec(encoder),
@@ -198,8 +203,15 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
 
 
 def _gpus_per_worker(config: PrecomputeConfig) -> float:
-    if config.gpus_per_worker is not None:
-        return config.gpus_per_worker
+    wanted = config.gpus_per_worker
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is not None:
+        if wanted > there and not (config.ray_address or os.environ.get("RAY_ADDRESS")):
+            raise ConfigError(
+                f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the "
+                "CPU), or name a cluster with --ray_address"
+            )
+        return wanted
     found = 1.0 if torch.cuda.is_available() else 0.0
     _log.info("--gpus_per_worker %g, because this machine has %s GPU", found, "a" if found else "no")
     return found
@@ -227,6 +239,8 @@ def _execute(job: _Job) -> int:
     heartbeat = Heartbeat(store.internal, started)
     if other := heartbeat.other():
         _log.warning("another driver works on this output: %s. Both are safe, but work may be done twice", other)
+    else:
+        store.clear_staging(everybodys=True)
     heartbeat.beat()
     plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
     (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
@@ -267,6 +281,6 @@ def _execute(job: _Job) -> int:
     print_report(report, config.output_dir, report.write(store.internal / "reports"))
     if outcome.aborted:
         raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
-    if outcome.reports and (config.limit is not None or config.sample is not None):
+    if report.total("rows") and (config.limit is not None or config.sample is not None):
         print(projection(report, job.rows_of_all))  # noqa: T201
     return EXIT_SHARDS_FAILED if outcome.failed else EXIT_DONE

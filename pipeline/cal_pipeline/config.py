@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +109,13 @@ class PrecomputeConfig:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:  # NaN is not positive either.
-                raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            # NaN is not positive either; only a time limit may be infinite.
+            if not value > 0 or (value == math.inf and not name.endswith("_timeout_s")):
+                raise ConfigError(f"--{name} must be positive, got {value}")
         for flag, paths in (("output_dir", [str(self.output_dir)]), ("data_path", self.data_path)):
+            if not all(paths) or str(self.output_dir) == "":
+                raise ConfigError(f"--{flag} is empty")
             if urls := [path for path in paths if _URL.match(path)]:
                 raise ConfigError(f"--{flag} {urls[0]}: only paths of a file system are supported, no URLs")
         if self.limit is not None and self.sample is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cal_pipeline import templates
 from cal_pipeline.spans import expanded_offset, image_replacements, overlapping_tokens
 from cal_pipeline.templates import Rendered, Template
-from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
+from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 
 IGNORE_INDEX = -100
@@ -150,10 +150,10 @@ class Encoder:
                 encoded = self._encode_text(
                     templates.render(sample.messages, self.template, self.processor, self._specials), images
                 )
-        except (ValueError, TypeError, IndexError, KeyError, StopIteration) as error:
-            # What a processor raises for text or pictures that it does not like (its own image token in the words).
-            if isinstance(error, ConfigError):
-                raise
+        except CalError:
+            raise
+        except Exception as error:
+            # A processor may raise anything for text or pictures that it does not like (its own token in the words).
             raise SampleError(f"{type(self.processor).__name__}: {type(error).__name__}: {error}") from error
         stray = torch.isin(encoded.sequence_inputs["input_ids"], self._placeholders) & ~encoded.image_mask
         if bool(stray.any()):
@@ -164,7 +164,7 @@ class Encoder:
     def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
         bos = self.processor.tokenizer.bos_token
         # A template that writes the BOS itself must not get a second one from the tokenizer.
-        add_special_tokens = not (bos and rendered.text.startswith(bos))
+        add_special_tokens = not (bos and rendered.text.lstrip().startswith(bos))
         output = self._process(rendered.text, images, add_special_tokens=add_special_tokens)
         replacements = image_replacements(output, images, type(self.processor).__name__)
         spans = [

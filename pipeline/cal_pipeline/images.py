@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cal_schemas.errors import ImageError
 from cal_schemas.sample import ImageRef
 
 DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
+MAX_ASPECT_RATIO = 200
+"""Processors that resize the short edge first would blow a thin strip up to gigabytes."""
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Over this pillow refuses to open a picture, whatever our own limit."""
 
@@ -51,9 +53,17 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
                 raise ImageError(
                     f"image of {image.width} x {image.height} pixels exceeds --max_image_pixels {max_image_pixels}"
                 )
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+                raise ImageError(
+                    f"image of {image.width} x {image.height} pixels is longer than {MAX_ASPECT_RATIO} times its width"
+                )
             return image.convert("RGB")
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"image of {len(data)} bytes cannot be decoded: no picture in a format that pillow knows"
+        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error

@@ -47,7 +47,7 @@ def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRan
     stop = 0
     try:
         with open_binary(path) as file:
-            spans = _array_spans(file, path) if data_format == "json" else _line_spans(file)
+            spans = _array_spans(file, path) if data_format == "json" else _line_spans(file, path)
             for start, stop, has_image in spans:
                 if row == first_row:
                     first_byte, images = start, False
@@ -65,12 +65,17 @@ def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRan
     return ranges
 
 
-def _line_spans(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
+def _line_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
     offset, has_image = 0, False
     for line in file:
         if offset == 0 and line.startswith(_BOM):
             offset, line = len(_BOM), line[len(_BOM) :]
         if not line.isspace() and line:
+            if offset == 0 and line.strip() in (b"[", b"{"):
+                raise ConfigError(
+                    f"{path}: its first line is {line.strip().decode()!r}: an indented JSON file, not one sample a "
+                    "line; name it .json, or give --data_format json"
+                )
             # One picture settles it for the whole file, so this parses few lines: all only where none has one.
             has_image = has_image or (b'"image' in line and _has_image(_parse_line(line)))
             yield offset, offset + len(line), has_image
@@ -195,6 +200,9 @@ def sample_from_json(value: Any, row_id: str) -> Sample:
         return Sample(
             sample_id=row_id, images=(), messages=None, problem=f"expected an object, got {type(value).__name__}"
         )
+    if value.get("video"):
+        problem = "the row shows a video; only images are known"
+        return Sample(sample_id=row_id, images=(), messages=None, problem=problem)
     images = value.get("images") if value.get("image") is None else value["image"]
     turns = value.get("conversations") if value.get("messages") is None else value["messages"]
     return sample_from_row(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,7 +25,6 @@ _FLOAT32_TOLERANCE = 1e-3
 _HALF_RMS_TOLERANCE = 0.1
 _CONDITIONS: tuple[Condition, ...] = ("drop", "mask")
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
 
 

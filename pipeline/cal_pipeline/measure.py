@@ -48,7 +48,12 @@ def measure(
     by definition and cost no pass, unless their logits are stored.
     """
     results: dict[int, MeasuredSample | SampleError] = {}
-    queue = batches_by_tokens(samples, tokens_per_batch)[::-1]
+    for index, sample in enumerate(samples):
+        if problem := _unknown_token(sample, model):
+            results[index] = problem
+    fit = [index for index in range(len(samples)) if index not in results]
+    batches = batches_by_tokens([samples[index] for index in fit], tokens_per_batch)
+    queue = [[fit[at] for at in batch] for batch in reversed(batches)]
     while queue:
         chosen = queue.pop()
         batch_samples = [samples[index] for index in chosen]
@@ -98,6 +103,18 @@ def _measure_batch(
             logits_with_image=pair[0].numpy(),
             logits_without_image=pair[1].numpy(),
         )
+
+
+def _unknown_token(sample: EncodedSample, model: Any) -> SampleError | None:
+    """A token that the tokenizer has and the model's embedding has not would fail the batch, on CUDA the device.
+
+    Placeholders of images may lie outside: the model replaces them.
+    """
+    limit = model.get_input_embeddings().weight.shape[0]
+    words = sample.sequence_inputs["input_ids"][~sample.image_mask]
+    if not len(words) or int(words.max()) < limit:
+        return None
+    return SampleError(f"token id {int(words.max())} is beyond the model's {limit} embeddings")
 
 
 def _text_only(sample: EncodedSample) -> MeasuredSample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +39,8 @@ def find_columns(schema: pa.Schema, path: Path) -> ParquetColumns:
     def first(candidates: tuple[str, ...]) -> str | None:
         return next((name for name in candidates if name in names), None)
 
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: columns {twice} occur more than once; rename them")
     turns = first(_TURN_COLUMNS)
     caption = None if turns else first(_CAPTION_COLUMNS)
     if turns is None and caption is None:
@@ -70,14 +72,32 @@ def carried_fields(path: Path) -> list[pa.Field]:
 
 
 def embedded_image_bytes(path: Path) -> int:
-    """Compressed size of the image column's chunks, from the footer."""
+    """Compressed size of the pictures in the image column, from the footer."""
+    return _image_leaves(path, embedded=True)
+
+
+def names_image_files(path: Path) -> bool:
+    """Whether the image column holds paths and no bytes, so that an image folder is needed."""
+    return not embedded_image_bytes(path) and _image_leaves(path, embedded=False) > 0
+
+
+def _image_leaves(path: Path, *, embedded: bool) -> int:
+    """Compressed size of the image column's binary leaves, or of its text leaves; chunks of nulls count nothing."""
     footer = pq.read_metadata(path)
-    return sum(
-        column.total_compressed_size
-        for group in map(footer.row_group, range(footer.num_row_groups))
-        for column in map(group.column, range(group.num_columns))
-        if column.path_in_schema.split(".")[0] in _IMAGE_COLUMNS
-    )
+    total = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for index in range(group.num_columns):
+            column, leaf = group.column(index), footer.schema.column(index)
+            is_text = leaf.logical_type.type == "STRING"
+            if column.path_in_schema.split(".")[0] not in _IMAGE_COLUMNS or leaf.physical_type != "BYTE_ARRAY":
+                continue
+            statistics = column.statistics
+            all_null = (
+                statistics is not None and statistics.has_null_count and statistics.null_count >= column.num_values
+            )
+            if is_text != embedded and not all_null:
+                total += column.total_compressed_size
+    return total
 
 
 def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
@@ -103,8 +123,12 @@ def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[
 
 def _values(batch: pa.RecordBatch, carried: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
-        return cast(list[dict[str, Any]], batch.to_pylist())
-    except UnicodeDecodeError:
+        # Carried values stay Arrow scalars: Python's types would round some (nanoseconds).
+        own = batch.select([name for name in batch.schema.names if name not in carried]).to_pylist()
+        scalars = {name: batch.column(name) for name in carried}
+        _ = [column.validate(full=True) for column in scalars.values()]
+        return [{**row, **{name: column[at] for name, column in scalars.items()}} for at, row in enumerate(own)]
+    except (UnicodeDecodeError, pa.ArrowInvalid):
         # Some writers do not check their text: read it as bytes, and decode what the schema says is text.
         columns = []
         for name, column in zip(batch.schema.names, batch.columns, strict=True):

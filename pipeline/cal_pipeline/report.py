@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cal_pipeline.annotate import ShardReport
 from cal_pipeline.progress import duration
@@ -21,6 +22,7 @@ from cal_schemas.errors import STATUS_OK
 _MOSTLY_FLOOR = 0.95
 _RARELY_BELOW_BETA = 0.80
 _SHOWN_ERRORS = 10
+_MANY_LOST = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,12 @@ class RunReport:
     def warnings(self) -> list[str]:
         """What the deltas' distribution and the row counts ask the user to look at."""
         found = []
+        rows, lost = self.total("rows"), self.total("rows") - self.statuses()[STATUS_OK]
+        if rows and lost / rows > _MANY_LOST:
+            status, count = max(
+                ((s, c) for s, c in self.statuses().items() if s != STATUS_OK), key=lambda pair: pair[1]
+            )
+            found.append(f"{lost / rows:.0%} of the rows are not ok, {count} of them {status}: see the column error")
         tokens = self.total("image_label_tokens")
         if tokens:
             floor, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens
@@ -89,7 +97,7 @@ def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
     if not report.shards and not report.failed and not report.aborted:
         console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done", markup=False)
         return
-    table = Table(title=f"cal-precompute: {output_dir}", title_justify="left")
+    table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
     for name in ("status", "rows", "share"):
         table.add_column(name, justify="left" if name == "status" else "right")
     for status, count in sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1])):
@@ -100,6 +108,10 @@ def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
         f"{duration(report.seconds)}, {duration(report.seconds_to_first_worker)} of it until the first worker was "
         f"ready; {report.shards_done_before} shards were done before; {report.total('bytes') / 1e6:.1f} MB written"
     )
+    if kept := report.total("kept_rows"):
+        console.print(f"{kept} of those rows were taken over unchanged (--redo_status)")
+    if late := sum(not shard.committed for shard in report.shards):
+        console.print(f"{late} of those shards had been published by another driver meanwhile; its files stay")
     errors = [error for shard in report.shards for error in shard.errors]
     for error in errors[:_SHOWN_ERRORS]:
         console.print(f"  {error}", markup=False)

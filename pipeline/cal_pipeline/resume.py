@@ -15,7 +15,7 @@ from cal_schemas.annotated import ShardMetadata, read_shard_metadata
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 
-_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "row_start", "row_stop", "sample_fraction", "sample_seed")
+_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "row_start", "row_stop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +65,12 @@ def compare_with_output(
 
 
 def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
+    drawn = [(source.sample_fraction, source.sample_seed) for source in (metadata.source, shard.source)]
+    if drawn[0] != drawn[1]:
+        raise ConfigError(
+            f"{name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
+            f"{drawn[1][0]:g} (seed {drawn[1][1]}): a pilot (--sample) needs an --output_dir of its own"
+        )
     differing = [
         f"{field} was {getattr(metadata.source, field)}, is {getattr(shard.source, field)}"
         for field in _SAME_SOURCE

@@ -111,7 +111,7 @@ def _content(value: Any, number: int) -> str:
         return value
     if not isinstance(value, list):
         raise RowError(f"turn {number} has content of type {type(value).__name__}; expected text or typed parts")
-    parts = []
+    parts: list[str] = []
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image":
@@ -122,4 +122,9 @@ def _content(value: Any, number: int) -> str:
             parts.append(text)
         else:
             raise RowError(f"turn {number} has a content part of type {kind!r}; expected 'text' or 'image'")
-    return "\n".join(parts)
+    # Texts join as they are, as in a chat template; a mark stands on a line of its own, as in LLaVA's data.
+    joined = ""
+    for part in parts:
+        beside_mark = joined and IMAGE_MARK in (part, joined[-len(IMAGE_MARK) :])
+        joined += ("\n" if beside_mark else "") + part
+    return joined

@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ _SUFFIXES = {
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
 }
+_MAX_NAME_BYTES = 255
 _log = logging.getLogger(__name__)
 
 
@@ -115,6 +116,7 @@ def plan_shards(
                 of_file = _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
             except OSError as error:
                 raise ConfigError(f"cannot read {file}: {error}") from error
+            _check_name(file, stem)
             for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
                 if name in owners:
                     raise ConfigError(
@@ -126,6 +128,22 @@ def plan_shards(
     if not shards:
         raise ConfigError(f"no rows in {', '.join(data_paths)}")
     return shards
+
+
+def _check_name(file: Path, stem: str) -> None:
+    """ConfigError for names whose output would be invisible to readers, or cannot be written."""
+    parts = PurePosixPath(stem).parts
+    if hidden := next((part for part in parts if part.startswith((".", "_"))), None):
+        raise ConfigError(
+            f"{file}: its output would lie under {hidden!r}, and pandas and pyarrow ignore names that begin with "
+            "'.' or '_'; rename it"
+        )
+    try:
+        too_long = len(f"{parts[-1]}-r000000000-000000000-first000000000.parquet".encode()) > _MAX_NAME_BYTES
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{str(file)!r}: a file name that is not UTF-8; rename it") from error
+    if too_long:
+        raise ConfigError(f"{file}: its name leaves no room for the row range of its output; use a shorter one")
 
 
 def _file_shards(
@@ -151,6 +169,8 @@ def _file_shards(
         except pa.ArrowException as error:
             raise ConfigError(f"{file}: not a readable Parquet file: {error}") from error
         parquet_source.find_columns(schema, file)
+        if folder is None and rows and parquet_source.names_image_files(file):
+            raise ConfigError(f"{file} names image files: say with --image_folder where they are")
         return [Shard(name=stem, data_format=kind, source=source(0, rows))]
     ranges = json_source.split_rows(file, kind, rows_per_shard)
     if folder is None and any(item.mentions_images for item in ranges):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,14 @@ class LocalStore:
             probe = self.internal / "staging" / f"probe.{self.run_id}"
             probe.write_bytes(b"")
             probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
+
+    def check_writable(self) -> None:
+        """ConfigError unless `prepare` would succeed, found out without leaving anything behind."""
+        there = next(parent for parent in (self.output_dir, *self.output_dir.parents) if parent.exists())
+        try:
+            tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
 
@@ -88,9 +97,9 @@ class LocalStore:
         _sync(final.parent)
         return True
 
-    def clear_staging(self) -> None:
-        """Removes what this run left in staging."""
-        for leftover in (self.internal / "staging").glob(f"*.{self.run_id}*"):
+    def clear_staging(self, *, everybodys: bool = False) -> None:
+        """Removes what this run left in staging; everybody's only while no other driver is alive."""
+        for leftover in (self.internal / "staging").glob("*" if everybodys else f"*.{self.run_id}*"):
             leftover.unlink(missing_ok=True)
 
 

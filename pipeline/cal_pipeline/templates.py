@@ -22,7 +22,8 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _log = logging.getLogger(__name__)
-_warned: list[str] = []
+_warned: set[str] = set()
+"""Templates that were warned of already."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,15 +88,19 @@ def render_chat(messages: Sequence[Turn], processor: Any, specials: Sequence[str
     for number, turn in enumerate(messages):
         if turn.role != "assistant":
             continue
-        prefix = _render(processor, conversation[:number], generation_prompt=True)
+        # Nothing to render before an opening answer; many templates fail on an empty conversation.
+        prefix = _render(processor, conversation[:number], generation_prompt=True) if number else ""
         upto = full if number + 1 == len(messages) else _render(processor, conversation[: number + 1])
         if not full.startswith(upto) or not upto.startswith(prefix):
             raise SampleError(
                 f"the chat template's rendering of turns 0-{number} is no prefix of the whole conversation, "
                 "so its words cannot be located; use another --template"
             )
-        if words_end := _end_of_words(upto, len(prefix), turn.content):
-            spans.append((len(prefix), _end_of_turn(upto, words_end, specials)))
+        if words := _words(upto, len(prefix), turn.content):
+            prompted = number and prefix != _render(processor, conversation[:number])
+            # A template that ignores the generation prompt leaves the role's header to the answer: it is no word of it.
+            start = len(prefix) if prompted or not upto[len(prefix) : words[0]].strip() else words[0]
+            spans.append((start, _end_of_turn(upto, words[1], specials, chat_template(processor))))
     return Rendered(text=full, label_spans=tuple(spans))
 
 
@@ -118,23 +123,24 @@ def _render(processor: Any, conversation: list[dict[str, Any]], generation_promp
         raise SampleError(f"the chat template fails on the roles {roles}: {type(error).__name__}: {error}") from error
 
 
-def _end_of_words(text: str, start: int, content: str) -> int | None:
-    """Where the assistant's words end in `text`; None when there are none. An image may interrupt them."""
-    end = None
+def _words(text: str, start: int, content: str) -> tuple[int, int] | None:
+    """Where the assistant's words begin and end in `text`; None when there are none. An image may interrupt them."""
+    begin = end = None
     for words in (part.strip() for part in content.split(IMAGE_MARK)):
         if words:
             at = text.find(words, start if end is None else end)
             if at < 0:
                 raise SampleError("the chat template changes the assistant's words, so they cannot be located")
+            begin = at if begin is None else begin
             end = at + len(words)
-    return end
+    return None if begin is None or end is None else (begin, end)
 
 
-def _end_of_turn(text: str, words_end: int, special_tokens: Sequence[str]) -> int:
+def _end_of_turn(text: str, words_end: int, special_tokens: Sequence[str], source: str) -> int:
     tail = text[words_end:]
     ends = [tail.rfind(token) + len(token) for token in special_tokens if token in tail]
-    if not ends and not _warned:
-        _warned.append(text)
+    if not ends and source not in _warned:
+        _warned.add(source)
         _log.warning("the chat template puts no end token behind an answer: its end will not be supervised")
     return words_end + max(ends, default=0)
 
@@ -169,7 +175,7 @@ def check_template(template: Template, processor: Any) -> None:
 
 def chat_template(processor: Any) -> str:
     """The template's source, the processor's own or its tokenizer's; empty when there is none."""
-    for owner in (processor, processor.tokenizer):
+    for owner in (processor, getattr(processor, "tokenizer", None)):
         found = getattr(owner, "chat_template", None)
         if isinstance(found, dict):
             found = found.get("default")

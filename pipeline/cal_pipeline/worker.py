@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw
 
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.collate import collate
-from cal_pipeline.encode import AspectRatio, Encoder, Truncation
+from cal_pipeline.encode import AspectRatio, EncodedSample, Encoder, Truncation
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import LocalStore
 from cal_pipeline.templates import Template
-from cal_schemas.errors import AlignmentError, CalError, ConfigError, FormatError, ShardError
+from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import MeasurementSpec
 
@@ -120,7 +120,7 @@ class Worker:
             raise
         except ShardError as error:
             return Outcome(kind="retry", message=str(error))
-        except (ConfigError, FormatError, AlignmentError) as error:
+        except (ConfigError, FormatError) as error:
             return Outcome(kind="abort", message=str(error))
         except OSError as error:
             kind: Literal["abort", "retry"] = "abort" if error.errno in _STOP_AT_ONCE else "retry"
@@ -153,6 +153,13 @@ def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
 
 def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
     """Runs `check_reference` on two generated samples, one longer than the other, through the real encoder."""
+    encoded = encode_questions(encoder, spec.model_id)
+    batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
+
+
+def encode_questions(encoder: Encoder, model_id: str) -> list[EncodedSample]:
+    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these."""
     picture = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
     encoded = []
@@ -165,10 +172,9 @@ def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
             encoded.append(encoder(Sample(sample_id="self-check", images=(), messages=turns), [picture]))
         except CalError as error:
             raise ConfigError(
-                f"{spec.model_id}: its processor cannot encode a plain question about one picture ({error})"
+                f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
             ) from error
-    batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
-    check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
+    return encoded
 
 
 def library_versions() -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,9 +169,16 @@ def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry)
     for column in schema:
         values = columns.get(column.name)
         if values is None:
-            values = [row.sample.carried.get(column.name) for row in rows]
+            values = [_carried_value(row.sample.carried.get(column.name), column.type) for row in rows]
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _carried_value(value: Any, kind: pa.DataType) -> Any:
+    """As a scalar of the column's type: values that never were Python objects lose nothing on the way."""
+    if not isinstance(value, pa.Scalar):
+        return None if value is None else pa.scalar(value, kind)
+    return value if value.is_valid else None
 
 
 class ShardWriter:
@@ -207,7 +214,7 @@ class ShardWriter:
 
     def write(self, row: AnnotatedRow) -> None:
         """Appends one row; a row group is written whenever enough has gathered."""
-        size = sum(len(image.data or b"") for image in row.sample.images)
+        size = row.sample.num_bytes
         if self._pending and (
             self._pending_bytes + size > MAX_ROW_GROUP_IMAGE_BYTES or len(self._pending) >= MAX_ROW_GROUP_ROWS
         ):
@@ -224,27 +231,33 @@ class ShardWriter:
         self._pending, self._pending_bytes = [], 0
 
 
-def read_shard_metadata(path: Path | str, filesystem: Any = None) -> ShardMetadata:
+def read_shard_metadata(path: Path | str) -> ShardMetadata:
     """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
     try:
-        found = pq.read_metadata(path, filesystem=filesystem).metadata or {}
+        found = pq.read_metadata(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
     pairs = {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"cal.")}
     if "cal.format_version" not in pairs:
         raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
-    if int(pairs["cal.format_version"]) != FORMAT_VERSION:
+    if pairs["cal.format_version"] != str(FORMAT_VERSION):
         raise FormatError(
             f"{path}: annotated-shard format {pairs['cal.format_version']}, this version reads {FORMAT_VERSION}. "
             "Run cal-precompute again, or install the version that wrote it."
         )
-    shard = json.loads(pairs["cal.shard"])
-    return ShardMetadata(
-        spec=MeasurementSpec.from_json(pairs["cal.measurement_spec"]),
-        source=ShardSource(**shard.pop("source")),
-        format_version=FORMAT_VERSION,
-        **shard,
-    )
+    try:
+        shard = json.loads(pairs["cal.shard"])
+        # Later versions may say more about a file's source; what a delta depends on is in the spec, read strictly.
+        known = {item.name for item in fields(ShardSource)}
+        return ShardMetadata(
+            spec=MeasurementSpec.from_json(pairs["cal.measurement_spec"]),
+            source=ShardSource(**{name: value for name, value in shard["source"].items() if name in known}),
+            carry=shard["carry"],
+            tokens_per_batch=shard["tokens_per_batch"],
+            library_versions=shard["library_versions"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path}: broken metadata of an annotated shard: {error!r}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,7 +41,20 @@ class Sample:
     note: str | None = None
     """Something the reader of the row should know although the sample is usable (replaced characters)."""
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """The source's other columns, under their output names."""
+    """The source's other columns, under their output names: Arrow scalars, or Python values."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What its pictures and carried binary and text values take in memory."""
+        images = sum(len(image.data or b"") for image in self.images)
+        return images + sum(_size(value) for value in self.carried.values())
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bytes | str):
+        return len(value)
+    buffer = value.as_buffer() if hasattr(value, "as_buffer") else None
+    return 0 if buffer is None else int(buffer.size)
 
 
 def sample_key(sample: Sample) -> str:

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cal_pipeline import annotate
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
-from cal_pipeline.loading import load_reference
+from cal_pipeline.encode import Encoder
+from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.shards import Shard, carried_fields, plan_shards
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import annotated_schema
@@ -83,11 +85,9 @@ def test_label_ids_and_positions_decode_to_the_assistant_s_words(run: Run, shard
 def test_text_only_rows_have_delta_zero_and_cost_no_pass(run: Run, tmp_path: Path) -> None:
     rows = [row for row in llava_rows(tmp_path / "i", 30) if "image" not in row]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a pass was run")
-
-    found, report = run(plan_shards([str(tmp_path / "d.jsonl")])[0], model=never)
+    model = SmallMemory(run.found.model, limit=0)
+    found, report = run(plan_shards([str(tmp_path / "d.jsonl")])[0], model=model)
+    assert model.refused == 0
     assert {delta for row in found for delta in row["delta_logits"]} == {0.0}
     assert report.statuses == {"ok": 2}
     assert report.image_label_tokens == 0
@@ -218,6 +218,44 @@ def test_redo_measures_the_named_statuses_again_and_keeps_the_rest(run: Run, tmp
     assert redone[5]["status"] == "ok"
     assert len(redone[5]["delta_logits"]) > 0
     assert [row for n, row in enumerate(redone) if n != 5] == [row for n, row in enumerate(rows) if n != 5]
+
+
+def test_redo_keeps_the_pictures_of_every_row_that_had_them(run: Run, tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path)
+    shard = plan_shards([str(data)], [str(images)])[0]
+    rows, _ = run(shard, carry="images")
+    assert rows[9]["status"] == "encode_error"
+    assert rows[9]["images"][0]["bytes"]
+    redone, _ = run(shard, carry="images", redo=frozenset({"image_error"}))
+    assert redone == rows
+    (images / "9.png").unlink()
+    with pytest.raises(ShardError, match="row 9 is to be kept, but image"):
+        run(shard, carry="images", redo=frozenset({"image_error"}))
+    assert pq.read_table(run.output / f"{shard.name}.parquet").to_pylist() == rows
+
+
+def test_a_token_beyond_the_embedding_is_that_row_s_encode_error(run: Run, tmp_path: Path) -> None:
+    rows = [row for row in llava_rows(tmp_path / "i", 4) if "image" in row]
+    rows[1]["conversations"][1]["value"] = "A <extra> cat."
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    processor = load_processor(run.found.directory)
+    processor.tokenizer.add_tokens(["<extra>"])
+    found = replace(run, found=replace(run.found, encoder=Encoder(processor)))
+    measured, _ = found(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0])
+    assert [row["status"] for row in measured] == ["ok", "encode_error", "ok"]
+    assert "is beyond the model's" in measured[1]["error"]
+
+
+def test_carried_columns_keep_types_that_python_would_round(run: Run, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "p.parquet", count=3)
+    table = pq.read_table(source)
+    clock = pa.array([1, None, 3], pa.time64("ns"))
+    tags = pa.array([["a"], None, []], pa.list_(pa.string()))
+    pq.write_table(table.append_column("clock", clock).append_column("tags", tags), source)
+    run(plan_shards([str(source)])[0], carry="images")
+    written = pq.read_table(run.output / "p.parquet")
+    assert written["clock"].combine_chunks().equals(clock)
+    assert written["tags"].combine_chunks().equals(tags)
 
 
 def test_first_writer_wins(run: Run, shard: Shard) -> None:

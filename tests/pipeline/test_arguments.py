@@ -257,3 +257,8 @@ def test_carry_auto_copies_embedded_pictures_up_to_10_gb_and_says_so(
     carry: str, embedded: int, resolved: str, why: str
 ) -> None:
     assert precompute(carry=carry).resolved_carry(embedded) == (resolved, why)
+
+
+def test_a_list_flag_given_twice_is_refused_because_argparse_would_drop_the_first() -> None:
+    with pytest.raises(ConfigError, match="--words is given 2 times: list all values after one flag"):
+        parse("--count", "1", "--words", "a", "--words=b")

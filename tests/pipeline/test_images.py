@@ -176,6 +176,27 @@ def test_a_path_that_cannot_be_read_is_an_image_error_naming_it(folder: Path, pa
         read_image_file(ImageRef(path=path), folder)
 
 
+@pytest.mark.parametrize(("size", "status"), [((2, 400), "ok"), ((2, 402), "refused"), ((402, 2), "refused")])
+def test_a_strip_that_resizing_would_blow_up_is_an_image_error(size: tuple[int, int], status: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    if status == "ok":
+        assert decode_image(file.getvalue()).size == size
+        return
+    with pytest.raises(ImageError, match="longer than 200 times"):
+        decode_image(file.getvalue())
+
+
+def test_the_message_about_a_bad_picture_is_the_same_every_time() -> None:
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(ImageError) as error:
+            decode_image(b"junk")
+        messages.add(str(error.value))
+    assert len(messages) == 1
+    assert "0x" not in messages.pop()
+
+
 def test_a_path_without_an_image_folder_is_an_image_error() -> None:
     with pytest.raises(ImageError, match=r"'a\.png' is a path and no --image_folder is given"):
         read_image_file(ImageRef(path="a.png"), None)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,21 @@ ROWS, ROWS_PER_SHARD = 60, 10
 pytestmark = pytest.mark.slow
 
 
-def command(found: Family, folder: Path, output: str, *flags: str) -> list[str]:
-    return [
-        str(PROGRAM), "--model_name_or_path", str(found.directory), "--dtype", "float32", "--data_path", "data.json",
-        "--image_folder", "images", "--output_dir", output, "--rows_per_shard", str(ROWS_PER_SHARD),
-        "--max_image_pixels", str(MAX_IMAGE_PIXELS), "--tokens_per_batch", "512", "--gpus_per_worker", "0", *flags,
-    ]  # fmt: skip
+def command(found: Family, *flags: str, output: str) -> list[str]:
+    """The command line with its defaults, apart from the flags that are given."""
+    defaults = {
+        "--model_name_or_path": str(found.directory), "--dtype": "float32", "--data_path": "data.json",
+        "--image_folder": "images", "--output_dir": output, "--rows_per_shard": str(ROWS_PER_SHARD),
+        "--max_image_pixels": str(MAX_IMAGE_PIXELS), "--tokens_per_batch": "512", "--gpus_per_worker": "0",
+    }  # fmt: skip
+    kept = [part for pair in defaults.items() if pair[0] not in flags for part in pair]
+    return [str(PROGRAM), *kept, *flags]
 
 
 def start(found: Family, folder: Path, output: str, *flags: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
-        command(found, folder, output, *flags), cwd=folder, env=environment, text=True,
+        command(found, *flags, output=output), cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -210,10 +214,10 @@ def refusal(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
 
 
 @pytest.fixture
-def argv(folder: Path, llava: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def argv(folder: Path, llava: Family, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return command(llava, folder, "two")[1:]
+    return lambda *flags: command(llava, *flags, output="two")[1:]
 
 
 def test_output_inside_the_data_and_data_inside_the_output_are_refused(
@@ -232,6 +236,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "missing data": (["--data_path", "nope.json"], "--data_path nope.json: no file there"),
     "missing folder": (["--image_folder", "nope"], "--image_folder nope: no such directory"),
     "output is a file": (["--output_dir", "data.json"], "data.json cannot be written"),
+    "output is nowhere": (["--output_dir", "/proc/x", "--dry_run"], "/proc/x cannot be written"),
+    "no such GPU": (["--gpus_per_worker", "9"], "but torch sees"),
+    "nothing drawn": (["--sample", "1e-9"], "draws none of the 60 rows"),
+    "twice": (["--data_path", "data.json", "--data_path", "data.json"], "list all values after one flag"),
     "another measurement": (["--contrast", "mask"], "contrast.condition: 'drop' there, 'mask' now"),
     "another split": (["--rows_per_shard", "7"], "is not part of this run's plan"),
     "other columns": (["--store_logits"], "this run would write"),
@@ -241,20 +249,20 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_work_is_one_clear_message_and_exit_2(
-    what: str, finished: tuple[Path, str, str], argv: list[str], capfd: pytest.CaptureFixture[str]
+    what: str, finished: tuple[Path, str, str], argv: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     flags, message = REFUSED[what]
-    assert message in refusal(capfd, [*argv, *flags])
+    assert message in refusal(capfd, argv(*flags))
 
 
 def test_an_edited_source_is_refused_by_name(
-    finished: tuple[Path, str, str], argv: list[str], folder: Path, capfd: pytest.CaptureFixture[str]
+    finished: tuple[Path, str, str], argv: Callable[..., list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = folder / "data.json"
     before, content = data.stat(), data.read_text()
     try:
         data.write_text(content.replace("A red cat", "A RED cat", 1))
-        message = refusal(capfd, argv)
+        message = refusal(capfd, argv())
     finally:
         data.write_text(content)
         os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -262,13 +270,13 @@ def test_an_edited_source_is_refused_by_name(
 
 
 def test_dry_run_lists_done_and_pending_and_starts_nothing(
-    finished: tuple[Path, str, str], argv: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: Any
+    finished: tuple[Path, str, str], argv: Callable[..., list[str]], capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(cli, "_execute", lambda job: pytest.fail("work was started"))
-    assert cli.run([*argv, "--dry_run"]) == 0
+    assert cli.run(argv("--dry_run")) == 0
     out = capfd.readouterr().out
     assert out.count("done  ") == 6
     assert "6 shards done, 0 pending" in out
-    assert cli.run([*argv, "--output_dir", "fresh", "--dry_run"]) == 0
+    assert cli.run(argv("--output_dir", "fresh", "--dry_run")) == 0
     assert "0 shards done, 6 pending; this run would measure 6 shards with 60 rows" in capfd.readouterr().out
     assert not Path("fresh").exists()

@@ -67,6 +67,14 @@ def test_a_file_is_known_by_its_suffix_and_all_its_rows_are_read(tmp_path: Path,
     assert ids(plan_shards([str(path)], rows_per_shard=2)) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("name", ["_c.json", ".h.json", "_train/x.json"])
+def test_a_name_whose_output_readers_would_ignore_is_refused(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name)
+    data_path = str(tmp_path) if "/" in name else str(file)
+    with pytest.raises(ConfigError, match="pandas and pyarrow ignore names"):
+        plan_shards([data_path])
+
+
 def test_a_directory_is_searched_in_order_and_dot_names_are_ignored(tmp_path: Path) -> None:
     for name in (
         "b.json",

@@ -80,6 +80,20 @@ def test_a_template_without_an_end_token_warns_once_and_supervises_the_words(cap
     assert caplog.text.count("no end token") == 1
 
 
+def test_a_role_header_is_no_word_where_the_template_ignores_the_generation_prompt() -> None:
+    source = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content[0].text }}</s>{% endfor %}"
+    rendered = render_chat(turns(conversation("?", "A cat.", "?", "A dog.")), TemplateOnly(source), ["</s>"])
+    assert supervised(rendered) == ["A cat.</s>", "A dog.</s>"]
+
+
+def test_an_opening_answer_is_supervised_without_rendering_nothing() -> None:
+    source = CHATML.replace("{% for m", "{{ messages[0].role[:0] }}{% for m", 1)  # fails on an empty conversation
+    messages = (Turn(role="assistant", content="Hello."), *turns(conversation("?", "A cat.")))
+    assert supervised(render_chat(messages, TemplateOnly(source), ["<|im_end|>"])) == [
+        "Hello.<|im_end|>", "A cat.<|im_end|>",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import datasets
@@ -140,6 +141,26 @@ def test_another_format_version_is_refused_with_both_versions(tmp_path: Path) ->
     path = write(tmp_path / "a.parquet", simple_row(), format_version=7)
     with pytest.raises(FormatError, match=r"a\.parquet: annotated-shard format 7, this version reads 1"):
         open_annotated(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cal.format_version", "x"), ("cal.shard", "{}"), ("cal.shard", "["), ("cal.measurement_spec", "{}")],
+)
+def test_broken_metadata_is_a_format_error(tmp_path: Path, key: str, value: str) -> None:
+    table = pq.read_table(write(tmp_path / "a.parquet", simple_row()))
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, key: value}), tmp_path / "a.parquet")
+    with pytest.raises(FormatError, match=r"a\.parquet"):
+        open_annotated(tmp_path)
+
+
+def test_a_later_version_may_say_more_about_the_source(tmp_path: Path) -> None:
+    table = pq.read_table(write(tmp_path / "a.parquet", simple_row()))
+    shard = json.loads(table.schema.metadata[b"cal.shard"])
+    shard["source"]["etag"], shard["new"] = "x", 1
+    changed = {**table.schema.metadata, b"cal.shard": json.dumps(shard).encode()}
+    pq.write_table(table.replace_schema_metadata(changed), tmp_path / "a.parquet")
+    assert read_shard_metadata(tmp_path / "a.parquet") == shard_metadata()
 
 
 def test_shards_of_different_measurements_are_refused_with_both_values(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -290,15 +291,18 @@ def annotated_files(path: Path) -> list[Path]:
     return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))
 
 
-def open_annotated(path: Path) -> AnnotatedDataset:
-    """Opens a shard or a directory of shards, checking every footer.
+def open_annotated(path: Path | Sequence[Path]) -> AnnotatedDataset:
+    """Opens a shard, a directory of shards, or several of them as one, checking every footer.
 
     Raises FormatError when nothing is there, a file is no annotated shard, or two shards disagree about the
     measurement; the message names the fields and both values. Differing library versions are logged.
     """
-    files = annotated_files(path)
-    if not files:
-        raise FormatError(f"{path}: no annotated shards (*.parquet) here")
+    files: list[Path] = []
+    for one in [path] if isinstance(path, Path) else path:
+        if not (found := annotated_files(one)):
+            raise FormatError(f"{one}: no annotated shards (*.parquet) here")
+        files += found
+    path = path if isinstance(path, Path) else Path(os.path.commonpath(files))
     metadata = tuple(read_shard_metadata(file) for file in files)
     for file, other in zip(files[1:], metadata[1:], strict=True):
         if differing := metadata[0].spec.differences(other.spec):

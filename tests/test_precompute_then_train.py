@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from conftest import Family
 from tiny_data import write_parquet
 from tiny_models import sample_image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow

@@ -257,6 +257,8 @@ def read_shard_metadata(path: Path | str) -> ShardMetadata:
             tokens_per_batch=shard["tokens_per_batch"],
             library_versions=shard["library_versions"],
         )
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{path}: broken metadata of an annotated shard: {error!r}") from error
 

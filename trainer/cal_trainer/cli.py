@@ -9,21 +9,30 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers.trainer_utils import get_last_checkpoint
 
 from cal_pipeline.arguments import parse_configs
+from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_processor, model_directory
 from cal_pipeline.worker import EncoderSettings
 from cal_schemas.errors import CalError, ConfigError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_trainer.alignment import blank_sample
+from cal_trainer.assemble import assemble, parse_assemble
 from cal_trainer.config import CalTrainingArguments, TrainConfig
-from cal_trainer.dataset import AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.drift import DriftLog
-from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting, check_combination
+from cal_trainer.lora import add_lora
+from cal_trainer.model_card import write_model_card
+from cal_trainer.opening import Examples, open_examples, train_sampler
+from cal_trainer.parameters import active_dropout, parse_lr_multipliers, set_trainable
+from cal_trainer.sampling import SetSamplerEpoch
+from cal_trainer.trainer import CalTrainer, Weighting, check_combination
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
 _DRIFT_SAMPLES = 256
@@ -44,7 +53,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         config, arguments = parse_configs(
             [TrainConfig, CalTrainingArguments], argv, program="cal-train", description=__doc__ or ""
         )
-        train(config, arguments)
+        if config.assemble:
+            assemble(**asdict(parse_assemble(config.assemble)), output=Path(arguments.output_dir), seed=arguments.seed)
+        else:
+            train(config, arguments)
     except CalError as error:
         print(f"cal-train: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
@@ -62,6 +74,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     """
     source, weighting = weights_of(config)
     check_combination(source, weighting, arguments.gradient_accumulation_steps)
+    multipliers = parse_lr_multipliers(config.lr_multipliers)
     resume = _checkpoint(arguments)
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
@@ -74,8 +87,17 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         max_length=config.max_length,
         truncation=config.truncation,
     ).build(processor)
-    examples = _examples(config, str(config.data_path), encoder)
-    evaluation = _examples(config, config.eval_path, encoder) if config.eval_path else None
+    examples = _training_examples(config, encoder)
+    evaluation = _evaluation_examples(config, encoder)
+    sampler = train_sampler(
+        examples,
+        group_by=config.group_by,
+        batch_size=arguments.per_device_train_batch_size,
+        accumulation_steps=arguments.gradient_accumulation_steps,
+        world_size=arguments.world_size,
+        num_workers=arguments.dataloader_num_workers,
+        seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,
+    )
     model = load_model(
         directory,
         dtype=config.dtype,
@@ -83,7 +105,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         device_map=None,
         trust_remote_code=config.trust_remote_code,
     )
-    model.config.use_cache = False
+    model = _prepared_model(model, config)
     collator = ExampleCollator(encoder=encoder, blank=blank_sample(encoder))
     trainer = CalTrainer(
         model=model,
@@ -94,20 +116,99 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         processing_class=processor,
         delta_source=source,
         weighting=weighting,
+        sampler=sampler,
+        lr_multipliers=multipliers,
     )
+    trainer.add_callback(SetSamplerEpoch(sampler))
     if config.drift_every:
-        size = arguments.per_device_eval_batch_size
-        rows = range(min(_DRIFT_SAMPLES, len(examples)))
-        batches = [collator([examples[i] for i in rows[start : start + size]]) for start in rows[::size]]
-        trainer.add_callback(
-            DriftLog(
-                batches, contrast=examples.spec.contrast, weighting=weighting, every=config.drift_every, log=trainer.log
-            )
-        )
+        _add_drift_log(trainer, config, examples, collator, weighting)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        _write_card(config, arguments, examples, source, weighting, model)
     return trainer
+
+
+def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
+    return open_examples(
+        [Path(path) for path in config.data_path] or None,
+        encoder,
+        source_paths=config.source_path,
+        image_folders=config.image_folder,
+        on_missing=config.on_missing,
+        streaming=config.streaming,
+        shuffle_rows=config.shuffle_rows,
+        use_deltas=config.delta_source == "cached",
+        max_image_pixels=config.max_image_pixels,
+        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+    )
+
+
+def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | None:
+    if config.eval_path is None:
+        return None
+    return open_examples(
+        Path(config.eval_path),
+        encoder,
+        use_deltas=False,
+        max_image_pixels=config.max_image_pixels,
+        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+    )
+
+
+def _prepared_model(model: Any, config: TrainConfig) -> Any:
+    """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks."""
+    model.config.use_cache = False
+    if config.lora_r:
+        model = add_lora(
+            model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
+        )
+    else:
+        set_trainable(model, config.trainable)
+    if config.delta_source == "online" and (found := active_dropout(model)):
+        raise ConfigError(
+            f"online deltas need the same network in both passes, and the model has dropout ({found[0]}, …): "
+            "set it to 0 in its config"
+        )
+    return model
+
+
+def _add_drift_log(
+    trainer: CalTrainer, config: TrainConfig, examples: Examples, collator: ExampleCollator, weighting: Weighting
+) -> None:
+    size = trainer.args.per_device_eval_batch_size
+    rows = range(min(_DRIFT_SAMPLES, len(examples)))
+    batches = [collator([examples[i] for i in rows[start : start + size]]) for start in rows[::size]]
+    spec: MeasurementSpec = examples.spec  # type: ignore[union-attr]  # cached deltas always have one
+    contrast, every = spec.contrast, config.drift_every
+    trainer.add_callback(DriftLog(batches, contrast=contrast, weighting=weighting, every=every, log=trainer.log))
+
+
+def _write_card(
+    config: TrainConfig,
+    arguments: CalTrainingArguments,
+    examples: Examples,
+    source: DeltaSource,
+    weighting: Weighting,
+    model: Any,
+) -> None:
+    lora = {"r": config.lora_r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+    write_model_card(
+        Path(arguments.output_dir),
+        base_model=str(config.model_name_or_path),
+        data_path=[str(path) for path in (*config.data_path, *config.source_path)],
+        num_rows=len(examples),
+        skipped=dict(examples.skipped),
+        delta_source=config.delta_source,
+        weighting=weighting,
+        trainable=list(config.trainable),
+        spec=getattr(examples, "spec", None),
+        contrast=source.contrast if isinstance(source, OnlineDeltas) else None,
+        lora=lora if config.lora_r else None,
+        lr_multipliers=parse_lr_multipliers(config.lr_multipliers) or None,
+        num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )
 
 
 def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
@@ -125,16 +226,6 @@ def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
     return CachedDeltas(), weighting
 
 
-def _examples(config: TrainConfig, path: str, encoder: Any) -> AnnotatedExamples:
-    return AnnotatedExamples(
-        Path(path),
-        encoder,
-        image_folder=config.image_folder_path(),
-        max_image_pixels=config.max_image_pixels,
-        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
-    )
-
-
 def _checkpoint(arguments: CalTrainingArguments) -> str | None:
     """`--resume_from_checkpoint` as a path: `last` (or true) is the newest one in --output_dir."""
     wanted = arguments.resume_from_checkpoint
@@ -148,6 +239,3 @@ def _checkpoint(arguments: CalTrainingArguments) -> str | None:
     if not Path(wanted).is_dir():
         raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
     return str(wanted)
-
-
-__all__ = ["UNIFORM", "main", "run", "train"]

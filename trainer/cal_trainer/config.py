@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from transformers import TrainingArguments
@@ -14,12 +13,14 @@ from cal_pipeline.loading import Dtype
 from cal_pipeline.templates import Template
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition
+from cal_trainer.sampling import GroupBy
+from cal_trainer.sidecar import OnMissing
+from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS
 from cal_trainer.trainer import Normalization
 from cal_trainer.weights import Pool
 
 Source = Literal["cached", "online", "uniform"]
 Preset = Literal["equations", "released"]
-GroupBy = Literal["none", "length", "modality_length"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -55,8 +56,22 @@ class TrainConfig:
         metadata=_help("vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"),
     )
 
-    data_path: str | None = field(default=None, metadata=_help("directory of annotated shards"))
-    image_folder: str | None = field(default=None, metadata=_help("where image paths start; default: as measured"))
+    data_path: list[str] = field(
+        default_factory=list, metadata=_help("annotated shards: one or more directories of the same measurement")
+    )
+    source_path: list[str] = field(
+        default_factory=list,
+        metadata=_help("raw data: joined to the annotated shards by key, or alone"),
+    )
+    image_folder: list[str] = field(
+        default_factory=list,
+        metadata=_help("where image paths start; default as measured"),
+    )
+    on_missing: OnMissing = field(
+        default="error", metadata=_help("source rows that were not measured: stop, or weigh their tokens alpha")
+    )
+    streaming: bool = field(default=False, metadata=_help("read shards where they are, without a memory-mapped copy"))
+    shuffle_rows: int = field(default=DEFAULT_SHUFFLE_ROWS, metadata=_help("rows that streaming shuffles among"))
     eval_path: str | None = field(default=None, metadata=_help("annotated shards to evaluate on, uniform weights"))
     max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("as in cal-precompute"))
     cache_dir: str | None = field(default=None, metadata=_help("of datasets: where the Arrow copy is kept"))
@@ -77,6 +92,17 @@ class TrainConfig:
     contrast: Condition | None = field(default=None, metadata=_help("of online deltas; default drop"))
     drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
 
+    trainable: list[str] = field(
+        default_factory=lambda: ["projector", "language_model"],
+        metadata=_help("vision_tower, projector, language_model, all, or regular expressions of parameter names"),
+    )
+    lr_multipliers: list[str] = field(
+        default_factory=list, metadata=_help("parts that learn at another rate, e.g. vision_tower=0.1")
+    )
+    lora_r: int = field(default=0, metadata=_help("rank of LoRA adapters in the language model; 0 trains it in full"))
+    lora_alpha: int | None = field(default=None, metadata=_help("default 2 * lora_r"))
+    lora_dropout: float = field(default=0.0, metadata=_help("of the adapters"))
+
     template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
     image_aspect_ratio: AspectRatio = field(default="native", metadata=_help("as in cal-precompute"))
     max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens"))
@@ -85,9 +111,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.assemble:
             return
-        for name in ("model_name_or_path", "data_path"):
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is required")
+        if not self.model_name_or_path:
+            raise ConfigError("--model_name_or_path is required")
+        if not self.data_path and not self.source_path:
+            raise ConfigError("--data_path is required (or --source_path for raw data)")
+        if self.lora_r < 0 or self.drift_every < 0:
+            raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
+        if self.lora_r and self.delta_source == "online" and self.lora_dropout:
+            raise ConfigError("online deltas need the same network in both passes: --lora_dropout must be 0 with them")
         if self.delta_source != "online" and self.contrast is not None:
             raise ConfigError(f"--contrast is of online deltas; --delta_source {self.delta_source} measures nothing")
         if self.preset == "released" and self.delta_source != "online":
@@ -114,7 +145,3 @@ class TrainConfig:
             "contrast": "drop",
         }
         return str(getattr(self, name) or self._preset_values().get(name) or defaults[name])
-
-    def image_folder_path(self) -> Path | None:
-        """`--image_folder` as a path."""
-        return None if self.image_folder is None else Path(self.image_folder)

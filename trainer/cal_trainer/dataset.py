@@ -1,169 +1,190 @@
-"""Annotated shards to training examples: the encoder that measured them, and a check that it gives the same labels.
+"""Annotated shards as a map-style dataset of training examples, and the collator that batches them.
 
-Rows are memory-mapped through `datasets`, which copies Parquet (pictures included) into its Arrow cache once.
+Rows are memory-mapped through `datasets`, which copies Parquet (pictures included) into its Arrow cache once; for
+shards that do not fit twice on the disk see streaming.py. Pictures are decoded on access, so in the workers.
 """
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cal_pipeline.collate import collate
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
-from cal_schemas.annotated import open_annotated
-from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
-from cal_schemas.sample import ImageRef, Sample, Turn
+from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_pipeline.parquet_source import embedded_image_bytes
+from cal_schemas.annotated import AnnotatedDataset, open_annotated
+from cal_schemas.errors import STATUS_OK, CalError, ConfigError
+from cal_trainer.alignment import Example, RowEncoder, blank_sample, scatter_deltas
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
+COLUMNS = ("sample_id", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens")
+"""What training reads of a self-contained row."""
+_WORTH_SAYING = 10e9
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """One encoded row and its deltas."""
-
-    encoded: EncodedSample
-    deltas: Tensor
-    """[T] float32, NaN where unsupervised or undefined."""
-
-
 class AnnotatedExamples(Dataset[Example]):
-    """Usable rows of annotated shards, encoded on access; a map-style dataset.
+    """Usable rows of annotated shards, encoded on access; index BLANK is the blank example.
 
     Args:
         path: directory of annotated shards (self-contained: with images and messages).
         encoder: of the model to be trained.
-        image_folder: where image paths start; by default what the shards' metadata names.
+        image_folder: where image paths start; by default what each shard's metadata names.
         cache_dir: of `datasets`, for the Arrow copy.
+        use_deltas: False for weights that are not cached: labels are then not compared.
 
-    Raises ConfigError for a sidecar, FormatError for what is no annotated directory. Reading a row whose labels are
-    not those that were measured raises AlignmentError.
+    Raises ConfigError for a sidecar and for labels that were decided differently, FormatError for what is no annotated
+    directory. Reading a row whose labels are not those that were measured raises AlignmentError.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Sequence[Path],
         encoder: Encoder,
         *,
         image_folder: Path | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         cache_dir: Path | None = None,
+        use_deltas: bool = True,
     ) -> None:
-        opened = open_annotated(path)
-        if "messages" not in opened.schema.names:
-            raise ConfigError(f"{path} is a sidecar (--carry none): it holds no images and messages to train on")
+        opened = open_self_contained(path)
         self.spec = opened.spec
-        self._encoder = encoder
-        self._max_image_pixels = max_image_pixels
-        folders = {item.source.image_folder for item in opened.metadata} - {None}
-        if image_folder is None and len(folders) > 1:
-            raise ConfigError(f"{path} was made from several image folders ({sorted(map(str, folders))}): run with "
-                              "--carry images, or train on one of them at a time")  # fmt: skip
-        self._image_folder = image_folder or next((Path(str(folder)) for folder in folders), None)
-        columns = ["sample_id", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens"]
-        loaded: Any = datasets.load_dataset(
-            "parquet",
-            data_files=[str(file) for file in opened.files],
-            columns=columns,
-            split="train",
-            cache_dir=None if cache_dir is None else str(cache_dir),
+        self._encode = RowEncoder(
+            encoder, opened.spec, where=path, use_deltas=use_deltas, max_image_pixels=max_image_pixels
         )
-        self._rows = loaded.with_format("arrow")
-        statuses = np.array(loaded.with_format("numpy")["status"][:], dtype=object)
-        self._usable = np.flatnonzero(statuses == STATUS_OK)
-        self.skipped = Counter(status for status in statuses.tolist() if status != STATUS_OK)
-        if not len(self._usable):
-            raise ConfigError(f"{path}: none of its {len(statuses)} rows is ok ({dict(self.skipped)})")
-        if self.skipped:
-            _log.warning("%s: %d rows are skipped because they have no deltas: %s", path, self.skipped.total(),
-                         dict(self.skipped))  # fmt: skip
-        self._blank = blank_sample(encoder)
+        self._rows = map_parquet(opened, COLUMNS, cache_dir)
+        rows_by_shard = [pq.read_metadata(file).num_rows for file in opened.files]
+        self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
+        table = self._rows.data.table
+        self._usable = np.flatnonzero(is_ok(table))
+        self.skipped = count_skipped(table)
+        report_skipped(path, len(self._usable), self.skipped)
 
     def __len__(self) -> int:
         return len(self._usable)
 
     def lengths(self) -> np.ndarray:
         """[len] int64: encoded length with the reference's processor, a hint for grouping."""
-        column = self._rows.with_format("numpy")["num_tokens"][:]
-        return np.asarray(column, np.int64)[self._usable]
+        return num_tokens(self._rows.data.table)[self._usable]
 
     def has_image(self) -> np.ndarray:
         """[len] bool."""
-        found = np.zeros(len(self._rows), bool)
-        for start in range(0, len(self._rows), 4096):
-            images = self._rows[start : start + 4096]["images"]
-            found[start : start + len(images)] = images.combine_chunks().value_lengths().to_numpy() > 0
-        return found[self._usable]
+        return has_image(self._rows.data.table)[self._usable]
 
     def __getitem__(self, index: int) -> Example:
         if index == BLANK:
-            return Example(encoded=self._blank, deltas=torch.full((self._blank.num_tokens,), torch.nan))
-        row = self._rows[int(self._usable[index])].to_pylist()[0]
-        sample = Sample(
-            sample_id=row["sample_id"],
-            images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]),
-            messages=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["messages"]),
+            return self._encode.blank
+        row = int(self._usable[index])
+        return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
+
+
+def open_self_contained(path: Path | Sequence[Path]) -> AnnotatedDataset:
+    """Opens shards that carry their images and messages; ConfigError for a sidecar."""
+    opened = open_annotated(path)
+    if "messages" not in opened.schema.names:
+        raise ConfigError(
+            f"{path} is a sidecar (--carry none) of {sorted({item.source.data_path for item in opened.metadata})}: it "
+            "holds no images and messages to train on. Say with --source_path where they are"
         )
-        try:
-            pictures = [
-                decode_image(read_image_file(ref, self._image_folder), self._max_image_pixels) for ref in sample.images
-            ]
-            encoded = self._encoder(sample, pictures)
-        except SampleError as error:
-            raise AlignmentError(
-                f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
-                f"measurement (template {self.spec.label.template}, max length {self.spec.input.max_length}), or "
-                "measure again"
-            ) from error
-        stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
-        return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))
+    return opened
 
 
-def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[int], deltas: np.ndarray) -> Tensor:
-    """Stored deltas [S] at the supervised tokens of this encoding, in order; [T] float32, NaN elsewhere.
+def image_folders(opened: AnnotatedDataset, image_folder: Path | None) -> list[Path | None]:
+    """Of every shard: the one given, or the one it was measured with."""
+    if image_folder is not None:
+        return [image_folder] * len(opened.files)
+    measured = [item.source.image_folder for item in opened.metadata]
+    return [None if folder is None else Path(folder) for folder in measured]
 
-    Raises AlignmentError unless the supervised ids are exactly those that were measured.
-    """
-    supervised = encoded.labels != IGNORE_INDEX
-    present = encoded.labels[supervised].tolist()
-    if present != list(label_ids):
-        at = next((i for i, pair in enumerate(zip(present, label_ids, strict=False)) if pair[0] != pair[1]), None)
-        where = (
-            "" if at is None else f"; the first difference is label {at}: {label_ids[at]} measured, {present[at]} now"
+
+class FolderOfRow:
+    """Which image folder a row's paths start in; rows of a shard lie together."""
+
+    def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Path | None]) -> None:
+        self._stops = np.cumsum(rows_by_shard)
+        self._folders = list(folders)
+
+    def __call__(self, row: int) -> Path | None:
+        """Folder of row number `row`."""
+        return self._folders[int(np.searchsorted(self._stops, row, side="right"))]
+
+
+def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Path | None) -> Any:
+    """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables."""
+    size = sum(map(embedded_image_bytes, opened.files)) if "images" in columns else 0
+    if size > _WORTH_SAYING:
+        _log.info(
+            "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
         )
-        raise AlignmentError(
-            f"{sample_id}: {len(label_ids)} supervised tokens were measured, this encoding has {len(present)}{where}. "
-            "Train with the tokenizer and template of the measurement, or run cal-precompute again with this model's"
+    with making_cache():
+        rows: Any = datasets.Dataset.from_parquet(
+            [glob.escape(str(file)) for file in opened.files],
+            columns=list(columns),
+            cache_dir=None if cache_dir is None else str(cache_dir),
         )
-    scattered = torch.full(encoded.labels.shape, torch.nan)
-    scattered[supervised] = torch.from_numpy(deltas)
-    return scattered
+    assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
+    return rows.with_format("arrow")
 
 
-def blank_sample(encoder: Encoder) -> EncodedSample:
-    """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank."""
-    from PIL import Image
+@contextmanager
+def making_cache() -> Iterator[None]:
+    """Errors of ours that `datasets` wraps into its own come out as they are."""
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, CalError):
+            raise error.__cause__ from None
+        raise
 
-    turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
-    encoded = encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", (32, 32))])
-    return EncodedSample(
-        sequence_inputs=encoded.sequence_inputs,
-        image_inputs=encoded.image_inputs,
-        labels=torch.full_like(encoded.labels, IGNORE_INDEX),
-        image_mask=encoded.image_mask,
-    )
+
+def is_ok(table: pa.Table) -> np.ndarray:
+    """[rows] bool, from the status column alone."""
+    return np.asarray(pc.equal(table.column("status"), STATUS_OK))
+
+
+def count_skipped(table: pa.Table) -> Counter[str]:
+    """Rows by status, those that are ok left out."""
+    counts = pc.value_counts(table.column("status")).to_pylist()
+    return Counter({item["values"]: item["counts"] for item in counts if item["values"] != STATUS_OK})
+
+
+def report_skipped(path: Path | Sequence[Path], num_usable: int, skipped: Counter[str]) -> None:
+    """Logs how many rows are skipped and why; ConfigError when none is left."""
+    if not num_usable:
+        raise ConfigError(
+            f"{path}: none of its {skipped.total()} rows is ok ({dict(skipped)}); "
+            "look at their errors, mend the source, and run cal-precompute --redo_status"
+        )
+    if skipped:
+        _log.warning("%s: %d of %d rows are skipped: %s", path, skipped.total(), skipped.total() + num_usable,
+                     dict(skipped))  # fmt: skip
+
+
+def num_tokens(table: pa.Table) -> np.ndarray:
+    """[rows] int64, 0 where unknown."""
+    return np.asarray(pc.fill_null(table.column("num_tokens"), 0), np.int64)
+
+
+def has_image(table: pa.Table) -> np.ndarray:
+    """[rows] bool, from the list offsets: no picture is touched."""
+    return np.asarray(pc.fill_null(pc.list_value_length(table.column("images")), 0)) > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,3 +214,6 @@ class ExampleCollator:
             "deltas": torch.stack(padded),
         }
         return {**batch.inputs, **extra}
+
+
+__all__ = ["BLANK", "AnnotatedExamples", "Example", "ExampleCollator", "blank_sample", "scatter_deltas"]

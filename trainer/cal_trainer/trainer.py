@@ -5,7 +5,7 @@ B batch, T padded tokens, N supervised tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ from transformers import Trainer
 
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import captured_position_ids
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.delta_source import DeltaSource, StepBatch, UniformWeights
 from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
 from cal_trainer.loss import token_nll
+from cal_trainer.parameters import parameter_groups
 from cal_trainer.weights import Pool, check_weighting, token_weights
 
 Normalization = Literal["step", "sample", "micro_batch"]
@@ -71,19 +72,75 @@ def check_combination(source: DeltaSource, weighting: Weighting, accumulation_st
                               "deltas and alpha = 0 is not known before the step's last micro-batch")  # fmt: skip
 
 
+def load_checkpoint(model: Any, checkpoint: str) -> None:
+    """Weights of a checkpoint into the model, through `from_pretrained`.
+
+    transformers 5.23 saves many vision-language models under other parameter names than they have in memory, and its
+    Trainer loads them back by name: nothing would match, and training would go on from the wrong weights with no more
+    than a log line. Raises FormatError when a parameter is missing.
+    """
+    loaded, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise FormatError(f"{checkpoint} has no weights for {len(missing)} parameters ({missing[0]}, …)")
+    model.load_state_dict(loaded.state_dict())
+
+
 class CalTrainer(Trainer):  # type: ignore[misc]
     """Trains with token weights; evaluation is always uniform.
 
-    Takes what `Trainer` takes, plus `delta_source` and `weighting`. Batches are those of `dataset.ExampleCollator`.
+    Takes what `Trainer` takes, plus where deltas come from, how they become weights, the order of the global epoch
+    (`sampling`, `streaming`) and learning-rate multipliers. Batches are those of `dataset.ExampleCollator`.
     """
 
-    def __init__(self, *args: Any, delta_source: DeltaSource, weighting: Weighting, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        delta_source: DeltaSource,
+        weighting: Weighting,
+        sampler: Any = None,
+        lr_multipliers: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._sampler, self._lr_multipliers = sampler, dict(lr_multipliers or {})
         check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
         self._source, self._weighting = delta_source, weighting
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = weighting.normalization != "micro_batch"
         self._sums: dict[str, float] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Transformers' optimizer; with multipliers, parts of the model learn at their own rate."""
+        if not self._lr_multipliers or getattr(self, "optimizer", None) is not None:
+            return super().create_optimizer(model)
+        target = self.model if model is None else model
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, target)
+        groups = parameter_groups(
+            target, self.args.learning_rate, self.args.weight_decay, multipliers=self._lr_multipliers
+        )
+        for group in groups:
+            del group["parameter_names"]
+        self.optimizer: Any = kind(groups, **options)
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._restores_itself():
+            super()._load_from_checkpoint(resume_from_checkpoint, model=model)
+            return
+        load_checkpoint(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self._restores_itself():
+            load_checkpoint(self.model, str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _restores_itself(self) -> bool:
+        """Whole checkpoints of a whole model; adapters and sharded states have loaders of their own."""
+        return not (self.is_deepspeed_enabled or self.is_fsdp_enabled or hasattr(self.model, "peft_config"))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -1,0 +1,59 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from annotated_data import annotate
+from cal_pipeline.shards import plan_shards
+from cal_schemas.errors import ConfigError
+from cal_trainer.dataset import AnnotatedExamples
+from cal_trainer.opening import open_examples, train_sampler
+from cal_trainer.sampling import EpochSampler
+from cal_trainer.sidecar import SidecarExamples
+from cal_trainer.source import SourceExamples
+from cal_trainer.streaming import StreamedExamples, StreamSampler
+from conftest import Family
+from tiny_data import write_parquet
+
+SIZES: dict[str, Any] = {"batch_size": 2, "accumulation_steps": 1, "world_size": 1, "num_workers": 0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def paths(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("opening")
+    source = str(write_parquet(folder / "raw" / "p.parquet", 3))
+    return annotate(folder / "out", plan_shards([source]), llava.encoder, llava.model), source
+
+
+def test_flags_decide_the_dataset_and_its_sampler(llava: Family, paths: tuple[Path, str], tmp_path: Path) -> None:
+    annotated, source = paths
+    found = [
+        open_examples(annotated, llava.encoder, cache_dir=tmp_path),
+        open_examples(annotated, llava.encoder, cache_dir=tmp_path, source_paths=[source]),
+        open_examples(None, llava.encoder, cache_dir=tmp_path, source_paths=[source], use_deltas=False),
+        open_examples(annotated, llava.encoder, streaming=True),
+    ]
+    assert [type(item) for item in found] == [AnnotatedExamples, SidecarExamples, SourceExamples, StreamedExamples]
+    samplers = [train_sampler(item, group_by="none", **SIZES) for item in found]
+    assert [type(item) for item in samplers] == [EpochSampler] * 3 + [StreamSampler]
+    assert [len(item) for item in samplers] == [4] * 4
+    with pytest.raises(ConfigError, match="--group_by length needs to know all rows"):
+        train_sampler(found[3], group_by="length", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"streaming": True, "source_paths": ["a"]}, "--streaming reads annotated shards in their own order"),
+        ({"on_missing": "uniform"}, "give --source_path"),
+        ({"image_folders": ["a", "b"]}, "2 --image_folder for one --data_path"),
+        ({"image_folders": ["/nowhere"]}, "/nowhere: no such directory"),
+        ({"data_path": None}, "nothing to train on"),
+        ({"data_path": None, "source_paths": ["a"]}, "--delta_source cached needs a measurement"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    llava: Family, paths: tuple[Path, str], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        open_examples(**{"data_path": paths[0], "encoder": llava.encoder, **options})

@@ -1,0 +1,139 @@
+"""`cal-train` as a user meets it: what is refused, and an interrupted run that goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoProcessor
+
+from annotated_data import annotate
+from cal_pipeline.shards import plan_shards
+from cal_trainer import cli
+from conftest import Family
+from tiny_data import write_llava_json
+from tiny_models import train_tokenizer
+
+PROGRAM = Path(sys.executable).parent / "cal-train"
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    folder = tmp_path_factory.mktemp("annotated")
+    data, images = write_llava_json(folder, 24)
+    return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
+
+
+def command(llava: Family, annotated: Path, output: Path, *flags: object) -> list[str]:
+    defaults: dict[str, object] = {
+        "--model_name_or_path": llava.directory, "--data_path": annotated, "--output_dir": output,
+        "--cache_dir": annotated.parent / "cache", "--use_cpu": "true", "--per_device_train_batch_size": 2,
+        "--logging_steps": 1, "--disable_tqdm": "true", "--learning_rate": "1e-3",
+    }  # fmt: skip
+    kept = [str(part) for pair in defaults.items() if pair[0] not in flags for part in pair]
+    return [*kept, *map(str, flags)]
+
+
+REFUSED: dict[str, tuple[list[object], str]] = {
+    "nothing": (["--data_path", "/nowhere"], "no annotated shards"),
+    "released with cached": (["--preset", "released"], "use --delta_source online"),
+    "preset contradicted": (["--preset", "equations", "--pool", "joined"], "means --pool span, got --pool joined"),
+    "contrast without online": (["--contrast", "mask"], "--contrast is of online deltas"),
+    "step with online": (
+        ["--delta_source", "online", "--normalization", "step", "--gradient_accumulation_steps", 2],
+        "are not known in time",
+    ),
+    "even window": (["--window", 2], "window must be odd"),
+    "bounds": (["--alpha", 3, "--beta", 2], "0 <= alpha <= beta"),
+    "unknown part": (["--trainable", "heart"], "heart"),
+    "multiplier": (["--lr_multipliers", "vision_tower=fast"], "vision_tower=fast"),
+    "drift without cache": (["--delta_source", "uniform", "--drift_every", 2], "--drift_every compares"),
+    "no checkpoint": (["--resume_from_checkpoint", "last"], "no checkpoint in --output_dir"),
+    "wrong flag": (["--delta_sauce", "cached"], "did you mean --delta_source?"),
+    "other template": (["--template", "vicuna_v1"], "template"),
+    "assemble half": (["--assemble", "vision=/nowhere"], "language"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_one_message_and_exit_2(
+    what: str, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = REFUSED[what]
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
+    err = capfd.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("cal-train: ")]
+    assert len(lines) == 1, err
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_another_tokenizer_is_refused_with_the_way_out(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(llava.directory, tmp_path / "model"))
+    processor: Any = AutoProcessor.from_pretrained(other)
+    tokenizer = train_tokenizer(bos="<s>", eos="</s>", pad="<pad>", special=["<image>", "<other>"], add_bos=True)
+    processor.tokenizer = tokenizer
+    processor.save_pretrained(other)
+    assert cli.run(command(llava, annotated, tmp_path / "out", "--model_name_or_path", other)) == 2
+    err = capfd.readouterr().err
+    assert "tokenizer_digest" in err
+    assert "cal-precompute" in err
+
+
+def losses(output: Path) -> list[float]:
+    state = json.loads((output / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    flags = ("--max_steps", 14, "--save_steps", 2, "--group_by", "length")
+    assert cli.run(command(llava, annotated, tmp_path / "whole", *flags)) == 0
+    whole = losses(tmp_path / "whole")
+    assert len(whole) == 14
+    process = subprocess.Popen(
+        [str(PROGRAM), *command(llava, annotated, tmp_path / "cut", *flags)], stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have finished in the meantime; then resuming has nothing to do
+        assert process.returncode == 130, err
+        assert "--resume_from_checkpoint last goes on" in err
+    assert cli.run(command(llava, annotated, tmp_path / "cut", *flags, "--resume_from_checkpoint", "last")) == 0
+    assert losses(tmp_path / "cut") == pytest.approx(whole, abs=1e-5)
+
+
+def test_lora_and_multipliers_train_and_save_through_the_program(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    assert cli.run(command(llava, annotated, tmp_path / "lora", "--max_steps", 2, "--lora_r", 4)) == 0
+    assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
+    flags = ("--max_steps", 2, "--trainable", "all", "--lr_multipliers", "vision_tower=0.1")
+    assert cli.run(command(llava, annotated, tmp_path / "all", *flags)) == 0
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert "vision_tower" in card
+    assert "0.1" in card
+
+
+def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    flags = ("--max_steps", 2, "--report_to", "tensorboard")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    assert list(tmp_path.rglob("events.out.tfevents.*"))

@@ -1,0 +1,167 @@
+"""What was measured against what is trained: the specs up front, then the label ids of every row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
+from cal_schemas.errors import AlignmentError, ConfigError, SampleError, TooLongError
+from cal_schemas.sample import ImageRef, Sample, Turn
+from cal_schemas.spec import MeasurementSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One encoded row and its deltas."""
+
+    encoded: EncodedSample
+    deltas: Tensor
+    """[T] float32, NaN where unsupervised or undefined."""
+
+
+def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) -> bool:
+    """Compares a measurement with the encoder of the model to be trained; True when inputs are equal too.
+
+    A difference in what decides the labels raises ConfigError with both values and the way out; one in what decides
+    the pixels and the length is logged: deltas of one model may train another.
+    """
+    way_out = {
+        "tokenizer_digest": f"train a model with the tokenizer of {spec.model_id}, or run cal-precompute with this one",
+        "chat_template_digest": "give cal-precompute and cal-train the same --template (vicuna_v1, plain), or train a "
+        f"model with the chat template of {spec.model_id}",
+        "template": f"give --template {spec.label.template}, or run cal-precompute with --template {encoder.template}",
+        "message_normalization": "run cal-precompute again with this version",
+    }
+    mine, theirs = asdict(label_spec(encoder)), asdict(spec.label)
+    differing = [name for name in theirs if mine[name] != theirs[name]]
+    if "template" in differing:  # The digest of the chat template follows from it.
+        differing = [name for name in differing if name != "chat_template_digest"]
+    if differing:
+        listed = "; ".join(f"{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in differing)
+        raise ConfigError(
+            f"{where} was measured with other labels ({spec.model_id}): {listed}. "
+            f"Way out: {'; '.join(way_out[name] for name in differing)}"
+        )
+    mine, theirs = asdict(input_spec(encoder)), asdict(spec.input)
+    differing = [name for name in theirs if mine[name] != theirs[name]]
+    if differing:
+        listed = "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in differing)
+        _log.warning("%s was measured with other inputs than the model in training gets: %s", where, listed)
+    return not differing
+
+
+def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[int], deltas: np.ndarray) -> Tensor:
+    """Stored deltas [S] at the supervised tokens of this encoding, in order; [T] float32, NaN elsewhere.
+
+    An encoding whose end was cut off takes the deltas of the labels it kept. Raises AlignmentError unless the
+    supervised ids are exactly those that were measured.
+    """
+    supervised = encoded.labels != IGNORE_INDEX
+    present = encoded.labels[supervised].tolist()
+    kept = len(present) if encoded.truncated else max(len(present), len(label_ids))
+    if present != list(label_ids)[:kept]:
+        at = next((i for i, pair in enumerate(zip(present, label_ids, strict=False)) if pair[0] != pair[1]), None)
+        where = (
+            "" if at is None else f"; the first difference is label {at}: {label_ids[at]} measured, {present[at]} now"
+        )
+        raise AlignmentError(
+            f"{sample_id}: {len(label_ids)} supervised tokens were measured, this encoding has {len(present)}{where}. "
+            "Train with the tokenizer, template, max length and truncation of the measurement, or run cal-precompute "
+            "again with this model's"
+        )
+    scattered = torch.full(encoded.labels.shape, torch.nan)
+    scattered[supervised] = torch.from_numpy(deltas[: len(present)])
+    return scattered
+
+
+def blank_sample(encoder: Encoder) -> EncodedSample:
+    """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
+
+    Raises ConfigError when not even that fits into the encoder's max length.
+    """
+    from PIL import Image
+
+    turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
+    try:
+        encoded = encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", (32, 32))])
+    except SampleError as error:
+        raise ConfigError(f"one small picture and a word cannot be encoded for this model: {error}") from error
+    return EncodedSample(
+        sequence_inputs=encoded.sequence_inputs,
+        image_inputs=encoded.image_inputs,
+        labels=torch.full_like(encoded.labels, IGNORE_INDEX),
+        image_mask=encoded.image_mask,
+    )
+
+
+class RowEncoder:
+    """A stored row to an Example, in whatever process asks for it.
+
+    Args:
+        encoder: of the model to be trained.
+        spec: of the measurement; None for rows that nobody measured.
+        where: directory of the measurement, for messages.
+        use_deltas: False trains without them (uniform, online): nothing is compared, all deltas are NaN.
+
+    Raises ConfigError when the measurement decides labels differently.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        spec: MeasurementSpec | None,
+        *,
+        where: object = "",
+        use_deltas: bool = True,
+        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    ) -> None:
+        self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
+        self._max_image_pixels = max_image_pixels
+        compare = spec is not None and use_deltas
+        self._same_inputs = check_measurement(spec, encoder, where) if spec is not None and compare else False
+        blank = blank_sample(encoder)
+        self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
+
+    def __call__(self, row: Mapping[str, Any], image_folder: Path | None) -> Example:
+        """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
+
+        A row that only this model's encoding cannot hold (too long under other inputs, or never measured and bad)
+        becomes the blank example, with a warning. Raises AlignmentError for labels other than the measured ones.
+        """
+        measured = row.get("label_ids") is not None
+        sample = Sample(
+            sample_id=row["sample_id"],
+            images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]),
+            messages=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["messages"]),
+        )
+        try:
+            pictures = [
+                decode_image(read_image_file(ref, image_folder), self._max_image_pixels) for ref in sample.images
+            ]
+            encoded = self._encoder(sample, pictures)
+        except SampleError as error:
+            if not measured or (isinstance(error, TooLongError) and not self._same_inputs):
+                _log.warning("%s trains nothing: %s: %s", sample.sample_id, error.status, error)
+                return self.blank
+            assert self._spec is not None
+            raise AlignmentError(
+                f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
+                f"measurement (template {self._spec.label.template}, max length {self._spec.input.max_length}), "
+                "restore its pictures, or measure again"
+            ) from error
+        if not measured or not self._use_deltas:
+            return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
+        stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
+        return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))

@@ -1,0 +1,138 @@
+"""From the data flags of `cal-train` to a dataset and its sampler; combinations that mean nothing are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from cal_pipeline.encode import Encoder
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_schemas.errors import ConfigError
+from cal_trainer.dataset import AnnotatedExamples
+from cal_trainer.sampling import EpochSampler, GroupBy
+from cal_trainer.sidecar import OnMissing, SidecarExamples
+from cal_trainer.source import SourceExamples
+from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
+
+Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | StreamedExamples
+
+
+def open_examples(
+    data_path: Path | Sequence[Path] | None,
+    encoder: Encoder,
+    *,
+    source_paths: Sequence[str] = (),
+    image_folders: Sequence[str] = (),
+    on_missing: OnMissing = "error",
+    streaming: bool = False,
+    shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
+    use_deltas: bool = True,
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    cache_dir: Path | None = None,
+) -> Examples:
+    """Annotated shards, a sidecar with its source, or a source alone.
+
+    Args:
+        data_path: annotated shards; None trains a source that nobody measured.
+        encoder: of the model to be trained.
+        source_paths: what the annotated shards are joined to, instead of their own images and messages.
+        image_folders: where image paths start: none, one, or one for each source path.
+        on_missing: for source rows without a measurement.
+        streaming: read row groups where they are, instead of a memory-mapped copy.
+        shuffle_rows: of streaming.
+        use_deltas: whether the weights come from the cache.
+        max_image_pixels: as in cal-precompute.
+        cache_dir: of `datasets`.
+
+    Raises ConfigError naming the flags that do not go together, and what the datasets raise.
+    """
+    if streaming and source_paths:
+        raise ConfigError(
+            "--streaming reads annotated shards in their own order, and --source_path is joined through a "
+            "memory-mapped copy: leave one out, or run cal-precompute with --carry images"
+        )
+    if not source_paths and on_missing != "error":
+        raise ConfigError(
+            f"--on_missing {on_missing} is about source rows that the annotated shards lack: give --source_path"
+        )
+    if source_paths and data_path is not None:
+        return SidecarExamples(
+            data_path,
+            source_paths,
+            encoder,
+            image_folders=image_folders,
+            on_missing=on_missing,
+            max_image_pixels=max_image_pixels,
+            cache_dir=cache_dir,
+            use_deltas=use_deltas,
+        )
+    if data_path is None:
+        if not source_paths:
+            raise ConfigError("nothing to train on: give --data_path, --source_path or both")
+        if use_deltas:
+            raise ConfigError(
+                "--delta_source cached needs a measurement: give the annotated shards with --data_path (cal-precompute "
+                "writes them), or use --delta_source online or uniform"
+            )
+        return SourceExamples(
+            source_paths, encoder, image_folders=image_folders, max_image_pixels=max_image_pixels, cache_dir=cache_dir
+        )
+    if len(image_folders) > 1:
+        raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
+                          "that each shard was measured with")  # fmt: skip
+    folder = Path(image_folders[0]) if image_folders else None
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--image_folder {folder}: no such directory")
+    if streaming:
+        return StreamedExamples(
+            data_path,
+            encoder,
+            image_folder=folder,
+            max_image_pixels=max_image_pixels,
+            use_deltas=use_deltas,
+            shuffle_rows=shuffle_rows,
+        )
+    return AnnotatedExamples(
+        data_path,
+        encoder,
+        image_folder=folder,
+        max_image_pixels=max_image_pixels,
+        cache_dir=cache_dir,
+        use_deltas=use_deltas,
+    )
+
+
+def train_sampler(
+    examples: Examples,
+    *,
+    group_by: GroupBy,
+    batch_size: int,
+    accumulation_steps: int,
+    world_size: int,
+    num_workers: int,
+    seed: int,
+) -> EpochSampler | StreamSampler:
+    """The sampler of the global epoch; ConfigError for grouping what is streamed."""
+    if isinstance(examples, StreamedExamples):
+        if group_by != "none":
+            raise ConfigError(
+                f"--group_by {group_by} needs to know all rows at once, which --streaming does not: leave one out"
+            )
+        return StreamSampler(
+            examples,
+            batch_size=batch_size,
+            accumulation_steps=accumulation_steps,
+            world_size=world_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+    return EpochSampler(
+        examples.lengths(),
+        examples.has_image(),
+        group_by=group_by,
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        world_size=world_size,
+        seed=seed,
+    )

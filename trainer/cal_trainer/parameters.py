@@ -1,0 +1,201 @@
+"""Which parameters train, and at which learning rate: parts of a vision-language model by name or by pattern.
+
+`vision_tower` is the image encoder, `language_model` the decoder with its embeddings and output head, `projector` what
+stands between them. Any other name is a regular expression, searched for in the parameters' names.
+
+Frozen parts stay in the mode the Trainer sets (train), as in the released code: transformers checkpoints activations
+only of modules in train mode, and a frozen decoder under a training projector is where that memory goes. So dropout
+in a frozen tower acts; the usual towers and decoders have none, and `active_dropout` tells.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+from cal_schemas.errors import ConfigError
+
+Part = Literal["vision_tower", "projector", "language_model"]
+PARTS: Final[tuple[Part, ...]] = ("vision_tower", "projector", "language_model")
+ALL: Final = "all"
+
+_PROJECTORS: Final = frozenset({
+    "multi_modal_projector", "multimodal_projector", "mm_projector", "projector", "image_newline",  # LLaVA and its kin
+    "connector",  # Idefics, SmolVLM: its resampler or pixel shuffle with a linear layer
+    "aligner",  # Janus
+    "merger", "merger_list", "deepstack_merger_list",  # Qwen-VL, GLM-V: inside the vision tower, yet trained as this
+    "perceiver_resampler", "vision_resampler",  # cross-attention resamplers
+})  # fmt: skip
+"""Names that transformers gives to what stands between tower and decoder; a module or a bare parameter."""
+
+_NO_DECAY: Final = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""As in `transformers.Trainer.get_decay_parameter_names`, whose layer class is nn.LayerNorm."""
+
+
+def part_of_each(model: Any) -> dict[str, Part | None]:
+    """Parameter name to part, tied parameters under each of their names; None for what belongs to no part.
+
+    Takes a transformers image-text-to-text model, wrapped by peft or not: the names are the (wrapped) model's own.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    modules = {id(module): name for name, module in model.named_modules()}
+    decoder, head, tower = model.get_decoder(), model.get_output_embeddings(), model.get_encoder(modality="image")
+    # What a model answers when it has no such module is itself, which has a name of no length here.
+    found = {"decoder": decoder, "head": head, "tower": tower}
+    inside = {key: modules.get(id(module), "") for key, module in found.items()}
+
+    def part(name: str) -> Part | None:
+        def under(key: str) -> bool:
+            return bool(inside[key]) and name.startswith(inside[key] + ".")
+
+        if under("decoder") or under("head"):
+            return "language_model"
+        above = name[len(inside["tower"]) + 1 :] if under("tower") else name
+        steps = above.split(".")
+        # Inside the tower only a direct child counts: some towers merge patches deep within, as a layer like others.
+        if not _PROJECTORS.isdisjoint(steps[:1] if under("tower") else steps):
+            return "projector"
+        return "vision_tower" if under("tower") else None
+
+    return {name: part(name) for name in names}
+
+
+def set_trainable(model: Any, parts: Sequence[str]) -> list[str]:
+    """Freezes the model except for `parts`: names of PARTS, `all`, or patterns; returns what trains, by name.
+
+    Layers of the vision tower behind `vision_feature_layer` take no part in the loss and stay frozen: data parallelism
+    waits in vain for their gradients. Raises ConfigError for a part or pattern that matches nothing.
+    """
+    if not parts:
+        raise ConfigError(f"--trainable is empty: nothing would train; give some of {', '.join(PARTS)} or {ALL}")
+    selected = {name for part in parts for name in matching(model, part, "--trainable")}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen = {id(parameters[name]) for name in selected - unused_parameters(model)}
+    if not chosen:
+        raise ConfigError(f"--trainable {' '.join(parts)} names only layers of the vision tower that are not used")
+    if fixed := [name for name in selected if not parameters[name].is_floating_point()]:
+        raise ConfigError(
+            f"--trainable {' '.join(parts)}: {sorted(fixed)[0]} is quantised ({parameters[fixed[0]].dtype}) and cannot "
+            "train; load the model unquantised, or train adapters (--lora_r)"
+        )
+    for parameter in parameters.values():
+        parameter.requires_grad_(id(parameter) in chosen)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def matching(model: Any, part: str, flag: str) -> list[str]:
+    """Parameter names that a part's name, `all` or a pattern stands for; ConfigError with what there is when none."""
+    of_part = part_of_each(model)
+    if part == ALL:
+        return list(of_part)
+    if part in PARTS:
+        found = [name for name, owner in of_part.items() if owner == part]
+    else:
+        try:
+            pattern = re.compile(part)
+        except re.error as error:
+            raise ConfigError(f"{flag} {part}: no part's name, and no regular expression either ({error})") from error
+        found = [name for name in of_part if pattern.search(name)]
+    if not found:
+        raise ConfigError(f"{flag} {part} matches no parameter of {type(model).__name__}; {_inventory(of_part)}")
+    return found
+
+
+def _inventory(of_part: Mapping[str, Part | None]) -> str:
+    counts = Counter(owner for owner in of_part.values() if owner)
+    tops = sorted({".".join(name.split(".")[:2]) for name in of_part})
+    parts = ", ".join(f"{part} ({count} tensors)" for part, count in counts.items())
+    return f"there are the parts {parts} and all; names begin with {', '.join(tops)}"
+
+
+def unused_parameters(model: Any) -> set[str]:
+    """Names of vision-tower parameters that `vision_feature_layer` leaves behind the last hidden state in use."""
+    layers = getattr(model.config, "vision_feature_layer", None)
+    if layers is None:
+        return set()
+    # hidden_states[0] is the embedding and hidden_states[i] what layer i - 1 gives.
+    num_layers = model.config.vision_config.num_hidden_layers
+    last = max(layer % (num_layers + 1) for layer in ([layers] if isinstance(layers, int) else layers))
+    unused = set()
+    for name, owner in part_of_each(model).items():
+        layer = re.search(r"\.encoder\.layers\.(\d+)\.", name)
+        behind = re.search(r"\.(post_layernorm|head)\.", name)
+        if owner == "vision_tower" and ((layer and int(layer[1]) >= last) or behind):
+            unused.add(name)
+    return unused
+
+
+def parse_lr_multipliers(items: Sequence[str]) -> dict[str, float]:
+    """`["vision_tower=0.1", "projector=2"]` to numbers; a pattern may hold `=`, the last one counts."""
+    multipliers: dict[str, float] = {}
+    for item in items:
+        part, equals, number = item.rpartition("=")
+        try:
+            value = float(number) if equals and part else math.nan
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ConfigError(f"--lr_multipliers {item}: expected PART=NUMBER with a positive number; to freeze a part "
+                              "leave it out of --trainable")  # fmt: skip
+        if part in multipliers:
+            raise ConfigError(f"--lr_multipliers names {part} twice")
+        multipliers[part] = value
+    return multipliers
+
+
+def parameter_groups(
+    model: Any, learning_rate: float, weight_decay: float, multipliers: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """What trains, as groups for a torch optimizer: `params`, `lr`, `weight_decay`, and `parameter_names`.
+
+    Without decay are biases and norms, as in transformers. Schedulers scale every group's own `lr`. Raises ConfigError
+    when a multiplier matches nothing that trains, or two match the same parameter.
+    """
+    trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen: dict[int, str] = {}
+    for part in multipliers or {}:
+        found = {id(parameters[name]) for name in matching(model, part, "--lr_multipliers")} & set(trainable)
+        if not found:
+            raise ConfigError(f"--lr_multipliers {part}: nothing of it trains; name it in --trainable too")
+        for key in found:
+            if key in chosen:
+                raise ConfigError(f"--lr_multipliers {chosen[key]} and {part} both match {trainable[key]}: "
+                                  "which one counts is unclear")  # fmt: skip
+            chosen[key] = part
+    decayed = {id(parameters[name]) for name in get_parameter_names(model, [nn.LayerNorm], _NO_DECAY)}
+    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
+    for key, name in trainable.items():
+        part_name = chosen.get(key)
+        rate = learning_rate * (multipliers or {})[part_name] if part_name else learning_rate
+        decay = weight_decay if key in decayed else 0.0
+        start: dict[str, Any] = {"params": [], "lr": rate, "weight_decay": decay, "parameter_names": []}
+        group = groups.setdefault((part_name, key in decayed), start)
+        group["params"].append(parameters[name])
+        group["parameter_names"].append(name)
+    if not groups:
+        raise ConfigError("no parameter of the model trains")
+    return list(groups.values())
+
+
+def active_dropout(model: Any) -> list[str]:
+    """Where dropout acts in train mode: names of nn.Dropout modules with p > 0, and config settings above 0.
+
+    Online deltas contrast two passes of the training forward, so they are refused with any.
+    """
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    return modules + [f"config.{name}" for name in _dropout_settings(model.config)]
+
+
+def _dropout_settings(config: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            yield from _dropout_settings(value, f"{prefix}{name}.")
+        elif name.endswith(("dropout", "dropout_rate")) and isinstance(value, float) and value > 0:
+            yield prefix + name

@@ -59,6 +59,8 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "no checkpoint": (["--resume_from_checkpoint", "last"], "no checkpoint in --output_dir"),
     "wrong flag": (["--delta_sauce", "cached"], "did you mean --delta_source?"),
     "other template": (["--template", "vicuna_v1"], "template"),
+    "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
+    "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
     "assemble half": (["--assemble", "vision=/nowhere"], "language"),
 }
 

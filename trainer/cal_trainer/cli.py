@@ -23,7 +23,7 @@ from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_trainer.alignment import blank_sample
 from cal_trainer.assemble import assemble, parse_assemble
-from cal_trainer.config import CalTrainingArguments, TrainConfig
+from cal_trainer.config import CalTrainingArguments, TrainConfig, refuse_flags_without_effect
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.drift import DriftLog
@@ -74,6 +74,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     """
     source, weighting = weights_of(config)
     check_combination(source, weighting, arguments.gradient_accumulation_steps)
+    refuse_flags_without_effect(arguments)
     multipliers = parse_lr_multipliers(config.lr_multipliers)
     resume = _checkpoint(arguments)
     directory = model_directory(

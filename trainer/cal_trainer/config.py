@@ -42,6 +42,25 @@ class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
     report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, all, …"))
 
 
+def refuse_flags_without_effect(arguments: TrainingArguments) -> None:
+    """ConfigError for transformers' flags that this trainer would take in silence and not obey."""
+    own = TrainingArguments(output_dir=arguments.output_dir, use_cpu=True)
+    for name, instead in (
+        ("label_smoothing_factor", "the weighted loss has no smoothing"),
+        ("neftune_noise_alpha", "noise in the embeddings would differ between the passes"),
+        ("train_sampling_strategy", "use --group_by"),
+    ):
+        if getattr(arguments, name, None) != getattr(own, name, None):
+            raise ConfigError(f"--{name} has no effect here: {instead}")
+    if arguments.remove_unused_columns:
+        raise ConfigError("--remove_unused_columns would take the deltas out of the batches: leave it false")
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"{arguments.n_gpu} GPUs are visible to one process, which would split batches between them: start "
+            "one process each with accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Flags in groups: model, data, weights, encoding, what is trained."""

@@ -107,7 +107,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self._source, self._weighting = delta_source, weighting
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = weighting.normalization != "micro_batch"
-        self._sums: dict[str, float] = {}
+        self._sums: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
@@ -125,6 +125,16 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             del group["parameter_names"]
         self.optimizer: Any = kind(groups, **options)
         return self.optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's, but DDP always looks for parameters without a gradient.
+
+        The Trainer turns that off under gradient checkpointing, for the sake of the reentrant kind, which it does not
+        use. LLaVA reads its vision tower's last layer but one: the last has no gradient, and DDP would fail in step 2.
+        """
+        if self.args.ddp_find_unused_parameters is None:
+            self.args.ddp_find_unused_parameters = True
+        super().create_accelerator_and_postprocess()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._restores_itself():
@@ -236,28 +246,31 @@ class CalTrainer(Trainer):  # type: ignore[misc]
 
     def _gather_metrics(self, weights: Tensor, nll: Tensor, labels: Tensor) -> None:
         supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
-        chosen = weights[supervised]
-        for name, value in (
-            ("tokens", supervised.sum()),
-            ("weight", chosen.sum()),
-            ("at_alpha", (chosen <= self._weighting.alpha).sum()),
-            ("at_beta", (chosen >= self._weighting.beta).sum()),
-            ("nll", nll[supervised].sum()),
-            ("weighted_nll", (nll * weights).sum()),
-        ):
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        values = (
+            supervised.sum(),
+            weights.sum(),
+            (supervised & (weights <= self._weighting.alpha)).sum(),
+            (supervised & (weights >= self._weighting.beta)).sum(),
+            nll.sum(),
+            (nll * weights).sum(),
+        )
+        # Stays on the device until the log asks for it: a step waits for nothing.
+        found = torch.stack([value.double() for value in values])
+        self._sums = found if self._sums is None else self._sums + found
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds mean weight, shares at the bounds, and the loss with and without weights, of this rank's tokens."""
-        if "loss" in logs and (tokens := self._sums.get("tokens", 0.0)):
-            sums, self._sums = self._sums, {}
+        if "loss" in logs and self._sums is not None:
+            tokens, weight, at_alpha, at_beta, nll, weighted = self._sums.tolist()
+            self._sums = None
+            tokens = max(tokens, 1.0)
             logs = {
                 **logs,
-                "mean_weight": sums["weight"] / tokens,
-                "share_at_alpha": sums["at_alpha"] / tokens,
-                "share_at_beta": sums["at_beta"] / tokens,
-                "unweighted_loss": sums["nll"] / tokens,
-                "weighted_loss": sums["weighted_nll"] / max(sums["weight"], 1e-12),
+                "mean_weight": weight / tokens,
+                "share_at_alpha": at_alpha / tokens,
+                "share_at_beta": at_beta / tokens,
+                "unweighted_loss": nll / tokens,
+                "weighted_loss": weighted / max(weight, 1e-12),
             }
         super().log(logs, *args, **kwargs)
 

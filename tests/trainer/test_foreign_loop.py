@@ -1,0 +1,68 @@
+"""A plain torch loop on the cache takes the steps that `cal-train` takes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from annotated_data import annotate
+from cal_pipeline.shards import plan_shards
+from cal_trainer import cli
+from conftest import Family
+from tiny_data import write_llava_json
+
+LOOP = Path(__file__).parents[2] / "examples" / "foreign_loop.py"
+LEARNING_RATE = "1e-3"
+
+
+@pytest.fixture(scope="module")
+def annotated(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight rows, one of them text-only: one batch of the loop, so that the order in an epoch changes nothing."""
+    folder = tmp_path_factory.mktemp("foreign_loop")
+    data, images = write_llava_json(folder, 8)
+    return annotate(folder / "annotated", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
+
+
+def losses_of_the_loop(llava: Family, annotated: Path, folder: Path) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, str(LOOP), str(llava.directory), str(annotated), str(folder / "loop"), LEARNING_RATE],
+        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [float(found) for found in re.findall(r"^loss (\S+)$", done.stdout, re.MULTILINE)]
+
+
+def losses_of_cal_train(llava: Family, annotated: Path, folder: Path) -> list[float]:
+    argv = [
+        "--model_name_or_path", str(llava.directory), "--data_path", str(annotated), "--trainable", "all",
+        "--output_dir", str(folder / "trainer"), "--cache_dir", str(folder / "cache"),
+        "--learning_rate", LEARNING_RATE, "--lr_scheduler_type", "constant", "--max_grad_norm", "0",
+        "--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1",
+        "--use_cpu", "--save_strategy", "no", "--disable_tqdm", "true",
+    ]  # fmt: skip
+    config, arguments = cli.parse_configs(
+        [cli.TrainConfig, cli.CalTrainingArguments], argv, program="cal-train", description=""
+    )
+    history = cli.train(config, arguments).state.log_history
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_the_loop_takes_the_steps_of_cal_train_and_saves_a_model(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    loop = losses_of_the_loop(llava, annotated, tmp_path)
+    trainer = losses_of_cal_train(llava, annotated, tmp_path)
+    assert len(loop) == 3
+    assert loop[2] < loop[1] < loop[0]
+    assert loop[0] == pytest.approx(trainer[0], abs=1e-5)
+    # Adam divides by gradients that are nearly zero, where rounding counts.
+    assert loop[1:] == pytest.approx(trainer[1:], abs=1e-3)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "loop").num_parameters() > 0

@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## create .venv with everything, once
 
-demo: $(STAMP)  ## the main job on a small generated world, under 4 minutes
+demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
 
 test: $(STAMP)  ## all tests

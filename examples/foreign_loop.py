@@ -42,7 +42,7 @@ def train(model_name: str, annotated: Path, output: Path, learning_rate: float) 
             with label_rows(model, labels):
                 logits = model(**batch, use_cache=False).logits[0]  # [N, V]
             # With ALPHA 1 the sum is below 1 only where nothing is supervised; the loss is then 0.
-            loss = weighted_nll(logits, supervised_ids(labels), weights) / weights.sum().clamp(min=1.0)
+            loss = weighted_nll(logits, supervised_ids(labels), weights) / weights.sum().clamp(min=1e-6)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -59,6 +59,9 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "no checkpoint": (["--resume_from_checkpoint", "last"], "no checkpoint in --output_dir"),
     "wrong flag": (["--delta_sauce", "cached"], "did you mean --delta_source?"),
     "other template": (["--template", "vicuna_v1"], "template"),
+    "no evaluation": (["--eval_strategy", "epoch"], "give both, or neither"),
+    "never evaluated": (["--eval_path", "/nowhere"], "give both, or neither"),
+    "alpha without LoRA": (["--lora_alpha", "8"], "give --lora_r too"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
     "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
     "assemble half": (["--assemble", "vision=/nowhere"], "language"),
@@ -139,3 +142,42 @@ def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: 
     flags = ("--max_steps", 2, "--report_to", "tensorboard")
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
     assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 8):
+        flags = ("--max_steps", 1, "--learning_rate", "0", "--eval_path", annotated, "--eval_strategy", "steps")
+        flags = (*flags, "--eval_steps", 1, "--per_device_eval_batch_size", size)
+        assert cli.run(command(llava, annotated, tmp_path / str(size), *flags)) == 0
+        history = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())["log_history"]
+        found.append(next(entry["eval_loss"] for entry in history if "eval_loss" in entry))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_an_incomplete_checkpoint_is_passed_over_by_last_and_refused_by_name(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--max_steps", 4, "--save_steps", 2)
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    (tmp_path / "out" / "checkpoint-4" / "optimizer.pt").unlink()
+    named = ("--resume_from_checkpoint", tmp_path / "out" / "checkpoint-4")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags, *named)) == 2
+    assert "is incomplete: it lacks the optimizer" in capfd.readouterr().err
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags, "--resume_from_checkpoint", "last")) == 0
+    assert len(losses(tmp_path / "out")) == 4
+
+
+def test_raw_data_without_its_pictures_is_refused_before_the_model_is_loaded(
+    llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, images = write_llava_json(tmp_path, 12)
+    for picture in images.iterdir():
+        picture.unlink()
+    rows = [row for row in json.loads(data.read_text()) if "image" in row]
+    data.write_text(json.dumps(rows))
+    flags = ("--source_path", data, "--image_folder", images, "--delta_source", "uniform", "--max_steps", 1)
+    kept = command(llava, tmp_path, tmp_path / "out", *flags)
+    at = kept.index("--data_path")
+    assert cli.run(kept[:at] + kept[at + 2 :]) == 2
+    assert "rows can be trained on" in capfd.readouterr().err

@@ -159,3 +159,24 @@ def test_combinations_that_cannot_be_computed_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         trainer_for(model, tmp_path, source, weighting, gradient_accumulation_steps=steps)
+
+
+def test_micro_batches_of_fillers_do_not_scale_the_released_mean_down(model: Any, tmp_path: Path) -> None:
+    batch = golden_batch("main")
+    filler = {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+    trainer = trainer_for(model, tmp_path, MASK, Weighting(normalization="micro_batch"))
+    alone, filled = gradients(trainer, [batch]), gradients(trainer, [batch, filler])
+    assert filled[0] == pytest.approx(alone[0], abs=1e-5)
+    for name, gradient in filled[1].items():
+        torch.testing.assert_close(gradient, alone[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_unweighted_loss_is_the_same_under_released_pooling(model: Any, tmp_path: Path) -> None:
+    logged = []
+    for pool in ("span", "released"):
+        trainer = trainer_for(model, tmp_path, MASK, Weighting(pool=pool, normalization="micro_batch"))
+        gradients(trainer, [golden_batch("main")])
+        assert trainer._sums is not None
+        tokens, _, _, _, nll, _ = trainer._sums.tolist()
+        logged.append(nll / tokens)
+    assert logged[1] == pytest.approx(logged[0], abs=1e-5)

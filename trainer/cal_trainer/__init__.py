@@ -1,1 +1,1 @@
-"""Trains a vision-language model with CAL token weights. Empty until `cal-train` lands."""
+"""Trains a vision-language model with token weights from cached or online deltas (`cal-train`)."""

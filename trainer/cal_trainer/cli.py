@@ -13,10 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from cal_pipeline.arguments import parse_configs
-from cal_pipeline.encode import Encoder
+from cal_pipeline.encode import IGNORE_INDEX, Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_processor, model_directory
 from cal_pipeline.worker import EncoderSettings
 from cal_schemas.errors import CalError, ConfigError
@@ -36,6 +34,16 @@ from cal_trainer.trainer import CalTrainer, Weighting, check_combination
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
 _DRIFT_SAMPLES = 256
+_PROBED_ROWS = 16
+_CARD_ARGUMENTS = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+)
 _log = logging.getLogger("cal-train")
 
 
@@ -75,6 +83,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     source, weighting = weights_of(config)
     check_combination(source, weighting, arguments.gradient_accumulation_steps)
     refuse_flags_without_effect(arguments)
+    if (config.eval_path is None) != (arguments.eval_strategy == "no"):
+        raise ConfigError("--eval_path says on what to evaluate and --eval_strategy when: give both, or neither")
     multipliers = parse_lr_multipliers(config.lr_multipliers)
     resume = _checkpoint(arguments)
     directory = model_directory(
@@ -89,6 +99,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         truncation=config.truncation,
     ).build(processor)
     examples = _training_examples(config, encoder)
+    _refuse_unusable(examples)
     evaluation = _evaluation_examples(config, encoder)
     sampler = train_sampler(
         examples,
@@ -127,7 +138,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        _write_card(config, arguments, examples, source, weighting, model)
+        _write_card(config, arguments, examples, source, weighting, model, multipliers)
     return trainer
 
 
@@ -146,12 +157,20 @@ def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
     )
 
 
+def _refuse_unusable(examples: Examples) -> None:
+    """Encodes a few rows before the model is loaded: wrong labels or a wrong image folder show at once."""
+    rows = range(min(_PROBED_ROWS, len(examples)))
+    if not any(bool((examples[row].encoded.labels != IGNORE_INDEX).any()) for row in rows):
+        raise ConfigError(f"none of the first {len(rows)} rows can be trained on; the warnings above say why")
+
+
 def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | None:
     if config.eval_path is None:
         return None
     return open_examples(
         Path(config.eval_path),
         encoder,
+        image_folders=config.image_folder if len(config.image_folder) == 1 else (),
         use_deltas=False,
         max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
@@ -160,7 +179,6 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | No
 
 def _prepared_model(model: Any, config: TrainConfig) -> Any:
     """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks."""
-    model.config.use_cache = False
     if config.lora_r:
         model = add_lora(
             model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
@@ -193,6 +211,7 @@ def _write_card(
     source: DeltaSource,
     weighting: Weighting,
     model: Any,
+    multipliers: dict[str, float],
 ) -> None:
     lora = {"r": config.lora_r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     write_model_card(
@@ -207,8 +226,9 @@ def _write_card(
         spec=getattr(examples, "spec", None),
         contrast=source.contrast if isinstance(source, OnlineDeltas) else None,
         lora=lora if config.lora_r else None,
-        lr_multipliers=parse_lr_multipliers(config.lr_multipliers) or None,
+        lr_multipliers=multipliers or None,
         num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        training={name: getattr(arguments, name) for name in _CARD_ARGUMENTS},
     )
 
 
@@ -233,10 +253,28 @@ def _checkpoint(arguments: CalTrainingArguments) -> str | None:
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() in ("last", "true"):
-        found = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-        if found is None:
-            raise ConfigError(f"--resume_from_checkpoint last: no checkpoint in --output_dir {arguments.output_dir}")
-        return str(found)
+        there = sorted(Path(arguments.output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name[11:] or 0))
+        for path in there:
+            if not (lacking := _lacking(path)):
+                return str(path)
+            _log.warning("%s is passed over: it lacks %s (was the run ended while it saved?)", path, lacking)
+        raise ConfigError(
+            f"--resume_from_checkpoint last: no checkpoint in --output_dir {arguments.output_dir}"
+            + (" is complete" if there else "")
+        )
     if not Path(wanted).is_dir():
         raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
+    if lacking := _lacking(Path(wanted)):
+        raise ConfigError(f"--resume_from_checkpoint {wanted} is incomplete: it lacks {lacking}")
     return str(wanted)
+
+
+def _lacking(checkpoint: Path) -> str:
+    """What a checkpoint needs and has not, in words; empty when it is whole."""
+    needed = {
+        "trainer_state.json": ("trainer_state.json",),
+        "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
+        "the optimizer": ("optimizer*", "global_step*"),
+        "the schedule": ("scheduler.pt", "global_step*"),
+    }
+    return ", ".join(name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs))

@@ -49,6 +49,8 @@ def refuse_flags_without_effect(arguments: TrainingArguments) -> None:
         ("label_smoothing_factor", "the weighted loss has no smoothing"),
         ("neftune_noise_alpha", "noise in the embeddings would differ between the passes"),
         ("train_sampling_strategy", "use --group_by"),
+        ("use_liger_kernel", "only label rows go through the head already, and its fused loss has no weights"),
+        ("auto_find_batch_size", "the order of an epoch is made for one batch size"),
     ):
         if getattr(arguments, name, None) != getattr(own, name, None):
             raise ConfigError(f"--{name} has no effect here: {instead}")
@@ -136,6 +138,10 @@ class TrainConfig:
             raise ConfigError("--data_path is required (or --source_path for raw data)")
         if self.lora_r < 0 or self.drift_every < 0:
             raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
+        if self.lora_alpha is not None and not self.lora_r:
+            raise ConfigError("--lora_alpha is of LoRA adapters: give --lora_r too")
+        if self.shuffle_rows != DEFAULT_SHUFFLE_ROWS and not self.streaming:
+            raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
         if self.lora_r and self.delta_source == "online" and self.lora_dropout:
             raise ConfigError("online deltas need the same network in both passes: --lora_dropout must be 0 with them")
         if self.delta_source != "online" and self.contrast is not None:

@@ -82,7 +82,7 @@ def _targets(model: Any, wanted: Sequence[str]) -> str:
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     there = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     if missing := [name for name in wanted if name not in there]:
-        raise ConfigError(f"--lora_target {missing[0]} is no linear layer of the language model; there are "
+        raise ConfigError(f"LoRA target {missing[0]} is no linear layer of the language model; there are "
                           f"{', '.join(sorted(there))}")  # fmt: skip
     names = "|".join(re.escape(name) for name in sorted(set(wanted) or there))
     return rf"{re.escape(prefix)}\.(?:.*\.)?(?:{names})"

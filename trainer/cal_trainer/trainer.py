@@ -106,7 +106,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
         self._source, self._weighting = delta_source, weighting
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
-        self.loss_is_scaled_for_ga = weighting.normalization != "micro_batch"
+        self.loss_is_scaled_for_ga = True
+        self._evaluated = torch.zeros(2)
         self._sums: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -169,9 +170,10 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         return batches, self._over_ranks(total)
 
     def _known_denominator(self, batch: dict[str, Tensor]) -> Tensor | None:
-        if self._weighting.normalization == "micro_batch":
-            return None
         labels = batch["labels"]
+        if self._weighting.normalization == "micro_batch":
+            # A micro-batch of fillers, at the end of an epoch, is no micro-batch of the released code's mean.
+            return (labels[:, 1:] != IGNORE_INDEX).any().float()
         if self._source.needs_forward:
             # With alpha > 0 every sample with a supervised token has a positive sum, whatever its deltas will be.
             known = self._weighting.normalization == "sample" and self._weighting.alpha > 0
@@ -214,8 +216,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             F.pad(wanted[:, 1:] != IGNORE_INDEX, (1, 0)), nll
         )
         if not training:
-            count = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-            loss = nll_at.sum() / count
+            count = (labels[:, 1:] != IGNORE_INDEX).sum()
+            self._evaluated = self._evaluated.to(nll) + torch.stack([nll_at.sum(), count.to(nll.dtype)])
+            loss = nll_at.sum() / count.clamp(min=1)
             return (loss, {"loss": loss}) if return_outputs else loss
         with torch.no_grad():
             with_image = at_tokens(logits.detach().gather(1, label_ids[:, None])[:, 0], wanted)
@@ -231,9 +234,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         ranks = self.accelerator.num_processes
         total: Tensor
         if self._weighting.normalization == "micro_batch":
-            total = (nll * weights).sum()
-            return total / (weights.sum() + _RELEASED_EPSILON)
-        if self._weighting.normalization == "sample":
+            total = (nll * weights).sum() / (weights.sum() + _RELEASED_EPSILON)
+            assert known is not None  # counted from the labels, before the forward
+        elif self._weighting.normalization == "sample":
             sums = weights.sum(1)
             total = ((nll * weights).sum(1) / sums.where(sums > 0, 1.0)).where(sums > 0, 0.0).sum()
             known = self._over_ranks((sums > 0).sum().float()) if known is None else known
@@ -244,6 +247,14 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = total * ranks / known.where(known > 0, 1.0)
         return loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with the loss over all tokens: its mean of batch means depends on the batch size."""
+        self._evaluated = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        nll, tokens = self._over_ranks(self._evaluated).tolist()
+        output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = nll / max(tokens, 1.0)
+        return output
+
     def _gather_metrics(self, weights: Tensor, nll: Tensor, labels: Tensor) -> None:
         supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
         values = (
@@ -251,7 +262,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             weights.sum(),
             (supervised & (weights <= self._weighting.alpha)).sum(),
             (supervised & (weights >= self._weighting.beta)).sum(),
-            nll.sum(),
+            nll.where(supervised, 0.0).sum(),  # released pooling has values at other tokens too
             (nll * weights).sum(),
         )
         # Stays on the device until the log asks for it: a step waits for nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,11 @@ def test_cached_equals_online(llava: Family, annotated: Path, tmp_path: Path, no
     assert len(cached) == 4
     assert online == pytest.approx(cached, abs=1e-5)
     assert uniform != pytest.approx(cached, abs=1e-3)
+
+
+def test_the_reference_has_not_drifted_from_itself(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    losses(llava, annotated, tmp_path / "d", "--delta_source", "cached", "--drift_every", "2")
+    history = json.loads((tmp_path / "d" / "trainer_state.json").read_text())["log_history"]
+    drift = [(entry["drift_spearman"], entry["drift_clamp_flips"]) for entry in history if "drift_spearman" in entry]
+    assert len(drift) == 3
+    assert all(pair == (pytest.approx(1.0, abs=1e-4), 0.0) for pair in drift)

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from cal_pipeline.arguments import parse_configs
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_processor, model_directory
@@ -197,8 +199,13 @@ def _add_drift_log(
     trainer: CalTrainer, config: TrainConfig, examples: Examples, collator: ExampleCollator, weighting: Weighting
 ) -> None:
     size = trainer.args.per_device_eval_batch_size
-    rows = range(min(_DRIFT_SAMPLES, len(examples)))
-    batches = [collator([examples[i] for i in rows[start : start + size]]) for start in rows[::size]]
+    # Text-only rows have delta 0 in both; streamed data cannot tell without reading, and gives what comes.
+    shown = np.flatnonzero(examples.has_image()) if hasattr(examples, "has_image") else np.arange(len(examples))
+    chosen = np.random.default_rng(trainer.args.seed).permutation(shown)[:_DRIFT_SAMPLES]
+    rows = [int(row) for row in np.sort(chosen)]
+    if not rows:
+        raise ConfigError("--drift_every compares deltas of rows with pictures, and this data has none")
+    batches = [collator([examples[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
     spec: MeasurementSpec = examples.spec  # type: ignore[union-attr]  # cached deltas always have one
     contrast, every = spec.contrast, config.drift_every
     trainer.add_callback(DriftLog(batches, contrast=contrast, weighting=weighting, every=every, log=trainer.log))

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-full check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,7 +21,10 @@ install: $(STAMP)  ## create .venv with everything, once
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
 
-test: $(STAMP)  ## all tests
+test: $(STAMP)  ## the quick tier: everything but the tests marked `full`
+	$(BIN)/python -m pytest -q -m 'not full'
+
+test-full: $(STAMP)  ## all tests, with every fault and every model family; what CI runs
 	$(BIN)/python -m pytest -q
 
 check: $(STAMP)  ## format, lint, types, import floors

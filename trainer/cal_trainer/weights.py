@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_schemas.errors import ConfigError
+from cal_schemas.weighting import Pool, check_weighting
 
-Pool = Literal["span", "joined", "released"]
-
-
-def check_weighting(*, alpha: float, beta: float, window: int) -> None:
-    """ConfigError unless 0 <= alpha <= beta (which may be infinite) and window is odd and positive."""
-    if not 0.0 <= alpha <= beta or alpha == float("inf"):
-        raise ConfigError(f"alpha and beta must satisfy 0 <= alpha <= beta, alpha finite; got {alpha} and {beta}")
-    if window < 1 or window % 2 == 0:
-        raise ConfigError(f"window must be odd and positive, so that it has a middle; got {window}")
+__all__ = ["Pool", "check_weighting", "token_weights"]
 
 
 def token_weights(

@@ -1,0 +1,1 @@
+"""Subcommands of `cal-inspect`, one module each, and what they share."""

@@ -1,0 +1,309 @@
+"""Which rows: a condition in text over the columns of a row and of `sample_frame`, read by a parser of its own.
+
+Python's grammar, and of it only comparisons, arithmetic, `and or not`, `in`, constants, column names and a few named
+functions; nothing is ever evaluated as Python. An undefined value (NaN, null) fails every comparison but `!=`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.reading import IMAGE_PATHS
+from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS, sample_columns
+from cal_schemas.errors import ConfigError
+from cal_schemas.weighting import Pool, check_weighting
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+}
+_FUNCTIONS = "abs(x), isnull(column), contains(column, 'text'), startswith(column, 'text'), endswith(column, 'text')"
+_QUOTED = re.compile(r"`([^`]+)`")
+_MAX_LENGTH = 10_000
+
+
+class Condition:
+    """A parsed condition.
+
+    Args:
+        text: e.g. `status == 'ok' and share_negative > 0.3`; a column whose name is no word stands in backticks.
+        columns: names that may occur.
+
+    Raises ConfigError with the place and the reason: no condition, something that is not allowed here, or an unknown
+    column, naming those there are.
+    """
+
+    def __init__(self, text: str, columns: Sequence[str]) -> None:
+        self.text = text
+        if len(text) > _MAX_LENGTH:
+            raise ConfigError(f"a condition of {len(text)} characters; at most {_MAX_LENGTH} are read")
+        aliases: dict[str, str] = {}
+
+        def alias(found: re.Match[str]) -> str:
+            return aliases.setdefault(found[1], f"_quoted_{len(aliases)}_")
+
+        try:
+            tree = ast.parse(_QUOTED.sub(alias, text).strip(), mode="eval")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+            raise ConfigError(f'{text!r} is no condition: {reason}; write one like "mean_delta < 0.2"') from error
+        self._tree = tree.body
+        self._real = {short: name for name, short in aliases.items()}
+        names = {
+            self._real.get(node.id, node.id): None
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and not self._is_function(node, tree)
+        }
+        for name in names:
+            if name not in columns:
+                close = difflib.get_close_matches(name, columns, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ConfigError(f"{text!r}: no column {name!r}{hint} There are {', '.join(columns)}")
+        self.names = tuple(names)
+
+    @staticmethod
+    def _is_function(name: ast.Name, tree: ast.AST) -> bool:
+        return any(isinstance(node, ast.Call) and node.func is name for node in ast.walk(tree))
+
+    def __call__(self, values: Mapping[str, pd.Series], rows: int) -> np.ndarray:
+        """[rows] bool; `values` holds a Series for each of `names`. Raises ConfigError where types do not fit."""
+        try:
+            with np.errstate(all="ignore"):
+                result = self._value(self._tree, values)
+        except RecursionError as error:
+            raise ConfigError(f"{self.text[:80]!r}...: nested too deeply") from error
+        return self._boolean(result, self._tree, rows)
+
+    def _value(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() | None):
+                return node.value
+            case ast.Name():
+                return values[self._real.get(node.id, node.id)]
+            case ast.BoolOp():
+                parts = [self._condition(part, values) for part in node.values]
+                join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+                result = parts[0]
+                for part in parts[1:]:
+                    result = join(result, part)
+                return result
+            case ast.BinOp(op=ast.BitAnd() | ast.BitOr()):
+                left, right = self._condition(node.left, values), self._condition(node.right, values)
+                return left & right if isinstance(node.op, ast.BitAnd) else left | right
+            case ast.UnaryOp(op=ast.Not() | ast.Invert()):
+                return ~self._condition(node.operand, values)
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                operand = self._number(node.operand, values)
+                return -operand if isinstance(node.op, ast.USub) else operand
+            case ast.BinOp() if type(node.op) in _ARITHMETIC:
+                left, right = self._number(node.left, values), self._number(node.right, values)
+                try:
+                    return _ARITHMETIC[type(node.op)](left, right)
+                except ZeroDivisionError as error:
+                    raise ConfigError(f"{self._source(node)!r} divides by zero") from error
+            case ast.Compare():
+                return self._comparison(node, values)
+            case ast.Call(func=ast.Name(), keywords=[]):
+                return self._call(node, values)
+        raise ConfigError(
+            f"{self._source(node)!r} is not allowed in a condition: it may hold columns, numbers, texts, comparisons, "
+            f"+ - * / %, and, or, not, in [...], and {_FUNCTIONS}"
+        )
+
+    def _comparison(self, node: ast.Compare, values: Mapping[str, pd.Series]) -> Any:
+        result: Any = True
+        left = self._value(node.left, values)
+        for kind, right_node in zip(node.ops, node.comparators, strict=True):
+            if isinstance(kind, ast.In | ast.NotIn):
+                if not isinstance(right_node, ast.List | ast.Tuple | ast.Set) or not isinstance(left, pd.Series):
+                    raise ConfigError(f"{self._source(node)!r}: write `column in ['a', 'b']`")
+                found = left.isin([self._value(item, values) for item in right_node.elts])
+                result = result & (~found if isinstance(kind, ast.NotIn) else found)
+                continue
+            right = self._value(right_node, values)
+            result = result & self._compared(node, kind, left, right)
+            left = right
+        return result
+
+    def _compared(self, node: ast.Compare, kind: ast.cmpop, left: Any, right: Any) -> Any:
+        if left is None or right is None:
+            other = right if left is None else left
+            if not isinstance(other, pd.Series) or type(kind) not in (ast.Eq, ast.NotEq, ast.Is, ast.IsNot):
+                raise ConfigError(f"{self._source(node)!r}: None goes with == and !=, and a column")
+            return other.isna() if isinstance(kind, ast.Eq | ast.Is) else other.notna()
+        if type(kind) not in _COMPARE:
+            raise ConfigError(f"{self._source(node)!r}: `is` goes with None only")
+        kinds = [_kind(left), _kind(right)]
+        if "other" not in kinds and kinds[0] != kinds[1]:
+            raise ConfigError(f"{self._source(node)!r} compares {kinds[0]} with {kinds[1]}")
+        try:
+            return _COMPARE[type(kind)](left, right)
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise ConfigError(f"{self._source(node)!r}: {error}") from error
+
+    def _call(self, node: ast.Call, values: Mapping[str, pd.Series]) -> Any:
+        assert isinstance(node.func, ast.Name)
+        name, arguments = node.func.id, node.args
+        if name == "abs" and len(arguments) == 1:
+            return abs(self._number(arguments[0], values))
+        if (
+            name == "isnull"
+            and len(arguments) == 1
+            and isinstance(column := self._value(arguments[0], values), pd.Series)
+        ):
+            return column.isna()
+        if name in ("contains", "startswith", "endswith") and len(arguments) == 2:
+            column, text = (self._value(item, values) for item in arguments)
+            if isinstance(column, pd.Series) and _kind(column) == "text" and isinstance(text, str):
+                strings = column.astype("str").str
+                found = strings.contains(text, regex=False) if name == "contains" else getattr(strings, name)(text)
+                return found.where(column.notna(), False).astype(bool)
+        raise ConfigError(f"{self._source(node)!r} is no function of conditions; there are {_FUNCTIONS}")
+
+    def _number(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
+        value = self._value(node, values)
+        if _kind(value) not in ("a number", "a truth value"):
+            raise ConfigError(f"{self._source(node)!r} is {_kind(value)}, where a number is needed")
+        return value
+
+    def _condition(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
+        value = self._value(node, values)
+        rows = len(next(iter(values.values()))) if values else 1
+        return self._boolean(value, node, rows)
+
+    def _boolean(self, value: Any, node: ast.expr, rows: int) -> np.ndarray:
+        if isinstance(value, bool | np.bool_):
+            return np.full(rows, bool(value))
+        if isinstance(value, np.ndarray) and value.dtype == bool:
+            return value
+        if isinstance(value, pd.Series) and _kind(value) == "a truth value":
+            return np.asarray(value.where(value.notna(), False).astype(bool))
+        raise ConfigError(
+            f"{self._source(node)!r} is {_kind(value)}, where a condition is needed, such as mean_delta < 0.2"
+        )
+
+    def _source(self, node: ast.expr) -> str:
+        text = ast.unparse(node)
+        for short, name in self._real.items():
+            text = text.replace(short, f"`{name}`")
+        return text if len(text) < 80 else text[:77] + "..."
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "a truth value"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, np.ndarray):
+        return "a truth value" if value.dtype == bool else "a number"
+    if isinstance(value, pd.Series):
+        if pd.api.types.is_bool_dtype(value.dtype):
+            return "a truth value"
+        if pd.api.types.is_numeric_dtype(value.dtype):
+            return "a number"
+        if pd.api.types.is_string_dtype(value.dtype) or not len(value) or value.isna().all():
+            return "text"
+    return "other"
+
+
+def scalar_columns(schema: pa.Schema) -> list[str]:
+    """Stored columns with one value a row; those are what conditions may name, next to SAMPLE_COLUMNS."""
+    return [
+        field.name
+        for field in schema
+        if not pa.types.is_nested(field.type)
+        and not pa.types.is_binary(field.type)
+        and field.name not in SAMPLE_COLUMNS
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowTest:
+    """A condition on record batches that hold `columns`."""
+
+    columns: tuple[str, ...]
+    condition: Condition | pc.Expression
+    weighting: Mapping[str, Any]
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.Array:
+        """[rows] bool."""
+        if not isinstance(self.condition, Condition):
+            import pyarrow.dataset as ds
+
+            table = pa.Table.from_batches([batch]).append_column("__row", pa.array(np.arange(batch.num_rows)))
+            try:
+                passed = ds.dataset(table).to_table(columns=["__row"], filter=self.condition)["__row"].to_numpy()
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                raise ConfigError(f"filter {self.condition}: {' '.join(str(error).split())[:300]}") from error
+            mask = np.zeros(batch.num_rows, dtype=bool)
+            mask[passed] = True
+            return pa.array(mask)
+        return pa.array(self.condition(row_values(batch, self.condition.names, **self.weighting), batch.num_rows))
+
+
+def row_values(batch: pa.RecordBatch, names: Sequence[str], **weighting: Any) -> dict[str, pd.Series]:
+    """Columns of a batch and of `sample_frame`, by name."""
+    values: dict[str, pd.Series] = {}
+    computed: dict[str, Any] = {}
+    if set(names) & set(SAMPLE_COLUMNS):
+        flat = FlatTokens.from_arrow(batch)
+        messages = batch.column("messages") if "messages" in batch.schema.names else None
+        turns = flat.turns(None if messages is None or "turns" not in names else images_in_answers(messages))
+        computed = dict(sample_columns(flat, turns, **weighting))
+    for name in names:
+        if name in computed:
+            values[name] = pd.Series(computed[name])
+        elif name == "images":
+            values[name] = pd.Series(np.asarray(pc.fill_null(pc.list_value_length(batch.column("images")), 0)))
+        else:
+            values[name] = batch.column(name).to_pandas()
+    return values
+
+
+def row_test(
+    condition: str | pc.Expression,
+    schema: pa.Schema,
+    *,
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    window: int = 3,
+    pool: Pool = "span",
+) -> RowTest:
+    """A condition made ready for batches of shards with this schema; ConfigError when it cannot be."""
+    check_weighting(alpha=alpha, beta=beta, window=window)
+    weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
+    if not isinstance(condition, str):
+        own = tuple(name for name in schema.names if name not in ("images", "messages"))
+        return RowTest(columns=own, condition=condition, weighting=weighting)
+    images = ["images"] if "images" in schema.names else []
+    parsed = Condition(condition, [*scalar_columns(schema), *images, *SAMPLE_COLUMNS])
+    columns = [name for name in parsed.names if name not in SAMPLE_COLUMNS and name != "images"]
+    columns += [IMAGE_PATHS] if "images" in parsed.names else []
+    columns += LIST_COLUMNS if set(parsed.names) & set(SAMPLE_COLUMNS) else ()
+    columns += ["messages"] if "turns" in parsed.names and "messages" in schema.names else []
+    return RowTest(columns=tuple(columns), condition=parsed, weighting=weighting)

@@ -1,0 +1,65 @@
+"""Flags that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cal_schemas.errors import ConfigError
+from cal_schemas.weighting import check_weighting
+
+WIDTH = 140
+
+
+def add_annotated(parser: argparse.ArgumentParser) -> None:
+    """ANNOTATED..., one or more shards or directories of one measurement."""
+    parser.add_argument(
+        "annotated", type=Path, nargs="+", metavar="ANNOTATED",
+        help="directory of annotated shards, or a shard; several are taken as one",
+    )  # fmt: skip
+
+
+def add_weighting(parser: argparse.ArgumentParser) -> None:
+    """--alpha --beta --window --pool, as cal-train has them."""
+    parser.add_argument("--alpha", type=float, default=1.0, help="lower bound of the clamp, in logits (default 1)")
+    parser.add_argument("--beta", type=float, default=5.0, help="upper bound of the clamp, in logits (default 5)")
+    parser.add_argument("--window", type=int, default=3, help="tokens averaged, odd (default 3)")
+    parser.add_argument("--pool", choices=["span", "joined"], default="span", help="which tokens are neighbours")
+
+
+def weighting_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of every function that makes weights; ConfigError where they make no sense."""
+    check_weighting(alpha=arguments.alpha, beta=arguments.beta, window=arguments.window)
+    return {name: getattr(arguments, name) for name in ("alpha", "beta", "window", "pool")}
+
+
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """--tokenizer; read with `token_text.pieces_of_measurement`."""
+    parser.add_argument(
+        "--tokenizer", metavar="DIR",
+        help="directory or hub id of the reference (its tokenizer.json is read); not needed when it was a hub id",
+    )  # fmt: skip
+
+
+def console() -> Console:
+    """Prints to stdout; wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(highlight=False, soft_wrap=True, width=width)
+
+
+def new_file(path: Path, *suffixes: str) -> Path:
+    """`path` with its directory made; ConfigError for another suffix or a place that cannot be written."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{path}: the name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory, give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+    return path

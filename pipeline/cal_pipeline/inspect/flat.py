@@ -1,0 +1,209 @@
+"""The list columns of many rows as flat arrays: what every look at tokens is computed from, without a loop over rows.
+
+R rows, N supervised tokens of all of them together, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.sample import IMAGE_MARK
+from cal_schemas.weighting import Pool, check_weighting
+
+LIST_COLUMNS = ("label_ids", "label_positions", "delta_logits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatTokens:
+    """Supervised tokens of R rows, one after the other."""
+
+    lengths: np.ndarray
+    """[R] int64, supervised tokens of each row."""
+    label_ids: np.ndarray
+    """[N] int32."""
+    positions: np.ndarray
+    """[N] int32, in the reference's encoding of the row."""
+    deltas: np.ndarray
+    """[N] float32 in logits, NaN where undefined."""
+
+    @cached_property
+    def row(self) -> np.ndarray:
+        """[N] int64, number of the row (0 to R - 1) that each token belongs to."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """[N] bool: the first token of a contiguous supervised span."""
+        starts = np.ones(len(self.positions), dtype=bool)
+        starts[1:] = (np.diff(self.positions) != 1) | (np.diff(self.row) != 0)
+        return starts
+
+    @cached_property
+    def span(self) -> np.ndarray:
+        """[N] int64, number of the contiguous supervised span inside its row, from 0."""
+        span = np.cumsum(self.starts) - 1
+        first = np.cumsum(self.lengths) - self.lengths
+        filled = self.lengths > 0
+        before = np.zeros(len(self.lengths), np.int64)
+        before[filled] = span[first[filled]]
+        numbered: np.ndarray = span - before[self.row]
+        return numbered
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table | pa.RecordBatch) -> FlatTokens:
+        """Of the columns LIST_COLUMNS of a table or batch."""
+        return cls._checked([_flat_arrow(table.column(name)) for name in LIST_COLUMNS])
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> FlatTokens:
+        """Of the columns LIST_COLUMNS of a frame, as `load_annotated` or `pandas.read_parquet` (any backend) gives it.
+
+        Raises ConfigError naming columns that are not there.
+        """
+        if missing := [name for name in LIST_COLUMNS if name not in frame.columns]:
+            raise ConfigError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}")
+        return cls._checked([_flat_frame(frame[name]) for name in LIST_COLUMNS])
+
+    @classmethod
+    def _checked(cls, columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> FlatTokens:
+        (lengths, ids), (other, positions), (third, deltas) = columns
+        if not (np.array_equal(lengths, other) and np.array_equal(lengths, third)):
+            unequal = int(np.flatnonzero((lengths != other) | (lengths != third))[0])
+            raise FormatError(
+                f"row {unequal} has {lengths[unequal]} label_ids, {other[unequal]} label_positions and "
+                f"{third[unequal]} delta_logits: an annotated row has equally many of each"
+            )
+        return cls(
+            lengths=lengths,
+            label_ids=ids.astype(np.int32, copy=False),
+            positions=positions.astype(np.int32, copy=False),
+            deltas=deltas.astype(np.float32, copy=False),
+        )
+
+    def weights(self, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span") -> np.ndarray:
+        """[N] float32: exactly what `cal_trainer.weights.token_weights` gives each token of its row (CAL, Eq. 4).
+
+        Raises ConfigError for bounds or a window that make no sense, and for `released`, which needs deltas of
+        unsupervised tokens too.
+        """
+        check_weighting(alpha=alpha, beta=beta, window=window)
+        if pool == "released":
+            raise ConfigError("pool 'released' reads deltas of unsupervised tokens, which no cache holds")
+        run = np.cumsum(self.starts) if pool == "span" else self.row
+        # The same float32 operations in the same order as the trainer's, so that results are equal to the bit.
+        with np.errstate(invalid="ignore"):
+            clamped = np.clip(self.deltas, np.float32(alpha), np.float32(beta))
+        defined = ~np.isnan(clamped)
+        values = np.where(defined, clamped, np.float32(0))
+        total = np.zeros_like(values)
+        count = np.zeros_like(values)
+        half = min(window // 2, max(int(self.lengths.max(initial=0)) - 1, 0))
+        for shift in range(-half, half + 1):
+            mine, theirs = _overlap(len(values), shift)
+            counted = defined[theirs] & (run[theirs] == run[mine])
+            total[mine] += np.where(counted, values[theirs], np.float32(0))
+            count[mine] += counted
+        pooled: np.ndarray = total / np.maximum(count, np.float32(1))
+        return np.where(defined, pooled, np.float32(alpha))
+
+    def turns(self, answers_with_images: Mapping[int, Sequence[Mapping[str, Any]]] | None = None) -> np.ndarray:
+        """[N] int32: which answer of the conversation a token belongs to, from 1.
+
+        An answer is a contiguous supervised span, except where images stand inside an answer: for those rows (number
+        of the row -> messages, see `images_in_answers`) spans are counted together as the messages say.
+        """
+        turns = (self.span + 1).astype(np.int32)
+        stops = np.cumsum(self.lengths)
+        for row, messages in (answers_with_images or {}).items():
+            own = slice(stops[row] - self.lengths[row], stops[row])
+            if self.lengths[row]:
+                turns[own] = _turn_of_span(messages, int(self.span[own][-1]) + 1)[self.span[own]]
+        return turns
+
+
+def _overlap(length: int, shift: int) -> tuple[slice, slice]:
+    """Tokens that have a neighbour `shift` places on, and those neighbours."""
+    if abs(shift) >= length:
+        return slice(0, 0), slice(0, 0)
+    inner, outer = slice(0, length - abs(shift)), slice(abs(shift), length)
+    return (inner, outer) if shift >= 0 else (outer, inner)
+
+
+def _turn_of_span(messages: Sequence[Mapping[str, Any]], num_spans: int) -> np.ndarray:
+    """[num_spans] int32; where messages and spans cannot be brought together each span counts as an answer."""
+    answers = [turn["content"] for turn in messages if turn["role"] == "assistant" and turn["content"].strip()]
+    parts = [answer.split(IMAGE_MARK) for answer in answers]
+    # Whether blanks beside an image, and the end token behind a last one, are spans of their own is the template's.
+    for spans in (
+        [sum(bool(part.strip()) for part in item) for item in parts],
+        [sum(bool(part.strip()) for part in item[:-1]) + 1 for item in parts],
+        [sum(bool(part) for part in item) for item in parts],
+        [sum(bool(part) for part in item[:-1]) + 1 for item in parts],
+    ):
+        if sum(spans) == num_spans:
+            return np.repeat(np.arange(1, len(spans) + 1, dtype=np.int32), spans)
+    return np.arange(1, num_spans + 1, dtype=np.int32)
+
+
+def images_in_answers(messages: Any) -> dict[int, Sequence[Mapping[str, Any]]]:
+    """Rows whose answers show images, with their messages; `messages` is an Arrow column or a pandas one."""
+    if isinstance(messages, pa.Array | pa.ChunkedArray):
+        rows = np.flatnonzero(_mentions_image(messages))
+        return {int(row): messages[int(row)].as_py() for row in rows}
+    return {
+        row: list(turns)
+        for row, turns in enumerate(messages)
+        if isinstance(turns, Sequence | np.ndarray)
+        and any(turn["role"] == "assistant" and IMAGE_MARK in turn["content"] for turn in turns)
+    }
+
+
+def _mentions_image(messages: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    import pyarrow.compute as pc
+
+    found = np.zeros(len(messages), dtype=bool)
+    start = 0
+    for chunk in messages.chunks if isinstance(messages, pa.ChunkedArray) else [messages]:
+        turns = chunk.flatten()
+        marked = pc.and_(
+            pc.equal(turns.field("role"), "assistant"), pc.match_substring(turns.field("content"), IMAGE_MARK)
+        )
+        rows = np.asarray(pc.list_parent_indices(chunk))
+        found[start + rows[np.asarray(pc.fill_null(marked, False))]] = True
+        start += len(chunk)
+    return found
+
+
+def _flat_arrow(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    lengths = [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
+    # Nulls of floats become NaN, which is what an undefined delta is to numpy.
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+    return np.concatenate([np.empty(0, np.int64), *lengths]), _concatenated(values)
+
+
+def _flat_frame(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return _flat_arrow(pa.chunked_array(column.array.__arrow_array__()))
+    cells = [_cell(cell) for cell in column]
+    lengths = np.fromiter(map(len, cells), np.int64, len(cells))
+    return lengths, _concatenated(cells)
+
+
+def _cell(cell: Any) -> np.ndarray:
+    if isinstance(cell, np.ndarray) and cell.dtype != object:
+        return cell
+    return np.asarray([] if cell is None or cell is pd.NA or isinstance(cell, float) else cell, np.float64)
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    parts = [part for part in parts if len(part)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)

@@ -1,0 +1,166 @@
+"""What the deltas of a row say together, and distributions of deltas that are counted as they stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cal_pipeline.inspect.flat import FlatTokens
+from cal_schemas.weighting import Pool
+
+SAMPLE_COLUMNS = (
+    "tokens",
+    "undefined",
+    "turns",
+    "mean_delta",
+    "min_delta",
+    "max_delta",
+    "share_negative",
+    "share_below_alpha",
+    "share_above_beta",
+    "mean_weight",
+    "visual_dependence",
+)
+
+
+def sample_columns(
+    flat: FlatTokens, turns: np.ndarray, *, alpha: float, beta: float, window: int, pool: Pool
+) -> dict[str, np.ndarray]:
+    """SAMPLE_COLUMNS, each [R]: counts int64, the rest float64, NaN where a row has no defined delta."""
+    rows = len(flat.lengths)
+    weights = flat.weights(alpha=alpha, beta=beta, window=window, pool=pool)
+    defined = ~np.isnan(flat.deltas)
+    row, deltas = flat.row[defined], flat.deltas[defined]
+    count = np.bincount(row, minlength=rows)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = np.bincount(row, weights=values, minlength=rows)
+        result: np.ndarray = np.divide(total, count, out=np.full(rows, np.nan), where=count > 0)
+        return result
+
+    least, most = np.full(rows, np.nan), np.full(rows, np.nan)
+    if len(row):
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        least[row[first]] = np.minimum.reduceat(deltas, first)
+        most[row[first]] = np.maximum.reduceat(deltas, first)
+    last = np.cumsum(flat.lengths) - 1
+    filled = flat.lengths > 0
+    num_turns = np.zeros(rows, np.int64)
+    num_turns[filled] = turns[last[filled]]
+    raised = np.clip(deltas.astype(np.float64), alpha, beta) - alpha
+    return {
+        "tokens": flat.lengths.astype(np.int64),
+        "undefined": flat.lengths.astype(np.int64) - count,
+        "turns": num_turns,
+        "mean_delta": mean(deltas),
+        "min_delta": least,
+        "max_delta": most,
+        "share_negative": mean(deltas < 0),
+        "share_below_alpha": mean(deltas < alpha),
+        "share_above_beta": mean(deltas > beta),
+        "mean_weight": mean(weights[defined]),
+        "visual_dependence": mean(raised / (beta - alpha) if alpha < beta < np.inf else np.full(len(row), np.nan)),
+    }
+
+
+class DeltaCounts:
+    """Deltas counted by value: quantiles and histograms of any number of tokens in memory that does not grow.
+
+    Args:
+        bits: of a float32 that tell two values apart. 20 keep 11 of the mantissa, so a quantile is exact to 1 part in
+            4096 (8 MB); 16 keep 7, 1 part in 256 (0.5 MB). Powers of two and small integers are borders of buckets.
+        below: values whose share below them is counted exactly.
+    """
+
+    def __init__(self, *, bits: int = 20, below: Sequence[float] = ()) -> None:
+        self._shift = 32 - bits
+        self._counts = np.zeros(2**bits, np.int64)
+        self._below = dict.fromkeys(map(float, below), 0)
+        self.defined = self.undefined = 0
+        self._sum = self._squares = 0.0
+        self.min = self.max = float("nan")
+
+    def add(self, deltas: np.ndarray) -> None:
+        """Counts deltas [N] float32, NaN where undefined."""
+        defined = deltas[~np.isnan(deltas)]
+        self.undefined += len(deltas) - len(defined)
+        if not len(defined):
+            return
+        self.defined += len(defined)
+        exact = defined.astype(np.float64)
+        self._sum += float(exact.sum())
+        self._squares += float(np.square(exact).sum())
+        self.min = float(np.fmin(self.min, defined.min()))
+        self.max = float(np.fmax(self.max, defined.max()))
+        for value in self._below:
+            self._below[value] += int((defined < value).sum())
+        used, counts = np.unique(_ordered(defined) >> self._shift, return_counts=True)
+        self._counts[used] += counts
+
+    @property
+    def mean(self) -> float:
+        """In logits; NaN of nothing."""
+        return self._sum / self.defined if self.defined else float("nan")
+
+    @property
+    def std(self) -> float:
+        """In logits, over the population; NaN of nothing."""
+        if not self.defined:
+            return float("nan")
+        return float(max(self._squares / self.defined - self.mean**2, 0.0) ** 0.5)
+
+    def share_below(self, value: float) -> float:
+        """Of the defined deltas, exactly; `value` is one of those given as `below`."""
+        return self._below[float(value)] / self.defined if self.defined else float("nan")
+
+    def quantile(self, share: float) -> float:
+        """The delta that this share of the tokens does not exceed; NaN of nothing."""
+        if not self.defined:
+            return float("nan")
+        rank = min(int(share * self.defined), self.defined - 1)
+        bucket = int(np.searchsorted(np.cumsum(self._counts), rank, side="right"))
+        return float(np.clip(self._middles(np.array([bucket]))[0], self.min, self.max))
+
+    def histogram(self, edges: np.ndarray) -> np.ndarray:
+        """[len(edges) - 1] int64 counts; what lies outside is counted in the first and the last bin."""
+        buckets = np.flatnonzero(self._counts)
+        at = np.searchsorted(edges, self._middles(buckets), side="right") - 1
+        counts = np.zeros(len(edges) - 1, np.int64)
+        np.add.at(counts, np.clip(at, 0, len(counts) - 1), self._counts[buckets])
+        return counts
+
+    def merge(self, other: DeltaCounts) -> None:
+        """Adds what another one of the same bits and borders has counted."""
+        self._counts += other._counts
+        self.defined, self.undefined = self.defined + other.defined, self.undefined + other.undefined
+        self._sum, self._squares = self._sum + other._sum, self._squares + other._squares
+        self.min, self.max = float(np.fmin(self.min, other.min)), float(np.fmax(self.max, other.max))
+        self._below = {value: count + other._below[value] for value, count in self._below.items()}
+
+    def _middles(self, buckets: np.ndarray) -> np.ndarray:
+        half = np.uint32(1) << np.uint32(self._shift - 1)
+        return _from_ordered((buckets.astype(np.uint32) << np.uint32(self._shift)) + half)
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """[N] uint32 that sort as the float32 values do (the sign bit flipped, negatives turned round)."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+
+
+def _from_ordered(keys: np.ndarray) -> np.ndarray:
+    bits = np.where(keys >> 31, keys & np.uint32(0x7FFFFFFF), ~keys)
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def auc(high: Any, low: Any) -> float:
+    """Chance that a value of `high` [N] is above a value of `low` [M], ties counting half; NaN if one is empty."""
+    high, low = np.asarray(high, np.float64), np.asarray(low, np.float64)
+    if not len(high) or not len(low):
+        return float("nan")
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, side="left")
+    upto = np.searchsorted(ordered, high, side="right")
+    return float((below + upto).sum() / (2 * len(high) * len(low)))

@@ -1,0 +1,193 @@
+"""Counts by status, tokens, quantiles of delta, delta by turn, bytes per token, and what measured it.
+
+Reads one batch of rows after the other: memory does not grow with the rows. Shares below 0, alpha and beta are exact,
+quantiles to 1 part in 4096 (by turn 1 in 256).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
+from cal_pipeline.inspect.statistics import DeltaCounts
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import STATUS_OK
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+MAX_TURNS = 20
+"""Later turns are counted together."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect summary`."""
+    flags.add_annotated(parser)
+    flags.add_weighting(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the summary; 0."""
+    opened = open_paths(arguments.annotated)
+    weighting = flags.weighting_of(arguments)
+    summary = summarise(opened, alpha=weighting["alpha"], beta=weighting["beta"])
+    if arguments.json:
+        print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
+    else:
+        print_summary(summary)
+    return 0
+
+
+def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0) -> dict[str, Any]:
+    """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined."""
+    borders = (0.0, alpha, beta)
+    total = DeltaCounts(below=borders)
+    by_turn: dict[int, DeltaCounts] = {}
+    statuses: Counter[str] = Counter()
+    images = text_only = encoded = 0
+    # Messages tell which spans belong to one answer; most rows never need them, but only they know.
+    for batch in read_batches(opened, ["status", "num_tokens", IMAGE_PATHS, "messages", *LIST_COLUMNS]):
+        data = batch.data
+        for item in pc.value_counts(data.column("status")).to_pylist():
+            statuses[item["values"]] += item["counts"]
+        flat = FlatTokens.from_arrow(data)
+        encoded += pc.sum(pc.filter(data.column("num_tokens"), pc.equal(data.column("status"), STATUS_OK))).as_py() or 0
+        if "images" in data.schema.names:
+            counts = np.asarray(pc.list_value_length(data.column("images")))
+            images += int(counts.sum())
+            text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
+        messages = data.column("messages") if "messages" in data.schema.names else None
+        turns = np.minimum(flat.turns(None if messages is None else images_in_answers(messages)), MAX_TURNS)
+        total.add(flat.deltas)
+        for turn in np.unique(turns):
+            by_turn.setdefault(int(turn), DeltaCounts(bits=16, below=borders)).add(flat.deltas[turns == turn])
+    tokens = total.defined + total.undefined
+    carried = "images" in opened.schema.names
+    return {
+        "files": len(opened.files),
+        "rows": opened.num_rows,
+        "statuses": dict(sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1]))),
+        "images": images if carried else None,
+        "text_only_rows": text_only if carried else None,
+        "tokens": tokens,
+        "encoded_tokens": encoded,
+        "undefined": total.undefined,
+        "alpha": alpha,
+        "beta": None if beta == float("inf") else beta,
+        "delta": _described(total, borders),
+        "turns": {
+            f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, borders)
+            for turn, counts in sorted(by_turn.items())
+        },
+        "bytes": bytes_on_disk(opened, tokens),
+        "spec": asdict(opened.spec),
+        "fingerprint": opened.spec.fingerprint(),
+        "sources": sorted({item.source.data_path for item in opened.metadata}),
+        "carry": sorted({item.carry for item in opened.metadata}),
+    }
+
+
+def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict[str, Any]:
+    below_zero, below_alpha, below_beta = (counts.share_below(value) for value in borders)
+    values: dict[str, Any] = {
+        "tokens": counts.defined,
+        "mean": counts.mean,
+        "std": counts.std,
+        "min": counts.min,
+        "max": counts.max,
+        "share_negative": below_zero,
+        "share_below_alpha": below_alpha,
+        "share_below_beta": below_beta,
+        **{f"q{share:.0%}".rstrip("%"): counts.quantile(share) for share in QUANTILES},
+    }
+    return {name: None if value != value else value for name, value in values.items()}
+
+
+def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
+    """Compressed bytes of the token columns, of the pictures, and of the files, from the footers alone."""
+    by_column: Counter[str] = Counter()
+    for path in opened.files:
+        footer = pq.read_metadata(path)
+        for group in range(footer.num_row_groups):
+            row_group = footer.row_group(group)
+            for number in range(row_group.num_columns):
+                column = row_group.column(number)
+                by_column[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    of_tokens = sum(by_column[name] for name in (*LIST_COLUMNS, "logits_with_image", "logits_without_image"))
+    return {
+        "files": sum(path.stat().st_size for path in opened.files),
+        "images": by_column["images"],
+        "token_columns": of_tokens,
+        "per_token": of_tokens / tokens if tokens else None,
+    }
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The summary as tables."""
+    console = flags.console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    tokens, size = summary["tokens"], summary["bytes"]
+    statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
+    say(f"{summary['rows']:,} rows in {summary['files']} files: {statuses}")
+    if summary["images"] is None:
+        say("a sidecar: pictures and messages are in its source")
+    else:
+        say(f"{summary['images']:,} pictures; {summary['text_only_rows']:,} rows are text only (their deltas are 0)")
+    say(
+        f"{tokens:,} supervised tokens of {summary['encoded_tokens']:,} encoded"
+        + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
+    )
+    say(
+        f"{size['files'] / 1e6:,.1f} MB in all, {size['images'] / 1e6:,.1f} MB of it pictures"
+        + (f"; ids, positions and deltas take {size['per_token']:.2f} bytes a token" if tokens else "")
+    )
+    if not tokens:
+        say("no row has deltas: look at the column `error` of the rows, mend the source, and use "
+            "cal-precompute --redo_status")  # fmt: skip
+    else:
+        console.print(_delta_table(summary))
+    spec = summary["spec"]
+    say(f"\nmeasured with {spec['model_id']}" + (f" at {spec['revision']}" if spec["revision"] else "")
+        + f" (weights {spec['weights_digest']}), {spec['dtype']}, {spec['attn_implementation']} attention")  # fmt: skip
+    contrast = ", ".join(f"{name} {value}" for name, value in spec["contrast"].items())
+    say(f"without the image: {contrast}; reference saw the data: {spec['reference_saw_data']}")
+    say(f"labels: {', '.join(f'{name} {value}' for name, value in spec['label'].items())}")
+    say(f"inputs: {', '.join(f'{name} {value}' for name, value in spec['input'].items())}")
+    say(f"fingerprint {summary['fingerprint']}; carry {', '.join(summary['carry'])}")
+    say(f"from {', '.join(summary['sources'])}")
+
+
+def _delta_table(summary: Mapping[str, Any]) -> Table:
+    beta = "inf" if summary["beta"] is None else f"{summary['beta']:g}"
+    table = Table(title="delta in logits, of all tokens and by turn", title_justify="left", box=None, pad_edge=False)
+    columns = {
+        "tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "q1": "1%", "q10": "10%", "q50": "50%",
+        "q90": "90%", "q99": "99%", "max": "max", "share_negative": "< 0", "share_below_alpha":
+        f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}",
+    }  # fmt: skip
+    table.add_column("turn")
+    for heading in columns.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, values in {"all": summary["delta"], **summary["turns"]}.items():
+        cells = []
+        for key in columns:
+            value = values[key]
+            share = key.startswith("share")
+            cells.append("-" if value is None else f"{value:,}" if key == "tokens" else f"{value:.1%}" if share
+                         else f"{value:.2f}")  # fmt: skip
+        table.add_row(name, *cells)
+    return table

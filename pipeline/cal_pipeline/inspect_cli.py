@@ -1,0 +1,80 @@
+"""`cal-inspect`: look at annotated shards. A module per subcommand in `cal_pipeline.inspect`, imported when asked.
+
+A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, the exit code. Most need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cal_schemas.errors import CalError, ConfigError
+
+EXIT_DONE, EXIT_REFUSED = 0, 2
+
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "summary": ("cal_pipeline.inspect.summary", "counts, quantiles of delta, delta by turn, what measured it"),
+}
+"""Name -> module, what it is for."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (cal-inspect --help, or cal-inspect SUBCOMMAND --help, tells more)")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Console entry point; exits 0 done, 1 a check of the subcommand failed, 2 refused, 130 interrupted."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The same as an exit code."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        given = list(sys.argv[1:] if argv is None else argv)
+        parser, module = _parser(given)
+        arguments = parser.parse_args(given)
+        code = int(module.run(arguments)) if module else EXIT_DONE
+        sys.stdout.flush()
+        return code
+    except CalError as error:
+        print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("pandas", "matplotlib"):
+            raise
+        print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except BrokenPipeError:
+        # `cal-inspect tokens ... | head`: nobody reads on. The interpreter would complain when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
+    """The parser with the flags of the subcommand that is asked for, and that subcommand's module."""
+    parser = _Parser(prog="cal-inspect", description="Look at annotated shards.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    module = None
+    for name, (path, purpose) in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
+        if name == chosen:
+            module = importlib.import_module(path)
+            subparser.description = module.__doc__
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(subparser)
+    return parser, module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""What turns deltas into weights is a choice of whoever trains or looks; both check it here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cal_schemas.errors import ConfigError
+
+Pool = Literal["span", "joined", "released"]
+"""Which tokens are neighbours, see `cal_trainer.weights.token_weights`."""
+
+
+def check_weighting(*, alpha: float, beta: float, window: int) -> None:
+    """ConfigError unless 0 <= alpha <= beta (which may be infinite) and window is odd and positive."""
+    if not 0.0 <= alpha <= beta or alpha == float("inf"):
+        raise ConfigError(f"alpha and beta must satisfy 0 <= alpha <= beta, alpha finite; got {alpha} and {beta}")
+    if window < 1 or window % 2 == 0:
+        raise ConfigError(f"window must be odd and positive, so that it has a middle; got {window}")

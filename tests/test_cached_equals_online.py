@@ -13,34 +13,39 @@ from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import annotated_schema
+from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
 from conftest import Family
 from examples_of import measurement_spec
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 
 
-@pytest.fixture(scope="module")
-def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
-    folder = tmp_path_factory.mktemp("annotated")
+def measured(folder: Path, llava: Family, contrast: ContrastSpec) -> Path:
     data, images = write_llava_json(folder, 24)
     store = LocalStore(output_dir=folder / "out")
     store.prepare()
     options = AnnotateOptions(
         schema=annotated_schema(carry="images"), carry="images", tokens_per_batch=512, max_image_pixels=MAX_IMAGE_PIXELS
     )
-    spec = measurement_spec(label=label_spec(llava.encoder), input=input_spec(llava.encoder))
+    spec = measurement_spec(label=label_spec(llava.encoder), input=input_spec(llava.encoder), contrast=contrast)
     for shard in plan_shards([str(data)], [str(images)], rows_per_shard=8):
         annotate_shard(shard, encoder=llava.encoder, model=llava.model, spec=spec, store=store, options=options)
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    return measured(tmp_path_factory.mktemp("annotated"), llava, ContrastSpec())
 
 
 def losses(llava: Family, annotated: Path, output: Path, *flags: str) -> list[float]:
     argv = [
         "--model_name_or_path", str(llava.directory), "--data_path", str(annotated), "--output_dir", str(output),
         "--cache_dir", str(annotated.parent / "cache"), "--learning_rate", "0",
-        "--max_steps", "4", "--logging_steps", "1",
-        "--per_device_train_batch_size", "4", "--use_cpu", "--save_strategy", "no", "--disable_tqdm", "true",
+        "--logging_steps", "1", "--use_cpu", "--save_strategy", "no", "--disable_tqdm", "true",
     ]  # fmt: skip
+    defaults = {"--max_steps": "4", "--per_device_train_batch_size": "4"}
+    argv += [part for pair in defaults.items() if pair[0] not in flags for part in pair]
     config, arguments = cli.parse_configs(
         [cli.TrainConfig, cli.CalTrainingArguments], [*argv, *flags], program="cal-train", description=""
     )
@@ -65,4 +70,46 @@ def test_the_reference_has_not_drifted_from_itself(llava: Family, annotated: Pat
     history = json.loads((tmp_path / "d" / "trainer_state.json").read_text())["log_history"]
     drift = [(entry["drift_spearman"], entry["drift_clamp_flips"]) for entry in history if "drift_spearman" in entry]
     assert len(drift) == 3
+    assert all(pair == (pytest.approx(1.0, abs=1e-4), 0.0) for pair in drift)
+
+
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("contrast", "flags"),
+    [
+        pytest.param(ContrastSpec(condition="mask"), ("--contrast", "mask"), marks=pytest.mark.full),
+        (
+            ContrastSpec(condition="patch_mask", patch_mask_ratio=0.7),
+            ("--contrast", "patch_mask", "--patch_mask_ratio", "0.7"),
+        ),
+        (
+            ContrastSpec(condition="gaussian_blur", blur_sigma=10.0),
+            ("--contrast", "gaussian_blur", "--blur_sigma", "10"),
+        ),
+    ],
+    ids=lambda value: value.condition if isinstance(value, ContrastSpec) else "",
+)
+def test_cached_equals_online_under_every_contrast(
+    llava: Family, annotated: Path, tmp_path: Path, contrast: ContrastSpec, flags: tuple[str, ...], streaming: bool
+) -> None:
+    data = measured(tmp_path, llava, contrast)
+    # Batches of one: text-only ones among them, which the blank row goes with.
+    common = ("--normalization", "sample", "--max_steps", "8", "--per_device_train_batch_size", "1")
+    common += ("--streaming", "true") if streaming else ("--group_by", "modality_length")
+    cached = losses(llava, data, tmp_path / "c", "--delta_source", "cached", *common)
+    online = losses(llava, data, tmp_path / "o", "--delta_source", "online", *common, *flags)
+    dropped = losses(llava, annotated, tmp_path / "d", "--delta_source", "cached", *common)
+    assert len(online) == 8
+    assert online == pytest.approx(cached, abs=1e-5)
+    if contrast.perturbs:  # drop and mask agree by design
+        assert dropped != pytest.approx(cached, abs=1e-3)
+    assert f"| contrast | {contrast.describe()} |" in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_the_drift_log_perturbs_as_the_measurement_did(llava: Family, tmp_path: Path) -> None:
+    data = measured(tmp_path, llava, ContrastSpec(condition="patch_mask", patch_mask_ratio=0.5))
+    losses(llava, data, tmp_path / "d", "--delta_source", "cached", "--drift_every", "4")
+    history = json.loads((tmp_path / "d" / "trainer_state.json").read_text())["log_history"]
+    drift = [(entry["drift_spearman"], entry["drift_clamp_flips"]) for entry in history if "drift_spearman" in entry]
+    assert len(drift) == 2
     assert all(pair == (pytest.approx(1.0, abs=1e-4), 0.0) for pair in drift)

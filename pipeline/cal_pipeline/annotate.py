@@ -21,6 +21,7 @@ import pyarrow as pa
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
 from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.redo import read_rows_to_keep
 from cal_pipeline.shards import Shard, read_samples
 from cal_pipeline.store import LocalStore
@@ -91,8 +92,8 @@ class _Prepared:
 
     @property
     def num_bytes(self) -> int:
-        pixels = self.encoded.image_inputs.values() if self.encoded else ()
-        return self.sample.num_bytes + sum(value.nbytes for value in pixels)
+        pixels = (self.encoded.image_inputs, self.encoded.contrast_inputs) if self.encoded else ()
+        return self.sample.num_bytes + sum(value.nbytes for inputs in pixels for value in inputs.values())
 
 
 def annotate_shard(
@@ -124,7 +125,7 @@ def annotate_shard(
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
         with ShardWriter(partial, options.schema, metadata) as writer:
-            for window in _windows(_prepare_all(shard, encoder, options, kept), options.tokens_per_batch):
+            for window in _windows(_prepare_all(shard, encoder, spec, options, kept), options.tokens_per_batch):
                 at = time.monotonic()
                 rows = _measure_window(window, encoder, model, spec, options, report)
                 report.seconds["forward"] += time.monotonic() - at
@@ -142,7 +143,7 @@ def annotate_shard(
 
 
 def _prepare_all(
-    shard: Shard, encoder: Encoder, options: AnnotateOptions, kept: dict[int, AnnotatedRow]
+    shard: Shard, encoder: Encoder, spec: MeasurementSpec, options: AnnotateOptions, kept: dict[int, AnnotatedRow]
 ) -> Iterator[_Prepared]:
     folder = None if shard.source.image_folder is None else Path(shard.source.image_folder)
 
@@ -161,7 +162,8 @@ def _prepare_all(
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
             if row not in kept:
-                encoded = encoder(sample, [decode_image(data, options.max_image_pixels) for data in files])
+                pictures = [decode_image(data, options.max_image_pixels) for data in files]
+                encoded = encode_with_contrast(encoder, spec.contrast, sample, pictures, key)
         except SampleError as error:
             if row in kept:
                 raise ShardError(

@@ -26,6 +26,7 @@ from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.arguments import parse_config
 from cal_pipeline.cluster import Cluster, RunOutcome
 from cal_pipeline.config import PrecomputeConfig
+from cal_pipeline.contrast_images import save_contrast_images
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
@@ -37,7 +38,7 @@ from cal_pipeline.store import LocalStore
 from cal_pipeline.worker import EncoderSettings, WorkerSettings, encode_questions, library_versions
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import CalError, ConfigError
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.spec import MeasurementSpec
 
 EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_REFUSED = 0, 1, 2
 _log = logging.getLogger("cal-precompute")
@@ -168,11 +169,12 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
     encoder = settings.build(load_processor(directory, trust_remote_code=config.trust_remote_code))
     local = Path(config.model_name_or_path).is_dir()
     # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
-    encode_questions(encoder, config.model_name_or_path)
+    contrast = config.contrast_spec()
+    encode_questions(encoder, config.model_name_or_path, contrast)
     spec = MeasurementSpec(
         label=label_spec(encoder),
         input=input_spec(encoder),
-        contrast=ContrastSpec(condition=config.contrast),
+        contrast=contrast,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         model_id=directory.resolve().name if local else config.model_name_or_path,
@@ -230,6 +232,18 @@ def _print_plan(job: _Job) -> None:
     )
 
 
+def _save_contrast_images(job: _Job) -> None:
+    config, folder = job.config, job.settings.store.internal / "contrast_images"
+    count = save_contrast_images(
+        (*job.progress.done, *job.progress.pending),
+        config.contrast_spec(),
+        folder,
+        count=config.save_contrast_images,
+        max_image_pixels=config.max_image_pixels,
+    )
+    _log.info("%d pictures and their perturbed forms are in %s", count, folder)
+
+
 def _execute(job: _Job) -> int:
     # Ray is imported only by those who run it.
     from cal_pipeline import ray_driver
@@ -244,6 +258,8 @@ def _execute(job: _Job) -> int:
     heartbeat.beat()
     plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
     (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    if config.save_contrast_images:
+        _save_contrast_images(job)
     cluster = Cluster(
         num_workers=min(config.num_workers, max(1, len(job.todo))),
         gpus_per_worker=job.gpus_per_worker,

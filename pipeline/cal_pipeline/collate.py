@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,14 +21,24 @@ class Batch:
     """[B, T] int64, not shifted, IGNORE_INDEX where unsupervised."""
     image_mask: Tensor
     """[B, T] bool."""
+    contrast_inputs: dict[str, Tensor] = field(default_factory=dict)
+    """Pixel inputs of the perturbed pictures, in the shapes of `inputs`; empty unless the samples have any."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Moves everything to `device`; floating inputs (pixels) also to the model's `dtype`."""
-        inputs = {
-            key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-            for key, value in self.inputs.items()
-        }
-        return Batch(inputs=inputs, labels=self.labels.to(device), image_mask=self.image_mask.to(device))
+
+        def placed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+                for key, value in inputs.items()
+            }
+
+        return Batch(
+            inputs=placed(self.inputs),
+            labels=self.labels.to(device),
+            image_mask=self.image_mask.to(device),
+            contrast_inputs=placed(self.contrast_inputs),
+        )
 
 
 def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_led: Collection[str] = ()) -> Batch:
@@ -47,11 +57,12 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_led: C
     real = torch.tensor([sample.num_tokens for sample in samples])
     # Always a 2-D mask, even all ones: with gapped positions and no mask transformers infers packed samples.
     inputs["attention_mask"] = (torch.arange(length)[None] < real[:, None]).long()
-    inputs.update(_collate_images(samples, batch_led))
+    inputs.update(_collate_images([sample.image_inputs for sample in samples], batch_led))
     return Batch(
         inputs=inputs,
         labels=torch.stack([_padded(sample.labels, length, IGNORE_INDEX) for sample in samples]),
         image_mask=torch.stack([_padded(sample.image_mask, length, 0) for sample in samples]),
+        contrast_inputs=_collate_images([sample.contrast_inputs for sample in samples], batch_led),
     )
 
 
@@ -59,13 +70,13 @@ def _padded(values: Tensor, length: int, fill: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, length - len(values)), value=fill)
 
 
-def _collate_images(samples: Sequence[EncodedSample], batch_led: Collection[str]) -> dict[str, Tensor]:
+def _collate_images(samples: Sequence[Mapping[str, Tensor]], batch_led: Collection[str]) -> dict[str, Tensor]:
     collated = {}
-    for key in dict.fromkeys(key for sample in samples for key in sample.image_inputs):
-        present = [sample.image_inputs[key] for sample in samples if key in sample.image_inputs]
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        present = [sample[key] for sample in samples if key in sample]
         if key in batch_led:
             absent = torch.zeros_like(present[0])
-            present = [sample.image_inputs.get(key, absent) for sample in samples]
+            present = [sample.get(key, absent) for sample in samples]
         shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in present), strict=True)]
         padded = []
         for value in present:

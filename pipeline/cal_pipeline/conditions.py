@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cal_pipeline.encode import IGNORE_INDEX, SEQUENCE_INPUTS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition
+from cal_schemas.spec import PERTURBING, Condition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,19 +36,25 @@ def without_image(
     image_mask: Tensor,
     position_ids: Tensor | None,
     text_config: Any,
+    contrast_inputs: Mapping[str, Tensor] | None = None,
 ) -> WithoutImage:
     """Inputs of the pass that does not see the image.
 
     Args:
-        condition: `drop` or `mask`, see ContrastSpec.
+        condition: see ContrastSpec.
         inputs: of the first pass, input_ids and attention_mask [B, T] among them.
         labels: [B, T].
         image_mask: [B, T] bool.
         position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
             sections, or None for 0, 1, 2, ….
         text_config: of the decoder; its sliding window decides whether explicit masks are needed.
+        contrast_inputs: pixel inputs of the perturbed pictures, for the conditions that show those.
     """
     batch, length = labels.shape
+    if condition in PERTURBING:
+        # The model makes the same positions of the same ids and picture sizes as in the first pass.
+        index = torch.arange(length, device=labels.device).expand(batch, length)
+        return WithoutImage(inputs={**inputs, **(contrast_inputs or {})}, labels=labels, index=index)
     if position_ids is None:
         position_ids = torch.arange(length, device=labels.device)[None]
     position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
@@ -73,9 +79,40 @@ def without_image(
     return WithoutImage(inputs=dropped, labels=torch.where(real, labels.gather(1, index), IGNORE_INDEX), index=index)
 
 
-def defined_tokens(labels: Tensor, attention_mask: Tensor, image_mask: Tensor) -> Tensor:
-    """[B, T] bool: supervised tokens with at least one kept token before them; elsewhere no delta exists."""
-    kept = (attention_mask.bool() & ~image_mask).long()
+def check_contrast_inputs(
+    condition: Condition, inputs: Mapping[str, Tensor], contrast_inputs: Mapping[str, Tensor] | None
+) -> None:
+    """ConfigError unless the perturbed pictures are there for the conditions that show them, and for no other.
+
+    They must be inputs of the first pass, of the same shape: ids, positions and labels are reused.
+    """
+    if condition not in PERTURBING:
+        if contrast_inputs is not None:
+            raise ConfigError(f"contrast {condition!r} removes the image and takes no contrast_inputs")
+        return
+    if contrast_inputs is None:
+        raise ConfigError(
+            f"contrast {condition!r} needs contrast_inputs: the pixel inputs of the perturbed pictures "
+            "(perturbation.encode_with_contrast and collate make them)"
+        )
+    for key, value in contrast_inputs.items():
+        if key not in inputs or key in SEQUENCE_INPUTS:
+            images = sorted(set(inputs) - set(SEQUENCE_INPUTS))
+            raise ConfigError(f"contrast_inputs has {key!r}, which is no image input of the first pass ({images})")
+        if value.shape != inputs[key].shape:
+            raise ConfigError(
+                f"contrast_inputs[{key!r}] has the shape {list(value.shape)}, the picture itself "
+                f"{list(inputs[key].shape)}: both passes must have the same tokens"
+            )
+
+
+def defined_tokens(labels: Tensor, attention_mask: Tensor, image_mask: Tensor, condition: Condition = "drop") -> Tensor:
+    """[B, T] bool: supervised tokens with at least one kept token before them; elsewhere no delta exists.
+
+    Where another picture is shown instead of none, its tokens are kept too.
+    """
+    kept = attention_mask.bool() if condition in PERTURBING else attention_mask.bool() & ~image_mask
+    kept = kept.long()
     before = kept.cumsum(-1) - kept
     return (labels != IGNORE_INDEX) & (before > 0)
 

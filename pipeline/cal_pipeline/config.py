@@ -14,7 +14,7 @@ from cal_pipeline.loading import Dtype
 from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
-from cal_schemas.spec import Condition
+from cal_schemas.spec import Condition, ContrastSpec
 
 _POSITIVE = (
     "rows_per_shard",
@@ -79,7 +79,20 @@ class PrecomputeConfig:
     )
 
     contrast: Condition = field(
-        default="drop", metadata=_help("without the image: its tokens dropped (the paper) or masked (released code)")
+        default="drop",
+        metadata=_help(
+            "without the image: its tokens dropped (the paper) or masked (released code), or another picture: parts of "
+            "it painted over (patch_mask) or all of it blurred (gaussian_blur)"
+        ),
+    )
+    patch_mask_ratio: float | None = field(
+        default=None, metadata=_help("of patch_mask: share of the 10 x 20 cells that are painted over, e.g. 0.7")
+    )
+    blur_sigma: float | None = field(
+        default=None, metadata=_help("of gaussian_blur: standard deviation in pixels of the picture as stored")
+    )
+    save_contrast_images: int = field(
+        default=0, metadata=_help("write so many pictures and their perturbed forms into .cal/contrast_images")
     )
     store_logits: bool = field(default=False, metadata=_help("also store the logits under both passes"))
     carry: Literal["auto", "images", "paths", "none"] = field(
@@ -133,8 +146,20 @@ class PrecomputeConfig:
         gpus = self.gpus_per_worker
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
+        contrast = self.contrast_spec()
+        if self.save_contrast_images < 0:
+            raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
+        if self.save_contrast_images and not contrast.perturbs:
+            raise ConfigError(
+                f"--save_contrast_images writes perturbed pictures, and --contrast {self.contrast} makes none: use "
+                "patch_mask or gaussian_blur"
+            )
         if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
             raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")
+
+    def contrast_spec(self) -> ContrastSpec:
+        """What the second pass sees; ConfigError for a parameter that is missing, or of another condition."""
+        return ContrastSpec(condition=self.contrast, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
 
     def redo_statuses(self) -> frozenset[str]:
         """Statuses whose rows are measured again; empty in a normal run."""

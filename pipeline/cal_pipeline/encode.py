@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,6 +41,8 @@ class EncodedSample:
     image_mask: Tensor
     """[T] bool: tokens the processor inserted for images, row, column and tile markers included."""
     truncated: bool = False
+    contrast_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Pixel inputs of the perturbed pictures, each of the shape in `image_inputs`; empty unless a contrast has any."""
 
     @property
     def num_tokens(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cal_schemas.errors import ImageError
@@ -57,6 +58,9 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
                 raise ImageError(
                     f"image of {image.width} x {image.height} pixels is longer than {MAX_ASPECT_RATIO} times its width"
                 )
+            if image.mode.startswith("I;16"):
+                # Pillow would cut 16 bits off at 255: an all but white picture.
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except ImageError:
         raise

@@ -185,8 +185,9 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
 
     The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
-    every token that does not directly follow an image (there the two differ by definition, docs/method.md). Within
-    1e-3 in float32, 0.1 rms in half precision.
+    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with a
+    contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's perturbed
+    pictures must not. Within 1e-3 in float32, 0.1 rms in half precision.
     """
     exact = next(model.parameters()).dtype == torch.float32
 
@@ -210,6 +211,9 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
             f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
             f"architecture ({type(model).__name__}) uses its output head in a way that is not supported"
         )
+    if contrast.perturbs:
+        _check_perturbed(model, batch, contrast, name, disagreement)
+        return
     if contrast.condition != "drop" or not mask_is_exact(model):
         return
     after_image = torch.zeros_like(batch.image_mask)
@@ -222,6 +226,31 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         raise ConfigError(
             f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them; "
             f"use --contrast mask with this model ({type(model).__name__})"
+        )
+
+
+def _check_perturbed(
+    model: Any,
+    batch: Batch,
+    contrast: ContrastSpec,
+    name: str,
+    disagreement: Callable[[torch.Tensor, torch.Tensor], tuple[float, bool]],
+) -> None:
+    given = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
+    itself = {key: batch.inputs[key] for key in batch.contrast_inputs}
+    with_image, same = contrast_logits(*given, itself)
+    compared = ~with_image.isnan()
+    size, wrong = disagreement(with_image[compared], same[compared])
+    if wrong:
+        raise ConfigError(
+            f"{name}: two passes over the same picture differ by {size:.3g}; this architecture "
+            f"({type(model).__name__}) cannot be contrasted with a perturbed picture, use --contrast drop or mask"
+        )
+    other = contrast_logits(*given, batch.contrast_inputs)[1]
+    if bool((other[compared] == same[compared]).all()):
+        raise ConfigError(
+            f"{name}: no logit changes when all of the picture is masked; {type(model).__name__} does not see the "
+            f"perturbed picture, use --contrast drop or mask"
         )
 
 

@@ -83,11 +83,12 @@ def _measure_batch(
     samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec
 ) -> Iterator[MeasuredSample | SampleError]:
     batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
-    parameter = next(model.parameters())
-    placed = batch.to(parameter.device, parameter.dtype)
-    logits = contrast_logits(model, placed.inputs, placed.labels, placed.image_mask, contrast)
+    # Not the first parameter's dtype: that of a quantised layer is an integer.
+    placed = batch.to(model.device, model.dtype)
+    contrast_inputs = placed.contrast_inputs if contrast.perturbs else None
+    logits = contrast_logits(model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs)
     with_image, without = torch.stack(logits).cpu()
-    defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask)
+    defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask, contrast.condition)
     for row, sample in enumerate(samples):
         positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
         pair = (with_image[row, positions], without[row, positions])

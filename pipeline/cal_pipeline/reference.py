@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cal_pipeline.conditions import defined_tokens, without_image
+from cal_pipeline.conditions import check_contrast_inputs, defined_tokens, without_image
 from cal_pipeline.encode import IGNORE_INDEX
-from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
 
 
@@ -93,9 +92,12 @@ def logits_without_image(
     image_mask: Tensor,
     position_ids: Tensor | None,
     contrast: ContrastSpec,
+    contrast_inputs: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The second pass alone, given the decoder's position ids in the first; [B, T] like `label_logits`."""
-    second = without_image(contrast.condition, inputs, labels, image_mask, position_ids, model.config.get_text_config())
+    second = without_image(
+        contrast.condition, inputs, labels, image_mask, position_ids, model.config.get_text_config(), contrast_inputs
+    )
     found = label_logits(model, second.inputs, second.labels)
     logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
     logits.scatter_(1, second.index, found)
@@ -119,22 +121,22 @@ def contrast_logits(
         labels: [B, T] unshifted, IGNORE_INDEX where unsupervised.
         image_mask: [B, T] bool, tokens that stand for images.
         contrast: `drop` by default.
-        contrast_inputs: for conditions that perturb the picture; `drop` and `mask` take none.
+        contrast_inputs: pixel inputs of the perturbed pictures, which `patch_mask` and `gaussian_blur` need and the
+            others refuse: the second pass takes them in place of the same entries of `inputs`.
 
     Returns two tensors [B, T] float32, NaN where unsupervised or where no kept token precedes. A row without an
-    image has the same logits in both.
+    image has the same logits in both. Raises ConfigError for contrast_inputs that do not fit.
     """
     contrast = contrast or ContrastSpec()
-    if contrast_inputs is not None:
-        raise ConfigError(f"contrast {contrast.condition!r} removes the image and takes no contrast_inputs")
+    check_contrast_inputs(contrast.condition, inputs, contrast_inputs)
     with captured_position_ids(model) as seen:
         with_image = label_logits(model, inputs, labels)
     has_image = image_mask.any(-1, keepdim=True)
     without = with_image
     if bool(has_image.any()):
-        without = logits_without_image(model, inputs, labels, image_mask, seen[0], contrast)
+        without = logits_without_image(model, inputs, labels, image_mask, seen[0], contrast, contrast_inputs)
         without = torch.where(has_image, without, with_image)
-    defined = defined_tokens(labels, inputs["attention_mask"], image_mask)
+    defined = defined_tokens(labels, inputs["attention_mask"], image_mask, contrast.condition)
     nothing = with_image.new_tensor(torch.nan)
     return torch.where(defined, with_image, nothing), torch.where(defined, without, nothing)
 

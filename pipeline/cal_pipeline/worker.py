@@ -20,12 +20,13 @@ from cal_pipeline.collate import collate
 from cal_pipeline.encode import AspectRatio, EncodedSample, Encoder, Truncation
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import LocalStore
 from cal_pipeline.templates import Template
 from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-from cal_schemas.spec import MeasurementSpec
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
 _STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _log = logging.getLogger(__name__)
@@ -153,13 +154,18 @@ def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
 
 def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
     """Runs `check_reference` on two generated samples, one longer than the other, through the real encoder."""
-    encoded = encode_questions(encoder, spec.model_id)
+    encoded = encode_questions(encoder, spec.model_id, spec.contrast)
     batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
     check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
 
 
-def encode_questions(encoder: Encoder, model_id: str) -> list[EncodedSample]:
-    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these."""
+def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
+    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these.
+
+    Under a contrast that perturbs, the perturbed picture has all its cells masked.
+    """
+    # The strongest one, whatever the run's: the self-check wants to see that the model sees it.
+    contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
     picture = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
     encoded = []
@@ -169,7 +175,8 @@ def encode_questions(encoder: Encoder, model_id: str) -> list[EncodedSample]:
             Turn(role="assistant", content=answer),
         )
         try:
-            encoded.append(encoder(Sample(sample_id="self-check", images=(), messages=turns), [picture]))
+            sample = Sample(sample_id="self-check", images=(), messages=turns)
+            encoded.append(encode_with_contrast(encoder, contrast, sample, [picture], "self-check"))
         except CalError as error:
             raise ConfigError(
                 f"{model_id}: its processor cannot encode a plain question about one picture ({error})"

@@ -41,6 +41,10 @@ class SampleError(CalError):
     """Length of the encoding, where it got so far."""
 
 
+class ContrastError(SampleError):
+    """The perturbed picture would have other tokens than the picture: an `encode_error`."""
+
+
 class ImageError(SampleError):
     """A picture is missing, corrupt, too large, or outside the image folder."""
 

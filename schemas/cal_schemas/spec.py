@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from cal_schemas.errors import ConfigError, FormatError
 
 MESSAGE_NORMALIZATION = 1
 """Version of the rules by which the encoder brings a source's turns into template form; raise on any change."""
 
-Condition = Literal["drop", "mask"]
+Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+PERTURBING: tuple[Condition, ...] = ("patch_mask", "gaussian_blur")
+"""Conditions that show another picture instead of none."""
+PATCH_COLUMNS, PATCH_ROWS = 10, 20
+"""The paper's grid; a picture of fewer pixels than that has cells of one pixel."""
+MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
+"""Below the former the kernel is one pixel, above the latter every usual picture becomes one colour."""
+_PARAMETERS: dict[str, Condition] = {"patch_mask_ratio": "patch_mask", "blur_sigma": "gaussian_blur"}
 
 
 def digest_json(value: Any) -> str:
@@ -50,13 +58,52 @@ class ContrastSpec:
 
     `drop` takes the image's tokens out and keeps the positions of the rest: the paper's f(T_<j).
     `mask` leaves them in place, hidden from attention: what the authors' released code does.
+    `patch_mask` and `gaussian_blur` show another picture in their place: cells of a grid painted over, or all of it
+    blurred, as in the paper's ablation. The parameter of a condition is set exactly when the condition is that one.
     """
 
     condition: Condition = "drop"
+    patch_mask_ratio: float | None = None
+    """Share of the grid's cells that are painted over, above 0 and up to 1."""
+    blur_sigma: float | None = None
+    """Standard deviation of the gaussian, in pixels of the picture as stored."""
 
     def __post_init__(self) -> None:
-        if self.condition not in ("drop", "mask"):
-            raise ConfigError(f"contrast must be 'drop' or 'mask', got {self.condition!r}")
+        if self.condition not in CONDITIONS:
+            raise ConfigError(f"contrast must be one of {', '.join(CONDITIONS)}, got {self.condition!r}")
+        for name, condition in _PARAMETERS.items():
+            value = getattr(self, name)
+            if value is not None and self.condition != condition:
+                raise ConfigError(
+                    f"--{name} {value} is of --contrast {condition} and has no effect on --contrast {self.condition}"
+                )
+        ratio, sigma = self.patch_mask_ratio, self.blur_sigma
+        if self.condition == "patch_mask":
+            if ratio is None:
+                raise ConfigError("--contrast patch_mask needs --patch_mask_ratio (the paper tried 0.5, 0.7 and 0.9)")
+            if not 0.0 < ratio <= 1.0:
+                raise ConfigError(f"--patch_mask_ratio must be above 0 and at most 1, got {ratio}")
+            if round(ratio * PATCH_COLUMNS * PATCH_ROWS) == 0:
+                raise ConfigError(
+                    f"--patch_mask_ratio {ratio} masks none of the {PATCH_COLUMNS * PATCH_ROWS} cells: raise it"
+                )
+        if self.condition == "gaussian_blur":
+            if sigma is None:
+                raise ConfigError("--contrast gaussian_blur needs --blur_sigma (the paper tried 1 and 10)")
+            if not MIN_BLUR_SIGMA <= sigma <= MAX_BLUR_SIGMA:
+                raise ConfigError(
+                    f"--blur_sigma must be between {MIN_BLUR_SIGMA} and {MAX_BLUR_SIGMA:g} pixels, got {sigma}"
+                )
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether the second pass sees another picture, which the caller must make, instead of none."""
+        return self.condition in PERTURBING
+
+    def describe(self) -> str:
+        """Condition and parameter, as one would type them."""
+        value = next((v for name in _PARAMETERS if (v := getattr(self, name)) is not None), None)
+        return self.condition if value is None else f"{self.condition} {value:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +124,11 @@ class MeasurementSpec:
 
     def fingerprint(self) -> str:
         """32 hex digits over all fields; equal exactly when the specs are equal."""
-        return digest_json(asdict(self))
+        return digest_json(_stored(self))
 
     def to_json(self) -> str:
         """Inverse of `from_json`; keys sorted, so equal specs give equal text."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
+        return json.dumps(_stored(self), sort_keys=True, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> MeasurementSpec:
@@ -91,7 +138,7 @@ class MeasurementSpec:
             nested = {"label": LabelSpec, "input": InputSpec, "contrast": ContrastSpec}
             parts: dict[str, Any] = {key: _build(kind, value[key], key) for key, kind in nested.items()}
             return _build(cls, {**value, **parts}, "spec")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
             raise FormatError(f"not a measurement spec: {error!r} in {text[:200]!r}") from error
 
     def differences(self, other: MeasurementSpec) -> list[tuple[str, Any, Any]]:
@@ -101,6 +148,17 @@ class MeasurementSpec:
 
 
 _Spec = TypeVar("_Spec")
+_LEFT_OUT = ("patch_mask_ratio", "blur_sigma")
+"""Fields that are left out of JSON and fingerprint while None: specs without them mean what they did before."""
+
+
+def _stored(spec: MeasurementSpec) -> dict[str, Any]:
+    value = asdict(spec)
+    for part in (value, value["contrast"]):
+        for name in _LEFT_OUT:
+            if part.get(name, 0) is None:
+                del part[name]
+    return value
 
 
 def _build(kind: type[_Spec], value: dict[str, Any], where: str) -> _Spec:

@@ -22,6 +22,7 @@ import pytest
 from cal_pipeline import cli
 from cal_pipeline.encoding_spec import label_spec
 from cal_schemas.annotated import open_annotated
+from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 
@@ -204,6 +205,20 @@ def test_redo_status_measures_repaired_rows_again(tmp_path: Path, llava: Family)
     pd.testing.assert_frame_equal(before.loc[kept], after.loc[kept])
 
 
+def test_a_perturbed_measurement_leaves_pictures_for_a_look(tmp_path: Path, llava: Family) -> None:
+    write_llava_json(tmp_path, 20)
+    flags = ("--contrast", "gaussian_blur", "--blur_sigma", "10", "--save_contrast_images", "3")
+    code, _, err = precompute(llava, tmp_path, "out", *flags, "--rows_per_shard", "20")
+    assert code == 0, err
+    assert open_annotated(tmp_path / "out").spec.contrast == ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)
+    pictures = sorted(path.name for path in (tmp_path / "out" / ".cal" / "contrast_images").iterdir())
+    assert len(pictures) == 6
+    assert sum(name.endswith("-gaussian_blur-10.png") for name in pictures) == 3
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".cal"] == [
+        "data-r000000000-000000020.parquet"
+    ]
+
+
 def refusal(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
     assert cli.run(argv) == 2
     err = capfd.readouterr().err
@@ -241,6 +256,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "nothing drawn": (["--sample", "1e-9"], "draws none of the 60 rows"),
     "twice": (["--data_path", "data.json", "--data_path", "data.json"], "list all values after one flag"),
     "another measurement": (["--contrast", "mask"], "contrast.condition: 'drop' there, 'mask' now"),
+    "another perturbation": (
+        ["--contrast", "patch_mask", "--patch_mask_ratio", "0.7"],
+        "contrast.condition: 'drop' there, 'patch_mask' now; contrast.patch_mask_ratio: None there, 0.7 now",
+    ),
+    "no ratio": (["--contrast", "patch_mask"], "needs --patch_mask_ratio"),
+    "pictures of drop": (["--save_contrast_images", "3"], "--contrast drop makes none"),
     "another split": (["--rows_per_shard", "7"], "is not part of this run's plan"),
     "other columns": (["--store_logits"], "this run would write"),
     "another carry": (["--carry", "images"], "was written with --carry paths, this run has images"),

@@ -27,8 +27,26 @@ def test_differences_name_the_nested_field_and_both_values() -> None:
     assert one.differences(other) == [("contrast.condition", "drop", "mask")]
 
 
+def test_a_perturbing_contrast_goes_there_and_back_with_its_parameter() -> None:
+    specs = [
+        measurement_spec(contrast=ContrastSpec(condition="patch_mask", patch_mask_ratio=0.5)),
+        measurement_spec(contrast=ContrastSpec(condition="patch_mask", patch_mask_ratio=0.7)),
+        measurement_spec(contrast=ContrastSpec(condition="gaussian_blur", blur_sigma=1.0)),
+    ]
+    assert [MeasurementSpec.from_json(spec.to_json()) for spec in specs] == specs
+    assert len({spec.fingerprint() for spec in specs}) == 3
+    assert specs[0].differences(specs[1]) == [("contrast.patch_mask_ratio", 0.5, 0.7)]
+    # Earlier readers refuse fields they do not know: a spec without perturbation has none of these.
+    assert "patch_mask_ratio" not in measurement_spec().to_json()
+
+
+def test_a_condition_of_a_later_version_is_a_format_error() -> None:
+    with pytest.raises(FormatError, match="got 'rotate'"):
+        MeasurementSpec.from_json(measurement_spec().to_json().replace('"drop"', '"rotate"', 1))
+
+
 def test_unknown_contrast_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'drop' or 'mask', got 'blur'"):
+    with pytest.raises(ConfigError, match="drop, mask, patch_mask, gaussian_blur, got 'blur'"):
         ContrastSpec(condition="blur")  # type: ignore[arg-type]
 
 

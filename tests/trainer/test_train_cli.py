@@ -47,6 +47,17 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "released with cached": (["--preset", "released"], "use --delta_source online"),
     "preset contradicted": (["--preset", "equations", "--pool", "joined"], "means --pool span, got --pool joined"),
     "contrast without online": (["--contrast", "mask"], "--contrast is of online deltas"),
+    "ratio without online": (["--patch_mask_ratio", 0.5], "--patch_mask_ratio is of online deltas"),
+    "ratio of another contrast": (
+        ["--delta_source", "online", "--contrast", "mask", "--patch_mask_ratio", 0.5],
+        "has no effect on --contrast mask",
+    ),
+    "blur without sigma": (["--delta_source", "online", "--contrast", "gaussian_blur"], "needs --blur_sigma"),
+    "released pool with drop": (["--delta_source", "online", "--pool", "released"], "give --contrast mask"),
+    "released preset with blur": (
+        ["--delta_source", "online", "--preset", "released", "--contrast", "gaussian_blur", "--blur_sigma", 1],
+        "means --contrast mask, got --contrast gaussian_blur",
+    ),
     "step with online": (
         ["--delta_source", "online", "--normalization", "step", "--gradient_accumulation_steps", 2],
         "are not known in time",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
-from cal_schemas.errors import AlignmentError, ConfigError, SampleError, TooLongError
+from cal_pipeline.perturbation import encode_with_contrast
+from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
 from cal_schemas.sample import ImageRef, Sample, Turn
-from cal_schemas.spec import MeasurementSpec
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +88,10 @@ def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[i
     return scattered
 
 
-def blank_sample(encoder: Encoder) -> EncodedSample:
+def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
     """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
+
+    Under a contrast that perturbs its perturbed picture is the picture itself: nobody reads its deltas.
 
     Raises ConfigError when not even that fits into the encoder's max length.
     """
@@ -103,7 +107,22 @@ def blank_sample(encoder: Encoder) -> EncodedSample:
         image_inputs=encoded.image_inputs,
         labels=torch.full_like(encoded.labels, IGNORE_INDEX),
         image_mask=encoded.image_mask,
+        contrast_inputs=encoded.image_inputs if contrast is not None and contrast.perturbs else {},
     )
+
+
+class EncodesRows:
+    """A dataset whose rows become examples through `_encode`."""
+
+    _encode: RowEncoder
+
+    def contrasted(self, contrast: ContrastSpec) -> Self:
+        """The same rows, with the perturbed pictures that online deltas and the drift log need under `contrast`."""
+        if not contrast.perturbs:
+            return self
+        twin = copy.copy(self)
+        twin._encode = self._encode.contrasted(contrast)
+        return twin
 
 
 class RowEncoder:
@@ -114,6 +133,8 @@ class RowEncoder:
         spec: of the measurement; None for rows that nobody measured.
         where: directory of the measurement, for messages.
         use_deltas: False trains without them (uniform, online): nothing is compared, all deltas are NaN.
+
+    `contrasted` gives one that encodes perturbed pictures too.
 
     Raises ConfigError when the measurement decides labels differently.
     """
@@ -133,6 +154,14 @@ class RowEncoder:
         self._same_inputs = check_measurement(spec, encoder, where) if spec is not None and compare else False
         blank = blank_sample(encoder)
         self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
+        self._contrast = ContrastSpec()
+
+    def contrasted(self, contrast: ContrastSpec) -> RowEncoder:
+        """The same, whose examples also hold what a second pass under `contrast` needs of their pictures."""
+        twin = copy.copy(self)
+        twin._contrast = contrast
+        twin.blank = replace(self.blank, encoded=blank_sample(self._encoder, contrast))
+        return twin
 
     def __call__(self, row: Mapping[str, Any], image_folder: Path | None) -> Example:
         """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
@@ -146,13 +175,15 @@ class RowEncoder:
             images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]),
             messages=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["messages"]),
         )
+        key = row["sample_key"] if self._contrast.perturbs else ""
         try:
             pictures = [
                 decode_image(read_image_file(ref, image_folder), self._max_image_pixels) for ref in sample.images
             ]
-            encoded = self._encoder(sample, pictures)
+            encoded = encode_with_contrast(self._encoder, self._contrast, sample, pictures, key)
         except SampleError as error:
-            if not measured or (isinstance(error, TooLongError) and not self._same_inputs):
+            too_long_now = isinstance(error, TooLongError) and not self._same_inputs
+            if not measured or too_long_now or isinstance(error, ContrastError):
                 _log.warning("%s trains nothing: %s: %s", sample.sample_id, error.status, error)
                 return self.blank
             assert self._spec is not None

@@ -101,6 +101,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         truncation=config.truncation,
     ).build(processor)
     examples = _training_examples(config, encoder)
+    if contrast := online_contrast(source):
+        examples = examples.contrasted(contrast)
     _refuse_unusable(examples)
     evaluation = _evaluation_examples(config, encoder)
     sampler = train_sampler(
@@ -120,7 +122,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         trust_remote_code=config.trust_remote_code,
     )
     model = _prepared_model(model, config)
-    collator = ExampleCollator(encoder=encoder, blank=blank_sample(encoder))
+    collator = ExampleCollator(encoder=encoder, blank=blank_sample(encoder, online_contrast(source)))
     trainer = CalTrainer(
         model=model,
         args=arguments,
@@ -205,8 +207,9 @@ def _add_drift_log(
     rows = [int(row) for row in np.sort(chosen)]
     if not rows:
         raise ConfigError("--drift_every compares deltas of rows with pictures, and this data has none")
-    batches = [collator([examples[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
     spec: MeasurementSpec = examples.spec  # type: ignore[union-attr]  # cached deltas always have one
+    shown_twice = examples.contrasted(spec.contrast)
+    batches = [collator([shown_twice[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
     contrast, every = spec.contrast, config.drift_every
     trainer.add_callback(DriftLog(batches, contrast=contrast, weighting=weighting, every=every, log=trainer.log))
 
@@ -231,7 +234,7 @@ def _write_card(
         weighting=weighting,
         trainable=list(config.trainable),
         spec=getattr(examples, "spec", None),
-        contrast=source.contrast if isinstance(source, OnlineDeltas) else None,
+        contrast=online_contrast(source),
         lora=lora if config.lora_r else None,
         lr_multipliers=multipliers or None,
         num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -248,10 +251,14 @@ def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
     weighting = Weighting(
         alpha=config.alpha, beta=config.beta, window=config.window, pool=pool, normalization=normalization
     )
-    condition: Any = config.resolved("contrast")
     if config.delta_source == "online":
-        return OnlineDeltas(contrast=ContrastSpec(condition=condition)), weighting
+        return OnlineDeltas(contrast=config.contrast_spec()), weighting
     return CachedDeltas(), weighting
+
+
+def online_contrast(source: DeltaSource) -> ContrastSpec | None:
+    """What online deltas contrast with; None for other sources."""
+    return source.contrast if isinstance(source, OnlineDeltas) else None
 
 
 def _checkpoint(arguments: CalTrainingArguments) -> str | None:

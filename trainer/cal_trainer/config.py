@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -12,7 +12,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.loading import Dtype
 from cal_pipeline.templates import Template
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition
+from cal_schemas.spec import Condition, ContrastSpec
 from cal_trainer.sampling import GroupBy
 from cal_trainer.sidecar import OnMissing
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS
@@ -111,6 +111,8 @@ class TrainConfig:
         default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
     )
     contrast: Condition | None = field(default=None, metadata=_help("of online deltas; default drop"))
+    patch_mask_ratio: float | None = field(default=None, metadata=_help("as in cal-precompute; of online deltas"))
+    blur_sigma: float | None = field(default=None, metadata=_help("as in cal-precompute; of online deltas"))
     drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
 
     trainable: list[str] = field(
@@ -144,8 +146,9 @@ class TrainConfig:
             raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
         if self.lora_r and self.delta_source == "online" and self.lora_dropout:
             raise ConfigError("online deltas need the same network in both passes: --lora_dropout must be 0 with them")
-        if self.delta_source != "online" and self.contrast is not None:
-            raise ConfigError(f"--contrast is of online deltas; --delta_source {self.delta_source} measures nothing")
+        for name in ("contrast", "patch_mask_ratio", "blur_sigma"):
+            if self.delta_source != "online" and getattr(self, name) is not None:
+                raise ConfigError(f"--{name} is of online deltas; --delta_source {self.delta_source} measures nothing")
         if self.preset == "released" and self.delta_source != "online":
             raise ConfigError(
                 f"--preset released recomputes deltas for unsupervised tokens too, which --delta_source "
@@ -154,6 +157,12 @@ class TrainConfig:
         for name, wanted in self._preset_values().items():
             if getattr(self, name) not in (None, wanted):
                 raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {getattr(self, name)}")
+        contrast = self.contrast_spec()
+        if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
+            raise ConfigError(
+                "pool 'released' averages the deltas of all tokens, those of the image included, which contrast 'drop' "
+                "takes out: give --contrast mask (the authors' code; --preset released), patch_mask or gaussian_blur"
+            )
         if self.drift_every and self.delta_source != "cached":
             raise ConfigError("--drift_every compares with cached deltas: use it with --delta_source cached")
 
@@ -161,6 +170,11 @@ class TrainConfig:
         if self.preset == "released":
             return {"pool": "released", "normalization": "micro_batch", "contrast": "mask"}
         return {"pool": "span", "normalization": "sample"} if self.preset == "equations" else {}
+
+    def contrast_spec(self) -> ContrastSpec:
+        """What online deltas contrast with; ConfigError for a parameter that is missing, or of another condition."""
+        condition: Any = self.resolved("contrast")
+        return ContrastSpec(condition=condition, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
 
     def resolved(self, name: Literal["pool", "normalization", "contrast"]) -> str:
         """The flag's value: given, else the preset's, else the default of this delta source."""

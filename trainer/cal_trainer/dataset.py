@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from cal_pipeline.collate import collate
@@ -30,17 +29,17 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.parquet_source import embedded_image_bytes
 from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import STATUS_OK, CalError, ConfigError
-from cal_trainer.alignment import Example, RowEncoder, blank_sample, scatter_deltas
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder, blank_sample, scatter_deltas
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
-COLUMNS = ("sample_id", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens")
+COLUMNS = ("sample_id", "sample_key", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens")
 """What training reads of a self-contained row."""
 _WORTH_SAYING = 10e9
 _log = logging.getLogger(__name__)
 
 
-class AnnotatedExamples(Dataset[Example]):
+class AnnotatedExamples(EncodesRows, Dataset[Example]):
     """Usable rows of annotated shards, encoded on access; index BLANK is the blank example.
 
     Args:
@@ -198,8 +197,8 @@ class ExampleCollator:
     encoder: Encoder
     blank: EncodedSample
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Pads and stacks."""
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Pads and stacks; with perturbed pictures also `contrast_inputs`, their pixel inputs by name."""
         encoded = [example.encoded for example in examples]
         deltas = [example.deltas for example in examples]
         if not any(item.image_inputs for item in encoded):
@@ -208,11 +207,13 @@ class ExampleCollator:
         batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_led=self.encoder.batch_led_inputs)
         length = batch.labels.shape[1]
         padded = [torch.nn.functional.pad(item, (0, length - len(item)), value=torch.nan) for item in deltas]
-        extra: Mapping[str, Tensor] = {
+        extra: dict[str, Any] = {
             "labels": batch.labels,
             "image_mask": batch.image_mask,
             "deltas": torch.stack(padded),
         }
+        if batch.contrast_inputs:
+            extra["contrast_inputs"] = batch.contrast_inputs
         return {**batch.inputs, **extra}
 
 

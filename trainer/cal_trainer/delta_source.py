@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cal_pipeline.conditions import defined_tokens
+from cal_pipeline.conditions import check_contrast_inputs, defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import logits_without_image
 from cal_schemas.spec import ContrastSpec
@@ -28,6 +28,8 @@ class StepBatch:
     """[B, T] bool."""
     stored_deltas: Tensor | None
     """[B, T] from the annotated rows, scattered by order; None when the batch carries none."""
+    contrast_inputs: Mapping[str, Tensor] | None
+    """Pixel inputs of the perturbed pictures; None when the batch carries none."""
     position_ids: Callable[[], Tensor | None]
     """The decoder's position ids in the training forward; only after it has run."""
 
@@ -68,11 +70,14 @@ class OnlineDeltas:
     def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
         """See DeltaSource. The second pass runs for every batch, so that all ranks run the same passes."""
         assert logits_with_image is not None
+        check_contrast_inputs(self.contrast.condition, batch.inputs, batch.contrast_inputs)
         without = logits_without_image(
-            batch.model, batch.inputs, batch.labels, batch.image_mask, batch.position_ids(), self.contrast
-        )
+            batch.model, batch.inputs, batch.labels, batch.image_mask, batch.position_ids(), self.contrast,
+            batch.contrast_inputs,
+        )  # fmt: skip
         deltas = torch.where(batch.image_mask.any(-1, keepdim=True), logits_with_image - without, 0.0)
-        defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask)
+        mask = batch.inputs["attention_mask"]
+        defined = defined_tokens(batch.labels, mask, batch.image_mask, self.contrast.condition)
         return deltas.where(defined, torch.nan)
 
 

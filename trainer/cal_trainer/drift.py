@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
 from cal_pipeline.encode import IGNORE_INDEX
@@ -52,7 +52,7 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        batches: Sequence[dict[str, Tensor]],
+        batches: Sequence[dict[str, Any]],
         *,
         contrast: ContrastSpec,
         weighting: Weighting,
@@ -77,9 +77,10 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
         model.eval()
         for batch in self._batches:
             device = next(model.parameters()).device
-            placed = {key: value.to(device) for key, value in batch.items()}
+            placed = send_to_device(dict(batch), device)
             labels, image_mask, deltas = (placed.pop(key) for key in ("labels", "image_mask", "deltas"))
-            found = delta_logits(model, placed, labels, image_mask, self._contrast)
+            contrast_inputs = placed.pop("contrast_inputs", None)
+            found = delta_logits(model, placed, labels, image_mask, self._contrast, contrast_inputs)
             chosen = (labels != IGNORE_INDEX) & image_mask.any(-1, keepdim=True) & ~deltas.isnan() & ~found.isnan()
             cached.append(deltas[chosen].cpu())
             own.append(found[chosen].cpu())

@@ -74,7 +74,7 @@ def model_card(
     }
     weights: dict[str, Any] = {"delta source": _SOURCES[delta_source]}
     if delta_source == "online" and contrast is not None:
-        weights["contrast"] = contrast.condition
+        weights["contrast"] = contrast.describe()
     if delta_source != "uniform":
         fields = ("alpha", "beta", "window", "pool", "normalization")
         weights |= {field: getattr(weighting, field) for field in fields}
@@ -116,7 +116,7 @@ def _measurement(spec: MeasurementSpec) -> dict[str, Any]:
     return {
         "fingerprint": spec.fingerprint(),
         "reference": f"{spec.model_id}{revision} (weights {spec.weights_digest})",
-        "contrast": spec.contrast.condition,
+        "contrast": spec.contrast.describe(),
         "dtype": spec.dtype,
         "attention": spec.attn_implementation,
         "reference saw the data": spec.reference_saw_data,

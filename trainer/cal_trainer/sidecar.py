@@ -22,7 +22,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
-from cal_trainer.alignment import Example, RowEncoder
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import BLANK, has_image, is_ok, map_parquet, num_tokens, report_skipped
 from cal_trainer.source import folders_of, map_source
 
@@ -34,7 +34,7 @@ _KEYS_PER_READ = 65536
 _log = logging.getLogger(__name__)
 
 
-class SidecarExamples(Dataset[Example]):
+class SidecarExamples(EncodesRows, Dataset[Example]):
     """Rows of a source with the deltas of its sidecar; index BLANK is the blank example.
 
     Args:

@@ -18,14 +18,14 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.sample import sample_key
-from cal_trainer.alignment import Example, RowEncoder
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import BLANK, FolderOfRow, has_image, making_cache, report_skipped
 
 _COLUMNS = ("sample_id", "sample_key", "images", "messages")
 _ROWS_PER_WRITE = 64
 
 
-class SourceExamples(Dataset[Example]):
+class SourceExamples(EncodesRows, Dataset[Example]):
     """Rows of a source that nobody measured, for weights that need no cache; index BLANK is the blank example.
 
     Arguments as in SidecarExamples. A row that cannot be encoded trains nothing, with a warning when it is read.

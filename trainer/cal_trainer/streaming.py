@@ -27,7 +27,7 @@ from cal_pipeline.encode import Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
-from cal_trainer.alignment import Example, RowEncoder
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import (
     BLANK,
     COLUMNS,
@@ -54,7 +54,7 @@ class RowGroups:
     """[U + 1] int64: index of the group's first usable row; the last entry is their number."""
 
 
-class StreamedExamples(Dataset[Example]):
+class StreamedExamples(EncodesRows, Dataset[Example]):
     """Usable rows of annotated shards, read in row groups of which the last few are held; index BLANK is blank.
 
     Any order of access gives the same rows; only that of `StreamSampler` is fast.

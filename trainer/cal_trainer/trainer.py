@@ -24,7 +24,7 @@ from cal_trainer.parameters import parameter_groups
 from cal_trainer.weights import Pool, check_weighting, token_weights
 
 Normalization = Literal["step", "sample", "micro_batch"]
-_OWN_INPUTS = ("labels", "image_mask", "deltas")
+_OWN_INPUTS = ("labels", "image_mask", "deltas", "contrast_inputs")
 _RELEASED_EPSILON = 1e-6
 
 
@@ -191,7 +191,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         labels = batch["labels"]
         step = step or StepBatch(
             model=None, inputs={}, labels=labels, image_mask=batch["image_mask"], stored_deltas=batch.get("deltas"),
-            position_ids=lambda: None,
+            contrast_inputs=None, position_ids=lambda: None,
         )  # fmt: skip
         weights = self._weighting(self._source(step, with_image), labels)
         return F.pad(weights[:, 1:], (1, 0))
@@ -224,7 +224,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             with_image = at_tokens(logits.detach().gather(1, label_ids[:, None])[:, 0], wanted)
             step = StepBatch(
                 model=base, inputs=forward, labels=wanted, image_mask=batch["image_mask"],
-                stored_deltas=batch.get("deltas"), position_ids=lambda: seen[0],
+                stored_deltas=batch.get("deltas"), contrast_inputs=batch.get("contrast_inputs"),
+                position_ids=lambda: seen[0],
             )  # fmt: skip
             weights = self._weights(batch, step, with_image)
         self._gather_metrics(weights, nll_at.detach(), labels)

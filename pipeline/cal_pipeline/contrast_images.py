@@ -1,0 +1,50 @@
+"""Perturbed pictures written out beside their sources, for a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from cal_pipeline.images import decode_image, read_image_file
+from cal_pipeline.perturbation import perturbed
+from cal_pipeline.shards import Shard, read_samples
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import sample_key
+from cal_schemas.spec import ContrastSpec
+
+
+def save_contrast_images(
+    shards: Sequence[Shard], contrast: ContrastSpec, folder: Path, *, count: int, max_image_pixels: int
+) -> int:
+    """Writes the first `count` readable pictures of the plan and what the second pass sees of them; returns how many.
+
+    `<number>-<sample key>-<picture>.png` and the same name with the condition: the very pictures that are measured.
+    Those of an earlier run are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
+    written = 0
+    for key, number, picture in _pictures(shards, max_image_pixels):
+        if written == count:
+            break
+        name = f"{written:04d}-{key}-{number}"
+        picture.save(folder / f"{name}.png")
+        perturbed(picture, contrast, key, number).save(folder / f"{name}-{contrast.describe().replace(' ', '-')}.png")
+        written += 1
+    return written
+
+
+def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
+    """Sample key, place in the sample, and picture, in the order of the plan; bad ones are left to the measurement."""
+    for shard in shards:
+        folder = None if shard.source.image_folder is None else Path(shard.source.image_folder)
+        for sample in read_samples(shard):
+            for number, image in enumerate(sample.images):
+                try:
+                    picture = decode_image(read_image_file(image, folder), max_image_pixels)
+                except SampleError:
+                    continue
+                yield sample_key(sample), number, picture

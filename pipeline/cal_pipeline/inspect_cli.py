@@ -20,6 +20,13 @@ EXIT_DONE, EXIT_REFUSED = 0, 2
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "summary": ("cal_pipeline.inspect.summary", "counts, quantiles of delta, delta by turn, what measured it"),
+    "tokens": ("cal_pipeline.inspect.tokens", "tokens with the highest and lowest deltas, with context"),
+    "plot": ("cal_pipeline.inspect.plot", "histogram of delta with alpha, beta and the cumulative share"),
+    "show": ("cal_pipeline.inspect.show", "one sample: its picture and its words shaded by delta or weight"),
+    "filter": ("cal_pipeline.inspect.filter_rows", "rows that fulfil a condition: ids, or a new annotated directory"),
+    "compare": ("cal_pipeline.inspect.compare", "two measurements of the same samples, token by token"),
+    "export": ("cal_pipeline.inspect.export", "per-token weights for other trainers, or a sheet for people to mark"),
+    "agreement": ("cal_pipeline.inspect.agreement", "how well deltas agree with what people marked on the sheet"),
 }
 """Name -> module, what it is for."""
 

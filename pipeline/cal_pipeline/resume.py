@@ -42,6 +42,11 @@ def compare_with_output(
         if differing := metadata.spec.differences(spec):
             listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
             raise ConfigError(f"{path} holds another measurement ({listed}); {another}")
+        if metadata.filters:
+            raise ConfigError(
+                f"{path} holds a part of its shard's rows, chosen by cal-inspect filter ({'; '.join(metadata.filters)}): "
+                "measuring would take them for all; choose another --output_dir"
+            )
         shard = planned.get(path)
         if shard is None:
             raise ConfigError(

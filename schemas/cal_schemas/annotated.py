@@ -97,11 +97,14 @@ class ShardMetadata:
     carry: Carry
     tokens_per_batch: int
     library_versions: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()
+    """Conditions that chose these rows out of the shard as it was measured; none: it has them all."""
     format_version: int = FORMAT_VERSION
 
     def to_parquet(self) -> dict[str, str]:
         """Key-value pairs as stored in the footer."""
         shard = {"source": asdict(self.source), "carry": self.carry, "tokens_per_batch": self.tokens_per_batch}
+        shard |= {"filters": list(self.filters)} if self.filters else {}
         return {
             "cal.format_version": str(self.format_version),
             "cal.fingerprint": self.spec.fingerprint(),
@@ -184,6 +187,28 @@ def _carried_value(value: Any, kind: pa.DataType) -> Any:
     return value if value.is_valid else None
 
 
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes tables of `schema` in the encodings of the format; row groups are the caller's business."""
+    floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS if name in schema.names}
+    ints = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _INTS}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        # True (all columns) clashes with the column encodings.
+        use_dictionary=[name for name in ("status", "source") if name in schema.names],
+        column_encoding=floats | ints,
+    )
+
+
+def with_filter(schema: pa.Schema, condition: str) -> pa.Schema:
+    """A shard's own schema and metadata, saying that rows were chosen by one more condition."""
+    metadata = dict(schema.metadata)
+    shard = json.loads(metadata[b"cal.shard"])
+    shard["filters"] = [*shard.get("filters", []), condition]
+    return schema.with_metadata({**metadata, b"cal.shard": json.dumps(shard).encode()})
+
+
 class ShardWriter:
     """Writes one annotated shard in row groups of bounded image bytes; a context manager.
 
@@ -191,21 +216,12 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, metadata: ShardMetadata) -> None:
-        floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS if name in schema.names}
-        ints = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _INTS}
         self.num_rows = 0
         self._schema = schema.with_metadata({**(schema.metadata or {}), **metadata.to_parquet()})
         self._carry = metadata.carry
         self._pending: list[AnnotatedRow] = []
         self._pending_bytes = 0
-        self._writer = pq.ParquetWriter(
-            path,
-            self._schema,
-            compression="zstd",
-            # True (all columns) clashes with the column encodings.
-            use_dictionary=[name for name in ("status", "source") if name in schema.names],
-            column_encoding=floats | ints,
-        )
+        self._writer = parquet_writer(path, self._schema)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -258,6 +274,7 @@ def read_shard_metadata(path: Path | str) -> ShardMetadata:
             carry=shard["carry"],
             tokens_per_batch=shard["tokens_per_batch"],
             library_versions=shard["library_versions"],
+            filters=tuple(shard.get("filters", ())),
         )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error

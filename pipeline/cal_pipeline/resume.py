@@ -44,7 +44,7 @@ def compare_with_output(
             raise ConfigError(f"{path} holds another measurement ({listed}); {another}")
         if metadata.filters:
             raise ConfigError(
-                f"{path} holds a part of its shard's rows, chosen by cal-inspect filter ({'; '.join(metadata.filters)}): "
+                f"{path} holds a part of its shard's rows (cal-inspect filter: {'; '.join(metadata.filters)}): "
                 "measuring would take them for all; choose another --output_dir"
             )
         shard = planned.get(path)

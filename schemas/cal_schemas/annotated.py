@@ -103,7 +103,11 @@ class ShardMetadata:
 
     def to_parquet(self) -> dict[str, str]:
         """Key-value pairs as stored in the footer."""
-        shard = {"source": asdict(self.source), "carry": self.carry, "tokens_per_batch": self.tokens_per_batch}
+        shard: dict[str, Any] = {
+            "source": asdict(self.source),
+            "carry": self.carry,
+            "tokens_per_batch": self.tokens_per_batch,
+        }
         shard |= {"filters": list(self.filters)} if self.filters else {}
         return {
             "cal.format_version": str(self.format_version),

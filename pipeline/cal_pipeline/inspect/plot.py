@@ -53,7 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
             "(cal-inspect summary tells their statuses)"
         )
     figure = plots.delta_figure(
-        groups, alpha=weighting["alpha"], beta=weighting["beta"], title=f"{opened.num_rows:,} rows, {opened.spec.model_id}"
+        groups,
+        alpha=weighting["alpha"],
+        beta=weighting["beta"],
+        title=f"{opened.num_rows:,} rows, {opened.spec.model_id}",
     )
     plots.save(figure, path)
     print(f"{path}: {tokens:,} tokens" + (f" in {len(groups)} groups" if arguments.by else ""))  # noqa: T201
@@ -74,7 +77,9 @@ def count_groups(opened: AnnotatedDataset, by: str | None) -> dict[str, DeltaCou
         for number, name in enumerate(names):
             # Past a number of groups that nobody can look at, the rest is one.
             key = name if name in groups or len(groups) < _MAX_COUNTED else OTHERS
-            groups.setdefault(key, DeltaCounts(bits=_BITS)).add(deltas if len(names) == 1 else deltas[numbers == number])
+            groups.setdefault(key, DeltaCounts(bits=_BITS)).add(
+                deltas if len(names) == 1 else deltas[numbers == number]
+            )
     return groups
 
 

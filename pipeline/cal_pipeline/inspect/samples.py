@@ -140,9 +140,7 @@ def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
     return bool(words) and (words in spelled or (len(spelled) > 8 and spelled[: len(words)] == words[: len(spelled)]))
 
 
-def row_images(
-    images: Sequence[Mapping[str, Any]], folder: Path | None
-) -> Iterator[tuple[str, Image.Image | str]]:
+def row_images(images: Sequence[Mapping[str, Any]], folder: Path | None) -> Iterator[tuple[str, Image.Image | str]]:
     """(name, picture as RGB, or why there is none) of every image of a row."""
     for number, image in enumerate(images):
         name = image.get("path") or f"image {number} ({len(image.get('bytes') or b''):,} bytes, no path)"

@@ -40,7 +40,9 @@ from cal_schemas.errors import STATUS_OK, ConfigError
 
 PICTURE_WIDTH = 48
 """Of a picture in the terminal, in columns."""
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_WHITE = (255, 255, 255)
+_LEAST_SHADE = 0.02
+"""A word that hardly differs from its surroundings keeps the terminal's own colours."""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
@@ -131,7 +133,9 @@ class _Shown:
 def _terminal(color: str) -> Console:
     console = flags.console()
     if color == "always":
-        return Console(highlight=False, soft_wrap=True, width=console.width, force_terminal=True, color_system="truecolor")
+        return Console(
+            highlight=False, soft_wrap=True, width=console.width, force_terminal=True, color_system="truecolor"
+        )
     return Console(highlight=False, soft_wrap=True, width=console.width, no_color=True) if color == "never" else console
 
 
@@ -147,7 +151,7 @@ def print_sample(console: Console, shown: _Shown, arguments: argparse.Namespace)
         if coloured:
             console.print(drawn(picture, min(PICTURE_WIDTH, console.width - 1)))
     for turn in shown.turns:
-        text = Text(f"{turn.role}: ", style="bold")
+        text = Text.assemble((f"{turn.role}: ", "bold"))
         if turn.tokens:
             for token in turn.tokens:
                 text.append_text(_token(token, arguments, coloured))
@@ -174,6 +178,8 @@ def _token(token: ShownToken, arguments: argparse.Namespace, coloured: bool) -> 
     if math.isnan(token.delta):
         return Text(words, style=Style(underline=True))
     shade = shading.strength(value, arguments.by, alpha=arguments.alpha, beta=arguments.beta)
+    if abs(shade) < _LEAST_SHADE:
+        return Text(words)
     red, green, blue = shading.rgb_on(_WHITE, shade)
     return Text(words, style=Style.parse(f"rgb(0,0,0) on rgb({red},{green},{blue})"))
 
@@ -200,7 +206,7 @@ def page(shown: list[_Shown], arguments: argparse.Namespace) -> str:
     title = html.escape(str(shown[0].row["sample_id"]))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title><style>{_STYLE}</style></head><body>\n" + "\n<hr>\n".join(parts) + "\n</body></html>\n"
@@ -232,4 +238,6 @@ def _span(token: ShownToken, arguments: argparse.Namespace) -> str:
     delta = "undefined" if undefined else f"{token.delta:.3f}"
     title = html.escape(f"{token.text.strip()!r} delta {delta}, weight {token.weight:.3f}")
     kind = "t undefined" if undefined else "t"
-    return f'<span class="{kind}" style="background:{shading.css(shade)}" title="{title}">{html.escape(token.text)}</span>'
+    return (
+        f'<span class="{kind}" style="background:{shading.css(shade)}" title="{title}">{html.escape(token.text)}</span>'
+    )

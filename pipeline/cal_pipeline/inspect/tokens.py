@@ -53,7 +53,9 @@ class TokenStatistics:
 
     def mean(self) -> np.ndarray:
         """[V] float64, NaN where a token does not occur."""
-        return np.divide(self.total, self.count, out=np.full(len(self.total), np.nan), where=self.count > 0)
+        filled = self.count > 0
+        mean: np.ndarray = np.divide(self.total, self.count, out=np.full(len(self.total), np.nan), where=filled)
+        return mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +106,10 @@ def token_statistics(opened: AnnotatedDataset, top: int) -> TokenStatistics:
         count += np.bincount(ids, minlength=size)
         total += np.bincount(ids, weights=deltas, minlength=size)
         order = np.argsort(deltas, kind="stable")
-        for kept, chosen, pick in ((lowest, order[:top], heapq.nsmallest), (highest, order[::-1][:top], heapq.nlargest)):
+        for kept, chosen, pick in (
+            (lowest, order[:top], heapq.nsmallest),
+            (highest, order[::-1][:top], heapq.nlargest),
+        ):
             new = [_occurrence(flat, int(defined[at]), batch.data.column("sample_id"), number) for at in chosen]
             kept[:] = pick(top, [*kept, *new])
     return TokenStatistics(highest=highest, lowest=lowest, count=count, total=total)
@@ -165,7 +170,9 @@ def _print_means(console: Console, found: TokenStatistics, pieces: Pieces, top: 
             table.add_column(heading, justify="left" if heading == "token" else "right")
         for token_id in chosen:
             table.add_row(
-                f"{mean[token_id]:.2f}", f"{found.count[token_id]:,}", Text(f"[{printable(pieces.text_of(int(token_id)))}]")
+                f"{mean[token_id]:.2f}",
+                f"{found.count[token_id]:,}",
+                Text(f"[{printable(pieces.text_of(int(token_id)))}]"),
             )
         console.print(table)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from cal_pipeline.encode import EncodedSample, Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.redo import read_rows_to_keep
@@ -33,6 +33,7 @@ from cal_schemas.spec import MeasurementSpec
 _WINDOW_ROWS = 1024
 _WINDOW_BATCHES = 16
 _WINDOW_BYTES = 2**30
+_AHEAD_BYTES = 256 * 2**20
 _NUM_QUOTED_ERRORS = 10
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -157,12 +158,13 @@ def _prepare_all(
             # A kept row needs its pictures only to carry them along, as it did unless they could not be read.
             carried = options.carry == "images" and row in kept and kept[row].status != ImageError.status
             needed = row not in kept or carried
-            files = [read_image_file(image, folder) for image in sample.images] if needed else []
+            files = read_images(sample.images, folder) if needed else []
             if options.carry == "images" and needed:
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
             if row not in kept:
-                pictures = [decode_image(data, options.max_image_pixels) for data in files]
+                encoder.check(sample)  # Before a picture is decoded: a row may have thousands.
+                pictures = decode_images(files, options.max_image_pixels)
                 encoded = encode_with_contrast(encoder, spec.contrast, sample, pictures, key)
         except SampleError as error:
             if row in kept:
@@ -182,16 +184,20 @@ def _prepare_all(
 def _in_threads(
     prepare: Callable[[int, Sample], _Prepared], samples: Iterable[Sample], num_threads: int
 ) -> Iterator[_Prepared]:
-    """Results in the order of the samples, at most a few dozen ahead of the reader: threads run while it computes."""
-    ahead: deque[Future[_Prepared]] = deque()
+    """Results in the order of the samples, a few dozen ahead of the reader at most: threads run while it computes."""
+    ahead: deque[tuple[int, Future[_Prepared]]] = deque()
+    size = 0
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             for row, sample in enumerate(samples):
-                ahead.append(pool.submit(prepare, row, sample))
-                if len(ahead) > 16 * num_threads:
-                    yield ahead.popleft().result()
+                ahead.append((sample.num_bytes, pool.submit(prepare, row, sample)))
+                size += sample.num_bytes
+                while len(ahead) > 16 * num_threads or (size > _AHEAD_BYTES and len(ahead) > 1):
+                    num_bytes, future = ahead.popleft()
+                    size -= num_bytes
+                    yield future.result()
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,6 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from cal_pipeline import parquet_source
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.arguments import parse_config
 from cal_pipeline.cluster import Cluster, RunOutcome
@@ -33,7 +33,7 @@ from cal_pipeline.loading import check_architecture, load_processor, model_direc
 from cal_pipeline.progress import ProgressListener
 from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
-from cal_pipeline.shards import Shard, carried_fields, limit_rows, plan_shards, sample_rows
+from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
 from cal_pipeline.store import LocalStore
 from cal_pipeline.worker import EncoderSettings, WorkerSettings, encode_questions, library_versions
 from cal_schemas.annotated import annotated_schema
@@ -52,13 +52,15 @@ class _Job:
     settings: WorkerSettings
     progress: Progress
     todo: tuple[Shard, ...]
+    broken: tuple[Shard, ...]
+    """Shards whose source planning could not read: they have failed, the others go on."""
     gpus_per_worker: float
     rows_of_all: int
     """Rows of the whole input, of which a pilot takes a part."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Console entry point; exits 0 all done, 1 some shards failed, 2 refused, 130 or 143 when interrupted."""
+    """Console entry point; exits 0 all done, 1 shards or too many rows failed, 2 refused, 130, 143 interrupted."""
     sys.exit(run(argv))
 
 
@@ -72,7 +74,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         job = prepare(config)
         if config.dry_run:
             _print_plan(job)
-            return EXIT_DONE
+            return EXIT_SHARDS_FAILED if job.broken else EXIT_DONE
         return _execute(job)
     except CalError as error:
         print(f"cal-precompute: {error}", file=sys.stderr)  # noqa: T201
@@ -111,8 +113,9 @@ def prepare(config: PrecomputeConfig) -> _Job:
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     shards = plan_shards(
-        config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard
-    )
+        config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
+        list_broken=True,
+    )  # fmt: skip
     _refuse_own_output(config.output_dir, shards)
     rows_of_all = sum(shard.source.num_rows for shard in shards)
     if config.limit is not None:
@@ -129,7 +132,11 @@ def prepare(config: PrecomputeConfig) -> _Job:
     return _Job(
         config=config,
         progress=progress,
-        todo=(*progress.pending, *(shards_to_redo(progress.done, store, redo) if redo else ())),
+        todo=(
+            *(shard for shard in progress.pending if shard.problem is None),
+            *(shards_to_redo(progress.done, store, redo) if redo else ()),
+        ),
+        broken=tuple(shard for shard in progress.pending if shard.problem is not None),
         gpus_per_worker=gpus,
         rows_of_all=rows_of_all,
         settings=WorkerSettings(
@@ -186,8 +193,7 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
 
 
 def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptions:
-    parquet = dict.fromkeys(shard.source.uri for shard in shards if shard.data_format == "parquet")
-    carry, why = config.resolved_carry(sum(parquet_source.embedded_image_bytes(Path(uri)) for uri in parquet))
+    carry, why = config.resolved_carry(embedded_image_bytes(shards))
     _log.info(why)
     several = len(config.data_path) > 1
     return AnnotateOptions(
@@ -223,11 +229,16 @@ def _print_plan(job: _Job) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for state, shards in (("done", job.progress.done), ("pending", job.progress.pending)):
         for shard in shards:
-            console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
+            if shard.problem is None:
+                console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
+    for shard in job.broken:
+        console.print(f"FAILED {shard.name}: {shard.problem}", markup=False)
     rows = sum(shard.num_rows for shard in job.todo)
     console.print(
         f"{len(job.progress.done)} shards done, {len(job.progress.pending)} pending; this run would measure "
-        f"{len(job.todo)} shards with {rows} rows. Model, data and output are in order; nothing was started.",
+        f"{len(job.todo)} shards with {rows} rows. "
+        f"{f'{len(job.broken)} cannot be read' if job.broken else 'Model, data and output are in order'}; "
+        "nothing was started.",
         markup=False,
     )
 
@@ -266,6 +277,7 @@ def _execute(job: _Job) -> int:
         cpus_per_worker=config.cpus_per_worker,
         address=config.ray_address,
         max_tries=config.max_tries,
+        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in job.todo)),
         shard_timeout_s=config.shard_timeout_s,
         idle_timeout_s=config.idle_timeout_s,
     )
@@ -280,6 +292,7 @@ def _execute(job: _Job) -> int:
     finally:
         store.clear_staging()
         heartbeat.stop()
+    outcome.failed = {shard.name: str(shard.problem) for shard in job.broken} | outcome.failed
     report = RunReport(
         run_id=store.run_id,
         config=asdict(config),
@@ -295,8 +308,14 @@ def _execute(job: _Job) -> int:
         retries=outcome.retries,
     )
     print_report(report, config.output_dir, report.write(store.internal / "reports"))
-    if outcome.aborted:
+    if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
     if report.total("rows") and (config.limit is not None or config.sample is not None):
         print(projection(report, job.rows_of_all))  # noqa: T201
-    return EXIT_SHARDS_FAILED if outcome.failed else EXIT_DONE
+    if outcome.too_many_not_ok:
+        print(  # noqa: T201
+            f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}). "
+            "The rows above say why; finished shards are intact, and --redo_status measures such rows again",
+            file=sys.stderr,
+        )
+    return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok else EXIT_DONE

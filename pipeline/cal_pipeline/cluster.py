@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +20,8 @@ class Cluster:
     max_tries: int
     shard_timeout_s: float
     idle_timeout_s: float
+    max_rows_not_ok: float = math.inf
+    """The run stops when more of its rows are not ok."""
 
 
 class Listener(Protocol):
@@ -40,6 +43,8 @@ class RunOutcome:
     """Shard name -> why its last try failed."""
     aborted: str | None = None
     """Why the run stopped before its end, and what to do; finished shards are intact."""
+    too_many_not_ok: str | None = None
+    """Set when the run stopped because more rows than allowed were not ok: how many of how many."""
     retries: int = 0
     first_worker_at: float | None = None
     """time.monotonic() when the first worker had its model loaded and checked."""

@@ -1,15 +1,21 @@
-"""The bytes of a text file, decompressed when its name ends in `.zst`."""
+"""The bytes of a source file, decompressed when its name ends in `.zst`, `.gz` or `.tgz`."""
 
 from __future__ import annotations
 
+import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import zstandard
 
+BROKEN = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
+"""What reading raises when the compression is broken or the file is cut."""
+_GZIP_SUFFIXES = (".gz", ".tgz")
 _BUFFER = 2**20
-_INPUT = 2**14
+_INPUT = 2**11
+"""Zstandard turns 4 bytes into 128 KiB at best: so much input makes at most 64 MiB of output."""
 
 
 class _ZstdReader(io.RawIOBase):
@@ -21,7 +27,8 @@ class _ZstdReader(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._frame: Any = None
-        self._unread = self._ready = b""
+        self._unread = b""
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -35,7 +42,8 @@ class _ZstdReader(io.RawIOBase):
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
             elif not block:
                 raise EOFError("the file ends inside a frame")
-            self._ready = self._frame.decompress(block)
+            # Sliced as a view: a small read must not copy the rest of a large block.
+            self._ready = memoryview(self._frame.decompress(block))
             self._unread = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
                 self._frame = None
@@ -48,20 +56,44 @@ class _ZstdReader(io.RawIOBase):
         super().close()
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether the file can only be read from its start."""
+    return path.suffix in (".zst", *_GZIP_SUFFIXES)
+
+
 def open_binary(path: Path) -> BinaryIO:
-    """The file's content from its start; reading raises ZstdError or EOFError when the compression is broken."""
+    """The file's content from its start; reading raises one of BROKEN when the compression is broken."""
+    if path.suffix in _GZIP_SUFFIXES:
+        return cast(BinaryIO, gzip.open(path))
     file = path.open("rb")
     if path.suffix != ".zst":
         return file
     return cast(BinaryIO, io.BufferedReader(_ZstdReader(file), buffer_size=_BUFFER))
 
 
-def read_range(path: Path, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of the content, fewer where it ends before; a `.zst` is decompressed from its start."""
-    with open_binary(path) as file:
-        if path.suffix != ".zst":
-            file.seek(start)
+def skip(file: BinaryIO, count: int) -> int:
+    """Reads past `count` bytes, holding few of them; returns how many there were."""
+    left = count
+    while left > 0 and (skipped := len(file.read(min(left, _BUFFER)))):
+        left -= skipped
+    return count - left
+
+
+def open_at(path: Path, start: int) -> BinaryIO:
+    """The content from byte `start` on; a compressed file is decompressed up to there."""
+    file = open_binary(path)
+    try:
+        if is_compressed(path):
+            skip(file, start)
         else:
-            while start > 0 and (skipped := len(file.read(min(start, _BUFFER)))):
-                start, stop = start - skipped, stop - skipped
+            file.seek(start)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of the content, fewer where it ends before."""
+    with open_at(path, start) as file:
         return file.read(max(0, stop - start))

@@ -42,7 +42,9 @@ class PrecomputeConfig:
 
     model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
     output_dir: Path = field(metadata=_help("annotated shards go here; rerun the same command to resume"))
-    data_path: list[str] = field(metadata=_help("files, directories or globs: LLaVA .json/.jsonl(.zst), .parquet"))
+    data_path: list[str] = field(
+        metadata=_help("files, directories, globs, a-{00..99}.tar: LLaVA .json/.jsonl(.zst), .parquet, WebDataset")
+    )
 
     revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
     dtype: Dtype = field(default="bfloat16", metadata=_help("of the reference; float32 is reproducible bit by bit"))
@@ -60,7 +62,7 @@ class PrecomputeConfig:
     )
     data_format: DataFormat = field(default="auto", metadata=_help("auto goes by the file name"))
     rows_per_shard: int = field(
-        default=4096, metadata=_help("a JSON or JSONL file is split into shards of so many rows")
+        default=4096, metadata=_help("a JSON or JSONL file or an archive is split into shards of so many rows")
     )
     limit: int | None = field(default=None, metadata=_help("pilot: only the first so many rows"))
     sample: float | None = field(default=None, metadata=_help("pilot: a random fraction of the rows"))
@@ -113,6 +115,9 @@ class PrecomputeConfig:
     ray_address: str | None = field(
         default=None, metadata=_help("an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
     )
+    max_error_fraction: float = field(
+        default=1.0, metadata=_help("stop when more than this share of the run's rows is not ok; 1 never stops")
+    )
     max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
     shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))
     idle_timeout_s: float = field(default=600.0, metadata=_help("give up when no worker can be placed for so long"))
@@ -141,6 +146,8 @@ class PrecomputeConfig:
             raise ConfigError(
                 f"--max_image_pixels {self.max_image_pixels}: pillow opens no picture over {PILLOW_MAX_PIXELS} pixels"
             )
+        if not 0 <= self.max_error_fraction <= 1:
+            raise ConfigError(f"--max_error_fraction is a fraction from 0 to 1, got {self.max_error_fraction}")
         if self.sample is not None and not 0 < self.sample <= 1:
             raise ConfigError(f"--sample is a fraction above 0 and up to 1, got {self.sample}")
         gpus = self.gpus_per_worker

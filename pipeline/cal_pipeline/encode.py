@@ -92,6 +92,7 @@ class Encoder:
         if not self._takes_suffix:
             templates.check_template(template, processor)
         self._specials = templates.special_tokens(processor.tokenizer)
+        self._longest_text = max_length * max(map(len, processor.tokenizer.get_vocab()))
         self._images_kwargs: dict[str, Any] = {}
         if image_aspect_ratio == "square":
             if not getattr(processor.image_processor, "do_center_crop", False):
@@ -136,13 +137,8 @@ class Encoder:
 
         Raises SampleError (or a subclass that names the status) when this sample cannot be used.
         """
-        if sample.messages is None:
-            raise SampleError(sample.problem or "the row could not be parsed")
-        marks = sum(turn.content.count(IMAGE_MARK) for turn in sample.messages)
-        if marks != len(images):
-            raise SampleError(f"{marks} {IMAGE_MARK} marks for {len(images)} images")
-        if not any(turn.role == "assistant" and turn.content.strip() for turn in sample.messages):
-            raise NoSupervisedTokensError("the conversation has no assistant turn with words")
+        self.check(sample, len(images))
+        assert sample.messages is not None
         if self.image_aspect_ratio == "pad":
             images = [pad_to_square(image, self.processor.image_processor.image_mean) for image in images]
         try:
@@ -162,6 +158,26 @@ class Encoder:
             token = self.processor.tokenizer.decode(encoded.sequence_inputs["input_ids"][stray][:1])
             raise SampleError(f"the text itself holds the model's image token {token!r}")
         return self._fit(encoded)
+
+    def check(self, sample: Sample, num_images: int | None = None) -> None:
+        """Whatever is wrong with the words alone, before a picture is opened; raises as `__call__` does."""
+        if sample.messages is None:
+            raise SampleError(sample.problem or "the row could not be parsed")
+        num_images = len(sample.images) if num_images is None else num_images
+        marks = sum(turn.content.count(IMAGE_MARK) for turn in sample.messages)
+        if marks != num_images:
+            raise SampleError(f"{marks} {IMAGE_MARK} marks for {num_images} images")
+        if not any(turn.role == "assistant" and turn.content.strip() for turn in sample.messages):
+            raise NoSupervisedTokensError("the conversation has no assistant turn with words")
+        if num_images > self.max_length:
+            raise TooLongError(f"{num_images} images are more than the {self.max_length} tokens of --max_length")
+        # No token spells more characters than the longest, so this needs no encoding of, say, a whole book.
+        characters = sum(len(turn.content) for turn in sample.messages)
+        if self.truncation == "drop" and characters > self._longest_text:
+            raise TooLongError(
+                f"{characters} characters are more than {self.max_length} tokens (--max_length) can spell: the "
+                f"longest token has {self._longest_text // self.max_length} characters"
+            )
 
     def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
         bos = self.processor.tokenizer.bos_token

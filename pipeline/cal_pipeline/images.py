@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,12 @@ MAX_ASPECT_RATIO = 200
 """Processors that resize the short edge first would blow a thin strip up to gigabytes."""
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Over this pillow refuses to open a picture, whatever our own limit."""
+MAX_IMAGE_BYTES = 256 * 2**20
+"""Of one encoded picture; a larger file is not read."""
+MAX_ROW_IMAGE_BYTES = 512 * 2**20
+"""Of all encoded pictures of one row."""
+MAX_ROW_PIXELS_RATIO = 4
+"""All pictures of a row together have at most so many times `--max_image_pixels`."""
 
 
 def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
@@ -24,6 +32,8 @@ def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
     Raises ImageError naming the path and the reason.
     """
     if ref.data is not None:
+        if len(ref.data) > MAX_IMAGE_BYTES:
+            raise ImageError(f"an embedded image has {len(ref.data)} bytes, more than {MAX_IMAGE_BYTES}")
         return ref.data
     if not ref.path:
         raise ImageError("the image has neither bytes nor a path")
@@ -38,6 +48,8 @@ def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
             raise ImageError(f"image path {ref.path!r} leaves the image folder {image_folder}")
         if not path.is_file():
             raise ImageError(f"image {ref.path!r} is not a file in {image_folder}")
+        if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
+            raise ImageError(f"image {ref.path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: symlink loop
         raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
@@ -58,6 +70,12 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
                 raise ImageError(
                     f"image of {image.width} x {image.height} pixels is longer than {MAX_ASPECT_RATIO} times its width"
                 )
+            if max(image.size) > (longest := 2 * math.isqrt(max_image_pixels)):
+                # Padded to a square it would have more than four times the allowed pixels.
+                raise ImageError(
+                    f"image of {image.width} x {image.height} pixels has a side over {longest}, which is twice the "
+                    f"square root of --max_image_pixels {max_image_pixels}"
+                )
             if image.mode.startswith("I;16"):
                 # Pillow would cut 16 bits off at 255: an all but white picture.
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -71,3 +89,31 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
+
+
+def read_images(refs: Sequence[ImageRef], image_folder: Path | None) -> list[bytes]:
+    """The encoded pictures of one row, as `read_image_file` does; ImageError also when they are too many bytes."""
+    files: list[bytes] = []
+    total = 0
+    for ref in refs:
+        files.append(read_image_file(ref, image_folder))
+        total += len(files[-1])
+        if total > MAX_ROW_IMAGE_BYTES:
+            raise ImageError(f"the row's {len(refs)} images have more than {MAX_ROW_IMAGE_BYTES} bytes in all")
+    return files
+
+
+def decode_images(files: Sequence[bytes], max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> list[Image.Image]:
+    """The pictures of one row, as `decode_image` does; ImageError also when all of them together are too large."""
+    images: list[Image.Image] = []
+    room = MAX_ROW_PIXELS_RATIO * max_image_pixels
+    for data in files:
+        image = decode_image(data, max_image_pixels)
+        room -= image.width * image.height
+        if room < 0:
+            raise ImageError(
+                f"the row's {len(files)} images have more than {MAX_ROW_PIXELS_RATIO} times --max_image_pixels "
+                f"{max_image_pixels} in all"
+            )
+        images.append(image)
+    return images

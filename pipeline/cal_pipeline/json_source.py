@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
-
-from cal_pipeline.compressed import open_binary, read_range
-from cal_pipeline.rows import RowError, sample_from_row
+from cal_pipeline.compressed import BROKEN, open_at, open_binary, read_range
+from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, RowError, sample_from_row
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 
@@ -23,6 +21,8 @@ _CHUNK = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _LONGEST_TOKEN = len("-Infinity")
+_MAX_RANGE_BYTES = 256 * 2**20
+"""A virtual shard is read into memory: it ends early rather than grow beyond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,37 +40,43 @@ class RowRange:
 def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRange]:
     """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
 
-    Raises ConfigError, naming the byte, when a JSON file is no array of samples or the compression is broken.
+    A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
+    no array of samples, and ShardError when the compression is broken.
     """
     ranges: list[RowRange] = []
     row, first_row, first_byte, images = 0, 0, 0, False
     stop = 0
+
+    def cut() -> None:
+        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
+                               mentions_images=images))  # fmt: skip
+
     try:
         with open_binary(path) as file:
             spans = _array_spans(file, path) if data_format == "json" else _line_spans(file, path)
-            for start, stop, has_image in spans:
+            for start, end, has_image in spans:
+                full = row - first_row == rows_per_shard or end - first_byte > _MAX_RANGE_BYTES
+                if row > first_row and full:
+                    cut()
+                    first_row = row
                 if row == first_row:
                     first_byte, images = start, False
                 images |= has_image
-                row += 1
-                if row - first_row == rows_per_shard:
-                    ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                                           mentions_images=images))  # fmt: skip
-                    first_row = row
-    except (zstandard.ZstdError, EOFError) as error:
-        raise ConfigError(f"{path}: broken zstd stream: {error}") from error
+                row, stop = row + 1, end
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
     if row > first_row:
-        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                               mentions_images=images))  # fmt: skip
+        cut()
     return ranges
 
 
 def _line_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
     offset, has_image = 0, False
-    for line in file:
-        if offset == 0 and line.startswith(_BOM):
-            offset, line = len(_BOM), line[len(_BOM) :]
-        if not line.isspace() and line:
+    for length, line in _lines(file, offset):
+        if line is None:
+            yield offset, offset + length, has_image
+        elif line and not line.isspace():
+            skipped = length - len(line)
             if offset == 0 and line.strip() in (b"[", b"{"):
                 raise ConfigError(
                     f"{path}: its first line is {line.strip().decode()!r}: an indented JSON file, not one sample a "
@@ -78,8 +84,23 @@ def _line_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
                 )
             # One picture settles it for the whole file, so this parses few lines: all only where none has one.
             has_image = has_image or (b'"image' in line and _has_image(_parse_line(line)))
-            yield offset, offset + len(line), has_image
-        offset += len(line)
+            yield offset + skipped, offset + length, has_image
+        offset += length
+
+
+def _lines(file: BinaryIO, offset: int, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """(bytes, line) of every line from byte `offset` on, None in place of one too long to hold."""
+    while (stop is None or offset < stop) and (line := file.readline(MAX_ROW_TEXT_BYTES)):
+        length = len(line)
+        if length == MAX_ROW_TEXT_BYTES and not line.endswith(b"\n"):
+            while rest := file.readline(_CHUNK):
+                length += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield length, None
+        else:
+            yield length, line.removeprefix(_BOM) if offset == 0 else line
+        offset += length
 
 
 def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
@@ -135,6 +156,8 @@ def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
         except RecursionError as error:
             raise wrong("nested too deeply") from error
         if not complete:
+            if len(buffer) - at > MAX_ROW_TEXT_BYTES:
+                raise wrong(f"an element of more than {MAX_ROW_TEXT_BYTES} bytes")
             chunk = max(_CHUNK, len(buffer))  # Doubling keeps one huge element linear.
             refill()
             continue
@@ -164,20 +187,34 @@ def read_rows(
     Raises ShardError when the range is no longer what planning saw.
     """
     try:
-        raw = read_range(path, byte_start, byte_stop)
-    except (zstandard.ZstdError, EOFError) as error:
-        raise ShardError(f"{path}: broken zstd stream: {error}") from error
+        values = _range_values(path, data_format, byte_start, byte_stop)
+        for row, value in enumerate(values, row_start):
+            yield sample_from_json(value, f"{name}/{row}")
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
+
+
+def _range_values(path: Path, data_format: str, byte_start: int, byte_stop: int) -> Iterator[Any]:
+    changed = f"{path}: ends before byte {byte_stop}; it was changed after planning"
+    if data_format == "jsonl":
+        at = byte_start
+        with open_at(path, byte_start) as file:
+            for length, line in _lines(file, byte_start, byte_stop):
+                at += length
+                if line is None:
+                    yield RowError(f"a line of {length} bytes; at most {MAX_ROW_TEXT_BYTES} are read")
+                elif line and not line.isspace():
+                    yield _parse_line(line)
+        if at < byte_stop:
+            raise ShardError(changed)
+        return
+    raw = read_range(path, byte_start, byte_stop)
     if len(raw) != byte_stop - byte_start:
-        raise ShardError(f"{path}: ends before byte {byte_stop}; it was changed after planning")
-    if data_format == "json":
-        try:
-            values = json.loads(f"[{_decode(raw)}]", strict=False)
-        except (ValueError, RecursionError) as error:
-            raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
-    else:
-        values = (_parse_line(line) for line in raw.split(b"\n") if line and not line.isspace())
-    for row, value in enumerate(values, row_start):
-        yield sample_from_json(value, f"{name}/{row}")
+        raise ShardError(changed)
+    try:
+        yield from json.loads(f"[{_decode(raw)}]", strict=False)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
 
 
 def _decode(raw: bytes) -> str:

@@ -27,7 +27,7 @@ import ray.exceptions
 from cal_pipeline.cluster import Cluster, Listener, RunOutcome
 from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, Worker, WorkerSettings
-from cal_schemas.errors import CalError
+from cal_schemas.errors import STATUS_OK, CalError
 
 _TICK_S = 0.5
 _BACKOFF_S = 1.0
@@ -220,6 +220,15 @@ class _Run:
         else:
             self.outcome.reports.append(outcome.report)
             self._listener.finished(outcome.report)
+            self._check_rows_not_ok()
+
+    def _check_rows_not_ok(self) -> None:
+        reports = self.outcome.reports
+        rows = sum(report.rows for report in reports)
+        not_ok = rows - sum(report.statuses.get(STATUS_OK, 0) for report in reports)
+        if not_ok > self._cluster.max_rows_not_ok:
+            self.outcome.too_many_not_ok = f"{not_ok} of {rows} rows so far are not ok"
+            raise _AbortError(self.outcome.too_many_not_ok)
 
     def _lose(self, slot: _Slot, reason: str) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""

@@ -16,6 +16,8 @@ _ROLES = {
     "model": "assistant",
     "system": "system",
 }
+MAX_ROW_TEXT_BYTES = 64 * 2**20
+"""Of one row as its source spells it; a longer one is not read into memory."""
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 
@@ -24,7 +26,14 @@ class RowError(ValueError):
 
 
 def sample_from_row(
-    *, row_id: str, source_id: Any, images: Any, turns: Any, caption: str | None, carried: Mapping[str, Any]
+    *,
+    row_id: str,
+    source_id: Any,
+    images: Any,
+    turns: Any,
+    caption: str | None,
+    carried: Mapping[str, Any],
+    problem: str | None = None,
 ) -> Sample:
     """Builds a Sample from a row's values.
 
@@ -35,6 +44,7 @@ def sample_from_row(
         turns: list of `{from, value}` or `{role, content}`; content may be text or a list of typed parts.
         caption: used when `turns` is None: every image is marked in a user turn, the caption is the answer.
         carried: the source's other columns under their output names.
+        problem: why the row cannot be used, where that is known before.
     """
     replaced: list[str] = []
 
@@ -46,13 +56,14 @@ def sample_from_row(
 
     refs: tuple[ImageRef, ...] = ()
     messages: tuple[Turn, ...] | None = None
-    problem = None
     sample_id = row_id if source_id is None else clean(str(source_id), "id")
     try:
         refs = tuple(
             ImageRef(data=ref.data, path=None if ref.path is None else clean(ref.path, "image path"))
             for ref in _image_refs(images)
         )
+        if problem is not None:
+            raise RowError(problem)
         if turns is not None:
             messages = tuple(
                 Turn(role=turn.role, content=clean(turn.content, f"turn {number}"))

@@ -1,13 +1,13 @@
 """Input formats to shards, and shards to streams of samples.
 
-A shard is one Parquet file, or `rows_per_shard` rows of a JSON or JSONL file (a virtual shard). Planning reads
-footers and one pass of the text files; it opens no picture.
+A shard is one Parquet file, or `rows_per_shard` rows of a JSON or JSONL file or a WebDataset archive (a virtual shard).
+Planning reads footers, one pass of the text files and the headers of the archives; it opens no picture.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline import json_source, parquet_source
+from cal_pipeline import json_source, parquet_source, tar_source
+from cal_pipeline.data_paths import find_files
 from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 
-DataFormat = Literal["auto", "json", "jsonl", "parquet"]
+DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
 
 _SUFFIXES = {
     ".json": "json",
@@ -31,6 +32,10 @@ _SUFFIXES = {
     ".jsonl": "jsonl",
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+    ".tar.zst": "webdataset",
 }
 _MAX_NAME_BYTES = 255
 _log = logging.getLogger(__name__)
@@ -46,7 +51,11 @@ class Shard:
     source: ShardSource
     byte_start: int = 0
     byte_stop: int = 0
-    """Range in the decompressed file; JSON and JSONL only."""
+    """Range in the decompressed file; not of Parquet."""
+    embedded_bytes: int = 0
+    """Of the pictures in an archive's rows; Parquet footers say it themselves."""
+    problem: str | None = None
+    """Why the source cannot be read, found out at planning: the shard has failed before it is tried."""
 
     @property
     def num_rows(self) -> int:
@@ -55,27 +64,13 @@ class Shard:
 
 
 def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Path, str, str]]:
-    """Expands one `--data_path` (file, directory or glob) to sorted (file, relative name, format)."""
-    path = Path(data_path)
-    if path.is_dir():
-        base, files = path, sorted(item for item in path.rglob("*") if item.is_file())
-        files = [item for item in files if not any(part.startswith(".") for part in item.relative_to(base).parts)]
-    elif path.is_file():
-        base, files = path.parent, [path]
-    elif glob.has_magic(data_path):
-        base = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
-        files = sorted({Path(item) for item in glob.glob(data_path, recursive=True) if Path(item).is_file()})
-    else:
-        files = []
-    if not files:
-        raise ConfigError(
-            f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
-        )
+    """Expands one `--data_path` (file, directory, glob or braces) to (file, relative name, format)."""
+    base, files = find_files(data_path)
     found = []
     for file in files:
         suffix = next((end for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
         kind = _SUFFIXES.get(suffix or "") if data_format == "auto" else data_format
-        if kind is None or (suffix is None and path.is_dir()):
+        if kind is None or (suffix is None and Path(data_path).is_dir()):
             continue
         relative = file.relative_to(base).as_posix()
         found.append((file, relative.removesuffix(suffix or file.suffix), kind))
@@ -93,10 +88,12 @@ def plan_shards(
     *,
     data_format: DataFormat = "auto",
     rows_per_shard: int = 4096,
+    list_broken: bool = False,
 ) -> list[Shard]:
     """All shards of the input, in the order of the data paths and of the file names.
 
-    Raises ConfigError for what cannot be read, two files that would share an output name, or images without a folder.
+    Raises ConfigError for a file that cannot be read, two files that would share an output name, or images without a
+    folder. With `list_broken` a corrupt file is a shard with a `problem`, unless all files are corrupt.
     """
     folders: list[str | None] = [*image_folders] or [None]
     if len(folders) == 1:
@@ -112,11 +109,17 @@ def plan_shards(
     owners: dict[str, Path] = {}
     for data_path, folder in zip(data_paths, folders, strict=True):
         for file, stem, kind in find_sources(data_path, data_format):
+            _check_name(file, stem)
             try:
                 of_file = _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
+            except (ShardError, FileNotFoundError) as error:
+                problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
+                if not list_broken:
+                    raise ConfigError(problem) from error
+                gone = _source(file, None, data_path, folder, 0, 0)
+                of_file = [Shard(name=stem, data_format=kind, source=gone, problem=problem)]
             except OSError as error:
                 raise ConfigError(f"cannot read {file}: {error}") from error
-            _check_name(file, stem)
             for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
                 if name in owners:
                     raise ConfigError(
@@ -125,6 +128,8 @@ def plan_shards(
                     )
                 owners[name] = file
             shards += of_file
+    if shards and all(shard.problem for shard in shards):
+        raise ConfigError(f"no file can be read; the first: {shards[0].problem}")
     if not shards:
         raise ConfigError(f"no rows in {', '.join(data_paths)}")
     return shards
@@ -146,34 +151,44 @@ def _check_name(file: Path, stem: str) -> None:
         raise ConfigError(f"{file}: its name leaves no room for the row range of its output; use a shorter one")
 
 
+def _source(
+    file: Path, stat: os.stat_result | None, data_path: str, folder: str | None, start: int, stop: int
+) -> ShardSource:
+    return ShardSource(
+        uri=str(file.resolve()),
+        data_path=data_path,
+        image_folder=None if folder is None else str(Path(folder).absolute()),
+        num_rows=stop - start,
+        size=stat.st_size if stat else 0,
+        mtime_ns=stat.st_mtime_ns if stat else 0,
+        row_start=start,
+        row_stop=stop,
+    )
+
+
 def _file_shards(
     file: Path, stem: str, kind: str, data_path: str, folder: str | None, rows_per_shard: int
 ) -> list[Shard]:
     stat = file.stat()
 
     def source(start: int, stop: int) -> ShardSource:
-        return ShardSource(
-            uri=str(file.resolve()),
-            data_path=data_path,
-            image_folder=None if folder is None else str(Path(folder).absolute()),
-            num_rows=stop - start,
-            size=stat.st_size,
-            mtime_ns=stat.st_mtime_ns,
-            row_start=start,
-            row_stop=stop,
-        )
+        return _source(file, stat, data_path, folder, start, stop)
 
     if kind == "parquet":
         try:
             schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
         except pa.ArrowException as error:
-            raise ConfigError(f"{file}: not a readable Parquet file: {error}") from error
+            raise ShardError(f"{file}: not a readable Parquet file: {error}") from error
         parquet_source.find_columns(schema, file)
         if folder is None and rows and parquet_source.names_image_files(file):
             raise ConfigError(f"{file} names image files: say with --image_folder where they are")
         return [Shard(name=stem, data_format=kind, source=source(0, rows))]
-    ranges = json_source.split_rows(file, kind, rows_per_shard)
-    if folder is None and any(item.mentions_images for item in ranges):
+    ranges: Sequence[json_source.RowRange | tar_source.TarRange]
+    if kind == "webdataset":
+        ranges = tar_source.split_rows(file, rows_per_shard)
+    else:
+        ranges = json_source.split_rows(file, kind, rows_per_shard)
+    if folder is None and any(getattr(item, "mentions_images", False) for item in ranges):
         raise ConfigError(f"{file} names image files: say with --image_folder where they are")
     if not ranges:
         _log.warning("%s holds no rows", file)
@@ -184,15 +199,28 @@ def _file_shards(
             source=source(item.row_start, item.row_stop),
             byte_start=item.byte_start,
             byte_stop=item.byte_stop,
+            embedded_bytes=getattr(item, "image_bytes", 0),
         )
         for item in ranges
     ]
 
 
+def parquet_shards(shards: Sequence[Shard]) -> list[Shard]:
+    """Those whose footers can be asked."""
+    return [shard for shard in shards if shard.data_format == "parquet" and shard.problem is None]
+
+
+def embedded_image_bytes(shards: Sequence[Shard]) -> int:
+    """Size of the pictures that the sources hold, as far as footers and headers tell."""
+    footers = dict.fromkeys(shard.source.uri for shard in parquet_shards(shards))
+    inside = sum(parquet_source.embedded_image_bytes(Path(uri)) for uri in footers)
+    return inside + sum(shard.embedded_bytes for shard in shards)
+
+
 def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
     """The other columns of all Parquet sources, as one list; ConfigError when two files give one name two types."""
     fields: dict[str, tuple[pa.Field, str]] = {}
-    for uri in dict.fromkeys(shard.source.uri for shard in shards if shard.data_format == "parquet"):
+    for uri in dict.fromkeys(shard.source.uri for shard in parquet_shards(shards)):
         for field in parquet_source.carried_fields(Path(uri)):
             known, owner = fields.setdefault(field.name, (field, uri))
             if pa.types.is_null(known.type):
@@ -226,7 +254,7 @@ def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Sha
     drawn = [
         replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
     ]
-    return [shard for shard in drawn if shard.num_rows]
+    return [shard for shard in drawn if shard.num_rows or shard.problem]
 
 
 def _drawn(source: ShardSource) -> np.ndarray:
@@ -242,6 +270,8 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
 
     Raises ShardError when the source is corrupt, gone, or no longer what planning saw.
     """
+    if shard.problem is not None:
+        raise ShardError(shard.problem)
     source = shard.source
     path = Path(source.uri)
     try:
@@ -252,6 +282,8 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
         raise ShardError(f"{path}: changed since planning; start cal-precompute again")
     if shard.data_format == "parquet":
         rows = parquet_source.read_rows(path, shard.name, source.row_start, source.row_stop)
+    elif shard.data_format == "webdataset":
+        rows = tar_source.read_rows(path, shard.byte_start, shard.byte_stop)
     else:
         rows = json_source.read_rows(
             path, shard.data_format, shard.byte_start, shard.byte_stop, shard.name, source.row_start

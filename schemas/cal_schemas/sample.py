@@ -45,9 +45,10 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """What its pictures and carried binary and text values take in memory."""
+        """About what its pictures, its words and its carried binary and text values take in memory."""
         images = sum(len(image.data or b"") for image in self.images)
-        return images + sum(_size(value) for value in self.carried.values())
+        words = sum(len(turn.content) for turn in self.messages or ())
+        return images + words + sum(_size(value) for value in self.carried.values())
 
 
 def _size(value: Any) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
 from cal_schemas.sample import ImageRef, Sample, Turn
@@ -177,9 +177,8 @@ class RowEncoder:
         )
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
-            pictures = [
-                decode_image(read_image_file(ref, image_folder), self._max_image_pixels) for ref in sample.images
-            ]
+            self._encoder.check(sample)
+            pictures = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
             encoded = encode_with_contrast(self._encoder, self._contrast, sample, pictures, key)
         except SampleError as error:
             too_long_now = isinstance(error, TooLongError) and not self._same_inputs

@@ -1,0 +1,92 @@
+"""From what a user gives as `--data_path` to files: a file, a directory, a glob, or numbered names in braces."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cal_schemas.errors import ConfigError
+
+_INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MAX_NAMES = 1_000_000
+
+
+def find_files(data_path: str) -> tuple[Path, list[Path]]:
+    """(base, files) of one data path; names of outputs are relative to the base.
+
+    A directory is searched recursively, dot files left out; braces and globs name files from their first pattern on. A
+    dangling link counts as a file, so that it is missed and not passed over. Raises ConfigError when there is nothing,
+    or when some of the names in braces are not there.
+    """
+    path = Path(data_path)
+    nothing = ConfigError(
+        f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
+    )
+    if path.is_dir():
+        files = _in_directory(path)
+        base = path
+    elif path.is_file():
+        base, files = path.parent, [path]
+    else:
+        names = expand_braces(data_path)
+        if len(names) == 1 and not glob.has_magic(data_path):
+            raise nothing
+        base = _literal_part(path, lambda part: glob.has_magic(part) or "{" in part)
+        files = []
+        for name in names:
+            found = [Path(name)] if Path(name).is_file() else []
+            if not found and glob.has_magic(name):
+                found = sorted({Path(item) for item in glob.glob(name, recursive=True) if _is_file(Path(item))})
+            if not found and Path(name).is_dir():
+                found = _in_directory(Path(name))
+            if not found and len(names) > 1:
+                raise ConfigError(f"--data_path {data_path}: of its {len(names)} names {name} is not there")
+            files += found
+        files = list(dict.fromkeys(files))
+    if not files:
+        raise nothing
+    return base, files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{000..012}.tar` and `a.{x,y}` as all their names, in order; a leading zero keeps the width.
+
+    Braces without `..` or `,` are literal, as in a shell. Raises ConfigError for more than a million names.
+    """
+    for match in _INNERMOST_BRACES.finditer(pattern):
+        inside = match[1]
+        if found := _RANGE.fullmatch(inside):
+            first, last = int(found[1]), int(found[2])
+            if abs(last - first) >= _MAX_NAMES:
+                raise ConfigError(f"--data_path {pattern}: more than {_MAX_NAMES} names")
+            padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-").startswith("0") for end in found.groups())
+            width = max(map(len, found.groups())) if padded else 0
+            step = 1 if last >= first else -1
+            parts = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+        elif "," in inside:
+            parts = inside.split(",")
+        else:
+            continue
+        names = []
+        for part in parts:
+            names += expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
+            if len(names) > _MAX_NAMES:
+                raise ConfigError(f"--data_path {pattern}: more than {_MAX_NAMES} names")
+        return names
+    return [pattern]
+
+
+def _literal_part(path: Path, is_pattern: Callable[[str], bool]) -> Path:
+    return Path(*path.parts[: next(i for i, part in enumerate(path.parts) if is_pattern(part))])
+
+
+def _in_directory(path: Path) -> list[Path]:
+    found = sorted(item for item in path.rglob("*") if _is_file(item))
+    return [item for item in found if not any(part.startswith(".") for part in item.relative_to(path).parts)]
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or (path.is_symlink() and not path.exists())

@@ -1,13 +1,17 @@
-"""Peak memory of opening annotated shards for training and ordering an epoch, as a Markdown table.
+"""Peak memory of opening annotated shards for training, ordering an epoch and encoding rows, by number of rows.
 
 Rows have a small picture each and about 60 supervised tokens; a few hundred of them are encoded. Each line is measured
-in a process of its own: python benchmarks/train_data_memory.py --rows 1000 10000 100000
+in processes of its own: python benchmarks/train_data_memory.py --rows 1000 10000 100000
+Prints a Markdown table, writes benchmarks/results/train_data_memory.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -34,6 +38,15 @@ from tiny_models import build_llava, sample_image
 
 ROWS_PER_SHARD = 4096
 NUM_ENCODED = 200
+COLUMNS = {
+    "opening_s": "opening s",
+    "epoch_order_s": "epoch order s",
+    "ms_per_example": "ms/example",
+    "mb_before": "MB before",
+    "mb_opened": "MB after opening and ordering",
+    "mb_peak": "MB at the peak",
+    "mb_anonymous": "MB anonymous at the end",
+}
 ANSWER = "A small dog sits next to a large white cat. The bus is behind the tree, and the sign says stop."
 
 
@@ -115,14 +128,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--modes", nargs="+", default=["mapped", "streaming", "sidecar"])
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "train_data_memory.json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.measure:
         measure(flags.modes[0], flags.measure)
         return
-    print("| mode | rows | first opening s | opening s | epoch order s | ms/example "
-          "| RSS before, MB | after opening | peak | of it anonymous at the end |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| mode | rows | first opening s | " + " | ".join(COLUMNS.values()) + " |")
+    print("|---" * (3 + len(COLUMNS)) + "|")
+    results = []
     for num_rows in flags.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -138,11 +152,13 @@ def main() -> None:
                     for _ in range(2)
                 ]  # fmt: skip
                 # The first opening makes the Arrow copy; memory is the larger of both runs.
-                (first, *_), (opened, ordered, encoded, *_) = runs
-                memory = [max(pair) for pair in zip(runs[0][3:], runs[1][3:], strict=True)]
-                listed = " | ".join(f"{item:.0f}" for item in memory)
-                print(f"| {mode} | {num_rows} | {first:.2f} | {opened:.2f} | {ordered:.3f} | {encoded:.1f} "
-                      f"| {listed} |", flush=True)  # fmt: skip
+                values = [*runs[1][:3], *(max(pair) for pair in zip(runs[0][3:], runs[1][3:], strict=True))]
+                found = dict(zip(COLUMNS, (round(value, 3) for value in values), strict=True))
+                results.append({"mode": mode, "rows": num_rows, "first_opening_s": round(runs[0][0], 3), **found})
+                print("| " + " | ".join(str(value) for value in results[-1].values()) + " |", flush=True)
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "load_average": os.getloadavg()}
+    report = {"benchmark": "train_data_memory", "machine": machine, "results": results}
+    flags.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_trainer.dataset import AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.dataset import OWN_INPUTS, AnnotatedExamples, ExampleCollator
 from cal_trainer.label_rows import label_rows, supervised_ids
 from cal_trainer.loss import weighted_nll
 from cal_trainer.weights import token_weights
@@ -30,13 +30,13 @@ def train(model_name: str, annotated: Path, output: Path, learning_rate: float) 
     encoder = Encoder(processor)  # template, max_length, … as in cal-precompute
     # Compares tokenizer and template with the measurement now, and the label ids of every row when it is read.
     examples = AnnotatedExamples(annotated, encoder)
-    collate = ExampleCollator(encoder=encoder, blank=blank_sample(encoder))
+    collate = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
     loader = DataLoader(examples, batch_size=BATCH_SIZE, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(EPOCHS):
         for batch in loader:
             batch = {name: value.to(DEVICE) for name, value in batch.items()}
-            labels, deltas, _ = batch.pop("labels"), batch.pop("deltas"), batch.pop("image_mask")
+            labels, _, deltas, _ = (batch.pop(name) for name in OWN_INPUTS)
             weights = token_weights(deltas, labels, alpha=ALPHA, beta=BETA, window=WINDOW)
             weights = weights[:, 1:][labels[:, 1:] != IGNORE_INDEX]  # [N], one for each row of logits
             with label_rows(model, labels):

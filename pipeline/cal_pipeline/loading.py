@@ -108,6 +108,17 @@ def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> N
         )
 
 
+def load_outline(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model without its weights: parameters have names and shapes, and take neither time nor memory."""
+
+    def build() -> Any:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+    return _or_config_error(f"the config of {directory}", build)
+
+
 def load_reference(
     directory: Path | str,
     *,

@@ -191,4 +191,4 @@ def test_raw_data_without_its_pictures_is_refused_before_the_model_is_loaded(
     kept = command(llava, tmp_path, tmp_path / "out", *flags)
     at = kept.index("--data_path")
     assert cli.run(kept[:at] + kept[at + 2 :]) == 2
-    assert "rows can be trained on" in capfd.readouterr().err
+    assert "none of the 11 rows looked at can be trained on" in capfd.readouterr().err

@@ -21,6 +21,7 @@ from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, Sampl
 from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
+_MAX_WARNINGS = 20
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +32,8 @@ class Example:
     encoded: EncodedSample
     deltas: Tensor
     """[T] float32, NaN where unsupervised or undefined."""
+    unusable: bool = False
+    """The blank example in place of a row that this model's encoding cannot hold."""
 
 
 def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) -> bool:
@@ -116,6 +119,11 @@ class EncodesRows:
 
     _encode: RowEncoder
 
+    @property
+    def blank(self) -> Example:
+        """What stands at index BLANK: trains nothing."""
+        return self._encode.blank
+
     def contrasted(self, contrast: ContrastSpec) -> Self:
         """The same rows, with the perturbed pictures that online deltas and the drift log need under `contrast`."""
         if not contrast.perturbs:
@@ -155,6 +163,7 @@ class RowEncoder:
         blank = blank_sample(encoder)
         self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
         self._contrast = ContrastSpec()
+        self._num_warned = 0
 
     def contrasted(self, contrast: ContrastSpec) -> RowEncoder:
         """The same, whose examples also hold what a second pass under `contrast` needs of their pictures."""
@@ -167,7 +176,8 @@ class RowEncoder:
         """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
 
         A row that only this model's encoding cannot hold (too long under other inputs, or never measured and bad)
-        becomes the blank example, with a warning. Raises AlignmentError for labels other than the measured ones.
+        becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels other than the
+        measured ones.
         """
         measured = row.get("label_ids") is not None
         sample = Sample(
@@ -183,8 +193,8 @@ class RowEncoder:
         except SampleError as error:
             too_long_now = isinstance(error, TooLongError) and not self._same_inputs
             if not measured or too_long_now or isinstance(error, ContrastError):
-                _log.warning("%s trains nothing: %s: %s", sample.sample_id, error.status, error)
-                return self.blank
+                self._warn(f"{sample.sample_id} trains nothing: {error.status}: {error}")
+                return replace(self.blank, unusable=True)
             assert self._spec is not None
             raise AlignmentError(
                 f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
@@ -195,3 +205,10 @@ class RowEncoder:
             return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
         stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
         return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))
+
+    def _warn(self, message: str) -> None:
+        """Logs the first few, in whatever process meets them; all are counted in the metrics of training."""
+        self._num_warned += 1
+        if self._num_warned <= _MAX_WARNINGS:
+            more = "; further ones are counted only (unusable_rows)" if self._num_warned == _MAX_WARNINGS else ""
+            _log.warning("%s%s", message, more)

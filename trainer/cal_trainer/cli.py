@@ -9,34 +9,44 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from cal_pipeline.arguments import parse_configs
-from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_pipeline.loading import check_architecture, load_model, load_processor, model_directory
-from cal_pipeline.worker import EncoderSettings
+from cal_pipeline.encode import Encoder
+from cal_pipeline.loading import (
+    check_architecture,
+    load_model,
+    load_outline,
+    load_processor,
+    model_directory,
+    weights_digest,
+)
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
-from cal_trainer.alignment import blank_sample
 from cal_trainer.assemble import assemble, parse_assemble
 from cal_trainer.config import CalTrainingArguments, TrainConfig, refuse_flags_without_effect
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
-from cal_trainer.drift import DriftLog
+from cal_trainer.drift import DriftLog, drift_batches
 from cal_trainer.lora import add_lora
 from cal_trainer.model_card import write_model_card
-from cal_trainer.opening import Examples, open_examples, train_sampler
-from cal_trainer.parameters import active_dropout, parse_lr_multipliers, set_trainable
+from cal_trainer.opening import Examples, open_examples, refuse_unusable, train_sampler
+from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
+from cal_trainer.resuming import check_state, find_checkpoint, run_state
 from cal_trainer.sampling import SetSamplerEpoch
-from cal_trainer.trainer import CalTrainer, Weighting, check_combination
+from cal_trainer.trainer import CalTrainer
+from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
-_DRIFT_SAMPLES = 256
-_PROBED_ROWS = 16
+_BELONG_TO_A_RUN = (
+    "group_by", "streaming", "shuffle_rows", "on_missing", "max_image_pixels", "template", "image_aspect_ratio",
+    "max_length", "truncation", "delta_source", "trainable", "lr_multipliers", "lora_r", "lora_alpha", "lora_dropout",
+)  # fmt: skip
+_OF_DELTAS = ("alpha", "beta", "window", "pool")
+_RESTORED_BY_THE_OPTIMIZER = ("learning_rate", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon")
+"""A checkpoint's values would win over these in silence."""
 _CARD_ARGUMENTS = (
     "learning_rate",
     "per_device_train_batch_size",
@@ -87,23 +97,32 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     refuse_flags_without_effect(arguments)
     if (config.eval_path is None) != (arguments.eval_strategy == "no"):
         raise ConfigError("--eval_path says on what to evaluate and --eval_strategy when: give both, or neither")
+    if idle := config.without_effect():
+        _log.warning("with --delta_source uniform every token weighs 1: %s has no effect", ", ".join(idle))
     multipliers = parse_lr_multipliers(config.lr_multipliers)
-    resume = _checkpoint(arguments)
+    resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
-    encoder = EncoderSettings(
+    outline = _prepared_model(load_outline(directory, trust_remote_code=config.trust_remote_code), config)
+    parameter_groups(outline, arguments.learning_rate, arguments.weight_decay, multipliers)
+    encoder = Encoder(
+        processor,
         template=config.template,
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=config.max_length,
         truncation=config.truncation,
-    ).build(processor)
+    )
     examples = _training_examples(config, encoder)
     if contrast := online_contrast(source):
         examples = examples.contrasted(contrast)
-    _refuse_unusable(examples)
+    state = _run_state(config, arguments, examples, source, weighting, directory)
+    spec: MeasurementSpec | None = getattr(examples, "spec", None)
+    if resume is not None:
+        check_state(resume, state)
+    refuse_unusable(examples)
     evaluation = _evaluation_examples(config, encoder)
     sampler = train_sampler(
         examples,
@@ -112,7 +131,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         accumulation_steps=arguments.gradient_accumulation_steps,
         world_size=arguments.world_size,
         num_workers=arguments.dataloader_num_workers,
-        seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,
+        seed=_order_seed(arguments),
     )
     model = load_model(
         directory,
@@ -122,7 +141,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         trust_remote_code=config.trust_remote_code,
     )
     model = _prepared_model(model, config)
-    collator = ExampleCollator(encoder=encoder, blank=blank_sample(encoder, online_contrast(source)))
+    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
     trainer = CalTrainer(
         model=model,
         args=arguments,
@@ -134,15 +153,22 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         weighting=weighting,
         sampler=sampler,
         lr_multipliers=multipliers,
+        run_state=state,
     )
     trainer.add_callback(SetSamplerEpoch(sampler))
     if config.drift_every:
-        _add_drift_log(trainer, config, examples, collator, weighting)
-    trainer.train(resume_from_checkpoint=resume)
+        assert spec is not None  # cached deltas always have one
+        sizes = {"batch_size": arguments.per_device_eval_batch_size, "seed": arguments.seed}
+        shown = examples.contrasted(spec.contrast)
+        batches = drift_batches(shown, replace(collator, blank=shown.blank.encoded), **sizes)
+        every, log = config.drift_every, trainer.log
+        trainer.add_callback(DriftLog(batches, contrast=spec.contrast, weighting=weighting, every=every, log=log))
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.save_model()
     trainer.save_state()
+    num_unusable = trainer.count_unusable()
     if trainer.is_world_process_zero():
-        _write_card(config, arguments, examples, source, weighting, model, multipliers)
+        _write_card(config, arguments, examples, source, weighting, model, multipliers, num_unusable)
     return trainer
 
 
@@ -161,13 +187,6 @@ def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
     )
 
 
-def _refuse_unusable(examples: Examples) -> None:
-    """Encodes a few rows before the model is loaded: wrong labels or a wrong image folder show at once."""
-    rows = range(min(_PROBED_ROWS, len(examples)))
-    if not any(bool((examples[row].encoded.labels != IGNORE_INDEX).any()) for row in rows):
-        raise ConfigError(f"none of the first {len(rows)} rows can be trained on; the warnings above say why")
-
-
 def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | None:
     if config.eval_path is None:
         return None
@@ -182,7 +201,10 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | No
 
 
 def _prepared_model(model: Any, config: TrainConfig) -> Any:
-    """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks."""
+    """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks.
+
+    Takes the model or its outline: a part that does not exist is then refused before any weight is read.
+    """
     if config.lora_r:
         model = add_lora(
             model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
@@ -197,23 +219,6 @@ def _prepared_model(model: Any, config: TrainConfig) -> Any:
     return model
 
 
-def _add_drift_log(
-    trainer: CalTrainer, config: TrainConfig, examples: Examples, collator: ExampleCollator, weighting: Weighting
-) -> None:
-    size = trainer.args.per_device_eval_batch_size
-    # Text-only rows have delta 0 in both; streamed data cannot tell without reading, and gives what comes.
-    shown = np.flatnonzero(examples.has_image()) if hasattr(examples, "has_image") else np.arange(len(examples))
-    chosen = np.random.default_rng(trainer.args.seed).permutation(shown)[:_DRIFT_SAMPLES]
-    rows = [int(row) for row in np.sort(chosen)]
-    if not rows:
-        raise ConfigError("--drift_every compares deltas of rows with pictures, and this data has none")
-    spec: MeasurementSpec = examples.spec  # type: ignore[union-attr]  # cached deltas always have one
-    shown_twice = examples.contrasted(spec.contrast)
-    batches = [collator([shown_twice[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
-    contrast, every = spec.contrast, config.drift_every
-    trainer.add_callback(DriftLog(batches, contrast=contrast, weighting=weighting, every=every, log=trainer.log))
-
-
 def _write_card(
     config: TrainConfig,
     arguments: CalTrainingArguments,
@@ -222,6 +227,7 @@ def _write_card(
     weighting: Weighting,
     model: Any,
     multipliers: dict[str, float],
+    num_unusable: int,
 ) -> None:
     lora = {"r": config.lora_r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     write_model_card(
@@ -230,6 +236,7 @@ def _write_card(
         data_path=[str(path) for path in (*config.data_path, *config.source_path)],
         num_rows=len(examples),
         skipped=dict(examples.skipped),
+        num_unusable=num_unusable,
         delta_source=config.delta_source,
         weighting=weighting,
         trainable=list(config.trainable),
@@ -246,10 +253,14 @@ def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
     """The delta source and the weighting that the flags ask for."""
     normalization: Any = config.resolved("normalization")
     if config.delta_source == "uniform":
-        return UniformWeights(), Weighting(alpha=1.0, beta=1.0, window=1, normalization=normalization)
+        return UniformWeights(), replace(UNIFORM, normalization=normalization)
     pool: Any = config.resolved("pool")
     weighting = Weighting(
-        alpha=config.alpha, beta=config.beta, window=config.window, pool=pool, normalization=normalization
+        alpha=config.resolved("alpha"),
+        beta=config.resolved("beta"),
+        window=config.resolved("window"),
+        pool=pool,
+        normalization=normalization,
     )
     if config.delta_source == "online":
         return OnlineDeltas(contrast=config.contrast_spec()), weighting
@@ -261,34 +272,39 @@ def online_contrast(source: DeltaSource) -> ContrastSpec | None:
     return source.contrast if isinstance(source, OnlineDeltas) else None
 
 
-def _checkpoint(arguments: CalTrainingArguments) -> str | None:
-    """`--resume_from_checkpoint` as a path: `last` (or true) is the newest one in --output_dir."""
-    wanted = arguments.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
-        return None
-    if str(wanted).lower() in ("last", "true"):
-        there = sorted(Path(arguments.output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name[11:] or 0))
-        for path in there:
-            if not (lacking := _lacking(path)):
-                return str(path)
-            _log.warning("%s is passed over: it lacks %s (was the run ended while it saved?)", path, lacking)
-        raise ConfigError(
-            f"--resume_from_checkpoint last: no checkpoint in --output_dir {arguments.output_dir}"
-            + (" is complete" if there else "")
-        )
-    if not Path(wanted).is_dir():
-        raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
-    if lacking := _lacking(Path(wanted)):
-        raise ConfigError(f"--resume_from_checkpoint {wanted} is incomplete: it lacks {lacking}")
-    return str(wanted)
+def _order_seed(arguments: CalTrainingArguments) -> int:
+    return int(arguments.seed if arguments.data_seed is None else arguments.data_seed)
 
 
-def _lacking(checkpoint: Path) -> str:
-    """What a checkpoint needs and has not, in words; empty when it is whole."""
-    needed = {
-        "trainer_state.json": ("trainer_state.json",),
-        "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
-        "the optimizer": ("optimizer*", "global_step*"),
-        "the schedule": ("scheduler.pt", "global_step*"),
+def _run_state(
+    config: TrainConfig,
+    arguments: CalTrainingArguments,
+    examples: Examples,
+    source: DeltaSource,
+    weighting: Weighting,
+    directory: Path,
+) -> dict[str, Any]:
+    """What a checkpoint must remember to be resumed by the same run only."""
+    spec: MeasurementSpec | None = getattr(examples, "spec", None)
+    cached = config.delta_source == "cached"
+    contrast = asdict(found) if (found := online_contrast(source)) else {}
+    settings = {name: getattr(config, name) for name in _BELONG_TO_A_RUN}
+    settings |= {name: getattr(arguments, name) for name in _RESTORED_BY_THE_OPTIMIZER}
+    settings |= {
+        "seed": arguments.seed,
+        "data_seed": arguments.data_seed,
+        "per_device_train_batch_size": arguments.per_device_train_batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "number of processes": arguments.world_size,
+        # Workers read row groups of their own only when streaming; one worker and none are the same stream.
+        "dataloader_num_workers": max(1, arguments.dataloader_num_workers) if config.streaming else None,
+        "usable rows": len(examples),
+        "fingerprint of the measurement": spec.fingerprint() if cached and spec else None,
+        **({} if config.delta_source == "uniform" else {name: getattr(weighting, name) for name in _OF_DELTAS}),
+        "normalization": weighting.normalization,
+        **{f"contrast {key}": value for key, value in contrast.items()},
+        # Whole checkpoints hold the model; adapters need the one that they were made for.
+        "digest of the base model": weights_digest(directory) if config.lora_r else None,
     }
-    return ", ".join(name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs))
+    exact = weighting.independent_of_the_split and not config.streaming and not arguments.deepspeed
+    return run_state(settings=settings, data=examples.shards, exact=exact)

@@ -16,7 +16,7 @@ from cal_schemas.spec import Condition, ContrastSpec
 from cal_trainer.sampling import GroupBy
 from cal_trainer.sidecar import OnMissing
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS
-from cal_trainer.trainer import Normalization
+from cal_trainer.weighting import Normalization
 from cal_trainer.weights import Pool
 
 Source = Literal["cached", "online", "uniform"]
@@ -40,6 +40,13 @@ class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
     prediction_loss_only: bool = field(default=True, metadata=_help("evaluation returns the loss only"))
     logging_nan_inf_filter: bool = field(default=False, metadata=_help("hide NaN and infinite losses from the log"))
     report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, all, …"))
+
+    def __post_init__(self) -> None:
+        # `fsdp: true` of a YAML file arrives as a word, which transformers takes for an old option.
+        given: Any = self.fsdp  # type: ignore[has-type]
+        if isinstance(given, str) and given.lower() in ("true", "false"):
+            self.fsdp = True if given.lower() == "true" else None
+        super().__post_init__()
 
 
 def refuse_flags_without_effect(arguments: TrainingArguments) -> None:
@@ -103,9 +110,9 @@ class TrainConfig:
         default=None,
         metadata=_help("equations: Eq. 3-5 as printed; released: the authors' code (online only)"),
     )
-    alpha: float = field(default=1.0, metadata=_help("lower bound of the clamp"))
-    beta: float = field(default=5.0, metadata=_help("upper bound of the clamp, may be inf"))
-    window: int = field(default=3, metadata=_help("tokens averaged, odd"))
+    alpha: float | None = field(default=None, metadata=_help("lower bound of the clamp; default 1"))
+    beta: float | None = field(default=None, metadata=_help("upper bound of the clamp, may be inf; default 5"))
+    window: int | None = field(default=None, metadata=_help("tokens averaged, odd; default 3"))
     pool: Pool | None = field(default=None, metadata=_help("which tokens are neighbours; default span"))
     normalization: Normalization | None = field(
         default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
@@ -140,8 +147,9 @@ class TrainConfig:
             raise ConfigError("--data_path is required (or --source_path for raw data)")
         if self.lora_r < 0 or self.drift_every < 0:
             raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
-        if self.lora_alpha is not None and not self.lora_r:
-            raise ConfigError("--lora_alpha is of LoRA adapters: give --lora_r too")
+        for name in ("lora_alpha", "lora_dropout"):
+            if getattr(self, name) and not self.lora_r:
+                raise ConfigError(f"--{name} is of LoRA adapters: give --lora_r too")
         if self.shuffle_rows != DEFAULT_SHUFFLE_ROWS and not self.streaming:
             raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
         if self.lora_r and self.delta_source == "online" and self.lora_dropout:
@@ -176,11 +184,21 @@ class TrainConfig:
         condition: Any = self.resolved("contrast")
         return ContrastSpec(condition=condition, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
 
-    def resolved(self, name: Literal["pool", "normalization", "contrast"]) -> str:
+    def resolved(self, name: Literal["alpha", "beta", "window", "pool", "normalization", "contrast"]) -> Any:
         """The flag's value: given, else the preset's, else the default of this delta source."""
         defaults = {
+            "alpha": 1.0,
+            "beta": 5.0,
+            "window": 3,
             "pool": "span",
             "normalization": "micro_batch" if self.delta_source == "online" else "step",
             "contrast": "drop",
         }
-        return str(getattr(self, name) or self._preset_values().get(name) or defaults[name])
+        given = getattr(self, name)
+        return self._preset_values().get(name, defaults[name]) if given is None else given
+
+    def without_effect(self) -> list[str]:
+        """Flags that were given and change nothing in this run: those of the deltas, where every token weighs 1."""
+        if self.delta_source != "uniform":
+            return []
+        return [f"--{name}" for name in ("alpha", "beta", "window", "pool") if getattr(self, name) is not None]

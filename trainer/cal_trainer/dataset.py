@@ -30,11 +30,14 @@ from cal_pipeline.parquet_source import embedded_image_bytes
 from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import STATUS_OK, CalError, ConfigError
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, blank_sample, scatter_deltas
+from cal_trainer.resuming import annotated_shards
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
 COLUMNS = ("sample_id", "sample_key", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens")
 """What training reads of a self-contained row."""
+OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
+"""What a batch holds beside the model's inputs, in this order."""
 _WORTH_SAYING = 10e9
 _log = logging.getLogger(__name__)
 
@@ -64,9 +67,9 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         use_deltas: bool = True,
     ) -> None:
         opened = open_self_contained(path)
-        self.spec = opened.spec
+        self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(
-            encoder, opened.spec, where=path, use_deltas=use_deltas, max_image_pixels=max_image_pixels
+            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
         )
         self._rows = map_parquet(opened, COLUMNS, cache_dir)
         rows_by_shard = [pq.read_metadata(file).num_rows for file in opened.files]
@@ -74,7 +77,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         table = self._rows.data.table
         self._usable = np.flatnonzero(is_ok(table))
         self.skipped = count_skipped(table)
-        report_skipped(path, len(self._usable), self.skipped)
+        report_skipped(named(path), len(self._usable), self.skipped)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -89,9 +92,14 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         if index == BLANK:
-            return self._encode.blank
+            return self.blank
         row = int(self._usable[index])
         return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
+
+
+def named(path: Path | Sequence[Path]) -> str:
+    """One or more directories, for messages."""
+    return str(path) if isinstance(path, Path) else ", ".join(map(str, path))
 
 
 def open_self_contained(path: Path | Sequence[Path]) -> AnnotatedDataset:
@@ -99,8 +107,9 @@ def open_self_contained(path: Path | Sequence[Path]) -> AnnotatedDataset:
     opened = open_annotated(path)
     if "messages" not in opened.schema.names:
         raise ConfigError(
-            f"{path} is a sidecar (--carry none) of {sorted({item.source.data_path for item in opened.metadata})}: it "
-            "holds no images and messages to train on. Say with --source_path where they are"
+            f"{named(path)} is a sidecar (--carry none) of "
+            f"{sorted({item.source.data_path for item in opened.metadata})}: "
+            "it holds no images and messages to train on. Say with --source_path where they are"
         )
     return opened
 
@@ -164,7 +173,7 @@ def count_skipped(table: pa.Table) -> Counter[str]:
     return Counter({item["values"]: item["counts"] for item in counts if item["values"] != STATUS_OK})
 
 
-def report_skipped(path: Path | Sequence[Path], num_usable: int, skipped: Counter[str]) -> None:
+def report_skipped(path: str, num_usable: int, skipped: Counter[str]) -> None:
     """Logs how many rows are skipped and why; ConfigError when none is left."""
     if not num_usable:
         raise ConfigError(
@@ -190,6 +199,8 @@ def has_image(table: pa.Table) -> np.ndarray:
 class ExampleCollator:
     """Examples to the dict a training step takes: model inputs, and `labels`, `image_mask`, `deltas` [B, T].
 
+    With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
+
     A micro-batch without a picture gets the blank sample as its last row: under data parallelism every rank then runs
     the same passes, and no parameter of the vision side is left without a gradient.
     """
@@ -211,6 +222,7 @@ class ExampleCollator:
             "labels": batch.labels,
             "image_mask": batch.image_mask,
             "deltas": torch.stack(padded),
+            "num_unusable": torch.tensor(sum(example.unusable for example in examples)),
         }
         if batch.contrast_inputs:
             extra["contrast_inputs"] = batch.contrast_inputs

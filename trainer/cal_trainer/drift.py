@@ -12,10 +12,13 @@ from transformers import TrainerCallback
 
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import delta_logits
+from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
-from cal_trainer.trainer import Weighting
+from cal_trainer.dataset import OWN_INPUTS
+from cal_trainer.weighting import Weighting
 
 _FLIP = 0.05
+_NUM_SAMPLES = 256
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
@@ -78,7 +81,7 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
         for batch in self._batches:
             device = next(model.parameters()).device
             placed = send_to_device(dict(batch), device)
-            labels, image_mask, deltas = (placed.pop(key) for key in ("labels", "image_mask", "deltas"))
+            labels, image_mask, deltas, _ = (placed.pop(key) for key in OWN_INPUTS)
             contrast_inputs = placed.pop("contrast_inputs", None)
             found = delta_logits(model, placed, labels, image_mask, self._contrast, contrast_inputs)
             chosen = (labels != IGNORE_INDEX) & image_mask.any(-1, keepdim=True) & ~deltas.isnan() & ~found.isnan()
@@ -94,3 +97,22 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
                 "drift_clamp_flips": float(flips.mean()) if len(flips) else float("nan"),
             }
         )
+
+
+def drift_batches(
+    examples: Any, collate: Callable[[list[Any]], dict[str, Any]], *, batch_size: int, seed: int
+) -> list[dict[str, Any]]:
+    """Batches of the rows that drift is measured on: a few hundred with pictures, drawn with the seed.
+
+    Raises ConfigError when no row has a picture: text-only rows have delta 0 in both.
+    """
+    # Streamed data cannot tell without reading, and gives what comes.
+    shown = np.flatnonzero(examples.has_image()) if hasattr(examples, "has_image") else np.arange(len(examples))
+    chosen = np.random.default_rng(seed).permutation(shown)[:_NUM_SAMPLES]
+    rows = [int(row) for row in np.sort(chosen)]
+    if not rows:
+        raise ConfigError("--drift_every compares deltas of rows with pictures, and this data has none")
+    return [
+        collate([examples[row] for row in rows[start : start + batch_size]])
+        for start in range(0, len(rows), batch_size)
+    ]

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
-from cal_trainer.trainer import Weighting
+from cal_trainer.weighting import Weighting
 
 Source = Literal["cached", "online", "uniform"]
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,6 +39,7 @@ def model_card(
     lora: Mapping[str, Any] | None = None,
     lr_multipliers: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
+    num_unusable: int = 0,
 ) -> str:
     """Markdown with the hub's front matter.
 
@@ -57,6 +58,7 @@ def model_card(
         lora: settings of the adapters (`r`, `alpha`, …), when there are any.
         lr_multipliers: by part.
         training: further facts by name, such as the learning rate.
+        num_unusable: rows in use that turned out not to be while training, once for each epoch that met them.
     """
     front: dict[str, Any] = {
         "library_name": "peft" if lora else "transformers",
@@ -71,6 +73,7 @@ def model_card(
         "data": ", ".join(str(path) for path in data_path),
         "rows": num_rows,
         "skipped rows": f"{sum(skipped.values())} ({skips})" if skips else 0,
+        "rows that turned out unusable": num_unusable,
     }
     weights: dict[str, Any] = {"delta source": _SOURCES[delta_source]}
     if delta_source == "online" and contrast is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
@@ -14,6 +17,9 @@ from cal_trainer.sampling import EpochSampler, GroupBy
 from cal_trainer.sidecar import OnMissing, SidecarExamples
 from cal_trainer.source import SourceExamples
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
+
+_PROBED_FIRST, _PROBED_ROWS = 16, 256
+_log = logging.getLogger(__name__)
 
 Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | StreamedExamples
 
@@ -135,4 +141,24 @@ def train_sampler(
         accumulation_steps=accumulation_steps,
         world_size=world_size,
         seed=seed,
+    )
+
+
+def refuse_unusable(examples: Examples) -> None:
+    """Encodes rows until one can be trained on: wrong labels or a wrong image folder show before the model is loaded.
+
+    Looks at the first few, then at more that are spread over all of the data. Raises ConfigError when none of
+    them is of any use, and what reading a row raises.
+    """
+    total = len(examples)
+    spread = np.linspace(0, total - 1, num=min(_PROBED_ROWS, total)).round().astype(int).tolist()
+    rows = list(dict.fromkeys([*range(min(_PROBED_FIRST, total)), *spread]))
+    for number, row in enumerate(rows):
+        if not examples[row].unusable:
+            if number:
+                _log.warning("%d rows were unusable before the first that can be trained on", number)
+            return
+    raise ConfigError(
+        f"none of the {len(rows)} rows looked at can be trained on (the first {_PROBED_FIRST}, and others spread over "
+        f"all {total}); the warnings above say why"
     )

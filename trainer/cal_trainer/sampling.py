@@ -121,6 +121,25 @@ class EpochSampler(Sampler[int]):
             yield from order[start : start + _CHUNK].tolist()
 
 
+class InOrder(Sampler[int]):
+    """Every index once and in order, then BLANK until ranks have equal batches: nothing is evaluated twice.
+
+    Args:
+        num_rows: of the evaluation data.
+        step_size: rows that all ranks take at once.
+    """
+
+    def __init__(self, num_rows: int, step_size: int) -> None:
+        self._num_rows, self._num_blanks = num_rows, -num_rows % step_size
+
+    def __len__(self) -> int:
+        return self._num_rows + self._num_blanks
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self._num_rows)
+        yield from [BLANK] * self._num_blanks
+
+
 class _StepSampler(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...

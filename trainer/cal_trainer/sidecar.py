@@ -23,7 +23,8 @@ from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder
-from cal_trainer.dataset import BLANK, has_image, is_ok, map_parquet, num_tokens, report_skipped
+from cal_trainer.dataset import BLANK, has_image, is_ok, map_parquet, named, num_tokens, report_skipped
+from cal_trainer.resuming import annotated_shards, source_shards
 from cal_trainer.source import folders_of, map_source
 
 OnMissing = Literal["error", "uniform"]
@@ -66,12 +67,13 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         opened = open_annotated(path)
         self.spec = opened.spec
         self._encode = RowEncoder(
-            encoder, opened.spec, where=path, use_deltas=use_deltas, max_image_pixels=max_image_pixels
+            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
         )
         if not image_folders:
             measured = {item.source.image_folder for item in opened.metadata} - {None}
             image_folders = [str(folder) for folder in measured] if len(measured) == 1 else []
         shards = plan_shards(source_paths, image_folders)
+        self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
         self._folders = folders_of(shards)
         self._source = map_source(shards, cache_dir)
         self._sidecar = map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
@@ -82,19 +84,20 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         if self.num_missing and on_missing == "error":
             first = source.column("sample_id")[int((match == ABSENT).argmax())].as_py()
             raise MissingDeltaError(
-                f"{path} has no row for {self.num_missing} of the {len(match)} rows of {', '.join(source_paths)}; the "
-                f"first is {first}. Measure them with cal-precompute, or train them with weight alpha: "
+                f"{named(path)} has no row for {self.num_missing} of the {len(match)} rows of "
+                f"{', '.join(source_paths)}; the first is {first}. Measure them with cal-precompute, or train them "
+                "with weight alpha: "
                 "--on_missing uniform"
             )
         if self.num_missing:
-            _log.warning("%s has no row for %d of %d source rows: they train with weight alpha", path,
+            _log.warning("%s has no row for %d of %d source rows: they train with weight alpha", named(path),
                          self.num_missing, len(match))  # fmt: skip
         readable = np.asarray(pc.is_valid(source.column("messages")))
         usable = np.where(match == ABSENT, readable, ok[match])
         self.skipped = _skipped(sidecar, match[~usable])
         self._usable = np.flatnonzero(usable)
         self._match = match[self._usable]
-        report_skipped(path, len(self._usable), self.skipped)
+        report_skipped(named(path), len(self._usable), self.skipped)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -111,7 +114,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         if index == BLANK:
-            return self._encode.blank
+            return self.blank
         row, match = int(self._usable[index]), int(self._match[index])
         values = self._source[row].to_pylist()[0]
         if match != ABSENT:

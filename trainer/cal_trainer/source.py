@@ -20,6 +20,7 @@ from cal_schemas.annotated import annotated_schema
 from cal_schemas.sample import sample_key
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import BLANK, FolderOfRow, has_image, making_cache, report_skipped
+from cal_trainer.resuming import source_shards
 
 _COLUMNS = ("sample_id", "sample_key", "images", "messages")
 _ROWS_PER_WRITE = 64
@@ -42,12 +43,13 @@ class SourceExamples(EncodesRows, Dataset[Example]):
     ) -> None:
         self._encode = RowEncoder(encoder, None, use_deltas=False, max_image_pixels=max_image_pixels)
         shards = plan_shards(source_paths, image_folders)
+        self.shards = {"source_path": source_shards(shards)}
         self._folders = folders_of(shards)
         self._source = map_source(shards, cache_dir)
         readable = np.asarray(pc.is_valid(self._source.data.table.column("messages")))
         self._usable = np.flatnonzero(readable)
         self.skipped = Counter({"encode_error": int((~readable).sum())}) if not readable.all() else Counter()
-        report_skipped(Path(source_paths[0]), len(self._usable), self.skipped)
+        report_skipped(", ".join(source_paths), len(self._usable), self.skipped)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -62,7 +64,7 @@ class SourceExamples(EncodesRows, Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         if index == BLANK:
-            return self._encode.blank
+            return self.blank
         row = int(self._usable[index])
         return self._encode(self._source[row].to_pylist()[0], self._folders(row))
 

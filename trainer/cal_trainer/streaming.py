@@ -34,9 +34,11 @@ from cal_trainer.dataset import (
     count_skipped,
     image_folders,
     is_ok,
+    named,
     open_self_contained,
     report_skipped,
 )
+from cal_trainer.resuming import annotated_shards
 
 DEFAULT_SHUFFLE_ROWS = 1024
 _READ_COLUMNS = [name for name in COLUMNS if name != "num_tokens"]
@@ -78,15 +80,15 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         if shuffle_rows < 1:
             raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
         opened = open_self_contained(path)
-        self.spec = opened.spec
+        self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(
-            encoder, opened.spec, where=path, use_deltas=use_deltas, max_image_pixels=max_image_pixels
+            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
         )
         self._files = opened.files
         self._folders = image_folders(opened, image_folder)
         self.groups, self.skipped = scan_row_groups(opened)
-        report_skipped(path, len(self), self.skipped)
+        report_skipped(named(path), len(self), self.skipped)
         self._held: OrderedDict[int, tuple[pa.Table, np.ndarray]] = OrderedDict()
         self._held_rows = 0
         # All that the sampler shuffles together: fewer rows than shuffle_rows, the group that made it enough, and the
@@ -102,7 +104,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         if index == BLANK:
-            return self._encode.blank
+            return self.blank
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         group = int(np.searchsorted(self.groups.starts, index, side="right")) - 1

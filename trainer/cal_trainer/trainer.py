@@ -5,9 +5,10 @@ B batch, T padded tokens, N supervised tokens, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,59 +18,17 @@ from transformers import Trainer
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import captured_position_ids
 from cal_schemas.errors import ConfigError, FormatError
-from cal_trainer.delta_source import DeltaSource, StepBatch, UniformWeights
+from cal_trainer.dataset import OWN_INPUTS
+from cal_trainer.delta_source import DeltaSource, StepBatch
 from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
 from cal_trainer.loss import token_nll
-from cal_trainer.parameters import parameter_groups
-from cal_trainer.weights import Pool, check_weighting, token_weights
+from cal_trainer.parameters import layers_to_shard, parameter_groups
+from cal_trainer.resuming import write_state
+from cal_trainer.sampling import InOrder
+from cal_trainer.step_metrics import StepMetrics
+from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
-Normalization = Literal["step", "sample", "micro_batch"]
-_OWN_INPUTS = ("labels", "image_mask", "deltas", "contrast_inputs")
 _RELEASED_EPSILON = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weighting:
-    """How deltas become weights, and what the weighted sum is divided by.
-
-    `step`: the summed weights of the whole optimizer step, over micro-batches and ranks. `sample`: inside a sample,
-    then the mean over the step's samples with a positive sum (CAL, Eq. 5). `micro_batch`: the released code.
-    """
-
-    alpha: float = 1.0
-    beta: float = 5.0
-    window: int = 3
-    pool: Pool = "span"
-    normalization: Normalization = "step"
-
-    def __post_init__(self) -> None:
-        check_weighting(alpha=self.alpha, beta=self.beta, window=self.window)
-
-    def __call__(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        """Weights [B, T] of deltas [B, T]."""
-        return token_weights(deltas, labels, alpha=self.alpha, beta=self.beta, window=self.window, pool=self.pool)
-
-
-UNIFORM = Weighting(alpha=1.0, beta=1.0, window=1)
-
-
-def check_combination(source: DeltaSource, weighting: Weighting, accumulation_steps: int) -> None:
-    """ConfigError for what cannot be computed, with the reason."""
-    if weighting.pool == "released" and not source.needs_forward:
-        raise ConfigError(
-            "pool 'released' averages the deltas of unsupervised tokens too, which a cache does not hold: "
-            "use it with --delta_source online, or pool span or joined"
-        )
-    if source.needs_forward and accumulation_steps > 1:
-        if weighting.normalization == "step":
-            raise ConfigError(
-                "normalization 'step' divides by the weights of all micro-batches of the step, and with online deltas "
-                "those of the later ones are not known in time: use normalization micro_batch or sample, or "
-                "--gradient_accumulation_steps 1"
-            )
-        if weighting.normalization == "sample" and weighting.alpha == 0:
-            raise ConfigError("normalization 'sample' counts samples with a positive sum of weights, which with online "
-                              "deltas and alpha = 0 is not known before the step's last micro-batch")  # fmt: skip
 
 
 def load_checkpoint(model: Any, checkpoint: str) -> None:
@@ -89,7 +48,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
     """Trains with token weights; evaluation is always uniform.
 
     Takes what `Trainer` takes, plus where deltas come from, how they become weights, the order of the global epoch
-    (`sampling`, `streaming`) and learning-rate multipliers. Batches are those of `dataset.ExampleCollator`.
+    (`sampling`, `streaming`), learning-rate multipliers, and what checkpoints remember of the run (`resuming`). Batches
+    are those of `dataset.ExampleCollator`; evaluation data that does not divide among ranks answers index BLANK.
     """
 
     def __init__(
@@ -99,19 +59,39 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         weighting: Weighting,
         sampler: Any = None,
         lr_multipliers: Mapping[str, float] | None = None,
+        run_state: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._sampler, self._lr_multipliers = sampler, dict(lr_multipliers or {})
+        self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
         check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
+        self._name_layers_to_shard()
         self._source, self._weighting = delta_source, weighting
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)
-        self._sums: Tensor | None = None
+        self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """The Trainer's, unless ranks would get the first rows a second time, to have batches of equal size."""
+        step_size = self.args.eval_batch_size * self.args.world_size
+        if self.args.world_size == 1 or len(eval_dataset) % step_size == 0:
+            return super()._get_eval_sampler(eval_dataset)
+        if not hasattr(eval_dataset, "blank"):
+            raise ConfigError(
+                f"{len(eval_dataset)} evaluation rows do not divide into {step_size} at a time, and "
+                f"{type(eval_dataset).__name__} has no blank row to fill up with"
+            )
+        return InOrder(len(eval_dataset), step_size)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Before the rest: what lacks trainer_state.json, which is written last, is no whole checkpoint.
+        if self._run_state is not None and self.args.should_save:
+            write_state(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self._run_state)
+        super()._save_checkpoint(model, trial)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Transformers' optimizer; with multipliers, parts of the model learn at their own rate."""
@@ -136,6 +116,18 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         if self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = True
         super().create_accelerator_and_postprocess()
+
+    def _name_layers_to_shard(self) -> None:
+        """FSDP wraps whole layers, by class; left to itself accelerate takes names of which a model lacks some."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        wanted = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if wanted and plugin is None:
+            raise ConfigError(
+                "FSDP shards over several processes with a GPU each; accelerate found "
+                f"{self.accelerator.distributed_type} and would train without sharding"
+            )
+        if plugin is not None and "transformer" in str(plugin.auto_wrap_policy):
+            plugin.transformer_cls_names_to_wrap = layers_to_shard(self.model, plugin.transformer_cls_names_to_wrap)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._restores_itself():
@@ -200,8 +192,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         """Weighted loss of one micro-batch, already divided; times the ranks, which will average their gradients."""
-        batch = {key: inputs[key] for key in _OWN_INPUTS if key in inputs}
-        forward = {key: value for key, value in inputs.items() if key not in _OWN_INPUTS}
+        own = (*OWN_INPUTS, "contrast_inputs")
+        batch = {key: inputs[key] for key in own if key in inputs}
+        forward = {key: value for key, value in inputs.items() if key not in own}
         labels = batch["labels"]
         base = self.accelerator.unwrap_model(model)
         training = model.training
@@ -228,7 +221,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
                 position_ids=lambda: seen[0],
             )  # fmt: skip
             weights = self._weights(batch, step, with_image)
-        self._gather_metrics(weights, nll_at.detach(), labels)
+        self._metrics.add(weights, nll_at.detach(), labels, batch.get("num_unusable"))
         return self._normalised(nll_at, weights, num_items_in_batch)
 
     def _normalised(self, nll: Tensor, weights: Tensor, known: Tensor | None) -> Tensor:
@@ -256,35 +249,23 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = nll / max(tokens, 1.0)
         return output
 
-    def _gather_metrics(self, weights: Tensor, nll: Tensor, labels: Tensor) -> None:
-        supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
-        values = (
-            supervised.sum(),
-            weights.sum(),
-            (supervised & (weights <= self._weighting.alpha)).sum(),
-            (supervised & (weights >= self._weighting.beta)).sum(),
-            nll.where(supervised, 0.0).sum(),  # released pooling has values at other tokens too
-            (nll * weights).sum(),
-        )
-        # Stays on the device until the log asks for it: a step waits for nothing.
-        found = torch.stack([value.double() for value in values])
-        self._sums = found if self._sums is None else self._sums + found
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds mean weight, shares at the bounds, and the loss with and without weights, of this rank's tokens."""
-        if "loss" in logs and self._sums is not None:
-            tokens, weight, at_alpha, at_beta, nll, weighted = self._sums.tolist()
-            self._sums = None
-            tokens = max(tokens, 1.0)
-            logs = {
-                **logs,
-                "mean_weight": weight / tokens,
-                "share_at_alpha": at_alpha / tokens,
-                "share_at_beta": at_beta / tokens,
-                "unweighted_loss": nll / tokens,
-                "weighted_loss": weighted / max(weight, 1e-12),
-            }
+        """Adds the step's metrics (`step_metrics`), over all ranks and all steps since the last log."""
+        if "loss" in logs and self._metrics.pending:
+            # All ranks log a loss after the same step, so all are here.
+            before = self._num_unusable()
+            logs = {**logs, **self._metrics.take(self._over_ranks)}
+            logs["unusable_rows"] += before
         super().log(logs, *args, **kwargs)
 
+    def count_unusable(self) -> int:
+        """Rows met in training, before a resume too, that could not be used; once an epoch. All ranks call it."""
+        now = self._metrics.take(self._over_ranks)["unusable_rows"] if self._metrics.pending else 0.0
+        return int(self._num_unusable() + now)
 
-__all__ = ["UNIFORM", "CalTrainer", "UniformWeights", "Weighting", "check_combination"]
+    def _num_unusable(self) -> float:
+        logged = (entry["unusable_rows"] for entry in reversed(self.state.log_history) if "unusable_rows" in entry)
+        return next(logged, 0.0)
+
+
+__all__ = ["UNIFORM", "CalTrainer", "Weighting", "check_combination"]

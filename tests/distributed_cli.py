@@ -29,9 +29,10 @@ def shard_on_cpu() -> None:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if kwargs.get("fsdp_plugin") is not None:
+        # Every later look at this shared state starts from the plain one again.
+        self.fsdp_plugin = kwargs.get("fsdp_plugin") or getattr(self, "fsdp_plugin", None)
+        if self.fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = kwargs["fsdp_plugin"]
 
     gathered = Accelerator.get_state_dict
 

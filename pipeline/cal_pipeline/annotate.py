@@ -25,7 +25,7 @@ from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.redo import read_rows_to_keep
 from cal_pipeline.shards import Shard, read_samples
 from cal_pipeline.store import LocalStore
-from cal_schemas.annotated import AnnotatedRow, Carry, ShardMetadata, ShardWriter
+from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
 from cal_schemas.errors import STATUS_OK, ImageError, SampleError, ShardError
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
@@ -45,7 +45,7 @@ class AnnotateOptions:
     schema: pa.Schema
     carry: Carry
     tokens_per_batch: int
-    store_logits: bool = False
+    extra_columns: tuple[ExtraColumn, ...] = ()
     source_label: bool = False
     encode_threads: int = 4
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
@@ -233,7 +233,7 @@ def _measure_window(
             encoder=encoder,
             contrast=spec.contrast,
             tokens_per_batch=options.tokens_per_batch,
-            store_logits=options.store_logits,
+            extra_columns=options.extra_columns,
         )
     )
     rows = []
@@ -254,6 +254,8 @@ def _measure_window(
 def _row(item: _Prepared, outcome: MeasuredSample | SampleError | None) -> AnnotatedRow:
     num_tokens = item.encoded.num_tokens if item.encoded else getattr(outcome, "num_tokens", None)
     if isinstance(outcome, MeasuredSample):
+        names = EXTRA_COLUMNS["logprobs"] if outcome.logprobs_with_image is not None else ()
+        logprobs: dict[str, Any] = {name: getattr(outcome, name) for name in names}
         return AnnotatedRow(
             sample=item.sample,
             sample_key=item.sample_key,
@@ -264,6 +266,7 @@ def _row(item: _Prepared, outcome: MeasuredSample | SampleError | None) -> Annot
             delta_logits=outcome.delta_logits,
             logits_with_image=outcome.logits_with_image,
             logits_without_image=outcome.logits_without_image,
+            **logprobs,
         )
     assert outcome is not None
     # Addresses in third-party messages differ from run to run; columns must not.

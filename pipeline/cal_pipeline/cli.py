@@ -198,11 +198,11 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
     several = len(config.data_path) > 1
     return AnnotateOptions(
         schema=annotated_schema(
-            carry=carry, store_logits=config.store_logits, source_column=several, carried=carried_fields(shards)
+            carry=carry, extra_columns=config.extra(), source_column=several, carried=carried_fields(shards)
         ),
         carry=carry,
         tokens_per_batch=config.tokens_per_batch,
-        store_logits=config.store_logits,
+        extra_columns=config.extra(),
         source_label=several,
         encode_threads=config.encode_threads,
         max_image_pixels=config.max_image_pixels,

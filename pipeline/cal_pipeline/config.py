@@ -13,6 +13,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_pipeline.loading import Dtype
 from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
+from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
 
@@ -96,7 +97,12 @@ class PrecomputeConfig:
     save_contrast_images: int = field(
         default=0, metadata=_help("write so many pictures and their perturbed forms into .cal/contrast_images")
     )
-    store_logits: bool = field(default=False, metadata=_help("also store the logits under both passes"))
+    extra_columns: str | None = field(
+        default=None,
+        metadata=_help(
+            "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
+        ),
+    )
     carry: Literal["auto", "images", "paths", "none"] = field(
         default="auto",
         metadata=_help("what of the sample goes along: image bytes, only paths, or neither images nor messages"),
@@ -153,6 +159,7 @@ class PrecomputeConfig:
         gpus = self.gpus_per_worker
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
+        self.extra()
         contrast = self.contrast_spec()
         if self.save_contrast_images < 0:
             raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
@@ -167,6 +174,13 @@ class PrecomputeConfig:
     def contrast_spec(self) -> ContrastSpec:
         """What the second pass sees; ConfigError for a parameter that is missing, or of another condition."""
         return ContrastSpec(condition=self.contrast, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
+
+    def extra(self) -> tuple[ExtraColumn, ...]:
+        """What is stored beside the deltas; ConfigError for a name that is none."""
+        wanted = [part.strip() for part in (self.extra_columns or "").split(",") if part.strip()]
+        if unknown := [name for name in wanted if name not in EXTRA_COLUMNS]:
+            raise ConfigError(f"--extra_columns {unknown[0]}: expected some of {', '.join(EXTRA_COLUMNS)}")
+        return tuple(name for name in EXTRA_COLUMNS if name in wanted)
 
     def redo_statuses(self) -> frozenset[str]:
         """Statuses whose rows are measured again; empty in a normal run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from cal_pipeline.collate import batches_by_tokens, collate
 from cal_pipeline.conditions import defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.logprobs import label_logits_and_logprobs
 from cal_pipeline.reference import contrast_logits
+from cal_schemas.annotated import ExtraColumn
 from cal_schemas.errors import NonFiniteError, OutOfMemoryError, SampleError
 from cal_schemas.spec import ContrastSpec
 
@@ -30,6 +32,9 @@ class MeasuredSample:
     logits_with_image: np.ndarray
     """[S] float32, NaN where the delta is undefined; zeros for text-only samples unless they were asked for."""
     logits_without_image: np.ndarray
+    logprobs_with_image: np.ndarray | None = None
+    """[S] float32, only when they were asked for; NaN where the delta is undefined."""
+    logprobs_without_image: np.ndarray | None = None
 
 
 def measure(
@@ -39,13 +44,13 @@ def measure(
     encoder: Encoder,
     contrast: ContrastSpec,
     tokens_per_batch: int,
-    store_logits: bool = False,
+    extra_columns: Collection[ExtraColumn] = (),
 ) -> list[MeasuredSample | SampleError]:
     """Measures samples in batches of at most `tokens_per_batch` tokens; results in the order given.
 
     A batch that does not fit into the accelerator's memory is halved until it does; a single sample that does not
     fit, or whose logits are not finite, is returned as the SampleError that says so. Text-only samples have delta 0
-    by definition and cost no pass, unless their logits are stored.
+    by definition and cost no pass, unless extra columns want their numbers.
     """
     results: dict[int, MeasuredSample | SampleError] = {}
     for index, sample in enumerate(samples):
@@ -57,11 +62,11 @@ def measure(
     while queue:
         chosen = queue.pop()
         batch_samples = [samples[index] for index in chosen]
-        if not batch_samples[0].image_inputs and not store_logits:
+        if not batch_samples[0].image_inputs and not extra_columns:
             results.update(zip(chosen, map(_text_only, batch_samples), strict=True))
             continue
         try:
-            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast))
+            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast, "logprobs" in extra_columns))
         except torch.OutOfMemoryError:
             if len(chosen) > 1:
                 half = len(chosen) // 2
@@ -80,29 +85,35 @@ def measure(
 
 
 def _measure_batch(
-    samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec
+    samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec, logprobs: bool
 ) -> Iterator[MeasuredSample | SampleError]:
     batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
     # Not the first parameter's dtype: that of a quantised layer is an integer.
     placed = batch.to(model.device, model.dtype)
     contrast_inputs = placed.contrast_inputs if contrast.perturbs else None
-    logits = contrast_logits(model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs)
-    with_image, without = torch.stack(logits).cpu()
+    found = contrast_logits(
+        model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs,
+        label_logits_and_logprobs if logprobs else None,
+    )  # fmt: skip
+    # [2 passes, 1 or 2 kinds of numbers, B, T]
+    values = torch.stack([one if logprobs else one[None] for one in found]).cpu()
     defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask, contrast.condition)
     for row, sample in enumerate(samples):
         positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
-        pair = (with_image[row, positions], without[row, positions])
-        expected = defined[row, positions]
-        broken = expected & ~(pair[0].isfinite() & pair[1].isfinite())
+        of_row = values[:, :, row, positions]
+        broken = defined[row, positions] & ~of_row.isfinite().all(0).all(0)
         if bool(broken.any()):
             yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
             continue
+        with_image, without = of_row.numpy()
         yield MeasuredSample(
             label_ids=sample.labels[positions].numpy().astype(np.int32),
             label_positions=positions.numpy().astype(np.int32),
-            delta_logits=(pair[0] - pair[1]).numpy(),
-            logits_with_image=pair[0].numpy(),
-            logits_without_image=pair[1].numpy(),
+            delta_logits=with_image[0] - without[0],
+            logits_with_image=with_image[0],
+            logits_without_image=without[0],
+            logprobs_with_image=with_image[1] if logprobs else None,
+            logprobs_without_image=without[1] if logprobs else None,
         )
 
 

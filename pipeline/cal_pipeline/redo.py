@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cal_schemas.annotated import AnnotatedRow
+from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow
 from cal_schemas.sample import Sample
 
 _LISTS = {
     "label_ids": np.int32,
     "label_positions": np.int32,
     "delta_logits": np.float32,
-    "logits_with_image": np.float32,
-    "logits_without_image": np.float32,
+    **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
 }
 
 

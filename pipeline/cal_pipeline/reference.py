@@ -6,9 +6,9 @@ a row over the vocabulary. B batch, T padded tokens, N supervised tokens, H hidd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from cal_pipeline.conditions import check_contrast_inputs, defined_tokens, without_image
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_schemas.spec import ContrastSpec
+
+Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
+"""Of one pass, given model, inputs and labels [B, T]: numbers of every supervised token, [..., B, T] float32."""
 
 
 @contextmanager
@@ -93,14 +96,15 @@ def logits_without_image(
     position_ids: Tensor | None,
     contrast: ContrastSpec,
     contrast_inputs: Mapping[str, Tensor] | None = None,
+    read: Reading | None = None,
 ) -> Tensor:
-    """The second pass alone, given the decoder's position ids in the first; [B, T] like `label_logits`."""
+    """The second pass alone, given the decoder's position ids in the first; what `read` gives, [B, T] by default."""
     second = without_image(
         contrast.condition, inputs, labels, image_mask, position_ids, model.config.get_text_config(), contrast_inputs
     )
-    found = label_logits(model, second.inputs, second.labels)
-    logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
-    logits.scatter_(1, second.index, found)
+    found = (read or label_logits)(model, second.inputs, second.labels)
+    logits = torch.full((*found.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)
+    logits.scatter_(-1, second.index.expand(found.shape), found)
     return logits
 
 
@@ -112,6 +116,7 @@ def contrast_logits(
     image_mask: Tensor,
     contrast: ContrastSpec | None = None,
     contrast_inputs: Mapping[str, Tensor] | None = None,
+    read: Reading | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logit of every supervised token with and without the image.
 
@@ -123,6 +128,7 @@ def contrast_logits(
         contrast: `drop` by default.
         contrast_inputs: pixel inputs of the perturbed pictures, which `patch_mask` and `gaussian_blur` need and the
             others refuse: the second pass takes them in place of the same entries of `inputs`.
+        read: what is read of a pass, `label_logits` by default; leading dimensions it adds come first in the result.
 
     Returns two tensors [B, T] float32, NaN where unsupervised or where no kept token precedes. A row without an
     image has the same logits in both. Raises ConfigError for contrast_inputs that do not fit.
@@ -130,11 +136,11 @@ def contrast_logits(
     contrast = contrast or ContrastSpec()
     check_contrast_inputs(contrast.condition, inputs, contrast_inputs)
     with captured_position_ids(model) as seen:
-        with_image = label_logits(model, inputs, labels)
+        with_image = (read or label_logits)(model, inputs, labels)
     has_image = image_mask.any(-1, keepdim=True)
     without = with_image
     if bool(has_image.any()):
-        without = logits_without_image(model, inputs, labels, image_mask, seen[0], contrast, contrast_inputs)
+        without = logits_without_image(model, inputs, labels, image_mask, seen[0], contrast, contrast_inputs, read)
         without = torch.where(has_image, without, with_image)
     defined = defined_tokens(labels, inputs["attention_mask"], image_mask, contrast.condition)
     nothing = with_image.new_tensor(torch.nan)

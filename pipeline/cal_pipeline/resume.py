@@ -58,7 +58,7 @@ def compare_with_output(
         if not (found := pq.read_schema(path)).equals(schema):
             raise ConfigError(
                 f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
-                f"(see --carry, --store_logits and the source's own columns); {another}"
+                f"(see --carry, --extra_columns and the source's own columns); {another}"
             )
         if metadata.carry != carry:
             raise ConfigError(f"{path} was written with --carry {metadata.carry}, this run has {carry}; {another}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,13 @@ MAX_ROW_GROUP_ROWS = 8192
 
 _IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_FLOATS = ("delta_logits", "logits_with_image", "logits_without_image")
+ExtraColumn = Literal["logits", "logprobs"]
+EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
+    "logits": ("logits_with_image", "logits_without_image"),
+    "logprobs": ("logprobs_with_image", "logprobs_without_image"),
+}
+"""What may be stored beside the deltas, of both passes."""
+_FLOATS = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
 _INTS = ("label_ids", "label_positions")
 _log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ _log = logging.getLogger(__name__)
 def annotated_schema(
     *,
     carry: Carry,
-    store_logits: bool = False,
+    extra_columns: Collection[ExtraColumn] = (),
     source_column: bool = False,
     carried: Sequence[pa.Field] = (),
 ) -> pa.Schema:
@@ -56,8 +62,9 @@ def annotated_schema(
         pa.field("delta_logits", pa.list_(pa.float32()), nullable=False),
         pa.field("num_tokens", pa.int32()),
     ]
-    if store_logits:
-        columns += [pa.field(name, pa.list_(pa.float32()), nullable=False) for name in _FLOATS[1:]]
+    for kind, names in EXTRA_COLUMNS.items():
+        if kind in extra_columns:
+            columns += [pa.field(name, pa.list_(pa.float32()), nullable=False) for name in names]
     if source_column:
         columns.append(pa.field("source", pa.string(), nullable=False))
     schema = pa.schema([*columns, *carried])
@@ -66,7 +73,9 @@ def annotated_schema(
     return schema
 
 
-RESERVED_COLUMNS = frozenset(annotated_schema(carry="images", store_logits=True, source_column=True).names)
+RESERVED_COLUMNS = frozenset(
+    annotated_schema(carry="images", extra_columns=tuple(EXTRA_COLUMNS), source_column=True).names
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +143,8 @@ class AnnotatedRow:
     """[S] float32 in logits, NaN where undefined."""
     logits_with_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     logits_without_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    logprobs_with_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    logprobs_without_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     num_tokens: int | None = None
     source: str | None = None
 

@@ -33,8 +33,8 @@ class Run:
         self, shard: Shard, *, model: Any = None, redo: frozenset[str] = frozenset(), **options: Any
     ) -> tuple[list[dict[str, Any]], ShardReport]:
         carry = options.pop("carry", "paths")
-        store_logits = options.get("store_logits", False)
-        schema = annotated_schema(carry=carry, store_logits=store_logits, carried=carried_fields([shard]))
+        extra = options.get("extra_columns", ())
+        schema = annotated_schema(carry=carry, extra_columns=extra, carried=carried_fields([shard]))
         values = {"tokens_per_batch": 256, "max_image_pixels": MAX_IMAGE_PIXELS, "schema": schema, "carry": carry}
         store = LocalStore(output_dir=self.output)
         store.prepare()
@@ -114,12 +114,26 @@ def test_windows_do_not_change_the_result(
 
 
 def test_stored_logits_subtract_to_the_delta(run: Run, shard: Shard) -> None:
-    rows, _ = run(shard, store_logits=True)
+    rows, _ = run(shard, extra_columns=("logits", "logprobs"))
     for row in rows:
         with_image, without = (np.array(row[f"logits_{name}_image"], np.float32) for name in ("with", "without"))
         np.testing.assert_array_equal(with_image - without, np.array(row["delta_logits"], np.float32))
+        for name in ("with", "without"):
+            logprobs = np.array(row[f"logprobs_{name}_image"], np.float32)
+            assert len(logprobs) == len(row["label_ids"])
+            assert bool((logprobs < 0).all())
     text_only = rows[23]
     assert text_only["logits_with_image"] == text_only["logits_without_image"] != [0.0] * len(text_only["label_ids"])
+    assert text_only["logprobs_with_image"] == text_only["logprobs_without_image"]
+
+
+def test_extra_columns_do_not_change_the_deltas(run: Run, shard: Shard, tmp_path: Path) -> None:
+    plain, _ = run(shard)
+    for number, extra in enumerate([("logits",), ("logprobs",)]):
+        rows, _ = replace(run, output=tmp_path / str(number))(shard, extra_columns=extra)
+        assert [row["delta_logits"] for row in rows] == [row["delta_logits"] for row in plain]
+        added = [f"{extra[0]}_with_image", f"{extra[0]}_without_image"]
+        assert [name for name in rows[0] if name not in plain[0]] == added
 
 
 def test_carry_images_embeds_files_and_keeps_the_key_of_the_source(run: Run, shard: Shard, tmp_path: Path) -> None:

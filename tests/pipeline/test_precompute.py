@@ -263,7 +263,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no ratio": (["--contrast", "patch_mask"], "needs --patch_mask_ratio"),
     "pictures of drop": (["--save_contrast_images", "3"], "--contrast drop makes none"),
     "another split": (["--rows_per_shard", "7"], "is not part of this run's plan"),
-    "other columns": (["--store_logits"], "this run would write"),
+    "other columns": (["--extra_columns", "logits"], "this run would write"),
+    "no such column": (
+        ["--extra_columns", "logits,scores"],
+        "--extra_columns scores: expected some of logits, logprobs",
+    ),
     "another carry": (["--carry", "images"], "was written with --carry paths, this run has images"),
 }
 

@@ -14,7 +14,7 @@ from cal_pipeline.redo import read_rows_to_keep, statuses
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, limit_rows, plan_shards, read_samples, sample_rows
 from cal_pipeline.store import LocalStore
-from cal_schemas.annotated import AnnotatedRow, Carry, ShardWriter, annotated_schema
+from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
@@ -171,7 +171,7 @@ def test_other_columns_are_refused_with_both_lists(store: LocalStore, plan: list
         compare(store, plan, schema=annotated_schema(carry="paths", carried=[pa.field("score", pa.int8())]))
     assert "has the columns sample_id: string, " in str(error.value)
     assert "num_tokens: int32, this run would write sample_id: string, " in str(error.value)
-    assert "score: int8 (see --carry, --store_logits" in str(error.value)
+    assert "score: int8 (see --carry, --extra_columns" in str(error.value)
 
 
 def test_another_carry_is_refused_with_both_values_even_with_the_same_columns(
@@ -199,16 +199,17 @@ def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, pla
     assert shards_to_redo(plan, store, frozenset({"non_finite"})) == ()
 
 
-@pytest.mark.parametrize("store_logits", [False, True])
-def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, store_logits: bool) -> None:
+@pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs")])
+def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, extra: Any) -> None:
     sample = Sample(sample_id="x", images=(), messages=None)
-    logits = {"logits_with_image": np.array([2.5, 1.0], np.float32), "logits_without_image": np.zeros(2, np.float32)}
+    names = [name for kind in extra for name in EXTRA_COLUMNS[kind]]
+    values = {name: np.array([2.5 - number, np.nan], np.float32) for number, name in enumerate(names)}
     written = [
-        measured(sample, error="a note", **(logits if store_logits else {})),
+        measured(sample, error="a note", **values),
         AnnotatedRow(sample=sample, sample_key="k1", status="image_error", error="gone"),
         AnnotatedRow(sample=sample, sample_key="k2", status="too_long", error="long", num_tokens=9),
     ]
-    schema = annotated_schema(carry="none", store_logits=store_logits)
+    schema = annotated_schema(carry="none", extra_columns=extra)
     with ShardWriter(tmp_path / "a.parquet", schema, shard_metadata(carry="none")) as writer:
         for row in written:
             writer.write(row)
@@ -217,7 +218,7 @@ def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, s
     for number, row in kept.items():
         for field in ("sample_key", "status", "error", "num_tokens"):
             assert getattr(row, field) == getattr(written[number], field)
-        for field in ("label_ids", "label_positions", "delta_logits", "logits_with_image", "logits_without_image"):
+        for field in ("label_ids", "label_positions", "delta_logits", *names):
             np.testing.assert_array_equal(getattr(row, field), getattr(written[number], field))
             assert getattr(row, field).dtype == getattr(written[number], field).dtype
 

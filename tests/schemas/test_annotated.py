@@ -72,7 +72,9 @@ def write(path: Path, *written: AnnotatedRow, schema: pa.Schema | None = None, *
 @given(st.lists(rows(), max_size=6))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[AnnotatedRow]) -> None:
-    schema = annotated_schema(carry="images", store_logits=True, carried=[pa.field("extra", pa.list_(pa.int64()))])
+    schema = annotated_schema(
+        carry="images", extra_columns=("logits",), carried=[pa.field("extra", pa.list_(pa.int64()))]
+    )
     path = write(tmp_path / "a.parquet", *written, schema=schema)
     read = pq.read_table(path).to_pylist()
     assert len(read) == len(written)

@@ -22,7 +22,7 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
-from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedDataset
 from cal_schemas.errors import STATUS_OK
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -124,7 +124,8 @@ def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
             for number in range(row_group.num_columns):
                 column = row_group.column(number)
                 by_column[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    of_tokens = sum(by_column[name] for name in (*LIST_COLUMNS, "logits_with_image", "logits_without_image"))
+    extra = [name for names in EXTRA_COLUMNS.values() for name in names]
+    of_tokens = sum(by_column[name] for name in (*LIST_COLUMNS, *extra))
     return {
         "files": sum(path.stat().st_size for path in opened.files),
         "images": by_column["images"],

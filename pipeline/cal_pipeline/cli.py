@@ -9,14 +9,12 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -29,6 +27,7 @@ from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.contrast_images import save_contrast_images
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.heartbeat import Heartbeat
+from cal_pipeline.interruption import Interruption
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
 from cal_pipeline.progress import ProgressListener
 from cal_pipeline.report import RunReport, now, print_report, projection
@@ -69,34 +68,32 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
-        job = prepare(config)
-        if config.dry_run:
-            _print_plan(job)
-            return EXIT_SHARDS_FAILED if job.broken else EXIT_DONE
-        return _execute(job)
-    except CalError as error:
-        print(f"cal-precompute: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_REFUSED
-    except KeyboardInterrupt:
-        print("\ncal-precompute: interrupted; run the same command to resume", file=sys.stderr)  # noqa: T201
-        return 128 + signal.SIGINT
-    except _TerminatedError:
-        print("cal-precompute: terminated; run the same command to resume", file=sys.stderr)  # noqa: T201
-        return 128 + signal.SIGTERM
+    progress = ""
+    with Interruption() as interruption:
+        try:
+            config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
+            job = prepare(config)
+            if config.dry_run:
+                _print_plan(job)
+                return EXIT_SHARDS_FAILED if job.broken else EXIT_DONE
+            return _execute(job, interruption)
+        except CalError as error:
+            print(f"cal-precompute: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_REFUSED
+        except InterruptedRunError as error:
+            progress = f"; {error}"
+        except KeyboardInterrupt:
+            pass
+    print(f"\ncal-precompute: {interruption.words}{progress}; run the same command to resume", file=sys.stderr)  # noqa: T201
+    return interruption.exit_code
+
+
+class InterruptedRunError(Exception):
+    """A signal ended the run; the message says how far it had come."""
 
 
 class RunAbortedError(CalError):
     """The run stopped before its end, and trying further would not help."""
-
-
-class _TerminatedError(Exception):
-    """SIGTERM arrived."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _TerminatedError
 
 
 def prepare(config: PrecomputeConfig) -> _Job:
@@ -255,40 +252,39 @@ def _save_contrast_images(job: _Job) -> None:
     _log.info("%d pictures and their perturbed forms are in %s", count, folder)
 
 
-def _execute(job: _Job) -> int:
+def _execute(job: _Job, interruption: Interruption) -> int:
     # Ray is imported only by those who run it.
     from cal_pipeline import ray_driver
 
     config, store = job.config, job.settings.store
     started, at = now(), time.monotonic()
     heartbeat = Heartbeat(store.internal, started)
-    if other := heartbeat.other():
-        _log.warning("another driver works on this output: %s. Both are safe, but work may be done twice", other)
+    if others := heartbeat.others():
+        _log.warning(
+            "another driver works on this output: %s. Both are safe, but work may be done twice", "; ".join(others)
+        )
     else:
         store.clear_staging(everybodys=True)
     heartbeat.beat()
-    plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
-    (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    if config.save_contrast_images:
-        _save_contrast_images(job)
-    cluster = Cluster(
-        num_workers=min(config.num_workers, max(1, len(job.todo))),
-        gpus_per_worker=job.gpus_per_worker,
-        cpus_per_worker=config.cpus_per_worker,
-        address=config.ray_address,
-        max_tries=config.max_tries,
-        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in job.todo)),
-        shard_timeout_s=config.shard_timeout_s,
-        idle_timeout_s=config.idle_timeout_s,
-    )
-    signal.signal(signal.SIGTERM, _terminate)
     outcome = RunOutcome()
+    interrupted = False
     try:
+        _write_plan(job)
+        if config.save_contrast_images:
+            _save_contrast_images(job)
         if job.todo:
             rows = sum(shard.num_rows for shard in job.todo)
             _log.info("%d shards with %d rows to measure, %d done", len(job.todo), rows, len(job.progress.done))
-            with ray_driver.ray_session(cluster), ProgressListener(len(job.todo), rows, heartbeat.beat) as listener:
-                outcome = ray_driver.run_shards(job.todo, job.settings, cluster, store.internal / "logs", listener)
+            cluster = _cluster(job)
+            with (
+                ray_driver.ray_session(cluster, after_init=interruption.install),
+                ProgressListener(len(job.todo), rows, heartbeat.beat, interruption.check) as listener,
+            ):
+                logs = store.internal / "logs"
+                ray_driver.run_shards(job.todo, job.settings, cluster, logs, listener, outcome)
+    except KeyboardInterrupt:
+        interrupted = True
+        outcome.aborted = interruption.words
     finally:
         store.clear_staging()
         heartbeat.stop()
@@ -307,7 +303,10 @@ def _execute(job: _Job) -> int:
         aborted=outcome.aborted,
         retries=outcome.retries,
     )
-    print_report(report, config.output_dir, report.write(store.internal / "reports"))
+    path = report.write(store.internal / "reports")
+    if interrupted:
+        raise InterruptedRunError(f"{len(outcome.reports)} of {len(job.todo)} shards were done")
+    print_report(report, config.output_dir, path)
     if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
     if report.total("rows") and (config.limit is not None or config.sample is not None):
@@ -319,3 +318,26 @@ def _execute(job: _Job) -> int:
             file=sys.stderr,
         )
     return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok else EXIT_DONE
+
+
+def _write_plan(job: _Job) -> None:
+    plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
+    try:
+        (job.settings.store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunAbortedError(f"stopped before work: {error}. Finished shards are intact") from error
+
+
+def _cluster(job: _Job) -> Cluster:
+    config = job.config
+    return Cluster(
+        num_workers=min(config.num_workers, max(1, len(job.todo))),
+        gpus_per_worker=job.gpus_per_worker,
+        cpus_per_worker=config.cpus_per_worker,
+        address=config.ray_address,
+        max_tries=config.max_tries,
+        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in job.todo)),
+        shard_timeout_s=config.shard_timeout_s,
+        start_timeout_s=config.start_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )

@@ -19,6 +19,7 @@ class Cluster:
     address: str | None
     max_tries: int
     shard_timeout_s: float
+    start_timeout_s: float
     idle_timeout_s: float
     max_rows_not_ok: float = math.inf
     """The run stops when more of its rows are not ok."""

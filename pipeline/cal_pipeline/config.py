@@ -26,6 +26,7 @@ _POSITIVE = (
     "encode_threads",
     "max_tries",
     "shard_timeout_s",
+    "start_timeout_s",
     "idle_timeout_s",
     "cpus_per_worker",
 )
@@ -126,6 +127,9 @@ class PrecomputeConfig:
     )
     max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
     shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))
+    start_timeout_s: float = field(
+        default=1800.0, metadata=_help("a worker that takes longer to load its model counts as hung")
+    )
     idle_timeout_s: float = field(default=600.0, metadata=_help("give up when no worker can be placed for so long"))
     dry_run: bool = field(
         default=False, metadata=_help("check model, data and output, list what is done and pending, do nothing")

@@ -3,45 +3,63 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
 from pathlib import Path
 
 _STALE_S = 60.0
+_FORGOTTEN_S = 86400.0
+_log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Writes `<internal>/driver.json` on `beat`; other drivers read it. Informs, never locks."""
+    """Writes `<internal>/driver-<host>-<pid>.json` on `beat`; other drivers read it. Informs, never locks.
+
+    A file for each driver: in one for all, the second to beat would hide the first from a third.
+    """
 
     def __init__(self, internal: Path, started: str) -> None:
-        self._path = internal / "driver.json"
         self._me = {"host": platform.node(), "pid": os.getpid(), "started": started}
+        self._folder = internal
+        self._path = internal / f"driver-{platform.node()}-{os.getpid()}.json"
+        self._failed = False
 
-    def other(self) -> str | None:
-        """Host, process and start of another driver that was alive within the last minute, in words."""
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            fresh = time.time() - float(found["beat"]) < _STALE_S
-            mine = (found["host"], found["pid"]) == (self._me["host"], self._me["pid"])
-            gone = found["host"] == self._me["host"] and not Path(f"/proc/{found['pid']}").exists()
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if mine or gone or not fresh:
-            return None
-        return f"{found['host']}, pid {found['pid']}, started {found['started']}"
+    def others(self) -> list[str]:
+        """Host, process and start of every other driver that was alive within the last minute, in words.
+
+        Files of drivers that are known to be dead are removed.
+        """
+        found = []
+        for path in sorted(self._folder.glob("driver-*.json")):
+            if path == self._path:
+                continue
+            try:
+                beat = json.loads(path.read_text(encoding="utf-8"))
+                age = time.time() - float(beat["beat"])
+                gone = beat["host"] == self._me["host"] and not Path(f"/proc/{int(beat['pid'])}").exists()
+                words = f"{beat['host']}, pid {beat['pid']}, started {beat['started']}"
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if gone or age > _FORGOTTEN_S:
+                path.unlink(missing_ok=True)
+            elif age < _STALE_S:
+                found.append(words)
+        return found
 
     def beat(self) -> None:
-        """Says that this driver is alive."""
-        partial = self._path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({**self._me, "beat": time.time()}), encoding="utf-8")
-        partial.replace(self._path)
+        """Says that this driver is alive; where that cannot be written it is logged once, and stops nothing."""
+        partial = self._path.with_suffix(".new")
+        try:
+            partial.write_text(json.dumps({**self._me, "beat": time.time()}), encoding="utf-8")
+            partial.replace(self._path)
+        except OSError as error:
+            if not self._failed:
+                _log.warning("cannot write the heartbeat (%s): another driver would not be warned of this one", error)
+            self._failed = True
 
     def stop(self) -> None:
-        """Removes the file if it is still this driver's."""
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            if (found["host"], found["pid"]) == (self._me["host"], self._me["pid"]):
-                self._path.unlink()
-        except (OSError, ValueError, KeyError, TypeError):
-            return
+        """Removes this driver's file."""
+        for path in (self._path, self._path.with_suffix(".new")):
+            path.unlink(missing_ok=True)

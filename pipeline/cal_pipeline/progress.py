@@ -25,10 +25,17 @@ class ProgressListener:
         num_shards: shards still to do.
         num_rows: rows in them.
         heartbeat: called every few seconds, to keep the run's sign of life fresh.
+        check: called on every tick; raises to end the run.
     """
 
-    def __init__(self, num_shards: int, num_rows: int, heartbeat: Callable[[], None]) -> None:
-        self._num_shards, self._num_rows, self._heartbeat = num_shards, num_rows, heartbeat
+    def __init__(
+        self,
+        num_shards: int,
+        num_rows: int,
+        heartbeat: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._num_shards, self._num_rows, self._heartbeat, self._check = num_shards, num_rows, heartbeat, check
         self._shards = self._rows = self._tokens = self._not_ok = 0
         self._started = self._logged = self._beaten = time.monotonic()
         console = Console(file=sys.stderr)
@@ -62,6 +69,7 @@ class ProgressListener:
 
     def tick(self) -> None:
         """Time has passed."""
+        self._check()
         now = time.monotonic()
         if now - self._beaten > 10:
             self._beaten = now

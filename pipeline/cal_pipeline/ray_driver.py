@@ -6,17 +6,13 @@ and retries nothing: `_Run` owns every decision, and each way to fail has its ow
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import platform
-import shutil
-import tempfile
 import time
-import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +21,16 @@ import ray
 import ray.exceptions
 
 from cal_pipeline.cluster import Cluster, Listener, RunOutcome
+from cal_pipeline.session_dir import session_dir
 from cal_pipeline.shards import Shard
-from cal_pipeline.worker import Outcome, Worker, WorkerSettings
-from cal_schemas.errors import STATUS_OK, CalError
+from cal_pipeline.worker import Outcome, WorkerSettings
+from cal_pipeline.worker_process import WorkerProcess, last_words
+from cal_schemas.errors import STATUS_OK, ConfigError
 
 _TICK_S = 0.5
 _BACKOFF_S = 1.0
+_MAX_NODE_LOSSES = 10
+_KILL_S = 2.0
 _OBJECT_STORE_BYTES = 200 * 2**20
 _log = logging.getLogger(__name__)
 
@@ -40,33 +40,10 @@ class _AbortError(Exception):
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class _Actor:
-    """A Worker in a process of its own. The constructor does nothing, so that a failing start can be told as data."""
-
-    def __init__(self, log_path: str) -> None:
-        self._log = open(log_path, "a", buffering=1)  # noqa: SIM115, PTH123  lives as long as the process
-        faulthandler.enable(self._log)
-        logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
-
-    def where(self) -> str:
-        return f"{platform.node()}, pid {os.getpid()}"
-
-    def start(self, settings: WorkerSettings) -> str:
-        """The reason why it failed; empty when it did not."""
-        try:
-            self._worker = Worker(settings)
-        except BaseException as error:
-            self._log.write(traceback.format_exc())
-            return str(error) if isinstance(error, CalError) else f"{type(error).__name__}: {error}"
-        return ""
-
-    def run(self, shard: Shard) -> Outcome:
-        try:
-            return self._worker.run(shard)
-        except BaseException:
-            # A CUDA error is sticky: only a fresh process gets a working device.
-            self._log.write(traceback.format_exc())
-            os._exit(1)
+class _Actor(WorkerProcess):
+    def where(self) -> tuple[str, str]:
+        """Host and process in words, and Ray's id of the node."""
+        return f"{platform.node()}, pid {os.getpid()}", ray.get_runtime_context().get_node_id()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,19 +57,32 @@ class _Slot:
     since: float
     shard: Shard | None = None
     where: str = "?"
+    node: str = ""
 
 
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[None]:
-    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+def ray_session(cluster: Cluster, after_init: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine.
+
+    `after_init` is called once Ray has installed its own signal handlers. Raises ConfigError when there is no cluster
+    at the address, or Ray cannot start here.
+    """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    temporary = None
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # Ray's sockets live below this directory, and socket paths are short.
-        temporary = tempfile.mkdtemp(prefix="cal-ray-", dir="/tmp")
+    with nullcontext() if address else session_dir() as temporary:
+        try:
+            _init(cluster, address, temporary)
+            after_init()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+            return
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
         ray.init(
             address="local",
@@ -102,45 +92,55 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
             _temp_dir=temporary,
             **quiet,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:400]
+        asked = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)" if address else "Ray cannot start here"
+        raise ConfigError(f"{asked}: {type(error).__name__}: {reason}") from error
 
 
 def run_shards(
-    shards: Sequence[Shard], settings: WorkerSettings, cluster: Cluster, log_dir: Path, listener: Listener
-) -> RunOutcome:
+    shards: Sequence[Shard],
+    settings: WorkerSettings,
+    cluster: Cluster,
+    log_dir: Path,
+    listener: Listener,
+    outcome: RunOutcome,
+) -> None:
     """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
 
-    The outcome is `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times
-    in a row and none is left, or a worker reports that no shard can succeed (disk full, other columns).
+    Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is
+    `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times in a row and
+    none is left, or a worker reports that no shard can succeed (disk full, other columns).
     """
-    run = _Run(shards, settings, cluster, log_dir, listener)
+    run = _Run(shards, settings, cluster, log_dir, listener, outcome)
     try:
         run.loop()
     except _AbortError as error:
         run.outcome.aborted = str(error)
     finally:
         run.stop_all()
-    return run.outcome
 
 
 class _Run:
     def __init__(
-        self, shards: Sequence[Shard], settings: WorkerSettings, cluster: Cluster, log_dir: Path, listener: Listener
+        self,
+        shards: Sequence[Shard],
+        settings: WorkerSettings,
+        cluster: Cluster,
+        log_dir: Path,
+        listener: Listener,
+        outcome: RunOutcome,
     ) -> None:
         self._waiting: deque[tuple[Shard, float]] = deque((shard, 0.0) for shard in shards)
         self._tries: dict[str, int] = {}
+        self._node_losses: dict[str, int] = {}
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
         self._max_workers = cluster.num_workers
         self._started = 0
         self._start_failures = 0
         self._last_alive = time.monotonic()
-        self.outcome = RunOutcome()
+        self.outcome = outcome
 
     def loop(self) -> None:
         while self._waiting or any(slot.state == "busy" for slot in self._slots):
@@ -157,8 +157,12 @@ class _Run:
             self._listener.tick()
 
     def stop_all(self) -> None:
+        """Ends every worker; on return none of them writes any more, unless its node is out of reach."""
         for slot in self._slots:
             ray.kill(slot.actor, no_restart=True)
+        if any(slot.state == "busy" for slot in self._slots):
+            # A kill is a message. What a worker stages after the driver has cleared staging would stay behind.
+            time.sleep(_KILL_S)
         self._slots = []
 
     def _fill_slots(self) -> None:
@@ -191,13 +195,13 @@ class _Run:
             value = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
             # The process or its node is gone (or out of reach, which must be treated as gone).
-            self._lose(slot, f"worker {slot.where} died: {_reason(error, slot.log_path)}")
+            self._lose(slot, f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}")
             return
         self._last_alive = time.monotonic()
         slot.since = self._last_alive
         if slot.state == "placing":
-            slot.where = value
-            self.outcome.workers.append(value)
+            slot.where, slot.node = value
+            self.outcome.workers.append(slot.where)
             slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
         elif slot.state == "starting":
             if value:
@@ -235,10 +239,16 @@ class _Run:
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
-            self._retry(slot.shard, reason)
+            if _is_lost(slot.node):
+                self._move(slot.shard, f"the node of {reason}")
+            else:
+                self._retry(slot.shard, reason)
+            return
+        if slot.node and _is_lost(slot.node):
+            _log.warning("the node of %s", reason)
             return
         self._start_failures += 1
-        _log.warning("%s (start %d of %d)", reason, self._start_failures, self._cluster.max_tries)
+        _log.warning("%s (failed starts in a row: %d)", reason, self._start_failures)
         if self._start_failures < self._cluster.max_tries:
             return
         # One bad node must not stop the others: those that are up, or still coming up, go on without it.
@@ -256,11 +266,22 @@ class _Run:
         self.outcome.retries += 1
         self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
 
+    def _move(self, shard: Shard, reason: str) -> None:
+        """A lost node is not the shard's fault and costs no try; a shard that loses ten of them may be at fault."""
+        losses = self._node_losses[shard.name] = self._node_losses.get(shard.name, 0) + 1
+        if losses > _MAX_NODE_LOSSES:
+            self._retry(shard, reason)
+            return
+        _log.warning("shard %s moves to another node: %s", shard.name, reason)
+        self.outcome.retries += 1
+        self._waiting.append((shard, time.monotonic() + _BACKOFF_S))
+
     def _end_hung(self) -> None:
-        limit = self._cluster.shard_timeout_s
-        for slot in [slot for slot in self._slots if slot.state in ("busy", "starting")]:
+        limits = {"busy": "shard_timeout_s", "starting": "start_timeout_s"}
+        for slot in [slot for slot in self._slots if slot.state in limits]:
+            limit = getattr(self._cluster, limits[slot.state])
             if time.monotonic() - slot.since > limit:
-                self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--shard_timeout_s)")
+                self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--{limits[slot.state]})")
 
     def _check_idle(self) -> None:
         if any(slot.state != "placing" for slot in self._slots):
@@ -276,11 +297,17 @@ class _Run:
         )
 
 
-def _reason(error: Exception, log_path: Path) -> str:
-    """Ray's words on a dead actor say little; the worker's own log has the cause."""
-    try:
-        lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    said = next((line for line in reversed(lines) if line.strip()), "")
-    return f"{type(error).__name__}; its log ends with: {said}" if said else f"{type(error).__name__}; its log is empty"
+def _is_lost(node: str) -> bool:
+    """Whether Ray counts the node as dead."""
+    return any(found["NodeID"] == node and not found["Alive"] for found in ray.nodes())
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, ray.exceptions.RayActorError) and "Traceback" not in text:
+        if "memory pressure" in text or "(OOM)" in text:
+            return "Ray ended it because its node ran out of memory"
+        return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
+    # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ _MOSTLY_FLOOR = 0.95
 _RARELY_BELOW_BETA = 0.80
 _SHOWN_ERRORS = 10
 _MANY_LOST = 0.2
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +54,16 @@ class RunReport:
         """Sum of one count over the shards."""
         return sum(getattr(report, name) for report in self.shards)
 
-    def write(self, folder: Path) -> Path:
-        """Writes the JSON file and returns its path."""
+    def write(self, folder: Path) -> Path | None:
+        """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
         path = folder / f"run-{self.run_id}.json"
         value = asdict(self) | {"host": platform.node(), "statuses": dict(self.statuses())}
-        path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        try:
+            path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        except OSError as error:
+            _log.warning("no report was written: %s", error)
+            path.unlink(missing_ok=True)
+            return None
         return path
 
     def warnings(self) -> list[str]:
@@ -90,7 +97,7 @@ class RunReport:
         return found
 
 
-def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
+def print_report(report: RunReport, output_dir: Path, path: Path | None) -> None:
     """The final table, on standard output."""
     console = Console(soft_wrap=True, highlight=False)
     statuses, rows = report.statuses(), report.total("rows")
@@ -121,7 +128,8 @@ def print_report(report: RunReport, output_dir: Path, path: Path) -> None:
         console.print(f"FAILED {name}: {reason}", markup=False)
     for warning in report.warnings():
         console.print(f"WARNING: {warning}", markup=False)
-    console.print(f"report: {path}", markup=False)
+    if path:
+        console.print(f"report: {path}", markup=False)
 
 
 def projection(report: RunReport, rows_of_all: int) -> str:

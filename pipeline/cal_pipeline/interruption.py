@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM as one thing: the run is dropped cleanly, within a bounded time, and the exit code says why."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEANUP_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+class Interruption:
+    """While entered, the first of SIGINT, SIGTERM and SIGHUP raises KeyboardInterrupt; later ones are ignored.
+
+    KeyboardInterrupt, because Ray's wait swallows any other exception that a signal handler raises. Ignored later,
+    because schedulers and process groups deliver a signal twice, and the second must not break the cleaning up. That
+    has a minute: then the process ends at once, whatever still waits.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that arrived."""
+        self._before: dict[int, object] = {}
+        self._limit: threading.Timer | None = None
+
+    def __enter__(self) -> Interruption:
+        self._limit = None
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Takes the signals (again: `ray.init` takes SIGTERM for itself); what is ignored (nohup) stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            found = signal.getsignal(number)
+            if found not in (signal.SIG_IGN, self._handle):
+                self._before.setdefault(number, found)
+                signal.signal(number, self._handle)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._limit:
+            self._limit.cancel()
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when a signal has arrived, in case a library swallowed the first one."""
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            return
+        self.number = number
+        self._limit = threading.Timer(_CLEANUP_S, os._exit, (128 + number,))
+        self._limit.daemon = True
+        self._limit.start()
+        raise KeyboardInterrupt
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells count."""
+        return 128 + (self.number or signal.SIGINT)
+
+    @property
+    def words(self) -> str:
+        """What happened, for people."""
+        if self.number in (None, signal.SIGINT):
+            return "interrupted"
+        return f"terminated ({signal.Signals(self.number).name})"

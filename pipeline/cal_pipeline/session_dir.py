@@ -1,0 +1,54 @@
+"""The directory of a Ray that this program starts; what a killed driver left behind is removed by the next run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PARENT = Path("/tmp")
+_PREFIX = "cal-ray-"
+_LOCK = "owner.lock"
+
+
+@contextmanager
+def session_dir(parent: Path = _PARENT) -> Iterator[str]:
+    """A new directory right below `parent` (Ray's sockets live in it, and socket paths are short); removed at the end.
+
+    Directories of drivers that were killed are removed first. A driver holds a lock on a file in its own for as long
+    as it lives, and the kernel drops the lock with the process: no process id that could have been used again.
+    """
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    # Locked before it has its name: a directory with an unlocked owner.lock is abandoned, without exception.
+    handle = os.open(folder / "new", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / _LOCK)
+        yield str(folder)
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path = _PARENT) -> None:
+    """Removes this user's session directories whose owner is dead; others, and those without a lock file, stay."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # Its owner lives.
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)

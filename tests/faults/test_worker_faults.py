@@ -1,0 +1,149 @@
+"""Workers that are killed, that crash on one shard, that hang, or that cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fault_job import Job, busy_workers, lengthen, write_shards
+from faulty_model import build_faulty_llava
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+
+def report(job: Job) -> dict[str, object]:
+    (path,) = (job.output / ".cal" / "reports").glob("*.json")
+    found: dict[str, object] = json.loads(path.read_text())
+    return found
+
+
+def test_a_worker_killed_in_mid_shard_is_replaced_and_the_shard_done_once(
+    tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]
+) -> None:
+    job = Job(model=slow_model, data=calm(3).data, output=tmp_path / "out")
+    process = job.start()
+    job.wait_for(process, lambda: job.staged() and busy_workers(process.pid), "a shard is being written")
+    os.kill(busy_workers(process.pid)[0], signal.SIGKILL)
+    assert job.finish(process) == 0, job.said()
+    assert "try 1 of 3: worker" in job.said()
+    assert "killed or crashed" in job.said()
+    assert report(job)["retries"] == 1
+    assert job.table().equals(calm(3).table())
+    assert job.staged() == []
+
+
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, int]:
+    """Six shards, of which one kills its worker once, one kills, one crashes and one stops its worker every time."""
+    folder = tmp_path_factory.mktemp("battered")
+    data = write_shards(folder / "data", 6)
+    for number, words in ((1, 20), (2, 40), (3, 60), (4, 80)):
+        lengthen(data / f"s{number:02d}.parquet", words)
+    lengths = {"kill_once": [70, 100], "kill": [100, 140], "segfault": [140, 180], "hang": [180, 300]}
+    model = build_faulty_llava(folder / "model", lengths=lengths, marker=str(folder / "marker"))
+    job = Job(model=model, data=data, output=folder / "out", flags=("--num_workers", "2", "--shard_timeout_s", "8"))
+    return job, job.run()
+
+
+@pytest.mark.full
+def test_a_job_with_hopeless_shards_does_the_others_and_ends_with_1(battered: tuple[Job, int]) -> None:
+    job, code = battered
+    assert code == 1, job.said()
+    assert job.done() == ["s00", "s01", "s05"]
+    assert job.table().num_rows == 12
+    assert job.staged() == []
+
+
+@pytest.mark.full
+def test_a_shard_that_kills_its_worker_once_is_done_at_the_second_try(battered: tuple[Job, int]) -> None:
+    assert (battered[0].output.parent / "marker").exists()
+    assert "shard s01, try 1 of 3" in battered[0].said()
+    assert "shard s01, try 2 of 3" not in battered[0].said()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("shard", "reason"),
+    [
+        ("s02", "killed or crashed; its log"),
+        ("s03", "killed or crashed; its log ends with: Fatal Python error: Segmentation fault"),
+        ("s04", "gave no answer for 8 s (--shard_timeout_s)"),
+    ],
+)
+def test_a_shard_that_fails_every_time_is_listed_after_three_tries_with_its_reason(
+    battered: tuple[Job, int], shard: str, reason: str
+) -> None:
+    said = battered[0].said()
+    assert [f"shard {shard}, try {number} of 3" in said for number in (1, 2, 3)] == [True, True, False]
+    assert f"shard {shard} failed 3 times" in said
+    listed = report(battered[0])["failed"]
+    assert isinstance(listed, dict)
+    assert sorted(listed) == ["s02", "s03", "s04"]
+    assert reason in listed[shard]
+    assert f"FAILED {shard}: " in said
+
+
+def stopped_after_three_starts(job: Job, code: int) -> str:
+    said = job.said()
+    assert code == 2, said
+    assert "(failed starts in a row: 3)" in said
+    assert "(failed starts in a row: 4)" not in said
+    assert said.count("cal-precompute: stopped: ") == 1
+    assert len(list((job.output / ".cal" / "logs").iterdir())) == 3
+    assert job.done() == job.staged() == []
+    return said
+
+
+@pytest.mark.full
+def test_a_worker_whose_process_exits_in_its_constructor_stops_the_run_with_its_last_words(
+    tmp_path: Path, calm: Callable[[int], Job]
+) -> None:
+    model = build_faulty_llava(tmp_path / "model", exit_at_start=True)
+    job = Job(model=model, data=calm(3).data, output=tmp_path / "out")
+    said = stopped_after_three_starts(job, job.run())
+    assert "its log ends with: licence server says no. 3 starts failed in a row; see " in said
+
+
+@pytest.mark.full
+def test_a_model_that_is_not_on_the_node_stops_the_run_with_its_path(
+    tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]
+) -> None:
+    model = Path(shutil.copytree(slow_model, tmp_path / "model"))
+    job = Job(model=model, data=calm(3).data, output=tmp_path / "out")
+    process = job.start()
+    job.wait_for(process, lambda: "to measure" in job.said(), "the driver has checked everything")
+    model.rename(tmp_path / "elsewhere")
+    said = stopped_after_three_starts(job, job.finish(process))
+    assert f"cannot start: {model}" in said
+
+
+@pytest.mark.full
+def test_a_library_that_is_broken_on_the_node_stops_the_run_with_the_import_error(
+    tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]
+) -> None:
+    # Every Python process reads sitecustomize; only Ray's workers are to miss the library.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import pathlib, sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'transformers':\n"
+        "            raise ImportError('libcudart.so.13: cannot open shared object file')\n"
+        "if b'default_worker.py' in pathlib.Path('/proc/self/cmdline').read_bytes():\n"
+        "    sys.meta_path.insert(0, Broken())\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    job = Job(model=slow_model, data=calm(3).data, output=tmp_path / "out", environment={"PYTHONPATH": path})
+    code = job.run()
+    said = job.said()
+    assert code == 2, said
+    assert "(failed starts in a row: 3)" in said
+    assert "(failed starts in a row: 4)" not in said
+    assert "libcudart.so.13: cannot open shared object file" in said
+    assert job.done() == []

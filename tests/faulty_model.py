@@ -1,0 +1,68 @@
+"""A tiny LLaVA that breaks its own process on rows of chosen lengths: real signals from inside a real forward pass.
+
+It is a checkpoint with code of its own, which `--trust_remote_code` runs; nothing of the program is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import LlavaForConditionalGeneration
+
+from tiny_models import build_llava
+
+_WEIGHTS, _PYTORCH = "model.safetensors", {"format": "pt"}
+
+_CODE = """
+import os, signal, sys, time
+import transformers
+
+class FaultyLlava(transformers.LlavaForConditionalGeneration):
+    def __init__(self, config):
+        super().__init__(config)
+        if config.faults.get("exit_at_start"):
+            print("licence server says no", file=sys.stderr, flush=True)
+            os._exit(3)
+
+    def forward(self, input_ids=None, **others):
+        faults, length = self.config.faults, input_ids.shape[1]
+        time.sleep(faults.get("seconds_per_pass", 0))
+        for kind, (low, high) in faults.get("lengths", {}).items():
+            if not low <= length < high:
+                continue
+            if kind == "kill_once":
+                try:
+                    os.close(os.open(faults["marker"], os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if kind == "hang":
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return super().forward(input_ids=input_ids, **others)
+"""
+
+
+def build_faulty_llava(directory: Path, **faults: object) -> Path:
+    """Writes the checkpoint; returns its directory.
+
+    Args:
+        directory: where to.
+        faults: `lengths`: kind (kill, kill_once, segfault, hang) -> [low, high) in padded tokens of a batch;
+            `marker`: a file that remembers kill_once; `seconds_per_pass`; `exit_at_start`.
+    """
+    build_llava(directory)
+    # Names as in memory: transformers renames the weights of its own classes only.
+    model = LlavaForConditionalGeneration.from_pretrained(directory)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / _WEIGHTS, _PYTORCH)
+    config = json.loads((directory / "config.json").read_text())
+    config["faults"] = faults
+    config["auto_map"] = {"AutoModelForImageTextToText": "modeling_faulty.FaultyLlava"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "modeling_faulty.py").write_text(_CODE)
+    return directory

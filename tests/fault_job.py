@@ -21,6 +21,10 @@ PATIENCE_S = 300
 """How long a test waits for what must happen. Generous: it bounds a hang, it measures nothing."""
 
 
+started: list[subprocess.Popen[str]] = []
+"""Every driver of this session: conftest ends those that a failed test left behind."""
+
+
 @dataclass(kw_only=True)
 class Job:
     """One command line and the output that its runs share."""
@@ -35,7 +39,7 @@ class Job:
         return [
             str(PROGRAM), "--model_name_or_path", str(self.model), "--trust_remote_code", "true", "--dtype", "float32",
             "--data_path", str(self.data), "--output_dir", str(self.output), "--tokens_per_batch", "256",
-            "--gpus_per_worker", "0", *self.flags, *flags,
+            "--gpus_per_worker", "0", *self.flags, *flags,  # argparse: what comes last wins
         ]  # fmt: skip
 
     def start(self, *flags: str) -> subprocess.Popen[str]:
@@ -43,9 +47,11 @@ class Job:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | self.environment
         environment["HF_MODULES_CACHE"] = str(self.output.parent / "modules")
         with self.log.open("w") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(*flags), env=environment, text=True, stdout=log, stderr=log, start_new_session=True
             )
+        started.append(process)
+        return process
 
     @property
     def log(self) -> Path:
@@ -86,7 +92,7 @@ class Job:
         return sorted(path for path in self.output.rglob("*.parquet") if ".cal" not in path.parts)
 
     def staged(self) -> list[str]:
-        return [path.name for path in (self.output / ".cal" / "staging").iterdir()]
+        return [path.name for path in (self.output / ".cal" / "staging").glob("*")]
 
 
 def wait_for(what: Callable[[], object], why: str, still: Callable[[], bool] = lambda: True) -> None:

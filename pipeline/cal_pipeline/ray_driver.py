@@ -31,6 +31,7 @@ _TICK_S = 0.5
 _BACKOFF_S = 1.0
 _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
+_RAY_STARTS = 3
 _OBJECT_STORE_BYTES = 200 * 2**20
 _log = logging.getLogger(__name__)
 
@@ -79,23 +80,30 @@ def ray_session(cluster: Cluster, after_init: Callable[[], None] = lambda: None)
 
 def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-            return
+    if address:
+        where, given = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)", {"address": address}
+    else:
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, wanted),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=temporary,
-            **quiet,
+        where, given = (
+            "Ray cannot start here",
+            {
+                "address": "local",
+                "num_cpus": max(os.cpu_count() or 1, wanted),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": temporary,
+            },
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:400]
-        asked = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)" if address else "Ray cannot start here"
-        raise ConfigError(f"{asked}: {type(error).__name__}: {reason}") from error
+    for tries_left in reversed(range(1 if address else _RAY_STARTS)):
+        try:
+            ray.init(**given, **quiet)
+            return
+        except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
+            reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            if not tries_left:
+                raise ConfigError(reason) from error
+            _log.warning("%s; trying again", reason)
+            ray.shutdown()
 
 
 def run_shards(

@@ -14,7 +14,8 @@ from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, Worker, WorkerSettings
 from cal_schemas.errors import CalError
 
-_RAYS_OWN = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)")
+_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
+"""Lines of Ray's own, of ours that report no trouble, and progress bars."""
 _TAIL_BYTES = 64 * 1024
 
 
@@ -61,9 +62,9 @@ def last_words(log_path: Path) -> str:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    said = [line.strip() for line in lines if line.strip() and not _RAYS_OWN.match(line)]
+    said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     if not said:
-        return f"its log {log_path} is empty"
+        return f"its log {log_path} says nothing"
     # After a fatal signal the log ends with stacks; the line above them names the signal.
     last = next((line for line in reversed(said) if line.startswith("Fatal Python error")), said[-1])
     return f"its log ends with: {last}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from fault_job import Job, write_shards
+from fault_job import Job, started, write_shards
 from faulty_model import build_faulty_llava
 
 
@@ -32,3 +35,14 @@ def calm(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Callable
         return made[num_shards]
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def _no_driver_is_left() -> Iterator[None]:
+    yield
+    for process in started:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    started.clear()

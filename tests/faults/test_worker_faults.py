@@ -32,7 +32,7 @@ def test_a_worker_killed_in_mid_shard_is_replaced_and_the_shard_done_once(
     os.kill(busy_workers(process.pid)[0], signal.SIGKILL)
     assert job.finish(process) == 0, job.said()
     assert "try 1 of 3: worker" in job.said()
-    assert "killed or crashed" in job.said()
+    assert "killed or crashed; its log" in job.said()
     assert report(job)["retries"] == 1
     assert job.table().equals(calm(3).table())
     assert job.staged() == []

@@ -154,19 +154,21 @@ def test_readers_of_the_directory_see_only_final_shards_while_a_run_is_in_progre
         assert pq.read_table(store.output_dir)["x"].to_pylist() == [1, 2]
 
 
-def other_driver(internal: Path, **changed: Any) -> None:
+def other_driver(internal: Path, **changed: Any) -> Path:
     beat = {"host": "elsewhere", "pid": 7, "started": "noon", "beat": time.time(), **changed}
-    (internal / "driver.json").write_text(json.dumps(beat))
+    path = internal / f"driver-{beat['host']}-{beat['pid']}.json"
+    path.write_text(json.dumps(beat))
+    return path
 
 
-def test_a_driver_sees_another_but_not_itself(store: LocalStore) -> None:
+def test_a_driver_sees_all_others_but_not_itself(store: LocalStore) -> None:
     mine = Heartbeat(store.internal, "today")
-    assert mine.other() is None
+    assert mine.others() == []
     mine.beat()
-    assert mine.other() is None
+    assert mine.others() == []
     other_driver(store.internal)
-    assert mine.other() == "elsewhere, pid 7, started noon"
-    assert sorted(item.name for item in store.internal.iterdir()) == ["driver.json", "logs", "reports", "staging"]
+    other_driver(store.internal, pid=8)
+    assert mine.others() == ["elsewhere, pid 7, started noon", "elsewhere, pid 8, started noon"]
 
 
 def test_a_driver_of_this_host_counts_while_its_process_lives(store: LocalStore) -> None:
@@ -180,31 +182,43 @@ def test_a_driver_of_this_host_counts_while_its_process_lives(store: LocalStore)
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "beat\n"
-        assert f"pid {process.pid}, started noon" in (mine.other() or "")
+        (other,) = mine.others()
+        assert f"pid {process.pid}, started noon" in other
         process.kill()
-    assert mine.other() is None
+    assert mine.others() == []
+    assert list(store.internal.glob("driver-*")) == []
 
 
-def test_a_heartbeat_of_more_than_a_minute_ago_is_stale(store: LocalStore) -> None:
-    other_driver(store.internal, beat=time.time() - 61)
-    assert Heartbeat(store.internal, "today").other() is None
+def test_a_heartbeat_of_more_than_a_minute_ago_is_stale_and_after_a_day_removed(store: LocalStore) -> None:
+    path = other_driver(store.internal, beat=time.time() - 61)
+    assert Heartbeat(store.internal, "today").others() == []
+    assert path.exists()
+    other_driver(store.internal, beat=time.time() - 86401)
+    assert Heartbeat(store.internal, "today").others() == []
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"host": "h", "pid": 1, "started": "s", "beat": "x"}'])
 def test_a_heartbeat_that_cannot_be_read_warns_of_nobody_and_stops_nothing(store: LocalStore, text: str) -> None:
-    (store.internal / "driver.json").write_text(text)
+    (store.internal / "driver-h-1.json").write_text(text)
     mine = Heartbeat(store.internal, "today")
-    assert mine.other() is None
+    assert mine.others() == []
     mine.stop()
     mine.beat()
+
+
+def test_a_heartbeat_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mine = Heartbeat(tmp_path / "absent", "today")
+    mine.beat()
+    mine.beat()
+    mine.stop()
+    assert caplog.text.count("cannot write the heartbeat") == 1
 
 
 def test_stopping_removes_ones_own_heartbeat_and_no_others(store: LocalStore) -> None:
     mine = Heartbeat(store.internal, "today")
     mine.beat()
+    other = other_driver(store.internal)
     mine.stop()
-    assert not (store.internal / "driver.json").exists()
     mine.stop()
-    other_driver(store.internal, pid=os.getpid())
-    mine.stop()
-    assert (store.internal / "driver.json").exists()
+    assert list(store.internal.glob("driver-*")) == [other]

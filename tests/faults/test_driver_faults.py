@@ -1,0 +1,141 @@
+"""The driver is killed, interrupted, terminated, or started twice."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cal_schemas.annotated import open_annotated
+from fault_job import Job, alive, busy_workers, descendants, wait_for
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+
+def ray_dirs() -> set[Path]:
+    return set(Path("/tmp").glob("cal-ray-*"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]) -> Job:
+    return Job(model=slow_model, data=calm(6).data, output=tmp_path / "out", flags=("--num_workers", "2"))
+
+
+def in_the_middle(job: Job, process_id: int) -> bool:
+    """At least one shard is finished, and another is being written."""
+    return bool(job.done()) and bool(job.staged()) and bool(busy_workers(process_id))
+
+
+@pytest.mark.full
+def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_finished_shard(
+    job: Job, calm: Callable[[int], Job]
+) -> None:
+    earlier = ray_dirs()
+    process = job.start()
+    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
+    (mine,) = {path for path in ray_dirs() - earlier if f"--temp-dir={path}" in titles(process.pid)}
+    family = [child for child, _ in descendants(process.pid)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
+    before = job.contents()
+    assert 1 <= len(before) < 6
+    assert open_annotated(job.output).num_rows == 4 * len(before)
+    assert mine.exists()
+    assert job.run() == 0, job.said()
+    assert "another driver" not in job.said()
+    after = job.contents()
+    assert {name: after[name] for name in before} == before
+    assert job.table().equals(calm(6).table())
+    assert job.staged() == []
+    assert not mine.exists()
+
+
+def titles(pid: int) -> str:
+    return " ".join(title for _, title in descendants(pid))
+
+
+@pytest.mark.full
+def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_broken(
+    job: Job, calm: Callable[[int], Job]
+) -> None:
+    process = job.start()
+    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is in work")
+    stopped = busy_workers(process.pid)
+    for worker in stopped:
+        os.kill(worker, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # Stopped, they survive the driver for as long as the test wants; awake, they find that the next run has cleared.
+    assert job.run() == 0, job.said()
+    before = job.contents()
+    for worker in stopped:
+        if alive(worker):
+            os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not any(map(alive, stopped)), "the workers of the dead driver have ended")
+    assert job.contents() == before
+    assert job.table().equals(calm(6).table())
+    assert job.staged() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code", "words"),
+    [
+        pytest.param(signal.SIGTERM, False, 143, "terminated (SIGTERM)", id="SIGTERM"),
+        pytest.param(signal.SIGINT, True, 130, "interrupted", id="ctrl-c", marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, True, 143, "terminated (SIGTERM)", id="SIGTERM-to-all", marks=pytest.mark.full),
+    ],
+)
+def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(
+    job: Job, number: int, whole_group: bool, code: int, words: str
+) -> None:
+    earlier = ray_dirs()
+    process = job.start()
+    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
+    family = [child for child, _ in descendants(process.pid)]
+    # A terminal and a batch system signal the whole group, Ray's processes included.
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    assert job.finish(process) == code, job.said()
+    done = len(job.done())
+    assert f"cal-precompute: {words}; {done} of 6 shards were done; run the same command to resume" in job.said()
+    assert job.staged() == []
+    assert list((job.output / ".cal").glob("driver-*")) == []
+    assert len(list((job.output / ".cal" / "reports").iterdir())) == 1
+    wait_for(lambda: not any(map(alive, family)), "no process is left")
+    assert ray_dirs() <= earlier
+
+
+@pytest.mark.full
+def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
+    job: Job, slow_model: Path, calm: Callable[[int], Job], tmp_path: Path
+) -> None:
+    first = job.start()
+    job.wait_for(first, lambda: list((job.output / ".cal").glob("driver-*.json")), "the first has a heartbeat")
+    same = Job(model=job.model, data=job.data, output=job.output, flags=job.flags)
+    log = job.log.rename(tmp_path / "first.log")  # The first goes on writing to its file under the new name.
+    second = same.start()
+    same.wait_for(second, lambda: "another driver" in same.said(), "the second warns")
+    assert same.finish(second) == 0, same.said()
+    assert first.wait(timeout=300) == 0, log.read_text()
+    assert f"another driver works on this output: {platform.node()}, pid {first.pid}, started 20" in same.said()
+    assert "another driver" not in log.read_text()
+    assert job.table().equals(calm(6).table())
+    assert job.staged() == []
+    assert list((job.output / ".cal").glob("driver-*")) == []
+
+
+@pytest.mark.full
+def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Callable[[int], Job]) -> None:
+    process = job.start()
+    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
+    (raylet,) = [child for child, title in descendants(process.pid) if "raylet/raylet " in title]
+    before = job.contents()
+    os.kill(raylet, signal.SIGKILL)
+    assert process.wait(timeout=300) not in (0, 1)
+    assert before.items() <= job.contents().items()
+    assert job.run() == 0, job.said()
+    assert job.table().equals(calm(6).table())

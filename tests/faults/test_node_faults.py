@@ -1,0 +1,84 @@
+"""Two nodes (`ray.cluster_utils.Cluster`): one is lost, none has a free GPU, or there is no cluster at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from fault_job import Job, alive, busy_workers, wait_for
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.full]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that takes no workers and one node with room for one; tests add nodes of their own."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False},
+    )
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def job(tmp_path: Path, cluster: Cluster, slow_model: Path, calm: Callable[[int], Job]) -> Job:
+    flags = ("--num_workers", "2", "--ray_address", cluster.address)
+    return Job(model=slow_model, data=calm(6).data, output=tmp_path / "out", flags=flags)
+
+
+def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(
+    job: Job, cluster: Cluster, calm: Callable[[int], Job]
+) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    process = job.start("--max_tries", "1")
+    job.wait_for(process, lambda: len(busy_workers(os.getpid())) == 2 and job.staged(), "both nodes are at work")
+    cluster.remove_node(node, allow_graceful=False)
+    assert job.finish(process) == 0, job.said()
+    assert "moves to another node: the node of worker" in job.said()
+    assert job.table().equals(calm(6).table())
+    assert job.staged() == []
+
+
+def test_a_cluster_without_a_free_gpu_ends_the_wait_and_names_what_is_asked_and_there(job: Job) -> None:
+    process = job.start("--gpus_per_worker", "0.5", "--idle_timeout_s", "3")
+    assert job.finish(process) == 2, job.said()
+    assert "stopped: no worker could be placed for 3 s: each needs 0.5 GPU and 1 CPU; the cluster has " in job.said()
+    assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in job.said()
+
+
+def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, calm: Callable[[int], Job]) -> None:
+    process = job.start()
+    job.wait_for(process, lambda: busy_workers(os.getpid()) and job.done() and job.staged(), "a shard is in work")
+    workers = busy_workers(os.getpid())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = job.contents()
+    wait_for(lambda: not any(map(alive, workers)), "the cluster has ended the dead driver's workers")
+    assert job.run() == 0, job.said()
+    assert before.items() <= job.contents().items()
+    assert job.table().equals(calm(6).table())
+
+
+def test_sigterm_frees_the_cluster_and_leaves_nothing_staged(job: Job) -> None:
+    process = job.start()
+    job.wait_for(process, lambda: busy_workers(os.getpid()) and job.staged(), "a shard is in work")
+    workers = busy_workers(os.getpid())
+    process.send_signal(signal.SIGTERM)
+    assert job.finish(process) == 143, job.said()
+    assert job.staged() == []
+    wait_for(lambda: not any(map(alive, workers)), "the workers have ended")
+
+
+def test_an_address_without_a_cluster_is_refused(job: Job) -> None:
+    refused = Job(model=job.model, data=job.data, output=job.output, flags=("--ray_address", "127.0.0.1:1"))
+    assert refused.run() == 2, refused.said()
+    assert "cal-precompute: no Ray cluster at 127.0.0.1:1 (--ray_address or RAY_ADDRESS): " in refused.said()

@@ -1,0 +1,128 @@
+"""The output's file system: full, read-only, in the way; and sources that change between runs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fault_job import Job, write_shards
+from tiny_data import write_parquet
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_read_only_output_is_refused_before_the_model_is_touched(small_disk: Path, tmp_path: Path) -> None:
+    out = small_disk / "out"
+    (out / ".cal" / "staging").mkdir(parents=True)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    # There is no such model: whoever looked for it before the output would complain about that.
+    data = write_shards(tmp_path / "data", 1)
+    job = Job(model=tmp_path / "no-model", data=data, output=out)
+    for flags in ((), ("--dry_run",)):
+        code, said = refused(job, *flags)
+        assert code == 2
+        assert f"cal-precompute: --output_dir {out} cannot be written: [Errno 30] Read-only file system" in said
+
+
+def test_an_output_under_a_file_is_refused_before_the_model_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    data = write_shards(tmp_path / "data", 1)
+    code, said = refused(Job(model=tmp_path / "no-model", data=data, output=tmp_path / "file" / "out"))
+    assert code == 2
+    assert "out cannot be written: [Errno 20] Not a directory" in said
+
+
+def refused(job: Job, *flags: str) -> tuple[int, str]:
+    done = subprocess.run(job.command(*flags), capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    return done.returncode, " ".join(done.stderr.split())
+
+
+@pytest.mark.full
+def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
+    small_disk: Path, tmp_path: Path, calm: Callable[[int], Job]
+) -> None:
+    data = write_shards(tmp_path / "data", 2)
+    for name in ("x0", "x1", "x2"):
+        write_parquet(data / f"{name}.parquet", count=250, seed=7)  # About 0.5 MB of pictures each.
+    job = Job(model=calm(3).model, data=data, output=small_disk / "out", flags=("--tokens_per_batch", "8192"))
+    job_log = tmp_path / "disk.log"
+    process = subprocess.run(
+        job.command(), stdout=job_log.open("w"), stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    )
+    said = " ".join(job_log.read_text().split())
+    assert "Traceback" not in said
+    assert process.returncode == 2, said
+    assert "cal-precompute: stopped: x" in said
+    assert "No space left on device" in said
+    assert "Finished shards are intact; the same command resumes" in said
+    assert "try 1 of 3" not in said
+    assert job.done()[:2] == ["s00", "s01"]
+    assert job.table().num_rows >= 8
+    assert job.staged() == []
+    # With room again, the same command finishes.
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    before = job.contents()
+    again = Job(model=job.model, data=data, output=job.output, flags=job.flags)
+    done = subprocess.run(again.command(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= job.contents().items()
+    assert len(job.done()) == 5
+
+
+@pytest.mark.full
+def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(tmp_path: Path, slow_model: Path) -> None:
+    data = write_shards(tmp_path / "data", 2)
+    job = Job(model=slow_model, data=data, output=tmp_path / "out")
+    assert job.run() == 0, job.said()
+    before = job.contents()
+    write_shards(data, 1, first=2)
+    assert job.run() == 0, job.said()
+    assert "1 shards with 4 rows to measure, 2 done" in job.said()
+    assert before.items() <= job.contents().items()
+    assert job.done() == ["s00", "s01", "s02"]
+    before = job.contents()
+
+    write_parquet(data / "s01.parquet", count=5)
+    code, said = refused(job)
+    assert code == 2
+    assert "s01.parquet has changed since s01.parquet was written (num_rows was 4, is 5; size was " in said
+    (data / "s01.parquet").unlink()
+    code, said = refused(job)
+    assert code == 2
+    assert "s01.parquet is not part of this run's plan (rows 0-4 of " in said
+    assert job.contents() == before
+
+
+@pytest.mark.full
+def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(tmp_path: Path, slow_model: Path) -> None:
+    line = '{"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n'
+    data = tmp_path / "rows.jsonl"
+    data.write_text(line * 6)
+    job = Job(model=slow_model, data=data, output=tmp_path / "out")
+    assert job.run("--rows_per_shard", "3") == 0, job.said()
+    before = job.contents()
+    code, said = refused(job, "--rows_per_shard", "2")
+    assert code == 2
+    assert "is not part of this run's plan (rows 0-3 of " in said
+    assert "another --rows_per_shard" in said
+    data.write_text(line * 9)
+    code, said = refused(job, "--rows_per_shard", "3")
+    assert code == 2
+    assert "rows.jsonl has changed since rows-r000000000-000000003.parquet was written (size was " in said
+    assert job.contents() == before

@@ -1,0 +1,90 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cal_pipeline.interruption import Interruption
+from cal_pipeline.session_dir import remove_abandoned, session_dir
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_interrupts_and_later_ones_do_not_disturb_the_cleaning_up(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    cleaned = False
+    with Interruption() as interruption:
+        interruption.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        cleaned = True
+        assert interruption.exit_code == 128 + number
+        with pytest.raises(KeyboardInterrupt):
+            interruption.check()
+    assert cleaned
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_a_library_installed_meanwhile_is_replaced_and_not_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        interruption.install()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from cal_pipeline import interruption\n"
+        "interruption._CLEANUP_S = 0.2\n"
+        "with interruption.Interruption():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except KeyboardInterrupt:\n"
+        "        time.sleep(3600)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 143
+
+
+def test_a_session_directory_is_removed_at_the_end(tmp_path: Path) -> None:
+    with session_dir(tmp_path) as name:
+        (Path(name) / "sub").mkdir()
+        assert len(name) == len(str(tmp_path)) + len("/cal-ray-") + 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_directories_of_dead_owners_are_removed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cal_pipeline.session_dir import session_dir\n"
+        "with session_dir(Path(sys.argv[1])) as name: print(name, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        living = Path(process.stdout.readline().strip())
+        foreign = tmp_path / "cal-ray-foreign"
+        foreign.mkdir()
+        (tmp_path / "cal-ray-link").symlink_to(foreign)
+        remove_abandoned(tmp_path)
+        assert living.is_dir()
+        process.kill()
+    assert living.is_dir()
+    remove_abandoned(tmp_path)
+    assert not living.exists()
+    assert foreign.is_dir()

@@ -152,7 +152,7 @@ def measure(num_shards: int) -> dict[str, object]:
 def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, float]]:
     ray_driver._Actor = IdleActor
     cluster = Cluster(
-        num_workers=WORKERS, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=3, max_rows_not_ok=1, shard_timeout_s=600,
+        num_workers=WORKERS, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=3, shard_timeout_s=600,
         start_timeout_s=600, idle_timeout_s=600,
     )  # fmt: skip
     watch, outcome = Watch(len(shards)), RunOutcome()

@@ -79,24 +79,18 @@ def ray_session(cluster: Cluster, after_init: Callable[[], None] = lambda: None)
 
 
 def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
-        where, given = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)", {"address": address}
+        given |= {"address": address}
     else:
+        where = "Ray cannot start here"
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
-        where, given = (
-            "Ray cannot start here",
-            {
-                "address": "local",
-                "num_cpus": max(os.cpu_count() or 1, wanted),
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": temporary,
-            },
-        )
+        given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
+        given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
     for tries_left in reversed(range(1 if address else _RAY_STARTS)):
         try:
-            ray.init(**given, **quiet)
+            ray.init(**given)
             return
         except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
             reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"

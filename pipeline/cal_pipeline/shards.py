@@ -60,7 +60,7 @@ class Shard:
     @property
     def num_rows(self) -> int:
         """Rows that will come out, one for each that goes in."""
-        return int(_drawn(self.source).sum())
+        return int(drawn_rows(self.source).sum())
 
 
 def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Path, str, str]]:
@@ -257,7 +257,7 @@ def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Sha
     return [shard for shard in drawn if shard.num_rows or shard.problem]
 
 
-def _drawn(source: ShardSource) -> np.ndarray:
+def drawn_rows(source: ShardSource) -> np.ndarray:
     """[num_rows] bool: which rows of the shard's range are measured."""
     if source.sample_fraction >= 1.0:
         return np.ones(source.num_rows, bool)
@@ -289,7 +289,7 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
             path, shard.data_format, shard.byte_start, shard.byte_stop, shard.name, source.row_start
         )
     found = 0
-    for sample, wanted in zip(rows, _drawn(source), strict=False):
+    for sample, wanted in zip(rows, drawn_rows(source), strict=False):
         found += 1
         if wanted:
             yield sample

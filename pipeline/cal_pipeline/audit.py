@@ -1,0 +1,221 @@
+"""Is a cache what its reference would measure today, and is the reference fit for the data at all?
+
+The first question compares stored deltas with deltas measured again. The second needs no truth: deltas with a sample's
+own picture are compared with deltas of the same words beside another sample's picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from cal_pipeline.encode import Encoder
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.measure import MeasuredSample
+from cal_pipeline.remeasure import StoredRow
+from cal_schemas.errors import ConfigError, SampleError
+from cal_schemas.sample import Sample
+from cal_schemas.spec import MeasurementSpec
+
+FLOAT32_TOLERANCE = 1e-3
+"""On the largest difference of a sample, in logits: other batches and machines give 1e-5 to 1e-4."""
+HALF_RMS_TOLERANCE = {"bfloat16": 0.25, "float16": 0.05}
+"""On the root mean square of a sample: other batches alone give about 0.04 in bfloat16, single tokens far more."""
+FIT_AUC = 0.7
+FEW_SAMPLES = 30
+
+Verdict = Literal["agrees", "deltas", "labels", "sample", "unmeasurable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One row, stored against measured again."""
+
+    number: int
+    sample_id: str
+    verdict: Verdict
+    reason: str = ""
+    num_tokens: int = 0
+    """With a defined delta on both sides."""
+    max_difference: float = 0.0
+    """In logits."""
+    squared: float = 0.0
+    """Sum of squared differences."""
+
+    @property
+    def rms(self) -> float:
+        """Root mean square difference, in logits."""
+        return float(np.sqrt(self.squared / max(self.num_tokens, 1)))
+
+
+@dataclass(kw_only=True, slots=True)
+class AuditReport:
+    """Everything the comparison found."""
+
+    dtype: str
+    spec_differences: list[tuple[str, object, object]]
+    """(dotted field, stored, today's): other weights, another tokenizer, template or image processor."""
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cache is what would be measured today."""
+        return not self.spec_differences and all(item.verdict == "agrees" for item in self.comparisons)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwapReport:
+    """Mean delta of N samples with their own picture against another sample's."""
+
+    own: np.ndarray
+    """[N] float64 in logits: mean delta of the sample's supervised tokens, its own picture(s)."""
+    other: np.ndarray
+    """[N] float64: the same words, the picture(s) of another sample."""
+    skipped: int
+    """Drawn, but not measurable with the other picture (too long, say)."""
+
+    @property
+    def auc(self) -> float:
+        """Chance that a random sample with its own picture is above a random one with another's; ties count half."""
+        return roc_auc(self.own, self.other)
+
+    @property
+    def win_share(self) -> float:
+        """Share of samples whose mean delta is higher with their own picture; ties count half."""
+        return float(np.mean((self.own > self.other) + 0.5 * (self.own == self.other)))
+
+
+def roc_auc(high: np.ndarray, low: np.ndarray) -> float:
+    """Chance that a value of `high` [N] is above one of `low` [M], ties counting half (Mann-Whitney)."""
+    ranked = np.sort(low)
+    below = np.searchsorted(ranked, high, "left") + np.searchsorted(ranked, high, "right")
+    return float(below.sum() / (2 * len(high) * len(low)))
+
+
+def spec_differences(spec: MeasurementSpec, encoder: Encoder, weights: str) -> list[tuple[str, object, object]]:
+    """What of the stored spec is not what this encoder and these weights (their digest) are: (field, stored, now)."""
+    now = replace(spec, label=label_spec(encoder), input=input_spec(encoder), weights_digest=weights)
+    return [*spec.differences(now)]
+
+
+def tolerance_of(dtype: str) -> tuple[str, float]:
+    """Which number of a sample is bounded (`max` or `rms`), and by how many logits."""
+    if dtype == "float32":
+        return "max", FLOAT32_TOLERANCE
+    if dtype not in HALF_RMS_TOLERANCE:
+        raise ConfigError(f"no tolerance is known for deltas measured in {dtype!r}")
+    return "rms", HALF_RMS_TOLERANCE[dtype]
+
+
+def compare(row: StoredRow, again: MeasuredSample | SampleError, dtype: str) -> Comparison:
+    """A stored row against what was measured now."""
+    where = {"number": row.number, "sample_id": row.sample.sample_id}
+    if not row.key_matches:
+        return Comparison(**where, verdict="sample", reason="images or messages are not those of its sample_key")
+    if isinstance(again, SampleError):
+        return Comparison(**where, verdict="unmeasurable", reason=f"{again.status}: {again}")
+    if not np.array_equal(row.label_ids, again.label_ids):
+        at = _first_difference(row.label_ids, again.label_ids)
+        return Comparison(
+            **where,
+            verdict="labels",
+            reason=f"{len(row.label_ids)} label ids stored, {len(again.label_ids)} now, the first other one at {at}",
+        )
+    stored, now = row.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
+    if (undefined := np.isnan(stored) != np.isnan(now)).any():
+        return Comparison(**where, verdict="deltas", reason=f"{int(undefined.sum())} deltas are undefined on one side")
+    difference = np.abs(stored - now)[~np.isnan(stored)]
+    kind, tolerance = tolerance_of(dtype)
+    found = Comparison(
+        **where,
+        verdict="agrees",
+        num_tokens=len(difference),
+        max_difference=float(difference.max(initial=0.0)),
+        squared=float(np.square(difference).sum()),
+    )
+    size = found.max_difference if kind == "max" else found.rms
+    if size <= tolerance:
+        return found
+    return replace(found, verdict="deltas", reason=f"{kind} difference {size:.3g} logits, tolerance {tolerance:g}")
+
+
+def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
+    length = min(len(one), len(other))
+    unequal = np.flatnonzero(one[:length] != other[:length])
+    return int(unequal[0]) if len(unequal) else length
+
+
+def picture_digest(sample: Sample) -> str:
+    """Names the pictures of a sample, whose bytes are read: equal pictures are no swap."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in sample.images:
+        digest.update(hashlib.blake2b(image.data or b"", digest_size=16).digest())
+    return digest.hexdigest()
+
+
+def swap_partners(digests: Sequence[str], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs (sample, the sample that lends its pictures) without a fixed point, in words and in pictures.
+
+    Takes a digest of the pictures of every sample [N]. Each sample lends at most once and nobody gets a picture equal to
+    its own: samples are put in a random order of pictures, equal ones side by side, and shifted by the most frequent
+    picture's count. Of a picture that more than half the samples share, the surplus is left out. Ascending by sample.
+    """
+    rank = {digest: place for place, digest in enumerate(rng.permutation(sorted(set(digests))).tolist())}
+    order = sorted(range(len(digests)), key=lambda at: (rank[digests[at]], at))
+    counts = np.bincount([rank[digest] for digest in digests], minlength=1)
+    most = int(counts.argmax())
+    surplus = int(2 * counts[most] - counts.sum())
+    if surplus > 0:
+        shared = [at for at in order if rank[digests[at]] == most]
+        left_out = set(rng.permutation(shared)[:surplus].tolist())
+        order = [at for at in order if at not in left_out]
+        counts[most] -= surplus
+    shift = int(counts.max(initial=0))
+    return sorted((own, order[(place + shift) % len(order)]) for place, own in enumerate(order))
+
+
+def mean_delta(deltas: np.ndarray) -> float:
+    """Mean over the defined deltas [S] of a sample, NaN where none is."""
+    defined = deltas[~np.isnan(deltas)]
+    return float(defined.mean(dtype=np.float64)) if len(defined) else float("nan")
+
+
+def swap_report(own: Sequence[MeasuredSample | SampleError], other: Sequence[MeasuredSample | SampleError]) -> SwapReport:
+    """Of the same samples measured with their own and with another's pictures, side by side."""
+    pairs = []
+    for mine, theirs in zip(own, other, strict=True):
+        if isinstance(mine, SampleError) or isinstance(theirs, SampleError):
+            continue
+        # A picture of more tokens may have cut the words' end (truncation tail): the common ones are compared.
+        length = min(len(mine.label_ids), len(theirs.label_ids))
+        if not np.array_equal(mine.label_ids[:length], theirs.label_ids[:length]):
+            continue
+        pair = mean_delta(mine.delta_logits[:length]), mean_delta(theirs.delta_logits[:length])
+        if not np.isnan(pair).any():
+            pairs.append(pair)
+    values = np.array(pairs, np.float64).reshape(-1, 2)
+    return SwapReport(own=values[:, 0], other=values[:, 1], skipped=len(own) - len(pairs))
+
+
+def draw(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the row numbers [R], or all of them, at random and ascending."""
+    if count >= len(candidates):
+        return candidates
+    return np.sort(rng.choice(candidates, count, replace=False))
+
+
+def windows(rows: Iterator[StoredRow | SampleError], size: int) -> Iterator[list[StoredRow | SampleError]]:
+    """The rows in lists of at most `size`."""
+    window: list[StoredRow | SampleError] = []
+    for row in rows:
+        window.append(row)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+

@@ -1,0 +1,67 @@
+"""Samples measured once more, through the same `Encoder` and `measure` as `cal-precompute`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.worker import EncoderSettings
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import Sample
+from cal_schemas.spec import MeasurementSpec
+
+WINDOW_ROWS = 128
+"""Rows that are encoded and held together; batches are made inside a window."""
+
+
+def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
+    """An encoder with the settings of a stored measurement, on whatever processor is given."""
+    settings = EncoderSettings(
+        template=spec.label.template,  # type: ignore[arg-type]
+        image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
+        max_length=spec.input.max_length,
+        truncation=spec.input.truncation,  # type: ignore[arg-type]
+    )
+    return settings.build(processor)
+
+
+def measure_again(
+    samples: Sequence[tuple[Sample, Sequence[Image.Image] | SampleError]],
+    *,
+    model: Any,
+    encoder: Encoder,
+    spec: MeasurementSpec,
+    tokens_per_batch: int,
+    encode_threads: int = 4,
+) -> list[MeasuredSample | SampleError]:
+    """Measures conversations with the pictures given beside them, their own or others.
+
+    Results in the order given; a SampleError in place of pictures, or one while encoding, is its sample's result.
+    """
+
+    def encode(pair: tuple[Sample, Sequence[Image.Image] | SampleError]) -> EncodedSample | SampleError:
+        sample, pictures = pair
+        if isinstance(pictures, SampleError):
+            return pictures
+        try:
+            return encoder(sample, pictures)
+        except SampleError as error:
+            return error
+
+    with ThreadPoolExecutor(encode_threads) as pool:
+        encoded = list(pool.map(encode, samples))
+    found = iter(
+        measure(
+            [item for item in encoded if isinstance(item, EncodedSample)],
+            model=model,
+            encoder=encoder,
+            contrast=spec.contrast,
+            tokens_per_batch=tokens_per_batch,
+        )
+    )
+    return [next(found) if isinstance(item, EncodedSample) else item for item in encoded]

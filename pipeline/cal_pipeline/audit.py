@@ -6,19 +6,18 @@ own picture are compared with deltas of the same words beside another sample's p
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.inspect.statistics import auc
 from cal_pipeline.measure import MeasuredSample
-from cal_pipeline.remeasure import StoredRow
+from cal_pipeline.stored import StoredRow
 from cal_schemas.errors import ConfigError, SampleError
-from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec
 
 FLOAT32_TOLERANCE = 1e-3
@@ -45,11 +44,6 @@ class Comparison:
     """In logits."""
     squared: float = 0.0
     """Sum of squared differences."""
-
-    @property
-    def rms(self) -> float:
-        """Root mean square difference, in logits."""
-        return float(np.sqrt(self.squared / max(self.num_tokens, 1)))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,7 +75,7 @@ class SwapReport:
     @property
     def auc(self) -> float:
         """Chance that a random sample with its own picture is above a random one with another's; ties count half."""
-        return roc_auc(self.own, self.other)
+        return auc(self.own, self.other)
 
     @property
     def win_share(self) -> float:
@@ -89,16 +83,17 @@ class SwapReport:
         return float(np.mean((self.own > self.other) + 0.5 * (self.own == self.other)))
 
 
-def roc_auc(high: np.ndarray, low: np.ndarray) -> float:
-    """Chance that a value of `high` [N] is above one of `low` [M], ties counting half (Mann-Whitney)."""
-    ranked = np.sort(low)
-    below = np.searchsorted(ranked, high, "left") + np.searchsorted(ranked, high, "right")
-    return float(below.sum() / (2 * len(high) * len(low)))
-
-
-def spec_differences(spec: MeasurementSpec, encoder: Encoder, weights: str) -> list[tuple[str, object, object]]:
-    """What of the stored spec is not what this encoder and these weights (their digest) are: (field, stored, now)."""
-    now = replace(spec, label=label_spec(encoder), input=input_spec(encoder), weights_digest=weights)
+def spec_differences(
+    spec: MeasurementSpec, encoder: Encoder, weights: str, *, attn_implementation: str
+) -> list[tuple[str, object, object]]:
+    """(field, stored, now) for what is not as it was: the encoder, the digest of the weights, the attention."""
+    now = replace(
+        spec,
+        label=label_spec(encoder),
+        input=input_spec(encoder),
+        weights_digest=weights,
+        attn_implementation=attn_implementation,
+    )
     return [*spec.differences(now)]
 
 
@@ -113,34 +108,28 @@ def tolerance_of(dtype: str) -> tuple[str, float]:
 
 def compare(row: StoredRow, again: MeasuredSample | SampleError, dtype: str) -> Comparison:
     """A stored row against what was measured now."""
-    where = {"number": row.number, "sample_id": row.sample.sample_id}
+
+    def found(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
+        return Comparison(number=row.number, sample_id=row.sample.sample_id, verdict=verdict, reason=reason, **sizes)
+
     if not row.key_matches:
-        return Comparison(**where, verdict="sample", reason="images or messages are not those of its sample_key")
+        return found("sample", "images or messages are not those of its sample_key")
     if isinstance(again, SampleError):
-        return Comparison(**where, verdict="unmeasurable", reason=f"{again.status}: {again}")
+        return found("unmeasurable", f"{again.status}: {again}")
     if not np.array_equal(row.label_ids, again.label_ids):
         at = _first_difference(row.label_ids, again.label_ids)
-        return Comparison(
-            **where,
-            verdict="labels",
-            reason=f"{len(row.label_ids)} label ids stored, {len(again.label_ids)} now, the first other one at {at}",
-        )
+        sizes = f"{len(row.label_ids)} label ids stored, {len(again.label_ids)} now"
+        return found("labels", f"{sizes}, the first other one at {at}")
     stored, now = row.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
     if (undefined := np.isnan(stored) != np.isnan(now)).any():
-        return Comparison(**where, verdict="deltas", reason=f"{int(undefined.sum())} deltas are undefined on one side")
+        return found("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
     difference = np.abs(stored - now)[~np.isnan(stored)]
+    largest, squared = float(difference.max(initial=0.0)), float(np.square(difference).sum())
     kind, tolerance = tolerance_of(dtype)
-    found = Comparison(
-        **where,
-        verdict="agrees",
-        num_tokens=len(difference),
-        max_difference=float(difference.max(initial=0.0)),
-        squared=float(np.square(difference).sum()),
-    )
-    size = found.max_difference if kind == "max" else found.rms
-    if size <= tolerance:
-        return found
-    return replace(found, verdict="deltas", reason=f"{kind} difference {size:.3g} logits, tolerance {tolerance:g}")
+    size = largest if kind == "max" else float(np.sqrt(squared / max(len(difference), 1)))
+    verdict: Verdict = "agrees" if size <= tolerance else "deltas"
+    reason = "" if verdict == "agrees" else f"{kind} difference {size:.3g} logits, tolerance {tolerance:g}"
+    return found(verdict, reason, num_tokens=len(difference), max_difference=largest, squared=squared)
 
 
 def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -149,24 +138,17 @@ def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
     return int(unequal[0]) if len(unequal) else length
 
 
-def picture_digest(sample: Sample) -> str:
-    """Names the pictures of a sample, whose bytes are read: equal pictures are no swap."""
-    digest = hashlib.blake2b(digest_size=16)
-    for image in sample.images:
-        digest.update(hashlib.blake2b(image.data or b"", digest_size=16).digest())
-    return digest.hexdigest()
-
-
 def swap_partners(digests: Sequence[str], rng: np.random.Generator) -> list[tuple[int, int]]:
     """Pairs (sample, the sample that lends its pictures) without a fixed point, in words and in pictures.
 
-    Takes a digest of the pictures of every sample [N]. Each sample lends at most once and nobody gets a picture equal to
-    its own: samples are put in a random order of pictures, equal ones side by side, and shifted by the most frequent
-    picture's count. Of a picture that more than half the samples share, the surplus is left out. Ascending by sample.
+    Takes a digest of the pictures of every sample [N]. Each sample lends at most once and nobody gets a picture
+    equal to its own: samples are put in a random order of pictures, equal ones side by side, and shifted by the most
+    frequent picture's count. Of a picture that more than half the samples share, the surplus is left out. Ascending
+    by sample.
     """
     rank = {digest: place for place, digest in enumerate(rng.permutation(sorted(set(digests))).tolist())}
     order = sorted(range(len(digests)), key=lambda at: (rank[digests[at]], at))
-    counts = np.bincount([rank[digest] for digest in digests], minlength=1)
+    counts = np.bincount(np.array([rank[digest] for digest in digests], np.int64), minlength=1)
     most = int(counts.argmax())
     surplus = int(2 * counts[most] - counts.sum())
     if surplus > 0:
@@ -184,7 +166,9 @@ def mean_delta(deltas: np.ndarray) -> float:
     return float(defined.mean(dtype=np.float64)) if len(defined) else float("nan")
 
 
-def swap_report(own: Sequence[MeasuredSample | SampleError], other: Sequence[MeasuredSample | SampleError]) -> SwapReport:
+def swap_report(
+    own: Sequence[MeasuredSample | SampleError], other: Sequence[MeasuredSample | SampleError]
+) -> SwapReport:
     """Of the same samples measured with their own and with another's pictures, side by side."""
     pairs = []
     for mine, theirs in zip(own, other, strict=True):
@@ -206,16 +190,3 @@ def draw(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     if count >= len(candidates):
         return candidates
     return np.sort(rng.choice(candidates, count, replace=False))
-
-
-def windows(rows: Iterator[StoredRow | SampleError], size: int) -> Iterator[list[StoredRow | SampleError]]:
-    """The rows in lists of at most `size`."""
-    window: list[StoredRow | SampleError] = []
-    for row in rows:
-        window.append(row)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
-

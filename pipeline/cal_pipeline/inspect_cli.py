@@ -27,6 +27,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("cal_pipeline.inspect.compare", "two measurements of the same samples, token by token"),
     "export": ("cal_pipeline.inspect.export", "per-token weights for other trainers, or a sheet for people to mark"),
     "agreement": ("cal_pipeline.inspect.agreement", "how well deltas agree with what people marked on the sheet"),
+    "page": ("cal_pipeline.inspect.page", "one HTML file: summary, plots, searchable gallery with shaded words"),
+    "audit": ("cal_pipeline.inspect.audit", "measure a part again; swap control: is the reference fit for the data"),
 }
 """Name -> module, what it is for."""
 

@@ -1,29 +1,30 @@
-"""Where the reference model of an annotated directory lies now: the file names it, a run report or a flag says where."""
+"""Where the reference model of an annotated directory lies now: shards name it, a run report or a flag says where."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from cal_pipeline.loading import model_directory
+from cal_pipeline.run_reports import reported_model
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 
-INTERNAL = ".cal"
-
 
 def find_reference(
-    path: Path, spec: MeasurementSpec, named: str | None = None, *, trust_remote_code: bool = False
+    paths: Sequence[Path], spec: MeasurementSpec, named: str | None = None, *, trust_remote_code: bool = False
 ) -> Path:
-    """The directory of the model that measured `path`: the one `named`, else what the run report or the spec names.
+    """The directory of the model that measured `paths`: the one `named`, else what the run report or the spec names.
 
     Looks, in this order, at `named` (a directory or hub id), at the newest run report that `cal-precompute` left in the
     annotated directory, and at the spec's model id as a directory or hub id. Whether the files found are the ones that
     measured is for the caller to compare (`weights_digest`, `tokenizer_digest`). Raises ConfigError naming the flag.
     """
     if named is not None:
-        return model_directory(named, None if Path(named).is_dir() else spec.revision, trust_remote_code=trust_remote_code)
-    reported = _reported_model(path)
+        return model_directory(
+            named, None if Path(named).is_dir() else spec.revision, trust_remote_code=trust_remote_code
+        )
+    reported = reported_model(paths)
     for candidate in (reported, spec.model_id):
         if candidate and Path(candidate).is_dir():
             return Path(candidate)
@@ -31,19 +32,6 @@ def find_reference(
         return model_directory(spec.model_id, spec.revision, trust_remote_code=trust_remote_code)
     where = f" (its run report says {reported}, which is no directory now)" if reported else ""
     raise ConfigError(
-        f"{path} was measured with {spec.model_id!r}, and where that lies is not known{where}: name it with "
+        f"{paths[0]} was measured with {spec.model_id!r}, and where that lies is not known{where}: name it with "
         "--model_name_or_path"
     )
-
-
-def _reported_model(path: Path) -> str | None:
-    """`--model_name_or_path` of the newest run whose report lies beside the shards, None where there is none."""
-    folder = (path if path.is_dir() else path.parent) / INTERNAL / "reports"
-    for report in sorted(folder.glob("run-*.json"), reverse=True):
-        try:
-            value = json.loads(report.read_text(encoding="utf-8"))["config"]["model_name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # A report that was cut or is another program's names nothing; the flag does.
-        if isinstance(value, str):
-            return value
-    return None

@@ -62,8 +62,8 @@ def read_stored(
     """The rows of these numbers, each once and ascending; holds one row group at a time.
 
     Samples that a file does not hold (`carry` none, or paths into embedded pictures) are read from its source.
-    `image_folder` replaces the one the file names. Raises ConfigError when such a source is gone or has changed since it
-    was measured, FormatError naming a file that cannot be read.
+    `image_folder` replaces the one the file names. Raises ConfigError when such a source is gone or has changed since
+    it was measured, FormatError naming a file that cannot be read.
     """
     wanted = np.unique(np.asarray(numbers, np.int64))
     columns = [name for name in _COLUMNS if name in dataset.schema.names]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from cal_pipeline.run_reports import reported_model
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import digest_json
@@ -177,13 +178,15 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pieces:
-    """The tokenizer whose ids the shards hold: the one named, or that of the reference where it has a hub id.
+    """The tokenizer whose ids the shards hold: the one named, or the reference's where that is still known.
 
     Loads `tokenizer.json` alone; only where that is not the tokenizer that was measured with (a processor may add
     tokens of its own) the model's processor is asked. Raises ConfigError when neither has the measurement's digest.
     """
     spec = opened.spec
-    name = tokenizer or _hub_id(spec.model_id)
+    reported = reported_model(opened.files)
+    known = reported if reported and Path(reported).is_dir() else None
+    name = tokenizer or known or _hub_id(spec.model_id)
     if name is None:
         raise ConfigError(
             f"which tokenizer spells these ids? Give --tokenizer with the directory of {spec.model_id}, "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.worker import EncoderSettings
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Sample
@@ -17,6 +19,17 @@ from cal_schemas.spec import MeasurementSpec
 
 WINDOW_ROWS = 128
 """Rows that are encoded and held together; batches are made inside a window."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToMeasure:
+    """A conversation and the pictures to measure it with: its own, or another sample's."""
+
+    sample: Sample
+    sample_key: str
+    """As stored: what is painted over a picture depends on it, where the contrast perturbs pictures."""
+    pictures: list[Image.Image] | SampleError
+    """In the order of the marks, or why there are none."""
 
 
 def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
@@ -31,7 +44,7 @@ def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
 
 
 def measure_again(
-    samples: Sequence[tuple[Sample, Sequence[Image.Image] | SampleError]],
+    samples: Sequence[ToMeasure],
     *,
     model: Any,
     encoder: Encoder,
@@ -39,17 +52,13 @@ def measure_again(
     tokens_per_batch: int,
     encode_threads: int = 4,
 ) -> list[MeasuredSample | SampleError]:
-    """Measures conversations with the pictures given beside them, their own or others.
+    """Results in the order given; a SampleError in place of pictures, or one while encoding, is its sample's result."""
 
-    Results in the order given; a SampleError in place of pictures, or one while encoding, is its sample's result.
-    """
-
-    def encode(pair: tuple[Sample, Sequence[Image.Image] | SampleError]) -> EncodedSample | SampleError:
-        sample, pictures = pair
-        if isinstance(pictures, SampleError):
-            return pictures
+    def encode(item: ToMeasure) -> EncodedSample | SampleError:
+        if isinstance(item.pictures, SampleError):
+            return item.pictures
         try:
-            return encoder(sample, pictures)
+            return encode_with_contrast(encoder, spec.contrast, item.sample, item.pictures, item.sample_key)
         except SampleError as error:
             return error
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline.images import read_image_file
+from cal_pipeline.images import read_images
 from cal_pipeline.shards import drawn_rows, plan_shards, read_samples
 from cal_schemas.annotated import AnnotatedDataset, ShardMetadata
 from cal_schemas.errors import ConfigError, FormatError
@@ -50,10 +50,9 @@ class StoredRow:
 
     def with_pictures(self) -> Sample:
         """The sample with the bytes of its pictures; ImageError where one cannot be read."""
-        images = tuple(
-            ImageRef(data=read_image_file(image, self.image_folder), path=image.path) for image in self.sample.images
-        )
-        return replace(self.sample, images=images)
+        files = read_images(self.sample.images, self.image_folder)
+        pairs = zip(self.sample.images, files, strict=True)
+        return replace(self.sample, images=tuple(ImageRef(data=data, path=image.path) for image, data in pairs))
 
 
 def read_stored(
@@ -133,6 +132,8 @@ def source_samples(metadata: ShardMetadata) -> Iterator[Sample]:
     last = 0
     for shard in plan_shards([source.uri], [source.image_folder] if source.image_folder else []):
         now = shard.source
+        if shard.problem:
+            raise FormatError(shard.problem)
         if (now.size, now.mtime_ns) != (source.size, source.mtime_ns):
             raise ConfigError(
                 f"{source.uri} has {now.size} bytes, modified at {now.mtime_ns} ns; when it was measured it had "

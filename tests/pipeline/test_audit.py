@@ -19,6 +19,7 @@ from cal_pipeline.audit import SwapReport, draw, swap_partners, swap_report, tol
 from cal_pipeline.inspect_cli import run
 from cal_pipeline.measure import MeasuredSample
 from cal_schemas.errors import ConfigError, TooLongError
+from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from inspected_data import conversations, llava_directory, measured, parquet_directory
 from tiny_models import sample_image
@@ -279,3 +280,18 @@ def test_nobody_keeps_a_picture_and_nobody_lends_twice(digests: list[str], seed:
 )
 def test_an_audit_that_makes_no_sense_is_refused(flags: list[str], tmp_path: Path) -> None:
     assert run(["audit", str(tmp_path), *flags]) == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "contrast",
+    [
+        ContrastSpec(condition="mask"),
+        ContrastSpec(condition="patch_mask", patch_mask_ratio=0.5),
+        ContrastSpec(condition="gaussian_blur", blur_sigma=10.0),
+    ],
+)
+def test_every_contrast_agrees(contrast: ContrastSpec, llava: Family, tmp_path: Path) -> None:
+    path = parquet_directory(llava, tmp_path, count=6, contrast=contrast)
+    code, found = audited(path)
+    assert (code, found["verdicts"], found["swap"]["samples"]) == (0, {"agrees": 6}, 6)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
 from cal_pipeline.inspect import audit_report, flags
 from cal_pipeline.inspect.reading import open_paths, read_batches
 from cal_pipeline.stored import StoredRow, read_stored, source_samples
@@ -158,10 +159,13 @@ class Session:
 
     def _measure(self, pairs: Sequence[tuple[StoredRow, StoredRow]]) -> list[Any]:
         """Each row's words with the pictures of the row beside it."""
-        from cal_pipeline.remeasure import measure_again
+        from cal_pipeline.remeasure import ToMeasure, measure_again
 
         return measure_again(
-            [(row.sample, pictures_of(lender)) for row, lender in pairs],
+            [
+                ToMeasure(sample=row.sample, sample_key=row.sample_key, pictures=pictures_of(lender))
+                for row, lender in pairs
+            ],
             model=self.model,
             encoder=self.encoder,
             spec=self.spec,
@@ -172,10 +176,9 @@ class Session:
 
 def pictures_of(row: StoredRow) -> Any:
     """Its decoded pictures, or the SampleError that says why not."""
-    from cal_pipeline.images import decode_image
-
     try:
-        return [decode_image(image.data or b"") for image in row.with_pictures().images]
+        files = [image.data or b"" for image in row.with_pictures().images]
+        return decode_images(files, DEFAULT_MAX_IMAGE_PIXELS)
     except SampleError as error:
         return error
 

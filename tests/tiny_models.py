@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from cal_pipeline.reference import innermost_decoder
+
 HIDDEN: Final = 32
 LOGIT_STD: Final = 3.0
 _LAYERS: Final = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -136,10 +138,17 @@ def _randomise(model: hf.PreTrainedModel, *, seed: int = 0) -> None:
                 continue  # norms and biases keep the library's own start
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         if tied:
-            model.get_decoder().norm.weight.fill_(LOGIT_STD - 1)  # Gemma's norms scale by 1 + weight
+            norm = _final_norm(model)
+            norm.weight.fill_(LOGIT_STD - float("Gemma" in type(norm).__name__))  # Gemma's norms scale by 1 + weight
 
 
-def _build(model_class: type[hf.PreTrainedModel], config: hf.PreTrainedConfig) -> Any:
+def _final_norm(model: hf.PreTrainedModel) -> nn.Module:
+    decoder = innermost_decoder(model)
+    names = ("norm", "embedding_norm", "final_layer_norm")
+    return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
+
+
+def build(model_class: type[hf.PreTrainedModel], config: hf.PreTrainedConfig) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = model_class(config).float().eval()
@@ -148,11 +157,11 @@ def _build(model_class: type[hf.PreTrainedModel], config: hf.PreTrainedConfig) -
 
 
 def _save(directory: Path, model_class: type[hf.PreTrainedModel], config: hf.PreTrainedConfig, processor: Any) -> None:
-    _build(model_class, config).save_pretrained(directory)
+    build(model_class, config).save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
-def _text(tokenizer: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
+def text_config_values(tokenizer: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
     """Values of text_config common to all families."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 2048}
@@ -173,7 +182,7 @@ def build_llava(directory: Path) -> None:
     processor = hf.LlavaProcessor(pixels, tokenizer, **_CLIP, chat_template=_LLAVA_TEMPLATE)
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**_LAYERS, image_size=42, patch_size=14, projection_dim=HIDDEN),
-        text_config=hf.LlamaConfig(**_text(tokenizer)),
+        text_config=hf.LlamaConfig(**text_config_values(tokenizer)),
         image_token_index=processor.image_token_id,
         image_seq_length=9,
     )
@@ -189,7 +198,7 @@ def build_llava_next(directory: Path) -> None:
     processor = hf.LlavaNextProcessor(pixels, tokenizer, **_CLIP, chat_template=_LLAVA_NEXT_TEMPLATE)
     config = hf.LlavaNextConfig(
         vision_config=hf.CLIPVisionConfig(**_LAYERS, image_size=28, patch_size=14, projection_dim=HIDDEN),
-        text_config=hf.MistralConfig(**_text(tokenizer), sliding_window=None),
+        text_config=hf.MistralConfig(**text_config_values(tokenizer), sliding_window=None),
         image_token_index=processor.image_token_id,
         image_seq_length=4,
         **grid,
@@ -207,7 +216,7 @@ def build_gemma3(directory: Path, sliding_window: int = 512) -> None:
     layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": sliding_window}
     config = hf.Gemma3Config(
         vision_config=hf.SiglipVisionConfig(**_LAYERS, image_size=28, patch_size=7, vision_use_head=False),
-        text_config=hf.Gemma3TextConfig(**_text(tokenizer), **layers, query_pre_attn_scalar=16),
+        text_config=hf.Gemma3TextConfig(**text_config_values(tokenizer), **layers, query_pre_attn_scalar=16),
         mm_tokens_per_image=4,
         **{f"{name}_index": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()},
     )
@@ -222,7 +231,7 @@ def build_paligemma(directory: Path) -> None:
     processor = hf.PaliGemmaProcessor(pixels, tokenizer)
     config = hf.PaliGemmaConfig(
         vision_config=hf.SiglipVisionConfig(**_LAYERS, image_size=28, patch_size=14, vision_use_head=False),
-        text_config=hf.GemmaConfig(**_text(tokenizer)),
+        text_config=hf.GemmaConfig(**text_config_values(tokenizer)),
         image_token_index=processor.image_token_id,
         projection_dim=HIDDEN,
         hidden_size=HIDDEN,
@@ -240,7 +249,7 @@ def build_idefics3(directory: Path) -> None:
     processor = hf.Idefics3Processor(pixels, tokenizer, image_seq_len=4, chat_template=_IDEFICS3_TEMPLATE)
     config = hf.Idefics3Config(
         vision_config={**_LAYERS, "image_size": 28, "patch_size": 7},
-        text_config=hf.LlamaConfig(**_text(tokenizer)),
+        text_config=hf.LlamaConfig(**text_config_values(tokenizer)),
         image_token_id=processor.image_token_id,
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=2,
@@ -270,7 +279,7 @@ def build_qwen2_5_vl_model() -> tuple[hf.Qwen2_5_VLForConditionalGeneration, Tin
         vision_start_token_id=vision_start,
         vision_end_token_id=vision_end,
     )
-    model = _build(hf.Qwen2_5_VLForConditionalGeneration, config)
+    model = build(hf.Qwen2_5_VLForConditionalGeneration, config)
 
     generator = torch.Generator().manual_seed(1)
 

@@ -87,17 +87,22 @@ def _collate_images(samples: Sequence[Mapping[str, Tensor]], batch_led: Collecti
     return collated
 
 
-def batches_by_tokens(samples: Sequence[EncodedSample], tokens_per_batch: int) -> list[list[int]]:
+def batches_by_tokens(
+    samples: Sequence[EncodedSample], tokens_per_batch: int, *, alike: bool = False
+) -> list[list[int]]:
     """Indices of samples, grouped so that a padded batch holds at most `tokens_per_batch` tokens.
 
     Longest first, so padding is small and memory peaks at once or never. Samples with images and text-only samples
-    do not mix: the latter need no second pass. A sample over the budget has a batch of its own. Depends on the
-    lengths alone.
+    do not mix: the latter need no second pass. `alike` also keeps pixel inputs of other shapes apart (special_cases
+    tells for whom). A sample over the budget has a batch of its own. Depends on the lengths and shapes alone.
     """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        shapes = tuple(sample.image_inputs["pixel_values"].shape) if alike and sample.image_inputs else ()
+        kinds.setdefault((not sample.image_inputs, *shapes), []).append(index)
     groups: list[list[int]] = []
-    for with_image in (True, False):
-        chosen = [i for i, sample in enumerate(samples) if bool(sample.image_inputs) == with_image]
-        chosen.sort(key=lambda i: -samples[i].num_tokens)
+    for kind in sorted(kinds, key=str):
+        chosen = sorted(kinds[kind], key=lambda i: -samples[i].num_tokens)
         while chosen:
             count = max(1, tokens_per_batch // samples[chosen[0]].num_tokens)
             groups.append(chosen[:count])

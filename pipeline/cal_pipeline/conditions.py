@@ -6,7 +6,7 @@ the gap would measure a shift of position, not the loss of the image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cal_pipeline.encode import IGNORE_INDEX, SEQUENCE_INPUTS
+from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import PERTURBING, Condition
 
@@ -37,6 +38,7 @@ def without_image(
     position_ids: Tensor | None,
     text_config: Any,
     contrast_inputs: Mapping[str, Tensor] | None = None,
+    demanded: Collection[str] = (),
 ) -> WithoutImage:
     """Inputs of the pass that does not see the image.
 
@@ -46,9 +48,13 @@ def without_image(
         labels: [B, T].
         image_mask: [B, T] bool.
         position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
-            sections, or None for 0, 1, 2, ….
+            sections, or None where the decoder counts by itself.
         text_config: of the decoder; its sliding window decides whether explicit masks are needed.
         contrast_inputs: pixel inputs of the perturbed pictures, for the conditions that show those.
+        demanded: image inputs without which the forward cannot be called; `drop` passes them on, and as no token
+            stands for them they add nothing.
+
+    Raises ConfigError where the condition has no meaning for this decoder.
     """
     batch, length = labels.shape
     if condition in PERTURBING:
@@ -56,9 +62,12 @@ def without_image(
         index = torch.arange(length, device=labels.device).expand(batch, length)
         return WithoutImage(inputs={**inputs, **(contrast_inputs or {})}, labels=labels, index=index)
     if position_ids is None:
-        position_ids = torch.arange(length, device=labels.device)[None]
+        # Over the real tokens: so counts OPT, and rotary decoders, which count from the row's start, see differences.
+        position_ids = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
     if condition == "mask":
+        if reason := mask_undefined(text_config):
+            raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
         attention_mask = inputs["attention_mask"] * ~image_mask
         masked = {**inputs, "attention_mask": attention_mask, "position_ids": position_ids}
         index = torch.arange(length, device=labels.device).expand(batch, length)
@@ -68,6 +77,7 @@ def without_image(
     index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
     real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
     dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in SEQUENCE_INPUTS if key in inputs}
+    dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in SEQUENCE_INPUTS}
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
     dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
     window = sliding_window(text_config)

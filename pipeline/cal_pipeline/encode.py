@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from cal_pipeline import templates
-from cal_pipeline.spans import expanded_offset, image_replacements, overlapping_tokens
+from cal_pipeline.processing import Processed, process
+from cal_pipeline.spans import overlapping_tokens
+from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_PROCESSORS
 from cal_pipeline.templates import Rendered, Template
 from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
@@ -80,6 +82,9 @@ class Encoder:
                 f"{type(processor.tokenizer).__name__} gives no character offsets, which labels are found by; "
                 "save the model with a fast tokenizer (tokenizer.json)"
             )
+        self._name = type(processor).__name__
+        if reason := REFUSED_PROCESSORS.get(self._name):
+            raise ConfigError(f"{self._name} is not supported: {reason}")
         if max_length < 1:
             raise ConfigError(f"max_length must be positive, got {max_length}")
         self.processor = processor
@@ -93,6 +98,9 @@ class Encoder:
             templates.check_template(template, processor)
         self._specials = templates.special_tokens(processor.tokenizer)
         self._longest_text = max_length * max(map(len, processor.tokenizer.get_vocab()))
+        self._image_token = str(processor.image_token)  # BLIP-2 keeps it as an AddedToken
+        # Ids that stand for one picture before the text; 0 where pictures have a place in the text.
+        self._prefix: int = processor.num_query_tokens if self._name in PREFIX_PROCESSORS else 0
         self._images_kwargs: dict[str, Any] = {}
         if image_aspect_ratio == "square":
             if not getattr(processor.image_processor, "do_center_crop", False):
@@ -103,8 +111,11 @@ class Encoder:
             if hasattr(processor.image_processor, "do_pad"):
                 self._images_kwargs["do_pad"] = False
         self.batch_led_inputs = self._probe()
-        placeholders = getattr(processor, "image_token_ids", None) or [processor.image_token_id]
-        self._placeholders = torch.tensor([token for token in placeholders if token is not None])
+        own = processor.tokenizer.convert_tokens_to_ids(self._image_token)
+        known = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
+        self._placeholders = torch.tensor(known or [getattr(processor, "image_token_id", own)])
+        self.alike_batches = ALIKE_BATCHES.get(self._name)
+        """Why samples in one batch must have pixel inputs of one shape, or None where they need not."""
         pad = processor.tokenizer.pad_token_id
         # Padding is masked everywhere, so any id will do where a tokenizer (LLaVA's old ones) has none.
         self.pad_token_id: int = 0 if pad is None else int(pad)
@@ -115,19 +126,19 @@ class Encoder:
         Also notices a processor that rewrites the text, where character offsets would point at the wrong words.
         """
         pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-        text = self.processor.image_token * 2
+        text = self._image_token * 2
         if self._takes_suffix:
-            output = self._process(text, pictures, suffix="a")
+            output = self._process(text, pictures, suffix="a").output
+        elif self._prefix:
+            output = self._process("a", pictures).output
         else:
-            output = self._process(text, pictures, add_special_tokens=False)
-            whole = "".join(
-                item["replacement"] for item in image_replacements(output, pictures, type(self.processor).__name__)
-            )
-            expected = self.processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
+            found = self._process(text, pictures, add_special_tokens=False)
+            output = found.output
+            expected = self.processor.tokenizer(found.inserted_text, add_special_tokens=False)["input_ids"]
             if output["input_ids"][0].tolist() != expected:
                 raise ConfigError(
-                    f"{type(self.processor).__name__} rewrites the text around its images, so labels cannot be "
-                    "located in it; this processor is not supported"
+                    f"{self._name} rewrites the text around its images, so labels cannot be located in it; this "
+                    "processor is not supported"
                 )
         pixels = _encoded(output, output["input_ids"][0], output["input_ids"][0]).image_inputs
         return frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
@@ -180,21 +191,43 @@ class Encoder:
             )
 
     def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
-        bos = self.processor.tokenizer.bos_token
-        # A template that writes the BOS itself must not get a second one from the tokenizer.
-        add_special_tokens = not (bos and rendered.text.lstrip().startswith(bos))
-        output = self._process(rendered.text, images, add_special_tokens=add_special_tokens)
-        replacements = image_replacements(output, images, type(self.processor).__name__)
-        spans = [
-            (expanded_offset(start, replacements), expanded_offset(stop, replacements))
-            for start, stop in rendered.label_spans
-        ]
+        if self._prefix:
+            return self._encode_prefixed(rendered, images)
+        found = self._process(rendered.text, images, add_special_tokens=self._adds_bos(rendered.text))
+        output, expansion = found.output, found.expansion(rendered.text, len(images), self._specials)
+        spans = [(expansion.offset(start), expansion.offset(stop)) for start, stop in rendered.label_spans]
         starts, stops = output["offset_mapping"][0].unbind(-1)
-        image_mask = overlapping_tokens(starts, stops, [item["new_span"] for item in replacements])
+        image_mask = overlapping_tokens(starts, stops, expansion.inserted)
         labels = torch.where(
             overlapping_tokens(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
         )
         return _encoded(output, labels, image_mask)
+
+    def _adds_bos(self, text: str) -> bool:
+        """A template that writes the BOS itself must not get a second one from the tokenizer."""
+        bos = self.processor.tokenizer.bos_token
+        return not (bos and text.lstrip().startswith(bos))
+
+    def _encode_prefixed(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
+        """The mark and a newline behind it leave the text; the processor puts the picture's ids before all of it."""
+        if len(images) != 1:
+            raise SampleError(f"{self._name} takes exactly one picture, got {len(images)}")
+        at = rendered.text.index(self._image_token)
+        after = at + len(self._image_token)
+        after += rendered.text[after : after + 1] == "\n"
+        text = rendered.text[:at] + rendered.text[after:]
+        output = self._process(text, images, add_special_tokens=self._adds_bos(text)).output
+        ids = output["input_ids"][0]
+        if not bool(torch.isin(ids[: self._prefix], self._placeholders).all()):
+            raise SampleError(f"{self._name} did not put {self._prefix} image tokens before the text")
+        image_mask = torch.arange(len(ids)) < self._prefix
+        gone = after - at
+        spans = [
+            (start - gone * (start >= after), stop - gone * (stop >= after)) for start, stop in rendered.label_spans
+        ]
+        starts, stops = output["offset_mapping"][0].unbind(-1)
+        chosen = overlapping_tokens(starts, stops, spans) & ~image_mask
+        return _encoded(output, torch.where(chosen, ids, torch.tensor(IGNORE_INDEX)), image_mask)
 
     def _encode_suffix(self, messages: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedSample:
         if [turn.role for turn in messages] != ["user", "assistant"]:
@@ -203,9 +236,9 @@ class Encoder:
             )
         question = messages[0].content.replace(IMAGE_MARK, "").strip()
         if images:
-            text = self.processor.image_token * len(images) + question
-            output = self._process(text, images, suffix=messages[1].content)
-            replacements = image_replacements(output, images, type(self.processor).__name__)
+            text = self._image_token * len(images) + question
+            found = self._process(text, images, suffix=messages[1].content)
+            output, inserted = found.output, found.expansion(text, len(images), self._specials).inserted
         else:
             # The processor insists on a picture; without one its prompt is the same text with no image tokens.
             tokenizer = self.processor.tokenizer
@@ -213,27 +246,17 @@ class Encoder:
                 [f"{tokenizer.bos_token}{question}\n"], text_pair=[messages[1].content + tokenizer.eos_token],
                 return_token_type_ids=True, return_offsets_mapping=True, return_tensors="pt",
             )  # fmt: skip
-            replacements = []
+            inserted = ()
         starts, stops = output["offset_mapping"][0].unbind(-1)
         answer = output["token_type_ids"][0] == 1
-        image_mask = overlapping_tokens(starts, stops, [item["new_span"] for item in replacements]) & ~answer
+        image_mask = overlapping_tokens(starts, stops, inserted) & ~answer
         labels = torch.where(answer, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
         return _encoded(output, labels, image_mask)
 
-    def _process(self, text: str, images: Sequence[Image.Image], **kwargs: Any) -> Any:
-        options = {key: kwargs.pop(key) for key in ("add_special_tokens",) if key in kwargs}
-        output = self.processor(
-            # Left out, not empty, for text-only samples: an empty list means something else in every family.
-            **({"images": [list(images)]} if images else {}),
-            text=[text],
-            return_text_replacement_offsets=True,
-            text_kwargs={"return_offsets_mapping": True, "padding": False, "truncation": False, **options},
-            # Tensors of the pixels only: PaliGemma's processor warns when asked for the text's too.
-            images_kwargs={"return_tensors": "pt", **self._images_kwargs},
-            **kwargs,
+    def _process(self, text: str, images: Sequence[Image.Image], **kwargs: Any) -> Processed:
+        return process(
+            self.processor, text, images, image_token=self._image_token, images_kwargs=self._images_kwargs, **kwargs
         )
-        text_names = {*SEQUENCE_INPUTS, "labels", "offset_mapping"}
-        return {key: torch.tensor(value) if key in text_names else value for key, value in output.items()}
 
     def _fit(self, encoded: EncodedSample) -> EncodedSample:
         if not bool((encoded.labels != IGNORE_INDEX).any()):

@@ -1,4 +1,4 @@
-"""Loading a reference model, proving that its two passes are what they claim to be, and naming its weights."""
+"""Loading a reference model or the model to be trained, and naming its weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.collate import Batch
-from cal_pipeline.conditions import defined_tokens
-from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastSpec, digest_json
+from cal_schemas.spec import digest_json
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _MIB = 2**20
 _FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
-_FLOAT32_TOLERANCE = 1e-3
-_HALF_RMS_TOLERANCE = 0.1
-_CONDITIONS: tuple[Condition, ...] = ("drop", "mask")
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _Loaded = TypeVar("_Loaded")
 
 
@@ -84,6 +77,8 @@ def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:400]
         hint = " If you trust its code, pass --trust_remote_code." if "remote_code" in reason else ""
+        if "does not support an attention implementation" in reason:
+            hint = " Ask for --attn_implementation eager."
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 
 
@@ -102,7 +97,9 @@ def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> N
     )
     if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
         raise ConfigError(f"{directory} holds a {config.model_type!r} model, which is not an image-text-to-text model")
-    if config.is_encoder_decoder:
+    if reason := REFUSED_MODELS.get(config.model_type):
+        raise ConfigError(f"{directory} holds a {config.model_type!r} model, which cannot be used: {reason}")
+    if config.is_encoder_decoder or getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise ConfigError(
             f"{directory} holds an encoder-decoder model ({config.model_type}); CAL needs a decoder-only one"
         )
@@ -190,83 +187,3 @@ def load_model(
             f"{type(model).__name__} has no output head over the vocabulary, which label logits are read from"
         )
     return model
-
-
-def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
-    """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
-
-    The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
-    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with a
-    contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's perturbed
-    pictures must not. Within 1e-3 in float32, 0.1 rms in half precision.
-    """
-    exact = next(model.parameters()).dtype == torch.float32
-
-    def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
-        difference = (one - other).abs()
-        if not len(difference):
-            return float("nan"), True
-        size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
-        # Negated, because NaN compares false with everything.
-        return size, not size <= (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
-
-    with torch.no_grad():
-        by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
-        supervised = batch.labels[:, 1:] != IGNORE_INDEX
-        full = model(**batch.inputs, use_cache=False).logits[:, :-1]
-        rows = full[supervised.to(full.device)].float().to(batch.labels.device)
-        by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
-    size, wrong = disagreement(by_head[supervised], by_full)
-    if wrong:
-        raise ConfigError(
-            f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
-            f"architecture ({type(model).__name__}) uses its output head in a way that is not supported"
-        )
-    if contrast.perturbs:
-        _check_perturbed(model, batch, contrast, name, disagreement)
-        return
-    if contrast.condition != "drop" or not mask_is_exact(model):
-        return
-    after_image = torch.zeros_like(batch.image_mask)
-    after_image[:, 1:] = batch.image_mask[:, :-1]
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    dropped, masked = (contrast_logits(*given, ContrastSpec(condition=condition))[1] for condition in _CONDITIONS)
-    compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
-    size, wrong = disagreement(dropped[compared], masked[compared])
-    if wrong:
-        raise ConfigError(
-            f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them; "
-            f"use --contrast mask with this model ({type(model).__name__})"
-        )
-
-
-def _check_perturbed(
-    model: Any,
-    batch: Batch,
-    contrast: ContrastSpec,
-    name: str,
-    disagreement: Callable[[torch.Tensor, torch.Tensor], tuple[float, bool]],
-) -> None:
-    given = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
-    itself = {key: batch.inputs[key] for key in batch.contrast_inputs}
-    with_image, same = contrast_logits(*given, itself)
-    compared = ~with_image.isnan()
-    size, wrong = disagreement(with_image[compared], same[compared])
-    if wrong:
-        raise ConfigError(
-            f"{name}: two passes over the same picture differ by {size:.3g}; this architecture "
-            f"({type(model).__name__}) cannot be contrasted with a perturbed picture, use --contrast drop or mask"
-        )
-    other = contrast_logits(*given, batch.contrast_inputs)[1]
-    if bool((other[compared] == same[compared]).all()):
-        raise ConfigError(
-            f"{name}: no logit changes when all of the picture is masked; {type(model).__name__} does not see the "
-            f"perturbed picture, use --contrast drop or mask"
-        )
-
-
-def mask_is_exact(model: Any) -> bool:
-    """False for decoders with layers that an attention mask does not reach (linear attention, cross attention)."""
-    config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or [])
-    return layers <= _ATTENTION_LAYERS and not getattr(config, "cross_attention_layers", None)

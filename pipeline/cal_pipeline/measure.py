@@ -57,7 +57,8 @@ def measure(
         if problem := _unknown_token(sample, model):
             results[index] = problem
     fit = [index for index in range(len(samples)) if index not in results]
-    batches = batches_by_tokens([samples[index] for index in fit], tokens_per_batch)
+    chosen_samples = [samples[index] for index in fit]
+    batches = batches_by_tokens(chosen_samples, tokens_per_batch, alike=encoder.alike_batches is not None)
     queue = [[fit[at] for at in batch] for batch in reversed(batches)]
     while queue:
         chosen = queue.pop()

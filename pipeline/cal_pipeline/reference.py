@@ -6,6 +6,7 @@ a row over the vocabulary. B batch, T padded tokens, N supervised tokens, H hidd
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -75,6 +76,13 @@ def innermost_decoder(model: Any) -> nn.Module:
     return decoder  # type: ignore[no-any-return]
 
 
+def demanded_inputs(model: Any) -> list[str]:
+    """Names of the forward's parameters without a default: BLIP-2 cannot be called without `pixel_values`."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # below peft's wrapper
+    parameters = inspect.signature(type(inner).forward).parameters.values()
+    return [item.name for item in parameters if item.default is item.empty and item.kind is item.POSITIONAL_OR_KEYWORD]
+
+
 def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
     """Raw logit of every supervised token, in one pass.
 
@@ -99,8 +107,9 @@ def logits_without_image(
     read: Reading | None = None,
 ) -> Tensor:
     """The second pass alone, given the decoder's position ids in the first; what `read` gives, [B, T] by default."""
+    text_config, demanded = model.config.get_text_config(), demanded_inputs(model)
     second = without_image(
-        contrast.condition, inputs, labels, image_mask, position_ids, model.config.get_text_config(), contrast_inputs
+        contrast.condition, inputs, labels, image_mask, position_ids, text_config, contrast_inputs, demanded
     )
     found = (read or label_logits)(model, second.inputs, second.labels)
     logits = torch.full((*found.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)

@@ -2,38 +2,87 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cal_schemas.errors import ConfigError, SampleError
+from cal_schemas.errors import SampleError
 
 
-def image_replacements(output: Any, images: Sequence[Image.Image], name: str) -> list[dict[str, Any]]:
-    """The processor's own account of the text it inserted for each image: `span` before, `new_span` after.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expansion:
+    """Where the characters of a rendered text went when its image placeholders were expanded."""
 
-    Raises ConfigError when the processor gives none, SampleError when it expanded another number of images.
+    shifts: tuple[tuple[int, int], ...]
+    """(position in the rendered text, by how much it and all behind it moved), ascending."""
+    inserted: tuple[tuple[int, int], ...]
+    """Spans [start, stop) of the expanded text that stand for images, in order."""
+
+    def offset(self, position: int) -> int:
+        """Where a character of the rendered text lies in the expanded one."""
+        return position + max((item for item in self.shifts if item[0] <= position), default=(0, 0))[1]
+
+
+NOTHING_EXPANDED = Expansion(shifts=(), inserted=())
+
+
+def reported_expansion(output: Mapping[str, Any], num_images: int, name: str) -> Expansion | None:
+    """From the processor's own report of the text it inserted; None when it makes none.
+
+    Raises SampleError when it expanded another number of images.
     """
     found = output.get("text_replacement_offsets")
-    if not images:
-        return []
     if found is None:
-        raise ConfigError(f"{name} does not report which text it inserts for an image (text_replacement_offsets)")
-    if len(found[0]) != len(images):
-        raise SampleError(f"{name} expanded {len(found[0])} placeholders for {len(images)} images")
-    return list(found[0])
+        return None
+    if len(found[0]) != num_images:
+        raise SampleError(f"{name} expanded {len(found[0])} placeholders for {num_images} images")
+    shifts = tuple((item["span"][1], item["new_span"][1] - item["span"][1]) for item in found[0])
+    return Expansion(shifts=shifts, inserted=tuple((item["new_span"][0], item["new_span"][1]) for item in found[0]))
 
 
-def expanded_offset(position: int, replacements: Sequence[Mapping[str, Any]]) -> int:
-    """Where a character of the rendered text lies once the placeholders before it have been expanded."""
-    shift = 0
-    for item in replacements:
-        if item["span"][1] <= position:
-            shift = item["new_span"][1] - item["span"][1]
-    return position + shift
+def recovered_expansion(
+    rendered: str, expanded: str, *, image_token: str, markers: Sequence[str], bos: str | None, name: str
+) -> Expansion:
+    """From the two texts alone, for processors that make no report (Idefics2, Mllama).
+
+    Args:
+        rendered: what the processor was given, one `image_token` for each image.
+        expanded: what it handed to its tokenizer: the same words, and for each image a run of markers and image
+            tokens, with a space behind it at most; a BOS may have been put in front or behind leading images.
+        image_token: stands for one image in `rendered`, and may be repeated in `expanded`.
+        markers: other tokens that may surround it.
+        bos: beginning of sequence, never part of a run.
+        name: of the processor, for the message.
+
+    Raises SampleError when the words are not the same.
+    """
+    if expanded == rendered:
+        width = len(image_token)
+        inserted = tuple((m.start(), m.start() + width) for m in re.finditer(re.escape(image_token), rendered))
+        return Expansion(shifts=(), inserted=inserted)
+    alphabet = [image_token, *(marker for marker in markers if marker != bos)]
+    run = f"((?:{'|'.join(map(re.escape, alphabet))})+ ?)"
+    begin = f"(?:{re.escape(bos)})?" if bos else ""
+    pattern, groups, position = begin, list[int | None](), 0
+    for number, piece in enumerate(rendered.split(image_token)):
+        # Adjacent images make one run: they may share a marker, and nothing tells where one ends.
+        if number and (not groups or groups[-1] is not None):
+            pattern += run
+            groups.append(None)
+        if piece:
+            pattern += (begin if groups == [None] else "") + f"({re.escape(piece)})"
+            groups.append(position)
+        position += len(piece) + len(image_token)
+    match = re.fullmatch(pattern, expanded)
+    if match is None or any(at is None and image_token not in match[n] for n, at in enumerate(groups, start=1)):
+        raise SampleError(f"{name} changes the text around its images, so labels cannot be located in it")
+    shifts = tuple((at, match.start(n) - at) for n, at in enumerate(groups, start=1) if at is not None)
+    inserted = tuple(match.span(n) for n, at in enumerate(groups, start=1) if at is None)
+    return Expansion(shifts=shifts, inserted=inserted)
 
 
 def overlapping_tokens(starts: Tensor, stops: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:

@@ -19,8 +19,9 @@ from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import AspectRatio, EncodedSample, Encoder, Truncation
 from cal_pipeline.encoding_spec import input_spec, label_spec
-from cal_pipeline.loading import Dtype, check_reference, load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.perturbation import encode_with_contrast
+from cal_pipeline.self_check import check_reference
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import LocalStore
 from cal_pipeline.templates import Template

@@ -14,9 +14,9 @@ import torch
 from annotated_data import annotate
 from cal_pipeline import worker
 from cal_pipeline.collate import Batch, collate
-from cal_pipeline.loading import check_reference
 from cal_pipeline.perturbation import encode_with_contrast, perturbed
 from cal_pipeline.reference import contrast_logits, delta_logits, innermost_decoder, label_logits
+from cal_pipeline.self_check import check_reference
 from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError

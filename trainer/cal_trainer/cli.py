@@ -36,6 +36,7 @@ from cal_trainer.opening import Examples, open_examples, refuse_unusable, train_
 from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
 from cal_trainer.resuming import check_state, find_checkpoint, run_state
 from cal_trainer.sampling import SetSamplerEpoch
+from cal_trainer.self_check import SelfCheck, refuse_mixed_batches
 from cal_trainer.trainer import CalTrainer
 from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
@@ -115,6 +116,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         max_length=config.max_length,
         truncation=config.truncation,
     )
+    refuse_mixed_batches(encoder, config, arguments)
     examples = _training_examples(config, encoder)
     if contrast := online_contrast(source):
         examples = examples.contrasted(contrast)
@@ -156,6 +158,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         run_state=state,
     )
     trainer.add_callback(SetSamplerEpoch(sampler))
+    if isinstance(source, OnlineDeltas):
+        trainer.add_callback(SelfCheck(encoder, source.contrast, str(config.model_name_or_path)))
     if config.drift_every:
         assert spec is not None  # cached deltas always have one
         sizes = {"batch_size": arguments.per_device_eval_batch_size, "seed": arguments.seed}

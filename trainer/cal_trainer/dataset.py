@@ -202,7 +202,8 @@ class ExampleCollator:
     With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
 
     A micro-batch without a picture gets the blank sample as its last row: under data parallelism every rank then runs
-    the same passes, and no parameter of the vision side is left without a gradient.
+    the same passes, and no parameter of the vision side is left without a gradient. Not so where a picture in a
+    neighbour's row would change this one's logits (special_cases.ALIKE_BATCHES).
     """
 
     encoder: Encoder
@@ -212,7 +213,7 @@ class ExampleCollator:
         """Pads and stacks; with perturbed pictures also `contrast_inputs`, their pixel inputs by name."""
         encoded = [example.encoded for example in examples]
         deltas = [example.deltas for example in examples]
-        if not any(item.image_inputs for item in encoded):
+        if self.encoder.alike_batches is None and not any(item.image_inputs for item in encoded):
             encoded.append(self.blank)
             deltas.append(torch.full((self.blank.num_tokens,), torch.nan))
         batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_led=self.encoder.batch_led_inputs)

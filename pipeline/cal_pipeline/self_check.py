@@ -1,0 +1,113 @@
+"""Proof, on one batch, that a loaded model's two passes are what they claim to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from cal_pipeline.collate import Batch
+from cal_pipeline.conditions import defined_tokens
+from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.special_cases import mask_undefined
+from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.spec import ContrastSpec
+
+_FLOAT32_TOLERANCE = 1e-3
+_HALF_RMS_TOLERANCE = 0.1
+
+
+def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
+    """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
+
+    The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
+    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with a
+    contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's perturbed
+    pictures must not. Within 1e-3 in float32, 0.1 rms in half precision. A decoder whose mask is undefined is
+    not compared with it.
+    """
+    kind = type(model).__name__
+    undefined = mask_undefined(model.config.get_text_config())
+    if contrast.condition == "mask" and undefined:
+        raise ConfigError(f"{name}: contrast 'mask' is not defined for {kind}: {undefined}; use --contrast drop")
+    exact = next(model.parameters()).dtype == torch.float32
+
+    def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
+        difference = (one - other).abs()
+        if not len(difference):
+            return float("nan"), True
+        size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
+        # Negated, because NaN compares false with everything.
+        return size, not size <= (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
+
+    supervised = batch.labels[:, 1:] != IGNORE_INDEX
+    with torch.no_grad():
+        full = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        rows = full[supervised.to(full.device)].float().to(batch.labels.device)
+        by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
+        with _refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
+            by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
+    size, wrong = disagreement(by_head[supervised], by_full)
+    if wrong:
+        raise ConfigError(
+            f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
+            f"architecture ({kind}) uses its output head in a way that is not supported"
+        )
+    if contrast.perturbs:
+        _check_perturbed(model, batch, contrast, name, disagreement)
+        return
+    if contrast.condition != "drop" or undefined:
+        return
+    after_image = torch.zeros_like(batch.image_mask)
+    after_image[:, 1:] = batch.image_mask[:, :-1]
+    given = (model, batch.inputs, batch.labels, batch.image_mask)
+    with _refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
+        dropped = contrast_logits(*given, ContrastSpec(condition="drop"))[1]
+    masked = contrast_logits(*given, ContrastSpec(condition="mask"))[1]
+    compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
+    size, wrong = disagreement(dropped[compared], masked[compared])
+    if wrong:
+        raise ConfigError(
+            f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them; "
+            f"use --contrast mask with this model ({kind})"
+        )
+
+
+def _check_perturbed(
+    model: Any,
+    batch: Batch,
+    contrast: ContrastSpec,
+    name: str,
+    disagreement: Callable[[torch.Tensor, torch.Tensor], tuple[float, bool]],
+) -> None:
+    given = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
+    itself = {key: batch.inputs[key] for key in batch.contrast_inputs}
+    with_image, same = contrast_logits(*given, itself)
+    compared = ~with_image.isnan()
+    size, wrong = disagreement(with_image[compared], same[compared])
+    if wrong:
+        raise ConfigError(
+            f"{name}: two passes over the same picture differ by {size:.3g}; this architecture "
+            f"({type(model).__name__}) cannot be contrasted with a perturbed picture, use --contrast drop or mask"
+        )
+    other = contrast_logits(*given, batch.contrast_inputs)[1]
+    if bool((other[compared] == same[compared]).all()):
+        raise ConfigError(
+            f"{name}: no logit changes when all of the picture is masked; {type(model).__name__} does not see the "
+            f"perturbed picture, use --contrast drop or mask"
+        )
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A model's own complaint becomes a refusal; running out of memory and lost devices stay what they are."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError, CalError):
+        raise
+    except Exception as error:  # Any model's forward may raise anything for inputs that it does not expect.
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{what} fails with {type(error).__name__}: {reason}") from error

@@ -1,0 +1,54 @@
+"""What no general rule serves, with the reason beside each entry. docs/models.md lists what came of every family.
+
+Rules come first and live where they act: encoder-decoders by their config (loading.py), pixel inputs that a forward
+demands by its signature (reference.py), text that a processor inserts by its own report or from what it hands to its
+tokenizer (spans.py), layers that a mask does not reach by their type (below).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+REFUSED_MODELS: Final = {
+    "chameleon": "its wrapper indexes the logits by vocabulary, to forbid image tokens; label logits have no such axis",
+    "git": "pictures stand in front of the text as hidden rows without tokens: none can be dropped, and rows and "
+    "labels do not line up",
+    "blip": "pictures enter by cross-attention in every layer and its forward demands them: there is no pass without",
+    "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
+    "pi0": "it predicts a robot's actions, not tokens",
+    "evolla": "it reads proteins, not pictures",
+}
+"""`model_type` of a config to why it is neither a reference nor trained here."""
+
+REFUSED_PROCESSORS: Final = {
+    "InstructBlipProcessor": "its Q-Former reads the whole text, the answer too: image tokens would know the labels",
+    "InstructBlipVideoProcessor": "its Q-Former reads the whole text, the answer too",
+}
+"""Class name to why no sample can be encoded with it."""
+
+PREFIX_PROCESSORS: Final = {
+    "Blip2Processor": "it puts the ids of one picture before the text's BOS, without any text: there is no offset",
+}
+"""Class name to why its image tokens are found by their number, `num_query_tokens`, at the front."""
+
+ALIKE_BATCHES: Final = {
+    "MllamaProcessor": "a token before its picture, and every token of a row without one, attends evenly to all of the "
+    "batch's pictures and their padding: a row's logits depend on how many pictures its neighbours have",
+}
+"""Class name to why only samples with pixel inputs of one shape may share a batch; training takes one row at a time."""
+
+_ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+"""Layer types that see other tokens through the attention mask alone."""
+
+
+def mask_undefined(text_config: Any) -> str | None:
+    """Why contrast `mask` has no meaning for this decoder, or None where it has.
+
+    Takes the decoder's config. Contrast `drop` defines its deltas then.
+    """
+    if getattr(text_config, "cross_attention_layers", None):
+        return "pictures enter by cross-attention, which does not pass through the text's attention mask"
+    for name in ("layer_types", "layers_block_type"):
+        if others := sorted(set(getattr(text_config, name, None) or []) - _ATTENTION_LAYERS):
+            return f"layers of type {', '.join(others)} carry a token's content past the attention mask"
+    return None

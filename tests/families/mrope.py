@@ -1,0 +1,86 @@
+"""Families with M-RoPE: positions of image tokens follow the picture's grid. Their processors need torchvision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as hf
+
+from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from tiny_models import HIDDEN, build
+
+_START, _END, _IMAGE, _VIDEO = 1, 2, 3, 4
+_TEXT: dict[str, Any] = {
+    "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": VOCABULARY, "pad_token_id": 0, "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}  # fmt: skip
+_QWEN = {
+    "image_token_id": _IMAGE,
+    "video_token_id": _VIDEO,
+    "vision_start_token_id": _START,
+    "vision_end_token_id": _END,
+}
+
+
+def _picture(seed: int) -> Picture:
+    grid = torch.tensor([[1, 4, 4 + 2 * (seed % 2)]])  # in patches; 2 x 2 patches make one token
+    patches = int(grid.prod())
+    inputs = {"pixel_values": pixels(seed, patches, 3 * 2 * 4 * 4), "image_grid_thw": grid}
+    return Picture(ids=[_IMAGE] * (patches // 4), inputs=inputs, before=[_START], after=[_END])
+
+
+def _case(model_class: Any, config: Any) -> Case:
+    return Case(model=build(model_class, config), samples=token_samples(_picture, type_ids="mm_token_type_ids"))
+
+
+def qwen2_vl() -> Case:
+    vision = {"depth": 2, "embed_dim": HIDDEN, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4}
+    return _case(hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLConfig(text_config=_TEXT, vision_config=vision, **_QWEN))
+
+
+def qwen2_5_vl() -> Case:
+    vision = {
+        "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
+        "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = hf.Qwen2_5_VLConfig(text_config=_TEXT, vision_config=vision, **_QWEN)
+    return _case(hf.Qwen2_5_VLForConditionalGeneration, config)
+
+
+def qwen3_vl() -> Case:
+    vision = {
+        "depth": 3, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
+        "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    config = hf.Qwen3VLConfig(text_config={**_TEXT, "head_dim": 16}, vision_config=vision, **_QWEN)
+    return _case(hf.Qwen3VLForConditionalGeneration, config)
+
+
+def qwen3_5() -> Case:
+    vision = {
+        "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
+        "patch_size": 4, "num_position_embeddings": 64,
+    }  # fmt: skip
+    linear = {
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
+    }  # fmt: skip
+    text = {**_TEXT, **linear, "rope_parameters": {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}}
+    config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **_QWEN)
+    return _case(hf.Qwen3_5ForConditionalGeneration, config)
+
+
+def glm4v() -> Case:
+    vision = {
+        "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
+        "patch_size": 4, "image_size": 24,
+    }  # fmt: skip
+    rope = {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
+    config = hf.Glm4vConfig(
+        text_config={**_TEXT, "rope_parameters": rope}, vision_config=vision, image_token_id=_IMAGE,
+        video_token_id=_VIDEO, image_start_token_id=_START, image_end_token_id=_END, video_start_token_id=6,
+        video_end_token_id=7,
+    )  # fmt: skip
+    return _case(hf.Glm4vForConditionalGeneration, config)

@@ -1,0 +1,150 @@
+"""docs/models.md, written from what the tests measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Final
+
+from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from families.table import NAMES, NOT_BUILT, REQUIRED
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
+COLUMNS: Final = (
+    "family", "status", "image tokens found by", "dropped in the first sample", "contrast `mask`", "two images",
+    "text-only rows", "label head", "drop = mask", "batch = one by one", "left = right padding",
+    "image moves logits by", "cached = online loss", "real processor end to end",
+)  # fmt: skip
+
+_measured: dict[str, dict[str, str]] = {}
+
+
+def record(family: str, **cells: str) -> None:
+    """Notes cells of a family's row; names are those of COLUMNS, shortened in `_KEYS`."""
+    _measured.setdefault(family, {}).update(cells)
+
+
+_KEYS: Final = (
+    "family", "status", "found_by", "dropped", "mask", "two_images", "text_only", "head", "drop_mask", "ragged", "left",
+    "effect", "loss", "end_to_end",
+)  # fmt: skip
+
+
+def complete() -> bool:
+    """Whether every family was measured in this process, end to end too."""
+    return all(set(_KEYS[2:]) <= set(_measured.get(name, {})) for name in NAMES)
+
+
+def figure(value: float) -> str:
+    """One significant digit, rounded up; figures of rounding errors below 1e-6 are all alike."""
+    if value == 0 or value < 1e-6:
+        return "< 1e-6"
+    power = math.floor(math.log10(value))
+    digit = math.ceil(value / 10.0**power - 1e-9)
+    digit, power = (1, power + 1) if digit == 10 else (digit, power)
+    return f"{digit}e{power}" if power < -1 else f"{digit * 10.0**power:g}"
+
+
+def rows() -> list[list[str]]:
+    """The table's cells, in the order of NAMES, then what could not be built."""
+    found = []
+    for name in NAMES:
+        cells = _measured.get(name, {})
+        status = "works" if name in REQUIRED else "works (tried)"
+        if cells.get("end_to_end", "").startswith("refused"):
+            status = "works at model level; refused end to end"
+        found.append([f"`{name}`", status, *(cells.get(key, "?") for key in _KEYS[2:])])
+    found += [[f"`{name}`", f"not tried: {why}", *["-"] * (len(COLUMNS) - 2)] for name, why in NOT_BUILT.items()]
+    return found
+
+
+def committed_rows() -> list[list[str]]:
+    """The table of the file as it is; empty when there is none."""
+    if not PAGE.exists():
+        return []
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w+` \|", line)]
+    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in table if len(row) == len(COLUMNS)]
+
+
+def alike(one: list[str], other: list[str]) -> bool:
+    """Equal but for figures, which may differ tenfold: they are rounding errors of the machine."""
+    return len(one) == len(other) and all(map(_alike_cells, one, other))
+
+
+def _alike_cells(one: str, other: str) -> bool:
+    values = [_value(cell) for cell in (one, other)]
+    if None in values:
+        return one == other
+    low, high = sorted(max(value or 0.0, 1e-6) for value in values)
+    return high <= 10 * low
+
+
+def _value(cell: str) -> float | None:
+    try:
+        return float(cell.removeprefix("< "))
+    except ValueError:
+        return None
+
+
+def write() -> None:
+    """The page, from this run. Rows that differ from the committed ones in figures alone stay as they were."""
+    before = {row[0]: row for row in committed_rows()}
+    table = [before[row[0]] if row[0] in before and alike(row, before[row[0]]) else row for row in rows()]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *table)]
+    PAGE.write_text(_HEAD + "\n".join(lines) + "\n" + _tail(), encoding="utf-8")
+
+
+_HEAD: Final = """# Which models work
+
+Written by the tests (`pytest tests/models`, part of `make test-full`), never by hand. Every family is a tiny random
+model of transformers' own config class in float32, with weights large enough that a wrong number shows. Figures are the
+largest differences of a logit (losses: of the loss) seen in that run, rounded up to one digit.
+
+Each row was tested for: the label head against full logits; `drop` against `mask`; a ragged batch against its rows one
+by one, with and without the image; padding left against right; two images in a sample and text-only rows; one training
+step through the trainer with cached and one with online deltas, finite and equal; other pixels giving other logits.
+"Real processor end to end" is files, `cal-precompute`, pandas, `cal-train` with a processor and a tokenizer made in the
+test; elsewhere the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
+
+How the tokens that stand for an image are found:
+
+- *report*: the processor's own text replacement offsets, markers of rows, columns and tiles included.
+- *text*: the processor makes no report; what it handed to its tokenizer is compared with what it was given.
+- *count*: the processor puts a fixed number of ids before the text.
+- *ids*: at model level by the ids that were written; the product itself never guesses from placeholder ids.
+
+"""
+
+
+def _tail() -> str:
+    def listed(title: str, entries: dict[str, str]) -> str:
+        return f"\n{title}\n\n" + "".join(f"- `{name}`: {why}.\n" for name, why in entries.items())
+
+    return (
+        listed("## Refused at load, with the reason", REFUSED_MODELS)
+        + "- encoder-decoders (Florence-2, UDOP, Pix2Struct, T5Gemma 2, BLIP-2 over T5, ...): by their config; CAL\n"
+        "  contrasts a decoder's logits given one sequence.\n"
+        + listed("## Refused processors", REFUSED_PROCESSORS)
+        + listed("## Processors with a rule of their own", {**PREFIX_PROCESSORS, **ALIKE_BATCHES})
+        + _UNLISTED
+    )
+
+
+_UNLISTED: Final = """
+These lists are `cal_pipeline/special_cases.py`; everything else is general rules.
+
+## A model that is not in the table
+
+Try it: `cal-precompute --dry_run` tells at once whether config, processor and template can be used, and every worker
+checks the model before its first row (`cal-train --delta_source online` before its first step):
+
+1. The label head must give what full logits give. Else the model is refused: nothing can be measured with it.
+2. Dropping the image's tokens must give what masking them gives, within 1e-3 in float32 and 0.1 rms in half precision.
+   Else the message names the difference and the way out, `--contrast mask`.
+3. Where a mask does not reach all layers (linear attention, convolutions, cross-attention) there is nothing to compare:
+   `drop` defines the deltas and `--contrast mask` is refused with the reason.
+
+Run the check in float32 (`--dtype float32 --limit 2`) when in doubt: half precision hides small disagreements.
+"""

@@ -1,0 +1,201 @@
+"""Families at model level whose processors need torchvision: a fixed or tiled number of tokens for a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+
+from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from tiny_models import HIDDEN, build
+
+_IMAGE, _MARK = 3, 4
+_LAYERS: dict[str, Any] = {
+    "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 6}
+_TEXT: dict[str, Any] = {**_LAYERS, **_IDS, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512}
+
+
+def _case(model_class: Any, config: Any, picture: Callable[[int], Picture], **options: Any) -> Case:
+    batch_led = options.pop("batch_led", frozenset())
+    return Case(model=build(model_class, config), samples=token_samples(picture, **options), batch_led=batch_led)
+
+
+def llava_onevision() -> Case:
+    """Two tiles and the whole picture, a newline embedding behind each row of tiles."""
+    vision = hf.SiglipVisionConfig(**_LAYERS, image_size=16, patch_size=8, vision_use_head=False)
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_index=_IMAGE, video_token_index=2,
+        image_grid_pinpoints=[[16, 32], [32, 16]],
+    )  # fmt: skip
+
+    def picture(seed: int) -> Picture:
+        size = torch.tensor([[16, 32]] if seed % 2 else [[32, 16]])  # height, width
+        tokens = 4 + (2 * (4 + 1) if seed % 2 else 4 * (2 + 1))
+        return Picture(
+            ids=[_IMAGE] * tokens, inputs={"pixel_values": pixels(seed, 1, 3, 3, 16, 16), "image_sizes": size}
+        )
+
+    return _case(hf.LlavaOnevisionForConditionalGeneration, config, picture)
+
+
+def smolvlm() -> Case:
+    """Two tiles of four tokens each, a marker in front of each."""
+    config = hf.SmolVLMConfig(
+        vision_config={**_LAYERS, "image_size": 16, "patch_size": 4}, text_config=hf.LlamaConfig(**_TEXT),
+        image_token_id=_IMAGE, pad_token_id=0, scale_factor=2,
+    )  # fmt: skip
+    raise_batch = frozenset({"pixel_values"})
+
+    def picture(seed: int) -> Picture:
+        return Picture(ids=[_MARK, *[_IMAGE] * 4] * 2, inputs={"pixel_values": pixels(seed, 1, 2, 3, 16, 16)})
+
+    case = _case(hf.SmolVLMForConditionalGeneration, config, picture, batch_led=raise_batch)
+    return _led_by_batch(case)
+
+
+def _led_by_batch(case: Case) -> Case:
+    """Pictures of one sample side by side in dimension 1: [1, tiles, ...]."""
+    samples = []
+    for sample in case.samples:
+        inputs = {key: value.flatten(0, 1)[None] for key, value in sample.image_inputs.items()}
+        samples.append(dataclasses.replace(sample, image_inputs=inputs))
+    return dataclasses.replace(case, samples=samples)
+
+
+def internvl() -> Case:
+    vision = {**_LAYERS, "image_size": 16, "patch_size": 4}
+    config = hf.InternVLConfig(
+        vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_id=_IMAGE, image_seq_length=4
+    )
+
+    def picture(seed: int) -> Picture:
+        return Picture(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+
+    return _case(hf.InternVLForConditionalGeneration, config, picture)
+
+
+def mistral3() -> Case:
+    """Pixtral: pictures of any size, a break token at the end of each row."""
+    vision = hf.PixtralVisionConfig(**_LAYERS, head_dim=16, image_size=32, patch_size=4)
+    config = hf.Mistral3Config(
+        vision_config=vision, text_config=hf.MistralConfig(**_TEXT, sliding_window=None), image_token_index=_IMAGE,
+        spatial_merge_size=2,
+    )  # fmt: skip
+
+    def picture(seed: int) -> Picture:
+        # Collated pictures share one size: the library zero-pads and cuts by image_sizes.
+        rows, columns = (2, 3) if seed % 2 else (3, 2)
+        ids = ([_IMAGE] * columns + [_MARK]) * rows
+        image = torch.zeros(1, 3, 24, 24)
+        image[..., : 8 * rows, : 8 * columns] = pixels(seed, 1, 3, 8 * rows, 8 * columns)
+        return Picture(ids=ids, inputs={"pixel_values": image, "image_sizes": torch.tensor([[8 * rows, 8 * columns]])})
+
+    return _case(hf.Mistral3ForConditionalGeneration, config, picture)
+
+
+def cohere2_vision() -> Case:
+    vision = hf.SiglipVisionConfig(**_LAYERS, image_size=16, patch_size=4, vision_use_head=False)
+    text = hf.Cohere2Config(**_TEXT, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+    config = hf.Cohere2VisionConfig(
+        vision_config=vision, text_config=text, image_token_id=_IMAGE, alignment_intermediate_size=64
+    )
+
+    def picture(seed: int) -> Picture:
+        return Picture(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+
+    return _case(hf.Cohere2VisionForConditionalGeneration, config, picture)
+
+
+def llama4() -> Case:
+    """Mixture of experts, one layer without rotary positions, chunked attention."""
+    vision = {
+        **_LAYERS, "image_size": 16, "patch_size": 4, "vision_output_dim": HIDDEN, "projector_input_dim": HIDDEN,
+        "projector_output_dim": HIDDEN, "intermediate_size": 4 * HIDDEN,
+    }  # fmt: skip
+    text = {
+        **_TEXT, "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 256,
+        "no_rope_layers": [1, 0], "interleave_moe_layer_step": 1,
+    }  # fmt: skip
+    config = hf.Llama4Config(
+        vision_config=vision, text_config=text, image_token_index=_IMAGE, boi_token_index=1, eoi_token_index=2
+    )
+
+    def picture(seed: int) -> Picture:
+        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+
+    return _case(hf.Llama4ForConditionalGeneration, config, picture)
+
+
+def lfm2_vl() -> Case:
+    """Short convolutions beside attention; pictures as rows of patches."""
+    vision = hf.Siglip2VisionConfig(**_LAYERS, patch_size=4, num_patches=16, vision_use_head=False)
+    text = hf.Lfm2Config(
+        **{**_TEXT, "block_ff_dim": 64, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}
+    )
+    config = hf.Lfm2VlConfig(
+        vision_config=vision, text_config=text, image_token_id=_IMAGE, projector_hidden_size=64, downsample_factor=2
+    )
+
+    def picture(seed: int) -> Picture:
+        shape = torch.tensor([[4, 4]] if seed % 2 else [[2, 8]])
+        inputs = {
+            "pixel_values": pixels(seed, 1, 16, 48), "spatial_shapes": shape,
+            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        }  # fmt: skip
+        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
+
+    return _case(hf.Lfm2VlForConditionalGeneration, config, picture)
+
+
+def gemma4() -> Case:
+    vision = {
+        **_LAYERS, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2,
+        "position_embedding_size": 32,
+    }  # fmt: skip
+    text = {
+        **_TEXT, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8, "use_bidirectional_attention": "vision",
+        "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 16,
+    }  # fmt: skip
+    config = hf.Gemma4Config(
+        vision_config=vision, text_config=text, audio_config=None, image_token_id=_IMAGE, video_token_id=7,
+        audio_token_id=8, boi_token_id=1, eoi_token_id=2,
+    )  # fmt: skip
+
+    def picture(seed: int) -> Picture:
+        grid = torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]
+        inputs = {"pixel_values": pixels(seed, 1, 16, 48).sigmoid(), "image_position_ids": grid}
+        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
+
+    return _case(hf.Gemma4ForConditionalGeneration, config, picture, type_ids="mm_token_type_ids")
+
+
+def instructblip() -> Case:
+    """The Q-Former reads the question too; its ids lead with the batch."""
+    shape = {**_LAYERS, "intermediate_size": 64}
+    qformer = {**shape, "vocab_size": VOCABULARY, "encoder_hidden_size": HIDDEN, "hidden_dropout_prob": 0.0,
+               "attention_probs_dropout_prob": 0.0}  # fmt: skip
+    text = hf.LlamaConfig(**_TEXT)
+    config = hf.InstructBlipConfig(
+        vision_config={**shape, "image_size": 16, "patch_size": 8}, qformer_config=qformer, text_config=text,
+        num_query_tokens=4, image_token_index=_IMAGE,
+    )  # fmt: skip
+
+    def picture(seed: int) -> Picture:
+        asked = torch.randint(10, 100, (1, 5), generator=torch.Generator().manual_seed(seed))
+        inputs = {
+            "pixel_values": pixels(seed, 1, 3, 16, 16), "qformer_input_ids": asked,
+            "qformer_attention_mask": torch.ones_like(asked),
+        }  # fmt: skip
+        return Picture(ids=[_IMAGE] * 4, inputs=inputs)
+
+    only_one = "the processor puts the tokens of one picture before the text"
+    case = _case(
+        hf.InstructBlipForConditionalGeneration, config, picture, two_images=False, text_only=False, image_first=True
+    )
+    return dataclasses.replace(case, two_images=only_one, text_only="its forward demands a picture")

@@ -1,0 +1,229 @@
+"""Every family of the coverage matrix against slower ways to the same numbers. Writes its rows of docs/models.md."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample
+from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.special_cases import mask_undefined
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Condition, ContrastSpec
+from cal_trainer.alignment import Example, scatter_deltas
+from cal_trainer.dataset import ExampleCollator
+from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
+from cal_trainer.label_rows import label_rows, supervised_ids
+from cal_trainer.parameters import active_dropout
+from cal_trainer.trainer import CalTrainer, Weighting
+from families import page
+from families.case import Case
+from families.table import NAMES, NOT_BUILT, make
+
+QUICK = ("llava", "qwen2_vl", "mllama")
+"""One of each kind: tokens in the text, M-RoPE, cross-attention."""
+HEAD, PASSES = 1e-5, 1e-3
+FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in NAMES]
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Case]:
+    """A family's name and its case; pytest runs all tests of one family before the next is built."""
+    name: str = request.param
+    return name, make(name, tmp_path_factory.mktemp(name))
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest, over elements defined in both; they must be defined in the same places."""
+    assert torch.equal(one.isnan(), other.isnan())
+    assert not bool(one.isnan().all())
+    return float((one - other)[~one.isnan()].abs().max())
+
+
+def passes(case: Case, samples: Sequence[EncodedSample], condition: Condition = "drop") -> torch.Tensor:
+    """[2, B, T]: logits with and without the image."""
+    batch = case.batch(samples)
+    contrast = ContrastSpec(condition=condition)
+    return torch.stack(contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask, contrast))
+
+
+def test_the_samples_are_ragged_and_show_what_the_family_can(entry: tuple[str, Case]) -> None:
+    name, found = entry
+    pictures = [int(sample.image_mask.any()) for sample in found.samples]
+    assert len({sample.num_tokens for sample in found.samples}) > 1
+    assert (0 in pictures) == (found.text_only == "yes")
+    first = found.samples[0]
+    config = found.model.config
+    placeholder = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    tokens = first.sequence_inputs["input_ids"][first.image_mask]
+    own = int((tokens == placeholder).sum())
+    assert own > 0
+    others = len(tokens) - own
+    page.record(
+        name,
+        dropped=f"{len(tokens)} of {first.num_tokens}" + (f", {others} of them markers" if others else ""),
+        two_images=found.two_images,
+        text_only=found.text_only,
+        found_by=found.found_by,
+    )
+
+
+def test_label_head_equals_full_logits(entry: tuple[str, Case]) -> None:
+    (name, found), sizes = entry, []
+    for samples in found.groups():
+        batch = found.batch(samples)
+        if found.text_only != "yes" and not any(sample.image_inputs for sample in samples):
+            continue
+        supervised = batch.labels[:, 1:] != IGNORE_INDEX
+        with torch.no_grad():
+            by_head = label_logits(found.model, batch.inputs, batch.labels)
+            full = found.model(**batch.inputs, use_cache=False).logits
+            with label_rows(found.model, batch.labels):
+                rows = found.model(**batch.inputs, use_cache=False).logits[0]
+        expected = full[:, :-1].gather(2, batch.labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+        sizes.append(float((by_head[:, 1:] - expected)[supervised].abs().max()))
+        trained = rows.gather(1, supervised_ids(batch.labels)[:, None])[:, 0]
+        sizes.append(float((trained - expected[supervised]).abs().max()))
+        assert bool(by_head[:, 1:][~supervised].isnan().all())
+    assert float(full.std()) > 0.5, "logits too small for a wrong one to show"
+    assert max(sizes) <= HEAD
+    page.record(name, head=page.figure(max(sizes)))
+
+
+def test_drop_equals_mask_or_mask_is_refused_with_the_reason(entry: tuple[str, Case]) -> None:
+    name, found = entry
+    shown = [sample for sample in found.groups()[0] if sample.image_inputs]
+    reason = mask_undefined(found.model.config.get_text_config())
+    if reason:
+        with pytest.raises(ConfigError, match="use --contrast drop"):
+            passes(found, shown, "mask")
+        page.record(name, mask=f"no: {reason}", drop_mask="-")
+        return
+    image_mask = found.batch(shown).image_mask
+    after_image = torch.zeros_like(image_mask)
+    after_image[:, 1:] = image_mask[:, :-1]
+    dropped, masked = (
+        passes(found, shown, condition)[1].masked_fill(after_image, torch.nan) for condition in ("drop", "mask")
+    )
+    size = difference(dropped, masked)
+    assert size <= PASSES
+    page.record(name, mask="yes", drop_mask=page.figure(size))
+
+
+def test_a_ragged_batch_equals_its_rows_one_by_one(entry: tuple[str, Case]) -> None:
+    (name, found), sizes = entry, []
+    for samples in found.groups():
+        together = passes(found, samples)
+        for number, sample in enumerate(samples):
+            if sample.image_inputs or found.text_only == "yes":
+                alone = passes(found, [sample])[:, 0]
+                sizes.append(difference(together[:, number, : sample.num_tokens], alone))
+    assert max(sizes) <= PASSES
+    page.record(name, ragged=page.figure(max(sizes)) + (" (alike rows)" if found.alike_batches else ""))
+
+
+def test_left_padding_equals_right_padding(entry: tuple[str, Case]) -> None:
+    name, found = entry
+    samples = found.groups()[0]
+    left = found.left_padded(samples)
+    moved = torch.stack(contrast_logits(found.model, left.inputs, left.labels, left.image_mask))
+    right = passes(found, samples)
+    size = max(float((x[~x.isnan()] - y[~y.isnan()]).abs().max()) for x, y in zip(moved, right, strict=True))
+    assert size <= PASSES
+    page.record(name, left=page.figure(size))
+
+
+def test_other_pixels_give_other_logits_and_text_only_rows_have_delta_zero(entry: tuple[str, Case]) -> None:
+    name, found = entry
+    for samples in found.groups():
+        with_image, without = passes(found, samples)
+        for row, sample in enumerate(samples):
+            if not sample.image_inputs:
+                assert difference(with_image[row], without[row]) == 0.0
+    first = found.samples[0]
+    changed = {
+        key: value.flip(0, -1) * 0.5 + 0.2 if value.is_floating_point() else value
+        for key, value in first.image_inputs.items()
+    }
+    other = dataclasses.replace(first, image_inputs=changed)
+    seen, seen_other = passes(found, [first]), passes(found, [other])
+    size = difference(seen[0], seen_other[0])
+    assert size > 0.01, "the picture changes nothing: a wrong pass would not show"
+    assert difference(seen[1], seen_other[1]) == 0.0, "the pass without the image depends on its pixels"
+    page.record(name, effect=f"{size:.1g}")
+
+
+@pytest.fixture
+def step_loss(tmp_path: Path) -> Callable[[Case, list[Example], DeltaSource], float]:
+    """Loss of one optimizer step over all samples, through `CalTrainer.train()`, learning rate 0."""
+
+    def run(found: Case, examples: list[Example], source: DeltaSource) -> float:
+        first = found.samples[0]
+        blank = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
+        size = 1 if found.alike_batches else len(examples)
+        options = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to=[], remove_unused_columns=False, learning_rate=0.0,
+            max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=len(examples) // size,
+            logging_steps=1, save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant", seed=0,
+        )  # fmt: skip
+        encoder: Any = found
+        trainer = CalTrainer(
+            model=found.model, args=options, delta_source=source, weighting=Weighting(normalization="sample"),
+            train_dataset=examples, data_collator=ExampleCollator(encoder=encoder, blank=blank),
+        )  # fmt: skip
+        try:
+            trainer.train()
+        finally:
+            found.model.eval()
+        gradient = trainer.state.log_history[0]["grad_norm"]
+        assert math.isfinite(gradient)
+        assert gradient > 0
+        return float(trainer.state.log_history[0]["loss"])
+
+    return run
+
+
+def test_a_cached_and_an_online_step_have_the_same_finite_loss(
+    entry: tuple[str, Case], step_loss: Callable[[Case, list[Example], DeltaSource], float]
+) -> None:
+    name, found = entry
+    assert active_dropout(found.model) == []
+    contrast, encoder = ContrastSpec(), found
+    measured = measure(
+        found.samples, model=found.model, encoder=encoder, contrast=contrast, tokens_per_batch=128,  # type: ignore[arg-type]
+    )  # fmt: skip
+    examples = []
+    for number, (sample, values) in enumerate(zip(found.samples, measured, strict=True)):
+        assert isinstance(values, MeasuredSample)
+        deltas = scatter_deltas(str(number), sample, values.label_ids.tolist(), values.delta_logits)
+        examples.append(Example(encoded=sample, deltas=deltas))
+    spread = np.concatenate([m.delta_logits for m in measured if isinstance(m, MeasuredSample)])
+    assert np.nanstd(spread) > 0.1
+    cached = step_loss(found, examples, CachedDeltas())
+    online = step_loss(found, examples, OnlineDeltas(contrast=contrast))
+    assert math.isfinite(cached)
+    assert online == pytest.approx(cached, abs=1e-4)
+    page.record(name, loss=page.figure(abs(online - cached)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_families_that_were_not_tried_need_what_is_not_here(name: str) -> None:
+    import transformers as hf
+
+    kinds = {
+        "gemma3n": (hf.Gemma3nConfig, hf.Gemma3nForConditionalGeneration),
+        "fast_vlm": (hf.FastVlmConfig, hf.FastVlmForConditionalGeneration),
+        "perception_lm": (hf.PerceptionLMConfig, hf.PerceptionLMForConditionalGeneration),
+    }
+    config, model = kinds[name]
+    with pytest.raises(ImportError, match="timm"):
+        model(config())

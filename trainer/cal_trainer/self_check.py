@@ -1,0 +1,55 @@
+"""What a model must be for its batches and its online deltas to mean what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cal_pipeline.collate import collate
+from cal_pipeline.encode import Encoder
+from cal_pipeline.self_check import check_reference
+from cal_pipeline.worker import encode_questions
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import ContrastSpec
+from cal_trainer.config import CalTrainingArguments, TrainConfig
+
+
+def refuse_mixed_batches(encoder: Encoder, config: TrainConfig, arguments: CalTrainingArguments) -> None:
+    """ConfigError for more than one row a forward where neighbours change its logits (special_cases.ALIKE_BATCHES)."""
+    sizes = {"--per_device_train_batch_size": arguments.per_device_train_batch_size}
+    if config.eval_path is not None or config.drift_every:
+        sizes["--per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
+    for flag, size in sizes.items():
+        if encoder.alike_batches and size > 1:
+            raise ConfigError(
+                f"{flag} {size}: a model of {type(encoder.processor).__name__} takes one row at a time "
+                f"({encoder.alike_batches}); give {flag} 1, and --gradient_accumulation_steps for larger steps"
+            )
+
+
+class SelfCheck(TrainerCallback):  # type: ignore[misc]
+    """Before the first step of online training: the two passes of this model are what they claim to be.
+
+    What cal-precompute's workers do when they load a reference, on the model as it was placed for training.
+
+    Args:
+        encoder: of the model in training.
+        contrast: of the online deltas.
+        name: of the model, for the message.
+
+    `on_train_begin` raises ConfigError (see `cal_pipeline.self_check.check_reference`).
+    """
+
+    def __init__(self, encoder: Encoder, contrast: ContrastSpec, name: str) -> None:
+        self._encoder, self._contrast, self._name = encoder, contrast, name
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """All ranks check the same two samples."""
+        samples = encode_questions(self._encoder, self._name, self._contrast)
+        batch = collate(samples, pad_token_id=self._encoder.pad_token_id, batch_led=self._encoder.batch_led_inputs)
+        parameter = next(model.parameters())
+        training = model.training
+        model.eval()
+        check_reference(model, batch.to(parameter.device, parameter.dtype), self._contrast, self._name)
+        model.train(training)

@@ -26,6 +26,7 @@ from cal_pipeline.loading import (
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_trainer.assemble import assemble, parse_assemble
+from cal_trainer.bounds import Quantile, resolve_bounds, state_name
 from cal_trainer.config import CalTrainingArguments, TrainConfig, refuse_flags_without_effect
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
@@ -93,7 +94,9 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
 
     Raises ConfigError, FormatError or AlignmentError with one message.
     """
-    source, weighting = weights_of(config)
+    resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
+    bounds = resolve_bounds(config.bounds(), [Path(path) for path in config.data_path], resume)
+    source, weighting = weights_of(config, **bounds)
     check_combination(source, weighting, arguments.gradient_accumulation_steps)
     refuse_flags_without_effect(arguments)
     if (config.eval_path is None) != (arguments.eval_strategy == "no"):
@@ -101,7 +104,6 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     if idle := config.without_effect():
         _log.warning("with --delta_source uniform every token weighs 1: %s has no effect", ", ".join(idle))
     multipliers = parse_lr_multipliers(config.lr_multipliers)
-    resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
@@ -243,6 +245,7 @@ def _write_card(
         num_unusable=num_unusable,
         delta_source=config.delta_source,
         weighting=weighting,
+        quantiles=_quantiles(config),
         trainable=list(config.trainable),
         spec=getattr(examples, "spec", None),
         contrast=online_contrast(source),
@@ -253,15 +256,15 @@ def _write_card(
     )
 
 
-def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
-    """The delta source and the weighting that the flags ask for."""
+def weights_of(config: TrainConfig, *, alpha: float, beta: float) -> tuple[DeltaSource, Weighting]:
+    """The delta source and the weighting that the flags ask for, with the bounds as numbers."""
     normalization: Any = config.resolved("normalization")
     if config.delta_source == "uniform":
         return UniformWeights(), replace(UNIFORM, normalization=normalization)
     pool: Any = config.resolved("pool")
     weighting = Weighting(
-        alpha=config.resolved("alpha"),
-        beta=config.resolved("beta"),
+        alpha=alpha,
+        beta=beta,
         window=config.resolved("window"),
         pool=pool,
         normalization=normalization,
@@ -274,6 +277,11 @@ def weights_of(config: TrainConfig) -> tuple[DeltaSource, Weighting]:
 def online_contrast(source: DeltaSource) -> ContrastSpec | None:
     """What online deltas contrast with; None for other sources."""
     return source.contrast if isinstance(source, OnlineDeltas) else None
+
+
+def _quantiles(config: TrainConfig) -> dict[str, str]:
+    """By bound, those that come from the data, as they were asked for."""
+    return {name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)}
 
 
 def _order_seed(arguments: CalTrainingArguments) -> int:
@@ -305,6 +313,7 @@ def _run_state(
         "usable rows": len(examples),
         "fingerprint of the measurement": spec.fingerprint() if cached and spec else None,
         **({} if config.delta_source == "uniform" else {name: getattr(weighting, name) for name in _OF_DELTAS}),
+        **{state_name(name): text for name, text in _quantiles(config).items()},
         "normalization": weighting.normalization,
         **{f"contrast {key}": value for key, value in contrast.items()},
         # Whole checkpoints hold the model; adapters need the one that they were made for.

@@ -13,6 +13,7 @@ from cal_pipeline.loading import Dtype
 from cal_pipeline.templates import Template
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
+from cal_trainer.bounds import Quantile, parse_bound
 from cal_trainer.sampling import GroupBy
 from cal_trainer.sidecar import OnMissing
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS
@@ -110,8 +111,13 @@ class TrainConfig:
         default=None,
         metadata=_help("equations: Eq. 3-5 as printed; released: the authors' code (online only)"),
     )
-    alpha: float | None = field(default=None, metadata=_help("lower bound of the clamp; default 1"))
-    beta: float | None = field(default=None, metadata=_help("upper bound of the clamp, may be inf; default 5"))
+    alpha: str | None = field(
+        default=None,
+        metadata=_help("lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1"),
+    )
+    beta: str | None = field(
+        default=None, metadata=_help("upper bound of the clamp, may be inf or a quantile such as q0.9; default 5")
+    )
     window: int | None = field(default=None, metadata=_help("tokens averaged, odd; default 3"))
     pool: Pool | None = field(default=None, metadata=_help("which tokens are neighbours; default span"))
     normalization: Normalization | None = field(
@@ -165,6 +171,14 @@ class TrainConfig:
         for name, wanted in self._preset_values().items():
             if getattr(self, name) not in (None, wanted):
                 raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {getattr(self, name)}")
+        for name, bound in self.bounds().items():
+            if isinstance(bound, Quantile) and self.delta_source == "online":
+                raise ConfigError(
+                    f"--{name} {bound} is a quantile of the data's deltas, and online deltas are not known before the "
+                    "training: give a number, or use --delta_source cached"
+                )
+            if isinstance(bound, Quantile) and self.delta_source == "uniform":
+                raise ConfigError(f"--{name} {bound} has no effect: with --delta_source uniform every token weighs 1")
         contrast = self.contrast_spec()
         if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
             raise ConfigError(
@@ -178,6 +192,10 @@ class TrainConfig:
         if self.preset == "released":
             return {"pool": "released", "normalization": "micro_batch", "contrast": "mask"}
         return {"pool": "span", "normalization": "sample"} if self.preset == "equations" else {}
+
+    def bounds(self) -> dict[str, float | Quantile]:
+        """Alpha and beta: numbers, or quantiles yet to be taken from the data; ConfigError for what is neither."""
+        return {name: parse_bound(name, self.resolved(name)) for name in ("alpha", "beta")}
 
     def contrast_spec(self) -> ContrastSpec:
         """What online deltas contrast with; ConfigError for a parameter that is missing, or of another condition."""

@@ -33,6 +33,7 @@ def model_card(
     delta_source: Source,
     weighting: Weighting,
     trainable: Sequence[str],
+    quantiles: Mapping[str, str] | None = None,
     spec: MeasurementSpec | None = None,
     contrast: ContrastSpec | None = None,
     num_trainable: int | None = None,
@@ -52,6 +53,7 @@ def model_card(
         delta_source: where the deltas came from.
         weighting: how they became weights; not shown for `uniform`.
         trainable: parts or patterns.
+        quantiles: by name, the bounds that were taken from the data's deltas (`q0.5`).
         spec: the measurement in the data; None when there is none.
         contrast: of online deltas.
         num_trainable: parameters that trained.
@@ -81,6 +83,8 @@ def model_card(
     if delta_source != "uniform":
         fields = ("alpha", "beta", "window", "pool", "normalization")
         weights |= {field: getattr(weighting, field) for field in fields}
+        for name, text in (quantiles or {}).items():
+            weights[name] = f"{getattr(weighting, name):.6g} ({text} of the data's deltas)"
     learned = {
         "base model": base_model,
         "trained parts": ", ".join(trainable),

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cal_pipeline import plots
+from cal_pipeline.inspect import shading
+from cal_pipeline.inspect.plot import count_groups, shown_groups
+from cal_pipeline.inspect.reading import open_paths
+from cal_pipeline.inspect.statistics import DeltaCounts, auc
+from cal_pipeline.inspect_cli import run
+from cal_pipeline.inspection import load_annotated, token_frame
+from inspect_data import Directories
+
+FLOATS = st.lists(st.one_of(st.floats(-50, 50, width=32), st.just(float("nan"))), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(FLOATS, st.sampled_from([0.0, 0.1, 0.5, 0.99, 1.0]), st.integers(0, 60))
+def test_counted_deltas_agree_with_the_deltas_themselves(values: list[float], share: float, cut: int) -> None:
+    deltas = np.array(values, np.float32)
+    counts, rest = DeltaCounts(below=(0.0, 1.0)), DeltaCounts(below=(0.0, 1.0))
+    counts.add(deltas[:cut])
+    rest.add(deltas[cut:])
+    counts.merge(rest)
+    defined = deltas[~np.isnan(deltas)].astype(np.float64)
+    assert (counts.defined, counts.undefined) == (len(defined), len(deltas) - len(defined))
+    if not len(defined):
+        assert np.isnan([counts.mean, counts.quantile(share), counts.share_below(0.0), counts.min]).all()
+        return
+    assert (counts.min, counts.max) == (defined.min(), defined.max())
+    assert counts.share_below(0.0) == (defined < 0).mean()
+    assert counts.share_below(1.0) == (defined < 1).mean()
+    np.testing.assert_allclose([counts.mean, counts.std], [defined.mean(), defined.std()], rtol=1e-6, atol=1e-4)
+    exact = np.sort(defined)[min(int(share * len(defined)), len(defined) - 1)]
+    np.testing.assert_allclose(counts.quantile(share), exact, rtol=1 / 4096, atol=1e-30)
+    edges = np.linspace(-50, 50, 11)
+    assert counts.histogram(edges).sum() == len(defined)
+
+
+def test_histograms_of_whole_numbers_are_exact() -> None:
+    counts = DeltaCounts()
+    counts.add(np.array([-3.5, -3.5, 0.5, 4.5, 99.0], np.float32))
+    assert counts.histogram(np.arange(-5.0, 6.0)).tolist() == [0, 2, 0, 0, 0, 1, 0, 0, 0, 2]
+
+
+def test_auc_by_hand() -> None:
+    assert auc([2, 3], [1, 2]) == (1 + 0.5 + 1 + 1) / 4
+    assert np.isnan(auc([], [1]))
+
+
+def test_summary_says_what_the_frames_say(directories: Directories, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert run(["summary", str(directories.normal), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    frame = load_annotated(directories.normal)
+    tokens = token_frame(frame, directories.family.directory)
+    assert summary["rows"] == len(frame)
+    assert summary["statuses"] == frame["status"].value_counts().to_dict()
+    assert summary["images"] == frame["images"].map(len).sum()
+    assert summary["text_only_rows"] == ((frame["status"] == "ok") & (frame["images"].map(len) == 0)).sum()
+    assert summary["tokens"] == len(tokens)
+    assert summary["encoded_tokens"] == frame.loc[frame["status"] == "ok", "num_tokens"].sum()
+    assert summary["delta"]["share_below_alpha"] == pytest.approx((tokens["delta"] < 1).mean(), abs=1e-12)
+    assert summary["delta"]["q50"] == pytest.approx(tokens["delta"].quantile(0.5), abs=0.05)
+    by_turn = tokens.groupby("turn")["delta"]
+    assert {name: value["tokens"] for name, value in summary["turns"].items()} == {
+        str(turn): count for turn, count in by_turn.count().items()
+    }
+    for turn, mean in by_turn.mean().items():
+        assert summary["turns"][str(turn)]["mean"] == pytest.approx(mean, rel=1e-5, abs=1e-6)
+    assert summary["spec"]["model_id"]
+    assert summary["bytes"]["per_token"] > 0
+
+
+@pytest.mark.parametrize("suffix", plots.FIGURE_SUFFIXES)
+@pytest.mark.parametrize("by", [None, "turn"])
+def test_plots_are_files_of_their_kind_and_the_same_every_time(
+    by: str | None, suffix: str, directories: Directories, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number}{suffix}" for number in range(2)]
+    for file in files:
+        assert run(["plot", str(directories.normal), "--output", str(file), *(["--by", by] if by else [])]) == 0
+    first, second = (file.read_bytes() for file in files)
+    assert first.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
+    assert first == second
+    if suffix == ".svg":
+        for words in (b"alpha = 1", b"beta = 5", b"cumulative share"):
+            assert words in first
+
+
+def test_groups_hold_every_token_once(directories: Directories) -> None:
+    opened = open_paths(directories.normal)
+    tokens = token_frame(load_annotated(directories.normal), directories.family.directory)
+    for by in (None, "source", "turn", "status", "num_tokens"):
+        groups = count_groups(opened, by)
+        assert sum(counts.defined for counts in groups.values()) == tokens["delta"].notna().sum()
+        shown = shown_groups(groups)
+        assert len(shown) <= 9
+        assert sum(counts.defined for counts in shown.values()) == tokens["delta"].notna().sum()
+    by_turn = count_groups(opened, "turn")
+    assert {name: counts.defined for name, counts in by_turn.items()} == {
+        f"turn {turn}": count for turn, count in tokens.groupby("turn")["delta"].count().items()
+    }
+
+
+def test_shades_run_from_red_over_none_to_green() -> None:
+    bounds = {"alpha": 1.0, "beta": 5.0}
+    values = [shading.strength(value, "delta", **bounds) for value in (-9.0, -2.5, 0.0, 2.5, 9.0, float("nan"))]
+    assert values == [-1.0, -0.5, 0.0, 0.5, 1.0, 0.0]
+    assert [shading.strength(value, "weight", **bounds) for value in (1.0, 3.0, 5.0)] == [0.0, 0.5, 1.0]
+    assert shading.strength(3.0, "weight", alpha=2.0, beta=2.0) == 0.0
+    assert shading.strength(3.0, "delta", alpha=1.0, beta=float("inf")) == 0.6
+    assert shading.rgb_on((255, 255, 255), 0.0) == (255, 255, 255)

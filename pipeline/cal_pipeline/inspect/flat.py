@@ -43,7 +43,8 @@ class FlatTokens:
     def starts(self) -> np.ndarray:
         """[N] bool: the first token of a contiguous supervised span."""
         starts = np.ones(len(self.positions), dtype=bool)
-        starts[1:] = (np.diff(self.positions) != 1) | (np.diff(self.row) != 0)
+        np.not_equal(self.positions[1:], self.positions[:-1] + 1, out=starts[1:])
+        starts[(np.cumsum(self.lengths) - self.lengths)[self.lengths > 0]] = True
         return starts
 
     @cached_property

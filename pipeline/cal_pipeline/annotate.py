@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +23,10 @@ from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.redo import read_rows_to_keep
 from cal_pipeline.shards import Shard, read_samples
-from cal_pipeline.store import LocalStore
+from cal_pipeline.store import Store
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
 from cal_schemas.errors import STATUS_OK, ImageError, SampleError, ShardError
+from cal_schemas.locations import location
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
 
@@ -72,9 +72,9 @@ class ShardReport:
     """Rows taken over from the earlier file by a redo."""
     errors: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("encode", "forward", "write", "total"), 0.0)
+        default_factory=lambda: dict.fromkeys(("load", "encode", "forward", "write", "total"), 0.0)
     )
-    """`encode` adds up the threads; the others are of the main thread."""
+    """`load` (reading rows and pictures) and `encode` add up the threads; the others are of the main thread."""
     bytes: int = 0
     committed: bool = False
     """False when another writer had published the shard first."""
@@ -89,7 +89,8 @@ class _Prepared:
     encoded: EncodedSample | None = None
     failure: SampleError | None = None
     kept: AnnotatedRow | None = None
-    seconds: float = 0.0
+    load_seconds: float = 0.0
+    encode_seconds: float = 0.0
 
     @property
     def num_bytes(self) -> int:
@@ -103,7 +104,7 @@ def annotate_shard(
     encoder: Encoder,
     model: Any,
     spec: MeasurementSpec,
-    store: LocalStore,
+    store: Store,
     options: AnnotateOptions,
     redo: frozenset[str] = frozenset(),
 ) -> ShardReport:
@@ -121,12 +122,12 @@ def annotate_shard(
         tokens_per_batch=options.tokens_per_batch,
         library_versions=dict(options.library_versions),
     )
-    replaces = bool(redo) and store.path(shard.name).exists()
+    replaces = bool(redo) and store.path(shard.name).is_file()
     kept = read_rows_to_keep(store.path(shard.name), redo) if replaces else {}
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
         with ShardWriter(partial, options.schema, metadata) as writer:
-            for window in _windows(_prepare_all(shard, encoder, spec, options, kept), options.tokens_per_batch):
+            for window in _windows(_prepare_all(shard, encoder, spec, options, kept, report), options.tokens_per_batch):
                 at = time.monotonic()
                 rows = _measure_window(window, encoder, model, spec, options, report)
                 report.seconds["forward"] += time.monotonic() - at
@@ -138,19 +139,26 @@ def annotate_shard(
         if writer.num_rows != shard.num_rows:
             raise ShardError(f"{shard.source.uri}: {shard.num_rows} rows planned, {writer.num_rows} came out")
         report.bytes = partial.stat().st_size
+        at = time.monotonic()
         report.committed = store.commit(partial, shard.name, replace=replaces)
+        report.seconds["write"] += time.monotonic() - at
     report.seconds["total"] = time.monotonic() - started
     return report
 
 
 def _prepare_all(
-    shard: Shard, encoder: Encoder, spec: MeasurementSpec, options: AnnotateOptions, kept: dict[int, AnnotatedRow]
+    shard: Shard,
+    encoder: Encoder,
+    spec: MeasurementSpec,
+    options: AnnotateOptions,
+    kept: dict[int, AnnotatedRow],
+    report: ShardReport,
 ) -> Iterator[_Prepared]:
-    folder = None if shard.source.image_folder is None else Path(shard.source.image_folder)
+    folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
 
     def prepare(row: int, sample: Sample) -> _Prepared:
         key = sample_key(sample)
-        started = time.monotonic()
+        started = loaded = time.monotonic()
         if row in kept and kept[row].sample_key != key:
             raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
         encoded = failure = None
@@ -159,6 +167,7 @@ def _prepare_all(
             carried = options.carry == "images" and row in kept and kept[row].status != ImageError.status
             needed = row not in kept or carried
             files = read_images(sample.images, folder) if needed else []
+            loaded = time.monotonic()
             if options.carry == "images" and needed:
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
@@ -175,10 +184,22 @@ def _prepare_all(
         kept_row = replace(kept[row], sample=sample) if row in kept else None
         return _Prepared(
             sample=sample, sample_key=key, encoded=encoded, failure=failure, kept=kept_row,
-            seconds=time.monotonic() - started,
+            load_seconds=loaded - started, encode_seconds=time.monotonic() - loaded,
         )  # fmt: skip
 
-    yield from _in_threads(prepare, read_samples(shard), options.encode_threads)
+    yield from _in_threads(prepare, _timed(read_samples(shard), report), options.encode_threads)
+
+
+def _timed(samples: Iterable[Sample], report: ShardReport) -> Iterator[Sample]:
+    """The samples; the time it took to get them counts as loading."""
+    reader = iter(samples)
+    while True:
+        at = time.monotonic()
+        sample = next(reader, None)
+        report.seconds["load"] += time.monotonic() - at
+        if sample is None:
+            return
+        yield sample
 
 
 def _in_threads(
@@ -238,7 +259,8 @@ def _measure_window(
     )
     rows = []
     for item in window:
-        report.seconds["encode"] += item.seconds
+        report.seconds["load"] += item.load_seconds
+        report.seconds["encode"] += item.encode_seconds
         if item.kept is not None:
             report.kept_rows += 1
             rows.append(item.kept)

@@ -33,10 +33,17 @@ from cal_pipeline.progress import ProgressListener
 from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
-from cal_pipeline.store import LocalStore
-from cal_pipeline.worker import EncoderSettings, WorkerSettings, encode_questions, library_versions
+from cal_pipeline.store import open_store
+from cal_pipeline.worker import (
+    EncoderSettings,
+    WorkerSettings,
+    encode_questions,
+    library_versions,
+    store_environment,
+)
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.locations import lies_in, location
 from cal_schemas.spec import MeasurementSpec
 
 EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_REFUSED = 0, 1, 2
@@ -66,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock"):
+    for noisy in ("httpx", "urllib3", "filelock", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     progress = ""
     with Interruption() as interruption:
@@ -102,7 +109,7 @@ def prepare(config: PrecomputeConfig) -> _Job:
     Raises ConfigError or FormatError with one message for whatever stands in the way; writes nothing but `.cal/`.
     """
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    store = LocalStore(output_dir=config.output_dir.absolute(), run_id=run_id)
+    store = open_store(config.output_dir, run_id)
     if not config.dry_run:
         store.prepare()
     else:
@@ -150,16 +157,17 @@ def prepare(config: PrecomputeConfig) -> _Job:
             store=store,
             options=options,
             redo=redo,
+            environment=store_environment(),
         ),
     )
 
 
-def _refuse_own_output(output_dir: Path, shards: Sequence[Shard]) -> None:
-    inside = output_dir.resolve()
-    if own := next((shard.source.uri for shard in shards if Path(shard.source.uri).is_relative_to(inside)), None):
+def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
+    inside = location(output_dir).resolve()
+    if own := next((uri for uri in {shard.source.uri for shard in shards} if lies_in(location(uri), inside)), None):
         raise ConfigError(f"{own} lies in --output_dir {output_dir}: keep input and output apart")
-    for path in {Path(shard.source.data_path) for shard in shards}:
-        if path.is_dir() and inside.is_relative_to(path.resolve()):
+    for path in {location(shard.source.data_path) for shard in shards}:
+        if lies_in(inside, path.resolve()) and path.is_dir():
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
@@ -280,8 +288,7 @@ def _execute(job: _Job, interruption: Interruption) -> int:
                 ray_driver.ray_session(cluster, after_init=interruption.install),
                 ProgressListener(len(job.todo), rows, heartbeat.beat, interruption.check) as listener,
             ):
-                logs = store.internal / "logs"
-                ray_driver.run_shards(job.todo, job.settings, cluster, logs, listener, outcome)
+                ray_driver.run_shards(job.todo, job.settings, cluster, store.logs, listener, outcome)
     except KeyboardInterrupt:
         interrupted = True
         outcome.aborted = interruption.words

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from cal_schemas.locations import Location
+
 BROKEN = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
 """What reading raises when the compression is broken or the file is cut."""
 _GZIP_SUFFIXES = (".gz", ".tgz")
@@ -56,15 +58,15 @@ class _ZstdReader(io.RawIOBase):
         super().close()
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: Location) -> bool:
     """Whether the file can only be read from its start."""
     return path.suffix in (".zst", *_GZIP_SUFFIXES)
 
 
-def open_binary(path: Path) -> BinaryIO:
+def open_binary(path: Location) -> BinaryIO:
     """The file's content from its start; reading raises one of BROKEN when the compression is broken."""
     if path.suffix in _GZIP_SUFFIXES:
-        return cast(BinaryIO, gzip.open(path))
+        return cast(BinaryIO, gzip.open(path) if isinstance(path, Path) else gzip.GzipFile(fileobj=path.open("rb")))
     file = path.open("rb")
     if path.suffix != ".zst":
         return file
@@ -79,7 +81,7 @@ def skip(file: BinaryIO, count: int) -> int:
     return count - left
 
 
-def open_at(path: Path, start: int) -> BinaryIO:
+def open_at(path: Location, start: int) -> BinaryIO:
     """The content from byte `start` on; a compressed file is decompressed up to there."""
     file = open_binary(path)
     try:
@@ -93,7 +95,7 @@ def open_at(path: Path, start: int) -> BinaryIO:
     return file
 
 
-def read_range(path: Path, start: int, stop: int) -> bytes:
+def read_range(path: Location, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of the content, fewer where it ends before."""
     with open_at(path, start) as file:
         return file.read(max(0, stop - start))

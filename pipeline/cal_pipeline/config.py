@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from cal_pipeline.encode import AspectRatio, Truncation
@@ -15,6 +14,7 @@ from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
 from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
+from cal_schemas.locations import location
 from cal_schemas.spec import Condition, ContrastSpec
 
 _POSITIVE = (
@@ -30,7 +30,7 @@ _POSITIVE = (
     "idle_timeout_s",
     "cpus_per_worker",
 )
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
+_COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
 
@@ -43,9 +43,11 @@ class PrecomputeConfig:
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
 
     model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
-    output_dir: Path = field(metadata=_help("annotated shards go here; rerun the same command to resume"))
+    output_dir: str = field(
+        metadata=_help("annotated shards go here, local or s3://, gs://; rerun the same command to resume")
+    )
     data_path: list[str] = field(
-        metadata=_help("files, directories, globs, a-{00..99}.tar: LLaVA .json/.jsonl(.zst), .parquet, WebDataset")
+        metadata=_help("files, directories, globs, a-{00..99}.tar, also s3://: LLaVA .json(l), .parquet, WebDataset")
     )
 
     revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
@@ -141,11 +143,18 @@ class PrecomputeConfig:
             # NaN is not positive either; only a time limit may be infinite.
             if not value > 0 or (value == math.inf and not name.endswith("_timeout_s")):
                 raise ConfigError(f"--{name} must be positive, got {value}")
-        for flag, paths in (("output_dir", [str(self.output_dir)]), ("data_path", self.data_path)):
-            if not all(paths) or str(self.output_dir) == "":
+        for flag, paths in (
+            ("output_dir", [self.output_dir]), ("data_path", self.data_path), ("image_folder", self.image_folder),
+        ):  # fmt: skip
+            if not all(paths):
                 raise ConfigError(f"--{flag} is empty")
-            if urls := [path for path in paths if _URL.match(path)]:
-                raise ConfigError(f"--{flag} {urls[0]}: only paths of a file system are supported, no URLs")
+            for path in paths:
+                if _COLLAPSED.match(path):
+                    raise ConfigError(f"--{flag} {path}: a URL has two slashes after its colon")
+                try:
+                    location(path)
+                except ConfigError as error:
+                    raise ConfigError(f"--{flag} {error}") from error
         if self.limit is not None and self.sample is not None:
             raise ConfigError("--limit and --sample are two ways to run a pilot: give one")
         if self.limit is not None and self.limit < 1:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,12 +11,13 @@ from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.perturbation import perturbed
 from cal_pipeline.shards import Shard, read_samples
 from cal_schemas.errors import SampleError
+from cal_schemas.locations import Location, location
 from cal_schemas.sample import sample_key
 from cal_schemas.spec import ContrastSpec
 
 
 def save_contrast_images(
-    shards: Sequence[Shard], contrast: ContrastSpec, folder: Path, *, count: int, max_image_pixels: int
+    shards: Sequence[Shard], contrast: ContrastSpec, folder: Location, *, count: int, max_image_pixels: int
 ) -> int:
     """Writes the first `count` readable pictures of the plan and what the second pass sees of them; returns how many.
 
@@ -31,16 +32,23 @@ def save_contrast_images(
         if written == count:
             break
         name = f"{written:04d}-{key}-{number}"
-        picture.save(folder / f"{name}.png")
-        perturbed(picture, contrast, key, number).save(folder / f"{name}-{contrast.describe().replace(' ', '-')}.png")
+        _save(picture, folder / f"{name}.png")
+        changed = perturbed(picture, contrast, key, number)
+        _save(changed, folder / f"{name}-{contrast.describe().replace(' ', '-')}.png")
         written += 1
     return written
+
+
+def _save(picture: Image.Image, path: Location) -> None:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    path.write_bytes(file.getvalue())
 
 
 def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
     """Sample key, place in the sample, and picture, in the order of the plan; bad ones are left to the measurement."""
     for shard in shards:
-        folder = None if shard.source.image_folder is None else Path(shard.source.image_folder)
+        folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
         for sample in read_samples(shard):
             for number, image in enumerate(sample.images):
                 try:

@@ -5,26 +5,36 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.locations import Location, ObjectPath, location
 
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_NAMES = 1_000_000
+_GLOB_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
+_GLOB_MARKS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-def find_files(data_path: str) -> tuple[Path, list[Path]]:
+def find_files(data_path: str) -> tuple[Location, list[Location]]:
     """(base, files) of one data path; names of outputs are relative to the base.
 
     A directory is searched recursively, dot files left out; braces and globs name files from their first pattern on. A
     dangling link counts as a file, so that it is missed and not passed over. Raises ConfigError when there is nothing,
     or when some of the names in braces are not there.
     """
-    path = Path(data_path)
+    path = location(data_path)
     nothing = ConfigError(
         f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
     )
+    if isinstance(path, ObjectPath):
+        base_key, objects = _find_objects(path)
+        if not objects:
+            raise nothing
+        return base_key, objects
+    data_path = str(path)
     if path.is_dir():
         files = _in_directory(path)
         base = path
@@ -48,7 +58,7 @@ def find_files(data_path: str) -> tuple[Path, list[Path]]:
         files = list(dict.fromkeys(files))
     if not files:
         raise nothing
-    return base, files
+    return base, [*files]
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -90,3 +100,40 @@ def _in_directory(path: Path) -> list[Path]:
 
 def _is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
+    """As in a file system: one object, all below a prefix, or those that braces and globs name."""
+    if path.key and path.is_file():
+        return path.parent, [replace(path, known=path.stat())]
+    names = expand_braces(path.key)
+    if len(names) == 1 and not glob.has_magic(path.key):
+        below = path.files()
+        return path, [item for item in below if not any(p.startswith(".") for p in item.relative_to(path).parts)]
+    parts = path.key.split("/")
+    literal = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part)]
+    base = replace(path, key="/".join(literal))
+    # One listing serves all names.
+    there = {item.key: item for item in base.files()}
+    files: dict[str, ObjectPath] = {}
+    for name in names:
+        pattern = re.compile(_glob_to_regex(name))
+        found = [name] if name in there else [key for key in there if glob.has_magic(name) and pattern.fullmatch(key)]
+        found = found or [key for key in there if key.startswith(f"{name}/")]
+        if not found and len(names) > 1:
+            raise ConfigError(f"--data_path {path}: of its {len(names)} names {name} is not there")
+        files |= {key: there[key] for key in sorted(found)}
+    return base, [*files.values()]
+
+
+def _glob_to_regex(pattern: str) -> str:
+    """A shell pattern as a regular expression: `*`, `?`, `[…]` stay within a part, `**/` spans any number of them."""
+    found = ""
+    for token in _GLOB_TOKEN.findall(pattern):
+        if token in _GLOB_MARKS:
+            found += _GLOB_MARKS[token]
+        elif len(token) > 1:
+            found += token.replace("\\", r"\\").replace("[!", "[^", 1)
+        else:
+            found += re.escape(token)
+    return found

@@ -7,7 +7,10 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from cal_schemas.locations import Location, partial_of, write_whole
 
 _STALE_S = 60.0
 _FORGOTTEN_S = 86400.0
@@ -20,7 +23,7 @@ class Heartbeat:
     A file for each driver: in one for all, the second to beat would hide the first from a third.
     """
 
-    def __init__(self, internal: Path, started: str) -> None:
+    def __init__(self, internal: Location, started: str) -> None:
         self._me = {"host": platform.node(), "pid": os.getpid(), "started": started}
         self._folder = internal
         self._path = internal / f"driver-{platform.node()}-{os.getpid()}.json"
@@ -32,7 +35,8 @@ class Heartbeat:
         Files of drivers that are known to be dead are removed.
         """
         found = []
-        for path in sorted(self._folder.glob("driver-*.json")):
+        found_files: Iterator[Location] = iter(self._folder.glob("driver-*.json"))
+        for path in [*found_files]:
             if path == self._path:
                 continue
             try:
@@ -50,10 +54,8 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Says that this driver is alive; where that cannot be written it is logged once, and stops nothing."""
-        partial = self._path.with_suffix(".new")
         try:
-            partial.write_text(json.dumps({**self._me, "beat": time.time()}), encoding="utf-8")
-            partial.replace(self._path)
+            write_whole(self._path, json.dumps({**self._me, "beat": time.time()}))
         except OSError as error:
             if not self._failed:
                 _log.warning("cannot write the heartbeat (%s): another driver would not be warned of this one", error)
@@ -61,5 +63,8 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Removes this driver's file."""
-        for path in (self._path, self._path.with_suffix(".new")):
-            path.unlink(missing_ok=True)
+        try:
+            for path in (self._path, partial_of(self._path)):
+                path.unlink(missing_ok=True)
+        except OSError as error:  # It is stale in a minute anyway.
+            _log.warning("cannot remove the heartbeat: %s", error)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cal_schemas.errors import ImageError
+from cal_schemas.locations import Location, ObjectPath
 from cal_schemas.sample import ImageRef
 
 DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
 """Processors that resize the short edge first would blow a thin strip up to gigabytes."""
+_LONGEST_KEY = 1024
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Over this pillow refuses to open a picture, whatever our own limit."""
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -26,10 +27,11 @@ MAX_ROW_PIXELS_RATIO = 4
 """All pictures of a row together have at most so many times `--max_image_pixels`."""
 
 
-def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
+def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
     """The encoded picture; a path is followed only inside `image_folder`, symlinks resolved, and never a URL.
 
-    Raises ImageError naming the path and the reason.
+    Raises ImageError naming the path and the reason; StoreError when an object store gives no answer, which says
+    nothing about the picture.
     """
     if ref.data is not None:
         if len(ref.data) > MAX_IMAGE_BYTES:
@@ -41,6 +43,8 @@ def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
         raise ImageError(f"image {ref.path!r} is a URL; nothing is fetched: download it and give --image_folder")
     if image_folder is None:
         raise ImageError(f"image {ref.path!r} is a path and no --image_folder is given")
+    if isinstance(image_folder, ObjectPath):
+        return _read_object(ref.path, image_folder)
     folder = image_folder.resolve()
     try:
         path = (folder / ref.path).resolve()
@@ -53,6 +57,25 @@ def read_image_file(ref: ImageRef, image_folder: Path | None) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: symlink loop
         raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
+
+
+def _read_object(path: str, folder: ObjectPath) -> bytes:
+    parts = path.split("/")
+    # Stores take ".." for a name like any other, but the clients on the way to them may not.
+    if path.startswith("/") or any(part == ".." for part in parts):
+        raise ImageError(f"image path {path!r} leaves the image folder {folder}")
+    key = "/".join(part for part in parts if part not in ("", "."))
+    if not key or "\0" in key or len(f"{folder.key}/{key}".encode(errors="replace")) > _LONGEST_KEY:
+        raise ImageError(f"image {path!r} cannot be the name of an object")
+    try:
+        found = folder / key
+        if (size := found.stat().size) > MAX_IMAGE_BYTES:
+            raise ImageError(f"image {path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
+        return found.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"image {path!r} is not an object in {folder}") from error
+    except UnicodeEncodeError as error:
+        raise ImageError(f"image {path!r} cannot be the name of an object: {error}") from error
 
 
 def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
@@ -91,7 +114,7 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 
 
-def read_images(refs: Sequence[ImageRef], image_folder: Path | None) -> list[bytes]:
+def read_images(refs: Sequence[ImageRef], image_folder: Location | None) -> list[bytes]:
     """The encoded pictures of one row, as `read_image_file` does; ImageError also when they are too many bytes."""
     files: list[bytes] = []
     total = 0

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from cal_pipeline.compressed import BROKEN, open_at, open_binary, read_range
 from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, RowError, sample_from_row
 from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.locations import Location
 from cal_schemas.sample import Sample
 
 _CHUNK = 4 * 2**20
@@ -37,7 +37,7 @@ class RowRange:
     """Whether some row, here or earlier in the file, has an `image`: then there must be an image folder."""
 
 
-def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRange]:
+def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[RowRange]:
     """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
 
     A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
@@ -70,7 +70,7 @@ def split_rows(path: Path, data_format: str, rows_per_shard: int) -> list[RowRan
     return ranges
 
 
-def _line_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
+def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool]]:
     offset, has_image = 0, False
     for length, line in _lines(file, offset):
         if line is None:
@@ -103,7 +103,7 @@ def _lines(file: BinaryIO, offset: int, stop: int | None = None) -> Iterator[tup
         offset += length
 
 
-def _array_spans(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bool]]:
+def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool]]:
     """Byte spans of the elements of a top-level JSON array.
 
     The bytes are decoded as Latin-1: one character per byte, so offsets in the text are offsets in the file, and
@@ -180,7 +180,7 @@ def _has_image(value: Any) -> bool:
 
 
 def read_rows(
-    path: Path, data_format: str, byte_start: int, byte_stop: int, name: str, row_start: int
+    path: Location, data_format: str, byte_start: int, byte_stop: int, name: str, row_start: int
 ) -> Iterator[Sample]:
     """Samples of one byte range, in order; a malformed line is a sample with a `problem`, not an error.
 
@@ -194,7 +194,7 @@ def read_rows(
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
 
 
-def _range_values(path: Path, data_format: str, byte_start: int, byte_stop: int) -> Iterator[Any]:
+def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: int) -> Iterator[Any]:
     changed = f"{path}: ends before byte {byte_stop}; it was changed after planning"
     if data_format == "jsonl":
         at = byte_start

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_pipeline.rows import sample_from_row
 from cal_schemas.annotated import RESERVED_COLUMNS
-from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.locations import Location, open_parquet, read_footer
 from cal_schemas.sample import Sample
 
 _IMAGE_COLUMNS = ("images", "image")
@@ -32,7 +31,7 @@ class ParquetColumns:
     """Column of the source -> its name in the output."""
 
 
-def find_columns(schema: pa.Schema, path: Path) -> ParquetColumns:
+def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
     """Assigns roles by name; ConfigError when there is no text column."""
     names = schema.names
 
@@ -64,26 +63,26 @@ def _large_or_null(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in allowed)
 
 
-def carried_fields(path: Path) -> list[pa.Field]:
+def carried_fields(path: Location) -> list[pa.Field]:
     """The source's other columns as fields of the output, nullable because another source may lack them."""
-    schema = pq.read_schema(path).remove_metadata()
+    schema = read_footer(path).schema.to_arrow_schema().remove_metadata()
     columns = find_columns(schema, path)
     return [pa.field(output, schema.field(name).type) for name, output in columns.carried.items()]
 
 
-def embedded_image_bytes(path: Path) -> int:
+def embedded_image_bytes(path: Location) -> int:
     """Compressed size of the pictures in the image column, from the footer."""
     return _image_leaves(path, embedded=True)
 
 
-def names_image_files(path: Path) -> bool:
+def names_image_files(path: Location) -> bool:
     """Whether the image column holds paths and no bytes, so that an image folder is needed."""
     return not embedded_image_bytes(path) and _image_leaves(path, embedded=False) > 0
 
 
-def _image_leaves(path: Path, *, embedded: bool) -> int:
+def _image_leaves(path: Location, *, embedded: bool) -> int:
     """Compressed size of the image column's binary leaves, or of its text leaves; chunks of nulls count nothing."""
-    footer = pq.read_metadata(path)
+    footer = read_footer(path)
     total = 0
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for index in range(group.num_columns):
@@ -100,13 +99,13 @@ def _image_leaves(path: Path, *, embedded: bool) -> int:
     return total
 
 
-def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
+def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
     """Samples of rows [row_start, row_stop), in order; holds a few dozen rows at a time.
 
     Raises ShardError when the file turns out to be corrupt.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             columns = find_columns(file.schema_arrow, path)
             row = 0
             for batch in file.iter_batches(batch_size=32):
@@ -117,6 +116,8 @@ def read_rows(path: Path, name: str, row_start: int, row_stop: int) -> Iterator[
                         if row_start <= number < row_stop:
                             yield _sample(value, columns, f"{name}/{number}")
                 row += len(batch)
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path}: corrupt Parquet file: {error}") from error
 

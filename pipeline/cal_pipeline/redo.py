@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow
+from cal_schemas.locations import Location, open_parquet
 from cal_schemas.sample import Sample
 
 _LISTS = {
@@ -19,15 +18,17 @@ _LISTS = {
 }
 
 
-def statuses(path: Path) -> set[str]:
+def statuses(path: Location) -> set[str]:
     """The distinct statuses of one annotated shard."""
-    return set(pq.read_table(path, columns=["status"])["status"].unique().to_pylist())
+    with open_parquet(path) as file:
+        return set(file.read(columns=["status"])["status"].unique().to_pylist())
 
 
-def read_rows_to_keep(path: Path, redo: frozenset[str]) -> dict[int, AnnotatedRow]:
+def read_rows_to_keep(path: Location, redo: frozenset[str]) -> dict[int, AnnotatedRow]:
     """Row number -> measured values of every row whose status is not in `redo`; the sample itself is a placeholder."""
-    names = [name for name in _LISTS if name in pq.read_schema(path).names]
-    columns = pq.read_table(path, columns=["sample_id", "sample_key", "status", "error", "num_tokens", *names])
+    with open_parquet(path) as file:
+        names = [name for name in _LISTS if name in file.schema_arrow.names]
+        columns = file.read(columns=["sample_id", "sample_key", "status", "error", "num_tokens", *names])
     kept = {}
     for number, value in enumerate(columns.to_pylist()):
         if value["status"] in redo:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +18,7 @@ from rich.text import Text
 from cal_pipeline.annotate import ShardReport
 from cal_pipeline.progress import duration
 from cal_schemas.errors import STATUS_OK
+from cal_schemas.locations import Location
 
 _MOSTLY_FLOOR = 0.95
 _RARELY_BELOW_BETA = 0.80
@@ -54,7 +54,7 @@ class RunReport:
         """Sum of one count over the shards."""
         return sum(getattr(report, name) for report in self.shards)
 
-    def write(self, folder: Path) -> Path | None:
+    def write(self, folder: Location) -> Location | None:
         """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
         path = folder / f"run-{self.run_id}.json"
         value = asdict(self) | {"host": platform.node(), "statuses": dict(self.statuses())}
@@ -97,7 +97,7 @@ class RunReport:
         return found
 
 
-def print_report(report: RunReport, output_dir: Path, path: Path | None) -> None:
+def print_report(report: RunReport, output_dir: object, path: object) -> None:
     """The final table, on standard output."""
     console = Console(soft_wrap=True, highlight=False)
     statuses, rows = report.statuses(), report.total("rows")

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_pipeline import redo
 from cal_pipeline.shards import Shard
-from cal_pipeline.store import LocalStore
-from cal_schemas.annotated import ShardMetadata, read_shard_metadata
+from cal_pipeline.store import Store
+from cal_schemas.annotated import ShardMetadata, read_annotated_footers, read_shard_metadata
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 
-_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "row_start", "row_stop")
+_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +26,7 @@ class Progress:
 
 
 def compare_with_output(
-    shards: Sequence[Shard], *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: LocalStore
+    shards: Sequence[Shard], *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: Store
 ) -> Progress:
     """Splits the plan into done and pending.
 
@@ -36,8 +35,9 @@ def compare_with_output(
     """
     planned = {store.path(shard.name): shard for shard in shards}
     done = set()
-    for path in store.finished():
-        metadata = read_shard_metadata(path)
+    finished = store.finished()
+    for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
+        metadata = read_shard_metadata(path, footer)
         another = "choose another --output_dir, or remove the old shards"
         if differing := metadata.spec.differences(spec):
             listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
@@ -55,7 +55,7 @@ def compare_with_output(
                 f"Otherwise {another}"
             )
         _check_source(path.name, metadata, shard)
-        if not (found := pq.read_schema(path)).equals(schema):
+        if not (found := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
             raise ConfigError(
                 f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
                 f"(see --carry, --extra_columns and the source's own columns); {another}"
@@ -92,6 +92,6 @@ def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def shards_to_redo(done: Sequence[Shard], store: LocalStore, wanted: frozenset[str]) -> tuple[Shard, ...]:
+def shards_to_redo(done: Sequence[Shard], store: Store, wanted: frozenset[str]) -> tuple[Shard, ...]:
     """Finished shards that hold at least one row of a wanted status."""
     return tuple(shard for shard in done if redo.statuses(store.path(shard.name)) & wanted)

@@ -16,12 +16,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_pipeline import json_source, parquet_source, tar_source
 from cal_pipeline.data_paths import find_files
 from cal_schemas.annotated import ShardSource
-from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.locations import Location, ObjectInfo, location, read_footer
 from cal_schemas.sample import Sample
 
 DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
@@ -63,16 +63,16 @@ class Shard:
         return int(drawn_rows(self.source).sum())
 
 
-def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Path, str, str]]:
+def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location, str, str]]:
     """Expands one `--data_path` (file, directory, glob or braces) to (file, relative name, format)."""
     base, files = find_files(data_path)
     found = []
     for file in files:
         suffix = next((end for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
         kind = _SUFFIXES.get(suffix or "") if data_format == "auto" else data_format
-        if kind is None or (suffix is None and Path(data_path).is_dir()):
+        if kind is None or (suffix is None and base == location(data_path)):
             continue
-        relative = file.relative_to(base).as_posix()
+        relative = file.relative_to(base).as_posix()  # type: ignore[arg-type]
         found.append((file, relative.removesuffix(suffix or file.suffix), kind))
     if not found:
         raise ConfigError(
@@ -103,15 +103,17 @@ def plan_shards(
             f"{len(image_folders)} --image_folder for {len(data_paths)} --data_path: "
             "give none, one for all, or one for each"
         )
-    if absent := [folder for folder in image_folders if not Path(folder).is_dir()]:
+    if absent := [folder for folder in image_folders if not location(folder).is_dir()]:
         raise ConfigError(f"--image_folder {absent[0]}: no such directory")
     shards: list[Shard] = []
-    owners: dict[str, Path] = {}
+    owners: dict[str, Location] = {}
     for data_path, folder in zip(data_paths, folders, strict=True):
         for file, stem, kind in find_sources(data_path, data_format):
             _check_name(file, stem)
             try:
                 of_file = _file_shards(file, stem, kind, data_path, folder, rows_per_shard)
+            except StoreError:
+                raise
             except (ShardError, FileNotFoundError) as error:
                 problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
                 if not list_broken:
@@ -135,7 +137,7 @@ def plan_shards(
     return shards
 
 
-def _check_name(file: Path, stem: str) -> None:
+def _check_name(file: Location, stem: str) -> None:
     """ConfigError for names whose output would be invisible to readers, or cannot be written."""
     parts = PurePosixPath(stem).parts
     if hidden := next((part for part in parts if part.startswith((".", "_"))), None):
@@ -152,22 +154,23 @@ def _check_name(file: Path, stem: str) -> None:
 
 
 def _source(
-    file: Path, stat: os.stat_result | None, data_path: str, folder: str | None, start: int, stop: int
+    file: Location, stat: os.stat_result | ObjectInfo | None, data_path: str, folder: str | None, start: int, stop: int
 ) -> ShardSource:
     return ShardSource(
         uri=str(file.resolve()),
         data_path=data_path,
-        image_folder=None if folder is None else str(Path(folder).absolute()),
+        image_folder=None if folder is None else str(location(folder).absolute()),
         num_rows=stop - start,
         size=stat.st_size if stat else 0,
-        mtime_ns=stat.st_mtime_ns if stat else 0,
+        mtime_ns=stat.st_mtime_ns if isinstance(stat, os.stat_result) else 0,
         row_start=start,
         row_stop=stop,
+        etag=stat.etag if isinstance(stat, ObjectInfo) else None,
     )
 
 
 def _file_shards(
-    file: Path, stem: str, kind: str, data_path: str, folder: str | None, rows_per_shard: int
+    file: Location, stem: str, kind: str, data_path: str, folder: str | None, rows_per_shard: int
 ) -> list[Shard]:
     stat = file.stat()
 
@@ -176,7 +179,8 @@ def _file_shards(
 
     if kind == "parquet":
         try:
-            schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
+            footer = read_footer(file)
+            schema, rows = footer.schema.to_arrow_schema(), footer.num_rows
         except pa.ArrowException as error:
             raise ShardError(f"{file}: not a readable Parquet file: {error}") from error
         parquet_source.find_columns(schema, file)
@@ -213,7 +217,7 @@ def parquet_shards(shards: Sequence[Shard]) -> list[Shard]:
 def embedded_image_bytes(shards: Sequence[Shard]) -> int:
     """Size of the pictures that the sources hold, as far as footers and headers tell."""
     footers = dict.fromkeys(shard.source.uri for shard in parquet_shards(shards))
-    inside = sum(parquet_source.embedded_image_bytes(Path(uri)) for uri in footers)
+    inside = sum(parquet_source.embedded_image_bytes(location(uri)) for uri in footers)
     return inside + sum(shard.embedded_bytes for shard in shards)
 
 
@@ -221,7 +225,7 @@ def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
     """The other columns of all Parquet sources, as one list; ConfigError when two files give one name two types."""
     fields: dict[str, tuple[pa.Field, str]] = {}
     for uri in dict.fromkeys(shard.source.uri for shard in parquet_shards(shards)):
-        for field in parquet_source.carried_fields(Path(uri)):
+        for field in parquet_source.carried_fields(location(uri)):
             known, owner = fields.setdefault(field.name, (field, uri))
             if pa.types.is_null(known.type):
                 fields[field.name] = (field, uri)
@@ -273,12 +277,15 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
     if shard.problem is not None:
         raise ShardError(shard.problem)
     source = shard.source
-    path = Path(source.uri)
+    path = location(source.uri)
     try:
         stat = path.stat()
+    except StoreError:
+        raise
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; it was there at planning") from error
-    if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
+    mark = stat.etag != source.etag if isinstance(stat, ObjectInfo) else stat.st_mtime_ns != source.mtime_ns
+    if stat.st_size != source.size or mark:
         raise ShardError(f"{path}: changed since planning; start cal-precompute again")
     if shard.data_format == "parquet":
         rows = parquet_source.read_rows(path, shard.name, source.row_start, source.row_stop)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from cal_pipeline.compressed import BROKEN, is_compressed, open_at
 from cal_pipeline.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
@@ -19,6 +18,7 @@ from cal_pipeline.rows import MAX_ROW_TEXT_BYTES
 from cal_pipeline.tar_members import DamagedTarError, TarStream
 from cal_pipeline.tar_samples import IMAGES, MAX_MEMBERS, TEXTS, Group, ending, sample_from_group, split_name
 from cal_schemas.errors import ShardError
+from cal_schemas.locations import Location
 from cal_schemas.sample import Sample
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
         yield group
 
 
-def split_rows(path: Path, rows_per_shard: int) -> list[TarRange]:
+def split_rows(path: Location, rows_per_shard: int) -> list[TarRange]:
     """Cuts the archive into ranges of `rows_per_shard` samples (the last may be shorter); reads headers only.
 
     A compressed archive is decompressed once. Raises ShardError for a damaged or cut archive, and for one that has the
@@ -103,7 +103,7 @@ def split_rows(path: Path, rows_per_shard: int) -> list[TarRange]:
     return ranges
 
 
-def read_rows(path: Path, byte_start: int, byte_stop: int) -> Iterator[Sample]:
+def read_rows(path: Location, byte_start: int, byte_stop: int) -> Iterator[Sample]:
     """Samples of one byte range, in order; a group that makes no usable sample is one with a `problem`.
 
     Raises ShardError when the range is no longer what planning saw.
@@ -116,7 +116,7 @@ def read_rows(path: Path, byte_start: int, byte_stop: int) -> Iterator[Sample]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Location) -> Iterator[None]:
     """Turns what a broken archive raises into a ShardError that names it."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import logging
+import os
 import platform
 import traceback
 import warnings
@@ -23,13 +24,24 @@ from cal_pipeline.loading import Dtype, load_processor, load_reference, model_di
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.self_check import check_reference
 from cal_pipeline.shards import Shard
-from cal_pipeline.store import LocalStore
+from cal_pipeline.store import Store
 from cal_pipeline.templates import Template
 from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
+from cal_schemas.locations import ObjectPath
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
 _STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_STORE_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "STORAGE_EMULATOR_HOST",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -64,9 +76,11 @@ class WorkerSettings:
     num_devices: int
     encoder: EncoderSettings
     spec: MeasurementSpec
-    store: LocalStore
+    store: Store
     options: AnnotateOptions
     redo: frozenset[str]
+    environment: tuple[tuple[str, str], ...] = ()
+    """Of the driver: which object store is meant. Credentials do not travel; every node has its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +97,9 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        for name, value in settings.environment:
+            os.environ.setdefault(name, value)
+        check_reachable(settings.store)
         # Our own limits decide; pillow's chatter about odd metadata would fill the log of a week-long run.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         directory = model_directory(
@@ -138,6 +155,20 @@ class Worker:
             where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
             return Outcome(kind="retry", message=f"{type(error).__name__}: {error} ({where})")
         return Outcome(kind="done", report=report)
+
+
+def store_environment() -> tuple[tuple[str, str], ...]:
+    """Variables of this process that name an object store, none of them secret."""
+    return tuple((name, os.environ[name]) for name in _STORE_VARIABLES if name in os.environ)
+
+
+def check_reachable(store: Store) -> None:
+    """ConfigError naming this node when it cannot see the output's object store (no credentials, no route)."""
+    if isinstance(store.output_dir, ObjectPath):
+        try:
+            store.output_dir.is_dir()
+        except OSError as error:
+            raise ConfigError(f"{platform.node()} cannot reach --output_dir {store.output_dir}: {error}") from error
 
 
 def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:

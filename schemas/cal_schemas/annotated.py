@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
+from cal_schemas.locations import Location, ObjectPath, open_parquet, read_footer
 from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec
 
@@ -40,6 +41,7 @@ EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
 """What may be stored beside the deltas, of both passes."""
 _FLOATS = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
 _INTS = ("label_ids", "label_positions")
+_FOOTER_THREADS = 16
 _log = logging.getLogger(__name__)
 
 
@@ -95,6 +97,8 @@ class ShardSource:
     sample_fraction: float = 1.0
     """Below 1 in a pilot run: the share of those rows that was drawn."""
     sample_seed: int = 0
+    etag: str | None = None
+    """In an object store: changes whenever the object does; mtime_ns is 0 then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,12 +269,27 @@ class ShardWriter:
         self._pending, self._pending_bytes = [], 0
 
 
-def read_shard_metadata(path: Path | str) -> ShardMetadata:
-    """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
+def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
+    """Footer of a Parquet file; FormatError when it is none, StoreError when its store gives no answer."""
     try:
-        found = pq.read_metadata(path).metadata or {}
+        return read_footer(path)
+    except StoreError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def read_annotated_footers(files: Sequence[Location]) -> list[pq.FileMetaData]:
+    """Footers of several files, in their order; those of an object store are asked for at the same time."""
+    if not any(isinstance(file, ObjectPath) for file in files):
+        return [read_annotated_footer(file) for file in files]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(read_annotated_footer, files))
+
+
+def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = None) -> ShardMetadata:
+    """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
+    found = (footer or read_annotated_footer(path)).metadata or {}
     pairs = {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"cal.")}
     if "cal.format_version" not in pairs:
         raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
@@ -301,7 +320,7 @@ def read_shard_metadata(path: Path | str) -> ShardMetadata:
 class AnnotatedDataset:
     """Annotated shards of one measurement, opened by `open_annotated`."""
 
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
     metadata: tuple[ShardMetadata, ...]
     """One per file, all with the same spec."""
     schema: pa.Schema
@@ -315,41 +334,42 @@ class AnnotatedDataset:
     def batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
         """Rows in file order then row order, never more than one row group in memory."""
         for path in self.files:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 yield from file.iter_batches(batch_size=batch_size, columns=columns)
 
 
-def annotated_files(path: Path) -> list[Path]:
+def annotated_files(path: Location) -> list[Location]:
     """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
     if path.is_file():
         return [path]
-    found = (item for item in path.rglob("*.parquet") if item.is_file())
-    return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))
+    found: list[Location] = [item for item in path.rglob("*.parquet") if isinstance(item, ObjectPath) or item.is_file()]
+    return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))  # type: ignore[arg-type]
 
 
-def open_annotated(path: Path | Sequence[Path]) -> AnnotatedDataset:
+def open_annotated(path: Location | Sequence[Location]) -> AnnotatedDataset:
     """Opens a shard, a directory of shards, or several of them as one, checking every footer.
 
     Raises FormatError when nothing is there, a file is no annotated shard, or two shards disagree about the
     measurement; the message names the fields and both values. Differing library versions are logged.
     """
-    files: list[Path] = []
-    for one in [path] if isinstance(path, Path) else path:
+    files: list[Location] = []
+    for one in [path] if isinstance(path, Path | ObjectPath) else path:
         if not (found := annotated_files(one)):
             raise FormatError(f"{one}: no annotated shards (*.parquet) here")
         files += found
-    path = path if isinstance(path, Path) else Path(os.path.commonpath(files))
-    metadata = tuple(read_shard_metadata(file) for file in files)
+    where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
+    footers = read_annotated_footers(files)
+    metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
     for file, other in zip(files[1:], metadata[1:], strict=True):
         if differing := metadata[0].spec.differences(other.spec):
             listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
-            raise FormatError(f"{path} mixes shards of different measurements: {listed}")
+            raise FormatError(f"{where} mixes shards of different measurements: {listed}")
         if other.library_versions != metadata[0].library_versions:
             _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
                          dict(other.library_versions))  # fmt: skip
-    schema = pq.read_schema(files[0])
-    for file in files[1:]:
-        if not (other_schema := pq.read_schema(file)).equals(schema):
+    schema = footers[0].schema.to_arrow_schema()
+    for file, footer in zip(files[1:], footers[1:], strict=True):
+        if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
             raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    rows = sum(footer.num_rows for footer in footers)
     return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)

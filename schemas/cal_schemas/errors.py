@@ -33,6 +33,13 @@ class ShardError(CalError):
     """This input shard cannot be read at all (corrupt file); other shards can go on."""
 
 
+class StoreError(CalError, OSError):
+    """An object store gave no answer after all tries, or refused; says nothing about the data."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class SampleError(CalError):
     """This one example is unusable: its row keeps its place, with `status` and the message as `error`."""
 

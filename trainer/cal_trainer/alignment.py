@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
+from cal_schemas.locations import Location
 from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
@@ -172,7 +172,7 @@ class RowEncoder:
         twin.blank = replace(self.blank, encoded=blank_sample(self._encoder, contrast))
         return twin
 
-    def __call__(self, row: Mapping[str, Any], image_folder: Path | None) -> Example:
+    def __call__(self, row: Mapping[str, Any], image_folder: Location | None) -> Example:
         """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
 
         A row that only this model's encoding cannot hold (too long under other inputs, or never measured and bad)

@@ -24,6 +24,7 @@ from cal_pipeline.loading import (
     weights_digest,
 )
 from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.locations import location
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_trainer.assemble import assemble, parse_assemble
 from cal_trainer.bounds import Quantile, resolve_bounds, state_name
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "datasets", "fsspec"):
+    for noisy in ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         config, arguments = parse_configs(
@@ -180,7 +181,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
 
 def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
     return open_examples(
-        [Path(path) for path in config.data_path] or None,
+        [location(path) for path in config.data_path] or None,
         encoder,
         source_paths=config.source_path,
         image_folders=config.image_folder,
@@ -197,7 +198,7 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | No
     if config.eval_path is None:
         return None
     return open_examples(
-        Path(config.eval_path),
+        location(config.eval_path),
         encoder,
         image_folders=config.image_folder if len(config.image_folder) == 1 else (),
         use_deltas=False,

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
 
@@ -27,8 +26,9 @@ from cal_pipeline.collate import collate
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.parquet_source import embedded_image_bytes
-from cal_schemas.annotated import AnnotatedDataset, open_annotated
+from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
 from cal_schemas.errors import STATUS_OK, CalError, ConfigError
+from cal_schemas.locations import Location, ObjectPath, location, open_parquet
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, blank_sample, scatter_deltas
 from cal_trainer.resuming import annotated_shards
 
@@ -39,6 +39,7 @@ COLUMNS = ("sample_id", "sample_key", "images", "messages", "status", "label_ids
 OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
 """What a batch holds beside the model's inputs, in this order."""
 _WORTH_SAYING = 10e9
+_ROWS_PER_WRITE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -58,10 +59,10 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
 
     def __init__(
         self,
-        path: Path | Sequence[Path],
+        path: Location | Sequence[Location],
         encoder: Encoder,
         *,
-        image_folder: Path | None = None,
+        image_folder: Location | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         cache_dir: Path | None = None,
         use_deltas: bool = True,
@@ -72,7 +73,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
             encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
         )
         self._rows = map_parquet(opened, COLUMNS, cache_dir)
-        rows_by_shard = [pq.read_metadata(file).num_rows for file in opened.files]
+        rows_by_shard = [footer.num_rows for footer in read_annotated_footers(opened.files)]
         self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
         table = self._rows.data.table
         self._usable = np.flatnonzero(is_ok(table))
@@ -97,12 +98,12 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
 
 
-def named(path: Path | Sequence[Path]) -> str:
+def named(path: Location | Sequence[Location]) -> str:
     """One or more directories, for messages."""
-    return str(path) if isinstance(path, Path) else ", ".join(map(str, path))
+    return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
 
 
-def open_self_contained(path: Path | Sequence[Path]) -> AnnotatedDataset:
+def open_self_contained(path: Location | Sequence[Location]) -> AnnotatedDataset:
     """Opens shards that carry their images and messages; ConfigError for a sidecar."""
     opened = open_annotated(path)
     if "messages" not in opened.schema.names:
@@ -114,22 +115,22 @@ def open_self_contained(path: Path | Sequence[Path]) -> AnnotatedDataset:
     return opened
 
 
-def image_folders(opened: AnnotatedDataset, image_folder: Path | None) -> list[Path | None]:
+def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> list[Location | None]:
     """Of every shard: the one given, or the one it was measured with."""
     if image_folder is not None:
         return [image_folder] * len(opened.files)
     measured = [item.source.image_folder for item in opened.metadata]
-    return [None if folder is None else Path(folder) for folder in measured]
+    return [None if folder is None else location(folder) for folder in measured]
 
 
 class FolderOfRow:
     """Which image folder a row's paths start in; rows of a shard lie together."""
 
-    def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Path | None]) -> None:
+    def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Location | None]) -> None:
         self._stops = np.cumsum(rows_by_shard)
         self._folders = list(folders)
 
-    def __call__(self, row: int) -> Path | None:
+    def __call__(self, row: int) -> Location | None:
         """Folder of row number `row`."""
         return self._folders[int(np.searchsorted(self._stops, row, side="right"))]
 
@@ -141,14 +142,35 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
         _log.info(
             "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
         )
+    cache = None if cache_dir is None else str(cache_dir)
+    rows: Any
     with making_cache():
-        rows: Any = datasets.Dataset.from_parquet(
-            [glob.escape(str(file)) for file in opened.files],
-            columns=list(columns),
-            cache_dir=None if cache_dir is None else str(cache_dir),
-        )
+        if any(isinstance(file, ObjectPath) for file in opened.files):
+            schema = pa.schema([opened.schema.field(name).with_nullable(True) for name in columns])
+            rows = datasets.Dataset.from_generator(
+                _remote_rows,
+                # Etags are in the key of the cache: another content is another copy.
+                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": list(columns)},
+                features=datasets.Features.from_arrow_schema(schema),
+                cache_dir=cache,
+                writer_batch_size=_ROWS_PER_WRITE,
+            )
+        else:
+            names = [glob.escape(str(file)) for file in opened.files]
+            rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
     assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
     return rows.with_format("arrow")
+
+
+def _pinned(file: Location) -> Location:
+    return replace(file, known=file.stat()) if isinstance(file, ObjectPath) else file
+
+
+def _remote_rows(files: list[Location], columns: list[str]) -> Iterator[dict[str, Any]]:
+    for path in files:
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=columns):
+                yield from batch.to_pylist()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from cal_pipeline.encode import Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
+from cal_schemas.locations import Location, location
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.sampling import EpochSampler, GroupBy
 from cal_trainer.sidecar import OnMissing, SidecarExamples
@@ -25,7 +26,7 @@ Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | Str
 
 
 def open_examples(
-    data_path: Path | Sequence[Path] | None,
+    data_path: Location | Sequence[Location] | None,
     encoder: Encoder,
     *,
     source_paths: Sequence[str] = (),
@@ -87,7 +88,7 @@ def open_examples(
     if len(image_folders) > 1:
         raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
                           "that each shard was measured with")  # fmt: skip
-    folder = Path(image_folders[0]) if image_folders else None
+    folder = location(image_folders[0]) if image_folders else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--image_folder {folder}: no such directory")
     if streaming:

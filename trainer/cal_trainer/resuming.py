@@ -31,9 +31,13 @@ Shards = Mapping[str, Sequence[Any]]
 
 def annotated_shards(opened: AnnotatedDataset) -> dict[str, list[int]]:
     """Rows and bytes of each file, named below the directory that holds them all, which may be moved."""
-    top = os.path.commonpath([file.parent for file in opened.files])
+    # Posix rules do for URLs too: only what differs below the common part is kept.
+    top = os.path.commonpath([str(file.parent) for file in opened.files])
     return {
-        Path(os.path.relpath(file, top)).as_posix(): [item.source.row_stop - item.source.row_start, file.stat().st_size]
+        Path(os.path.relpath(str(file), top)).as_posix(): [
+            item.source.row_stop - item.source.row_start,
+            file.stat().st_size,
+        ]
         for file, item in zip(opened.files, opened.metadata, strict=True)
     }
 

@@ -22,6 +22,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
+from cal_schemas.locations import Location
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import BLANK, has_image, is_ok, map_parquet, named, num_tokens, report_skipped
 from cal_trainer.resuming import annotated_shards, source_shards
@@ -54,7 +55,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
 
     def __init__(
         self,
-        path: Path | Sequence[Path],
+        path: Location | Sequence[Location],
         source_paths: Sequence[str],
         encoder: Encoder,
         *,

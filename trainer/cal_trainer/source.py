@@ -17,6 +17,7 @@ from cal_pipeline.encode import Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_schemas.annotated import annotated_schema
+from cal_schemas.locations import location
 from cal_schemas.sample import sample_key
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import BLANK, FolderOfRow, has_image, making_cache, report_skipped
@@ -73,7 +74,7 @@ def folders_of(shards: Sequence[Shard]) -> FolderOfRow:
     """Image folder of every row of the planned shards."""
     folders = [shard.source.image_folder for shard in shards]
     return FolderOfRow(
-        [shard.num_rows for shard in shards], [None if folder is None else Path(folder) for folder in folders]
+        [shard.num_rows for shard in shards], [None if folder is None else location(folder) for folder in folders]
     )
 
 

@@ -15,18 +15,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch.utils.data import Dataset, Sampler
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.locations import Location, open_parquet
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder
 from cal_trainer.dataset import (
     BLANK,
@@ -69,10 +68,10 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
 
     def __init__(
         self,
-        path: Path | Sequence[Path],
+        path: Location | Sequence[Location],
         encoder: Encoder,
         *,
-        image_folder: Path | None = None,
+        image_folder: Location | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         use_deltas: bool = True,
         shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
@@ -116,7 +115,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         if group in self._held:
             self._held.move_to_end(group)
             return self._held[group]
-        with pq.ParquetFile(self._files[int(self.groups.shard[group])]) as file:
+        with open_parquet(self._files[int(self.groups.shard[group])]) as file:
             table = file.read_row_group(int(self.groups.number[group]), columns=_READ_COLUMNS)
         self.num_reads += 1
         found = table, np.flatnonzero(is_ok(table))
@@ -135,7 +134,7 @@ def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
     """
     shards, numbers, sizes, skipped = [], [], [0], Counter[str]()
     for shard, path in enumerate(opened.files):
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for number in range(file.metadata.num_row_groups):
                 group = file.metadata.row_group(number)
                 usable = group.num_rows

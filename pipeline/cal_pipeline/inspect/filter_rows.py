@@ -39,13 +39,14 @@ from cal_schemas.annotated import (
     with_filter,
 )
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.locations import Location, open_parquet, read_footer
 
 
 @dataclass(kw_only=True, slots=True)
 class Selection:
     """Which rows of which file pass."""
 
-    masks: dict[Path, np.ndarray] = field(default_factory=dict)
+    masks: dict[Location, np.ndarray] = field(default_factory=dict)
     """[rows of the file] bool."""
     before: Counter[str] = field(default_factory=Counter)
     """Rows by status, all of them."""
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 def select_rows(opened: AnnotatedDataset, test: RowTest, *, drop: bool = False) -> Selection:
     """One pass over the columns that the condition needs; undefined values (failed rows) fulfil no comparison."""
     found = Selection()
-    parts: dict[Path, list[np.ndarray]] = {path: [] for path in opened.files}
+    parts: dict[Location, list[np.ndarray]] = {path: [] for path in opened.files}
     for batch in read_batches(opened, [*dict.fromkeys([*test.columns, "status", "label_ids"])]):
         mask = np.asarray(test(batch.data)) ^ drop
         parts[batch.file].append(mask)
@@ -159,12 +160,12 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
             raise ConfigError(f"--output {output} lies in {path}, and would be its input next time")
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, Path]:
+def _names(paths: Sequence[Path]) -> dict[Location, Path]:
     """Final name of every file below the output: as below its own directory, which is named where there are several."""
-    names: dict[Path, Path] = {}
+    names: dict[Location, Path] = {}
     for root in paths:
         for file in annotated_files(root):
-            below = Path(file.name) if root.is_file() else file.relative_to(root)
+            below = Path(file.name) if root.is_file() else Path(file.relative_to(root))  # type: ignore[arg-type]
             names[file] = below if len(paths) == 1 or root.is_file() else Path(root.resolve().name) / below
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
@@ -173,7 +174,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, Path]:
 
 
 def write_rows(
-    opened: AnnotatedDataset, selection: Selection, output: Path, *, names: dict[Path, Path], condition: str
+    opened: AnnotatedDataset, selection: Selection, output: Path, *, names: dict[Location, Path], condition: str
 ) -> None:
     """A new annotated directory; what exists under a final name is complete, and files without a row are left out.
 
@@ -200,8 +201,8 @@ def write_rows(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _copy_rows(source: Path, mask: np.ndarray, target: Path, condition: str) -> None:
-    schema = with_filter(pq.read_schema(source), condition)
+def _copy_rows(source: Location, mask: np.ndarray, target: Path, condition: str) -> None:
+    schema = with_filter(read_footer(source).schema.to_arrow_schema(), condition)
     with parquet_writer(target, schema) as writer:
         pending: list[pa.Table] = []
         for table in _chosen(source, mask):
@@ -221,10 +222,10 @@ def _write(writer: pq.ParquetWriter, tables: list[pa.Table], schema: pa.Schema) 
     writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def _chosen(source: Path, mask: np.ndarray) -> Iterator[pa.Table]:
+def _chosen(source: Location, mask: np.ndarray) -> Iterator[pa.Table]:
     """The chosen rows of each row group that has any."""
     row = 0
-    with pq.ParquetFile(source) as file:
+    with open_parquet(source) as file:
         for number in range(file.num_row_groups):
             size = file.metadata.row_group(number).num_rows
             own = mask[row : row + size]

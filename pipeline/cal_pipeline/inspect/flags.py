@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.locations import location
 from cal_schemas.weighting import check_weighting
 
 WIDTH = 140
@@ -19,7 +20,7 @@ WIDTH = 140
 def add_annotated(parser: argparse.ArgumentParser) -> None:
     """ANNOTATED..., one or more shards or directories of one measurement."""
     parser.add_argument(
-        "annotated", type=Path, nargs="+", metavar="ANNOTATED",
+        "annotated", type=location, nargs="+", metavar="ANNOTATED",
         help="directory of annotated shards, or a shard; several are taken as one",
     )  # fmt: skip
 

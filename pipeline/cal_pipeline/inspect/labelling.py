@@ -20,6 +20,7 @@ from cal_pipeline.inspect.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.samples import Place, image_folder_of, read_row, row_images, small_jpeg
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.locations import Location
 
 SHEET = "sheet.csv"
 _LONGEST_SIDE = 1024
@@ -66,7 +67,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
 def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
     """All rows that are ok and show a picture, in random order."""
     eligible: list[np.ndarray] = []
-    places: list[tuple[Path, int, int]] = []
+    places: list[tuple[Location, int, int]] = []
     start = 0
     for batch in read_batches(opened, ["status", IMAGE_PATHS]):
         ok = np.asarray(pc.equal(batch.data.column("status"), STATUS_OK))
@@ -83,7 +84,7 @@ def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
         yield Place(file=file, row=first + row - start, number=row)
 
 
-def _write_images(row: dict[str, Any], image_folder: Path | None, folder: Path, number: int) -> str:
+def _write_images(row: dict[str, Any], image_folder: Location | None, folder: Path, number: int) -> str:
     names = []
     for at, (_, picture) in enumerate(row_images(row["images"], image_folder), start=1):
         if isinstance(picture, str):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.locations import Location, ObjectPath, location, open_parquet
 
 BATCH_ROWS = 8192
 IMAGE_PATHS = "images.list.element.path"
@@ -21,15 +21,15 @@ IMAGE_PATHS = "images.list.element.path"
 class Batch:
     """Consecutive rows of one shard."""
 
-    file: Path
+    file: Location
     row: int
     """Number of the first row inside its file."""
     data: pa.RecordBatch
 
 
-def open_paths(paths: str | Path | Sequence[str | Path]) -> AnnotatedDataset:
+def open_paths(paths: str | Location | Sequence[str | Location]) -> AnnotatedDataset:
     """Shards or directories of shards as one; FormatError or ConfigError with the reason otherwise."""
-    listed = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    listed = [location(path) for path in ([paths] if isinstance(paths, str | Path | ObjectPath) else paths)]
     if not listed:
         raise ConfigError("no annotated directory is given")
     for path in listed:
@@ -48,7 +48,7 @@ def read_batches(opened: AnnotatedDataset, columns: Sequence[str], batch_rows: i
     for path in opened.files:
         row = 0
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 for data in file.iter_batches(batch_size=batch_rows, columns=there):
                     yield Batch(file=path, row=row, data=data)
                     row += data.num_rows

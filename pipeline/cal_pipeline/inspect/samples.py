@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
@@ -19,6 +17,7 @@ from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.token_text import Pieces
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError, FormatError, ImageError
+from cal_schemas.locations import Location, location, open_parquet
 from cal_schemas.sample import ImageRef
 
 
@@ -26,7 +25,7 @@ from cal_schemas.sample import ImageRef
 class Place:
     """Where a row is."""
 
-    file: Path
+    file: Location
     row: int
     number: int
     """Among the rows of all files, from 0."""
@@ -82,7 +81,7 @@ def read_row(place: Place) -> pa.Table:
     """The row as a table of one; FormatError when its row group cannot be read."""
     row = place.row
     try:
-        with pq.ParquetFile(place.file) as file:
+        with open_parquet(place.file) as file:
             for number in range(file.num_row_groups):
                 size = file.metadata.row_group(number).num_rows
                 if row < size:
@@ -140,7 +139,7 @@ def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
     return bool(words) and (words in spelled or (len(spelled) > 8 and spelled[: len(words)] == words[: len(spelled)]))
 
 
-def row_images(images: Sequence[Mapping[str, Any]], folder: Path | None) -> Iterator[tuple[str, Image.Image | str]]:
+def row_images(images: Sequence[Mapping[str, Any]], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
     """(name, picture as RGB, or why there is none) of every image of a row."""
     for number, image in enumerate(images):
         name = image.get("path") or f"image {number} ({len(image.get('bytes') or b''):,} bytes, no path)"
@@ -150,14 +149,14 @@ def row_images(images: Sequence[Mapping[str, Any]], folder: Path | None) -> Iter
             yield name, str(error)
 
 
-def image_folder_of(opened: AnnotatedDataset, file: Path, given: Path | None) -> Path | None:
+def image_folder_of(opened: AnnotatedDataset, file: Location, given: Location | None) -> Location | None:
     """Where a shard's image paths start: the folder given, or the one it was measured with."""
     if given is not None:
         if not given.is_dir():
             raise ConfigError(f"--image_folder {given}: no such directory")
         return given
     measured = opened.metadata[opened.files.index(file)].source.image_folder
-    return None if measured is None else Path(measured)
+    return None if measured is None else location(measured)
 
 
 def small_jpeg(picture: Image.Image, longest_side: int) -> bytes:

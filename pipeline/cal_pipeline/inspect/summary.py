@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.table import Table
 
 from cal_pipeline.inspect import flags
@@ -24,6 +23,7 @@ from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedDataset
 from cal_schemas.errors import STATUS_OK
+from cal_schemas.locations import read_footer
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 MAX_TURNS = 20
@@ -118,7 +118,7 @@ def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
     """Compressed bytes of the token columns, of the pictures, and of the files, from the footers alone."""
     by_column: Counter[str] = Counter()
     for path in opened.files:
-        footer = pq.read_metadata(path)
+        footer = read_footer(path)
         for group in range(footer.num_row_groups):
             row_group = footer.row_group(group)
             for number in range(row_group.num_columns):

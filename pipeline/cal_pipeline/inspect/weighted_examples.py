@@ -24,6 +24,7 @@ from cal_pipeline.inspect.samples import image_folder_of
 from cal_pipeline.loading import load_processor, model_directory
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
+from cal_schemas.locations import Location
 from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.spec import MeasurementSpec
 
@@ -97,7 +98,12 @@ def weighted_examples(
 
 
 def _example(
-    row: dict[str, Any], label_ids: np.ndarray, weights: np.ndarray, encoder: Encoder, folder: Path | None, pixels: int
+    row: dict[str, Any],
+    label_ids: np.ndarray,
+    weights: np.ndarray,
+    encoder: Encoder,
+    folder: Location | None,
+    pixels: int,
 ) -> WeightedExample:
     sample = Sample(
         sample_id=row["sample_id"],

@@ -49,9 +49,13 @@ class S3:
             import boto3
             import botocore.config
             import botocore.exceptions
+            import urllib3.exceptions
         except ImportError as error:
             raise ConfigError("s3:// needs boto3: pip install 'cal-vlm[s3]'") from error
         self._errors = botocore.exceptions
+        self._passing = (
+            botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError, urllib3.exceptions.HTTPError,
+        )  # fmt: skip
         self._conditional = True
         try:
             self._attempts = max(1, int(os.environ.get("AWS_MAX_ATTEMPTS", _DEFAULT_ATTEMPTS)))
@@ -71,9 +75,8 @@ class S3:
         """The call's result; waits 0.5 s, 1 s, 2 s, … before it asks again. Raises FileNotFoundError or StoreError."""
         errors = self._errors
         nameless = (errors.NoCredentialsError, errors.PartialCredentialsError, errors.CredentialRetrievalError)
-        passing = (
-            errors.HTTPClientError, errors.ConnectionError, errors.IncompleteReadError, errors.FlexibleChecksumError,
-        )  # fmt: skip
+        # A connection that breaks inside a body comes as urllib3's error, past botocore.
+        passing = (*self._passing, errors.IncompleteReadError, errors.FlexibleChecksumError)
         for attempt in range(1, self._attempts + 1):
             try:
                 return call()

@@ -1,0 +1,311 @@
+"""Objects of a real S3 server: what is read, what is published, and what happens when requests fail."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline.images import read_image_file
+from cal_pipeline.store import ObjectStore, open_store
+from cal_schemas import locations, s3
+from cal_schemas.errors import ConfigError, ImageError, StoreError
+from cal_schemas.locations import ObjectPath, lies_in, location, open_parquet
+from cal_schemas.sample import ImageRef
+from s3_server import FaultyProxy
+
+MIB = 2**20
+
+
+def keys(path: ObjectPath) -> list[str]:
+    return [item.key for item in path.files()]
+
+
+def client():  # type: ignore[no-untyped-def]
+    return locations.backend("s3")._client  # type: ignore[attr-defined]
+
+
+def test_what_is_written_is_read_back_listed_and_deleted(bucket: ObjectPath) -> None:
+    (bucket / "a/b.txt").write_text("déjà")
+    (bucket / "a" / "c" / "d.bin").write_bytes(b"\0" * 10)
+    assert (bucket / "a/b.txt").read_text() == "déjà"
+    assert keys(bucket) == ["a/b.txt", "a/c/d.bin"]
+    assert [str(item) for item in (bucket / "a").glob("*")] == [f"{bucket}/a/b.txt"]
+    assert (bucket / "a").is_dir()
+    assert not (bucket / "a").is_file()
+    assert not (bucket / "a/b").exists()
+    assert (bucket / "a/c/d.bin").stat().st_size == 10
+    (bucket / "a/b.txt").unlink()
+    (bucket / "a/b.txt").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        (bucket / "a/b.txt").read_bytes()
+
+
+def test_a_listing_of_more_than_a_thousand_objects_is_whole(bucket: ObjectPath) -> None:
+    for number in range(1003):
+        client().put_object(Bucket=bucket.bucket, Key=f"many/{number:04d}", Body=b"")
+    assert len(keys(bucket / "many")) == 1003
+
+
+def test_a_file_is_read_by_ranges_and_stays_the_one_that_was_opened(bucket: ObjectPath) -> None:
+    data = np.random.default_rng(0).bytes(100_000)
+    (bucket / "x").write_bytes(data)
+    with (bucket / "x").open() as file:
+        file.seek(50_000)
+        assert file.read(10) == data[50_000:50_010]
+    with (bucket / "x").open_random() as file:
+        file.seek(-7, io.SEEK_END)
+        assert file.read() == data[-7:]
+        file.seek(0)
+        (bucket / "x").write_bytes(b"another")
+        with pytest.raises(StoreError, match=r"x: changed while it was being read"):
+            file.read(10)
+
+
+def test_parquet_is_read_without_fetching_the_whole_file(bucket: ObjectPath, tmp_path: Path, proxy: FaultyProxy) -> None:
+    table = pa.table({"a": np.arange(1000), "b": [np.random.default_rng(i).bytes(2000) for i in range(1000)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=100, compression="none")
+    (bucket / "x.parquet").upload(tmp_path / "x.parquet", if_absent=True)
+    before = len(proxy.requests)
+    with open_parquet(bucket / "x.parquet") as file:
+        assert file.read_row_group(3, columns=["a"])["a"].to_pylist() == list(range(300, 400))
+    assert len(proxy.requests) - before <= 5
+    with open_parquet(bucket / "x.parquet") as file:
+        assert file.read().equals(table)
+
+
+def test_the_first_writer_wins_and_a_replacement_replaces(bucket: ObjectPath, tmp_path: Path) -> None:
+    store = open_store(str(bucket / "out"), "run")
+    assert isinstance(store, ObjectStore)
+    store.prepare()
+
+    def publish(value: int, *, replace: bool = False) -> bool:
+        with store.staging("sub/a") as partial:
+            pq.write_table(pa.table({"x": [value]}), partial)
+            won = store.commit(partial, "sub/a", replace=replace)
+        assert not partial.exists()
+        return won
+
+    assert publish(1)
+    etag = store.path("sub/a").stat().etag
+    assert not publish(2)
+    assert store.path("sub/a").stat().etag == etag
+    assert publish(3, replace=True)
+    with open_parquet(store.path("sub/a")) as file:
+        assert file.read()["x"].to_pylist() == [3]
+    assert store.finished() == [store.path("sub/a")]
+
+
+@pytest.mark.parametrize("size", [1000, 3 * 5 * MIB + 17])
+def test_of_writers_at_the_same_time_exactly_one_wins(
+    bucket: ObjectPath, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    outcomes: dict[int, bool] = {}
+    together, one_at_a_time = threading.Barrier(4), threading.Lock()
+    complete = client().complete_multipart_upload
+
+    def in_turn(**arguments: object) -> object:
+        # Moto looks and then writes, in two steps; a real store does both in one.
+        with one_at_a_time:
+            return complete(**arguments)
+
+    monkeypatch.setattr(client(), "complete_multipart_upload", in_turn)
+
+    def write(number: int) -> None:
+        path = tmp_path / str(number)
+        path.write_bytes(bytes([number]) * size)
+        together.wait()
+        outcomes[number] = (bucket / "a").upload(path, if_absent=True)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [number for number, won in outcomes.items() if won]
+    assert (bucket / "a").read_bytes() == bytes([winner]) * size
+    assert bucket.unfinished_uploads() == []
+
+
+@pytest.mark.parametrize("fault", ["drop", "503", "lost", "cut"])
+def test_a_failing_request_is_tried_again(bucket: ObjectPath, proxy: FaultyProxy, fault: str) -> None:
+    (bucket / "x").write_bytes(b"0123456789" * 1000)
+    proxy.faults.extend([fault] * 3)
+    assert (bucket / "x").read_bytes() == b"0123456789" * 1000
+    proxy.faults.extend([fault] * 2)
+    with (bucket / "x").open_random() as file:
+        assert file.read(10) == b"0123456789"
+    proxy.faults.extend([fault] * 2)
+    assert keys(bucket) == ["x"]
+    assert not proxy.faults
+
+
+def test_a_slow_answer_is_waited_for_and_one_that_is_too_slow_is_asked_for_again(
+    bucket: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bucket / "x").write_bytes(b"whole")
+    proxy.faults.append("slow")
+    assert (bucket / "x").read_bytes() == b"whole"
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1.0)
+    locations._backend.cache_clear()
+    proxy.faults.append("slow")
+    before = len(proxy.requests)
+    assert (bucket / "x").read_bytes() == b"whole"
+    assert [fault for *_, fault in proxy.requests[before:]] == ["slow", "pass"]
+
+
+def test_a_put_whose_answer_got_lost_is_recognised_as_ones_own(
+    bucket: ObjectPath, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(b"mine")
+    proxy.only = {"PUT"}
+    proxy.faults.append("lost")
+    assert (bucket / "x").upload(tmp_path / "x", if_absent=True)
+    assert (bucket / "x").read_bytes() == b"mine"
+    # The same for a completed multipart upload: creating it passes, its completion gets lost.
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    (tmp_path / "y").write_bytes(b"y" * 12 * MIB)
+    proxy.only = {"POST"}
+    proxy.faults.extend(["pass", "lost"])
+    assert (bucket / "y").upload(tmp_path / "y", if_absent=True)
+    assert (bucket / "y").stat().size == 12 * MIB
+    assert bucket.unfinished_uploads() == []
+
+
+def test_parts_that_fail_are_sent_again_and_an_upload_that_cannot_be_ended_leaves_nothing(
+    bucket: ObjectPath, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    (tmp_path / "x").write_bytes(b"x" * 16 * MIB)
+    proxy.only = {"PUT"}
+    proxy.faults.extend(["drop", "503", "lost", "drop"])
+    assert (bucket / "x").upload(tmp_path / "x", if_absent=True)
+    assert (bucket / "x").stat().size == 16 * MIB
+    proxy.faults.append("403")
+    with pytest.raises(StoreError, match="UploadPart is forbidden"):
+        (bucket / "y").upload(tmp_path / "x", if_absent=True)
+    assert keys(bucket) == ["x"]
+    assert bucket.unfinished_uploads() == []
+
+
+def test_an_endpoint_that_never_answers_is_named_after_all_tries(
+    bucket: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    locations._backend.cache_clear()
+    proxy.faults.extend(["drop"] * 3)
+    with pytest.raises(StoreError, match=rf"{bucket}/x: no answer after 3 tries"):
+        (bucket / "x").read_bytes()
+
+
+def test_a_missing_bucket_and_wrong_credentials_are_said_plainly(
+    bucket: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="no such bucket"):
+        keys(ObjectPath("s3", "nowhere-at-all"))
+    with pytest.raises(ConfigError, match=r"--output_dir s3://nowhere-at-all/out cannot be written: .*no such bucket"):
+        open_store("s3://nowhere-at-all/out", "run").prepare()
+    proxy.faults.append("403")
+    with pytest.raises(StoreError, match="ListObjectsV2 is forbidden"):
+        keys(bucket)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    locations._backend.cache_clear()
+    with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        keys(bucket)
+
+
+def test_a_killed_upload_leaves_nothing_visible_and_is_found_by_its_prefix(bucket: ObjectPath, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom cal_schemas import locations, s3\nfrom pathlib import Path\n"
+        "s3.PART_BYTES = 5 * 2**20\n"
+        "store = locations.backend('s3'); real = store._client.complete_multipart_upload\n"
+        "def stop(**_): print('sent', flush=True); time.sleep(600)\n"
+        "store._client.complete_multipart_upload = stop\n"
+        "locations.location(sys.argv[1]).upload(Path(sys.argv[2]), if_absent=True)\n"
+    )
+    (tmp_path / "x").write_bytes(b"x" * 16 * MIB)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(bucket / "out/x.parquet"), tmp_path / "x"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"sent\n"
+        process.kill()
+    assert keys(bucket) == []
+    ((key, upload),) = (bucket / "out").unfinished_uploads()
+    assert key == "out/x.parquet"
+    assert (bucket / "ou").unfinished_uploads() == []
+    bucket.abort_upload(key, upload)
+    bucket.abort_upload(key, upload)
+    assert bucket.unfinished_uploads() == []
+
+
+def test_a_picture_is_read_inside_the_prefix_only(bucket: ObjectPath, proxy: FaultyProxy) -> None:
+    (bucket / "images/a/1.png").write_bytes(b"picture")
+    (bucket / "secret.png").write_bytes(b"secret")
+    folder = bucket / "images"
+    assert read_image_file(ImageRef(path="a/1.png"), folder) == b"picture"
+    for path in ("../secret.png", "a/../../secret.png", "/secret.png"):
+        with pytest.raises(ImageError, match="leaves the image folder"):
+            read_image_file(ImageRef(path=path), folder)
+    for path, message in (
+        ("s3://other/x.png", "is a URL"),
+        ("2.png", "is not an object in s3://"),
+        ("a", "is not an object"),
+        ("x\0y", "cannot be the name of an object"),
+        ("\ud800.png", "cannot be the name of an object"),
+        ("x" * 2000, "cannot be the name of an object"),
+        (".", "cannot be the name of an object"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image_file(ImageRef(path=path), folder)
+    # A store that refuses says nothing about the picture: the shard fails, the row is not marked.
+    proxy.faults.append("403")
+    with pytest.raises(StoreError):
+        read_image_file(ImageRef(path="a/1.png"), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://b/k/x", ObjectPath("s3", "b", "k/x")),
+        ("gs://b/k/", ObjectPath("gs", "b", "k")),
+        ("gcs://b", ObjectPath("gs", "b", "")),
+        ("file:///a/b%20c", Path("/a/b c")),
+        ("a/b", Path("a/b")),
+    ],
+)
+def test_a_location_is_what_its_scheme_says(text: str, expected: object) -> None:
+    assert location(text) == expected
+
+
+@pytest.mark.parametrize("text", ["http://x/y", "s3://", "hdfs://a/b", "file://host/a", "s3:///x"])
+def test_a_location_that_nothing_can_open_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        location(text)
+
+
+def test_prefixes_end_at_a_slash_and_paths_survive_pickling() -> None:
+    one = ObjectPath("s3", "b", "a/b")
+    assert lies_in(one / "c", one)
+    assert not lies_in(ObjectPath("s3", "b", "a/bc"), one)
+    assert not lies_in(Path("/a/b/c"), one)
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert (one.parent, one.with_suffix(".x").key, one.parts) == (ObjectPath("s3", "b", "a"), "a/b.x", ("s3://b", "a", "b"))
+
+
+def test_without_boto3_the_message_is_the_pip_command(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['boto3'] = None\nfrom cal_schemas.locations import backend; backend('s3')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ConfigError: s3:// needs boto3: pip install 'cal-vlm[s3]'" in done.stderr
+    code = code.replace("boto3", "gcsfs").replace("'s3'", "'gs'")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ConfigError: gs:// needs gcsfs: pip install 'cal-vlm[gs]'" in done.stderr

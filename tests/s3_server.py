@@ -28,6 +28,7 @@ CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 _START_S = 120.0
+_OF_A_HOP = ("connection", "date", "server", "transfer-encoding")
 
 
 @contextmanager
@@ -75,11 +76,8 @@ class FaultyProxy:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 pass
-
-            def handle_expect_100(self) -> bool:
-                return True if fault_is_none() else super().handle_expect_100()
 
             def answer(self) -> None:
                 fault = proxy.faults.popleft() if proxy.faults and self.command in proxy.only else "pass"
@@ -104,8 +102,7 @@ class FaultyProxy:
                     return
                 if fault == "slow":
                     time.sleep(3)
-                kept = [pair for pair in response.getheaders() if pair[0].lower() not in ("connection", "date", "server",
-                                                                                         "transfer-encoding")]  # fmt: skip
+                kept = [pair for pair in response.getheaders() if pair[0].lower() not in _OF_A_HOP]
                 if not any(name.lower() == "content-length" for name, _ in kept):
                     kept.append(("Content-Length", str(len(data))))
                 if fault == "cut":
@@ -129,9 +126,6 @@ class FaultyProxy:
                     self.connection.shutdown(socket.SHUT_RDWR)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
-
-        def fault_is_none() -> bool:
-            return True
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True

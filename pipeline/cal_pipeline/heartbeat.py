@@ -35,8 +35,8 @@ class Heartbeat:
         Files of drivers that are known to be dead are removed.
         """
         found = []
-        found_files: Iterator[Location] = iter(self._folder.glob("driver-*.json"))
-        for path in [*found_files]:
+        files: Iterator[Location] = iter(self._folder.glob("driver-*.json"))
+        for path in sorted(files, key=str):
             if path == self._path:
                 continue
             try:

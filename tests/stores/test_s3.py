@@ -49,6 +49,7 @@ def test_what_is_written_is_read_back_listed_and_deleted(bucket: ObjectPath) -> 
         (bucket / "a/b.txt").read_bytes()
 
 
+@pytest.mark.full
 def test_a_listing_of_more_than_a_thousand_objects_is_whole(bucket: ObjectPath) -> None:
     for number in range(1003):
         client().put_object(Bucket=bucket.bucket, Key=f"many/{number:04d}", Body=b"")
@@ -70,7 +71,9 @@ def test_a_file_is_read_by_ranges_and_stays_the_one_that_was_opened(bucket: Obje
             file.read(10)
 
 
-def test_parquet_is_read_without_fetching_the_whole_file(bucket: ObjectPath, tmp_path: Path, proxy: FaultyProxy) -> None:
+def test_parquet_is_read_without_fetching_the_whole_file(
+    bucket: ObjectPath, tmp_path: Path, proxy: FaultyProxy
+) -> None:
     table = pa.table({"a": np.arange(1000), "b": [np.random.default_rng(i).bytes(2000) for i in range(1000)]})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=100, compression="none")
     (bucket / "x.parquet").upload(tmp_path / "x.parquet", if_absent=True)
@@ -104,7 +107,7 @@ def test_the_first_writer_wins_and_a_replacement_replaces(bucket: ObjectPath, tm
     assert store.finished() == [store.path("sub/a")]
 
 
-@pytest.mark.parametrize("size", [1000, 3 * 5 * MIB + 17])
+@pytest.mark.parametrize("size", [1000, pytest.param(3 * 5 * MIB + 17, marks=pytest.mark.full)])
 def test_of_writers_at_the_same_time_exactly_one_wins(
     bucket: ObjectPath, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +302,11 @@ def test_prefixes_end_at_a_slash_and_paths_survive_pickling() -> None:
     assert not lies_in(ObjectPath("s3", "b", "a/bc"), one)
     assert not lies_in(Path("/a/b/c"), one)
     assert pickle.loads(pickle.dumps(one)) == one
-    assert (one.parent, one.with_suffix(".x").key, one.parts) == (ObjectPath("s3", "b", "a"), "a/b.x", ("s3://b", "a", "b"))
+    assert (one.parent, one.with_suffix(".x").key, one.parts) == (
+        ObjectPath("s3", "b", "a"),
+        "a/b.x",
+        ("s3://b", "a", "b"),
+    )
 
 
 def test_without_boto3_the_message_is_the_pip_command(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class WeightedExample:
     messages: list[dict[str, str]]
     images: list[tuple[str | None, bytes]]
     """(path as the row has it, the encoded file) in the order of the marks."""
-    image_paths: list[Path | None]
+    image_paths: list[Location | None]
     """The file on disk, where the row names one."""
     input_ids: np.ndarray
     """[T] int32, image tokens included."""

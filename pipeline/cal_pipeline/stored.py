@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from cal_pipeline.images import read_images
 from cal_pipeline.shards import drawn_rows, plan_shards, read_samples
 from cal_schemas.annotated import AnnotatedDataset, ShardMetadata
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.locations import Location, location, open_parquet
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 
 _COLUMNS = (
@@ -29,7 +29,7 @@ class StoredRow:
     number: int
     """Of the whole directory, from 0: files in their order, rows in theirs."""
     sample: Sample
-    image_folder: Path | None
+    image_folder: Location | None
     """Where the paths of its pictures start."""
     status: str
     error: str | None
@@ -56,7 +56,7 @@ class StoredRow:
 
 
 def read_stored(
-    dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Path | None = None
+    dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Location | None = None
 ) -> Iterator[StoredRow]:
     """The rows of these numbers, each once and ascending; holds one row group at a time.
 
@@ -68,8 +68,8 @@ def read_stored(
     columns = [name for name in _COLUMNS if name in dataset.schema.names]
     first = 0
     for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
-        folder = image_folder or (Path(metadata.source.image_folder) if metadata.source.image_folder else None)
-        with pq.ParquetFile(path) as file:
+        folder = image_folder or (location(metadata.source.image_folder) if metadata.source.image_folder else None)
+        with open_parquet(path) as file:
             mine = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
             outside = metadata.carry == "none" or (metadata.carry == "paths" and folder is None)
             samples = _samples(metadata, mine) if len(mine) and outside else {}
@@ -85,7 +85,7 @@ def read_stored(
             first += file.metadata.num_rows
 
 
-def _read_group(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
     try:
         return file.read_row_group(group, columns=columns)
     except (pa.ArrowException, OSError) as error:
@@ -93,7 +93,7 @@ def _read_group(path: Path, file: pq.ParquetFile, group: int, columns: list[str]
         raise FormatError(f"{path}: row group {group} cannot be read: {reason}") from error
 
 
-def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Path | None) -> StoredRow:
+def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Location | None) -> StoredRow:
     messages = values.get("messages")
     sample = from_source or Sample(
         sample_id=values["sample_id"],
@@ -126,7 +126,7 @@ def source_samples(metadata: ShardMetadata) -> Iterator[Sample]:
     Raises ConfigError when the source is gone or is no longer the file that was measured.
     """
     source = metadata.source
-    if not Path(source.uri).is_file():
+    if not location(source.uri).is_file():
         raise ConfigError(f"{source.uri} is gone: the samples of this shard (carry {metadata.carry!r}) were in there")
     drawn = drawn_rows(source)
     last = 0

@@ -131,6 +131,12 @@ class ObjectPath:
         """The prefix that the object lies in."""
         return replace(self, key=self.key.rpartition("/")[0], known=None)
 
+    @property
+    def parents(self) -> tuple[ObjectPath, ...]:
+        """All prefixes that the object lies in, the nearest first, the bucket last."""
+        above = self.key.split("/")[:-1]
+        return tuple(replace(self, key="/".join(above[:stop]), known=None) for stop in range(len(above), -1, -1))
+
     def with_name(self, name: str) -> ObjectPath:
         """As of a Path."""
         return self.parent / name

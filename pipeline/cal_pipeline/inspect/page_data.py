@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from cal_pipeline.inspect.token_text import Pieces
 from cal_pipeline.stored import StoredRow, read_stored
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import SampleError
+from cal_schemas.locations import Location
 from cal_schemas.sample import IMAGE_MARK, ImageRef
 
 Pick = Literal["random", "first", "lowest", "highest"]
@@ -40,7 +40,7 @@ class Look:
     beta: float
     window: int
     thumbnail_px: int
-    image_folder: Path | None
+    image_folder: Location | None
 
 
 def page_data(
@@ -201,7 +201,7 @@ def turn_parts(messages: Sequence[Mapping[str, str]], turns: np.ndarray) -> list
     return parts
 
 
-def thumbnail(image: ImageRef, image_folder: Path | None, side_px: int) -> dict[str, str]:
+def thumbnail(image: ImageRef, image_folder: Location | None, side_px: int) -> dict[str, str]:
     """`{"uri": data URI}` of a small JPEG or PNG made anew, or `{"problem": why there is none}`.
 
     At most MAX_THUMBNAIL_BYTES and `side_px` on its longer side, less where the bytes demand it.

@@ -8,6 +8,7 @@ Leaves everything it made in the output directory, and fails when the deltas do 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import reference
 import words
 import world
 from accuracy import word_accuracy
+from cal_pipeline.inspect.page import read_page_data
 
 TRAIN_SAMPLES, DIRTY_SAMPLES, HELD_OUT_SAMPLES, SHARDS = 4000, 1500, 300, 6
 WRONG_SHARE = 0.3
@@ -86,7 +88,17 @@ def main() -> int:
     table.to_csv(output / "deltas_by_kind.csv")
     print(f"histogram: {picture}")
 
-    say(began, "5. cal-train: the same random start on the dirty captions, without and with the cached deltas")
+    say(began, "5. cal-inspect: is the cache right, is the reference fit for the data, and a page to look at")
+    figures = output / "audit.json"
+    inspect("audit", annotated, "--fraction", "0.1", "--swap", "512", "--json", figures)
+    swap_auc = json.loads(figures.read_text())["swap"]["auc"]
+    page = output / "report.html"
+    inspect("page", annotated, "--output", page, "--title", "Deltas of the world of shapes")
+    weights = words.mean_weights(read_page_data(page)["samples"], frame, AutoTokenizer.from_pretrained(trained))
+    print("mean weight by kind of word, in the page's own data: "
+          + ", ".join(f"{kind} {weights[kind]:.3f}" for kind in words.KINDS))  # fmt: skip
+
+    say(began, "6. cal-train: the same random start on the dirty captions, without and with the cached deltas")
     held_out = world.generate(HELD_OUT_SAMPLES, seed=options.seed + 2000, wrong_share=0.0, prefix="held-out")
     accuracy = {}
     for source in ("uniform", "cached"):
@@ -99,7 +111,7 @@ def main() -> int:
     print(f"  {'oracle':8} {word_accuracy(trained, held_out):.3f}  (the reference, trained on clean captions)")
     print("One seed, one toy world, an oracle as reference: a look, not a result.")
 
-    say(began, "6. The LLaVA JSON path, on real photographs")
+    say(began, "7. The LLaVA JSON path, on real photographs")
     print("The tiny reference knows coloured shapes only; this shows the path, not meaningful deltas.")
     annotated_photos = output / "annotated_photos"
     precompute(
@@ -114,16 +126,30 @@ def main() -> int:
     say(began, "Done")
     low = table["auc"].drop("correlated")
     print(f"Everything is in {output}/. Read the deltas with: pd.read_parquet('{annotated}')")
+    print(f"See the tokens: open {page.resolve()} in a browser")
+    failures = []
     if (low < TARGET_AUC).any():
-        print(f"FAILED: AUC {low.round(3).to_dict()} is below {TARGET_AUC}", file=sys.stderr)
-        return 1
-    return 0
+        failures.append(f"AUC {low.round(3).to_dict()} is below {TARGET_AUC}")
+    if not weights["correlated"] > weights["irrelevant"] > weights["contradictory"]:
+        failures.append(f"the page's weights do not follow the kinds of words: {weights.to_dict()}")
+    if swap_auc < TARGET_AUC:
+        failures.append(f"swap control {swap_auc:.3f} is below {TARGET_AUC}")
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def precompute(model: Path, output: Path, flags: Sequence[str]) -> None:
     """Runs the console program as a user would, and shows the command."""
     command = ["cal-precompute", "--model_name_or_path", str(model), "--dtype", "float32", "--output_dir", str(output),
                "--num_workers", "2", "--gpus_per_worker", "0", *flags]  # fmt: skip
+    print("$ " + " ".join(command), flush=True)
+    subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
+
+
+def inspect(subcommand: str, annotated: Path, *flags: object) -> None:
+    """Runs `cal-inspect` as a user would, and shows the command."""
+    command = ["cal-inspect", subcommand, str(annotated), *map(str, flags)]
     print("$ " + " ".join(command), flush=True)
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
 

@@ -5,9 +5,9 @@ Reads what `cal-precompute` wrote of the world of shapes; knows neither the tool
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,22 @@ def token_frame(frame: pd.DataFrame, tokenizer: Decoder) -> pd.DataFrame:
             if word is not None and delta is not None and np.isfinite(delta):
                 records.append((row, kinds[word], texts[word].strip(".,").lower(), float(delta)))
     return pd.DataFrame(records, columns=["row", "kind", "word", "delta"])
+
+
+def mean_weights(samples: Sequence[Mapping[str, Any]], frame: pd.DataFrame, tokenizer: Decoder) -> pd.Series:
+    """Mean weight of the tokens of each kind in the data of a page, as `read_page_data` gives its samples.
+
+    `frame` holds the annotated rows that the page was made from; the world's ids are unique.
+    """
+    rows = frame.set_index("sample_id")
+    records = []
+    for sample in samples:
+        row = rows.loc[sample["id"]]
+        found = words_of_tokens(row["label_ids"], row["messages"][-1]["content"], tokenizer)
+        for word, weight in zip(found, sample["weights"], strict=True):
+            if word is not None:
+                records.append((row["word_kinds"][word], weight))
+    return pd.DataFrame(records, columns=["kind", "weight"]).groupby("kind")["weight"].mean().reindex(list(KINDS))
 
 
 def table(tokens: pd.DataFrame) -> pd.DataFrame:

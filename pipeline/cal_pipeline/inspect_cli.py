@@ -29,6 +29,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "agreement": ("cal_pipeline.inspect.agreement", "how well deltas agree with what people marked on the sheet"),
     "page": ("cal_pipeline.inspect.page", "one HTML file: summary, plots, searchable gallery with shaded words"),
     "audit": ("cal_pipeline.inspect.audit", "measure a part again; swap control: is the reference fit for the data"),
+    "attention": ("cal_pipeline.inspect.attention", "where in the picture the words attend to (LLaVA, LLaVA-NeXT)"),
+    "patch-words": ("cal_pipeline.inspect.patch_words", "the nearest words of each patch (LLaVA, LLaVA-NeXT)"),
 }
 """Name -> module, what it is for."""
 

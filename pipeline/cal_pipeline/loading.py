@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from cal_pipeline.models import registry
 from cal_pipeline.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import digest_json
@@ -19,6 +20,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _MIB = 2**20
 _FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _Loaded = TypeVar("_Loaded")
+
+registry.register()  # Whoever loads a model here may load one of ours.
 
 
 def model_directory(model_name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:

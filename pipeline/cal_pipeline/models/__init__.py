@@ -1,0 +1,1 @@
+"""Models of the paper that transformers lacks, in transformers' own conventions."""

@@ -49,6 +49,8 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
 
     def __init__(self, config: MiniGeminiConfig) -> None:
         super().__init__(config)
+        # Convolutions have no attention; the kind asked for the model is meant for the others.
+        config.aux_vision_config._attn_implementation = "eager"
         self.aux_vision_tower = AutoModel.from_config(config.aux_vision_config)
         # The classifier's norm over the pooled map takes no part here and has no weights in any checkpoint.
         self.aux_vision_tower.layernorm = nn.Identity()
@@ -66,7 +68,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
     def get_image_features(
         self, pixel_values: Tensor, high_res_pixel_values: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Projected features of every image, `pooler_output`: N tensors [P * L, hidden].
+        """Projected features of every image, `pooler_output`: N tensors [P * L, hidden]; `last_hidden_state`: before that.
 
         Args:
             pixel_values: [N, P, 3, h, h], or [N, 3, h, h] where P is 1.
@@ -82,30 +84,32 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
             raise ValueError(f"{views.shape[1]} views of an image came, the config has {self.config.num_views}")
         seen = self.vision_tower(views.flatten(0, 1), output_hidden_states=True)
         tokens = seen.hidden_states[self.config.vision_feature_layer][:, 1:]
-        mined = self.patch_info_mining(tokens, self._maps_of_views(self.aux_map(high_res_pixel_values)).flatten(0, 1))
+        tokens = tokens.reshape(*views.shape[:2], *tokens.shape[1:])
+        # One view after the other: the windows of all five would take three times the map's 1.7 GB in HD.
+        maps = self._maps_of_views(self.aux_map(high_res_pixel_values))
+        mined = torch.cat([self.patch_info_mining(tokens[:, view], part) for view, part in enumerate(maps)], dim=1)
         features = self.multi_modal_projector(mined)
         # Gemma scales its embeddings, which the released code does after the image took its place among them.
         features = features * getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=mined, pooler_output=list(features.reshape(len(views), -1, features.shape[-1]))
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=mined, pooler_output=list(features))
 
-    def _maps_of_views(self, aux_map: Tensor) -> Tensor:
-        """[N, P, D, H / grid, H / grid]: the whole map made smaller, then its parts row by row."""
+    def _maps_of_views(self, aux_map: Tensor) -> list[Tensor]:
+        """P maps [N, D, H / grid, H / grid]: the whole made smaller, then its parts row by row."""
         grid = self.config.image_grid
         if grid == 1:
-            return aux_map[:, None]
-        parts = cut(aux_map, grid)
+            return [aux_map]
+        parts = [part for rows in aux_map.chunk(grid, dim=2) for part in rows.chunk(grid, dim=3)]
         if not self.config.image_global:
             return parts
-        whole = F.interpolate(aux_map.float(), parts.shape[-2:], mode="bilinear").to(aux_map.dtype)
-        return torch.cat([whole[:, None], parts], dim=1)
+        whole = F.interpolate(aux_map.float(), parts[0].shape[-2:], mode="bilinear").to(aux_map.dtype)
+        return [whole, *parts]
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         high_res_pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -120,6 +124,9 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
             if encoded is None and pixel_values is not None:
                 encoded = self.get_image_features(pixel_values, high_res_pixel_values)
             features = None if encoded is None else torch.cat(list(encoded.pooler_output)).to(inputs_embeds)
+            if features is None and attention_mask is not None and attention_mask.dim() == 2:
+                # Without pictures only padding may hold the image token: the pass without the image pads with anything.
+                is_image = is_image & attention_mask[:, -is_image.shape[1] :].bool()
             count = 0 if features is None else len(features)
             if int(is_image.sum()) != count:
                 raise ValueError(f"{int(is_image.sum())} image tokens in input_ids for {count} image features")
@@ -129,7 +136,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
             raise ValueError("images take their place among input_ids: give those instead of inputs_embeds")
         else:
             features = None
-        outputs = self.language_model(inputs_embeds=inputs_embeds, **kwargs)
+        outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         return LlavaModelOutputWithPast(**outputs, image_hidden_states=features)
 
 

@@ -78,4 +78,6 @@ class MiniGeminiProcessor(LlavaProcessor):  # type: ignore[misc]
         """The image token, once for each token of the picture: 576, or 2880 for HD."""
         grid, with_global = self.image_processor.image_grid, self.image_processor.image_global
         views = grid**2 + (with_global if grid > 1 else 0)
-        return str(self.image_token) * (views * (self.image_processor.low_res_size // self.patch_size) ** 2)
+        side: int = self.image_processor.low_res_size // self.patch_size
+        image_token: str = self.image_token
+        return image_token * int(views * side**2)

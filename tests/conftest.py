@@ -12,6 +12,7 @@ import torch
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
+from mini_gemini_data import MINI_GEMINI
 from tiny_models import FAMILIES
 
 
@@ -33,7 +34,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
     def get(name: str) -> Family:
         if name not in built:
             directory = tmp_path_factory.mktemp("models") / name
-            FAMILIES[name](directory)
+            (FAMILIES | MINI_GEMINI)[name](directory)
             model = load_reference(directory, dtype="float32")
             built[name] = Family(
                 name=name, directory=directory, model=model, encoder=Encoder(load_processor(directory))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,3 +55,11 @@ def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = folder / f"model-{number:05d}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, file, metadata={"format": "pt"})
+
+
+MINI_GEMINI: Final[dict[str, Callable[[Path], Path]]] = {
+    "mini_gemini": build_mini_gemini,
+    "mini_gemini_gemma": partial(build_mini_gemini, kind="gemma"),
+    "mini_gemini_hd": build_mini_gemini_hd,
+}
+"""As tiny_models.FAMILIES; `family` of conftest.py builds either."""

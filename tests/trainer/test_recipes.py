@@ -17,6 +17,8 @@ from cal_trainer.parameters import PARTS, parse_lr_multipliers
 from cal_trainer.trainer import Weighting
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.yaml"))
+LLAVA = [recipe for recipe in RECIPES if recipe.stem.startswith("llava")]
+MINI_GEMINI = [recipe for recipe in RECIPES if recipe.stem.startswith("mgm")]
 CHOICES = {
     "delta_source": ("cached", "online", "uniform"), "preset": ("equations", "released"),
     "pool": ("span", "joined", "released"), "normalization": ("step", "sample", "micro_batch"),
@@ -50,9 +52,11 @@ def training_arguments(values: dict[str, Any], folder: Path) -> TrainingArgument
     return parsed
 
 
-def test_the_four_recipes_are_there() -> None:
+def test_the_recipes_are_there() -> None:
     assert [recipe.stem for recipe in RECIPES] == [
         "llava15_finetune", "llava15_pretrain", "llavanext_finetune", "llavanext_pretrain",
+        "mgm_13b_finetune", "mgm_13b_hd_finetune", "mgm_13b_pretrain", "mgm_2b_finetune", "mgm_2b_pretrain",
+        "mgm_7b_finetune", "mgm_7b_hd_finetune", "mgm_7b_pretrain",
     ]  # fmt: skip
 
 
@@ -67,7 +71,7 @@ def test_every_key_is_a_flag_and_every_value_of_its_type(recipe: Path, tmp_path:
             assert value in CHOICES[key]
         if key in NUMBERS:
             assert float(value) >= 0
-    assert set(values.get("trainable", [])) <= set(PARTS)
+    assert set(values.get("trainable", [])) <= {*PARTS, "patch_info_mining"}
     assert set(parse_lr_multipliers(values.get("lr_multipliers", []))) <= set(values["trainable"])
     Weighting(alpha=float(values["alpha"]), beta=float(values["beta"]), window=int(values["window"]))
     options = training_arguments(values, tmp_path)
@@ -78,7 +82,31 @@ def test_every_key_is_a_flag_and_every_value_of_its_type(recipe: Path, tmp_path:
             assert found == (value == "true" if isinstance(found, bool) else expected), key
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize("recipe", MINI_GEMINI, ids=lambda recipe: recipe.stem)
+def test_a_recipe_of_mini_gemini_is_the_published_one(recipe: Path, tmp_path: Path) -> None:
+    values = values_of(recipe)
+    options = training_arguments(values, tmp_path)
+    pretrain, gemma, hd = (part in recipe.stem for part in ("pretrain", "2b", "hd"))
+    assert options.learning_rate == (1e-3 if pretrain else 2e-5)
+    assert (options.num_train_epochs, options.lr_scheduler_type, options.weight_decay) == (1, "cosine", 0)
+    assert options.get_warmup_steps(1000) == math.ceil(0.03 * 1000)
+    assert options.bf16
+    assert options.gradient_checkpointing
+    assert values["template"] == ("auto" if gemma else "plain" if pretrain else "vicuna_v1")
+    assert values["image_aspect_ratio"] == ("square" if pretrain else "pad")
+    assert values["max_length"] == ("4096" if hd else "2048")
+    assert values["group_by"] == ("none" if pretrain else "modality_length")
+    assert values["delta_source"] == ("online" if pretrain else "cached")
+    # The towers stay frozen in both stages.
+    assert values["trainable"] == ["projector", "patch_info_mining", *([] if pretrain else ["language_model"])]
+    told = re.search(r"# (\d+) per GPU x (\d+) GPUs x (\d+) = batch (\d+)", recipe.read_text(encoding="utf-8"))
+    assert told
+    per_device, gpus, accumulation, batch = map(int, told.groups())
+    assert (per_device, accumulation) == (options.per_device_train_batch_size, options.gradient_accumulation_steps)
+    assert per_device * gpus * accumulation == batch == (256 if pretrain else 128)
+
+
+@pytest.mark.parametrize("recipe", LLAVA, ids=lambda recipe: recipe.stem)
 def test_a_recipe_is_the_published_one(recipe: Path, tmp_path: Path) -> None:
     values = values_of(recipe)
     options = training_arguments(values, tmp_path)

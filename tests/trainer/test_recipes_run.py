@@ -15,6 +15,10 @@ from conftest import Family
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.yaml"))
+FAMILY_OF = {
+    "llava15": "llava", "llavanext": "llava_next", "mgm_2b": "mini_gemini_gemma", "mgm_7b": "mini_gemini",
+    "mgm_13b": "mini_gemini", "mgm_7b_hd": "mini_gemini_hd", "mgm_13b_hd": "mini_gemini_hd",
+}  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
 
@@ -42,7 +46,7 @@ def run(recipe: Path, found: Family, folder: Path, *flags: str) -> list[dict[str
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_two_steps(recipe: Path, family: Callable[[str], Family], tmp_path: Path) -> None:
-    found = family("llava_next" if "next" in recipe.stem else "llava")
+    found = family(FAMILY_OF[recipe.stem.rpartition("_")[0]])
     history = run(recipe, found, tmp_path)
     assert len(history) == 2
     assert all(0 < entry["loss"] < 100 and entry["mean_weight"] >= 1 for entry in history)

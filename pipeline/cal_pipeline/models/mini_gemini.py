@@ -68,7 +68,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
     def get_image_features(
         self, pixel_values: Tensor, high_res_pixel_values: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Projected features of every image, `pooler_output`: N tensors [P * L, hidden]; `last_hidden_state`: before that.
+        """Features of every image: `pooler_output`, N tensors [P * L, hidden], projected from `last_hidden_state`.
 
         Args:
             pixel_values: [N, P, 3, h, h], or [N, 3, h, h] where P is 1.

@@ -142,7 +142,8 @@ def test_a_whole_clip_and_a_whole_openclip_serve_as_towers() -> None:
     renamed, useless = keys.rename(clip, keys.CLIP, "clip")
     assert renamed == {"vision_model.post_layernorm.bias": "model.vision_tower.post_layernorm.bias"}
     assert len(useless) == 4
-    open_clip = ["visual.trunk.stages.2.blocks.26.mlp.fc1.bias", "visual.head.mlp.fc1.weight", "visual.trunk.head.norm.bias",
+    open_clip = [
+        "visual.trunk.stages.2.blocks.26.mlp.fc1.bias", "visual.head.mlp.fc1.weight", "visual.trunk.head.norm.bias",
                  "transformer.resblocks.0.ln_1.bias", "positional_embedding", "token_embedding.weight"]  # fmt: skip
     renamed, useless = keys.rename(open_clip, keys.OPEN_CLIP, "openclip")
     assert list(renamed.values()) == ["model.aux_vision_tower.encoder.stages.2.layers.26.pwconv1.bias"]

@@ -98,7 +98,8 @@ def test_saved_and_loaded_it_generates_the_same(built: Built, name: str, tmp_pat
     conversation = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     inputs = AutoProcessor.from_pretrained(tmp_path / "again")(
-        images=[sample_image(3)], text=[text], return_tensors="pt", text_kwargs={"add_special_tokens": "<bos>" not in text}
+        images=[sample_image(3)], text=[text], return_tensors="pt",
+        text_kwargs={"add_special_tokens": "<bos>" not in text},
     )  # fmt: skip
     options = {"max_new_tokens": 6, "do_sample": False}
     first, cached, fresh = (
@@ -131,13 +132,8 @@ def test_hd_mines_each_view_from_its_own_part_of_the_map(built: Built) -> None:
     views, pictures = torch.randn(1, 5, 3, 56, 56), torch.randn(1, 3, 256, 256)
     whole = model.aux_map(pictures)
     assert whole.shape[-2:] == (64, 64)
-    parts = [
-        F.avg_pool2d(whole, 2),
-        whole[..., :32, :32],
-        whole[..., :32, 32:],
-        whole[..., 32:, :32],
-        whole[..., 32:, 32:],
-    ]
+    corners = [whole[..., :32, :32], whole[..., :32, 32:], whole[..., 32:, :32], whole[..., 32:, 32:]]
+    parts = [F.avg_pool2d(whole, 2), *corners]
     tokens = model.vision_tower(views[0], output_hidden_states=True).hidden_states[-2][:, 1:]
     expected = [model.patch_info_mining(tokens[None, number], part) for number, part in enumerate(parts)]
     found = model.get_image_features(views, pictures)

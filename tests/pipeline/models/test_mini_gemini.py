@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.collate import Batch, collate
 from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import check_reference, load_processor, load_reference
+from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.models.mini_gemini_config import MiniGeminiConfig
 from cal_pipeline.models.mini_gemini_processor import cut, low_res_views
 from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.self_check import check_reference
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec
 from mini_gemini_data import build_mini_gemini, build_mini_gemini_hd

@@ -110,6 +110,7 @@ class Encoder:
                 )
             if hasattr(processor.image_processor, "do_pad"):
                 self._images_kwargs["do_pad"] = False
+        self._writes_bos = False
         self.batch_led_inputs = self._probe()
         own = processor.tokenizer.convert_tokens_to_ids(self._image_token)
         known = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
@@ -134,6 +135,8 @@ class Encoder:
         else:
             found = self._process(text, pictures, add_special_tokens=False)
             output = found.output
+            bos = self.processor.tokenizer.bos_token
+            self._writes_bos = bool(bos) and bos in found.given
             expected = self.processor.tokenizer(found.inserted_text, add_special_tokens=False)["input_ids"]
             if output["input_ids"][0].tolist() != expected:
                 raise ConfigError(
@@ -204,9 +207,9 @@ class Encoder:
         return _encoded(output, labels, image_mask)
 
     def _adds_bos(self, text: str) -> bool:
-        """A template that writes the BOS itself must not get a second one from the tokenizer."""
+        """A template or a processor (Mllama's) that writes the BOS must not get a second one from the tokenizer."""
         bos = self.processor.tokenizer.bos_token
-        return not (bos and text.lstrip().startswith(bos))
+        return not (self._writes_bos or (bos and text.lstrip().startswith(bos)))
 
     def _encode_prefixed(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
         """The mark and a newline behind it leave the text; the processor puts the picture's ids before all of it."""

@@ -79,7 +79,7 @@ def innermost_decoder(model: Any) -> nn.Module:
 def demanded_inputs(model: Any) -> list[str]:
     """Names of the forward's parameters without a default: BLIP-2 cannot be called without `pixel_values`."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # below peft's wrapper
-    parameters = inspect.signature(type(inner).forward).parameters.values()
+    parameters = [*inspect.signature(type(inner).forward).parameters.values()][1:]
     return [item.name for item in parameters if item.default is item.empty and item.kind is item.POSITIONAL_OR_KEYWORD]
 
 

@@ -16,7 +16,6 @@ REFUSED_MODELS: Final = {
     "blip": "pictures enter by cross-attention in every layer and its forward demands them: there is no pass without",
     "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
     "pi0": "it predicts a robot's actions, not tokens",
-    "evolla": "it reads proteins, not pictures",
 }
 """`model_type` of a config to why it is neither a reference nor trained here."""
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tiny_data import write_parquet
 
 PROGRAM = Path(sys.executable).parent / "cal-precompute"
-PATIENCE_S = 300
+PATIENCE_S = 600
 """How long a test waits for what must happen. Generous: it bounds a hang, it measures nothing."""
 
 

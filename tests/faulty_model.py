@@ -25,6 +25,8 @@ class FaultyLlava(transformers.LlavaForConditionalGeneration):
         if config.faults.get("exit_at_start"):
             print("licence server says no", file=sys.stderr, flush=True)
             os._exit(3)
+        if config.faults.get("hang_at_start"):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def forward(self, input_ids=None, **others):
         faults, length = self.config.faults, input_ids.shape[1]
@@ -54,7 +56,7 @@ def build_faulty_llava(directory: Path, **faults: object) -> Path:
     Args:
         directory: where to.
         faults: `lengths`: kind (kill, kill_once, segfault, hang) -> [low, high) in padded tokens of a batch;
-            `marker`: a file that remembers kill_once; `seconds_per_pass`; `exit_at_start`.
+            `marker`: a file that remembers kill_once; `seconds_per_pass`; `exit_at_start`; `hang_at_start`.
     """
     build_llava(directory)
     # Names as in memory: transformers renames the weights of its own classes only.

@@ -5,6 +5,7 @@ Checks everything that can be checked before work, then hands the shards to Ray.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -46,6 +47,7 @@ from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.locations import lies_in, location
 from cal_schemas.spec import MeasurementSpec
 
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_REFUSED = 0, 1, 2
 _log = logging.getLogger("cal-precompute")
 
@@ -86,6 +88,12 @@ def run(argv: Sequence[str] | None = None) -> int:
             return _execute(job, interruption)
         except CalError as error:
             print(f"cal-precompute: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_REFUSED
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLE:
+                raise
+            resume = "Finished shards are intact; the same command resumes"
+            print(f"cal-precompute: stopped: {error}. {resume}", file=sys.stderr)  # noqa: T201
             return EXIT_REFUSED
         except InterruptedRunError as error:
             progress = f"; {error}"
@@ -277,7 +285,8 @@ def _execute(job: _Job, interruption: Interruption) -> int:
     outcome = RunOutcome()
     interrupted = False
     try:
-        _write_plan(job)
+        plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
+        (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
         if config.save_contrast_images:
             _save_contrast_images(job)
         if job.todo:
@@ -325,14 +334,6 @@ def _execute(job: _Job, interruption: Interruption) -> int:
             file=sys.stderr,
         )
     return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok else EXIT_DONE
-
-
-def _write_plan(job: _Job) -> None:
-    plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
-    try:
-        (job.settings.store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunAbortedError(f"stopped before work: {error}. Finished shards are intact") from error
 
 
 def _cluster(job: _Job) -> Cluster:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cal_schemas.annotated import open_annotated
-from fault_job import Job, alive, busy_workers, descendants, wait_for
+from fault_job import PATIENCE_S, Job, alive, busy_workers, descendants, wait_for
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -37,7 +37,7 @@ def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_fini
     earlier = ray_dirs()
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (mine,) = {path for path in ray_dirs() - earlier if f"--temp-dir={path}" in titles(process.pid)}
+    (mine,) = {path for path in ray_dirs() - earlier if f"{path}/" in titles(process.pid)}
     family = [child for child, _ in descendants(process.pid)]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -120,7 +120,7 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
     second = same.start()
     same.wait_for(second, lambda: "another driver" in same.said(), "the second warns")
     assert same.finish(second) == 0, same.said()
-    assert first.wait(timeout=300) == 0, log.read_text()
+    assert first.wait(timeout=PATIENCE_S) == 0, log.read_text()
     assert f"another driver works on this output: {platform.node()}, pid {first.pid}, started 20" in same.said()
     assert "another driver" not in log.read_text()
     assert job.table().equals(calm(6).table())
@@ -135,7 +135,7 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm:
     (raylet,) = [child for child, title in descendants(process.pid) if "raylet/raylet " in title]
     before = job.contents()
     os.kill(raylet, signal.SIGKILL)
-    assert process.wait(timeout=300) not in (0, 1)
+    assert process.wait(timeout=PATIENCE_S) not in (0, 1)
     assert before.items() <= job.contents().items()
     assert job.run() == 0, job.said()
     assert job.table().equals(calm(6).table())

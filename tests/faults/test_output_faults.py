@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_job import Job, write_shards
+from fault_job import PATIENCE_S, Job, write_shards
 from tiny_data import write_parquet
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
@@ -48,7 +48,7 @@ def test_an_output_under_a_file_is_refused_before_the_model_is_touched(tmp_path:
 
 
 def refused(job: Job, *flags: str) -> tuple[int, str]:
-    done = subprocess.run(job.command(*flags), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(job.command(*flags), capture_output=True, text=True, timeout=PATIENCE_S)
     assert "Traceback" not in done.stderr
     return done.returncode, " ".join(done.stderr.split())
 
@@ -63,7 +63,7 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
     job = Job(model=calm(3).model, data=data, output=small_disk / "out", flags=("--tokens_per_batch", "8192"))
     job_log = tmp_path / "disk.log"
     process = subprocess.run(
-        job.command(), stdout=job_log.open("w"), stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+        job.command(), stdout=job_log.open("w"), stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S, check=False
     )
     said = " ".join(job_log.read_text().split())
     assert "Traceback" not in said
@@ -79,7 +79,7 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
     before = job.contents()
     again = Job(model=job.model, data=data, output=job.output, flags=job.flags)
-    done = subprocess.run(again.command(), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(again.command(), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert before.items() <= job.contents().items()
     assert len(job.done()) == 5

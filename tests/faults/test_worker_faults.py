@@ -111,6 +111,15 @@ def test_a_worker_whose_process_exits_in_its_constructor_stops_the_run_with_its_
 
 
 @pytest.mark.full
+def test_a_worker_that_never_ends_loading_is_ended_and_stops_the_run(
+    tmp_path: Path, calm: Callable[[int], Job]
+) -> None:
+    model = build_faulty_llava(tmp_path / "model", hang_at_start=True)
+    job = Job(model=model, data=calm(3).data, output=tmp_path / "out", flags=("--start_timeout_s", "2"))
+    assert "gave no answer for 2 s (--start_timeout_s)" in stopped_after_three_starts(job, job.run())
+
+
+@pytest.mark.full
 def test_a_model_that_is_not_on_the_node_stops_the_run_with_its_path(
     tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]
 ) -> None:

@@ -35,6 +35,7 @@ from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
 from cal_pipeline.store import open_store
+from cal_pipeline.watchdog import Watchdog
 from cal_pipeline.worker import (
     EncoderSettings,
     WorkerSettings,
@@ -293,9 +294,15 @@ def _execute(job: _Job, interruption: Interruption) -> int:
             rows = sum(shard.num_rows for shard in job.todo)
             _log.info("%d shards with %d rows to measure, %d done", len(job.todo), rows, len(job.progress.done))
             cluster = _cluster(job)
+
+            def check() -> None:
+                watchdog.alive()
+                interruption.check()
+
             with (
+                Watchdog() as watchdog,
                 ray_driver.ray_session(cluster, after_init=interruption.install),
-                ProgressListener(len(job.todo), rows, heartbeat.beat, interruption.check) as listener,
+                ProgressListener(len(job.todo), rows, heartbeat.beat, check) as listener,
             ):
                 ray_driver.run_shards(job.todo, job.settings, cluster, store.logs, listener, outcome)
     except KeyboardInterrupt:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 _PARENT = Path("/tmp")
 _PREFIX = "cal-ray-"
 _LOCK = "owner.lock"
+_FORGOTTEN_S = 86400.0
 
 
 @contextmanager
@@ -31,15 +34,23 @@ def session_dir(parent: Path = _PARENT) -> Iterator[str]:
         (folder / "new").rename(folder / _LOCK)
         yield str(folder)
     finally:
+        _remove(folder)
         os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(parent: Path = _PARENT) -> None:
-    """Removes this user's session directories whose owner is dead; others, and those without a lock file, stay."""
+    """Removes this user's session directories whose owner is dead.
+
+    One without a lock file stays for a day: its driver may be about to lock it.
+    """
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue
+            if not (folder / _LOCK).exists():
+                if time.time() - found.st_mtime > _FORGOTTEN_S:
+                    _remove(folder)
                 continue
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
@@ -49,6 +60,15 @@ def remove_abandoned(parent: Path = _PARENT) -> None:
         except OSError:
             continue  # Its owner lives.
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         finally:
             os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Ray's processes may still be writing as they end, so that an emptied directory fills again: some patience."""
+    for _ in range(10):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return

@@ -61,7 +61,7 @@ def last_words(log_path: Path) -> str:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
+        return "it wrote no log"
     said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     if not said:
         return f"its log {log_path} says nothing"

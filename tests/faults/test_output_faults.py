@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 1 MB."""
+    """A file system of its own with 300 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
     yield disk
@@ -59,7 +59,7 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
 ) -> None:
     data = write_shards(tmp_path / "data", 2)
     for name in ("x0", "x1", "x2"):
-        write_parquet(data / f"{name}.parquet", count=250, seed=7)  # About 0.5 MB of pictures each.
+        write_parquet(data / f"{name}.parquet", count=250, seed=7)  # Pictures of 170 kB each.
     job = Job(model=calm(3).model, data=data, output=small_disk / "out", flags=("--tokens_per_batch", "8192"))
     job_log = tmp_path / "disk.log"
     process = subprocess.run(

@@ -129,7 +129,7 @@ def test_a_model_that_is_not_on_the_node_stops_the_run_with_its_path(
     job.wait_for(process, lambda: "to measure" in job.said(), "the driver has checked everything")
     model.rename(tmp_path / "elsewhere")
     said = stopped_after_three_starts(job, job.finish(process))
-    assert f"cannot start: {model}" in said
+    assert f"cannot start: --model_name_or_path {model}: no such directory" in said
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,6 +18,8 @@ from cal_schemas.errors import ConfigError
 _Config = TypeVar("_Config")
 _NULL = ("", "~", "null", "Null", "NULL")
 """Written for "the default"."""
+_INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
+"""YAML's way to write what the flags call inf."""
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]
@@ -45,7 +47,7 @@ def parse_configs(
     flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
     _refuse_repeated_lists(given, kinds)
     found = _config_file(given)
-    from_file = [] if found is None else _yaml_flags(found, flags)
+    from_file = [] if found is None else _yaml_flags(found, flags, _float_flags(kinds))
     namespace, unknown = parser.parse_known_args([*from_file, *given])
     if unknown:
         raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
@@ -84,7 +86,17 @@ def _config_file(given: Sequence[str]) -> Path | None:
     return found
 
 
-def _yaml_flags(path: Path, flags: Sequence[str]) -> list[str]:
+def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
+    found = set()
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        found |= {
+            item.name for item in dataclasses.fields(kind) if float in (hints[item.name], *get_args(hints[item.name]))
+        }
+    return found
+
+
+def _yaml_flags(path: Path, flags: Sequence[str], numbers: set[str]) -> list[str]:
     try:
         # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
         # boolean, `0123` an octal number and `2e-5` a string.
@@ -99,6 +111,8 @@ def _yaml_flags(path: Path, flags: Sequence[str]) -> list[str]:
     for name, value in values.items():
         if name not in flags:
             raise ConfigError(f"--config {path}: {_unknown(f'--{name}', flags)}")
+        if isinstance(value, str) and name in numbers:
+            value = _INFINITE.get(value.lower(), value)
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
             raise ConfigError(f"--config {path}: {name} is a mapping or nested, expected a value or a list of values")

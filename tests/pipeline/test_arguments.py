@@ -83,6 +83,13 @@ def test_any_quoted_text_in_yaml_is_that_text(tmp_path: Path, name: str, count: 
     assert parse(yaml=f"count: {count}\nname: '{quoted}'", to=tmp_path) == Flags(count=count, name=name)
 
 
+@pytest.mark.parametrize("written", ["inf", ".inf", ".Inf", "+.inf"])
+def test_infinity_is_written_as_yaml_or_as_the_flags_do(tmp_path: Path, written: str) -> None:
+    assert parse(yaml=f"count: 1\nrate: {written}\nname: .inf", to=tmp_path) == Flags(
+        count=1, rate=float("inf"), name=".inf"
+    )
+
+
 @pytest.mark.parametrize("null", ["", "~", "null"])
 def test_null_and_an_empty_list_in_yaml_are_the_default(tmp_path: Path, null: str) -> None:
     assert parse(yaml=f"count: 1\nname: {null}\ncap: {null}\nwords: []", to=tmp_path) == Flags(count=1)

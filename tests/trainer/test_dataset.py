@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
@@ -20,10 +22,13 @@ from cal_pipeline.encode import IGNORE_INDEX, Encoder
 from cal_pipeline.loading import load_processor
 from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
-from cal_trainer.alignment import RowEncoder, scatter_deltas
-from cal_trainer.dataset import BLANK, AnnotatedExamples, ExampleCollator, blank_sample
+from cal_schemas.sample import Sample, Turn
+from cal_trainer.alignment import Example, RowEncoder, scatter_deltas
+from cal_trainer.dataset import BLANK, OWN_INPUTS, AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.parameters import set_trainable
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
+from tiny_models import FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,3 +274,26 @@ def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data
 def test_a_max_length_below_one_picture_is_a_config_error(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one small picture and a word cannot be encoded"):
         open_examples(data, tmp_path, Encoder(data.encoder.processor, template="vicuna_v1", max_length=8))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_blank_row_reaches_every_parameter_of_the_vision_side(family: Callable[[str], Family], name: str) -> None:
+    found = family(name)
+    model = copy.deepcopy(found.model).train()
+    trained = set_trainable(model, ["vision_tower", "projector"])
+    blank = blank_sample(found.encoder)
+    batch = ExampleCollator(encoder=found.encoder, blank=blank)(
+        [Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))]
+    )
+    for key in OWN_INPUTS:
+        del batch[key]
+    (model(**batch, use_cache=False).logits.sum() * 0).backward()
+    without = [name for name, parameter in model.named_parameters() if name in trained and parameter.grad is None]
+    assert without == []
+
+
+def test_the_blank_row_has_the_picture_with_the_fewest_tokens(family: Callable[[str], Family]) -> None:
+    encoder = family("llava_next").encoder
+    turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
+    square = encoder(Sample(sample_id="s", images=(), messages=turns), [Image.new("RGB", (32, 32))])
+    assert blank_sample(encoder).num_tokens < square.num_tokens

@@ -21,6 +21,7 @@ from cal_trainer import cli
 from conftest import Family
 from tiny_data import write_llava_json
 from tiny_models import train_tokenizer
+from trained import command, losses
 
 PROGRAM = Path(sys.executable).parent / "cal-train"
 
@@ -30,16 +31,6 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
     folder = tmp_path_factory.mktemp("annotated")
     data, images = write_llava_json(folder, 24)
     return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
-
-
-def command(llava: Family, annotated: Path, output: Path, *flags: object) -> list[str]:
-    defaults: dict[str, object] = {
-        "--model_name_or_path": llava.directory, "--data_path": annotated, "--output_dir": output,
-        "--cache_dir": annotated.parent / "cache", "--use_cpu": "true", "--per_device_train_batch_size": 2,
-        "--logging_steps": 1, "--disable_tqdm": "true", "--learning_rate": "1e-3",
-    }  # fmt: skip
-    kept = [str(part) for pair in defaults.items() if pair[0] not in flags for part in pair]
-    return [*kept, *map(str, flags)]
 
 
 REFUSED: dict[str, tuple[list[object], str]] = {
@@ -104,11 +95,6 @@ def test_another_tokenizer_is_refused_with_the_way_out(
     err = capfd.readouterr().err
     assert "tokenizer_digest" in err
     assert "cal-precompute" in err
-
-
-def losses(output: Path) -> list[float]:
-    state = json.loads((output / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(

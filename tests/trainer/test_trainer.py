@@ -1,5 +1,6 @@
 """The weighted step against the released code's losses and gradients, and against transformers' own."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from cal_pipeline.collate import collate
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.loading import load_reference
 from cal_pipeline.reference import innermost_decoder
 from cal_schemas.errors import ConfigError
+from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec
+from cal_trainer.dataset import Example, ExampleCollator, blank_sample
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
+from conftest import Family
+from tiny_models import sample_image
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "llava15"
 PARTS = ("main", "edge", "plain")
@@ -178,3 +184,85 @@ def test_unweighted_loss_is_the_same_under_released_pooling(model: Any, tmp_path
         gradients(trainer, [golden_batch("main")])
         logged.append(trainer._metrics.take(lambda sums: sums)["unweighted_loss"])
     assert logged[1] == pytest.approx(logged[0], abs=1e-5)
+
+
+def eight_rows(llava: Family) -> list[Example]:
+    """Six with pictures and two without, answers of different lengths, deltas of any size."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(8):
+        picture = number not in (3, 6)
+        turns = (
+            Turn(role="user", content=("<image>\n" if picture else "") + "What is it?"),
+            Turn(role="assistant", content="A red cat sits. " * (1 + number % 4)),
+        )
+        sample = Sample(sample_id=str(number), images=(), messages=turns)
+        encoded = llava.encoder(sample, [sample_image(number)] if picture else [])
+        deltas = torch.randn(encoded.num_tokens, generator=generator) * 4 * picture
+        found.append(Example(encoded=encoded, deltas=deltas.where(encoded.labels != IGNORE_INDEX, torch.nan)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "normalization"),
+    [
+        (CachedDeltas(), "step"),
+        (CachedDeltas(), "sample"),
+        (OnlineDeltas(contrast=ContrastSpec()), "sample"),
+        (UniformWeights(), "step"),
+    ],
+    ids=["cached step", "cached sample", "online sample", "uniform"],
+)
+def test_one_by_eight_two_by_four_and_eight_by_one_give_the_same_gradients(
+    llava: Family, tmp_path: Path, source: DeltaSource, normalization: Any
+) -> None:
+    rows = eight_rows(llava)
+    batch_of = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))
+    weighting = UNIFORM if isinstance(source, UniformWeights) else Weighting(normalization=normalization)
+    model = copy.deepcopy(llava.model).train()
+    results = []
+    for size in (8, 4, 2, 1):
+        trainer = trainer_for(model, tmp_path, source, weighting, gradient_accumulation_steps=8 // size)
+        results.append(gradients(trainer, [batch_of(rows[at : at + size]) for at in range(0, 8, size)]))
+    for loss, found in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-5)
+        for name, gradient in results[0][1].items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("normalization", ["step", "sample", "micro_batch"])
+@pytest.mark.parametrize("source", [CachedDeltas(), OnlineDeltas(contrast=ContrastSpec())], ids=["cached", "online"])
+def test_a_step_of_text_alone_is_plain_training_whatever_alpha_is(
+    llava: Family, tmp_path: Path, source: DeltaSource, normalization: Any
+) -> None:
+    rows = [row for row in eight_rows(llava) if not row.encoded.image_inputs]
+    rows = rows[:1] if normalization == "sample" else rows  # Eq. 5 means over samples, plain training over tokens
+    batch = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))(rows)
+    model = copy.deepcopy(llava.model).train()
+    weighting = Weighting(alpha=0.5, normalization=normalization)
+    loss, found = gradients(trainer_for(model, tmp_path, source, weighting), [dict(batch)])
+    model.zero_grad()
+    plain = collate([row.encoded for row in rows], pad_token_id=llava.encoder.pad_token_id)
+    expected = model(**plain.inputs, labels=plain.labels, use_cache=False).loss
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(found.get(name, torch.zeros_like(parameter)), gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_released_pooling_trains_an_answer_that_only_an_image_precedes(llava: Family, tmp_path: Path) -> None:
+    batch = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))(eight_rows(llava)[:2])
+    first = int(batch["image_mask"][0].float().argmax())
+    # The text before the image is cut off, and supervision begins right behind it.
+    cut = {
+        key: value[:1, first:] if value.shape[:1] == (2,) and value.dim() == 2 else value
+        for key, value in batch.items()
+    }
+    cut["pixel_values"] = batch["pixel_values"][:1]
+    cut["labels"] = cut["input_ids"].where(~cut["image_mask"] & cut["attention_mask"].bool(), IGNORE_INDEX)
+    model = copy.deepcopy(llava.model).train()
+    trainer = trainer_for(model, tmp_path, MASK, Weighting(pool="released", normalization="micro_batch"))
+    loss, found = gradients(trainer, [cut])
+    assert 0 < loss < 100
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())

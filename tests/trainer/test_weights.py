@@ -72,7 +72,16 @@ def test_weights_equal_the_goldens(part: str, pool: Pool, name: str) -> None:
 
 def test_released_pooling_needs_a_delta_everywhere() -> None:
     with pytest.raises(ConfigError, match="needs a delta for each"):
-        token_weights(torch.tensor([[0.0, NAN, 1.0]]), torch.tensor([[-100, -100, 1]]), pool="released")
+        token_weights(torch.tensor([[0.0, 2.0, NAN, 1.0]]), torch.tensor([[-100, 3, -100, 1]]), pool="released")
+
+
+def test_released_pooling_leaves_out_what_nothing_precedes() -> None:
+    # An image first and no BOS: the image tokens and the first token after them have no delta.
+    deltas = torch.tensor([[NAN, NAN, NAN, 3.0, 4.0], [0.0, 2.0, 2.0, 5.0, 1.0]])
+    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, -100, 7, 8, 9]])
+    weights = token_weights(deltas, labels, pool="released")
+    expected = [[0.0, 0.0, 1.0, 3.5, 3.0], [0.0, 0.0, 3.0, 8 / 3, 3.0]]
+    torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 @st.composite
@@ -124,3 +133,15 @@ def test_batch_composition_changes_nothing(batch: tuple[Tensor, Tensor], window:
     together = token_weights(deltas, labels, window=window, pool=pool)
     alone = [token_weights(deltas[i : i + 1], labels[i : i + 1], window=window, pool=pool) for i in range(len(deltas))]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_released_pooling_is_the_plain_average_where_all_is_defined(window: int) -> None:
+    generator = torch.Generator().manual_seed(window)
+    deltas = torch.randn((3, 9), generator=generator) * 4
+    labels = torch.where(torch.rand((3, 9), generator=generator) < 0.5, 5, -100)
+    flat = torch.nn.functional.avg_pool1d(
+        deltas.clamp(1.0, 5.0)[:, 1:].reshape(1, 1, -1), window, 1, window // 2, count_include_pad=False
+    ).view_as(labels[:, 1:])
+    weights = token_weights(deltas, labels, window=window, pool="released")
+    torch.testing.assert_close(weights[:, 1:], flat.where(labels[:, 1:] != -100, 0.0))

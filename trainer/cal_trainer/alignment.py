@@ -22,6 +22,8 @@ from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
 _MAX_WARNINGS = 20
+_BLANK_SIZES = ((32, 32), (8, 256), (256, 8))
+"""(width, height). A thinner strip would leave no row of tiles at all, and LLaVA-NeXT's newline without a gradient."""
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +96,9 @@ def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[i
 def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
     """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
 
+    Of a few small pictures it takes the one with the fewest tokens: processors that cut pictures into tiles enlarge a
+    square to several of them, and a strip to fewer (LLaVA-NeXT 1190 and 614 tokens, Idefics3 2926 and 871).
+
     Under a contrast that perturbs its perturbed picture is the picture itself: nobody reads its deltas.
 
     Raises ConfigError when not even that fits into the encoder's max length.
@@ -101,10 +106,15 @@ def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
     from PIL import Image
 
     turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
-    try:
-        encoded = encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", (32, 32))])
-    except SampleError as error:
-        raise ConfigError(f"one small picture and a word cannot be encoded for this model: {error}") from error
+    found: list[EncodedSample] = []
+    for size in _BLANK_SIZES:
+        try:
+            found.append(encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", size)]))
+        except SampleError as error:
+            problem = error
+    if not found:
+        raise ConfigError(f"one small picture and a word cannot be encoded for this model: {problem}") from problem
+    encoded = min(found, key=lambda item: item.num_tokens)
     return EncodedSample(
         sequence_inputs=encoded.sequence_inputs,
         image_inputs=encoded.image_inputs,

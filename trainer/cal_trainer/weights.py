@@ -33,7 +33,8 @@ def token_weights(
         pool: which tokens are neighbours. `span`: inside a contiguous run of supervised tokens. `joined`: the
             sample's supervised tokens in order, as if nothing stood between them. `released`: the authors' code,
             which averages over the flattened [B * (T - 1)] array, unsupervised tokens and sample borders included;
-            there `deltas` must be defined at every t > 0 (for unsupervised tokens: the delta of token id 0).
+            there `deltas` must be defined at every t > 0 that something precedes (for unsupervised tokens: the delta
+            of token id 0).
 
     Returns [B, T] float32, 0 where unsupervised. An undefined delta weighs exactly alpha and is left out of its
     neighbours' mean. Raises ConfigError for bounds or a window that make no sense, or undefined deltas in `released`.
@@ -42,7 +43,7 @@ def token_weights(
     supervised = labels != IGNORE_INDEX
     clamped = deltas.float().clamp(alpha, beta)
     if pool == "released":
-        return _released(clamped, window).where(supervised, 0.0)
+        return torch.where(deltas.isnan(), alpha, _released(deltas, clamped, window)).where(supervised, 0.0)
     order = None
     if pool == "joined":
         # Supervised tokens to the front, in their order; `order` takes them back.
@@ -75,11 +76,16 @@ def _mean_within_runs(values: Tensor, member: Tensor, window: int) -> Tensor:
     return total / count.clamp(min=1.0)
 
 
-def _released(clamped: Tensor, window: int) -> Tensor:
-    shifted = clamped[:, 1:]
-    if bool(shifted.isnan().any()):
+def _released(deltas: Tensor, clamped: Tensor, window: int) -> Tensor:
+    """Like the authors' average over the flattened array; what has no delta stays out of it."""
+    shifted, undefined = clamped[:, 1:], deltas[:, 1:].isnan()
+    # Nothing precedes a row's first tokens: an image without a BOS, and what follows it. A hole later on is a cache's.
+    if bool((undefined[:, 1:] & ~undefined[:, :-1]).any()):
         raise ConfigError("pool 'released' averages over unsupervised tokens too and needs a delta for each of them")
-    flat = F.avg_pool1d(
-        shifted.reshape(1, 1, -1), window, stride=1, padding=window // 2, count_include_pad=False
-    ).view_as(shifted)
-    return F.pad(flat, (1, 0))
+
+    def mean(values: Tensor) -> Tensor:
+        flat = values.reshape(1, 1, -1)
+        return F.avg_pool1d(flat, window, stride=1, padding=window // 2, count_include_pad=False).view_as(values)
+
+    total, share = mean(shifted.where(~undefined, 0.0)), mean((~undefined).to(shifted.dtype))
+    return F.pad(total / share.where(share > 0, 1.0), (1, 0))

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_steps", type=int, default=400, help="training steps of the reference")
-    parser.add_argument("--train_steps", type=int, default=300, help="training steps of each student")
+    parser.add_argument("--train_steps", type=int, default=150, help="training steps of each student")
     options = parser.parse_args()
     output: Path = options.output_dir
     marker = output / ".cal-demo"

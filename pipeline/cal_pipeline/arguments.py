@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,12 +34,18 @@ def parse_config(kind: type[_Config], argv: Sequence[str] | None = None, *, prog
 
 
 def parse_configs(
-    kinds: Sequence[type[Any]], argv: Sequence[str] | None = None, *, program: str, description: str
+    kinds: Sequence[type[Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    program: str,
+    description: str,
+    replaces: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Any]:
     """Builds one instance of each dataclass from one command line.
 
     A YAML file given with `--config` is expanded to flags in front of the user's own, so both take the same path:
-    same names, same types, same checks, and what is typed wins. Raises ConfigError with one line that names the flag.
+    same names, same types, same checks, and what is typed wins; a typed flag that the file lacks also wins over those
+    that `replaces` lists for it. Raises ConfigError with one line that names the flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(kinds, prog=program, description=description, allow_abbrev=False)
@@ -47,7 +53,7 @@ def parse_configs(
     flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
     _refuse_repeated_lists(given, kinds)
     found = _config_file(given)
-    from_file = [] if found is None else _yaml_flags(found, flags, _float_flags(kinds))
+    from_file = [] if found is None else _yaml_flags(found, flags, _float_flags(kinds), _typed(given), replaces or {})
     namespace, unknown = parser.parse_known_args([*from_file, *given])
     if unknown:
         raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
@@ -65,7 +71,7 @@ def parse_configs(
 
 def _refuse_repeated_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> None:
     """Argparse would keep the last one and drop the others in silence."""
-    typed = [part.split("=")[0].lstrip("-").replace("-", "_") for part in given if part.startswith("--")]
+    typed = _typed(given)
     for kind in kinds:
         hints = get_type_hints(kind)
         for field in dataclasses.fields(kind):
@@ -73,6 +79,10 @@ def _refuse_repeated_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> 
                 raise ConfigError(
                     f"--{field.name} is given {typed.count(field.name)} times: list all values after one flag"
                 )
+
+
+def _typed(given: Sequence[str]) -> list[str]:
+    return [part.split("=")[0].lstrip("-").replace("-", "_") for part in given if part.startswith("--")]
 
 
 def _config_file(given: Sequence[str]) -> Path | None:
@@ -96,7 +106,9 @@ def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
     return found
 
 
-def _yaml_flags(path: Path, flags: Sequence[str], numbers: set[str]) -> list[str]:
+def _yaml_flags(
+    path: Path, flags: Sequence[str], numbers: set[str], typed: Sequence[str], replaces: Mapping[str, Sequence[str]]
+) -> list[str]:
     try:
         # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
         # boolean, `0123` an octal number and `2e-5` a string.
@@ -108,7 +120,10 @@ def _yaml_flags(path: Path, flags: Sequence[str], numbers: set[str]) -> list[str
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected `flag: value` lines, got a {type(values).__name__}")
     expanded: list[str] = []
+    replaced = {other for name in typed if name not in values for other in replaces.get(name, ())}
     for name, value in values.items():
+        if name in replaced:
+            continue
         if name not in flags:
             raise ConfigError(f"--config {path}: {_unknown(f'--{name}', flags)}")
         if isinstance(value, str) and name in numbers:

@@ -26,9 +26,9 @@ CHOICES = {
     "image_aspect_ratio": ("square", "pad", "native"), "truncation": ("drop", "tail"),
     "group_by": ("none", "length", "modality_length"),
 }  # fmt: skip
-LISTS = ("data_path", "trainable", "lr_multipliers")
+LISTS = ("data_path", "source_path", "image_folder", "trainable", "lr_multipliers")
 NUMBERS = ("alpha", "beta", "window", "max_length", "lora_r")
-OTHERS = ("model_name_or_path", "image_folder", "streaming")
+OTHERS = ("model_name_or_path", "streaming")
 OWN = {*CHOICES, *LISTS, *NUMBERS, *OTHERS}
 
 

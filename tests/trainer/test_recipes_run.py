@@ -30,15 +30,16 @@ def run(recipe: Path, found: Family, folder: Path, *flags: str) -> list[dict[str
         found.encoder.processor, max_length=int(values["max_length"]), **{name: values[name] for name in names}
     )
     annotated = annotate(folder / "annotated", plan_shards([str(data)], [str(images)]), encoder, found.model)
+    # Pretraining recipes name raw captions, which online deltas need no more than; annotated ones take their place.
+    raw = "source_path" in values and not flags
+    given = ["--source_path", str(data), "--image_folder", str(images)] if raw else ["--data_path", str(annotated)]
     argv = [
-        "--config", str(recipe), "--model_name_or_path", str(found.directory), "--data_path", str(annotated),
+        "--config", str(recipe), "--model_name_or_path", str(found.directory), *given,
         "--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"), "--max_steps", "2",
         "--use_cpu", "true", "--bf16", "false", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0",
         "--save_strategy", "no", "--max_image_pixels", str(MAX_IMAGE_PIXELS), "--disable_tqdm", "true",
     ]  # fmt: skip
-    config, arguments = cli.parse_configs(
-        [cli.TrainConfig, cli.CalTrainingArguments], [*argv, *flags], program="cal-train", description=""
-    )
+    config, arguments = cli.parse([*argv, *flags])
     trainer = cli.train(config, arguments)
     assert (folder / "out" / "README.md").is_file()
     return [entry for entry in trainer.state.log_history if "loss" in entry]

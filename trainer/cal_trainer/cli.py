@@ -73,9 +73,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        config, arguments = parse_configs(
-            [TrainConfig, CalTrainingArguments], argv, program="cal-train", description=__doc__ or ""
-        )
+        config, arguments = parse(argv)
         if config.assemble:
             assemble(**asdict(parse_assemble(config.assemble)), output=Path(arguments.output_dir), seed=arguments.seed)
         else:
@@ -88,6 +86,18 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"\ncal-train: {message}", file=sys.stderr)  # noqa: T201
         return 128 + signal.SIGINT
     return EXIT_DONE
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, CalTrainingArguments]:
+    """Flags and the file of --config; a typed --data_path takes the place of the raw data that a recipe names."""
+    config, arguments = parse_configs(
+        [TrainConfig, CalTrainingArguments],
+        argv,
+        program="cal-train",
+        description=__doc__ or "",
+        replaces={"data_path": ("source_path", "image_folder")},
+    )
+    return config, arguments
 
 
 def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:

@@ -36,7 +36,7 @@ def run(recipe: Path, found: Family, folder: Path, *flags: str) -> list[dict[str
     argv = [
         "--config", str(recipe), "--model_name_or_path", str(found.directory), *given,
         "--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"), "--max_steps", "2",
-        "--use_cpu", "true", "--bf16", "false", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0",
+        "--use_cpu", "true", "--bf16", "false", "--per_device_train_batch_size", "6", "--dataloader_num_workers", "0",
         "--save_strategy", "no", "--max_image_pixels", str(MAX_IMAGE_PIXELS), "--disable_tqdm", "true",
     ]  # fmt: skip
     config, arguments = cli.parse([*argv, *flags])

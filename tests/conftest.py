@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
 from mini_gemini_data import MINI_GEMINI
 from tiny_models import FAMILIES
+
+# A machine that others share is no failure of a property.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,6 +65,12 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "never evaluated": (["--eval_path", "/nowhere"], "give both, or neither"),
     "alpha without LoRA": (["--lora_alpha", "8"], "give --lora_r too"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
+    "dropout without LoRA": (["--lora_dropout", "0.1"], "give --lora_r too"),
+    "adapters of nothing": (["--lora_r", 2, "--trainable", "projector"], "name language_model in --trainable"),
+    "evaluation without data": (["--do_eval"], "--do_eval has no effect"),
+    "prediction": (["--do_predict"], "--do_predict has no effect"),
+    "split batches": (["--accelerator_config", '{"split_batches": true}'], "in another order"),
+    "multiplier of what is frozen": (["--lr_multipliers", "vision_tower=0.1"], "nothing of it trains"),
     "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
     "assemble half": (["--assemble", "vision=/nowhere"], "language"),
 }
@@ -72,8 +78,10 @@ REFUSED: dict[str, tuple[list[object], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_work_is_one_message_and_exit_2(
-    what: str, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    what: str, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     flags, message = REFUSED[what]
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
     err = capfd.readouterr().err
@@ -178,3 +186,11 @@ def test_raw_data_without_its_pictures_is_refused_before_the_model_is_loaded(
     at = kept.index("--data_path")
     assert cli.run(kept[:at] + kept[at + 2 :]) == 2
     assert "none of the 11 rows looked at can be trained on" in capfd.readouterr().err
+
+
+def test_flags_of_deltas_are_said_to_have_no_effect_with_uniform_weights(
+    llava: Family, annotated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ("--delta_source", "uniform", "--alpha", 0.5, "--pool", "joined", "--max_steps", 1)
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    assert "every token weighs 1: no effect of --alpha, --pool" in caplog.text

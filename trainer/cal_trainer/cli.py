@@ -113,7 +113,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     if (config.eval_path is None) != (arguments.eval_strategy == "no"):
         raise ConfigError("--eval_path says on what to evaluate and --eval_strategy when: give both, or neither")
     if idle := config.without_effect():
-        _log.warning("with --delta_source uniform every token weighs 1: %s has no effect", ", ".join(idle))
+        _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))
     multipliers = parse_lr_multipliers(config.lr_multipliers)
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code

@@ -59,9 +59,16 @@ def refuse_flags_without_effect(arguments: TrainingArguments) -> None:
         ("train_sampling_strategy", "use --group_by"),
         ("use_liger_kernel", "only label rows go through the head already, and its fused loss has no weights"),
         ("auto_find_batch_size", "the order of an epoch is made for one batch size"),
+        ("do_predict", "nothing is predicted; use generate on the trained model"),
     ):
         if getattr(arguments, name, None) != getattr(own, name, None):
             raise ConfigError(f"--{name} has no effect here: {instead}")
+    if arguments.do_eval and arguments.eval_strategy == "no":
+        raise ConfigError("--do_eval has no effect here: say when with --eval_strategy, and on what with --eval_path")
+    dealing = arguments.accelerator_config
+    if dealing.split_batches or dealing.dispatch_batches:
+        raise ConfigError("--accelerator_config split_batches and dispatch_batches deal samples out in another order "
+                          "than --group_by, --streaming and resuming count on: leave them out")  # fmt: skip
     if arguments.remove_unused_columns:
         raise ConfigError("--remove_unused_columns would take the deltas out of the batches: leave it false")
     if arguments.n_gpu > 1:

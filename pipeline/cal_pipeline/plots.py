@@ -92,7 +92,7 @@ def _edges(groups: Mapping[str, DeltaCounts], alpha: float, beta: float) -> np.n
     low = min(counts.quantile(_OUTERMOST) for counts in filled)
     high = max(counts.quantile(1 - _OUTERMOST) for counts in filled)
     shown = [0.0, alpha, *([beta] if np.isfinite(beta) else [])]
-    return np.linspace(min(low, *shown) - 0.5, max(high, *shown) + 0.5, BINS + 1)
+    return np.linspace(min(low, *shown) - 0.5, max(high, *shown) + 1.5, BINS + 1)
 
 
 def _mark_bounds(axes: Axes, alpha: float, beta: float) -> None:

@@ -2,6 +2,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +54,16 @@ def test_colours_shade_words_and_draw_the_picture(directories: Directories, caps
     out = shown(directories.normal, "#0", directories.family.directory, capsys, "--color", "always")
     assert out.count("\u2580") == 40 * 20
     assert "\x1b[38;2;0;0;0;48;2;" in out
+
+
+def test_a_picture_of_the_terminal_loads_nothing(directories: Directories, nasty: Path, tmp_path: Path) -> None:
+    for annotated in (directories.normal, nasty):
+        given = ["show", annotated, "#0", "--tokenizer", directories.family.directory, "--output", tmp_path / "a.svg"]
+        assert run([str(part) for part in given]) == 0
+        svg = (tmp_path / "a.svg").read_text()
+        ElementTree.fromstring(svg)
+        assert "url(" not in svg.replace("url(#", "")
+        assert "<script" not in svg
 
 
 def test_rows_with_one_id_are_all_shown_up_to_a_limit(

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_weighting(parser)
     parser.add_argument("--by", choices=["delta", "weight"], default="delta", help="what the shade tells")
     parser.add_argument("--image_folder", type=Path, help="where image paths start (default: as measured)")
-    parser.add_argument("--output", type=Path, metavar="FILE.html", help="write a page instead of printing")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=".html: a page; .svg: the terminal as a picture")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="of the terminal")
     parser.add_argument("--limit", type=int, default=5, help="of rows with one id, how many are shown (default 5)")
 
@@ -76,8 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     places = find_samples(opened, arguments.sample)
     shown = [_Shown(opened, place, arguments) for place in places[: arguments.limit]]
     if arguments.output:
-        path = flags.new_file(arguments.output, ".html", ".htm")
-        path.write_text(page(shown, arguments), encoding="utf-8")
+        path = flags.new_file(arguments.output, ".html", ".htm", ".svg")
+        written = terminal_picture(shown, arguments) if path.suffix.lower() == ".svg" else page(shown, arguments)
+        path.write_text(written, encoding="utf-8")
         print(f"{path}: {len(shown)} rows")  # noqa: T201
     else:
         terminal = _terminal(arguments.color)
@@ -137,6 +140,17 @@ def _terminal(color: str) -> Console:
             highlight=False, soft_wrap=True, width=console.width, force_terminal=True, color_system="truecolor"
         )
     return Console(highlight=False, soft_wrap=True, width=console.width, no_color=True) if color == "never" else console
+
+
+def terminal_picture(shown: list[_Shown], arguments: argparse.Namespace) -> str:
+    """What a terminal with colours would show, as SVG that loads nothing from a network."""
+    console = Console(
+        record=True, width=100, force_terminal=True, color_system="truecolor", file=io.StringIO(), highlight=False
+    )
+    for item in shown:
+        print_sample(console, item, arguments)
+    svg = console.export_svg(title=f"cal-inspect show {printable(str(shown[0].row['sample_id']))}", unique_id="cal")
+    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
 def print_sample(console: Console, shown: _Shown, arguments: argparse.Namespace) -> None:

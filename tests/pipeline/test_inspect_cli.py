@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.inspect_cli import EXIT_DONE, EXIT_REFUSED, SUBCOMMANDS, run
@@ -119,8 +120,12 @@ def test_a_file_that_is_broken_behind_its_footer_is_named(
     directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "broken.parquet"
-    data = bytearray(min(directories.normal.glob("*.parquet")).read_bytes())
-    data[4:400] = bytes(396)
+    whole = min(directories.normal.glob("*.parquet"))
+    group = pq.read_metadata(whole).row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    page = next(column.data_page_offset for column in columns if column.path_in_schema.startswith("label_ids"))
+    data = bytearray(whole.read_bytes())
+    data[page : page + 16] = b"\xff" * 16
     path.write_bytes(data)
     assert run(["summary", str(tmp_path)]) == EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()

@@ -31,6 +31,7 @@ from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.interruption import Interruption
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
 from cal_pipeline.progress import ProgressListener
+from cal_pipeline.quantization import check_quantization
 from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
@@ -142,6 +143,7 @@ def prepare(config: PrecomputeConfig) -> _Job:
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
     gpus = _gpus_per_worker(config)
+    _check_device(config, gpus)
     return _Job(
         config=config,
         progress=progress,
@@ -158,6 +160,7 @@ def prepare(config: PrecomputeConfig) -> _Job:
             if Path(config.model_name_or_path).is_dir()
             else config.model_name_or_path,
             dtype=config.dtype,
+            quantization=config.quantization,
             trust_remote_code=config.trust_remote_code,
             device="cuda" if gpus else "cpu",
             num_devices=max(1, int(gpus)),
@@ -202,6 +205,7 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
         revision=config.revision,
         weights_digest=weights_digest(directory),
         reference_saw_data=config.reference_saw_data,
+        quantization=None if config.quantization == "none" else config.quantization,
     )
     return spec, settings
 
@@ -222,6 +226,17 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
         max_image_pixels=config.max_image_pixels,
         library_versions=library_versions(),
     )
+
+
+def _check_device(config: PrecomputeConfig, gpus: float) -> None:
+    """What a worker without a GPU cannot do is refused here, and not by each worker as it starts."""
+    if not gpus and config.attn_implementation.startswith("flash_attention"):
+        raise ConfigError(
+            f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
+            "(--gpus_per_worker 0): use sdpa or eager"
+        )
+    if not (config.ray_address or os.environ.get("RAY_ADDRESS")):  # A cluster's nodes have packages of their own.
+        check_quantization(config.quantization, "cuda" if gpus else "cpu")
 
 
 def _gpus_per_worker(config: PrecomputeConfig) -> float:

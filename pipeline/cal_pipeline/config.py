@@ -7,9 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 from cal_pipeline.encode import AspectRatio, Truncation
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_pipeline.loading import Dtype
+from cal_pipeline.quantization import Quantization
 from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
 from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
@@ -54,6 +57,9 @@ class PrecomputeConfig:
     dtype: Dtype = field(default="bfloat16", metadata=_help("of the reference; float32 is reproducible bit by bit"))
     attn_implementation: str = field(
         default="sdpa", metadata=_help("attention of the reference: sdpa, eager, flash_attention_2")
+    )
+    quantization: Quantization = field(
+        default="none", metadata=_help("of the reference: 8bit or 4bit through bitsandbytes, or none")
     )
     trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
     reference_saw_data: Literal["yes", "no", "unknown"] = field(
@@ -173,6 +179,12 @@ class PrecomputeConfig:
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
         self.extra()
+        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+        # A slash names a kernel of the hub.
+        if self.attn_implementation not in known and "/" not in self.attn_implementation:
+            raise ConfigError(
+                f"--attn_implementation {self.attn_implementation}: expected one of {', '.join(sorted(known))}"
+            )
         contrast = self.contrast_spec()
         if self.save_contrast_images < 0:
             raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")

@@ -25,8 +25,9 @@ def save_contrast_images(
     Those of an earlier run are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in folder.glob("*.png"):
-        earlier.unlink()
+    earlier: list[Location] = [*folder.glob("*.png")]
+    for path in earlier:
+        path.unlink()
     written = 0
     for key, number, picture in _pictures(shards, max_image_pixels):
         if written == count:
@@ -43,6 +44,12 @@ def _save(picture: Image.Image, path: Location) -> None:
     file = io.BytesIO()
     picture.save(file, "PNG")
     path.write_bytes(file.getvalue())
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:

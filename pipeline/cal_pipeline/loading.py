@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.models import registry
+from cal_pipeline.quantization import Quantization, check_quantization, quantization_config
 from cal_pipeline.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import digest_json
@@ -126,6 +127,7 @@ def load_reference(
     attn_implementation: str = "sdpa",
     device: str | None = None,
     num_devices: int = 1,
+    quantization: Quantization = "none",
     trust_remote_code: bool = False,
 ) -> Any:
     """A model in eval mode, from safetensors only.
@@ -136,6 +138,7 @@ def load_reference(
         attn_implementation: as in transformers; refused when the model falls back to another.
         device: `cuda` where there is one, unless named.
         num_devices: above 1 the layers are spread over so many visible GPUs (`device_map="auto"`).
+        quantization: of the linear layers but the head, see `quantization`.
         trust_remote_code: run code that comes with the model.
 
     Raises ConfigError when the model cannot be had, or lacks weights that would be left random.
@@ -143,11 +146,13 @@ def load_reference(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("this worker was promised a GPU, but torch sees none (is it a CPU build of torch?)")
+    check_quantization(quantization, device.split(":")[0])
     model = load_model(
         directory,
         dtype=dtype,
         attn_implementation=attn_implementation,
         device_map="auto" if num_devices > 1 else device,
+        quantization=quantization,
         trust_remote_code=trust_remote_code,
     )
     offloaded = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"})
@@ -157,13 +162,20 @@ def load_reference(
 
 
 def load_model(
-    directory: Path | str, *, dtype: Dtype, attn_implementation: str, device_map: str | None, trust_remote_code: bool
+    directory: Path | str,
+    *,
+    dtype: Dtype,
+    attn_implementation: str,
+    device_map: str | None,
+    quantization: Quantization = "none",
+    trust_remote_code: bool,
 ) -> Any:
     """The model of either program, from safetensors only; `device_map=None` leaves placing it to the trainer.
 
     Raises ConfigError when it cannot be had, lacks weights that would be left random, runs another attention than asked
     for, or has no output head.
     """
+    quantized = quantization_config(quantization, getattr(torch, dtype))
     model, info = _or_config_error(
         f"the model {directory}",
         lambda: AutoModelForImageTextToText.from_pretrained(
@@ -171,6 +183,8 @@ def load_model(
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
             device_map=device_map,
+            # Left out, not None: a checkpoint may bring a quantisation of its own.
+            **({} if quantized is None else {"quantization_config": quantized}),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -188,5 +202,10 @@ def load_model(
     if model.get_output_embeddings() is None:
         raise ConfigError(
             f"{type(model).__name__} has no output head over the vocabulary, which label logits are read from"
+        )
+    if not model.get_output_embeddings().weight.is_floating_point():
+        raise ConfigError(
+            f"{directory}: its output head is quantised, and label logits are read from the head's rows; keep the head "
+            "out of the quantisation (llm_int8_skip_modules)"
         )
     return model

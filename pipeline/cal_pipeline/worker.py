@@ -22,6 +22,7 @@ from cal_pipeline.encode import AspectRatio, EncodedSample, Encoder, Truncation
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.perturbation import encode_with_contrast
+from cal_pipeline.quantization import Quantization
 from cal_pipeline.self_check import check_reference
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
@@ -71,6 +72,7 @@ class WorkerSettings:
 
     model_name_or_path: str
     dtype: Dtype
+    quantization: Quantization
     trust_remote_code: bool
     device: str
     num_devices: int
@@ -118,6 +120,7 @@ class Worker:
             attn_implementation=settings.spec.attn_implementation,
             device=settings.device,
             num_devices=settings.num_devices,
+            quantization=settings.quantization,
             trust_remote_code=settings.trust_remote_code,
         )
         self_check(self._model, self._encoder, settings.spec)

@@ -121,6 +121,8 @@ class MeasurementSpec:
     weights_digest: str
     reference_saw_data: str
     """`yes`, `no` or `unknown`: in-sample deltas favour what the reference memorised."""
+    quantization: str | None = None
+    """`8bit` or `4bit`; None where the weights were used as they are stored."""
 
     def fingerprint(self) -> str:
         """32 hex digits over all fields; equal exactly when the specs are equal."""
@@ -148,7 +150,7 @@ class MeasurementSpec:
 
 
 _Spec = TypeVar("_Spec")
-_LEFT_OUT = ("patch_mask_ratio", "blur_sigma")
+_LEFT_OUT = ("patch_mask_ratio", "blur_sigma", "quantization")
 """Fields that are left out of JSON and fingerprint while None: specs without them mean what they did before."""
 
 

@@ -125,6 +125,7 @@ def _measurement(spec: MeasurementSpec) -> dict[str, Any]:
         "reference": f"{spec.model_id}{revision} (weights {spec.weights_digest})",
         "contrast": spec.contrast.describe(),
         "dtype": spec.dtype,
+        "quantization": spec.quantization,
         "attention": spec.attn_implementation,
         "reference saw the data": spec.reference_saw_data,
         "template": spec.label.template,

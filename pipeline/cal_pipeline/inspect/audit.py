@@ -111,6 +111,7 @@ class Session:
             attn_implementation=attention,
             device=arguments.device,
             num_devices=arguments.num_devices,
+            quantization=self.spec.quantization or "none",  # type: ignore[arg-type]
             trust_remote_code=trust,
         )
 

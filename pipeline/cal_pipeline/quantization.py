@@ -1,0 +1,44 @@
+"""References in 8 or 4 bits, through transformers and bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Literal
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from cal_schemas.errors import ConfigError
+
+Quantization = Literal["none", "8bit", "4bit"]
+
+
+def check_quantization(quantization: Quantization, device: str) -> None:
+    """ConfigError where bitsandbytes is missing, or has no kernels for this kind of device (`cuda`, `cpu`)."""
+    if quantization == "none":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"--quantization {quantization} needs bitsandbytes, which is not installed: "
+            "pip install 'cal-vlm[quantized]'"
+        )
+    supported = getattr(importlib.import_module("bitsandbytes"), "supported_torch_devices", {"cuda"})
+    if device not in supported:
+        raise ConfigError(
+            f"--quantization {quantization} cannot run on a {device} worker: this bitsandbytes has kernels for "
+            f"{', '.join(sorted(supported))} only; give --gpus_per_worker 1, or a newer bitsandbytes"
+        )
+
+
+def quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What `from_pretrained` takes; None leaves the weights as they are.
+
+    The output head stays in `dtype` (transformers' default): label logits are read from its rows. 4 bits are NF4 with
+    products in `dtype`; 8 bits are LLM.int8 with products in float16.
+    """
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ from cal_pipeline.reference import contrast_logits
 from cal_schemas.annotated import ExtraColumn
 from cal_schemas.errors import NonFiniteError, OutOfMemoryError, SampleError
 from cal_schemas.spec import ContrastSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +52,10 @@ def measure(
 ) -> list[MeasuredSample | SampleError]:
     """Measures samples in batches of at most `tokens_per_batch` tokens; results in the order given.
 
-    A batch that does not fit into the accelerator's memory is halved until it does; a single sample that does not
-    fit, or whose logits are not finite, is returned as the SampleError that says so. Text-only samples have delta 0
-    by definition and cost no pass, unless extra columns want their numbers.
+    A batch that does not fit into the accelerator's memory is halved until it does, and so is every later batch that
+    is no smaller; the next call starts with the whole budget again. A single sample that does not fit, or whose logits
+    are not finite, is returned as the SampleError that says so. Text-only samples have delta 0 by definition and cost
+    no pass, unless extra columns want their numbers.
     """
     results: dict[int, MeasuredSample | SampleError] = {}
     for index, sample in enumerate(samples):
@@ -60,18 +65,28 @@ def measure(
     chosen_samples = [samples[index] for index in fit]
     batches = batches_by_tokens(chosen_samples, tokens_per_batch, alike=encoder.alike_batches is not None)
     queue = [[fit[at] for at in batch] for batch in reversed(batches)]
+    budget: float = math.inf
     while queue:
         chosen = queue.pop()
         batch_samples = [samples[index] for index in chosen]
+        padded = len(chosen) * max(sample.num_tokens for sample in batch_samples)
+        half = len(chosen) // 2
+        if padded > budget and half:
+            queue += [chosen[half:], chosen[:half]]
+            continue
         if not batch_samples[0].image_inputs and not extra_columns:
             results.update(zip(chosen, map(_text_only, batch_samples), strict=True))
             continue
         try:
             outcomes = list(_measure_batch(batch_samples, model, encoder, contrast, "logprobs" in extra_columns))
         except torch.OutOfMemoryError:
-            if len(chosen) > 1:
-                half = len(chosen) // 2
+            if half:
+                budget = padded // 2
                 queue += [chosen[half:], chosen[:half]]
+                _log.warning(
+                    "a batch of %d tokens does not fit into the accelerator's memory; going on with at most %d for a "
+                    "while: lower --tokens_per_batch (%d) if this repeats", padded, budget, tokens_per_batch,
+                )  # fmt: skip
             else:
                 tokens = batch_samples[0].num_tokens
                 results[chosen[0]] = OutOfMemoryError(f"{tokens} tokens do not fit into the accelerator's memory")

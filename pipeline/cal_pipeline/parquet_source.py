@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from cal_schemas.sample import Sample
 _IMAGE_COLUMNS = ("images", "image")
 _TURN_COLUMNS = ("messages", "conversations")
 _CAPTION_COLUMNS = ("text", "caption")
+_TURN_FIELDS = (("role", "from"), ("content", "value"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,18 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
         if name is not None and not (expected(schema.field(name).type) or _large_or_null(schema.field(name).type)):
             raise ConfigError(f"{path}: column {name!r} has type {schema.field(name).type}, expected "
                               f"{'a list of turns' if name == turns else 'a string'}")  # fmt: skip
+    kind = pa.null() if turns is None else schema.field(turns).type
+    if _is_list(kind) and not _holds(kind.value_type, _TURN_FIELDS):
+        raise ConfigError(
+            f"{path}: column {turns!r} has type {kind}; its turns need a role (role or from) and words (content or "
+            "value)"
+        )
     images = first(_IMAGE_COLUMNS)
+    if images is not None and not _is_image_type(schema.field(images).type):
+        raise ConfigError(
+            f"{path}: column {images!r} has type {schema.field(images).type}; expected a path, bytes, a struct of bytes "
+            "and path, or a list of those"
+        )
     sample_id = "sample_id" if "sample_id" in names else first(("id",))
     used = {images, turns, caption, sample_id}
     carried = {name: f"source_{name}" if name in RESERVED_COLUMNS else name for name in names if name not in used}
@@ -60,6 +72,29 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
 def _large_or_null(kind: pa.DataType) -> bool:
     # A file without one value in the column, such as an empty partition, has it as null.
     allowed = (pa.types.is_large_list, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in allowed)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _holds(kind: pa.DataType, fields: Sequence[tuple[str, str]]) -> bool:
+    """Whether a struct has one of each pair of fields; a type without values has nothing against it."""
+    if pa.types.is_null(kind):
+        return True
+    names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    return all(names & set(pair) for pair in fields)
+
+
+def _is_image_type(kind: pa.DataType) -> bool:
+    if _is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_dictionary(kind):
+        return _is_image_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return bool({field.name for field in kind} & {"bytes", "path"})
+    allowed = (pa.types.is_null, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+               pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+               pa.types.is_fixed_size_binary)  # fmt: skip
     return any(is_kind(kind) for is_kind in allowed)
 
 

@@ -222,6 +222,24 @@ def test_out_of_memory_halves_the_batch_and_a_sample_that_never_fits_is_a_row(ru
     assert report.statuses["ok"] == sum(row["num_tokens"] < longest for row in rows)
 
 
+def test_after_out_of_memory_later_batches_are_halved_untried_and_the_next_window_tries_the_whole_budget(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = llava_rows(tmp_path / "i", 3)[1:2] * 24
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    shard = plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0]
+    calm, _ = run(shard, tokens_per_batch=4096)
+    length = calm[0]["num_tokens"]
+    monkeypatch.setattr(annotate, "_WINDOW_ROWS", 12)
+    # Batches of 4 rows where 3 fit: in each of two windows the first one fails, the other two are halved untried.
+    model = SmallMemory(run.found.model, limit=3 * length)
+    found, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4 * length)
+    assert model.refused == 2
+    assert report.statuses == {"ok": 24}
+    for one, two in zip(calm, found, strict=True):
+        np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
+
+
 def test_redo_measures_the_named_statuses_again_and_keeps_the_rest(run: Run, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path)
     shard = plan_shards([str(data)], [str(images)])[0]

@@ -109,6 +109,24 @@ def test_columns_have_one_role_each_and_the_rest_is_carried_with_a_prefix_on_a_c
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("messages", [["hello"]], r"its turns need a role \(role or from\) and words"),
+        ("conversations", [[{"speaker": "x", "value": "y"}]], r"its turns need a role"),
+        ("image", [7], "column 'image' has type int64; expected a path, bytes"),
+        ("images", [[{"url": "http://x/y.png"}]], "column 'images' has type list.*expected a path, bytes"),
+        ("text", [["a"]], "expected a string"),
+    ],
+)
+def test_a_column_that_no_row_could_use_is_refused_by_its_type(
+    tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
+    path = write(tmp_path / "a.parquet", {"text": ["a"], **{column: values}})
+    with pytest.raises(ConfigError, match=message):
+        find_columns(pq.read_schema(path), path)
+
+
 CARRIED = {
     "status": pa.array([3], pa.int8()),
     "uint64": pa.array([2**64 - 1], pa.uint64()),

@@ -17,6 +17,7 @@ _WEIGHTS, _PYTORCH = "model.safetensors", {"format": "pt"}
 
 _CODE = """
 import os, signal, sys, time
+import torch
 import transformers
 
 class FaultyLlava(transformers.LlavaForConditionalGeneration):
@@ -34,11 +35,13 @@ class FaultyLlava(transformers.LlavaForConditionalGeneration):
         for kind, (low, high) in faults.get("lengths", {}).items():
             if not low <= length < high:
                 continue
-            if kind == "kill_once":
+            if kind in ("kill_once", "device_once"):
                 try:
                     os.close(os.open(faults["marker"], os.O_CREAT | os.O_EXCL))
                 except FileExistsError:
                     continue
+                if kind == "device_once":
+                    raise torch.AcceleratorError("CUDA error: device-side assert triggered (simulated)")
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -46,6 +49,8 @@ class FaultyLlava(transformers.LlavaForConditionalGeneration):
                 os.kill(os.getpid(), signal.SIGSEGV)
             if kind == "hang":
                 os.kill(os.getpid(), signal.SIGSTOP)
+        if input_ids.numel() > faults.get("max_tokens", 1e9):
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return super().forward(input_ids=input_ids, **others)
 """
 
@@ -55,8 +60,9 @@ def build_faulty_llava(directory: Path, **faults: object) -> Path:
 
     Args:
         directory: where to.
-        faults: `lengths`: kind (kill, kill_once, segfault, hang) -> [low, high) in padded tokens of a batch;
-            `marker`: a file that remembers kill_once; `seconds_per_pass`; `exit_at_start`; `hang_at_start`.
+        faults: `lengths`: kind (kill, kill_once, device_once, segfault, hang) -> [low, high) in padded tokens of a row;
+            `marker`: a file that remembers what happens once; `max_tokens`: of a batch, more are out of memory;
+            `seconds_per_pass`; `exit_at_start`; `hang_at_start`.
     """
     build_llava(directory)
     # Names as in memory: transformers renames the weights of its own classes only.

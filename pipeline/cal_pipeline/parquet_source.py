@@ -60,8 +60,8 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
     images = first(_IMAGE_COLUMNS)
     if images is not None and not _is_image_type(schema.field(images).type):
         raise ConfigError(
-            f"{path}: column {images!r} has type {schema.field(images).type}; expected a path, bytes, a struct of those "
-            "two, or a list"
+            f"{path}: column {images!r} has type {schema.field(images).type}; expected a path, bytes, a struct of the "
+            "two, or a list of those"
         )
     sample_id = "sample_id" if "sample_id" in names else first(("id",))
     used = {images, turns, caption, sample_id}

@@ -34,6 +34,8 @@ class Job:
     output: Path
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    logs: Path | None = None
+    """Folder for what the driver prints; beside the output unless that is the disk under test."""
 
     def command(self, *flags: str) -> list[str]:
         return [
@@ -45,7 +47,7 @@ class Job:
     def start(self, *flags: str) -> subprocess.Popen[str]:
         """A driver in a process group of its own, both streams in files beside the output."""
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | self.environment
-        environment["HF_MODULES_CACHE"] = str(self.output.parent / "modules")
+        environment["HF_MODULES_CACHE"] = str(self.log.parent / "modules")
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 self.command(*flags), env=environment, text=True, stdout=log, stderr=log, start_new_session=True
@@ -55,7 +57,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.log")
+        return (self.logs or self.output.parent) / f"{self.output.name}.log"
 
     def said(self) -> str:
         """What the last driver printed, in one line: its table may break lines anywhere."""

@@ -32,6 +32,7 @@ _BACKOFF_S = 1.0
 _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
 _RAY_STARTS = 3
+_NODE_NEWS_S = 60.0
 _OBJECT_STORE_BYTES = 200 * 2**20
 _log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class _Run:
         self._waiting: deque[tuple[Shard, float]] = deque((shard, 0.0) for shard in shards)
         self._tries: dict[str, int] = {}
         self._node_losses: dict[str, int] = {}
+        self._undecided: list[tuple[Shard, str, str, float]] = []
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
         self._max_workers = cluster.num_workers
@@ -145,7 +147,7 @@ class _Run:
         self.outcome = outcome
 
     def loop(self) -> None:
-        while self._waiting or any(slot.state == "busy" for slot in self._slots):
+        while self._waiting or self._undecided or any(slot.state == "busy" for slot in self._slots):
             self._fill_slots()
             self._hand_out()
             refs = {slot.ref: slot for slot in self._slots if slot.ref is not None}
@@ -155,6 +157,7 @@ class _Run:
             else:
                 time.sleep(_TICK_S)
             self._end_hung()
+            self._decide()
             self._check_idle()
             self._listener.tick()
 
@@ -197,7 +200,8 @@ class _Run:
             value = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
             # The process or its node is gone (or out of reach, which must be treated as gone).
-            self._lose(slot, f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}")
+            reason = f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}"
+            self._lose(slot, reason, out_of_reach=isinstance(error, ray.exceptions.ActorUnavailableError))
             return
         self._last_alive = time.monotonic()
         slot.since = self._last_alive
@@ -236,18 +240,15 @@ class _Run:
             self.outcome.too_many_not_ok = f"{not_ok} of {rows} rows so far are not ok"
             raise _AbortError(self.outcome.too_many_not_ok)
 
-    def _lose(self, slot: _Slot, reason: str) -> None:
+    def _lose(self, slot: _Slot, reason: str, *, out_of_reach: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
-            if _is_lost(slot.node):
-                self._move(slot.shard, f"the node of {reason}")
-            else:
-                self._retry(slot.shard, reason)
-            return
-        if slot.node and _is_lost(slot.node):
-            _log.warning("the node of %s", reason)
+            # That a connection broke is known at once, that the node is gone only after some missed health checks.
+            patience = _NODE_NEWS_S if out_of_reach else 0.0
+            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + patience))
+            self._decide()
             return
         self._start_failures += 1
         _log.warning("%s (failed starts in a row: %d)", reason, self._start_failures)
@@ -257,6 +258,20 @@ class _Run:
         self._max_workers = sum(other.state != "placing" for other in self._slots)
         if not self._max_workers:
             raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row; see {slot.log_path}")
+
+    def _decide(self) -> None:
+        """Whether a lost worker's node is lost too, or the shard is to blame."""
+        if not self._undecided:
+            return
+        lost = {found["NodeID"] for found in ray.nodes() if not found["Alive"]}
+        undecided, self._undecided = self._undecided, []
+        for shard, node, reason, until in undecided:
+            if node in lost:
+                self._move(shard, f"the node of {reason}")
+            elif time.monotonic() >= until:
+                self._retry(shard, reason)
+            else:
+                self._undecided.append((shard, node, reason, until))
 
     def _retry(self, shard: Shard, reason: str) -> None:
         tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
@@ -297,11 +312,6 @@ class _Run:
             f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
             f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
         )
-
-
-def _is_lost(node: str) -> bool:
-    """Whether Ray counts the node as dead."""
-    return any(found["NodeID"] == node and not found["Alive"] for found in ray.nodes())
 
 
 def _in_short(error: Exception) -> str:

@@ -23,8 +23,9 @@ from rich.console import Console
 
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.arguments import parse_config
+from cal_pipeline.clean import clean
 from cal_pipeline.cluster import Cluster, RunOutcome
-from cal_pipeline.config import PrecomputeConfig
+from cal_pipeline.config import PrecomputeConfig, maintenance_config
 from cal_pipeline.contrast_images import save_contrast_images
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.heartbeat import Heartbeat
@@ -37,6 +38,7 @@ from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
 from cal_pipeline.store import open_store
 from cal_pipeline.watchdog import Watchdog
+from cal_pipeline.verify import print_verification, verify
 from cal_pipeline.worker import (
     EncoderSettings,
     WorkerSettings,
@@ -82,6 +84,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     progress = ""
     with Interruption() as interruption:
         try:
+            if {"--verify", "--clean"} & set(sys.argv[1:] if argv is None else argv):
+                return _maintain(argv)
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
             job = prepare(config)
             if config.dry_run:
@@ -103,6 +107,22 @@ def run(argv: Sequence[str] | None = None) -> int:
             pass
     print(f"\ncal-precompute: {interruption.words}{progress}; run the same command to resume", file=sys.stderr)  # noqa: T201
     return interruption.exit_code
+
+
+def _maintain(argv: Sequence[str] | None) -> int:
+    """`--verify` and `--clean`: need no model, no data and no Ray."""
+    config = parse_config(maintenance_config(), argv, program="cal-precompute", description=__doc__ or "")
+    store = open_store(config.output_dir, "maintenance")
+    if config.clean:
+        removed = clean(store)
+        for item in removed:
+            print(f"removed {item}")  # noqa: T201
+        print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
+    if not config.verify:
+        return EXIT_DONE
+    found = verify(store.output_dir)
+    print_verification(found, store.output_dir)
+    return EXIT_DONE if found.ok else EXIT_SHARDS_FAILED
 
 
 class InterruptedRunError(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from typing import Any, Literal, get_type_hints
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -39,6 +39,22 @@ _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+def maintenance_config() -> type[Any]:
+    """The same flags with nothing required but `--output_dir`, for `--verify` and `--clean`: a whole command fits."""
+    hints = get_type_hints(PrecomputeConfig)
+    made: list[tuple[str, Any, Any]] = []
+    for item in fields(PrecomputeConfig):
+        default: dict[str, Any] = {}
+        if item.default is not MISSING:
+            default = {"default": item.default}
+        elif item.default_factory is not MISSING:
+            default = {"default_factory": item.default_factory}
+        elif item.name != "output_dir":
+            default = {"default_factory": list} if item.name == "data_path" else {"default": ""}
+        made.append((item.name, hints[item.name], field(metadata=item.metadata, **default)))
+    return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +159,14 @@ class PrecomputeConfig:
         default=False, metadata=_help("check model, data and output, list what is done and pending, do nothing")
     )
 
+    verify: bool = field(
+        default=False,
+        metadata=_help("read every shard of --output_dir and say what is wrong (no other flag counts)"),
+    )
+    clean: bool = field(
+        default=False, metadata=_help("remove what dead runs left behind in --output_dir, never a final shard")
+    )
+
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             value = getattr(self, name)
@@ -155,7 +179,7 @@ class PrecomputeConfig:
             if not all(paths):
                 raise ConfigError(f"--{flag} is empty")
             for path in paths:
-                if _COLLAPSED.match(path):
+                if _COLLAPSED.match(str(path)):
                     raise ConfigError(f"--{flag} {path}: a URL has two slashes after its colon")
                 try:
                     location(path)

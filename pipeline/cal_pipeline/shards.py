@@ -30,7 +30,9 @@ _SUFFIXES = {
     ".json": "json",
     ".json.zst": "json",
     ".jsonl": "jsonl",
+    ".json.gz": "json",
     ".jsonl.zst": "jsonl",
+    ".jsonl.gz": "jsonl",
     ".parquet": "parquet",
     ".tar": "webdataset",
     ".tar.gz": "webdataset",
@@ -38,6 +40,7 @@ _SUFFIXES = {
     ".tar.zst": "webdataset",
 }
 _MAX_NAME_BYTES = 255
+_ALL_ROWS = 2**62
 _log = logging.getLogger(__name__)
 
 
@@ -207,6 +210,16 @@ def _file_shards(
         )
         for item in ranges
     ]
+
+
+def count_rows(source: ShardSource) -> int:
+    """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
+    file = location(source.uri)
+    kind = next((_SUFFIXES[end] for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
+    if kind is None:
+        raise ConfigError(f"{file}: its name does not say its format")
+    found = _file_shards(file, file.name, kind, source.data_path, source.image_folder or "", _ALL_ROWS)
+    return sum(shard.source.num_rows for shard in found)
 
 
 def parquet_shards(shards: Sequence[Shard]) -> list[Shard]:

@@ -1,0 +1,195 @@
+"""`cal-precompute` from an object store to an object store, `cal-train` from there; a real server, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline.encode import Encoder
+from cal_pipeline.loading import load_processor
+from cal_pipeline.shards import plan_shards, read_samples
+from cal_schemas.annotated import open_annotated
+from cal_schemas.errors import ShardError
+from cal_schemas.locations import ObjectPath, open_parquet
+from cal_trainer.dataset import AnnotatedExamples
+from cal_trainer.streaming import StreamedExamples
+from conftest import Family
+from s3_server import FaultyProxy
+from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
+
+ROWS = 40
+PROGRAMS = Path(sys.executable).parent
+
+
+def upload(folder: Path, to: ObjectPath) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(folder).as_posix()).upload(path, if_absent=True)
+
+
+def command(found: Family, bucket: ObjectPath, output: object, *flags: str) -> list[str]:
+    defaults = {
+        "--model_name_or_path": str(found.directory), "--dtype": "float32", "--data_path": f"{bucket}/in/data.json",
+        "--image_folder": f"{bucket}/in/images", "--output_dir": str(output), "--rows_per_shard": "10",
+        "--max_image_pixels": str(MAX_IMAGE_PIXELS), "--tokens_per_batch": "512", "--gpus_per_worker": "0",
+    }  # fmt: skip
+    kept = [part for pair in defaults.items() if pair[0] not in flags for part in pair]
+    return [str(PROGRAMS / "cal-precompute"), *kept, *flags]
+
+
+def precompute(
+    found: Family, bucket: ObjectPath, output: object, *flags: str, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    process = subprocess.Popen(
+        command(found, bucket, output, *flags), env={**os.environ, **(environment or {})}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=400)
+    assert "Traceback" not in out + err, err
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_from_store_to_store_equals_from_disk_to_disk(
+    bucket: ObjectPath, tmp_path: Path, llava: Family, proxy: FaultyProxy
+) -> None:
+    data, images = write_llava_json(tmp_path / "in", ROWS)
+    upload(tmp_path / "in", bucket / "in")
+    # Every third request fails in some way.
+    proxy.faults.extend(["pass", "pass", "drop", "pass", "pass", "503", "pass", "pass", "cut", "pass", "lost"] * 8)
+    code, out, err = precompute(llava, bucket, bucket / "out", "--num_workers", "2")
+    assert code == 0, err
+    assert not proxy.faults
+    code, _, err = precompute(
+        llava, bucket, tmp_path / "out", "--data_path", str(data), "--image_folder", str(images), "--num_workers", "1"
+    )
+    assert code == 0, err
+    for path in sorted((tmp_path / "out").glob("*.parquet")):
+        with open_parquet(bucket / "out" / path.name) as file:
+            assert file.read().equals(pq.read_table(path)), path.name
+    opened = open_annotated(bucket / "out")
+    statuses = [row for batch in opened.batches(["status"]) for row in batch["status"].to_pylist()]
+    assert statuses == [BAD_ROWS.get(number, ("ok",))[0] for number in range(ROWS)]
+    source = opened.metadata[0].source
+    assert (source.uri, source.etag, source.mtime_ns) == (
+        f"{bucket}/in/data.json", (bucket / "in/data.json").stat().etag, 0,
+    )  # fmt: skip
+    # The same command again finds everything done; a changed source is refused by its etag.
+    etags = {str(item): item.stat().etag for item in opened.files}  # type: ignore[union-attr]
+    code, out, err = precompute(llava, bucket, bucket / "out")
+    assert code == 0, err
+    assert "nothing to do: all 4 shards" in out
+    assert {str(item): item.stat().etag for item in open_annotated(bucket / "out").files} == etags  # type: ignore[union-attr]
+    (bucket / "in/data.json").write_text(data.read_text().replace("A red cat", "A RED cat", 1))
+    code, _, err = precompute(llava, bucket, bucket / "out")
+    assert code == 2
+    assert "data.json has changed since data-r000000000-000000010.parquet was written (etag was" in err
+    report = json.loads(next(iter((bucket / "out/.cal/reports").glob("run-*.json"))).read_text())
+    assert report["shards"][0]["seconds"].keys() == {"load", "encode", "forward", "write", "total"}
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_a_killed_driver_leaves_whole_objects_and_the_same_command_goes_on(
+    bucket: ObjectPath, tmp_path: Path, llava: Family
+) -> None:
+    write_llava_json(tmp_path / "in", ROWS)
+    upload(tmp_path / "in", bucket / "in")
+    output = bucket / "out"
+    flags = ("--rows_per_shard", "2", "--num_workers", "2")
+    process = subprocess.Popen(
+        command(llava, bucket, output, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while len(list(output.glob("*.parquet"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {item.key: item.stat().etag for item in output.glob("*.parquet")}
+    assert open_annotated(output).num_rows == 2 * len(before)
+    code, _, err = precompute(llava, bucket, output, *flags)
+    assert code == 0, err
+    after = {item.key: item.stat().etag for item in output.glob("*.parquet")}
+    assert {key: after[key] for key in before} == before
+    assert open_annotated(output).num_rows == ROWS
+    verified = subprocess.run(
+        [str(PROGRAMS / "cal-precompute"), "--verify", "--output_dir", str(output)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stdout
+    assert f"20 shards with {ROWS} rows: all is well" in verified.stdout
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/*.parquet", "in/**/*.parquet", "in/[ab].parquet", "in/{a,b}.parquet"])
+def test_prefixes_globs_and_braces_find_the_same_files(bucket: ObjectPath, tmp_path: Path, pattern: str) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / "in" / f"{name}.parquet", count=2)
+    upload(tmp_path / "in", bucket / "in")
+    (bucket / "in/.cal/staging/x.parquet").write_bytes(b"half")
+    shards = plan_shards([f"{bucket}/{pattern}"], [str(bucket / "in")]) if "**" not in pattern else plan_shards(
+        [f"{bucket}/in/*.parquet"]
+    )  # fmt: skip
+    assert [shard.name for shard in shards] == ["a", "b"]
+    local = plan_shards([str(tmp_path / "in")])
+    for mine, theirs in zip(shards, local, strict=True):
+        assert [sample.messages for sample in read_samples(mine)] == [s.messages for s in read_samples(theirs)]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst", "jsonl.gz", "json"])
+def test_text_files_are_read_by_range_and_a_change_after_planning_is_noticed(
+    bucket: ObjectPath, tmp_path: Path, suffix: str
+) -> None:
+    import gzip
+
+    import zstandard
+
+    rows = [
+        {"id": n, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]} for n in range(7)
+    ]
+    text = json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+    pack = {"zst": zstandard.compress, "gz": gzip.compress}.get(suffix[-3:].strip("."), bytes)
+    path = bucket / f"data.{suffix}"
+    path.write_bytes(pack(text.encode()))
+    shards = plan_shards([str(path)], rows_per_shard=3)
+    assert [[sample.sample_id for sample in read_samples(shard)] for shard in shards] == [
+        ["0", "1", "2"], ["3", "4", "5"], ["6"],
+    ]  # fmt: skip
+    path.write_bytes(pack(text.replace("q", "r").encode()))
+    with pytest.raises(ShardError, match="changed since planning"):
+        list(read_samples(shards[0]))
+
+
+@pytest.mark.slow
+def test_training_reads_shards_and_pictures_from_the_store(bucket: ObjectPath, tmp_path: Path, llava: Family) -> None:
+    write_llava_json(tmp_path / "in", 12)
+    upload(tmp_path / "in", bucket / "in")
+    code, _, err = precompute(llava, bucket, bucket / "out", "--carry", "paths")
+    assert code == 0, err
+    encoder = Encoder(load_processor(llava.directory))
+    streamed = StreamedExamples(bucket / "out", encoder)
+    mapped = AnnotatedExamples(bucket / "out", encoder, cache_dir=tmp_path / "cache")
+    assert len(streamed) == len(mapped) > 5
+    for row in range(len(mapped)):
+        one, other = streamed[row], mapped[row]
+        assert one.encoded.labels.tolist() == other.encoded.labels.tolist()
+        assert one.deltas.nan_to_num(-99).tolist() == other.deltas.nan_to_num(-99).tolist()
+    done = subprocess.run(
+        [
+            str(PROGRAMS / "cal-train"), "--model_name_or_path", str(llava.directory), "--data_path",
+            str(bucket / "out"), "--streaming", "--max_steps", "2", "--per_device_train_batch_size", "2",
+            "--learning_rate", "1e-3", "--use_cpu", "--output_dir", str(tmp_path / "model"),
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,239 @@
+"""`--verify` finds what a shard may not be, `--clean` removes what is no shard; local and in an object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline import cli
+from cal_pipeline.shards import Shard, plan_shards, read_samples
+from cal_pipeline.store import Store, open_store
+from cal_pipeline.verify import verify
+from cal_schemas import locations
+from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
+from cal_schemas.locations import Location, ObjectPath, location
+from cal_schemas.sample import sample_key
+from examples_of import measurement_spec
+
+SCHEMA = annotated_schema(carry="paths")
+
+
+def source(folder: Path, count: int = 10) -> Path:
+    rows = [
+        {"id": n, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": f"answer {n % 8}"}]}
+        for n in range(count)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "data.jsonl"
+
+
+def write(store: Store, shard: Shard, **changed: Any) -> None:
+    metadata = ShardMetadata(spec=measurement_spec(), source=shard.source, carry="paths", tokens_per_batch=64)
+    with store.staging(shard.name) as partial:
+        with ShardWriter(partial, SCHEMA, metadata) as writer:
+            for number, sample in enumerate(read_samples(shard)):
+                values: dict[str, Any] = {
+                    "label_ids": np.array([7, 8], np.int32), "label_positions": np.array([4, 5], np.int32),
+                    "delta_logits": np.array([1.5, np.nan], np.float32), "num_tokens": 6,
+                }  # fmt: skip
+                if number == 1:
+                    values = {"status": "too_long", "error": "3000 tokens"}
+                writer.write(AnnotatedRow(sample=sample, sample_key=sample_key(sample), **values | changed))
+        assert store.commit(partial, shard.name)
+
+
+def finished(folder: Path, output: Location) -> list[Shard]:
+    """Three shards of 4, 4 and 2 rows, with their plan."""
+    shards = plan_shards([str(source(folder))], rows_per_shard=4)
+    store = open_store(str(output), "run")
+    store.prepare()
+    for shard in shards:
+        write(store, shard)
+    plan = [{"name": shard.name, "source": {"num_rows": shard.num_rows}} for shard in shards]
+    (store.internal / "plan.json").write_text(json.dumps(plan))
+    return shards
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    finished(tmp_path, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def shard_files(output: Path) -> list[Path]:
+    return sorted(output.glob("*.parquet"))
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """The file with its table changed, its metadata kept."""
+    table = pq.read_table(path)
+    changed = change(table)
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+
+
+def problems(output: Location) -> str:
+    found = verify(output)
+    return "\n".join([*found.problems, *(f"{s.name}: {p}" for s in found.shards for p in s.problems)])
+
+
+def test_a_whole_output_is_well_and_its_duplicates_are_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--verify", "--output_dir", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "3 shards with 10 rows: all is well" in said
+    assert "rows by status: ok 7, too_long 3" in said
+    # Rows 8 and 9 of the source repeat rows 0 and 1.
+    assert "4 rows share their sample_key with another (2 keys)" in said
+    assert "data-r000000000-000000004.parquet:0, data-r000000008-000000010.parquet:0" in said
+
+
+def test_a_whole_command_or_its_yaml_takes_the_flag_too(output: Path, tmp_path: Path) -> None:
+    flags = ["--model_name_or_path", "no/model", "--data_path", "nowhere", "--output_dir", str(output)]
+    assert cli.run([*flags, "--verify"]) == 0
+    (tmp_path / "run.yaml").write_text(f"model_name_or_path: m\ndata_path: [x]\noutput_dir: {output}\n")
+    assert cli.run(["--config", str(tmp_path / "run.yaml"), "--verify", "--clean"]) == 0
+    assert cli.run(["--verify"]) == 2
+    assert cli.run(["--verify", "--output_dir", str(tmp_path / "absent")]) == 2
+
+
+def set_column(name: str, values: Any) -> Any:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index(name)
+        kind = table.schema.field(name).type
+        return table.set_column(at, pa.field(name, kind), pa.array(values, kind))
+
+    return change
+
+
+NAN, INF = float("nan"), float("inf")
+LISTS = [[7, 8], [], [7, 8], [7, 8]]
+WRONG: dict[str, tuple[Any, str]] = {
+    "NaN": (set_column("delta_logits", [[1, NAN], [], [1, 2], [1, 2]]), "1 rows have NaN or infinity in delta"),
+    "infinity": (set_column("delta_logits", [[1, INF], [], [1, 2], [1, 2]]), "1 rows have NaN or infinity in"),
+    "lengths": (set_column("label_positions", [[1], [], [1, 2], [1, 2]]), "lists of different lengths (label_ids,"),
+    "null id": (set_column("label_ids", [[7, None], *LISTS[1:]]), "1 rows have null in label_ids"),
+    "null list": (set_column("label_ids", [None, *LISTS[1:]]), "1 rows have no label_ids"),
+    "ok, no labels": (
+        lambda table: set_column("label_ids", [[]] * 4)(
+            set_column("label_positions", [[]] * 4)(set_column("delta_logits", [[]] * 4)(table))
+        ),
+        "3 rows are ok and have no labels",
+    ),
+    "status": (set_column("status", ["ok", "ok", "image_error", "ok"]), "1 rows are not ok and have labels"),
+    "silent": (set_column("error", [None] * 4), "1 rows are not ok and do not say why"),
+    "key": (set_column("sample_key", ["x", *["0" * 32] * 3]), "1 rows have a sample_key that is no digest"),
+    "fewer rows": (lambda table: table.slice(1), "3 rows, but its source gave 4"),
+    "more rows": (lambda table: pa.concat_tables([table, table]), "8 rows, but its source gave 4"),
+    "lacks": (lambda table: table.drop_columns(["delta_logits"]), "lacks the columns delta_logits"),
+    "columns": (lambda table: table.append_column("x", pa.array([1] * 4)), "other columns than data-r000000000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_shard_may_not_be_is_found(what: str, output: Path) -> None:
+    change, message = WRONG[what]
+    rewrite(shard_files(output)[1], change)
+    assert message in problems(output)
+    assert cli.run(["--verify", "--output_dir", str(output)]) == 1
+
+
+def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Path, tmp_path: Path) -> None:
+    one, two, three = shard_files(output)
+    content = bytearray(one.read_bytes())
+    content[100:400] = b"\xff" * 300
+    one.write_bytes(content)
+    pq.write_table(pa.table({"x": [1]}), output / "foreign.parquet")
+    two.write_bytes(two.read_bytes()[:200])
+    found = problems(output)
+    assert "data-r000000000-000000004.parquet: broken after row 0" in found
+    assert "foreign.parquet: " in found
+    assert "not an annotated shard" in found
+    assert f"{two.name}: " in found
+    assert three.name not in found
+    shutil.rmtree(output)
+    shards = finished(tmp_path, output)
+    table = pq.read_table(three)
+    spec = measurement_spec(dtype="float16") if "dtype" not in measurement_spec.__code__.co_varnames else None
+    other = ShardMetadata(
+        spec=spec or measurement_spec(dtype="float16"), source=shards[2].source, carry="paths", tokens_per_batch=64
+    )
+    pq.write_table(table.replace_schema_metadata(other.to_parquet()), three)
+    assert "another measurement than data-r000000000-000000004.parquet: dtype 'float16'" in problems(output)
+    pairs = {**other.to_parquet(), "cal.fingerprint": "0" * 64}
+    pq.write_table(table.replace_schema_metadata(pairs), three)
+    assert "is not that of its measurement" in problems(output)
+
+
+def test_missing_repeated_and_renamed_shards_are_found(output: Path) -> None:
+    one, two, _ = shard_files(output)
+    shutil.copy(one, output / "copy.parquet")
+    assert "rows 0-4 of" in problems(output)
+    assert "are in both copy.parquet and data-r000000000-000000004.parquet" in problems(output)
+    (output / "copy.parquet").unlink()
+    two.rename(output / "data-r000000104-000000108.parquet")
+    assert "its name says row 104, its metadata 4: was it renamed?" in problems(output)
+    assert "1 of 3 planned shards are not there (4 rows): data-r000000004-000000008.parquet" in problems(output)
+    (output / "data-r000000104-000000108.parquet").unlink()
+    (output / ".cal" / "plan.json").unlink()
+    assert "data.jsonl has 10 rows, of which 6 are in the output" in problems(output)
+
+
+def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    os.utime(data, ns=(1, 1))
+    assert "data.jsonl has changed since it was measured" in problems(output)
+    data.unlink()
+    found = verify(output)
+    assert found.ok
+    assert any("cannot be reached from here" in note for note in found.notes)
+
+
+def test_clean_removes_leftovers_and_never_a_final_file(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in shard_files(output)}
+    staging = output / ".cal" / "staging"
+    (staging / "a.run-0.123").write_bytes(b"half")
+    (output / ".cal" / "reports" / "run-1.json").write_text("{}")
+    assert cli.run(["--clean", "--output_dir", str(output)]) == 0
+    assert "1 leftovers removed" in capsys.readouterr().out
+    assert list(staging.iterdir()) == []
+    assert (output / ".cal" / "reports" / "run-1.json").exists()
+    assert {path: path.read_bytes() for path in shard_files(output)} == before
+
+
+def test_clean_leaves_a_live_drivers_files_alone(output: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (output / ".cal" / "staging" / "a.run-0.123").write_bytes(b"on its way")
+    beat = {"host": "elsewhere", "pid": 7, "started": "noon", "beat": time.time()}
+    (output / ".cal" / "driver-elsewhere-7.json").write_text(json.dumps(beat))
+    assert cli.run(["--clean", "--output_dir", str(output)]) == 2
+    assert "a driver works on" in capfd.readouterr().err
+    assert (output / ".cal" / "staging" / "a.run-0.123").exists()
+
+
+def test_an_object_store_is_verified_and_cleaned_the_same_way(
+    bucket: ObjectPath, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = bucket / "out"
+    finished(tmp_path, output)
+    client = locations.backend("s3")._client  # type: ignore[attr-defined]
+    for key in ("out/sub/x.parquet", "outside/y.parquet"):
+        client.create_multipart_upload(Bucket=bucket.bucket, Key=key)
+    assert cli.run(["--verify", "--output_dir", str(output)]) == 0
+    assert "3 shards with 10 rows: all is well" in capsys.readouterr().out
+    assert cli.run(["--clean", "--output_dir", str(output)]) == 0
+    assert f"unfinished upload of {output}/sub/x.parquet" in capsys.readouterr().out
+    assert [key for key, _ in bucket.unfinished_uploads()] == ["outside/y.parquet"]
+    broken = next(item for item in output.files() if item.suffix == ".parquet")
+    local = tmp_path / "local.parquet"
+    local.write_bytes(broken.read_bytes())
+    rewrite(local, lambda table: table.slice(1))
+    broken.upload(local, if_absent=False)
+    assert "3 rows, but its source gave 4" in problems(location(str(output)))
+    assert cli.run(["--verify", "--output_dir", str(output)]) == 1

@@ -37,8 +37,8 @@ from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
 from cal_pipeline.store import open_store
-from cal_pipeline.watchdog import Watchdog
 from cal_pipeline.verify import print_verification, verify
+from cal_pipeline.watchdog import Watchdog
 from cal_pipeline.worker import (
     EncoderSettings,
     WorkerSettings,

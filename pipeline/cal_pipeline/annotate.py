@@ -76,6 +76,9 @@ class ShardReport:
     )
     """`load` (reading rows and pictures) and `encode` add up the threads; the others are of the main thread."""
     bytes: int = 0
+    worker: str = ""
+    device: str = ""
+    """Who measured it and on what, in words; set by the driver."""
     committed: bool = False
     """False when another writer had published the shard first."""
 

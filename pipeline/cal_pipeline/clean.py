@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.report import now
 from cal_pipeline.store import ObjectStore, Store
 from cal_schemas.errors import ConfigError
+from cal_schemas.locations import Location
 
 
 def clean(store: Store) -> list[str]:
@@ -23,7 +26,8 @@ def clean(store: Store) -> list[str]:
         )
     removed = store.clear_staging(everybodys=True)
     for pattern in ("probe.*", "driver-*.new", "plan.json.*"):
-        for leftover in list(store.internal.glob(pattern)):
+        found: Iterator[Location] = iter(store.internal.glob(pattern))
+        for leftover in [*found]:
             leftover.unlink(missing_ok=True)
             removed.append(str(leftover))
     if isinstance(store, ObjectStore):

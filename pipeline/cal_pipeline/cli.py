@@ -354,6 +354,7 @@ def _execute(job: _Job, interruption: Interruption) -> int:
         started=started,
         seconds=time.monotonic() - at,
         workers=outcome.workers,
+        devices=outcome.devices,
         seconds_to_first_worker=(outcome.first_worker_at or at) - at,
         shards_done_before=len(job.progress.done),
         shards=outcome.reports,

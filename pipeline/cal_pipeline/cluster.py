@@ -50,3 +50,5 @@ class RunOutcome:
     first_worker_at: float | None = None
     """time.monotonic() when the first worker had its model loaded and checked."""
     workers: list[str] = field(default_factory=list)
+    devices: dict[str, int] = field(default_factory=dict)
+    """What the workers computed on, in words -> how many of them."""

@@ -19,12 +19,14 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.util.metrics import Counter
 
+from cal_pipeline.annotate import ShardReport
 from cal_pipeline.cluster import Cluster, Listener, RunOutcome
 from cal_pipeline.session_dir import session_dir
 from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, WorkerSettings
-from cal_pipeline.worker_process import WorkerProcess, last_words
+from cal_pipeline.worker_process import WorkerProcess, device_name, last_words
 from cal_schemas.errors import STATUS_OK, ConfigError
 
 _TICK_S = 0.5
@@ -43,9 +45,33 @@ class _AbortError(Exception):
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class _Actor(WorkerProcess):
-    def where(self) -> tuple[str, str]:
-        """Host and process in words, and Ray's id of the node."""
-        return f"{platform.node()}, pid {os.getpid()}", ray.get_runtime_context().get_node_id()
+    def where(self, on_gpu: bool) -> tuple[str, str, str]:
+        """Host and process in words, Ray's id of the node, and the device in words."""
+        node = ray.get_runtime_context().get_node_id()
+        return f"{platform.node()}, pid {os.getpid()}", node, device_name(on_gpu)
+
+
+class _Metrics:
+    """Counters for whoever scrapes Ray's metrics; where nobody does they cost nothing."""
+
+    def __init__(self) -> None:
+        self._counts = {
+            name: Counter(f"cal_{name}_total", description=f"{name.replace('_', ' ')} of finished shards")
+            for name in ("shards", "rows", "rows_not_ok", "tokens", "bytes")
+        }
+        self._seconds = Counter(
+            "cal_stage_seconds_total", description="seconds that workers spent in a stage", tag_keys=("stage",)
+        )
+
+    def add(self, report: ShardReport) -> None:
+        not_ok = report.rows - report.statuses.get(STATUS_OK, 0)
+        counts = {"shards": 1, "rows": report.rows, "rows_not_ok": not_ok, "tokens": report.tokens}
+        for name, value in {**counts, "bytes": report.bytes}.items():
+            if value:  # Ray refuses to count nothing.
+                self._counts[name].inc(value)
+        for stage, seconds in report.seconds.items():
+            if seconds > 0:
+                self._seconds.inc(seconds, tags={"stage": stage})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,6 +86,7 @@ class _Slot:
     shard: Shard | None = None
     where: str = "?"
     node: str = ""
+    device: str = ""
 
 
 @contextmanager
@@ -141,6 +168,7 @@ class _Run:
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
         self._max_workers = cluster.num_workers
+        self._metrics = _Metrics()
         self._started = 0
         self._start_failures = 0
         self._last_alive = time.monotonic()
@@ -179,7 +207,13 @@ class _Run:
                 num_gpus=self._cluster.gpus_per_worker, num_cpus=self._cluster.cpus_per_worker
             ).remote(str(log_path))
             self._slots.append(
-                _Slot(actor=actor, log_path=log_path, state="placing", ref=actor.where.remote(), since=time.monotonic())
+                _Slot(
+                    actor=actor,
+                    log_path=log_path,
+                    state="placing",
+                    ref=actor.where.remote(self._cluster.gpus_per_worker > 0),
+                    since=time.monotonic(),
+                )
             )
 
     def _hand_out(self) -> None:
@@ -206,8 +240,11 @@ class _Run:
         self._last_alive = time.monotonic()
         slot.since = self._last_alive
         if slot.state == "placing":
-            slot.where, slot.node = value
+            slot.where, slot.node, slot.device = value
+            if on_node := _accelerators(slot.node):
+                slot.device = f"{slot.device} (on a node with {on_node})"
             self.outcome.workers.append(slot.where)
+            self.outcome.devices[slot.device] = self.outcome.devices.get(slot.device, 0) + 1
             slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
         elif slot.state == "starting":
             if value:
@@ -228,7 +265,9 @@ class _Run:
         if outcome.report is None:
             self._retry(shard, outcome.message)
         else:
+            outcome.report.worker, outcome.report.device = slot.where, slot.device
             self.outcome.reports.append(outcome.report)
+            self._metrics.add(outcome.report)
             self._listener.finished(outcome.report)
             self._check_rows_not_ok()
 
@@ -323,3 +362,9 @@ def _in_short(error: Exception) -> str:
     # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _accelerators(node: str) -> str:
+    """What Ray found in a node, such as H100, in words."""
+    resources = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
+    return ", ".join(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))

@@ -38,6 +38,8 @@ class RunReport:
     seconds: float
     """Wall time from the first shard handed out to the last one done, workers' start included."""
     workers: Sequence[str]
+    devices: dict[str, int]
+    """What the workers computed on -> how many of them."""
     seconds_to_first_worker: float
     """Of those: until the first model was loaded and checked."""
     shards_done_before: int
@@ -75,6 +77,11 @@ class RunReport:
                 ((s, c) for s, c in self.statuses().items() if s != STATUS_OK), key=lambda pair: pair[1]
             )
             found.append(f"{lost / rows:.0%} of the rows are not ok, {count} of them {status}: see the column error")
+        if len(self.devices) > 1 and self.config.get("dtype") != "float32":
+            found.append(
+                f"{len(self.devices)} kinds of device measured ({', '.join(self.devices)}): in {self.config['dtype']} "
+                "their deltas differ a little; the run report says which shard is whose"
+            )
         tokens = self.total("image_label_tokens")
         if tokens:
             floor, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens

@@ -5,10 +5,13 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import platform
 import re
 import traceback
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, Worker, WorkerSettings
@@ -17,6 +20,17 @@ from cal_schemas.errors import CalError
 _NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
 """Lines of Ray's own, of ours that report no trouble, and progress bars."""
 _TAIL_BYTES = 64 * 1024
+
+
+def device_name(on_gpu: bool) -> str:
+    """What this process computes on, in words."""
+    if on_gpu:
+        with suppress(RuntimeError, AssertionError):  # The start says what is wrong with the GPU.
+            return str(torch.cuda.get_device_name(0))
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 class WorkerProcess:

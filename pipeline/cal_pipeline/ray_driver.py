@@ -366,5 +366,5 @@ def _in_short(error: Exception) -> str:
 
 def _accelerators(node: str) -> str:
     """What Ray found in a node, such as H100, in words."""
-    resources = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
+    resources: dict[str, float] = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
     return ", ".join(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))

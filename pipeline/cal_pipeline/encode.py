@@ -29,6 +29,9 @@ Truncation = Literal["drop", "tail"]
 SEQUENCE_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Model inputs that are aligned with the tokens; every other tensor a processor returns belongs to the images."""
 
+_LONGEST_CUT_TEXT = 2**20
+"""Characters of a row that `--truncation tail` still cuts; a longer one costs gigabytes to encode."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSample:
@@ -192,6 +195,8 @@ class Encoder:
                 f"{characters} characters are more than {self.max_length} tokens (--max_length) can spell: the "
                 f"longest token has {self._longest_text // self.max_length} characters"
             )
+        if characters > max(self._longest_text, _LONGEST_CUT_TEXT):
+            raise TooLongError(f"{characters} characters; at most {_LONGEST_CUT_TEXT} are encoded to be cut")
 
     def _encode_text(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
         if self._prefix:

@@ -8,7 +8,7 @@ from PIL import Image
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
-from cal_schemas.sample import Turn
+from cal_schemas.sample import Sample, Turn
 from conftest import Family
 from examples_of import conversation
 from tiny_models import FAMILIES, sample_image
@@ -231,3 +231,14 @@ def test_a_system_turn_that_the_template_refuses_is_an_encode_error(family: Call
     )
     with pytest.raises(SampleError, match="the chat template fails"):
         family("gemma3").encoder(sample, [])
+
+
+@pytest.mark.parametrize(("truncation", "reason"), [("drop", "tokens .--max_length. can spell"), ("tail", "to be cut")])
+def test_a_text_of_ten_megabytes_is_too_long_without_being_encoded(
+    llava: Family, monkeypatch: pytest.MonkeyPatch, truncation: Any, reason: str
+) -> None:
+    encoder = Encoder(llava.encoder.processor, max_length=64, truncation=truncation)
+    monkeypatch.setattr(encoder, "_process", lambda *text, **options: pytest.fail("it was encoded"))
+    turns = (Turn(role="user", content="Read."), Turn(role="assistant", content="word " * 2_000_000))
+    with pytest.raises(TooLongError, match=reason):
+        encoder(Sample(sample_id="x", images=(), messages=turns), [])

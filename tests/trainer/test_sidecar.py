@@ -1,6 +1,8 @@
+import io
 import json
 import logging
 import random
+import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cal_trainer.sidecar import ABSENT, SidecarExamples, key_array, match_keys
 from cal_trainer.source import SourceExamples
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
+from tiny_models import sample_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +217,30 @@ def test_a_match_has_the_wanted_key_and_is_ok_where_one_is(stored: list[tuple[in
         rows = [row for row, (key, _) in enumerate(stored) if key == value]
         good = [row for row in rows if stored[row][1]]
         assert found == (good or rows or [ABSENT])[0]
+
+
+def test_a_sidecar_of_an_archive_joins_to_it_packed_again_in_another_order(llava: Family, tmp_path: Path) -> None:
+    def pack(path: Path, order: list[int]) -> Path:
+        with tarfile.open(path, "w") as archive:
+            for number in order:
+                picture = io.BytesIO()
+                sample_image(number, (48, 40)).save(picture, "PNG")
+                caption = json.dumps({"caption": "A red cat." + " Yes." * number}).encode()
+                for suffix, data in (("png", picture.getvalue()), ("json", caption)):
+                    info = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        return path
+
+    first, second = pack(tmp_path / "a.tar", [0, 1, 2, 3]), pack(tmp_path / "b.tar", [2, 0, 3, 1])
+    sidecar = annotate(tmp_path / "out", plan_shards([str(first)], rows_per_shard=3), llava.encoder, llava.model,
+                       carry="none")  # fmt: skip
+    one, other = (
+        SidecarExamples(sidecar, [str(path)], llava.encoder, cache_dir=tmp_path / "cache") for path in (first, second)
+    )
+    assert one.has_image().all()
+    for number, place in enumerate([1, 3, 0, 2]):
+        mine, theirs = one[number], other[place]
+        assert not mine.deltas.isnan().all()
+        torch.testing.assert_close(mine.deltas, theirs.deltas, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(mine.encoded.labels, theirs.encoded.labels)

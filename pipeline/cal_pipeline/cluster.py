@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cal_pipeline.annotate import ShardReport
+from cal_schemas.errors import ConfigError
+
+_CONNECT_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +27,20 @@ class Cluster:
     idle_timeout_s: float
     max_rows_not_ok: float = math.inf
     """The run stops when more of its rows are not ok."""
+
+
+def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
+    """ConfigError when nothing listens at a `host:port`: Ray itself would try for a quarter of an hour.
+
+    Other forms (`auto`, `ray://...`) are left to Ray, which refuses them quickly.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS): {error}") from error
 
 
 class Listener(Protocol):

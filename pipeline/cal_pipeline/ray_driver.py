@@ -22,7 +22,7 @@ import ray.exceptions
 from ray.util.metrics import Counter
 
 from cal_pipeline.annotate import ShardReport
-from cal_pipeline.cluster import Cluster, Listener, RunOutcome
+from cal_pipeline.cluster import Cluster, Listener, RunOutcome, check_reachable
 from cal_pipeline.session_dir import session_dir
 from cal_pipeline.shards import Shard
 from cal_pipeline.worker import Outcome, WorkerSettings
@@ -110,6 +110,7 @@ def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
     where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
+        check_reachable(address)
         given |= {"address": address}
     else:
         where = "Ray cannot start here"

@@ -61,7 +61,7 @@ def test_files_to_deltas_to_a_trained_checkpoint(name: str, tmp_path: Path) -> N
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
         list(map(str, [PRECOMPUTE, *shared, "--data_path", data, "--output_dir", out, "--gpus_per_worker", 0])),
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -34,7 +34,7 @@ _BACKOFF_S = 1.0
 _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
 _RAY_STARTS = 3
-_NODE_NEWS_S = 60.0
+_NODE_NEWS_S, _UNREACHABLE_S = 10.0, 60.0
 _OBJECT_STORE_BYTES = 200 * 2**20
 _log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class _Run:
 
     def _fill_slots(self) -> None:
         busy = sum(slot.state == "busy" for slot in self._slots)
-        while len(self._slots) < min(self._max_workers, busy + len(self._waiting)):
+        while len(self._slots) < min(self._max_workers, busy + len(self._waiting) + len(self._undecided)):
             self._started += 1
             log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
             actor = _Actor.options(  # type: ignore[attr-defined]
@@ -236,7 +236,8 @@ class _Run:
         except ray.exceptions.RayError as error:
             # The process or its node is gone (or out of reach, which must be treated as gone).
             reason = f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}"
-            self._lose(slot, reason, out_of_reach=isinstance(error, ray.exceptions.ActorUnavailableError))
+            unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
+            self._lose(slot, reason, patience_s=_UNREACHABLE_S if unreachable else _NODE_NEWS_S)
             return
         self._last_alive = time.monotonic()
         slot.since = self._last_alive
@@ -280,14 +281,14 @@ class _Run:
             self.outcome.too_many_not_ok = f"{not_ok} of {rows} rows so far are not ok"
             raise _AbortError(self.outcome.too_many_not_ok)
 
-    def _lose(self, slot: _Slot, reason: str, *, out_of_reach: bool = False) -> None:
+    def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
-            # That a connection broke is known at once, that the node is gone only after some missed health checks.
-            patience = _NODE_NEWS_S if out_of_reach else 0.0
-            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + patience))
+            # That a worker is gone is known at once, that its node is gone only after some missed health checks. The
+            # fresh worker is loading its model meanwhile.
+            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + patience_s))
             self._decide()
             return
         self._start_failures += 1

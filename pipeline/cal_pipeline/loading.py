@@ -19,6 +19,7 @@ from cal_schemas.spec import digest_json
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _MIB = 2**20
+_PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
 _FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _Loaded = TypeVar("_Loaded")
 
@@ -50,7 +51,7 @@ def weights_digest(directory: Path) -> str:
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        others = sorted(file.name for file in [*directory.glob("*.bin"), *directory.glob("*.pt*")])
+        others = sorted(file.name for kind in _PICKLES for file in directory.glob(kind))
         raise ConfigError(f"{directory} has no *.safetensors weights" + (f", only {', '.join(others)}, which may run "
                           "code when loaded: convert them with save_pretrained" if others else ""))  # fmt: skip
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

@@ -135,15 +135,14 @@ def test_decompression_bombs_of_gigabytes_cost_megabytes(
     tmp_path: Path, llava: Family, visits: tuple[str, list[str]]
 ) -> None:
     _, images, _ = write_hostile_rows(tmp_path, visits[0])
-    lines, members = write_line_bomb(tmp_path / "b.jsonl.zst", 3), write_member_bomb(tmp_path / "c.tar.gz", 3)
+    lines, members = write_line_bomb(tmp_path / "b.jsonl.zst", 1), write_member_bomb(tmp_path / "c.tar.gz", 1)
     assert lines.stat().st_size < 2**20
     assert members.stat().st_size < 2**22
     found, grown, _ = measure(llava, tmp_path, images, lines, members)
-    assert found["b-r000000000-000000003/1"] == [
-        "encode_error", f"a line of {3 * 2**30 + 1} bytes; at most {64 * 2**20} are read",
-    ]  # fmt: skip
+    (bomb,) = (value for name, value in found.items() if name.startswith("b-r"))
+    assert bomb == ["encode_error", f"a line of {2**30 + 1} bytes; at most {64 * 2**20} are read"]
     assert found["bomb"][0] == "encode_error"
-    assert "member 'bomb.jpg' of 3221225472 bytes is too large" in found["bomb"][1]
+    assert "member 'bomb.jpg' of 1073741824 bytes is too large" in found["bomb"][1]
     assert found["good"][0] == "ok"
     assert grown < 700, f"{grown} MiB"
 

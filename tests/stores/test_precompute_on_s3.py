@@ -59,6 +59,7 @@ def precompute(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_from_store_to_store_equals_from_disk_to_disk(
     bucket: ObjectPath, tmp_path: Path, llava: Family, proxy: FaultyProxy
 ) -> None:
@@ -173,6 +174,7 @@ def test_text_files_are_read_by_range_and_a_change_after_planning_is_noticed(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_training_reads_shards_and_pictures_from_the_store(bucket: ObjectPath, tmp_path: Path, llava: Family) -> None:
     write_llava_json(tmp_path / "in", 12)
     upload(tmp_path / "in", bucket / "in")

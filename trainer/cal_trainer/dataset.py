@@ -150,7 +150,7 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
             rows = datasets.Dataset.from_generator(
                 _remote_rows,
                 # Etags are in the key of the cache: another content is another copy.
-                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": list(columns)},
+                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)},
                 features=datasets.Features.from_arrow_schema(schema),
                 cache_dir=cache,
                 writer_batch_size=_ROWS_PER_WRITE,
@@ -166,10 +166,10 @@ def _pinned(file: Location) -> Location:
     return replace(file, known=file.stat()) if isinstance(file, ObjectPath) else file
 
 
-def _remote_rows(files: list[Location], columns: list[str]) -> Iterator[dict[str, Any]]:
+def _remote_rows(files: list[Location], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path in files:
         with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=columns):
+            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=list(columns)):
                 yield from batch.to_pylist()
 
 

@@ -70,7 +70,7 @@ def rows() -> list[list[str]]:
         cells = _measured.get(name, {})
         status = "works" if name in REQUIRED else "works (tried)"
         if cells.get("end_to_end", "").startswith("refused"):
-            status = "works at model level; refused end to end"
+            status = "works at model level, refused end to end (tried)"
         found.append([f"`{name}`", status, *(cells.get(key, "?") for key in _KEYS[2:])])
     found += [[f"`{name}`", f"not tried: {why}", *["-"] * (len(COLUMNS) - 2)] for name, why in NOT_BUILT.items()]
     return found
@@ -120,10 +120,11 @@ model of transformers' own config class in float32, with weights large enough th
 largest differences of a logit (losses: of the loss) seen in that run, rounded up to one digit.
 
 Each row was tested for: the label head against full logits; `drop` against `mask`; a ragged batch against its rows one
-by one, with and without the image; padding left against right; two images in a sample and text-only rows; one training
-step through the trainer with cached and one with online deltas, finite and equal; other pixels giving other logits.
-"Real processor end to end" is files, `cal-precompute`, pandas, `cal-train` with a processor and a tokenizer made in the
-test; elsewhere the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
+by one, with the image and under both contrasts; padding left against right; two images in a sample and text-only rows;
+one training step through the trainer with cached and one with online deltas, finite and equal; other pixels giving
+other logits. "Real processor end to end" is files, `cal-precompute`, pandas, `cal-train` (cached and online) with a
+processor and a tokenizer made in the test; elsewhere the processor needs torchvision, which has no build for a CPU
+torch, and samples are token ids.
 
 How the tokens that stand for an image are found:
 
@@ -162,6 +163,9 @@ checks the model before its first row (`cal-train --delta_source online` before 
    Else the message names the difference and the way out, `--contrast mask`.
 3. Where a mask does not reach all layers (linear attention, convolutions, cross-attention) there is nothing to compare:
    `drop` defines the deltas and `--contrast mask` is refused with the reason.
+
+Two families come with dropout in their configs (BLIP-2's Q-Former, Granite's projector: 0.1). Online deltas are refused
+with it; set it to 0 in the config, or use cached ones. The tiny models have none.
 
 Run the check in float32 (`--dtype float32 --limit 2`) when in doubt: half precision hides small disagreements.
 """

@@ -1,0 +1,26 @@
+"""Last in this folder: docs/models.md says what the tests beside this one have just measured."""
+
+import pytest
+
+from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from families import page
+from families.table import NAMES, NOT_BUILT
+
+
+def test_the_committed_page_has_every_family_and_every_special_case() -> None:
+    assert [row[0] for row in page.committed_rows()] == [f"`{name}`" for name in (*NAMES, *NOT_BUILT)]
+    text = page.PAGE.read_text(encoding="utf-8")
+    for table in (REFUSED_MODELS, REFUSED_PROCESSORS, PREFIX_PROCESSORS, ALIKE_BATCHES):
+        assert all(f"`{name}`: {reason}" in text for name, reason in table.items())
+
+
+@pytest.mark.full
+def test_the_page_is_what_was_measured() -> None:
+    """A whole run writes the page; it fails when more than figures changed, so that the new page is looked at."""
+    before = page.committed_rows()
+    if not page.complete():
+        pytest.skip("written by a run of all of tests/models (families.page.RECORD: in parts)")
+    page.write()
+    changed = [row[0] for row, old in zip(page.rows(), before, strict=False) if not page.alike(row, old)]
+    assert len(before) == len(page.rows()), "docs/models.md was written for the first time or has other families"
+    assert not changed, f"docs/models.md has new rows for {changed}: look at them and commit it"

@@ -22,7 +22,7 @@ from cal_trainer.alignment import Example, scatter_deltas
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
 from cal_trainer.label_rows import label_rows, supervised_ids
-from cal_trainer.parameters import active_dropout
+from cal_trainer.parameters import PARTS, active_dropout, part_of_each
 from cal_trainer.trainer import CalTrainer, Weighting
 from families import page
 from families.case import Case
@@ -75,6 +75,12 @@ def test_the_samples_are_ragged_and_show_what_the_family_can(entry: tuple[str, C
         text_only=found.text_only,
         found_by=found.found_by,
     )
+
+
+def test_every_parameter_belongs_to_a_part_that_can_be_trained(entry: tuple[str, Case]) -> None:
+    of_part = part_of_each(entry[1].model)
+    assert {name for name, part in of_part.items() if part is None} == set()
+    assert set(of_part.values()) == set(PARTS)
 
 
 def test_label_head_equals_full_logits(entry: tuple[str, Case]) -> None:

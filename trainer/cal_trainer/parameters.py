@@ -31,6 +31,9 @@ _PROJECTORS: Final = frozenset({
     "aligner",  # Janus
     "merger", "merger_list", "deepstack_merger_list",  # Qwen-VL, GLM-V: inside the vision tower, yet trained as this
     "perceiver_resampler", "vision_resampler",  # cross-attention resamplers
+    "qformer", "query_tokens", "language_projection",  # BLIP-2, InstructBLIP
+    "embed_vision",  # Gemma 3n, Gemma 4
+    "layerwise_projectors", "spatial_projectors",  # Granite Vision
 })  # fmt: skip
 """Names that transformers gives to what stands between tower and decoder; a module or a bare parameter."""
 

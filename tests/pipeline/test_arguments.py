@@ -181,7 +181,7 @@ def test_help_lists_every_flag_with_its_text_and_exits_0(capsys: pytest.CaptureF
 
 
 def precompute(**changed: Any) -> PrecomputeConfig:
-    return PrecomputeConfig(**{"model_name_or_path": "m", "output_dir": Path("o"), "data_path": ["d"], **changed})
+    return PrecomputeConfig(**{"model_name_or_path": "m", "output_dir": "o", "data_path": ["d"], **changed})
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_broken_metadata_is_a_format_error(tmp_path: Path, key: str, value: str)
 def test_a_later_version_may_say_more_about_the_source(tmp_path: Path) -> None:
     table = pq.read_table(write(tmp_path / "a.parquet", simple_row()))
     shard = json.loads(table.schema.metadata[b"cal.shard"])
-    shard["source"]["etag"], shard["new"] = "x", 1
+    shard["source"]["version_id"], shard["new"] = "x", 1
     changed = {**table.schema.metadata, b"cal.shard": json.dumps(shard).encode()}
     pq.write_table(table.replace_schema_metadata(changed), tmp_path / "a.parquet")
     assert read_shard_metadata(tmp_path / "a.parquet") == shard_metadata()

@@ -172,6 +172,16 @@ def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Pa
     assert "is not that of its measurement" in problems(output)
 
 
+def test_a_filtered_shard_may_hold_fewer_rows_than_its_source(output: Path, tmp_path: Path) -> None:
+    from cal_pipeline import inspect_cli
+
+    kept = tmp_path / "kept"
+    assert inspect_cli.run(["filter", str(output), "num_tokens > 0", "--output", str(kept)]) == 0
+    found = verify(kept)
+    assert not any(shard.problems for shard in found.shards)
+    assert found.ok
+
+
 def test_missing_repeated_and_renamed_shards_are_found(output: Path) -> None:
     one, two, _ = shard_files(output)
     shutil.copy(one, output / "copy.parquet")

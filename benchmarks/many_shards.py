@@ -55,15 +55,8 @@ SPEC = MeasurementSpec(
 )
 
 
-@ray.remote
-class IdleActor:
+class IdleWorker(ray_driver._Actor.__ray_metadata__.modified_class):  # type: ignore[attr-defined,misc]
     """Stands where a worker stands and says at once that the shard is done."""
-
-    def __init__(self, log_path: str) -> None:
-        pass
-
-    def where(self) -> tuple[str, str]:
-        return "nowhere", ""
 
     def start(self, settings: object) -> str:
         return ""
@@ -150,7 +143,7 @@ def measure(num_shards: int) -> dict[str, object]:
 
 
 def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, float]]:
-    ray_driver._Actor = IdleActor
+    ray_driver._Actor = ray.remote(IdleWorker)
     cluster = Cluster(
         num_workers=WORKERS, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=3, shard_timeout_s=600,
         start_timeout_s=600, idle_timeout_s=600,

@@ -172,6 +172,7 @@ class _Run:
         self._metrics = _Metrics()
         self._started = 0
         self._start_failures = 0
+        self._rows = self._rows_not_ok = 0
         self._last_alive = time.monotonic()
         self.outcome = outcome
 
@@ -271,14 +272,14 @@ class _Run:
             self.outcome.reports.append(outcome.report)
             self._metrics.add(outcome.report)
             self._listener.finished(outcome.report)
-            self._check_rows_not_ok()
+            self._count_rows(outcome.report)
 
-    def _check_rows_not_ok(self) -> None:
-        reports = self.outcome.reports
-        rows = sum(report.rows for report in reports)
-        not_ok = rows - sum(report.statuses.get(STATUS_OK, 0) for report in reports)
-        if not_ok > self._cluster.max_rows_not_ok:
-            self.outcome.too_many_not_ok = f"{not_ok} of {rows} rows so far are not ok"
+    def _count_rows(self, report: ShardReport) -> None:
+        # Running sums: adding up all reports after each shard would take quadratic time.
+        self._rows += report.rows
+        self._rows_not_ok += report.rows - report.statuses.get(STATUS_OK, 0)
+        if self._rows_not_ok > self._cluster.max_rows_not_ok:
+            self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
             raise _AbortError(self.outcome.too_many_not_ok)
 
     def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0) -> None:

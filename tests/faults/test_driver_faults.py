@@ -14,6 +14,8 @@ import pytest
 from cal_schemas.annotated import open_annotated
 from fault_job import PATIENCE_S, Job, alive, busy_workers, descendants, wait_for
 
+SHARDS = 16
+"""Enough that a slow machine still catches the run in the middle."""
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 
@@ -25,7 +27,7 @@ def ray_dirs_of(pid: int) -> list[Path]:
 
 @pytest.fixture
 def job(tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]) -> Job:
-    return Job(model=slow_model, data=calm(6).data, output=tmp_path / "out", flags=("--num_workers", "2"))
+    return Job(model=slow_model, data=calm(SHARDS).data, output=tmp_path / "out", flags=("--num_workers", "2"))
 
 
 def in_the_middle(job: Job, process_id: int) -> bool:
@@ -45,13 +47,13 @@ def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_fini
     process.wait()
     wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
     before = job.contents()
-    assert 1 <= len(before) < 6
+    assert 1 <= len(before) < SHARDS
     assert open_annotated(job.output).num_rows == 4 * len(before)
     assert job.run() == 0, job.said()
     assert "another driver" not in job.said()
     after = job.contents()
     assert {name: after[name] for name in before} == before
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm(SHARDS).table())
     assert job.staged() == []
     assert not mine.exists()
 
@@ -75,7 +77,7 @@ def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_br
             os.kill(worker, signal.SIGCONT)
     wait_for(lambda: not any(map(alive, stopped)), "the workers of the dead driver have ended")
     assert job.contents() == before
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm(SHARDS).table())
     assert job.staged() == []
 
 
@@ -99,7 +101,9 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(
     assert job.finish(process) == code, job.said()
     # What was published a moment before the signal may not have been told to the driver.
     done = "|".join(str(count) for count in range(1, len(job.done()) + 1))
-    message = rf"cal-precompute: {re.escape(words)}; ({done}) of 6 shards were done; run the same command to resume"
+    message = (
+        rf"cal-precompute: {re.escape(words)}; ({done}) of {SHARDS} shards were done; run the same command to resume"
+    )
     assert re.search(message, job.said()), job.said()
     assert job.staged() == []
     assert list((job.output / ".cal").glob("driver-*")) == []
@@ -122,19 +126,24 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
     assert first.wait(timeout=PATIENCE_S) == 0, log.read_text()
     assert f"another driver works on this output: {platform.node()}, pid {first.pid}, started 20" in same.said()
     assert "another driver" not in log.read_text()
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm(SHARDS).table())
     assert job.staged() == []
     assert list((job.output / ".cal").glob("driver-*")) == []
 
 
 @pytest.mark.full
-def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Callable[[int], Job]) -> None:
+@pytest.mark.parametrize("title", ["raylet/raylet ", "gcs/gcs_server "])
+def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(
+    job: Job, calm: Callable[[int], Job], title: str
+) -> None:
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (raylet,) = [child for child, title in descendants(process.pid) if "raylet/raylet " in title]
+    (victim,) = [child for child, found in descendants(process.pid) if title in found]
     before = job.contents()
-    os.kill(raylet, signal.SIGKILL)
-    assert process.wait(timeout=PATIENCE_S) not in (0, 1)
+    os.kill(victim, signal.SIGKILL)
+    # The workers may get to the end before anybody notices: then it is a run like any other.
+    code = process.wait(timeout=PATIENCE_S)
+    assert (code == 0) == (len(job.done()) == SHARDS), job.said()
     assert before.items() <= job.contents().items()
     assert job.run() == 0, job.said()
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm(SHARDS).table())

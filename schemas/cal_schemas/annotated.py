@@ -42,6 +42,7 @@ EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
 _FLOATS = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
 _INTS = ("label_ids", "label_positions")
 _FOOTER_THREADS = 16
+_FOOTERS_AHEAD = 256
 _log = logging.getLogger(__name__)
 
 
@@ -279,12 +280,17 @@ def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
         raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def read_annotated_footers(files: Sequence[Location]) -> list[pq.FileMetaData]:
-    """Footers of several files, in their order; those of an object store are asked for at the same time."""
+def read_annotated_footers(files: Sequence[Location]) -> Iterator[pq.FileMetaData]:
+    """Footers of several files, in their order; those of an object store are asked for at the same time.
+
+    One after the other: a footer takes 30 kB of memory, and a run may have ten thousand.
+    """
     if not any(isinstance(file, ObjectPath) for file in files):
-        return [read_annotated_footer(file) for file in files]
+        yield from map(read_annotated_footer, files)
+        return
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(read_annotated_footer, files))
+        for start in range(0, len(files), _FOOTERS_AHEAD):
+            yield from pool.map(read_annotated_footer, files[start : start + _FOOTERS_AHEAD])
 
 
 def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = None) -> ShardMetadata:
@@ -358,7 +364,7 @@ def open_annotated(path: Location | Sequence[Location]) -> AnnotatedDataset:
             raise FormatError(f"{one}: no annotated shards (*.parquet) here")
         files += found
     where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
-    footers = read_annotated_footers(files)
+    footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
     for file, other in zip(files[1:], metadata[1:], strict=True):
         if differing := metadata[0].spec.differences(other.spec):

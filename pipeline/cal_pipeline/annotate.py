@@ -3,6 +3,8 @@
 Samples are decoded and encoded in threads, gathered in windows of consecutive rows, batched by length inside a
 window, measured in two passes and written in their own order. Windows and batches depend on the shard and the flags
 alone, never on workers or timing.
+
+Over 250 lines: the stages hand each other one private type, and are read as one passage.
 """
 
 from __future__ import annotations

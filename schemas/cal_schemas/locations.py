@@ -2,6 +2,8 @@
 
 `ObjectPath` speaks as much of Path's language as this project uses, so code that opens, lists and names files does not
 ask where they are. What an object store cannot do (links, renames in place, appending) it has no method for.
+
+Over 250 lines, because the stores' `ObjectPath` answers to Path's many names: one method of two lines each.
 """
 
 from __future__ import annotations

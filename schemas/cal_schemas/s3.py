@@ -2,6 +2,8 @@
 
 Every request goes through `_retrying`, reading a body included: botocore's own retries end when the headers arrive.
 Objects appear whole: a put is one step, and parts of a multipart upload are invisible until it is completed.
+
+Over 250 lines: what S3's requests have in common (retries, conditions, words for errors) is half of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from cal_pipeline import cli, loading
+from cal_pipeline import job, loading
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.loading import load_reference
 from cal_pipeline.quantization import check_quantization, quantization_config
@@ -129,14 +129,14 @@ def config(**changed: Any) -> PrecomputeConfig:
 def test_what_needs_a_gpu_is_refused_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="flash_attention_2 needs a GPU, and workers have none"):
-        cli._check_device(config(attn_implementation="flash_attention_2"), 0.0)
-    cli._check_device(config(attn_implementation="flash_attention_2"), 1.0)
+        job.check_device(config(attn_implementation="flash_attention_2"), 0.0)
+    job.check_device(config(attn_implementation="flash_attention_2"), 1.0)
     with pytest.raises(ConfigError, match="--attn_implementation flash: expected one of"):
         config(attn_implementation="flash")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        cli._check_device(config(quantization="4bit"), 1.0)
-    cli._check_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
+        job.check_device(config(quantization="4bit"), 1.0)
+    job.check_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -22,9 +22,8 @@ from cal_schemas.weighting import check_weighting
 from cal_trainer.resuming import STATE_NAME
 
 _QUANTILE = re.compile(r"q(.+)")
-_EXACT_VALUES = 2**22
-"""So many deltas are held and sorted (16 MB); of more a histogram is kept instead (32 MB)."""
-_HISTOGRAM_BITS = 22
+_HELD, _BITS = 2**22, 22
+"""Exact up to 4 million deltas (16 MB), of more to 1 part in 16384 of the value (32 MB)."""
 _log = logging.getLogger("cal-train")
 
 
@@ -54,47 +53,15 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
     return Quantile(value)
 
 
-class DeltaQuantiles:
-    """Quantiles of deltas that stream by, in memory that does not grow with them.
-
-    Exact (numpy's linear interpolation) up to 4 million deltas, to 1 part in 16384 of the value beyond. Counts are
-    whole numbers, so every process that reads the same deltas, in whatever order, gets the same answer.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[np.ndarray] = []
-        self._counts: DeltaCounts | None = None
-        self.count = 0
-
-    def add(self, deltas: np.ndarray) -> None:
-        """Takes defined deltas [N] float32."""
-        self.count += len(deltas)
-        if self._counts is not None:
-            self._counts.add(deltas)
-            return
-        self._held.append(deltas)
-        if self.count > _EXACT_VALUES:
-            self._counts = DeltaCounts(bits=_HISTOGRAM_BITS)
-            for part in self._held:
-                self._counts.add(part)
-            self._held = []
-
-    def quantile(self, share: float) -> float:
-        """In logits; NaN of nothing."""
-        if self._counts is not None:
-            return self._counts.quantile(share)
-        if not self.count:
-            return float("nan")
-        return float(np.quantile(np.concatenate(self._held).astype(np.float64), share))
-
-
-def quantiles_of(opened: AnnotatedDataset) -> DeltaQuantiles:
+def quantiles_of(opened: AnnotatedDataset) -> DeltaCounts:
     """Of all defined deltas of the rows with a picture, in one pass over two columns of the shards.
+
+    Counts are whole numbers, so every process that reads the same deltas, in whatever order, gets the same answer.
 
     A text-only row is one whose deltas are all 0, which they are there by definition; a sidecar holds no pictures to
     count. Rows that are not ok have none.
     """
-    found = DeltaQuantiles()
+    found = DeltaCounts(held=_HELD, bits=_BITS)
     for batch in opened.batches(columns=["status", "delta_logits"]):
         found.add(_deltas_with_picture(batch))
     return found
@@ -131,13 +98,13 @@ def resolve_bounds(
         origin = f"recorded in {resume}"
     else:
         found = quantiles_of(open_annotated(list(data_path)))
-        if not found.count:
+        if not found.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(
                 f"{paths} has no defined delta of a row with a picture: give --alpha and --beta as numbers"
             )
         recorded = {name: found.quantile(bound.share) for name, bound in quantiles.items()}
-        origin = f"of {found.count} deltas of rows with pictures"
+        origin = f"of {found.defined} deltas of rows with pictures"
     said = ", ".join(f"--{name} {quantiles[name]} is {value:.6g}" for name, value in recorded.items())
     _log.info("%s (%s)", said, origin)
     bounds = {name: recorded.get(name, numbers.get(name, float("nan"))) for name in wanted}

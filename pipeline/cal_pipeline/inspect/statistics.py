@@ -66,17 +66,19 @@ def sample_columns(
 
 
 class DeltaCounts:
-    """Deltas counted by value: quantiles and histograms of any number of tokens in memory that does not grow.
+    """Quantiles and histograms of any number of deltas in memory that does not grow; they do not depend on the order.
 
     Args:
-        bits: of a float32 that tell two values apart. 20 keep 11 of the mantissa, so a quantile is exact to 1 part in
-            4096 (8 MB); 16 keep 7, 1 part in 256 (0.5 MB). Powers of two and small integers are borders of buckets.
-        below: values whose share below them is counted exactly.
+        held: so many deltas are kept as they are, and everything is exact; more are counted by value in buckets.
+        bits: of a float32 that tell two buckets apart. 20 keep 11 of the mantissa: values are right to 1 part in 4096
+            (8 MB); 18 keep 9, 1 part in 1024 (2 MB). Powers of two and small integers are borders of buckets.
+        below: values whose share below them is always counted exactly.
     """
 
-    def __init__(self, *, bits: int = 20, below: Sequence[float] = ()) -> None:
-        self._shift = 32 - bits
-        self._counts = np.zeros(2**bits, np.int64)
+    def __init__(self, *, held: int = 2**20, bits: int = 20, below: Sequence[float] = ()) -> None:
+        self._limit, self._bits = held, bits
+        self._held: list[np.ndarray] = []
+        self._counts: np.ndarray | None = None
         self._below = dict.fromkeys(map(float, below), 0)
         self.defined = self.undefined = 0
         self._sum = self._squares = 0.0
@@ -96,8 +98,17 @@ class DeltaCounts:
         self.max = float(np.fmax(self.max, defined.max()))
         for value in self._below:
             self._below[value] += int((defined < value).sum())
-        used, counts = np.unique(_ordered(defined) >> self._shift, return_counts=True)
-        self._counts[used] += counts
+        self._held.append(defined)
+        if self._counts is not None or self.defined > self._limit:
+            self._count_held()
+
+    def _count_held(self) -> None:
+        size = 1 << self._bits
+        if self._counts is None:
+            self._counts = np.zeros(size, np.int64)
+        for part in self._held:
+            self._counts += np.bincount(_ordered(part) >> (32 - self._bits), minlength=size)
+        self._held = []
 
     @property
     def mean(self) -> float:
@@ -116,32 +127,54 @@ class DeltaCounts:
         return self._below[float(value)] / self.defined if self.defined else float("nan")
 
     def quantile(self, share: float) -> float:
-        """The delta that this share of the tokens does not exceed; NaN of nothing."""
+        """As `numpy.quantile` has it, linear between neighbours; NaN of nothing."""
+        return self.quantiles([share])[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """The same of several shares at once."""
         if not self.defined:
-            return float("nan")
-        rank = min(int(share * self.defined), self.defined - 1)
-        bucket = int(np.searchsorted(np.cumsum(self._counts), rank, side="right"))
-        return float(np.clip(self._middles(np.array([bucket]))[0], self.min, self.max))
+            return [float("nan")] * len(shares)
+        if self._counts is None:
+            found: list[float] = np.quantile(self._concatenated(), shares).tolist()
+            return found
+        buckets = np.flatnonzero(self._counts)
+        rank = np.asarray(shares) * (self.defined - 1)
+        lower = np.floor(rank)
+        at = np.searchsorted(np.cumsum(self._counts[buckets]), [lower, np.ceil(rank)], side="right")
+        low, high = np.clip(self._middles(buckets[at]), self.min, self.max)
+        between: list[float] = (low + (high - low) * (rank - lower)).tolist()
+        return between
 
     def histogram(self, edges: np.ndarray) -> np.ndarray:
         """[len(edges) - 1] int64 counts; what lies outside is counted in the first and the last bin."""
-        buckets = np.flatnonzero(self._counts)
-        at = np.searchsorted(edges, self._middles(buckets), side="right") - 1
-        counts = np.zeros(len(edges) - 1, np.int64)
-        np.add.at(counts, np.clip(at, 0, len(counts) - 1), self._counts[buckets])
-        return counts
+        if self._counts is None:
+            values, counts = np.unique(self._concatenated(), return_counts=True)
+        else:
+            buckets = np.flatnonzero(self._counts)
+            values, counts = self._middles(buckets), self._counts[buckets]
+        at = np.searchsorted(edges, values, side="right") - 1
+        found = np.zeros(len(edges) - 1, np.int64)
+        np.add.at(found, np.clip(at, 0, len(found) - 1), counts)
+        return found
 
     def merge(self, other: DeltaCounts) -> None:
         """Adds what another one of the same bits and borders has counted."""
-        self._counts += other._counts
         self.defined, self.undefined = self.defined + other.defined, self.undefined + other.undefined
         self._sum, self._squares = self._sum + other._sum, self._squares + other._squares
         self.min, self.max = float(np.fmin(self.min, other.min)), float(np.fmax(self.max, other.max))
         self._below = {value: count + other._below[value] for value, count in self._below.items()}
+        self._held += other._held
+        if self._counts is not None or other._counts is not None or self.defined > self._limit:
+            self._count_held()
+            self._counts += 0 if other._counts is None else other._counts
+
+    def _concatenated(self) -> np.ndarray:
+        return np.concatenate([np.empty(0, np.float32), *self._held]).astype(np.float64)
 
     def _middles(self, buckets: np.ndarray) -> np.ndarray:
-        half = np.uint32(1) << np.uint32(self._shift - 1)
-        return _from_ordered((buckets.astype(np.uint32) << np.uint32(self._shift)) + half)
+        shift = np.uint32(32 - self._bits)
+        half = np.uint32(1) << (shift - np.uint32(1))
+        return _from_ordered((buckets.astype(np.uint32) << shift) + half)
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:

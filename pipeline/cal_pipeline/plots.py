@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cal_pipeline.inspect.statistics import DeltaCounts
 
@@ -47,7 +48,8 @@ def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float
     axes.set_ylabel("density")
     cumulative.set_ylabel("cumulative share of tokens (dotted)")
     cumulative.set_ylim(0, 1.02)
-    axes.legend(loc="center right", fontsize=8)
+    if len(groups) > 1:
+        axes.legend(loc="center right", fontsize=8, framealpha=0.9)
     if title:
         axes.set_title(title, fontsize=10)
     return figure
@@ -65,12 +67,16 @@ def scatter_figure(
     drawn = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(counts.T, 0), cmap="viridis", norm=LogNorm(1, max(counts.max(), 2))
     )
-    figure.colorbar(drawn, ax=axes, label="tokens")
+    # Plain numbers: powers of ten are formulas, which `save` switches off.
+    figure.colorbar(drawn, ax=axes, label="tokens in a bin", format="{x:,.0f}", shrink=0.8)
     axes.plot(edges[[0, -1]], edges[[0, -1]], color="black", linewidth=0.8, linestyle="--")
-    for value in (alpha, beta):
+    for value, name in ((alpha, "alpha"), (beta, "beta")):
         if edges[0] < value < edges[-1]:
             axes.axvline(value, color="gray", linewidth=0.6)
             axes.axhline(value, color="gray", linewidth=0.6)
+            axes.annotate(f" {name}", (value, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="gray")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(9, integer=True))
     axes.set_xlabel(f"delta in {names[0]} (logits)")
     axes.set_ylabel(f"delta in {names[1]} (logits)")
     axes.set_aspect("equal")

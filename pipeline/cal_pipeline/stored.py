@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.images import read_images
 from cal_pipeline.shards import drawn_rows, plan_shards, read_samples
-from cal_schemas.annotated import AnnotatedDataset, ShardMetadata
+from cal_schemas.annotated import AnnotatedDataset, ShardMetadata, ShardSource
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.locations import Location, location, open_parquet
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
@@ -72,7 +72,7 @@ def read_stored(
         with open_parquet(path) as file:
             mine = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
             outside = metadata.carry == "none" or (metadata.carry == "paths" and folder is None)
-            samples = _samples(metadata, mine) if len(mine) and outside else {}
+            samples = _samples(path, metadata, mine) if len(mine) and outside else {}
             group_first = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -115,29 +115,50 @@ def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None,
     )
 
 
-def _samples(metadata: ShardMetadata, rows: np.ndarray) -> dict[int, Sample]:
+def _samples(path: Location, metadata: ShardMetadata, rows: np.ndarray) -> dict[int, Sample]:
     wanted = set(rows.tolist())
-    return {row: sample for row, sample in enumerate(source_samples(metadata)) if row in wanted}
+    return {row: sample for row, sample in enumerate(source_samples(path, metadata)) if row in wanted}
 
 
-def source_samples(metadata: ShardMetadata) -> Iterator[Sample]:
+def source_samples(path: Location, metadata: ShardMetadata) -> Iterator[Sample]:
     """The samples that a shard was measured from, one for each of its rows, read from its source.
 
     Raises ConfigError when the source is gone or is no longer the file that was measured.
     """
+    samples = _measured_samples(metadata)
+    return _left_by_filter(path, samples) if metadata.filters else samples
+
+
+def _left_by_filter(path: Location, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Of all samples those whose rows a filter left: they are known by their keys and keep their order."""
+    with open_parquet(path) as file:
+        keys = iter(file.read(columns=["sample_key"]).column(0).to_pylist())
+    key = next(keys, None)
+    for sample in samples:
+        if key is not None and sample_key(sample) == key:
+            yield sample
+            key = next(keys, None)
+    if key is not None:
+        raise ConfigError(f"{path}: its source holds no sample with the key {key}, in the order of the rows")
+
+
+def _measured_samples(metadata: ShardMetadata) -> Iterator[Sample]:
     source = metadata.source
     if not location(source.uri).is_file():
-        raise ConfigError(f"{source.uri} is gone: the samples of this shard (carry {metadata.carry!r}) were in there")
+        raise ConfigError(
+            f"{source.uri} is gone, and the samples of this shard (carry {metadata.carry!r}) are in there: put it "
+            "back, or measure with --carry images"
+        )
     drawn = drawn_rows(source)
     last = 0
     for shard in plan_shards([source.uri], [source.image_folder] if source.image_folder else []):
         now = shard.source
         if shard.problem:
             raise FormatError(shard.problem)
-        if (now.size, now.mtime_ns) != (source.size, source.mtime_ns):
+        if (now.size, now.mtime_ns, now.etag) != (source.size, source.mtime_ns, source.etag):
             raise ConfigError(
-                f"{source.uri} has {now.size} bytes, modified at {now.mtime_ns} ns; when it was measured it had "
-                f"{source.size}, modified at {source.mtime_ns}: the deltas are of an older source"
+                f"{source.uri} has {now.size} bytes, {_state(now)}; when it was measured it had {source.size}, "
+                f"{_state(source)}: the deltas are of an older source"
             )
         last = now.row_stop
         if now.row_stop <= source.row_start or now.row_start >= source.row_stop:
@@ -147,3 +168,7 @@ def source_samples(metadata: ShardMetadata) -> Iterator[Sample]:
                 yield sample
     if last < source.row_stop:
         raise ConfigError(f"{source.uri} has {last} rows; {source.row_stop} were there when it was measured")
+
+
+def _state(source: ShardSource) -> str:
+    return f"etag {source.etag}" if source.etag else f"modified at {source.mtime_ns} ns"

@@ -1,4 +1,6 @@
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from cal_pipeline.inspection import load_annotated, sample_frame
 from cal_pipeline.resume import Progress, compare_with_output
 from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import LocalStore
+from cal_pipeline.stored import read_stored
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
 from cal_trainer.dataset import AnnotatedExamples
@@ -124,3 +127,22 @@ def test_a_sidecars_filter_warns_that_its_source_is_whole(
     output = str(tmp_path / "kept")
     assert run(["filter", str(directories.sidecar), "tokens > 8", "--output", output]) == EXIT_DONE
     assert "its source still has all rows" in capsys.readouterr().err
+
+
+def test_a_filtered_sidecars_rows_find_their_own_samples(directories: Directories, tmp_path: Path) -> None:
+    for condition in ("tokens > 30", "status != 'ok' or max_delta == 0"):
+        output = tmp_path / str(len(condition))
+        assert run(["filter", str(directories.sidecar), condition, "--output", str(output)]) == EXIT_DONE
+        opened = open_annotated(output)
+        rows = list(read_stored(opened, range(opened.num_rows)))
+        assert 3 < len(rows) < 24
+        assert all(row.key_matches for row in rows)
+
+
+def test_a_filtered_directory_still_knows_its_reference(directories: Directories, tmp_path: Path) -> None:
+    shutil.copytree(directories.normal, tmp_path / "whole")
+    report = tmp_path / "whole" / ".cal" / "reports" / "run-20260101-000000-aaaaaa.json"
+    report.parent.mkdir(exist_ok=True)
+    report.write_text(json.dumps({"config": {"model_name_or_path": str(directories.family.directory)}}))
+    assert run(["filter", str(tmp_path / "whole"), "tokens > 8", "--output", str(tmp_path / "kept")]) == EXIT_DONE
+    assert run(["tokens", str(tmp_path / "kept")]) == EXIT_DONE

@@ -81,6 +81,23 @@ def test_a_row_that_failed_says_why(directories: Directories, capsys: pytest.Cap
     assert re.search(r"image_error: .*missing.png", out)
 
 
+def test_a_sidecar_shows_its_source_s_words_and_says_when_that_is_gone(
+    directories: Directories, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = directories.family.directory
+    whole = shown(directories.sidecar, "#0", model, capsys)
+    assert whole.splitlines()[1:] == shown(directories.normal, "#0", model, capsys).splitlines()[1:]
+    source = directories.images.parent / "data.json"
+    source.rename(source.with_name("moved.json"))
+    try:
+        gone = shown(directories.sidecar, "#0", model, capsys)
+    finally:
+        source.with_name("moved.json").rename(source)
+    assert "data.json is gone" in gone
+    words = [line for line in whole.splitlines() if line.startswith("assistant")]
+    assert words == [line for line in gone.splitlines() if line.startswith("assistant")]
+
+
 def test_nothing_of_the_dataset_steers_the_terminal(
     nasty: Path, directories: Directories, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +132,6 @@ def test_the_page_of_a_sample_is_self_contained_and_escaped(
     page.feed(path.read_text())
     assert not page.tags & {"script", "b", "link", "iframe"}
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
-    assert len(page.sources) == (0 if kind == "sidecar" else 1)
+    assert len(page.sources) == 1
     assert page.titles == len(load_annotated(directories.normal)["label_ids"][0])
     assert "default-src 'none'" in path.read_text()

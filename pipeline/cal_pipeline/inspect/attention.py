@@ -73,4 +73,5 @@ def draw(maps: list[dict[str, Any]], target: Path) -> None:
         one.set_title(f"{item['name']}: {item['share']:.1%} of attention", fontsize=10)
     bar = figure.colorbar(drawn, ax=list(axes[1:]), shrink=0.75, ticks=[0.0, top])
     bar.ax.set_yticklabels(["none", "most"])
+    bar.solids.set_alpha(1.0)
     figure.savefig(target, dpi=110)

@@ -203,12 +203,9 @@ def count_rows(dataset: AnnotatedDataset) -> tuple[np.ndarray, np.ndarray]:
         if "images" in batch.data.schema.names:
             images.append(batch.data.column("images").value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
     if "images" not in dataset.schema.names:
-        images += [np.fromiter(map(_num_images, source_samples(item)), np.int64) for item in dataset.metadata]
+        for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
+            images.append(np.fromiter((len(sample.images) for sample in source_samples(path, metadata)), np.int64))
     return np.concatenate(ok), np.concatenate(images)
-
-
-def _num_images(sample: Any) -> int:
-    return len(sample.images)
 
 
 def say(text: str) -> None:

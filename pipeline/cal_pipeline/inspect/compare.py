@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path:
         names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
         figure = plots.scatter_figure(
-            *_trimmed(found), names=names, alpha=found.alpha, beta=found.beta, title=f"{found.tokens:,} tokens"
+            *_trimmed(found), names=names, alpha=found.alpha, beta=found.beta, title=_title(result)
         )
         plots.save(figure, path)
         if not arguments.json:
@@ -220,6 +220,15 @@ def _trimmed(found: Comparison) -> tuple[np.ndarray, np.ndarray]:
     return found.grid[inner, inner], found.edges()[middle - half : middle + half + 1]
 
 
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
+
+
+def _correlation(result: Mapping[str, Any]) -> str:
+    value = result["correlation"]
+    return "undefined (no spread)" if value is None else f"{value:.4f}"
+
+
 def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     def say(text: str) -> None:
         print(text)  # noqa: T201
@@ -235,12 +244,11 @@ def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: a
     undefined = result["undefined_in_one"]
     note = f"; {undefined:,} are undefined in one of the two" if undefined else ""
     say(f"{result['tokens']:,} tokens compared{note}")
-    correlation = result["correlation"]
-    say(f"correlation               {'undefined (no spread)' if correlation is None else f'{correlation:.4f}'}")
-    say(f"mean difference, A - B    {result['mean_difference']:+.4g} logits")
-    say(f"mean absolute difference  {result['mean_absolute_difference']:.4g} logits")
-    say(f"rms difference            {result['rms_difference']:.4g} logits")
-    say(f"max difference            {result['max_difference']:.4g} logits")
+    say(f"correlation               {_correlation(result)}")
+    say(f"mean difference, A - B    {result['mean_difference']:+#.4g} logits")
+    say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g} logits")
+    say(f"rms difference            {result['rms_difference']:#.4g} logits")
+    say(f"max difference            {result['max_difference']:#.4g} logits")
     say(f"clamped weight moved by more than {MOVED}: {result['share_moved']:.2%} of the tokens")
     say("measured alike" if not differing else "measured differently:")
     for name, (one, other) in differing.items():

@@ -80,7 +80,7 @@ class Condition:
         for name in names:
             if name not in columns:
                 close = difflib.get_close_matches(name, columns, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = f"; did you mean {close[0]}?" if close else "."
                 raise ConfigError(f"{text!r}: no column {name!r}{hint} There are {', '.join(columns)}")
         self.names = tuple(names)
 

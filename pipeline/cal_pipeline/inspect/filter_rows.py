@@ -30,6 +30,7 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.expression import RowTest, row_test, scalar_columns
 from cal_pipeline.inspect.reading import open_paths, read_batches
 from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS
+from cal_pipeline.run_reports import FILTER_NAME, reported_model
 from cal_schemas.annotated import (
     MAX_ROW_GROUP_IMAGE_BYTES,
     MAX_ROW_GROUP_ROWS,
@@ -192,9 +193,14 @@ def write_rows(
         for partial, final in written:
             final.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(final)
-        about = {"condition": condition, "before": dict(selection.before), "after": dict(selection.after),
-                 "files": [str(path) for path in opened.files]}  # fmt: skip
-        (output / ".cal" / "filter.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        about = {
+            "condition": condition,
+            "before": dict(selection.before),
+            "after": dict(selection.after),
+            "files": [str(path) for path in opened.files],
+            "config": {"model_name_or_path": reported_model(opened.files)},
+        }
+        (output / ".cal" / FILTER_NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
     finally:

@@ -16,6 +16,7 @@ from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
+from cal_pipeline.inspect.summary import files_of, measured_with
 from cal_pipeline.inspect.token_text import Pieces
 from cal_pipeline.stored import StoredRow, read_stored
 from cal_schemas.annotated import AnnotatedDataset
@@ -63,6 +64,7 @@ def page_data(
         "window": look.window,
         "sliderMax": float(np.ceil(max(10.0, look.beta, top))),
         "facts": facts(summary, look),
+        "settings": measured_with(summary),
         "histogram": {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.histogram(edges).tolist()},
         "turns": [{"name": name, "mean": values["mean"]} for name, values in summary["turns"].items()],
         "samples": samples_data(rows, pieces, look),
@@ -105,7 +107,7 @@ def _edges(counts: DeltaCounts, look: Look) -> np.ndarray:
 
 def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
     """Name and value of every fact in the page's head."""
-    delta, spec = summary["delta"], summary["spec"]
+    delta = summary["delta"]
 
     def logits(name: str) -> str:
         return "-" if delta[name] is None else f"{delta[name]:.2f}"
@@ -113,25 +115,18 @@ def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
     def share(name: str) -> str:
         return "-" if delta[name] is None else f"{delta[name]:.1%}"
 
-    found = [("rows", f"{summary['rows']:,} in {summary['files']} files")]
+    found = [("rows", f"{summary['rows']:,} in {files_of(summary)}")]
     found += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
     if summary["images"] is not None:
         found += [("pictures", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]
     found += [
         ("supervised tokens", f"{summary['tokens']:,}"),
-        ("undefined deltas", f"{summary['undefined']:,}"),
+        *([("undefined deltas", f"{summary['undefined']:,}")] if summary["undefined"] else []),
         ("mean delta", logits("mean")),
-        ("10 %, 50 %, 90 % of deltas", ", ".join(logits(name) for name in ("q10", "q50", "q90"))),
+        ("10%, 50%, 90% quantile", ", ".join(logits(name) for name in ("q10", "q50", "q90"))),
         ("deltas below 0", share("share_negative")),
         (f"deltas below {look.alpha:g}", share("share_below_alpha")),
         (f"deltas below {look.beta:g}", share("share_below_beta")),
-        ("reference", spec["model_id"] + (f" at {spec['revision']}" if spec["revision"] else "")),
-        ("weights", spec["weights_digest"]),
-        ("without the image", ", ".join(f"{name} {value}" for name, value in spec["contrast"].items())),
-        ("precision, attention", f"{spec['dtype']}, {spec['attn_implementation']}"),
-        ("reference saw the data", spec["reference_saw_data"]),
-        ("fingerprint", summary["fingerprint"]),
-        ("from", ", ".join(summary["sources"])),
     ]
     return found
 

@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def draw(found: list[dict[str, Any]], target: Path) -> None:
     """One panel for each checkpoint: the picture, dimmed, with the nearest word in each patch."""
+    from matplotlib.patheffects import withStroke
+
     side = max(item["side"] for item in found)
     size = max(5.0, 0.55 * side)
     figure, axes = checkpoints.figure_of(len(found), width=size, height=size + 0.4)
@@ -69,7 +71,8 @@ def draw(found: list[dict[str, Any]], target: Path) -> None:
             # Dollar signs would start formulas; long words are cut to stay in their cell.
             text = str(word).replace("$", r"\$")
             one.text(column + 0.5, row + 0.5, text if len(text) < 12 else text[:10] + "..", ha="center", va="center",
-                     fontsize=6 if cells > _MAX_DRAWN // 3 else 8)  # fmt: skip
+                     fontsize=6 if cells > _MAX_DRAWN // 3 else 11,
+                     path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         for line in range(cells + 1):
             one.plot([0, cells], [line, line], [line, line], [0, cells], color="white", linewidth=0.4)
         one.set_title(f"{item['name']}: mean cosine {item['cosines'][:, 0].mean():.3f}", fontsize=10)

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         groups,
         alpha=weighting["alpha"],
         beta=weighting["beta"],
-        title=f"{opened.num_rows:,} rows, {opened.spec.model_id}",
+        title=f"{tokens:,} tokens of {opened.num_rows:,} rows, measured with {opened.spec.model_id}",
     )
     plots.save(figure, path)
     print(f"{path}: {tokens:,} tokens" + (f" in {len(groups)} groups" if arguments.by else ""))  # noqa: T201

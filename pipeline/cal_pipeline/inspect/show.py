@@ -14,6 +14,7 @@ import html
 import io
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from cal_pipeline.inspect.samples import (
 )
 from cal_pipeline.inspect.token_text import pieces_of_measurement
 from cal_pipeline.inspect.tokens import printable
+from cal_pipeline.stored import read_stored
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
 
@@ -104,17 +106,26 @@ class _Shown:
 
     def __init__(self, opened: AnnotatedDataset, place: Place, arguments: argparse.Namespace) -> None:
         table = read_row(place)
-        names = [name for name in ("sample_id", "sample_key", "status", "error", "messages", "images", "num_tokens")
-                 if name in table.column_names]  # fmt: skip
         self.place = place
-        self.row: dict[str, Any] = table.select(names).to_pylist()[0]
+        self.row: dict[str, Any] = table.select(["sample_id", "sample_key", "status", "error"]).to_pylist()[0]
         self.tokens: list[ShownToken] = []
         if self.row["status"] == STATUS_OK:
             pieces = pieces_of_measurement(opened, arguments.tokenizer)
             self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments))[0]
-        self.turns = conversation(self.row.get("messages"), self.tokens)
         folder = image_folder_of(opened, place.file, arguments.image_folder)
-        self.images = list(row_images(self.row.get("images") or [], folder))
+        self.messages: list[dict[str, str]] = []
+        self.images: list[tuple[str, Image.Image | str]] = []
+        self.missing = ""
+        """Why words and pictures cannot be shown: they are in the source of a sidecar, and that is gone."""
+        try:
+            (stored,) = read_stored(opened, [place.number], folder)
+        except ConfigError as error:
+            self.missing = str(error)
+        else:
+            self.messages = [asdict(turn) for turn in stored.sample.messages or ()]
+            pictures = [{"bytes": image.data, "path": image.path} for image in stored.sample.images]
+            self.images = list(row_images(pictures, folder))
+        self.turns = conversation(self.messages, self.tokens)
 
     def heading(self) -> str:
         """What and where the row is."""
@@ -164,6 +175,8 @@ def print_sample(console: Console, shown: _Shown, arguments: argparse.Namespace)
         console.print(Text(f"[image {printable(name)}, {picture.width} x {picture.height} pixels]"))
         if coloured:
             console.print(drawn(picture, min(PICTURE_WIDTH, console.width - 1)))
+    if shown.missing:
+        console.print(Text(f"[{printable(shown.missing)}]"))
     for turn in shown.turns:
         text = Text.assemble((f"{turn.role}: ", "bold"))
         if turn.tokens:
@@ -235,6 +248,8 @@ def _article(shown: _Shown, arguments: argparse.Namespace) -> str:
         else:
             data = base64.b64encode(small_jpeg(picture, 768)).decode("ascii")
             lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
+    if shown.missing:
+        lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')
     lines += [_turn(turn, arguments) for turn in shown.turns]
     lines.append(f'<p class="about">{html.escape(shown.numbers())}</p>')
     lines.append(f'<p class="about">{html.escape(shown.heading())}</p>')

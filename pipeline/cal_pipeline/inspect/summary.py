@@ -28,6 +28,7 @@ from cal_schemas.locations import read_footer
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 MAX_TURNS = 20
 """Later turns are counted together."""
+_NAME_WIDTH = 15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +147,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
     tokens, size = summary["tokens"], summary["bytes"]
     statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
-    say(f"{summary['rows']:,} rows in {summary['files']} files: {statuses}")
+    say(f"{summary['rows']:,} rows in {files_of(summary)}: {statuses}")
     if summary["images"] is None:
         say("a sidecar: pictures and messages are in its source")
     else:
@@ -156,28 +157,67 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
     )
     say(
-        f"{size['files'] / 1e6:,.1f} MB in all, {size['images'] / 1e6:,.1f} MB of it pictures"
+        f"{_bytes(size['files'])} in all, {_bytes(size['images'])} of it pictures"
         + (f"; ids, positions and deltas take {size['per_token']:.2f} bytes a token" if tokens else "")
     )
     if not tokens:
         say("no row has deltas: look at the column `error` of the rows, mend the source, and use "
             "cal-precompute --redo_status")  # fmt: skip
     else:
+        say("")
         console.print(_delta_table(summary))
+    say("")
+    for name, value in measured_with(summary):
+        say(f"{name:<{_NAME_WIDTH}}{value}")
+
+
+def measured_with(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of everything that the deltas depend on, and where the rows are from."""
     spec = summary["spec"]
-    say(f"\nmeasured with {spec['model_id']}" + (f" at {spec['revision']}" if spec["revision"] else "")
-        + f" (weights {spec['weights_digest']}), {spec['dtype']}, {spec['attn_implementation']} attention")  # fmt: skip
-    contrast = ", ".join(f"{name} {value}" for name, value in spec["contrast"].items())
-    say(f"without the image: {contrast}; reference saw the data: {spec['reference_saw_data']}")
-    say(f"labels: {', '.join(f'{name} {value}' for name, value in spec['label'].items())}")
-    say(f"inputs: {', '.join(f'{name} {value}' for name, value in spec['input'].items())}")
-    say(f"fingerprint {summary['fingerprint']}; carry {', '.join(summary['carry'])}")
-    say(f"from {', '.join(summary['sources'])}")
+    label, inputs = spec["label"], spec["input"]
+    quantized = f", {spec['quantization']} weights" if spec["quantization"] else ""
+    contrast = [
+        f"{name} {value}" for name, value in spec["contrast"].items() if name != "condition" and value is not None
+    ]
+    return [
+        ("reference", spec["model_id"] + (f" at {spec['revision']}" if spec["revision"] else "")),
+        ("weights", spec["weights_digest"]),
+        ("precision", f"{spec['dtype']}{quantized}, {spec['attn_implementation']} attention"),
+        ("saw the data", spec["reference_saw_data"]),
+        ("without image", ", ".join([spec["contrast"]["condition"], *contrast])),
+        ("template", f"{label['template']}, message normalization {label['message_normalization']}"),
+        ("tokenizer", label["tokenizer_digest"]),
+        ("chat template", label["chat_template_digest"]),
+        ("image input", f"{inputs['image_processor']} ({inputs['image_processor_backend']}), aspect ratio "
+                        f"{inputs['image_aspect_ratio']}, digest {inputs['image_processor_digest']}"),
+        ("length", f"at most {inputs['max_length']} tokens, truncation {inputs['truncation']}"),
+        ("fingerprint", summary["fingerprint"]),
+        ("carried", ", ".join(summary["carry"])),
+        ("from", ", ".join(summary["sources"])),
+    ]  # fmt: skip
+
+
+def files_of(summary: Mapping[str, Any]) -> str:
+    """How many files, in words."""
+    return f"{summary['files']:,} file{'' if summary['files'] == 1 else 's'}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
 
 
 def _delta_table(summary: Mapping[str, Any]) -> Table:
     beta = "inf" if summary["beta"] is None else f"{summary['beta']:g}"
-    table = Table(title="delta in logits, of all tokens and by turn", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="delta in logits, of all tokens and by turn (answer of the conversation)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     columns = {
         "tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "q1": "1%", "q10": "10%", "q50": "50%",
         "q90": "90%", "q99": "99%", "max": "max", "share_negative": "< 0", "share_below_alpha":

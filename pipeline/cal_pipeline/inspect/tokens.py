@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -80,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
             "(cal-inspect summary tells their statuses)"
         )
     console = flags.console()
-    console.print(_occurrences("highest deltas", found.highest, pieces))
-    console.print(_occurrences("lowest deltas", found.lowest, pieces))
+    console.print(_occurrences("highest deltas", found.highest, pieces), "")
+    console.print(_occurrences("lowest deltas", found.lowest, pieces), "")
     _print_means(console, found, pieces, arguments.top, arguments.min_count)
     if arguments.output:
         path = flags.new_file(arguments.output, ".csv")
@@ -146,12 +147,18 @@ def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces) -> T
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading, justify in (("delta", "right"), ("sample_id", "left"), ("token in its text", "left")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    texts = []
     for item in occurrences:
         before, token, after = (
             printable("".join(pieces.spelled(ids))) for ids in (item.before, (item.token_id,), item.after)
         )
-        blank = len(token) - len(token.lstrip())
-        text = Text.assemble(before + token[:blank], (f"[{token[blank:]}]", "bold reverse"), after)
+        # A blank before a word stands outside of the brackets, a blank alone inside.
+        blank = len(token) - len(token.lstrip()) if token.strip() else 0
+        texts.append((before + token[:blank], token[blank:], after))
+    width = max((cell_len(before) for before, _, _ in texts), default=0)
+    for item, (before, token, after) in zip(occurrences, texts, strict=True):
+        indent = " " * (width - cell_len(before))  # Brackets below each other.
+        text = Text.assemble(indent, before, (f"[{token}]", "bold reverse"), after)
         table.add_row(f"{item.delta:.2f}", Text(printable(item.sample_id)), text)
     return table
 

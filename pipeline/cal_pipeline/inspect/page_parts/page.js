@@ -60,11 +60,14 @@
   // --- summary and plots --------------------------------------------------------------------------------------------
 
   const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-  const share = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`);
+  const share = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)}%`);
 
   function drawSummary() {
     for (const [name, value] of data.facts) {
       byId("summary").append(make("div", {}, make("dt", { text: name }), make("dd", { text: value })));
+    }
+    for (const [name, value] of data.settings) {
+      byId("settings").append(make("dt", { text: name }), make("dd", { text: value }));
     }
   }
 
@@ -75,7 +78,7 @@
     return element;
   }
 
-  const PLOT = { width: 420, height: 190, left: 44, right: 12, top: 20, bottom: 28 };
+  const PLOT = { width: 420, height: 190, left: 44, right: 12, top: 20, bottom: 32 };
 
   function figure(title, label, low, high, top, ticks) {
     const { width, height, left, right, top: upper, bottom } = PLOT;
@@ -84,9 +87,9 @@
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
     drawing.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(0), y2: y(0) }));
     for (const tick of ticks) {
-      drawing.append(svg("text", { x: x(tick), y: height - 14, "text-anchor": "middle" }, String(tick)));
+      drawing.append(svg("text", { x: x(tick), y: height - 19, "text-anchor": "middle" }, String(tick)));
     }
-    drawing.append(svg("text", { x: width - right, y: height - 2, "text-anchor": "end" }, label));
+    drawing.append(svg("text", { x: width - right, y: height - 4, "text-anchor": "end" }, label));
     byId("plots").append(make("figure", {}, drawing, make("figcaption", { text: title })));
     return { drawing, x, y };
   }
@@ -121,7 +124,7 @@
     const [low, high] = [edges[0], edges[edges.length - 1]];
     const ticks = ticksBetween(low, high);
     const most = Math.max(...counts);
-    const bars = figure("Deltas of all tokens, outermost ones in the end bins", "delta (logits)", low, high, most, ticks);
+    const bars = figure("Share of all tokens in each bin of delta, outermost ones in the end bins", "delta (logits)", low, high, most, ticks);
     bars.drawing.append(svg("text", { x: 4, y: bars.y(most) + 4 }, share(most / total)));
     counts.forEach((count, bin) => {
       const [from, to] = [bars.x(edges[bin]), bars.x(edges[bin + 1])];
@@ -130,7 +133,7 @@
     });
     markBounds(bars, low, high);
     const rising = figure("Share of tokens at or below a delta", "delta (logits)", low, high, 1, ticks);
-    for (const part of [0.5, 1]) rising.drawing.append(svg("text", { x: 4, y: rising.y(part) + 4 }, `${100 * part} %`));
+    for (const part of [0.5, 1]) rising.drawing.append(svg("text", { x: 4, y: rising.y(part) + 4 }, `${100 * part}%`));
     let below = 0;
     const points = counts.map((count, bin) => `${rising.x(edges[bin + 1])},${rising.y((below += count) / total)}`);
     rising.drawing.append(svg("polyline", { class: "curve", points: points.join(" ") }));
@@ -148,7 +151,7 @@
     turns.forEach((turn, at) => {
       const bar = { class: "bar", x: plot.x(at + 0.65), width: plot.x(1.7) - plot.x(1), y: plot.y(Math.max(turn.mean, 0)) };
       plot.drawing.append(svg("rect", { ...bar, height: plot.y(0) - bar.y }));
-      plot.drawing.append(svg("text", { x: plot.x(at + 1), y: PLOT.height - 14, "text-anchor": "middle" }, turn.name));
+      plot.drawing.append(svg("text", { x: plot.x(at + 1), y: PLOT.height - 19, "text-anchor": "middle" }, turn.name));
     });
   }
 
@@ -242,8 +245,8 @@
       });
       const { length, mean: meanDelta, negative, weight } = card.keys;
       card.facts.textContent = length
-        ? `${length} tokens · mean delta ${number(meanDelta, 2)} · below 0: ${share(negative)} · mean weight ${number(weight, 2)}`
-        : "no measured tokens";
+        ? `row ${card.sample.row} · ${length} tokens · mean delta ${number(meanDelta, 2)} · below 0: ${share(negative)} · mean weight ${number(weight, 2)}`
+        : `row ${card.sample.row} · no measured tokens`;
     }
     for (const move of bounds) move();
     byId("alpha-value").textContent = number(settings.alpha, 2);

@@ -100,15 +100,15 @@ class DeltaCounts:
             self._below[value] += int((defined < value).sum())
         self._held.append(defined)
         if self._counts is not None or self.defined > self._limit:
-            self._count_held()
+            self._counts = self._counted()
 
-    def _count_held(self) -> None:
-        size = 1 << self._bits
-        if self._counts is None:
-            self._counts = np.zeros(size, np.int64)
+    def _counted(self) -> np.ndarray:
+        """[2 ** bits] int64, with what was held, which is let go."""
+        counts = np.zeros(1 << self._bits, np.int64) if self._counts is None else self._counts
         for part in self._held:
-            self._counts += np.bincount(_ordered(part) >> (32 - self._bits), minlength=size)
+            counts += np.bincount(_ordered(part) >> (32 - self._bits), minlength=len(counts))
         self._held = []
+        return counts
 
     @property
     def mean(self) -> float:
@@ -165,8 +165,7 @@ class DeltaCounts:
         self._below = {value: count + other._below[value] for value, count in self._below.items()}
         self._held += other._held
         if self._counts is not None or other._counts is not None or self.defined > self._limit:
-            self._count_held()
-            self._counts += 0 if other._counts is None else other._counts
+            self._counts = self._counted() + (0 if other._counts is None else other._counts)
 
     def _concatenated(self) -> np.ndarray:
         return np.concatenate([np.empty(0, np.float32), *self._held]).astype(np.float64)

@@ -85,19 +85,22 @@ def patch_words(
     that may be named. Returns (ids [P, top] int64, cosines [P, top] float32), best first, patches row by row.
     """
     features: list[Tensor] = []
-    pixels = encoded.image_inputs["pixel_values"].to(model.device, model.dtype)
-    sizes = {} if "image_sizes" not in encoded.image_inputs else {"image_sizes": encoded.image_inputs["image_sizes"]}
+    pixels = {
+        key: value.to(model.device, model.dtype) if value.is_floating_point() else value
+        for key, value in encoded.image_inputs.items()
+    }
     hook = model.model.multi_modal_projector.register_forward_hook(
         lambda module, inputs, output: features.append(output)
     )
     try:
-        model.get_image_features(pixel_values=pixels, **sizes)
+        model.get_image_features(**pixels)
     finally:
         hook.remove()
     # The first picture of the first call: of tiles that is the whole picture.
     patches = features[0][0].float()
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    patches = patches[-side * side :]  # without the class token, where a model keeps it
+    # Without the class token, where a model keeps it in front, and without Mini-Gemini-HD's crops behind.
+    patches = patches[len(patches) % (side * side) :][: side * side]
     embeddings = model.get_input_embeddings().weight[vocabulary.to(model.device)].float()
     best = (nn.functional.normalize(patches, dim=-1) @ nn.functional.normalize(embeddings, dim=-1).T).topk(top, dim=-1)
     ids = vocabulary.to(best.indices.device)[best.indices]

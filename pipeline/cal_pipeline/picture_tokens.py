@@ -1,7 +1,8 @@
 """Which part of a picture each image token of a LLaVA-type model stands for, and the picture as that model sees it.
 
-For LLaVA (one square grid behind a projector) and LLaVA-NeXT (the whole picture as a grid, then tiles of it in finer
-grids). Coordinates are shares of the picture's height and width.
+For LLaVA (one square grid behind a projector), LLaVA-NeXT (the whole picture as a grid, then tiles of it in finer
+grids), and models whose config says where their tokens lie (`image_token_boxes`: Mini-Gemini). Coordinates are shares
+of the picture's height and width.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class PictureTokens:
         return heat
 
 
-def check_llava(model_type: str, what: str) -> None:
+def check_places(config: Any, what: str) -> None:
     """ConfigError naming the reason for a model whose image tokens are no patches behind a projector."""
-    if model_type not in LLAVA_TYPES:
+    if config.model_type not in LLAVA_TYPES and not hasattr(config, "image_token_boxes"):
         raise ConfigError(
-            f"{what} holds a {model_type!r} model; this look is for {' and '.join(LLAVA_TYPES)}, whose image tokens "
-            "are patches of the picture, one by one behind a projector. Others pool, merge or resample patches, so "
-            "that no token is one place in the picture"
+            f"{what} holds a {config.model_type!r} model; this look is for {', '.join(LLAVA_TYPES)} and mini_gemini, "
+            "whose image tokens are patches of the picture, one by one behind a projector. Others pool, merge or "
+            "resample patches, so that no token is one place in the picture"
         )
 
 
@@ -60,12 +61,15 @@ def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> Pictur
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
     positions = torch.nonzero(encoded.image_mask)[:, 0].numpy()
-    if model.config.model_type == "llava":
-        boxes = _grid_boxes(side)
-        whole = pixels[0]
+    if hasattr(model.config, "image_token_boxes"):
+        boxes = model.config.image_token_boxes()
+        if not np.array_equal(boxes[: side * side], grid_boxes(side)):
+            raise ConfigError("this model has no view of the whole picture (image_global is off): nothing to draw on")
+    elif model.config.model_type == "llava":
+        boxes = grid_boxes(side)
     else:
         boxes = _tiled_boxes(model, pixels, encoded.image_inputs["image_sizes"], side)
-        whole = pixels[0, 0]
+    whole = pixels.flatten(0, -4)[0]  # of tiles the first is the whole picture
     extra = len(positions) - len(boxes)
     if extra == 1 and model.config.vision_feature_select_strategy == "full":
         # The class token leads and is no place.
@@ -79,7 +83,8 @@ def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> Pictur
     return PictureTokens(positions=positions, boxes=boxes, grid_side=side, picture=picture)
 
 
-def _grid_boxes(side: int) -> np.ndarray:
+def grid_boxes(side: int) -> np.ndarray:
+    """[side * side, 4] float64: the cells of a grid over the whole picture, row by row."""
     rows, columns = np.divmod(np.arange(side * side), side)
     return np.stack([rows, columns, rows + 1, columns + 1], axis=1) / side
 

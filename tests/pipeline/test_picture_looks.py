@@ -109,6 +109,27 @@ def test_the_tiles_of_llava_next_lie_where_the_model_takes_them_from(family: Cal
         assert [at for at in np.flatnonzero(moved.numpy()).tolist() if at >= tokens.grid_side**2] == inside
 
 
+def test_the_crops_of_mini_gemini_hd_lie_where_the_processor_takes_them_from(family: Callable[[str], Family]) -> None:
+    """A white field in the top right quarter is in the view of the whole and in the second crop, and nowhere else."""
+    reference = family("mini_gemini_hd")
+    plain, changed = (Image.new("RGB", (256, 256), "black") for _ in range(2))
+    changed.paste("white", (128, 0, 256, 128))
+    encoded = [encode(reference.encoder, picture) for picture in (plain, changed)]
+    tokens = picture_tokens(reference.model, reference.encoder.processor, encoded[1])
+    assert tokens.grid_side == 4
+    views = [item.image_inputs["pixel_values"][0] for item in encoded]
+    assert (views[0] != views[1]).flatten(1).any(1).tolist() == [True, False, True, False, False]
+    top, left, bottom, right = tokens.boxes.T
+    inside = np.flatnonzero((bottom <= 0.5) & (left >= 0.5))
+    assert inside.tolist() == [2, 3, 6, 7, *range(32, 48)]
+    np.testing.assert_allclose(tokens.boxes[[0, 16, 32, 79]], [
+        [0, 0, 1 / 4, 1 / 4], [0, 0, 1 / 8, 1 / 8], [0, 1 / 2, 1 / 8, 5 / 8], [7 / 8, 7 / 8, 1, 1],
+    ])  # fmt: skip
+    areas = (bottom - top) * (right - left)
+    assert [areas[:16].sum(), areas[16:].sum()] == pytest.approx([1.0, 1.0])
+    assert np.asarray(tokens.picture)[:28, 28:].min() > 250
+
+
 class KnownProjector(torch.nn.Module):
     """Gives each patch the embedding of a known token, scaled: the cosine does not see length."""
 
@@ -120,7 +141,7 @@ class KnownProjector(torch.nn.Module):
         return (self.rows * 3.0).expand(features.shape[0], -1, -1)
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "mini_gemini", "mini_gemini_hd"])
 def test_a_patch_that_equals_a_words_embedding_is_named_by_it(name: str, family: Callable[[str], Family]) -> None:
     reference = family(name)
     model = load_reference(reference.directory, dtype="float32", device="cpu")

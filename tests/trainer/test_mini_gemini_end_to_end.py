@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cal_pipeline import inspect_cli
 from cal_trainer import cli
 from conftest import Family
 from tiny_data import write_llava_json
@@ -62,6 +63,17 @@ def test_measured_trained_and_looked_at(name: str, family: Callable[[str], Famil
     assert [row["status"] for row in rows] == ["ok"] * 12
     assert max(abs(delta) for row in rows for delta in row["delta_logits"]) > 0.1
     assert "ok" in run("cal-inspect", "summary", annotated)
+    shown = f"#{next(number for number, row in enumerate(rows) if len(row['images']) == 1)}"
+    looks = {
+        "attention": [annotated, "--sample", shown, "--device", "cpu"],
+        "patch-words": [annotated, "--sample", shown, "--device", "cpu"],
+        "show": [annotated, shown],
+        "page": [annotated],
+    }
+    for look, flags in looks.items():
+        target = tmp_path / (f"{look}.png" if "--sample" in flags else f"{look}.html")
+        assert inspect_cli.run([look, *map(str, flags), "--output", str(target)]) == 0
+        assert target.stat().st_size > 1000
     found = {
         source: losses(directory, annotated, tmp_path / source, source) for source in ("cached", "online", "uniform")
     }

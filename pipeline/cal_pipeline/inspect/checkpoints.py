@@ -65,7 +65,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     from cal_pipeline.images import decode_images
     from cal_pipeline.loading import load_processor, load_reference, model_directory
     from cal_pipeline.origin import find_reference
-    from cal_pipeline.picture_tokens import check_llava, picture_tokens
+    from cal_pipeline.picture_tokens import check_places, picture_tokens
     from cal_pipeline.remeasure import rebuild_encoder
 
     if arguments.model_name_or_path:
@@ -75,7 +75,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     else:
         directories = [find_reference(arguments.annotated, dataset.spec)]
     for directory in directories:  # all of them before the first is loaded
-        check_llava(_model_type(AutoConfig, directory), str(directory))
+        check_places(_config(AutoConfig, directory), str(directory))
     pictures = decode_images([image.data or b"" for image in row.with_pictures().images])
     for directory in directories:
         processor = load_processor(directory)
@@ -93,9 +93,9 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
         )
 
 
-def _model_type(auto_config: Any, directory: Path) -> str:
+def _config(auto_config: Any, directory: Path) -> Any:
     try:
-        return str(auto_config.from_pretrained(directory).model_type)
+        return auto_config.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config of {directory}: {' '.join(str(error).split())[:300]}") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 
 from cal_pipeline.models import mini_gemini_keys as keys
@@ -87,8 +88,14 @@ def convert(
             raise ConfigError(f"{source} holds a {kind!r} model; {wanted} is wanted {_with(untrained)} --untrained")
         if vision is None or aux_vision is None:
             raise ConfigError(f"a {kind} is converted with both of its towers: give --vision and --aux_vision")
-        pieces, useless = plan(source, vision, aux_vision)
-        config = make_config(described, languages[kind], vision, pieces, hd=hd)
+        pieces, useless = plan(source, vision, aux_vision, untrained=untrained)
+        try:
+            config = make_config(described, languages[kind], vision, pieces, hd=hd)
+        except CalError:
+            raise
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the configs of {source} and its towers make no Mini-Gemini: {reason}") from error
         fresh = fresh_tensors(config, seed) if untrained else {}
         pad = described.get("image_aspect_ratio", "pad") == "pad"
         processor = make_processor(config, languages[kind], vision, tokenizer or source, pad=pad)
@@ -96,8 +103,10 @@ def convert(
         useless += _drop_tied_head(config, pieces, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in fresh.items()}
     keys.check_complete({name: piece.shape for name, piece in pieces.items()} | shapes, parameter_shapes(config))
+    summary = f"{len(pieces) + len(fresh)} tensors, {len(useless)} of the sources not used"
     if dry_run:
         _print_plan(pieces, fresh, useless)
+        print(f"{summary}; every parameter has its tensor. Nothing was written to {output}")  # noqa: T201
         return
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -109,18 +118,21 @@ def convert(
     GenerationConfig(**ids, pad_token_id=processor.tokenizer.pad_token_id).save_pretrained(partial)
     processor.save_pretrained(partial)
     partial.rename(output)
-    print(f"{len(pieces) + len(fresh)} tensors, {len(useless)} of the sources not used -> {output}")  # noqa: T201
+    print(f"{summary} -> {output}")  # noqa: T201
 
 
-def plan(source: Path, vision: Path, aux_vision: Path) -> tuple[dict[str, Piece], list[str]]:
+def plan(source: Path, vision: Path, aux_vision: Path, *, untrained: bool) -> tuple[dict[str, Piece], list[str]]:
     """Name here -> its tensor in the sources, and those that are of no use; reads headers only."""
     pieces: dict[str, Piece] = {}
     useless: list[str] = []
     # In this order: what the source holds overlays the towers' checkpoints, as the released loader does.
     for folder, rules in ((vision, keys.CLIP), (aux_vision, keys.OPEN_CLIP), (source, keys.PUBLISHED)):
-        found = tensors_of(folder, pickled=folder is not source)
+        # Towers and language models are published as pickles, Mini-Gemini is not.
+        found = tensors_of(folder, pickled=untrained or folder is not source)
         renamed, unused = keys.rename(found, rules, str(folder))
         useless += [f"{folder}: {name}" for name in unused]
+        towers = {new: pieces[new] for new in renamed.values() if new in pieces}
+        useless += [f"{piece.file}: {piece.name} (the source has its own)" for piece in towers.values()]
         pieces.update({new: found[old] for old, new in renamed.items()})
     return pieces, useless
 

@@ -59,7 +59,8 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
 
     def aux_map(self, high_res_pixel_values: Tensor) -> Tensor:
         """All stages of the ConvNeXt at the place of the finest, [N, D, H, H], for pictures [N, 3, 4 H, 4 H]."""
-        stages = self.aux_vision_tower(high_res_pixel_values, output_hidden_states=True).hidden_states[1:]
+        pictures = high_res_pixel_values.to(self.aux_vision_tower.dtype)  # CLIP's embedding does the same by itself
+        stages = self.aux_vision_tower(pictures, output_hidden_states=True).hidden_states[1:]
         size = stages[0].shape[-2:]
         # In float32, as the released code does: half precision has no exact bilinear weights.
         upsampled = [F.interpolate(stage.float(), size, mode="bilinear").to(stage.dtype) for stage in stages[1:]]

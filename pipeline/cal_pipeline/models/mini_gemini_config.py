@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlavaConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from cal_pipeline.picture_tokens import grid_boxes
 
 
 @strict
@@ -67,3 +70,10 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
     def aux_map_side(self) -> int:
         """Places along one side of the ConvNeXt's finest map, 192 for 768 pixels."""
         return int(self.aux_vision_config.image_size // self.aux_vision_config.patch_size)
+
+    def image_token_boxes(self) -> np.ndarray:
+        """[image_seq_length, 4] float64: top, left, bottom, right of a picture's tokens, as shares of the picture."""
+        grid, view = self.image_grid, grid_boxes(self.tokens_per_side)
+        corners = [(row, column, row, column) for row in range(grid) for column in range(grid)]
+        crops = [(view + corner) / grid for corner in corners]
+        return np.concatenate([view, *crops] if self.image_global else crops)

@@ -33,7 +33,7 @@ def make_config(
     clip = read_json(vision / "config.json")
     clip = clip.get("vision_config", clip)
     tied = source.get("tie_word_embeddings", text_class().tie_word_embeddings)
-    given = {} if source.get("torch_dtype") is None else {"dtype": source["torch_dtype"]}
+    dtype = source.get("torch_dtype") or source.get("dtype")
     return MiniGeminiConfig(
         text_config=text_class(**{key: value for key, value in source.items() if key in known}),
         vision_config=CLIPVisionConfig(**{k: v for k, v in clip.items() if k in CLIPVisionConfig().to_dict()}),
@@ -45,7 +45,7 @@ def make_config(
         image_global=hd or source.get("image_global", False),
         vision_feature_layer=source.get("mm_vision_select_layer", -2),
         tie_word_embeddings=tied,
-        **given,
+        **({"dtype": dtype} if dtype else {}),
     )  # fmt: skip
 
 

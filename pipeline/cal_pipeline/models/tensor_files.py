@@ -42,6 +42,8 @@ def tensors_of(folder: Path, *, pickled: bool = False) -> dict[str, Piece]:
     if not files and pickled:
         files = _files(folder, "pytorch_model.bin.index.json", "*.bin")
     if not files:
+        if others := _files(folder, "pytorch_model.bin.index.json", "*.bin"):
+            raise ConfigError(f"{folder} has {others[0].name} and no *.safetensors, which are read here: convert it first")
         kinds = "*.safetensors or *.bin" if pickled else "*.safetensors"
         raise ConfigError(f"{folder} is no folder with weights ({kinds}); download it beforehand, with hf download")
     found: dict[str, Piece] = {}

@@ -59,7 +59,11 @@ def test_dry_run_prints_the_mapping_and_writes_nothing(tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "model.vlm_uni_aux_projector.1.weight -> model.patch_info_mining.key.1.weight [32, 80]" in printed
     assert "model.mm_projector.2.bias -> model.multi_modal_projector.linear_2.bias [64]" in printed
-    assert len(printed.splitlines()) == 187
+    lines = printed.splitlines()
+    assert sum(" -> " in line for line in lines) == 187
+    # The golden source holds its own copies of both towers: theirs are named too.
+    assert sum(line.startswith("not used: ") and "the source has its own" in line for line in lines) == len(lines) - 188
+    assert lines[-1].startswith(f"187 tensors, {len(lines) - 188} of the sources not used; every parameter has its")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,6 +121,30 @@ def test_wrong_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
+def as_pickle(folder: Path) -> Path:
+    """The folder's weights as one file of torch's own, and no safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_a_pickled_source_and_a_config_that_makes_no_model_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled, wrong = tmp_path / "pickled", tmp_path / "wrong"
+    for folder in (pickled, wrong):
+        shutil.copytree(GOLDENS / "llama_small", folder)
+    (pickled / "golden.safetensors").unlink(missing_ok=True)
+    assert main(argv("llama", tmp_path / "out", source=as_pickle(pickled))) == 2
+    assert "has pytorch_model.bin and no *.safetensors" in capsys.readouterr().err
+    described = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**described, "hidden_size": "wide"}))
+    assert main(argv("llama", tmp_path / "out", source=wrong)) == 2
+    assert "make no Mini-Gemini: Validation error for field 'hidden_size'" in capsys.readouterr().err
+
+
 class Evil:
     """Unpickling it would write a file."""
 
@@ -161,6 +189,8 @@ def test_a_language_model_becomes_what_pretraining_starts_from(tmp_path: Path) -
     with pytest.raises(ConfigError, match="without --untrained"):
         convert(**given, output=tmp_path / "out")
     convert(**given, output=tmp_path / "out", untrained=True, seed=1)
+    text = load_file(language / "model.safetensors")
+    as_pickle(language)  # As Vicuna is published.
     convert(**given, output=tmp_path / "again", untrained=True, seed=1)
     convert(**given, output=tmp_path / "other", untrained=True, seed=2)
     first, again, other = (parameters(tmp_path / name) for name in ("out", "again", "other"))
@@ -169,7 +199,6 @@ def test_a_language_model_becomes_what_pretraining_starts_from(tmp_path: Path) -
     assert {name.split(".")[1] for name in differing} == {"multi_modal_projector", "patch_info_mining"}
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["aux_vision_config"]["image_size"] == 768
-    text = load_file(language / "model.safetensors")
     assert torch.equal(first["model.language_model.norm.weight"], text["model.norm.weight"])
 
 

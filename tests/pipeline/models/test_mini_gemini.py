@@ -113,6 +113,29 @@ def test_saved_and_loaded_it_generates_the_same(built: Built, name: str, tmp_pat
     assert torch.equal(first, fresh), "without a cache the picture is seen anew in each step"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16_it_takes_the_processor_s_float32_pictures_in_a_left_padded_batch(built: Built, name: str) -> None:
+    processor = AutoProcessor.from_pretrained(built(name))
+    processor.tokenizer.padding_side = "left"
+    texts, pictures = [], [sample_image(seed, (60 + seed, 40)) for seed in range(3)]
+    for question, count in (("What is in the picture?", 1), ("Hello?", 0), ("Same?", 2)):
+        content = [*[{"type": "image"}] * count, {"type": "text", "text": question}]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+    options = {"return_tensors": "pt", "text_kwargs": {"add_special_tokens": "<bos>" not in texts[0]}}
+    batch = processor(images=pictures, text=texts, padding=True, **options)
+    model = AutoModelForImageTextToText.from_pretrained(built(name))
+    together = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    for row, shown in enumerate((pictures[:1], None, pictures[1:])):
+        alone = processor(images=shown, text=texts[row : row + 1], **options)
+        expected = model.generate(**alone, max_new_tokens=5, do_sample=False)[0, alone["input_ids"].shape[1] :]
+        assert together[row, : len(expected)].tolist() == expected.tolist()
+    real = batch["attention_mask"].bool()
+    exact = model(**batch).logits[real]
+    half = model.to(torch.bfloat16)(**batch).logits[real].float()
+    assert float((half - exact).square().mean().sqrt()) < 0.1
+
+
 def test_crops_go_row_by_row_after_the_view_of_the_whole() -> None:
     picture = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert cut(picture, 2)[0, :, 0].flatten(1).tolist() == [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import contrast_logits, label_logits
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import Condition, ContrastSpec
 
 _FLOAT32_TOLERANCE = 1e-3
 _HALF_RMS_TOLERANCE = 0.1
@@ -24,10 +24,10 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
 
     The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
-    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with a
-    contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's perturbed
-    pictures must not. Within 1e-3 in float32, 0.1 rms in half precision. A decoder whose mask is undefined is
-    not compared with it.
+    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with
+    `mask`, the logits of those tokens must not change with the picture; with a contrast that perturbs, the picture
+    itself as perturbed picture must give delta 0, and the batch's perturbed pictures must not. Within 1e-3 in float32,
+    0.1 rms in half precision. A decoder whose mask is undefined is not compared with it.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())
@@ -60,21 +60,44 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     if contrast.perturbs:
         _check_perturbed(model, batch, contrast, name, disagreement)
         return
-    if contrast.condition != "drop" or undefined:
+    if undefined:  # `drop` defines the deltas: there is nothing to compare it with.
         return
     after_image = torch.zeros_like(batch.image_mask)
     after_image[:, 1:] = batch.image_mask[:, :-1]
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    with _refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
-        dropped = contrast_logits(*given, ContrastSpec(condition="drop"))[1]
-    masked = contrast_logits(*given, ContrastSpec(condition="mask"))[1]
     compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
-    size, wrong = disagreement(dropped[compared], masked[compared])
-    if wrong:
+
+    def without(condition: Condition, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = (model, inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
+        return contrast_logits(*given)[1][compared]
+
+    def changes_with_picture(masked: torch.Tensor) -> tuple[float, bool]:
+        """Whether the masked logits change with the picture, here its negative."""
+        pixels = {key for key, value in batch.inputs.items() if value.is_floating_point()}
+        negative = {key: -value if key in pixels else value for key, value in batch.inputs.items()}
+        return disagreement(masked, without("mask", negative))
+
+    masked = without("mask", batch.inputs)
+    if contrast.condition == "mask":
+        size, wrong = changes_with_picture(masked)
+        if wrong:
+            raise ConfigError(
+                f"{name}: with the image's tokens masked, logits still differ by {size:.3g} between two pictures; "
+                f"masking does not hide the picture from this model ({kind}), use another --contrast"
+            )
+        return
+    with _refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
+        dropped = without("drop", batch.inputs)
+    size, wrong = disagreement(dropped, masked)
+    if not wrong:
+        return
+    found = f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them"
+    leak, leaks = changes_with_picture(masked)
+    if leaks:
         raise ConfigError(
-            f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them; "
-            f"use --contrast mask with this model ({kind})"
+            f"{found}, and masked ones by {leak:.3g} between two pictures: what this model ({kind}) says without an "
+            "image cannot be measured by either; use --contrast patch_mask or gaussian_blur"
         )
+    raise ConfigError(f"{found}; use --contrast mask with this model ({kind})")
 
 
 def _check_perturbed(

@@ -122,9 +122,9 @@ largest differences of a logit (losses: of the loss) seen in that run, rounded u
 Each row was tested for: the label head against full logits; `drop` against `mask`; a ragged batch against its rows one
 by one, with the image and under both contrasts; padding left against right; two images in a sample and text-only rows;
 one training step through the trainer with cached and one with online deltas, finite and equal; other pixels giving
-other logits. "Real processor end to end" is files, `cal-precompute`, pandas, `cal-train` (cached and online) with a
-processor and a tokenizer made in the test; elsewhere the processor needs torchvision, which has no build for a CPU
-torch, and samples are token ids.
+other logits with the image and the same ones without it, dropped or masked. "Real processor end to end" is files,
+`cal-precompute`, pandas, `cal-train` (cached and online) with a processor and a tokenizer made in the test; elsewhere
+the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
 
 How the tokens that stand for an image are found:
 
@@ -160,7 +160,8 @@ checks the model before its first row (`cal-train --delta_source online` before 
 
 1. The label head must give what full logits give. Else the model is refused: nothing can be measured with it.
 2. Dropping the image's tokens must give what masking them gives, within 1e-3 in float32 and 0.1 rms in half precision.
-   Else the message names the difference and the way out, `--contrast mask`.
+   Else the message names the difference and the way out, `--contrast mask`. With that contrast another picture must
+   leave the masked logits as they are; where it does not, perturbed pictures are the way out.
 3. Where a mask does not reach all layers (linear attention, convolutions, cross-attention) there is nothing to compare:
    `drop` defines the deltas and `--contrast mask` is refused with the reason.
 
@@ -168,4 +169,14 @@ Two families come with dropout in their configs (BLIP-2's Q-Former, Granite's pr
 with it; set it to 0 in the config, or use cached ones. The tiny models have none.
 
 Run the check in float32 (`--dtype float32 --limit 2`) when in doubt: half precision hides small disagreements.
+
+## What this page does not show
+
+- No published checkpoint was at hand: weights are random, sizes tiny. What depends on a checkpoint's own files (chat
+  template, tokenizer) was tested with files made to resemble them.
+- There was no GPU: half precision on CUDA, flash attention, one model over several GPUs and quantisation on CUDA were
+  tested as far as the arguments that reach transformers ([method.md](method.md), section 3).
+- Where the last column says torchvision, the family's own processor never ran: its samples are token ids written as
+  that processor would write them, and the text that it inserts for an image was not compared with it.
+- transformers knows more image-text-to-text families than these. The others were not tried.
 """

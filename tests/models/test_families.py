@@ -56,6 +56,14 @@ def passes(case: Case, samples: Sequence[EncodedSample], condition: Condition = 
     return torch.stack(contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask, contrast))
 
 
+def hide_after_image(logits: torch.Tensor, samples: Sequence[EncodedSample]) -> torch.Tensor:
+    """[B, T] with NaN at tokens directly after an image: masked ones are read from an image's position there."""
+    hidden = logits.clone()
+    for row, sample in enumerate(samples):
+        hidden[row, 1 : sample.num_tokens][sample.image_mask[:-1]] = torch.nan
+    return hidden
+
+
 def test_the_samples_are_ragged_and_show_what_the_family_can(entry: tuple[str, Case]) -> None:
     name, found = entry
     pictures = [int(sample.image_mask.any()) for sample in found.samples]
@@ -114,12 +122,8 @@ def test_drop_equals_mask_or_mask_is_refused_with_the_reason(entry: tuple[str, C
             passes(found, shown, "mask")
         page.record(name, mask=f"no: {reason}", drop_mask="-")
         return
-    image_mask = found.batch(shown).image_mask
-    after_image = torch.zeros_like(image_mask)
-    after_image[:, 1:] = image_mask[:, :-1]
-    dropped, masked = (
-        passes(found, shown, condition)[1].masked_fill(after_image, torch.nan) for condition in ("drop", "mask")
-    )
+    conditions: tuple[Condition, ...] = ("drop", "mask")
+    dropped, masked = (hide_after_image(passes(found, shown, condition)[1], shown) for condition in conditions)
     size = difference(dropped, masked)
     assert size <= PASSES
     page.record(name, mask="yes", drop_mask=page.figure(size))
@@ -168,6 +172,9 @@ def test_other_pixels_give_other_logits_and_text_only_rows_have_delta_zero(entry
     size = difference(seen[0], seen_other[0])
     assert size > 0.01, "the picture changes nothing: a wrong pass would not show"
     assert difference(seen[1], seen_other[1]) == 0.0, "the pass without the image depends on its pixels"
+    if not mask_undefined(found.model.config.get_text_config()):
+        masked = [hide_after_image(passes(found, [sample], "mask")[1], [sample]) for sample in (first, other)]
+        assert difference(*masked) <= HEAD, "masking the image's tokens does not hide its pixels"
     page.record(name, effect=f"{size:.1g}")
 
 

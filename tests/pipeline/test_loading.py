@@ -119,6 +119,22 @@ def test_self_check_names_the_model_and_contrast_mask_when_dropping_is_not_maski
     self_check(model, llava.encoder, spec_for(llava, "mask"))
 
 
+def test_self_check_refuses_contrast_mask_where_masking_does_not_hide_the_picture(copied: Path, llava: Family) -> None:
+    model = load_reference(copied, dtype="float32")
+    # A decoder that hands every token's content on past the attention mask.
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def mixes(*args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> object:
+        return forward(*args, inputs_embeds=inputs_embeds + inputs_embeds.mean(1, keepdim=True), **kwargs)
+
+    decoder.forward = mixes
+    with pytest.raises(ConfigError, match=r"still differ by .* between two pictures; .* use another --contrast"):
+        self_check(model, llava.encoder, spec_for(llava, "mask"))
+    with pytest.raises(ConfigError, match=r"cannot be measured by either; use --contrast patch_mask"):
+        self_check(model, llava.encoder, spec_for(llava))
+
+
 def test_self_check_notices_a_head_that_is_not_what_it_seems(copied: Path, llava: Family) -> None:
     model = load_reference(copied, dtype="float32")
     head = model.get_output_embeddings()

@@ -43,7 +43,9 @@ def tensors_of(folder: Path, *, pickled: bool = False) -> dict[str, Piece]:
         files = _files(folder, "pytorch_model.bin.index.json", "*.bin")
     if not files:
         if others := _files(folder, "pytorch_model.bin.index.json", "*.bin"):
-            raise ConfigError(f"{folder} has {others[0].name} and no *.safetensors, which are read here: convert it first")
+            raise ConfigError(
+                f"{folder} has {others[0].name} and no *.safetensors, which are read here: convert it first"
+            )
         kinds = "*.safetensors or *.bin" if pickled else "*.safetensors"
         raise ConfigError(f"{folder} is no folder with weights ({kinds}); download it beforehand, with hf download")
     found: dict[str, Piece] = {}

@@ -25,6 +25,7 @@ def test_both_passes_at_real_geometry(size: str, tokens: int, kind: str, tmp_pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, cwd=TESTS)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    print(size, found)  # noqa: T201
     assert found["tokens"] == tokens
     assert found["head"] < 1e-4
     assert found["drop_mask"] < 1e-3

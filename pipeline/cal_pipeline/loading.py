@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.models import registry
-from cal_pipeline.quantization import Quantization, check_quantization, quantization_config
+from cal_pipeline.quantization import Quantization, accept_maps, check_quantization, quantization_config
 from cal_pipeline.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import digest_json
@@ -209,4 +209,5 @@ def load_model(
             f"{directory}: its output head is quantised, and label logits are read from the head's rows; keep the head "
             "out of the quantisation (llm_int8_skip_modules)"
         )
+    accept_maps(model)
     return model

@@ -99,7 +99,7 @@ def patch_words(
     # The first picture of the first call: of tiles that is the whole picture.
     patches = features[0][0].float()
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    # Without the class token, where a model keeps it in front, and without Mini-Gemini-HD's crops behind.
+    # Without the class token, where a model keeps it in front, and without crops that follow.
     patches = patches[len(patches) % (side * side) :][: side * side]
     embeddings = model.get_input_embeddings().weight[vocabulary.to(model.device)].float()
     best = (nn.functional.normalize(patches, dim=-1) @ nn.functional.normalize(embeddings, dim=-1).T).topk(top, dim=-1)

@@ -1,8 +1,8 @@
 """Which part of a picture each image token of a LLaVA-type model stands for, and the picture as that model sees it.
 
 For LLaVA (one square grid behind a projector), LLaVA-NeXT (the whole picture as a grid, then tiles of it in finer
-grids), and models whose config says where their tokens lie (`image_token_boxes`: Mini-Gemini). Coordinates are shares
-of the picture's height and width.
+grids), and models whose config has a method `image_token_boxes` that says where their tokens lie. Coordinates are
+shares of the picture's height and width.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def check_places(config: Any, what: str) -> None:
     """ConfigError naming the reason for a model whose image tokens are no patches behind a projector."""
     if config.model_type not in LLAVA_TYPES and not hasattr(config, "image_token_boxes"):
         raise ConfigError(
-            f"{what} holds a {config.model_type!r} model; this look is for {', '.join(LLAVA_TYPES)} and mini_gemini, "
-            "whose image tokens are patches of the picture, one by one behind a projector. Others pool, merge or "
-            "resample patches, so that no token is one place in the picture"
+            f"{what} holds a {config.model_type!r} model; this look is for {', '.join(LLAVA_TYPES)} and models whose "
+            "config says where their image tokens lie: patches of the picture, one by one behind a projector. Others "
+            "pool, merge or resample patches, so that no token is one place in the picture"
         )
 
 

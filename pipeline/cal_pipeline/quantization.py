@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from cal_schemas.errors import ConfigError
@@ -42,3 +45,17 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsA
     if quantization == "4bit":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return None
+
+
+def accept_maps(model: Any) -> None:
+    """Lets layers of 8 bits take inputs of any shape [..., C]: bitsandbytes knows two and three dimensions only.
+
+    The maps of a ConvNeXt have four.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.forward = partial(_by_rows, module.forward)
+
+
+def _by_rows(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    return forward(inputs.flatten(0, -2)).reshape(*inputs.shape[:-1], -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -34,19 +34,23 @@ GIVEN = conversation("<image>\nWhat is this?", "A red cat on the table."), [samp
 @needs_bitsandbytes
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own, on CPU
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_a_quantised_reference_measures_near_the_whole_one(llava: Family, quantization: Any) -> None:
+@pytest.mark.parametrize("name", ["llava", "mini_gemini"])  # the latter hands maps of four dimensions to linear layers
+def test_a_quantised_reference_measures_near_the_whole_one(
+    name: str, family: Callable[[str], Family], quantization: Any
+) -> None:
     from cal_pipeline.collate import collate
 
-    model = load_reference(llava.directory, dtype="float32", device="cpu", quantization=quantization)
+    whole = family(name)
+    model = load_reference(whole.directory, dtype="float32", device="cpu", quantization=quantization)
     assert model.is_quantized
     kinds = {type(module).__name__ for module in model.modules()}
     assert kinds & {"Linear8bitLt", "Linear4bit"}
     assert model.get_output_embeddings().weight.dtype == torch.float32
-    self_check(model, llava.encoder, measurement_spec(quantization=quantization))
-    batch = collate([llava.encoder(*GIVEN)], pad_token_id=llava.encoder.pad_token_id)
+    self_check(model, whole.encoder, measurement_spec(quantization=quantization))
+    batch = collate([whole.encoder(*GIVEN)], pad_token_id=whole.encoder.pad_token_id)
     placed = batch.to(model.device, model.dtype)
     given = (placed.inputs, placed.labels, placed.image_mask)
-    found, expected = delta_logits(model, *given), delta_logits(llava.model, *given)
+    found, expected = delta_logits(model, *given), delta_logits(whole.model, *given)
     defined = ~expected.isnan()
     assert bool(found[defined].isfinite().all())
     assert 0 < float((found - expected)[defined].abs().mean()) < float(expected[defined].abs().mean())

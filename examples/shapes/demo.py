@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -143,14 +144,14 @@ def precompute(model: Path, output: Path, flags: Sequence[str]) -> None:
     """Runs the console program as a user would, and shows the command."""
     command = ["cal-precompute", "--model_name_or_path", str(model), "--dtype", "float32", "--output_dir", str(output),
                "--num_workers", "2", "--gpus_per_worker", "0", *flags]  # fmt: skip
-    print("$ " + " ".join(command), flush=True)
+    print("$ " + shlex.join(command), flush=True)
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
 
 
 def inspect(subcommand: str, annotated: Path, *flags: object) -> None:
     """Runs `cal-inspect` as a user would, and shows the command."""
     command = ["cal-inspect", subcommand, str(annotated), *map(str, flags)]
-    print("$ " + " ".join(command), flush=True)
+    print("$ " + shlex.join(command), flush=True)
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
 
 
@@ -162,7 +163,7 @@ def train(start: Path, student: Path, annotated: Path, source: str, num_steps: i
                "--per_device_train_batch_size", "32", "--warmup_steps", "0.1", "--lr_scheduler_type", "cosine",
                "--seed", str(seed), "--use_cpu", "true", "--save_strategy", "no", "--logging_steps", "50",
                "--disable_tqdm", "true", "--cache_dir", str(student.parent / "cache")]  # fmt: skip
-    print("$ " + " ".join(command), flush=True)
+    print("$ " + shlex.join(command), flush=True)
     with student.with_suffix(".log").open("w") as log:
         subprocess.run(
             [str(Path(sys.executable).parent / command[0]), *command[1:]], check=True, stdout=log, stderr=log

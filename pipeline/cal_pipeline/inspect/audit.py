@@ -91,10 +91,13 @@ class Session:
                 "measure again"
             )
         # Torch and the models' code take seconds to import: after what can be refused without them.
+        from transformers.utils.logging import disable_progress_bar
+
         from cal_pipeline import audit, remeasure
         from cal_pipeline.loading import load_processor, load_reference, weights_digest
         from cal_pipeline.origin import find_reference
 
+        disable_progress_bar()  # of loading: what is printed here is the report
         audit.tolerance_of(self.spec.dtype)
         trust = arguments.trust_remote_code
         self.directory = find_reference(
@@ -123,11 +126,12 @@ class Session:
         candidates = np.flatnonzero(self.ok)
         count = max(1, math.ceil(self.arguments.fraction * len(candidates)))
         drawn = draw(candidates, count, np.random.default_rng([self.arguments.seed, 0]))
-        say(f"{self.dataset.num_rows} rows, {len(candidates)} with deltas; measuring {len(drawn)} of them again with "
-            f"{self.directory} in {self.spec.dtype}")  # fmt: skip
+        rows = flags.counted(self.dataset.num_rows, "row")
+        say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
+            f"{self.spec.dtype}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
-        rows = read_stored(self.dataset, drawn, self.arguments.image_folder)
-        while window := list(islice(rows, WINDOW_ROWS)):
+        stored = read_stored(self.dataset, drawn, self.arguments.image_folder)
+        while window := list(islice(stored, WINDOW_ROWS)):
             outcomes = self._measure([(row, row) for row in window])
             report.comparisons += [
                 compare(row, outcome, self.spec.dtype) for row, outcome in zip(window, outcomes, strict=True)
@@ -148,9 +152,10 @@ class Session:
             partners = swap_partners([picture_digest(row) for row in alike], rng)
             pairs += [(alike[own], alike[lender]) for own, lender in partners]
         if not pairs:
-            say(f"Swap control: not possible, no two of {len(rows)} samples with pictures show different ones")
+            samples = flags.counted(len(rows), "sample")
+            say(f"Swap control: not possible, no two of {samples} with pictures show different ones")
             return None
-        say(f"Swap control: measuring {len(pairs)} samples with their own and with another's picture")
+        say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's picture")
         own, other = [], []
         for start in range(0, len(pairs), WINDOW_ROWS):
             window = pairs[start : start + WINDOW_ROWS]

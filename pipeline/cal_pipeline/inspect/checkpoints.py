@@ -61,6 +61,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
             f"{row.sample.sample_id} has {len(row.sample.images)} pictures; this look is for samples with one"
         )
     from transformers import AutoConfig
+    from transformers.utils.logging import disable_progress_bar
 
     from cal_pipeline.images import decode_images
     from cal_pipeline.loading import load_processor, load_reference, model_directory
@@ -68,6 +69,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     from cal_pipeline.picture_tokens import check_places, picture_tokens
     from cal_pipeline.remeasure import rebuild_encoder
 
+    disable_progress_bar()
     if arguments.model_name_or_path:
         if len(arguments.model_name_or_path) > 2:
             raise ConfigError(f"--model_name_or_path: two checkpoints at most, got {len(arguments.model_name_or_path)}")

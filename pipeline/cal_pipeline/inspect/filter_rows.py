@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"no row is left by {arguments.condition!r}, so {arguments.output} is not written")
         condition = f"not ({arguments.condition})" if arguments.drop else arguments.condition
         write_rows(opened, selection, arguments.output, names=_names(arguments.annotated), condition=condition)
-        print(f"{arguments.output}: {selection.after.total():,} rows, ready for cal-train")  # noqa: T201
+        print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, ready for cal-train")  # noqa: T201
         if "messages" not in opened.schema.names:
             print(  # noqa: T201
                 "cal-inspect: this is a sidecar: its source still has all rows, and cal-train --on_missing uniform "

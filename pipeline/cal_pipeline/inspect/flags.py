@@ -47,6 +47,11 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `1,500 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def console() -> Console:
     """Prints to stdout; wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH

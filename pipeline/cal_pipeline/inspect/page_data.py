@@ -13,10 +13,11 @@ import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
+from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
-from cal_pipeline.inspect.summary import files_of, measured_with
+from cal_pipeline.inspect.summary import measured_with
 from cal_pipeline.inspect.token_text import Pieces
 from cal_pipeline.stored import StoredRow, read_stored
 from cal_schemas.annotated import AnnotatedDataset
@@ -115,7 +116,7 @@ def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
     def share(name: str) -> str:
         return "-" if delta[name] is None else f"{delta[name]:.1%}"
 
-    found = [("rows", f"{summary['rows']:,} in {files_of(summary)}")]
+    found = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
     found += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
     if summary["images"] is not None:
         found += [("pictures", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         path = flags.new_file(arguments.output, ".html", ".htm", ".svg")
         written = terminal_picture(shown, arguments) if path.suffix.lower() == ".svg" else page(shown, arguments)
         path.write_text(written, encoding="utf-8")
-        print(f"{path}: {len(shown)} rows")  # noqa: T201
+        print(f"{path}: {flags.counted(len(shown), 'row')}")  # noqa: T201
     else:
         terminal = _terminal(arguments.color)
         for item in shown:

@@ -147,11 +147,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
     tokens, size = summary["tokens"], summary["bytes"]
     statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
-    say(f"{summary['rows']:,} rows in {files_of(summary)}: {statuses}")
+    say(f"{flags.counted(summary['rows'], 'row')} in {flags.counted(summary['files'], 'file')}: {statuses}")
     if summary["images"] is None:
         say("a sidecar: pictures and messages are in its source")
     else:
-        say(f"{summary['images']:,} pictures; {summary['text_only_rows']:,} rows are text only (their deltas are 0)")
+        say(f"{flags.counted(summary['images'], 'picture')}; text only (deltas 0): "
+            f"{flags.counted(summary['text_only_rows'], 'row')}")  # fmt: skip
     say(
         f"{tokens:,} supervised tokens of {summary['encoded_tokens']:,} encoded"
         + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
@@ -195,11 +196,6 @@ def measured_with(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("carried", ", ".join(summary["carry"])),
         ("from", ", ".join(summary["sources"])),
     ]  # fmt: skip
-
-
-def files_of(summary: Mapping[str, Any]) -> str:
-    """How many files, in words."""
-    return f"{summary['files']:,} file{'' if summary['files'] == 1 else 's'}"
 
 
 def _bytes(count: float) -> str:

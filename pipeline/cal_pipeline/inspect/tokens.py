@@ -181,7 +181,7 @@ def _print_means(console: Console, found: TokenStatistics, pieces: Pieces, top: 
                 f"{found.count[token_id]:,}",
                 Text(f"[{printable(pieces.text_of(int(token_id)))}]"),
             )
-        console.print(table)
+        console.print(table, "")
 
 
 def write_csv(path: Path, found: TokenStatistics, pieces: Pieces) -> None:

@@ -124,7 +124,7 @@
     const [low, high] = [edges[0], edges[edges.length - 1]];
     const ticks = ticksBetween(low, high);
     const most = Math.max(...counts);
-    const bars = figure("Share of all tokens in each bin of delta, outermost ones in the end bins", "delta (logits)", low, high, most, ticks);
+    const bars = figure("Share of tokens in each bin; the outermost are in the end bins", "delta (logits)", low, high, most, ticks);
     bars.drawing.append(svg("text", { x: 4, y: bars.y(most) + 4 }, share(most / total)));
     counts.forEach((count, bin) => {
       const [from, to] = [bars.x(edges[bin]), bars.x(edges[bin + 1])];
@@ -199,7 +199,7 @@
     }
     element.append(pictures, body);
     const defined = sample.deltas.filter((delta) => delta !== null);
-    const text = [sample.id, sample.status, sample.error || "", ...sample.turns.map((turn) =>
+    const text = [sample.id, `#${sample.row}`, sample.status, sample.error || "", ...sample.turns.map((turn) =>
       turn.text === undefined ? sample.tokens.slice(turn.from, turn.to).join("") : turn.text)].join("\n").toLowerCase();
     return {
       element, facts, words, spans, sample, text,
@@ -245,8 +245,8 @@
       });
       const { length, mean: meanDelta, negative, weight } = card.keys;
       card.facts.textContent = length
-        ? `row ${card.sample.row} · ${length} tokens · mean delta ${number(meanDelta, 2)} · below 0: ${share(negative)} · mean weight ${number(weight, 2)}`
-        : `row ${card.sample.row} · no measured tokens`;
+        ? `#${card.sample.row} · ${length} tokens · mean delta ${number(meanDelta, 2)} · below 0: ${share(negative)} · mean weight ${number(weight, 2)}`
+        : `#${card.sample.row} · no measured tokens`;
     }
     for (const move of bounds) move();
     byId("alpha-value").textContent = number(settings.alpha, 2);

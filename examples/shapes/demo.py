@@ -81,7 +81,7 @@ def main() -> int:
     tokens = words.token_frame(frame, AutoTokenizer.from_pretrained(trained))
     table = words.table(tokens)
     print("\nDelta (in logits) by kind of word; auc: chance that a correlated word's delta is above one of this kind")
-    print(table.round(3).to_string())
+    print(table.round(3).to_string(na_rep="-"))
     below = (tokens["delta"] < words.BETA).mean()
     print(f"share of all tokens below beta = 5: {below:.1%} (the paper finds about 90 % on LLaVA)")
     picture = output / "deltas.png"
@@ -122,7 +122,7 @@ def main() -> int:
     )
     frame = pd.read_parquet(annotated_photos)
     frame["tokens"] = frame["label_ids"].map(len)
-    print(frame[["sample_id", "status", "error", "tokens"]].to_string(index=False, max_colwidth=60))
+    print(frame[["sample_id", "status", "error", "tokens"]].to_string(index=False, max_colwidth=60, na_rep=""))
 
     say(began, "Done")
     low = table["auc"].drop("correlated")

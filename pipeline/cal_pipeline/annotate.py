@@ -1,8 +1,8 @@
 """One shard, from source file to annotated file: plain Python, no Ray.
 
 Samples are decoded and encoded in threads, gathered in windows of consecutive rows, batched by length inside a
-window, measured in two passes and written in their own order. Windows and batches depend on the shard and the flags
-alone, never on workers or timing.
+window, measured in two passes and written in their own order. While a window is measured the next one is gathered and
+the last one is written. Windows and batches depend on the shard and the flags alone, never on workers or timing.
 
 Over 250 lines: the stages hand each other one private type, and are read as one passage.
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.overlap import one_ahead
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.redo import read_rows_to_keep
 from cal_pipeline.shards import Shard, read_samples
@@ -76,7 +78,8 @@ class ShardReport:
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("load", "encode", "forward", "write", "total"), 0.0)
     )
-    """`load` (reading rows and pictures) and `encode` add up the threads; the others are of the main thread."""
+    """`load` (reading rows and pictures) and `encode` add up their threads, `write` is of its own; the others are of
+    the main thread."""
     bytes: int = 0
     worker: str = ""
     device: str = ""
@@ -131,16 +134,26 @@ def annotate_shard(
     kept = read_rows_to_keep(store.path(shard.name), redo) if replaces else {}
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
-        with ShardWriter(partial, options.schema, metadata) as writer:
-            for window in _windows(_prepare_all(shard, encoder, spec, options, kept, report), options.tokens_per_batch):
-                at = time.monotonic()
-                rows = _measure_window(window, encoder, model, spec, options, report)
-                report.seconds["forward"] += time.monotonic() - at
+        prepared = _windows(_prepare_all(shard, encoder, spec, options, kept), options.tokens_per_batch)
+        with ShardWriter(partial, options.schema, metadata) as writer, ThreadPoolExecutor(1) as behind:
+
+            def write(rows: Sequence[AnnotatedRow]) -> None:
                 at = time.monotonic()
                 for row in rows:
-                    _count(report, row)
                     writer.write(replace(row, source=source))
                 report.seconds["write"] += time.monotonic() - at
+
+            written = behind.submit(write, [])
+            with closing(one_ahead(prepared)) as windows:
+                for window in windows:
+                    at = time.monotonic()
+                    rows = _measure_window(window, encoder, model, spec, options, report)
+                    report.seconds["forward"] += time.monotonic() - at
+                    for row in rows:
+                        _count(report, row)
+                    written.result()
+                    written = behind.submit(write, rows)
+            written.result()
         if writer.num_rows != shard.num_rows:
             raise ShardError(f"{shard.source.uri}: {shard.num_rows} rows planned, {writer.num_rows} came out")
         report.bytes = partial.stat().st_size
@@ -157,11 +170,10 @@ def _prepare_all(
     spec: MeasurementSpec,
     options: AnnotateOptions,
     kept: dict[int, AnnotatedRow],
-    report: ShardReport,
-) -> Iterator[_Prepared]:
+) -> Generator[_Prepared, None, None]:
     folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
 
-    def prepare(row: int, sample: Sample) -> _Prepared:
+    def prepare(row: int, sample: Sample, read_seconds: float) -> _Prepared:
         key = sample_key(sample)
         started = loaded = time.monotonic()
         if row in kept and kept[row].sample_key != key:
@@ -189,34 +201,30 @@ def _prepare_all(
         kept_row = replace(kept[row], sample=sample) if row in kept else None
         return _Prepared(
             sample=sample, sample_key=key, encoded=encoded, failure=failure, kept=kept_row,
-            load_seconds=loaded - started, encode_seconds=time.monotonic() - loaded,
+            load_seconds=read_seconds + loaded - started, encode_seconds=time.monotonic() - loaded,
         )  # fmt: skip
 
-    yield from _in_threads(prepare, _timed(read_samples(shard), report), options.encode_threads)
+    yield from _in_threads(prepare, _timed(read_samples(shard)), options.encode_threads)
 
 
-def _timed(samples: Iterable[Sample], report: ShardReport) -> Iterator[Sample]:
-    """The samples; the time it took to get them counts as loading."""
-    reader = iter(samples)
-    while True:
+def _timed(samples: Iterator[Sample]) -> Iterator[tuple[Sample, float]]:
+    """The samples, and the seconds that it took to get each."""
+    at = time.monotonic()
+    for sample in samples:
+        yield sample, time.monotonic() - at
         at = time.monotonic()
-        sample = next(reader, None)
-        report.seconds["load"] += time.monotonic() - at
-        if sample is None:
-            return
-        yield sample
 
 
 def _in_threads(
-    prepare: Callable[[int, Sample], _Prepared], samples: Iterable[Sample], num_threads: int
-) -> Iterator[_Prepared]:
+    prepare: Callable[[int, Sample, float], _Prepared], samples: Iterable[tuple[Sample, float]], num_threads: int
+) -> Generator[_Prepared, None, None]:
     """Results in the order of the samples, a few dozen ahead of the reader at most: threads run while it computes."""
     ahead: deque[tuple[int, Future[_Prepared]]] = deque()
     size = 0
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            for row, sample in enumerate(samples):
-                ahead.append((sample.num_bytes, pool.submit(prepare, row, sample)))
+            for row, (sample, read_seconds) in enumerate(samples):
+                ahead.append((sample.num_bytes, pool.submit(prepare, row, sample, read_seconds)))
                 size += sample.num_bytes
                 while len(ahead) > 16 * num_threads or (size > _AHEAD_BYTES and len(ahead) > 1):
                     num_bytes, future = ahead.popleft()
@@ -228,7 +236,7 @@ def _in_threads(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _windows(prepared: Iterable[_Prepared], tokens_per_batch: int) -> Iterator[list[_Prepared]]:
+def _windows(prepared: Iterable[_Prepared], tokens_per_batch: int) -> Generator[list[_Prepared], None, None]:
     """Runs of consecutive rows, wide enough to sort by length, narrow enough to hold."""
     window: list[_Prepared] = []
     tokens = size = 0

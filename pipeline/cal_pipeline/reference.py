@@ -96,6 +96,22 @@ def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tenso
     return logits
 
 
+def without_padding_mask(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs, with a mask of ones in place of one that hides nothing but padding behind the tokens.
+
+    Tokens of a causal decoder never look at what follows them; and with nothing masked torch's attention takes its
+    causal kernel, not one that reads a mask [B, 1, T, T]. Left as they are: padding in front, other implementations of
+    attention, and token types, by which some decoders (PaliGemma, Gemma 3) let tokens look ahead.
+    """
+    mask = inputs["attention_mask"]
+    implementation = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    if implementation != "sdpa" or "token_type_ids" in inputs or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return inputs
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return inputs
+    return {**inputs, "attention_mask": torch.ones_like(mask)}
+
+
 def logits_without_image(
     model: Any,
     inputs: Mapping[str, Tensor],
@@ -111,7 +127,7 @@ def logits_without_image(
     second = without_image(
         contrast.condition, inputs, labels, image_mask, position_ids, text_config, contrast_inputs, demanded
     )
-    found = (read or label_logits)(model, second.inputs, second.labels)
+    found = (read or label_logits)(model, without_padding_mask(model, second.inputs), second.labels)
     logits = torch.full((*found.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)
     logits.scatter_(-1, second.index.expand(found.shape), found)
     return logits
@@ -145,7 +161,7 @@ def contrast_logits(
     contrast = contrast or ContrastSpec()
     check_contrast_inputs(contrast.condition, inputs, contrast_inputs)
     with captured_position_ids(model) as seen:
-        with_image = (read or label_logits)(model, inputs, labels)
+        with_image = (read or label_logits)(model, without_padding_mask(model, inputs), labels)
     has_image = image_mask.any(-1, keepdim=True)
     without = with_image
     if bool(has_image.any()):

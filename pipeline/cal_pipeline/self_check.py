@@ -11,7 +11,7 @@ import torch
 from cal_pipeline.collate import Batch
 from cal_pipeline.conditions import defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.reference import contrast_logits, label_logits, without_padding_mask
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
@@ -23,7 +23,8 @@ _HALF_RMS_TOLERANCE = 0.1
 def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
     """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
 
-    The label head must give what full logits give; with contrast `drop`, dropping must give what masking gives on
+    The label head must give what full logits give, also where padding is not masked (`without_padding_mask`); with
+    contrast `drop`, dropping must give what masking gives on
     every token that does not directly follow an image (there the two differ by definition, docs/method.md); with
     `mask`, the logits of those tokens must not change with the picture; with a contrast that perturbs, the picture
     itself as perturbed picture must give delta 0, and the batch's perturbed pictures must not. Within 1e-3 in float32,
@@ -51,11 +52,18 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
         with _refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
             by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
+            unmasked = label_logits(model, without_padding_mask(model, batch.inputs), batch.labels)[:, 1:]
     size, wrong = disagreement(by_head[supervised], by_full)
     if wrong:
         raise ConfigError(
             f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
             f"architecture ({kind}) uses its output head in a way that is not supported"
+        )
+    size, wrong = disagreement(unmasked[supervised], by_head[supervised])
+    if wrong:
+        raise ConfigError(
+            f"{name}: logits differ by {size:.3g} with and without a mask over the padding behind a row's tokens, so "
+            f"{kind} looks at what follows a token; use --attn_implementation eager, which always masks"
         )
     if contrast.perturbs:
         _check_perturbed(model, batch, contrast, name, disagreement)

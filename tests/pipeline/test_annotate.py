@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cal_pipeline import annotate
+from cal_pipeline import annotate, reference
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
@@ -100,6 +100,20 @@ def test_deltas_do_not_depend_on_threads_or_batch_size(run: Run, shard: Shard, t
     small, _ = replace(run, output=tmp_path / "c")(shard, tokens_per_batch=1)
     for one, two in zip(rows, small, strict=True):
         np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
+
+
+def test_columns_are_those_of_masked_padding_and_of_one_window_after_the_other(
+    run: Run, shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _ = run(shard)
+    monkeypatch.setattr(annotate, "one_ahead", lambda windows: windows)
+    monkeypatch.setattr(reference, "without_padding_mask", lambda model, inputs: inputs)
+    plain, _ = replace(run, output=tmp_path / "plain")(shard, encode_threads=1)
+    for one, two in zip(rows, plain, strict=True):
+        assert [one[name] for name in one if name != "delta_logits"] == [
+            two[name] for name in two if name != "delta_logits"
+        ]
+        np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-5)
 
 
 def test_windows_do_not_change_the_result(

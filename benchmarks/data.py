@@ -1,0 +1,106 @@
+"""Rows a second that a trainer's process gets from annotated shards, mapped and streamed, against the source alone.
+
+    python benchmarks/data.py
+
+All three go through the trainer's own dataset, sampler and collator, in one process (a DataLoader's workers multiply
+all alike); pictures are decoded and encoded for a LLaVA-1.5 input, 336 pixels a side. `source` is what training would
+read without this project's columns: the same rows, memory-mapped, no labels compared and no deltas scattered.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from cal_pipeline.annotate import annotate_shard
+from cal_pipeline.encode import Encoder
+from cal_pipeline.loading import load_reference
+from cal_pipeline.shards import plan_shards
+from cal_pipeline.store import LocalStore
+from cal_trainer.dataset import ExampleCollator
+from cal_trainer.opening import Examples, open_examples, train_sampler
+from measuring import cpu_ratio, interleave, load_average, ratio
+from reporting import make_parser, print_table, write_report
+from shapes import SHAPES
+from workload import annotate_options, measurement, write_checkpoint, write_source
+
+SHAPE = replace(SHAPES["tiny"], tile_tokens=576, image_tokens=576, text_tokens=128)
+"""The tokens of LLaVA-1.5; how wide the model is that measured them does not matter here."""
+RATIOS = (("mapped", "source"), ("streamed", "source"))
+
+
+def annotate(model_folder: Path, source: Path, output: Path, encoder: Encoder) -> None:
+    store = LocalStore(output_dir=output)
+    store.prepare()
+    model = load_reference(model_folder, dtype="float32", device="cpu")
+    for shard in plan_shards([str(source)]):
+        annotate_shard(
+            shard, encoder=encoder, model=model, spec=measurement(encoder), store=store,
+            options=annotate_options(16384),
+        )  # fmt: skip
+
+
+def reading(examples: Examples, encoder: Encoder, batch_size: int) -> Callable[[], int]:
+    """One epoch in the sampler's order, collated."""
+    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+
+    def epoch() -> int:
+        sampler = iter(train_sampler(
+            examples, group_by="none", batch_size=batch_size, accumulation_steps=1, world_size=1, num_workers=0, seed=0
+        ))  # fmt: skip
+        rows = 0
+        while batch := [examples[index] for index in islice(sampler, batch_size)]:
+            collator(batch)
+            rows += len(batch)
+        return rows
+
+    return epoch
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=9)
+    flags = parser.parse_args()
+    load = load_average()
+    torch.set_num_threads(flags.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        encoder = Encoder(write_checkpoint(folder / "model", SHAPE))
+        write_source(folder / "source", [flags.rows // 2] * 2, SHAPE.text_tokens)
+        annotate(folder / "model", folder / "source", folder / "annotated", encoder)
+        cache = folder / "cache"
+        opened: dict[str, Examples] = {
+            "mapped": open_examples(folder / "annotated", encoder, cache_dir=cache),
+            "streamed": open_examples(folder / "annotated", encoder, streaming=True),
+            "source": open_examples(
+                None, encoder, source_paths=[str(folder / "source")], use_deltas=False, cache_dir=cache
+            ),
+        }
+        times = interleave(
+            {key: reading(item, encoder, flags.batch_size) for key, item in opened.items()}, flags.repeats
+        )
+    print_table(
+        ["", "rows/s", "ms of CPU a row"],
+        [[key, flags.rows / found.median, 1e3 * found.row()["median_cpu_s"] / flags.rows]
+         for key, found in times.items()],
+    )  # fmt: skip
+    write_report(
+        "data", flags, settings={}, load_before=load,
+        results={key: {**found.row(), "rows_per_s": flags.rows / found.median} for key, found in times.items()},
+        ratios={f"{top}_rows_per_s/{bottom}_rows_per_s": 1 / ratio(times, top, bottom) for top, bottom in RATIOS},
+        cpu_time_ratios={
+            f"{top}_rows_per_s/{bottom}_rows_per_s": 1 / cpu_ratio(times, top, bottom) for top, bottom in RATIOS
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

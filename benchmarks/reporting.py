@@ -1,0 +1,126 @@
+"""What every benchmark prints and writes: a Markdown table, targets met or missed, one JSON file in results/."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measuring import MIN_REPEATS, load_average
+from targets import Target, targets_of
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pillow", "ray")
+_UNWRITTEN = ("output_dir", "measure")
+
+
+def make_parser(description: str | None) -> ArgumentParser:
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=RESULTS, help="of the JSON file")
+    return parser
+
+
+def add_device_flags(parser: ArgumentParser, repeats: int = 9) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and pixels")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on CPU")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs of each; {MIN_REPEATS} for a result")
+
+
+def apply_device_flags(flags: Namespace) -> torch.dtype:
+    torch.set_num_threads(flags.threads)
+    return getattr(torch, flags.dtype)  # type: ignore[no-any-return]
+
+
+def suffix_of(flags: Namespace) -> str:
+    """What of device and dtype goes into a file's name."""
+    device = "" if flags.device == "cpu" else f"-{flags.device}"
+    return device + ("" if flags.dtype == "float32" else f"-{flags.dtype}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    print("| " + " | ".join(header) + " |")
+    print("|---" * len(header) + "|")
+    for row in rows:
+        print("| " + " | ".join(_cell(value) for value in row) + " |")
+    print(flush=True)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_report(
+    name: str,
+    flags: Namespace,
+    *,
+    settings: Mapping[str, Any],
+    results: Any,
+    ratios: Mapping[str, float],
+    cpu_time_ratios: Mapping[str, float] | None = None,
+    load_before: Sequence[float] = (),
+) -> None:
+    """Prints the ratios beside their targets, and writes `<output_dir>/<name>.json`."""
+    benchmark = name.split("-")[0]
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(flags).items()}
+    judged = [_judged(target, ratios) for target in targets_of(name) if target.ratio in ratios]
+    report = {
+        "benchmark": benchmark,
+        "machine": machine(str(given.get("device", "cpu"))) | {"load_average_before": list(load_before)},
+        "versions": versions(),
+        "settings": {key: value for key, value in given.items() if key not in _UNWRITTEN} | dict(settings),
+        "results": results,
+        "ratios": {key: round(value, 4) for key, value in ratios.items()},
+        "cpu_time_ratios": {key: round(value, 4) for key, value in (cpu_time_ratios or {}).items()},
+        "targets": judged,
+    }
+    both = cpu_time_ratios or {}
+    print_table(
+        ["ratio", "measured", "by CPU time"],
+        [[key, f"{value:.3f}", f"{both[key]:.3f}" if key in both else ""] for key, value in ratios.items()],
+    )
+    if judged:
+        print_table(
+            ["target", "measured", ""],
+            [[f"{item['ratio']} {item['bound']}", f"{item['measured']:.3f}", item["verdict"]] for item in judged],
+        )
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
+    path = flags.output_dir / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}\n", flush=True)
+
+
+def _judged(target: Target, ratios: Mapping[str, float]) -> dict[str, Any]:
+    value = ratios[target.ratio]
+    return {"ratio": target.ratio, "bound": str(target), "measured": round(value, 4),
+            "verdict": "met" if target.met(value) else "missed"}  # fmt: skip
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Hardware, and how busy it was."""
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "platform": platform.platform(),
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "load_average": load_average(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

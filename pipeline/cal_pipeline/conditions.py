@@ -76,6 +76,8 @@ def without_image(
     count = kept.sum(-1)
     index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
     real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
+    # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its picture.
+    index = torch.where(real, index, index[:, :1])
     dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in SEQUENCE_INPUTS if key in inputs}
     dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in SEQUENCE_INPUTS}
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)

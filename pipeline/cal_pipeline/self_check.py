@@ -24,11 +24,11 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
 
     The label head must give what full logits give, also where padding is not masked (`without_padding_mask`); with
-    contrast `drop`, dropping must give what masking gives on
-    every token that does not directly follow an image (there the two differ by definition, docs/method.md); with
-    `mask`, the logits of those tokens must not change with the picture; with a contrast that perturbs, the picture
-    itself as perturbed picture must give delta 0, and the batch's perturbed pictures must not. Within 1e-3 in float32,
-    0.1 rms in half precision. A decoder whose mask is undefined is not compared with it.
+    contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image (there
+    the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with the
+    picture; with a contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's
+    perturbed pictures must not. Within 1e-3 in float32, 0.1 rms in half precision. A decoder whose mask is undefined
+    is not compared with it.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import check_architecture, load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.reference import innermost_decoder
 from cal_pipeline.worker import check_same_encoding, self_check
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
@@ -141,6 +143,15 @@ def test_self_check_notices_a_head_that_is_not_what_it_seems(copied: Path, llava
     head.register_forward_hook(lambda module, args, out: out + out.shape[-1])
     with pytest.raises(ConfigError, match="label head and full logits"):
         self_check(model, llava.encoder, spec_for(llava))
+
+
+def test_self_check_notices_a_decoder_that_looks_at_padding_and_names_the_way_out(copied: Path, llava: Family) -> None:
+    for attention, refused in (("sdpa", True), ("eager", False)):
+        model = load_reference(copied, dtype="float32", attn_implementation=attention)
+        for layer in innermost_decoder(model).layers:
+            layer.self_attn.is_causal = False
+        with pytest.raises(ConfigError, match="use --attn_implementation eager") if refused else nullcontext():
+            self_check(model, llava.encoder, spec_for(llava))
 
 
 def test_self_check_does_not_take_nan_for_agreement(copied: Path, llava: Family) -> None:

@@ -98,6 +98,8 @@ OTHER_TABLES = ("audit", "page", "attention", "patch_words")
         (["tokens", "{normal}"], "--tokenizer"),
         (["tokens", "{normal}", "--tokenizer", "{images}"], "no such tokenizer file"),
         (["plot", "{normal}", "--output", "x.jpg"], "must end in .png"),
+        (["plot", "{normal}", "--output", "/proc/deltas.png"], "/proc/deltas.png cannot be written"),
+        (["tokens", "{normal}", "--tokenizer", "{model}", "--output", "/proc/a.csv"], "/proc/a.csv cannot be written"),
         (["plot", "{normal}", "--by", "color"], "there are source, turn, status"),
         (["show", "{normal}", "nobody"], "no row has the sample_id"),
         (["show", "{normal}", "#99", "--tokenizer", "{model}"], "no row has"),

@@ -66,6 +66,11 @@ def new_file(path: Path, *suffixes: str) -> Path:
         raise ConfigError(f"{path} is a directory, give the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):  # Found out now, not after an hour of measuring.
+            pass
+        if not there:
+            path.unlink()
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     return path

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         title=f"{tokens:,} tokens of {opened.num_rows:,} rows, measured with {opened.spec.model_id}",
     )
     plots.save(figure, path)
-    print(f"{path}: {tokens:,} tokens" + (f" in {len(groups)} groups" if arguments.by else ""))  # noqa: T201
+    print(f"{path}: {tokens:,} tokens" + (f" in {flags.counted(len(groups), 'group')}" if arguments.by else ""))  # noqa: T201
     return 0
 
 

@@ -76,11 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Shows every row with this id; 0."""
     if arguments.limit < 1:
         raise ConfigError(f"--limit must be positive, got {arguments.limit}")
+    path = flags.new_file(arguments.output, ".html", ".htm", ".svg") if arguments.output else None
     opened = open_checked(arguments)
     places = find_samples(opened, arguments.sample)
     shown = [_Shown(opened, place, arguments) for place in places[: arguments.limit]]
-    if arguments.output:
-        path = flags.new_file(arguments.output, ".html", ".htm", ".svg")
+    if path:
         written = terminal_picture(shown, arguments) if path.suffix.lower() == ".svg" else page(shown, arguments)
         path.write_text(written, encoding="utf-8")
         print(f"{path}: {flags.counted(len(shown), 'row')}")  # noqa: T201

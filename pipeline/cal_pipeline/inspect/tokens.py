@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints four tables; 0."""
     if arguments.top < 1 or arguments.min_count < 1:
         raise ConfigError(f"--top and --min_count must be positive, got {arguments.top} and {arguments.min_count}")
+    path = flags.new_file(arguments.output, ".csv") if arguments.output else None
     opened = open_paths(arguments.annotated)
     pieces = pieces_of_measurement(opened, arguments.tokenizer)
     found = token_statistics(opened, arguments.top)
@@ -84,8 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_occurrences("highest deltas", found.highest, pieces), "")
     console.print(_occurrences("lowest deltas", found.lowest, pieces), "")
     _print_means(console, found, pieces, arguments.top, arguments.min_count)
-    if arguments.output:
-        path = flags.new_file(arguments.output, ".csv")
+    if path:
         write_csv(path, found, pieces)
         console.print(f"{path}: every token", markup=False)
     return 0

@@ -182,17 +182,19 @@
       words.setAttribute("aria-label", `words of ${sample.id}; arrow keys go from token to token`);
     }
     for (const turn of sample.turns) {
-      const line = make("p", { class: turn.text === undefined ? "turn" : "turn other", dir: "auto" });
-      line.append(make("b", { text: turn.role }));
+      // A direction of its own for what was said: the role before it is always English.
+      const said = make("bdi");
+      const line = make("p", { class: turn.text === undefined ? "turn" : "turn other" });
+      line.append(make("b", { text: turn.role }), said);
       if (turn.text !== undefined) {
-        line.append(turn.text);
+        said.append(turn.text);
       } else {
         for (let token = turn.from; token < turn.to; token++) {
           const kind = (sample.special.includes(token) ? " special" : "") +
             (sample.deltas[token] === null ? " undefined" : "");
           const span = make("span", { class: `t${kind}`, "data-token": token, text: sample.tokens[token] });
           spans[token] = span;
-          line.append(span);
+          said.append(span);
         }
       }
       words.append(line);
@@ -405,7 +407,8 @@
     gallery.addEventListener("mouseleave", () => show(null));
     gallery.addEventListener("keydown", walk);
     gallery.addEventListener("focusout", () => show(null));
-    window.addEventListener("scroll", () => pointed && pointed.matches(":hover") && show(null), { passive: true });
+    window.addEventListener("scroll", () => pointed && pointed.matches(":hover") && show(null),
+      { passive: true, capture: true });
     arrange();
     search();
     recolour();

@@ -46,12 +46,6 @@ def _save(picture: Image.Image, path: Location) -> None:
     path.write_bytes(file.getvalue())
 
 
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
 def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
     """Sample key, place in the sample, and picture, in the order of the plan; bad ones are left to the measurement."""
     for shard in shards:

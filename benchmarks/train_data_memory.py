@@ -30,7 +30,7 @@ from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from cal_trainer.dataset import AnnotatedExamples
-from cal_trainer.sampling import EpochSampler
+from cal_trainer.sampling import EpochSampler, StepShape
 from cal_trainer.sidecar import SidecarExamples
 from cal_trainer.streaming import StreamedExamples, StreamSampler
 from examples_of import measurement_spec, shard_metadata
@@ -90,10 +90,10 @@ def measure(mode: str, folder: Path) -> None:
     plan_shards([str(folder / "whole")])  # Imports and first-use caches belong to the baseline.
     before = memory_mb("VmHWM")
     at = time.monotonic()
-    sizes = {"batch_size": 4, "accumulation_steps": 8, "world_size": 1, "seed": 0}
+    shape = StepShape(batch_size=4, accumulation_steps=8)
     if mode == "streaming":
         examples = StreamedExamples(folder / "whole", encoder)
-        sampler = StreamSampler(examples, num_workers=0, **sizes)
+        sampler = StreamSampler(examples, shape, seed=0)
     else:
         cache = folder / "cache"
         examples = (
@@ -101,7 +101,9 @@ def measure(mode: str, folder: Path) -> None:
             if mode == "mapped"
             else SidecarExamples(folder / "whole", [str(folder / "whole")], encoder, cache_dir=cache)
         )
-        sampler = EpochSampler(examples.lengths(), examples.has_image(), group_by="modality_length", **sizes)
+        sampler = EpochSampler(
+            examples.lengths(), examples.has_image(), group_by="modality_length", step_size=shape.size, seed=0
+        )
     opened = time.monotonic() - at
     at = time.monotonic()
     num_indices = sum(1 for _ in sampler)

@@ -16,7 +16,7 @@ import distributed_cli
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
 from cal_trainer import cli
-from cal_trainer.parameters import layers_to_shard
+from cal_trainer.sharding import layers_to_shard
 from conftest import Family
 from tiny_data import write_llava_json
 from trained import command, losses
@@ -52,6 +52,8 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("streamed_resumed", "--streaming", *go_on("streamed")),
         run("sharded", "--fsdp"),
         run("sharded_resumed", "--fsdp", *go_on("sharded")),
+        run("sharded_sgd", "--fsdp", "--optim", "sgd"),
+        run("sharded_sgd_resumed", "--fsdp", "--optim", "sgd", *go_on("sharded_sgd")),
     ]
     listed = top / "runs.json"
     listed.write_text(json.dumps(runs))
@@ -73,7 +75,7 @@ def evaluations(output: Path) -> list[float]:
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-@pytest.mark.parametrize("name", ["two", "streamed", "sharded"])
+@pytest.mark.parametrize("name", ["two", "streamed", "sharded", "sharded_sgd"])
 def test_two_ranks_resume_with_the_losses_of_a_run_that_never_stopped(folder: Path, name: str) -> None:
     whole = losses(folder / name)
     assert len(whole) == 6

@@ -8,14 +8,14 @@ from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.opening import open_examples, train_sampler
-from cal_trainer.sampling import EpochSampler
+from cal_trainer.sampling import EpochSampler, StepShape
 from cal_trainer.sidecar import SidecarExamples
 from cal_trainer.source import SourceExamples
 from cal_trainer.streaming import StreamedExamples, StreamSampler
 from conftest import Family
 from tiny_data import write_parquet
 
-SIZES: dict[str, Any] = {"batch_size": 2, "accumulation_steps": 1, "world_size": 1, "num_workers": 0, "seed": 0}
+SHAPE = StepShape(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def test_flags_decide_the_dataset_and_its_sampler(llava: Family, paths: tuple[Pa
         open_examples(annotated, llava.encoder, streaming=True),
     ]
     assert [type(item) for item in found] == [AnnotatedExamples, SidecarExamples, SourceExamples, StreamedExamples]
-    samplers = [train_sampler(item, group_by="none", **SIZES) for item in found]
+    samplers = [train_sampler(item, SHAPE, group_by="none", seed=0) for item in found]
     assert [type(item) for item in samplers] == [EpochSampler] * 3 + [StreamSampler]
     assert [len(item) for item in samplers] == [4] * 4
     with pytest.raises(ConfigError, match="--group_by length needs to know all rows"):
-        train_sampler(found[3], group_by="length", **SIZES)
+        train_sampler(found[3], SHAPE, group_by="length", seed=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import ConfigError
-from cal_trainer import cli
+from cal_trainer import cli, training
 from cal_trainer.resuming import check_state, run_state, write_state
 from conftest import Family
 from tiny_data import write_llava_json
@@ -95,7 +95,7 @@ def test_another_run_is_refused_before_the_model_is_loaded(
     what: str, llava: Family, annotated: Path, begun: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     flags, message = REFUSED[what]
     argv = command(llava, annotated, begun, "--max_steps", 4, "--resume_from_checkpoint", "last", *flags)
     assert cli.run(argv) == 2

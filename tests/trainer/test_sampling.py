@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from cal_trainer.dataset import BLANK
-from cal_trainer.sampling import EpochSampler, GroupBy, SetSamplerEpoch, epoch_order
+from cal_trainer.sampling import EpochSampler, GroupBy, SetSamplerEpoch, StepShape, epoch_order
 
 GROUPINGS: tuple[GroupBy, ...] = ("none", "length", "modality_length")
 SAMPLES = st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=60)
@@ -87,10 +87,8 @@ def test_accelerate_gives_ranks_equal_batches_and_no_sample_twice(
 ) -> None:
     batch_size, accumulation, world_size = sizes
     lengths, has_image = arrays(samples)
-    sampler = EpochSampler(
-        lengths, has_image, group_by=group_by, batch_size=batch_size, accumulation_steps=accumulation,
-        world_size=world_size, seed=0,
-    )  # fmt: skip
+    shape = StepShape(batch_size=batch_size, accumulation_steps=accumulation, world_size=world_size)
+    sampler = EpochSampler(lengths, has_image, group_by=group_by, step_size=shape.size, seed=0)
     assert len(list(sampler)) == len(sampler)
     ranks = [
         list(BatchSamplerShard(BatchSampler(sampler, batch_size, False), world_size, rank))
@@ -111,10 +109,7 @@ def test_accelerate_gives_ranks_equal_batches_and_no_sample_twice(
 
 @pytest.mark.parametrize("group_by", GROUPINGS)
 def test_set_epoch_decides_what_the_next_iteration_gives(group_by: GroupBy) -> None:
-    sampler = EpochSampler(
-        np.arange(20), np.arange(20) % 2 == 0, group_by=group_by, batch_size=2, accumulation_steps=1, world_size=2,
-        seed=5,
-    )  # fmt: skip
+    sampler = EpochSampler(np.arange(20), np.arange(20) % 2 == 0, group_by=group_by, step_size=4, seed=5)
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
@@ -124,10 +119,7 @@ def test_set_epoch_decides_what_the_next_iteration_gives(group_by: GroupBy) -> N
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_resumed_rank_goes_on_in_the_order_of_its_epoch(rank: int, tmp_path: Path) -> None:
-    sampler = EpochSampler(
-        np.arange(21), np.arange(21) % 3 == 0, group_by="modality_length", batch_size=2, accumulation_steps=1,
-        world_size=2, seed=0,
-    )  # fmt: skip
+    sampler = EpochSampler(np.arange(21), np.arange(21) % 3 == 0, group_by="modality_length", step_size=4, seed=0)
     assert sampler.steps_per_epoch == 6
     loader = prepare_data_loader(
         DataLoader(range(21), batch_size=2, sampler=sampler),  # type: ignore[arg-type]

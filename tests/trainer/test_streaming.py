@@ -17,6 +17,7 @@ from cal_pipeline.shards import plan_shards
 from cal_schemas import annotated
 from cal_schemas.errors import ConfigError
 from cal_trainer.dataset import BLANK, AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.sampling import StepShape
 from cal_trainer.streaming import RowGroups, StreamedExamples, StreamSampler, lane_sizes
 from conftest import Family
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
@@ -39,9 +40,8 @@ def examples(llava: Family, directory: Path) -> StreamedExamples:
     return StreamedExamples(directory, llava.encoder, max_image_pixels=MAX_IMAGE_PIXELS, shuffle_rows=6)
 
 
-def sampler_of(examples: Any, **changed: Any) -> StreamSampler:
-    sizes = {"batch_size": 2, "accumulation_steps": 1, "world_size": 1, "num_workers": 0, "seed": 0, **changed}
-    return StreamSampler(examples, **sizes)
+def sampler_of(examples: Any, seed: int = 0, **changed: Any) -> StreamSampler:
+    return StreamSampler(examples, StepShape(**{"batch_size": 2, **changed}), seed=seed)
 
 
 def test_rows_are_those_of_the_mapped_dataset(

@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
-from cal_trainer import cli
+from cal_trainer import cli, training
 from conftest import Family
 from tiny_data import write_llava_json
 from tiny_models import train_tokenizer
@@ -81,7 +81,7 @@ def test_what_cannot_work_is_one_message_and_exit_2(
     what: str, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     flags, message = REFUSED[what]
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
     err = capfd.readouterr().err

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
@@ -124,6 +124,15 @@ def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
     )
 
 
+class RowOptions(TypedDict, total=False):
+    """How rows are read, whatever holds them: what every dataset hands on to RowEncoder."""
+
+    use_deltas: bool
+    """False trains without them (uniform, online): nothing is compared, all deltas are NaN. True by default."""
+    max_image_pixels: int
+    """As in cal-precompute."""
+
+
 class EncodesRows:
     """A dataset whose rows become examples through `_encode`."""
 
@@ -150,7 +159,7 @@ class RowEncoder:
         encoder: of the model to be trained.
         spec: of the measurement; None for rows that nobody measured.
         where: directory of the measurement, for messages.
-        use_deltas: False trains without them (uniform, online): nothing is compared, all deltas are NaN.
+        use_deltas: see RowOptions, and so is max_image_pixels.
 
     `contrasted` gives one that encodes perturbed pictures too.
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.locations import Location
 from cal_schemas.weighting import check_weighting
 from cal_trainer.resuming import STATE_NAME
 
@@ -82,7 +83,7 @@ def _deltas_with_picture(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def resolve_bounds(
-    wanted: Mapping[str, float | Quantile], data_path: Sequence[Path], resume: Path | None
+    wanted: Mapping[str, float | Quantile], data_path: Sequence[Location], resume: Path | None
 ) -> dict[str, float]:
     """Numbers for alpha and beta; logs those that come from the data.
 

@@ -1,4 +1,4 @@
-"""Flags of `cal-train` beyond transformers' own. Only cli.py sees this whole; everything below takes what it needs."""
+"""Flags of `cal-train` beyond transformers' own. Only training.py and record.py see them whole."""
 
 from __future__ import annotations
 
@@ -48,34 +48,6 @@ class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
         if isinstance(given, str) and given.lower() in ("true", "false"):
             self.fsdp = True if given.lower() == "true" else None
         super().__post_init__()
-
-
-def refuse_flags_without_effect(arguments: TrainingArguments) -> None:
-    """ConfigError for transformers' flags that this trainer would take in silence and not obey."""
-    own = TrainingArguments(output_dir=arguments.output_dir, use_cpu=True)
-    for name, instead in (
-        ("label_smoothing_factor", "the weighted loss has no smoothing"),
-        ("neftune_noise_alpha", "noise in the embeddings would differ between the passes"),
-        ("train_sampling_strategy", "use --group_by"),
-        ("use_liger_kernel", "only label rows go through the head already, and its fused loss has no weights"),
-        ("auto_find_batch_size", "the order of an epoch is made for one batch size"),
-        ("do_predict", "nothing is predicted; use generate on the trained model"),
-    ):
-        if getattr(arguments, name, None) != getattr(own, name, None):
-            raise ConfigError(f"--{name} has no effect here: {instead}")
-    if arguments.do_eval and arguments.eval_strategy == "no":
-        raise ConfigError("--do_eval has no effect here: say when with --eval_strategy, and on what with --eval_path")
-    dealing = arguments.accelerator_config
-    if dealing.split_batches or dealing.dispatch_batches:
-        raise ConfigError("--accelerator_config split_batches and dispatch_batches deal samples out in another order "
-                          "than --group_by, --streaming and resuming count on: leave them out")  # fmt: skip
-    if arguments.remove_unused_columns:
-        raise ConfigError("--remove_unused_columns would take the deltas out of the batches: leave it false")
-    if arguments.n_gpu > 1:
-        raise ConfigError(
-            f"{arguments.n_gpu} GPUs are visible to one process, which would split batches between them: start "
-            "one process each with accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

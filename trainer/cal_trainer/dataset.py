@@ -6,16 +6,13 @@ shards that do not fit twice on the disk see streaming.py. Pictures are decoded 
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +21,11 @@ from torch.utils.data import Dataset
 
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import EncodedSample, Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
-from cal_pipeline.parquet_source import embedded_image_bytes
 from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
-from cal_schemas.errors import STATUS_OK, CalError, ConfigError
-from cal_schemas.locations import Location, ObjectPath, location, open_parquet
-from cal_trainer.alignment import EncodesRows, Example, RowEncoder, blank_sample, scatter_deltas
+from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.locations import Location, ObjectPath, location
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
+from cal_trainer.arrow_copy import map_parquet
 from cal_trainer.resuming import annotated_shards
 
 BLANK = -1
@@ -38,8 +34,6 @@ COLUMNS = ("sample_id", "sample_key", "images", "messages", "status", "label_ids
 """What training reads of a self-contained row."""
 OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
 """What a batch holds beside the model's inputs, in this order."""
-_WORTH_SAYING = 10e9
-_ROWS_PER_WRITE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +45,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         encoder: of the model to be trained.
         image_folder: where image paths start; by default what each shard's metadata names.
         cache_dir: of `datasets`, for the Arrow copy.
-        use_deltas: False for weights that are not cached: labels are then not compared.
+        options: how rows are read (`alignment.RowOptions`).
 
     Raises ConfigError for a sidecar and for labels that were decided differently, FormatError for what is no annotated
     directory. Reading a row whose labels are not those that were measured raises AlignmentError.
@@ -63,15 +57,12 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         encoder: Encoder,
         *,
         image_folder: Location | None = None,
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         cache_dir: Path | None = None,
-        use_deltas: bool = True,
+        **options: Unpack[RowOptions],
     ) -> None:
         opened = open_self_contained(path)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
-        self._encode = RowEncoder(
-            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
-        )
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._rows = map_parquet(opened, COLUMNS, cache_dir)
         rows_by_shard = [footer.num_rows for footer in read_annotated_footers(opened.files)]
         self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
@@ -133,55 +124,6 @@ class FolderOfRow:
     def __call__(self, row: int) -> Location | None:
         """Folder of row number `row`."""
         return self._folders[int(np.searchsorted(self._stops, row, side="right"))]
-
-
-def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Path | None) -> Any:
-    """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables."""
-    size = sum(map(embedded_image_bytes, opened.files)) if "images" in columns else 0
-    if size > _WORTH_SAYING:
-        _log.info(
-            "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
-        )
-    cache = None if cache_dir is None else str(cache_dir)
-    rows: Any
-    with making_cache():
-        if any(isinstance(file, ObjectPath) for file in opened.files):
-            schema = pa.schema([opened.schema.field(name).with_nullable(True) for name in columns])
-            rows = datasets.Dataset.from_generator(
-                _remote_rows,
-                # Etags are in the key of the cache: another content is another copy.
-                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)},
-                features=datasets.Features.from_arrow_schema(schema),
-                cache_dir=cache,
-                writer_batch_size=_ROWS_PER_WRITE,
-            )
-        else:
-            names = [glob.escape(str(file)) for file in opened.files]
-            rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
-    assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
-    return rows.with_format("arrow")
-
-
-def _pinned(file: Location) -> Location:
-    return replace(file, known=file.stat()) if isinstance(file, ObjectPath) else file
-
-
-def _remote_rows(files: list[Location], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for path in files:
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=list(columns)):
-                yield from batch.to_pylist()
-
-
-@contextmanager
-def making_cache() -> Iterator[None]:
-    """Errors of ours that `datasets` wraps into its own come out as they are."""
-    try:
-        yield
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, CalError):
-            raise error.__cause__ from None
-        raise
 
 
 def is_ok(table: pa.Table) -> np.ndarray:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, Unpack
 
 import numpy as np
 
 from cal_pipeline.encode import Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import Location, location
+from cal_trainer.alignment import RowOptions
 from cal_trainer.dataset import AnnotatedExamples
-from cal_trainer.sampling import EpochSampler, GroupBy
+from cal_trainer.sampling import EpochSampler, GroupBy, StepShape
 from cal_trainer.sidecar import OnMissing, SidecarExamples
 from cal_trainer.source import SourceExamples
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
@@ -34,9 +34,8 @@ def open_examples(
     on_missing: OnMissing = "error",
     streaming: bool = False,
     shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
-    use_deltas: bool = True,
-    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
     cache_dir: Path | None = None,
+    **options: Unpack[RowOptions],
 ) -> Examples:
     """Annotated shards, a sidecar with its source, or a source alone.
 
@@ -48,9 +47,8 @@ def open_examples(
         on_missing: for source rows without a measurement.
         streaming: read row groups where they are, instead of a memory-mapped copy.
         shuffle_rows: of streaming.
-        use_deltas: whether the weights come from the cache.
-        max_image_pixels: as in cal-precompute.
         cache_dir: of `datasets`.
+        options: how rows are read (`alignment.RowOptions`).
 
     Raises ConfigError naming the flags that do not go together, and what the datasets raise.
     """
@@ -70,21 +68,18 @@ def open_examples(
             encoder,
             image_folders=image_folders,
             on_missing=on_missing,
-            max_image_pixels=max_image_pixels,
             cache_dir=cache_dir,
-            use_deltas=use_deltas,
+            **options,
         )
     if data_path is None:
         if not source_paths:
             raise ConfigError("nothing to train on: give --data_path, --source_path or both")
-        if use_deltas:
+        if options.get("use_deltas", True):
             raise ConfigError(
                 "--delta_source cached needs a measurement: give the annotated shards with --data_path (cal-precompute "
                 "writes them), or use --delta_source online or uniform"
             )
-        return SourceExamples(
-            source_paths, encoder, image_folders=image_folders, max_image_pixels=max_image_pixels, cache_dir=cache_dir
-        )
+        return SourceExamples(source_paths, encoder, image_folders=image_folders, cache_dir=cache_dir, **options)
     if len(image_folders) > 1:
         raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
                           "that each shard was measured with")  # fmt: skip
@@ -92,33 +87,12 @@ def open_examples(
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--image_folder {folder}: no such directory")
     if streaming:
-        return StreamedExamples(
-            data_path,
-            encoder,
-            image_folder=folder,
-            max_image_pixels=max_image_pixels,
-            use_deltas=use_deltas,
-            shuffle_rows=shuffle_rows,
-        )
-    return AnnotatedExamples(
-        data_path,
-        encoder,
-        image_folder=folder,
-        max_image_pixels=max_image_pixels,
-        cache_dir=cache_dir,
-        use_deltas=use_deltas,
-    )
+        return StreamedExamples(data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, **options)
+    return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, **options)
 
 
 def train_sampler(
-    examples: Examples,
-    *,
-    group_by: GroupBy,
-    batch_size: int,
-    accumulation_steps: int,
-    world_size: int,
-    num_workers: int,
-    seed: int,
+    examples: Examples, shape: StepShape, *, group_by: GroupBy, seed: int
 ) -> EpochSampler | StreamSampler:
     """The sampler of the global epoch; ConfigError for grouping what is streamed."""
     if isinstance(examples, StreamedExamples):
@@ -126,23 +100,8 @@ def train_sampler(
             raise ConfigError(
                 f"--group_by {group_by} needs to know all rows at once, which --streaming does not: leave one out"
             )
-        return StreamSampler(
-            examples,
-            batch_size=batch_size,
-            accumulation_steps=accumulation_steps,
-            world_size=world_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-    return EpochSampler(
-        examples.lengths(),
-        examples.has_image(),
-        group_by=group_by,
-        batch_size=batch_size,
-        accumulation_steps=accumulation_steps,
-        world_size=world_size,
-        seed=seed,
-    )
+        return StreamSampler(examples, shape, seed=seed)
+    return EpochSampler(examples.lengths(), examples.has_image(), group_by=group_by, step_size=shape.size, seed=seed)
 
 
 def refuse_unusable(examples: Examples) -> None:

@@ -202,20 +202,3 @@ def _dropout_settings(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _dropout_settings(value, f"{prefix}{name}.")
         elif name.endswith(("dropout", "dropout_rate")) and isinstance(value, float) and value > 0:
             yield prefix + name
-
-
-def layers_to_shard(model: Any, wanted: Sequence[str] | None) -> list[str]:
-    """Classes of the layers that FSDP wraps: those named, or what the model and its parts may not split.
-
-    Raises ConfigError when the model has no layer of a class that was named, or none is known.
-    """
-    there = {type(module).__name__ for module in model.modules()}
-    known = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()} & there
-    listed = ", ".join(sorted(known)) or "none known"
-    if missing := [name for name in wanted or () if name not in there]:
-        raise ConfigError(f"transformer_layer_cls_to_wrap names {missing[0]}, which {type(model).__name__} does not "
-                          f"hold; its layers are {listed}")  # fmt: skip
-    if not (wanted or known):
-        raise ConfigError(f"{type(model).__name__} does not say which of its layers FSDP may wrap: name their classes "
-                          "with transformer_layer_cls_to_wrap")  # fmt: skip
-    return list(wanted or sorted(known))

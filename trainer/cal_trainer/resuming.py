@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cal_pipeline.shards import Shard
 from cal_schemas.annotated import AnnotatedDataset
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, FormatError
 
 STATE_NAME: Final = "cal_train_state.json"
 _VERSION: Final = 1
@@ -157,3 +157,16 @@ def _lacking(checkpoint: Path) -> str:
         "the schedule": ("scheduler.pt", "global_step*"),
     }
     return ", ".join(name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs))
+
+
+def load_checkpoint(model: Any, checkpoint: str) -> None:
+    """Weights of a checkpoint into the model, through `from_pretrained`.
+
+    transformers 5.23 saves many vision-language models under other parameter names than they have in memory, and its
+    Trainer loads them back by name: nothing would match, and training would go on from the wrong weights with no more
+    than a log line. Raises FormatError when a parameter is missing.
+    """
+    loaded, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise FormatError(f"{checkpoint} has no weights for {len(missing)} parameters ({missing[0]}, …)")
+    model.load_state_dict(loaded.state_dict())

@@ -8,6 +8,7 @@ Steps are filled with BLANK, so that every rank has the same number of batches a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +19,25 @@ from cal_trainer.dataset import BLANK
 
 GroupBy = Literal["none", "length", "modality_length"]
 _CHUNK = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepShape:
+    """How an optimizer step is dealt out."""
+
+    batch_size: int
+    """Of one rank's micro-batch."""
+    accumulation_steps: int = 1
+    """Micro-batches of one rank."""
+    world_size: int = 1
+    """Ranks."""
+    num_workers: int = 0
+    """Of each rank's DataLoader."""
+
+    @property
+    def size(self) -> int:
+        """Samples of a step."""
+        return self.batch_size * self.accumulation_steps * self.world_size
 
 
 def epoch_order(
@@ -69,26 +89,15 @@ class EpochSampler(Sampler[int]):
         lengths: [N], as `epoch_order` takes them.
         has_image: [N] bool.
         group_by: which samples share a batch.
-        batch_size: of one rank's micro-batch.
-        accumulation_steps: micro-batches of one optimizer step.
-        world_size: ranks.
+        step_size: samples of one optimizer step, over ranks and accumulation.
         seed: of the run; the same on all ranks.
     """
 
     def __init__(
-        self,
-        lengths: np.ndarray,
-        has_image: np.ndarray,
-        *,
-        group_by: GroupBy,
-        batch_size: int,
-        accumulation_steps: int,
-        world_size: int,
-        seed: int,
+        self, lengths: np.ndarray, has_image: np.ndarray, *, group_by: GroupBy, step_size: int, seed: int
     ) -> None:
         self._lengths, self._has_image, self._group_by = lengths, has_image, group_by
-        self._step_size = batch_size * accumulation_steps * world_size
-        self._seed = seed
+        self._step_size, self._seed = step_size, seed
         self.epoch = 0
 
     @property

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,14 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from cal_pipeline.encode import Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
-from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.locations import Location
-from cal_trainer.alignment import EncodesRows, Example, RowEncoder
-from cal_trainer.dataset import BLANK, has_image, is_ok, map_parquet, named, num_tokens, report_skipped
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_trainer.arrow_copy import map_parquet, map_source
+from cal_trainer.dataset import BLANK, has_image, is_ok, named, num_tokens, report_skipped
 from cal_trainer.resuming import annotated_shards, source_shards
-from cal_trainer.source import folders_of, map_source
+from cal_trainer.source import folders_of, plan_source
 
 OnMissing = Literal["error", "uniform"]
 ABSENT = -1
@@ -47,7 +46,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         on_missing: what becomes of a source row that the sidecar lacks: `error`, or `uniform`: it trains with
             undefined deltas, which weigh alpha.
         cache_dir: of `datasets`, for the Arrow copies.
-        use_deltas: False for weights that are not cached: labels are then not compared.
+        options: how rows are read (`alignment.RowOptions`).
 
     Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read or for labels that
     were decided differently. Reading a row whose labels are not those that were measured raises AlignmentError.
@@ -61,19 +60,16 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         *,
         image_folders: Sequence[str] = (),
         on_missing: OnMissing = "error",
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         cache_dir: Path | None = None,
-        use_deltas: bool = True,
+        **options: Unpack[RowOptions],
     ) -> None:
         opened = open_annotated(path)
         self.spec = opened.spec
-        self._encode = RowEncoder(
-            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
-        )
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         if not image_folders:
             measured = {item.source.image_folder for item in opened.metadata} - {None}
             image_folders = [str(folder) for folder in measured] if len(measured) == 1 else []
-        shards = plan_shards(source_paths, image_folders)
+        shards = plan_source(source_paths, image_folders)
         self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
         self._folders = folders_of(shards)
         self._source = map_source(shards, cache_dir)

@@ -15,18 +15,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 from cal_pipeline.encode import Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.locations import Location, open_parquet
-from cal_trainer.alignment import EncodesRows, Example, RowEncoder
+from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.dataset import (
     BLANK,
     COLUMNS,
@@ -38,6 +37,7 @@ from cal_trainer.dataset import (
     report_skipped,
 )
 from cal_trainer.resuming import annotated_shards
+from cal_trainer.sampling import StepShape
 
 DEFAULT_SHUFFLE_ROWS = 1024
 _READ_COLUMNS = [name for name in COLUMNS if name != "num_tokens"]
@@ -72,18 +72,15 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         encoder: Encoder,
         *,
         image_folder: Location | None = None,
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
-        use_deltas: bool = True,
         shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
+        **options: Unpack[RowOptions],
     ) -> None:
         if shuffle_rows < 1:
             raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
         opened = open_self_contained(path)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self.shuffle_rows = shuffle_rows
-        self._encode = RowEncoder(
-            encoder, opened.spec, where=named(path), use_deltas=use_deltas, max_image_pixels=max_image_pixels
-        )
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._files = opened.files
         self._folders = image_folders(opened, image_folder)
         self.groups, self.skipped = scan_row_groups(opened)
@@ -196,29 +193,16 @@ class StreamSampler(Sampler[int]):
 
     Args:
         examples: what is sampled.
-        batch_size: of one rank's micro-batch.
-        accumulation_steps: micro-batches of one optimizer step.
-        world_size: ranks.
-        num_workers: of each rank's DataLoader.
+        shape: of a step, and of the workers that read it.
         seed: of the run; the same on all ranks.
     """
 
-    def __init__(
-        self,
-        examples: StreamedExamples,
-        *,
-        batch_size: int,
-        accumulation_steps: int,
-        world_size: int,
-        num_workers: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, examples: StreamedExamples, shape: StepShape, *, seed: int) -> None:
         self._groups, self._shuffle_rows = examples.groups, examples.shuffle_rows
-        self._batch_size, self._seed = batch_size, seed
-        self._num_lanes = world_size * max(1, num_workers)
-        step_size = batch_size * accumulation_steps * world_size
-        self.steps_per_epoch = -(-len(examples) // step_size)
-        self._num_indices = self.steps_per_epoch * step_size
+        self._batch_size, self._seed = shape.batch_size, seed
+        self._num_lanes = shape.world_size * max(1, shape.num_workers)
+        self.steps_per_epoch = -(-len(examples) // shape.size)
+        self._num_indices = self.steps_per_epoch * shape.size
         self.epoch = 0
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ B batch, T padded tokens, N supervised tokens, V vocabulary.
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,21 @@ from transformers import Trainer
 
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import captured_position_ids
-from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.errors import ConfigError
 from cal_trainer.dataset import OWN_INPUTS
 from cal_trainer.delta_source import DeltaSource, StepBatch
 from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
 from cal_trainer.loss import token_nll
-from cal_trainer.parameters import layers_to_shard, parameter_groups
-from cal_trainer.resuming import write_state
+from cal_trainer.normalizing import known_denominator, weighted_sum
+from cal_trainer.parameters import parameter_groups
+from cal_trainer.refusals import refuse_disobeyed
+from cal_trainer.resuming import load_checkpoint, write_state
 from cal_trainer.sampling import InOrder
+from cal_trainer.sharding import has_state, load_schedule, name_layers_to_shard
 from cal_trainer.step_metrics import StepMetrics
 from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
-_RELEASED_EPSILON = 1e-6
-
-
-def load_checkpoint(model: Any, checkpoint: str) -> None:
-    """Weights of a checkpoint into the model, through `from_pretrained`.
-
-    transformers 5.23 saves many vision-language models under other parameter names than they have in memory, and its
-    Trainer loads them back by name: nothing would match, and training would go on from the wrong weights with no more
-    than a log line. Raises FormatError when a parameter is missing.
-    """
-    loaded, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise FormatError(f"{checkpoint} has no weights for {len(missing)} parameters ({missing[0]}, …)")
-    model.load_state_dict(loaded.state_dict())
+_log = logging.getLogger(__name__)
 
 
 class CalTrainer(Trainer):  # type: ignore[misc]
@@ -63,9 +53,10 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        refuse_disobeyed(self.args)
         self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
         check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
-        self._name_layers_to_shard()
+        name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
         self._source, self._weighting = delta_source, weighting
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
@@ -117,17 +108,13 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             self.args.ddp_find_unused_parameters = True
         super().create_accelerator_and_postprocess()
 
-    def _name_layers_to_shard(self) -> None:
-        """FSDP wraps whole layers, by class; left to itself accelerate takes names of which a model lacks some."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        wanted = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        if wanted and plugin is None:
-            raise ConfigError(
-                "FSDP shards over several processes with a GPU each; accelerate found "
-                f"{self.accelerator.distributed_type} and would train without sharding"
-            )
-        if plugin is not None and "transformer" in str(plugin.auto_wrap_policy):
-            plugin.transformer_cls_names_to_wrap = layers_to_shard(self.model, plugin.transformer_cls_names_to_wrap)
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """As the Trainer's, which takes one more step before it notices that a resumed run has had them all."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+            return
+        _log.warning("nothing is left to train: step %d of %d", self.state.global_step, self.state.max_steps)
+        self.control.should_training_stop = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._restores_itself():
@@ -140,6 +127,12 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             load_checkpoint(self.model, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled or has_state(self.optimizer):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            load_schedule(self.lr_scheduler, self.optimizer, checkpoint)
 
     def _restores_itself(self) -> bool:
         """Whole checkpoints of a whole model; adapters and sharded states have loaders of their own."""
@@ -155,23 +148,15 @@ class CalTrainer(Trainer):  # type: ignore[misc]
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
-        counts = [self._known_denominator(batch) for batch in batches]
+        weights = [None if self._source.needs_forward else self._weights(batch, None) for batch in batches]
+        counts = [
+            known_denominator(batch["labels"], own, self._weighting)
+            for batch, own in zip(batches, weights, strict=True)
+        ]
         if not counts or any(count is None for count in counts):
             return batches, None
         total = torch.stack([count for count in counts if count is not None]).sum().to(device)
         return batches, self._over_ranks(total)
-
-    def _known_denominator(self, batch: dict[str, Tensor]) -> Tensor | None:
-        labels = batch["labels"]
-        if self._weighting.normalization == "micro_batch":
-            # A micro-batch of fillers, at the end of an epoch, is no micro-batch of the released code's mean.
-            return (labels[:, 1:] != IGNORE_INDEX).any().float()
-        if self._source.needs_forward:
-            # With alpha > 0 every sample with a supervised token has a positive sum, whatever its deltas will be.
-            known = self._weighting.normalization == "sample" and self._weighting.alpha > 0
-            return (labels[:, 1:] != IGNORE_INDEX).any(1).sum().float() if known else None
-        weights = self._weights(batch, None)
-        return weights.sum() if self._weighting.normalization == "step" else (weights.sum(1) > 0).sum().float()
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
@@ -222,24 +207,10 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             )  # fmt: skip
             weights = self._weights(batch, step, with_image)
         self._metrics.add(weights, nll_at.detach(), labels, batch.get("num_unusable"))
-        return self._normalised(nll_at, weights, num_items_in_batch)
-
-    def _normalised(self, nll: Tensor, weights: Tensor, known: Tensor | None) -> Tensor:
-        ranks = self.accelerator.num_processes
-        total: Tensor
-        if self._weighting.normalization == "micro_batch":
-            total = (nll * weights).sum() / (weights.sum() + _RELEASED_EPSILON)
-            assert known is not None  # counted from the labels, before the forward
-        elif self._weighting.normalization == "sample":
-            sums = weights.sum(1)
-            total = ((nll * weights).sum(1) / sums.where(sums > 0, 1.0)).where(sums > 0, 0.0).sum()
-            known = self._over_ranks((sums > 0).sum().float()) if known is None else known
-        else:
-            total = (nll * weights).sum()
-            known = self._over_ranks(weights.sum()) if known is None else known
+        total, share = weighted_sum(nll_at, weights, self._weighting)
+        known = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
-        loss: Tensor = total * ranks / known.where(known > 0, 1.0)
-        return loss
+        return total * self.accelerator.num_processes / known.where(known > 0, 1.0)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the loss over all tokens: its mean of batch means depends on the batch size."""

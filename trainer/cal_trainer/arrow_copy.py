@@ -1,0 +1,104 @@
+"""The Arrow copy of shards or of a source that `datasets` makes once, keeps in its cache and memory-maps."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import pyarrow as pa
+
+from cal_pipeline.parquet_source import embedded_image_bytes
+from cal_pipeline.shards import Shard, read_samples
+from cal_schemas.annotated import AnnotatedDataset, annotated_schema
+from cal_schemas.errors import CalError
+from cal_schemas.locations import Location, ObjectPath, open_parquet
+from cal_schemas.sample import sample_key
+
+_SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages")
+_WORTH_SAYING: Final = 10e9
+_ROWS_PER_WRITE: Final = 64
+_log = logging.getLogger(__name__)
+
+
+def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Path | None) -> Any:
+    """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables."""
+    size = sum(map(embedded_image_bytes, opened.files)) if "images" in columns else 0
+    if size > _WORTH_SAYING:
+        _log.info(
+            "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
+        )
+    cache = None if cache_dir is None else str(cache_dir)
+    rows: Any
+    with _making_cache():
+        if any(isinstance(file, ObjectPath) for file in opened.files):
+            schema = pa.schema([opened.schema.field(name).with_nullable(True) for name in columns])
+            rows = datasets.Dataset.from_generator(
+                _remote_rows,
+                # Etags are in the key of the cache: another content is another copy.
+                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)},
+                features=datasets.Features.from_arrow_schema(schema),
+                cache_dir=cache,
+                writer_batch_size=_ROWS_PER_WRITE,
+            )
+        else:
+            names = [glob.escape(str(file)) for file in opened.files]
+            rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
+    assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
+    return rows.with_format("arrow")
+
+
+def _pinned(file: Location) -> Location:
+    return replace(file, known=file.stat()) if isinstance(file, ObjectPath) else file
+
+
+def _remote_rows(files: list[Location], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for path in files:
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=list(columns)):
+                yield from batch.to_pylist()
+
+
+@contextmanager
+def _making_cache() -> Iterator[None]:
+    """Errors of ours that `datasets` wraps into its own come out as they are."""
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, CalError):
+            raise error.__cause__ from None
+        raise
+
+
+def map_source(shards: Sequence[Shard], cache_dir: Path | None) -> Any:
+    """A memory-mapped copy of a source, in plan order, made once: its name covers size and time of every file."""
+    schema = annotated_schema(carry="images")
+    schema = pa.schema([schema.field(name).with_nullable(True) for name in _SOURCE_COLUMNS])
+    with _making_cache():
+        rows: Any = datasets.Dataset.from_generator(
+            _source_rows,
+            gen_kwargs={"shards": list(shards)},
+            features=datasets.Features.from_arrow_schema(schema),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            writer_batch_size=_ROWS_PER_WRITE,
+        )
+    return rows.with_format("arrow")
+
+
+def _source_rows(shards: list[Shard]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        for sample in read_samples(shard):
+            messages = sample.messages
+            yield {
+                "sample_id": sample.sample_id,
+                "sample_key": sample_key(sample),
+                "images": [{"bytes": image.data, "path": image.path} for image in sample.images],
+                "messages": None
+                if messages is None
+                else [{"role": turn.role, "content": turn.content} for turn in messages],
+            }

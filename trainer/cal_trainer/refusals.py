@@ -1,0 +1,136 @@
+"""transformers' flags that would be taken in silence and not obeyed, or that fail after the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from cal_schemas.errors import ConfigError
+
+_DISOBEYED: Final = {
+    "label_smoothing_factor": "the weighted loss has no smoothing",
+    "neftune_noise_alpha": "noise in the embeddings would differ between the passes",
+    "use_liger_kernel": "only label rows go through the head already, and its fused loss has no weights",
+}
+_REPLACED: Final = {
+    "train_sampling_strategy": "use --group_by",
+    "auto_find_batch_size": "the order of an epoch is made for one batch size",
+    "do_predict": "nothing is predicted; use generate on the trained model",
+}
+_COUNTS: Final = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
+"""The least that each may be."""
+_RATES: Final = ("learning_rate", "weight_decay", "max_grad_norm")
+_METRICS: Final = (None, "loss", "eval_loss")
+_log = logging.getLogger("cal-train")
+
+
+def refuse_disobeyed(arguments: TrainingArguments) -> None:
+    """ConfigError for flags that a CalTrainer, however it was built, would not obey."""
+    _refuse_altered(arguments, _DISOBEYED)
+    if arguments.remove_unused_columns:
+        raise ConfigError("--remove_unused_columns would take the deltas out of the batches: leave it false")
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"{arguments.n_gpu} GPUs are visible to one process, which would split batches between them: start "
+            "one process each with accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+def refuse_flags(arguments: TrainingArguments, *, evaluates: bool) -> None:
+    """ConfigError for what cannot be obeyed or cannot work in a run of cal-train.
+
+    evaluates: whether there is data to evaluate on.
+    """
+    refuse_disobeyed(arguments)
+    _refuse_altered(arguments, _REPLACED)
+    _refuse_numbers(arguments)
+    _refuse_evaluation(arguments, evaluates)
+    dealing = arguments.accelerator_config
+    if dealing.split_batches or dealing.dispatch_batches:
+        raise ConfigError("--accelerator_config split_batches and dispatch_batches deal samples out in another order "
+                          "than --group_by, --streaming and resuming count on: leave them out")  # fmt: skip
+    if arguments.fsdp and arguments.world_size == 1:
+        raise ConfigError("--fsdp shards over several processes with a GPU each, and this is one: start them with "
+                          "accelerate launch or torchrun, or leave it out")  # fmt: skip
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--report_to {' '.join(arguments.report_to)}: {_one_line(error)}") from error
+
+
+def refuse_optimizer(arguments: TrainingArguments, outline: Any) -> None:
+    """ConfigError for an --optim whose package or arguments are missing; takes the model or its outline."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, outline)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--optim {arguments.optim.value}: {_one_line(error)}") from error
+
+
+def prepare_output(output_dir: str, *, resumes: bool) -> None:
+    """Makes the directory; ConfigError unless it can be written to, a warning for an earlier run's checkpoints."""
+    if "://" in output_dir:
+        raise ConfigError(f"--output_dir {output_dir} is a URL: train into a directory, and copy it there")
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output_dir} cannot be written to: {error.strerror or error}") from error
+    if not resumes and (there := sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))):
+        _log.warning(
+            "--output_dir %s holds %s of an earlier run, and this one begins anew: --resume_from_checkpoint last would "
+            "go on from there, another --output_dir would keep both", output_dir, there[-1]
+        )  # fmt: skip
+
+
+def _refuse_altered(arguments: TrainingArguments, instead: Mapping[str, str]) -> None:
+    defaults = {field.name: field.default for field in fields(TrainingArguments)}
+    for name, reason in instead.items():
+        if name in defaults and getattr(arguments, name) != defaults[name]:
+            raise ConfigError(f"--{name} has no effect here: {reason}")
+
+
+def _refuse_numbers(arguments: TrainingArguments) -> None:
+    for name, least in _COUNTS.items():
+        if (value := getattr(arguments, name)) < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+    for name in _RATES:
+        if not 0 <= (value := getattr(arguments, name)) < math.inf:
+            raise ConfigError(f"--{name} must be a number from 0 on, got {value}")
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        raise ConfigError(
+            f"--max_steps {arguments.max_steps} and --num_train_epochs {arguments.num_train_epochs}: nothing would be "
+            "trained; --max_steps is a positive number, or left out"
+        )
+    if arguments.save_strategy == "steps" and arguments.save_steps <= 0:
+        raise ConfigError(f"--save_steps {arguments.save_steps} would never save: give --save_strategy no")
+
+
+def _refuse_evaluation(arguments: TrainingArguments, evaluates: bool) -> None:
+    if evaluates == (arguments.eval_strategy == "no"):
+        raise ConfigError("--eval_path says on what to evaluate and --eval_strategy when: give both, or neither")
+    for name in ("do_eval", "eval_on_start"):
+        if getattr(arguments, name) and not evaluates:
+            raise ConfigError(f"--{name} has no effect here: say when with --eval_strategy, and on what with "
+                              "--eval_path")  # fmt: skip
+    chooses = arguments.load_best_model_at_end or arguments.save_strategy == "best"
+    if chooses and arguments.metric_for_best_model not in _METRICS:
+        raise ConfigError(f"--metric_for_best_model {arguments.metric_for_best_model}: evaluation gives eval_loss only")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -72,6 +72,33 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "split batches": (["--accelerator_config", '{"split_batches": true}'], "in another order"),
     "multiplier of what is frozen": (["--lr_multipliers", "vision_tower=0.1"], "nothing of it trains"),
     "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
+    "batch of nothing": (["--per_device_train_batch_size", 0], "must be at least 1, got 0"),
+    "no accumulation": (["--gradient_accumulation_steps", 0], "must be at least 1, got 0"),
+    "workers below zero": (["--dataloader_num_workers", -1], "must be at least 0, got -1"),
+    "rate": (["--learning_rate", "nan"], "--learning_rate must be a number from 0 on, got nan"),
+    "no step": (["--max_steps", 0], "nothing would be trained"),
+    "never saved": (["--save_strategy", "steps", "--save_steps", 0], "would never save"),
+    "one process to shard over": (["--fsdp"], "and this is one"),
+    "optimizer that is not there": (["--optim", "lomo"], "--optim lomo: You need to install"),
+    "report to nobody": (["--report_to", "bogus"], "--report_to bogus: bogus is not supported"),
+    "metric": (
+        [
+            "--eval_path",
+            "/nowhere",
+            "--eval_strategy",
+            "epoch",
+            "--save_strategy",
+            "best",
+            "--metric_for_best_model",
+            "accuracy",
+        ],
+        "evaluation gives eval_loss only",
+    ),
+    "evaluation at the start without data": (["--eval_on_start"], "--eval_on_start has no effect"),
+    "output under a file": (["--output_dir", f"{__file__}/out"], "cannot be written to: Not a directory"),
+    "output in a store": (["--output_dir", "s3://bucket/out"], "is a URL"),
+    "source that is not there": (["--source_path", "/nowhere.json"], "--source_path /nowhere.json: no file there"),
+    "bounds of a store": (["--alpha", "q0.5", "--data_path", "s3://no-such-bucket/x"], "s3://no-such-bucket/x"),
     "assemble half": (["--assemble", "vision=/nowhere"], "language"),
 }
 
@@ -82,6 +109,7 @@ def test_what_cannot_work_is_one_message_and_exit_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     flags, message = REFUSED[what]
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
     err = capfd.readouterr().err
@@ -105,6 +133,7 @@ def test_another_tokenizer_is_refused_with_the_way_out(
     assert "cal-precompute" in err
 
 
+@pytest.mark.full
 def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(
     llava: Family, annotated: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +157,42 @@ def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(
         assert "--resume_from_checkpoint last goes on" in err
     assert cli.run(command(llava, annotated, tmp_path / "cut", *flags, "--resume_from_checkpoint", "last")) == 0
     assert losses(tmp_path / "cut") == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step_more(
+    llava: Family, annotated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 16 rows, two a step: it ends inside an epoch, at a rate above 0.
+    flags = ("--max_steps", 3, "--save_steps", 3, "--lr_scheduler_type", "constant")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    trained = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags, "--resume_from_checkpoint", "last")) == 0
+    assert "nothing is left to train: step 3 of 3" in caplog.text
+    assert len(losses(tmp_path / "out")) == 3
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == trained
+
+
+def test_a_run_that_begins_anew_beside_old_checkpoints_says_so(
+    llava: Family, annotated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ("--max_steps", 1, "--save_steps", 1)
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    assert "of an earlier run" not in caplog.text
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    assert "holds checkpoint-1 of an earlier run" in caplog.text
+
+
+def test_evaluation_pictures_that_are_gone_show_before_the_model_is_loaded(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, images = write_llava_json(tmp_path, 4)
+    plan = plan_shards([str(data)], [str(images)])
+    held_out = annotate(tmp_path / "eval", plan, llava.encoder, llava.model, carry="paths")
+    shutil.rmtree(images)
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    flags = ("--eval_path", held_out, "--eval_strategy", "epoch")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
+    assert "cannot be encoded now" in capfd.readouterr().err
 
 
 def test_lora_and_multipliers_train_and_save_through_the_program(

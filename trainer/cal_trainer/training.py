@@ -87,6 +87,13 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     )
     order_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     sampler = train_sampler(examples, shape, group_by=config.group_by, seed=order_seed)
+    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    drift = None
+    if config.drift_every:
+        assert spec is not None  # cached deltas always have one
+        shown = examples.contrasted(spec.contrast)
+        together = replace(collator, blank=shown.blank.encoded)
+        drift = drift_batches(shown, together, batch_size=arguments.per_device_eval_batch_size, seed=arguments.seed)
     model = load_model(
         directory,
         dtype=config.dtype,
@@ -95,7 +102,6 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         trust_remote_code=config.trust_remote_code,
     )
     model = _prepared_model(model, config)
-    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
     trainer = CalTrainer(
         model=model,
         args=arguments,
@@ -112,13 +118,9 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     trainer.add_callback(SetSamplerEpoch(sampler))
     if contrast:
         trainer.add_callback(SelfCheck(encoder, contrast, str(config.model_name_or_path)))
-    if config.drift_every:
-        assert spec is not None  # cached deltas always have one
-        sizes = {"batch_size": arguments.per_device_eval_batch_size, "seed": arguments.seed}
-        shown = examples.contrasted(spec.contrast)
-        batches = drift_batches(shown, replace(collator, blank=shown.blank.encoded), **sizes)
+    if drift and spec:
         every, log = config.drift_every, trainer.log
-        trainer.add_callback(DriftLog(batches, contrast=spec.contrast, weighting=weighting, every=every, log=log))
+        trainer.add_callback(DriftLog(drift, contrast=spec.contrast, weighting=weighting, every=every, log=log))
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.save_model()
     trainer.save_state()

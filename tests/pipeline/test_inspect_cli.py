@@ -102,7 +102,7 @@ OTHER_TABLES = ("audit", "page", "attention", "patch_words")
         (["tokens", "{normal}", "--tokenizer", "{model}", "--output", "/proc/a.csv"], "/proc/a.csv cannot be written"),
         (["plot", "{normal}", "--by", "color"], "there are source, turn, status"),
         (["show", "{normal}", "nobody"], "no row has the sample_id"),
-        (["show", "{normal}", "#99", "--tokenizer", "{model}"], "no row has"),
+        (["show", "{normal}", "#99", "--tokenizer", "{model}"], "no row #99: there are #0 to #23"),
         (["export", "{normal}", "--to", "messages-jsonl", "--output", "x"], "--model_name_or_path"),
         (["compare", "{normal}", "{failed}"], "none is ok in both"),
     ],

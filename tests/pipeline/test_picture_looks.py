@@ -249,4 +249,4 @@ def test_samples_without_a_picture_and_a_third_checkpoint_are_refused(
     assert run(["patch-words", str(path), "--sample", "#0", *models, *output]) == 2
     assert "two checkpoints at most" in capsys.readouterr().err
     assert run(["patch-words", str(path), "--sample", "#99", *output]) == 2
-    assert "no row has" in capsys.readouterr().err
+    assert "no row #99: there are #0 to #4" in capsys.readouterr().err

@@ -69,6 +69,8 @@ def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
             for at in np.flatnonzero((ids == wanted) | (keys == wanted))
         ]
         number += rows
+    if not places and by_number is not None and number:
+        raise ConfigError(f"no row {wanted}: there are #0 to #{number - 1}, and no sample_id is {wanted!r}")
     if not places:
         raise ConfigError(
             f"no row has the sample_id or sample_key {wanted!r} (looked at {opened.num_rows} rows); "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -217,9 +218,10 @@ def _hub_id(model_id: str) -> str | None:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils.logging import set_verbosity_error
 
-    set_verbosity_error()  # Its retries: what it could not give is said below, in one line.
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # Its retries: what it could not give is said below, in one line.
     try:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -87,8 +87,9 @@ class Job:
         """Bytes and modification time of every finished shard."""
         return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in self._files()}
 
-    def table(self) -> pa.Table:
-        return pa.concat_tables([pq.read_table(path) for path in self._files()])
+    def table(self, count: int | None = None) -> pa.Table:
+        """All finished shards, or the first so many."""
+        return pa.concat_tables([pq.read_table(path) for path in self._files()[:count]])
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.output.rglob("*.parquet") if ".cal" not in path.parts)

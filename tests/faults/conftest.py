@@ -1,4 +1,4 @@
-"""A model that takes its time, and undisturbed runs to compare with; both once per session."""
+"""A model that takes its time, shards, and an undisturbed run to compare with; all once per session."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calm(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Callable[[int], Job]:
-    """A finished run over so many shards that nothing disturbed."""
-    made: dict[int, Job] = {}
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A folder with so many shards; two folders agree in those that both have."""
+    made: dict[int, Path] = {}
 
-    def get(num_shards: int) -> Job:
-        if num_shards not in made:
-            folder = tmp_path_factory.mktemp("calm")
-            data = write_shards(folder / "data", num_shards)
-            job = Job(model=slow_model, data=data, output=folder / "out")
-            assert job.run("--num_workers", "2") == 0, job.said()
-            made[num_shards] = job
-        return made[num_shards]
+    def get(count: int) -> Path:
+        if count not in made:
+            made[count] = write_shards(tmp_path_factory.mktemp("shards"), count)
+        return made[count]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory, slow_model: Path, shards: Callable[[int], Path]) -> Job:
+    """A finished run over forty shards that nothing disturbed: `table(n)` is what n of them must become."""
+    output = tmp_path_factory.mktemp("calm") / "out"
+    job = Job(model=slow_model, data=shards(40), output=output, flags=("--num_workers", "2"))
+    assert job.run() == 0, job.said()
+    return job
 
 
 @pytest.fixture(autouse=True)

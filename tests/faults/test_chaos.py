@@ -35,17 +35,19 @@ def nodes(count: int) -> Cluster:
     return cluster
 
 
-def test_chaos_loses_no_row_and_changes_no_column(tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]) -> None:
+def test_chaos_loses_no_row_and_changes_no_column(
+    tmp_path: Path, slow_model: Path, calm: Job, shards: Callable[[int], Path]
+) -> None:
     draw = random.Random(SEED)
     # What happens when so many shards are finished: spread over the run, in an order of its own for each seed.
     blows = ["kill worker"] * draw.randint(2, 4) + ["lose node", "kill driver", draw.choice(["kill driver", "SIGTERM"])]
     draw.shuffle(blows)
     moments = sorted(draw.sample(range(1, SHARDS - 4), len(blows)))
     told = f"CAL_CHAOS_SEED={SEED}: {list(zip(moments, blows, strict=True))}"
-    expected = calm(SHARDS).table()
+    expected = calm.table(SHARDS)
     cluster = nodes(2)
     flags = ("--num_workers", "2", "--ray_address", cluster.address)
-    job = Job(model=slow_model, data=calm(SHARDS).data, output=tmp_path / "out", flags=flags)
+    job = Job(model=slow_model, data=shards(SHARDS), output=tmp_path / "out", flags=flags)
     finished: dict[str, tuple[bytes, int]] = {}
     drivers = 1
     try:

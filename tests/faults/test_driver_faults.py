@@ -26,8 +26,8 @@ def ray_dirs_of(pid: int) -> list[Path]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, slow_model: Path, calm: Callable[[int], Job]) -> Job:
-    return Job(model=slow_model, data=calm(SHARDS).data, output=tmp_path / "out", flags=("--num_workers", "2"))
+def job(tmp_path: Path, slow_model: Path, shards: Callable[[int], Path]) -> Job:
+    return Job(model=slow_model, data=shards(SHARDS), output=tmp_path / "out", flags=("--num_workers", "2"))
 
 
 def in_the_middle(job: Job, process_id: int) -> bool:
@@ -36,9 +36,7 @@ def in_the_middle(job: Job, process_id: int) -> bool:
 
 
 @pytest.mark.full
-def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_finished_shard(
-    job: Job, calm: Callable[[int], Job]
-) -> None:
+def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_finished_shard(job: Job, calm: Job) -> None:
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
     (mine,) = ray_dirs_of(process.pid)
@@ -53,15 +51,13 @@ def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_fini
     assert "another driver" not in job.said()
     after = job.contents()
     assert {name: after[name] for name in before} == before
-    assert job.table().equals(calm(SHARDS).table())
+    assert job.table().equals(calm.table(SHARDS))
     assert job.staged() == []
     assert not mine.exists()
 
 
 @pytest.mark.full
-def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_broken(
-    job: Job, calm: Callable[[int], Job]
-) -> None:
+def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_broken(job: Job, calm: Job) -> None:
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is in work")
     stopped = busy_workers(process.pid)
@@ -77,7 +73,7 @@ def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_br
             os.kill(worker, signal.SIGCONT)
     wait_for(lambda: not any(map(alive, stopped)), "the workers of the dead driver have ended")
     assert job.contents() == before
-    assert job.table().equals(calm(SHARDS).table())
+    assert job.table().equals(calm.table(SHARDS))
     assert job.staged() == []
 
 
@@ -114,7 +110,7 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(
 
 @pytest.mark.full
 def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
-    job: Job, slow_model: Path, calm: Callable[[int], Job], tmp_path: Path
+    job: Job, slow_model: Path, calm: Job, tmp_path: Path
 ) -> None:
     first = job.start()
     job.wait_for(first, lambda: list((job.output / ".cal").glob("driver-*.json")), "the first has a heartbeat")
@@ -126,16 +122,14 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
     assert first.wait(timeout=PATIENCE_S) == 0, log.read_text()
     assert f"another driver works on this output: {platform.node()}, pid {first.pid}, started 20" in same.said()
     assert "another driver" not in log.read_text()
-    assert job.table().equals(calm(SHARDS).table())
+    assert job.table().equals(calm.table(SHARDS))
     assert job.staged() == []
     assert list((job.output / ".cal").glob("driver-*")) == []
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("title", ["raylet/raylet ", "gcs/gcs_server "])
-def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(
-    job: Job, calm: Callable[[int], Job], title: str
-) -> None:
+def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str) -> None:
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
     (victim,) = [child for child, found in descendants(process.pid) if title in found]
@@ -146,4 +140,4 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(
     assert (code == 0) == (len(job.done()) == SHARDS), job.said()
     assert before.items() <= job.contents().items()
     assert job.run() == 0, job.said()
-    assert job.table().equals(calm(SHARDS).table())
+    assert job.table().equals(calm.table(SHARDS))

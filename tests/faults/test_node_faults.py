@@ -30,14 +30,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, cluster: Cluster, slow_model: Path, calm: Callable[[int], Job]) -> Job:
+def job(tmp_path: Path, cluster: Cluster, slow_model: Path, shards: Callable[[int], Path]) -> Job:
     flags = ("--num_workers", "2", "--ray_address", cluster.address)
-    return Job(model=slow_model, data=calm(6).data, output=tmp_path / "out", flags=flags)
+    return Job(model=slow_model, data=shards(6), output=tmp_path / "out", flags=flags)
 
 
-def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(
-    job: Job, cluster: Cluster, calm: Callable[[int], Job]
-) -> None:
+def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(job: Job, cluster: Cluster, calm: Job) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
     process = job.start("--max_tries", "1")
@@ -46,7 +44,7 @@ def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(
     cluster.remove_node(busy, allow_graceful=False)
     assert job.finish(process) == 0, job.said()
     assert "moves to another node: the node of worker" in job.said()
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm.table(6))
     assert job.staged() == []
 
 
@@ -65,7 +63,7 @@ def test_a_cluster_without_a_free_gpu_ends_the_wait_and_names_what_is_asked_and_
     assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in job.said()
 
 
-def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, calm: Callable[[int], Job]) -> None:
+def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, calm: Job) -> None:
     process = job.start()
     job.wait_for(process, lambda: busy_workers(os.getpid()) and job.done() and job.staged(), "a shard is in work")
     workers = busy_workers(os.getpid())
@@ -75,7 +73,7 @@ def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, cal
     wait_for(lambda: not any(map(alive, workers)), "the cluster has ended the dead driver's workers")
     assert job.run() == 0, job.said()
     assert before.items() <= job.contents().items()
-    assert job.table().equals(calm(6).table())
+    assert job.table().equals(calm.table(6))
 
 
 def test_sigterm_frees_the_cluster_and_leaves_nothing_staged(job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,13 +55,15 @@ def refused(job: Job, *flags: str) -> tuple[int, str]:
 
 @pytest.mark.full
 def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
-    small_disk: Path, tmp_path: Path, calm: Callable[[int], Job]
+    small_disk: Path,
+    tmp_path: Path,
+    slow_model: Path,
 ) -> None:
     data = write_shards(tmp_path / "data", 2)
     for name in ("x0", "x1", "x2"):
         write_parquet(data / f"{name}.parquet", count=250, seed=7)  # Pictures of 170 kB each.
     flags = ("--tokens_per_batch", "8192")
-    job = Job(model=calm(3).model, data=data, output=small_disk / "out", logs=tmp_path, flags=flags)
+    job = Job(model=slow_model, data=data, output=small_disk / "out", logs=tmp_path, flags=flags)
     code = job.run()
     said = job.said()
     assert code == 2, said

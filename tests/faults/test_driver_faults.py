@@ -7,6 +7,7 @@ import platform
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,64 +37,52 @@ def in_the_middle(job: Job, process_id: int) -> bool:
 
 
 @pytest.mark.full
-def test_after_sigkill_of_the_driver_its_workers_end_and_a_rerun_touches_no_finished_shard(job: Job, calm: Job) -> None:
-    process = job.start()
-    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (mine,) = ray_dirs_of(process.pid)
-    family = [child for child, _ in descendants(process.pid)]
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
-    before = job.contents()
-    assert 1 <= len(before) < SHARDS
-    assert open_annotated(job.output).num_rows == 4 * len(before)
-    assert job.run() == 0, job.said()
-    assert "another driver" not in job.said()
-    after = job.contents()
-    assert {name: after[name] for name in before} == before
-    assert job.table().equals(calm.table(SHARDS))
-    assert job.staged() == []
-    assert not mine.exists()
-
-
-@pytest.mark.full
-def test_a_worker_that_outlives_its_driver_and_the_cleaning_publishes_nothing_broken(job: Job, calm: Job) -> None:
-    process = job.start()
-    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is in work")
-    stopped = busy_workers(process.pid)
-    for worker in stopped:
-        os.kill(worker, signal.SIGSTOP)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    # Stopped, they survive the driver for as long as the test wants; awake, they find that the next run has cleared.
-    assert job.run() == 0, job.said()
-    before = job.contents()
-    for worker in stopped:
-        if alive(worker):
-            os.kill(worker, signal.SIGCONT)
-    wait_for(lambda: not any(map(alive, stopped)), "the workers of the dead driver have ended")
-    assert job.contents() == before
-    assert job.table().equals(calm.table(SHARDS))
-    assert job.staged() == []
-
-
-@pytest.mark.parametrize(
-    ("number", "whole_group", "code", "words"),
-    [
-        pytest.param(signal.SIGTERM, False, 143, "terminated (SIGTERM)", id="SIGTERM"),
-        pytest.param(signal.SIGINT, True, 130, "interrupted", id="ctrl-c", marks=pytest.mark.full),
-        pytest.param(signal.SIGTERM, True, 143, "terminated (SIGTERM)", id="SIGTERM-to-all", marks=pytest.mark.full),
-    ],
-)
-def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(
-    job: Job, number: int, whole_group: bool, code: int, words: str
+def test_after_sigkill_of_the_driver_a_rerun_does_the_rest_and_its_workers_publish_nothing_broken(
+    job: Job, calm: Job
 ) -> None:
     process = job.start()
     job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
     (mine,) = ray_dirs_of(process.pid)
     family = [child for child, _ in descendants(process.pid)]
+    # Stopped, workers outlive the driver for as long as the test wants.
+    stopped = busy_workers(process.pid)
+    for worker in stopped:
+        os.kill(worker, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = job.contents()
+    assert 1 <= len(before) < SHARDS
+    assert open_annotated(job.output).num_rows == 4 * len(before)
+
+    assert job.run() == 0, job.said()
+    assert "another driver" not in job.said()
+    after = job.contents()
+    assert {name: after[name] for name in before} == before
+    assert job.table().equals(calm.table(SHARDS))
+    assert not mine.exists()
+    # Awake, they find their staged file gone or their shard published.
+    for worker in filter(alive, stopped):
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
+    assert job.contents() == after
+    assert job.staged() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        pytest.param(signal.SIGTERM, 143, "terminated (SIGTERM)", id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, "interrupted", id="ctrl-c", marks=pytest.mark.full),
+    ],
+)
+def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(job: Job, number: int, code: int, words: str) -> None:
+    process = job.start()
+    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
+    (mine,) = ray_dirs_of(process.pid)
+    family = [child for child, _ in descendants(process.pid)]
     # A terminal and a batch system signal the whole group, Ray's processes included.
-    (os.killpg if whole_group else os.kill)(process.pid, number)
+    os.killpg(process.pid, number)
     assert job.finish(process) == code, job.said()
     # What was published a moment before the signal may not have been told to the driver.
     done = "|".join(str(count) for count in range(1, len(job.done()) + 1))
@@ -139,5 +128,6 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm:
     code = process.wait(timeout=PATIENCE_S)
     assert (code == 0) == (len(job.done()) == SHARDS), job.said()
     assert before.items() <= job.contents().items()
-    assert job.run() == 0, job.said()
+    if code:
+        assert job.run() == 0, job.said()
     assert job.table().equals(calm.table(SHARDS))

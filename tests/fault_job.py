@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +38,13 @@ class Job:
     logs: Path | None = None
     """Folder for what the driver prints; beside the output unless that is the disk under test."""
 
+    code: str | None = None
+    """Python that starts the program, instead of its own script."""
+
     def command(self, *flags: str) -> list[str]:
+        program = [str(PROGRAM)] if self.code is None else [sys.executable, "-c", self.code]
         return [
-            str(PROGRAM), "--model_name_or_path", str(self.model), "--trust_remote_code", "true", "--dtype", "float32",
+            *program, "--model_name_or_path", str(self.model), "--trust_remote_code", "true", "--dtype", "float32",
             "--data_path", str(self.data), "--output_dir", str(self.output), "--tokens_per_batch", "256",
             "--gpus_per_worker", "0", *self.flags, *flags,  # argparse: what comes last wins
         ]  # fmt: skip
@@ -145,6 +150,48 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
 def busy_workers(pid: int) -> list[int]:
     """Workers below `pid` that are in the middle of a shard: Ray writes the running method into the title."""
     return [child for child, title in descendants(pid) if title.startswith("ray::_Actor.run")]
+
+
+@contextmanager
+def frozen(process: subprocess.Popen[str], job: Job, *, of: int | None = None, done: int = 0) -> Iterator[list[int]]:
+    """Workers, at least one of them in the middle of a shard, all stopped (SIGSTOP): the run waits for the test.
+
+    Args:
+        process: the driver.
+        job: what it runs.
+        of: the process that the workers descend from, when it is not the driver (a cluster's).
+        done: so many shards are finished, at least.
+
+    Yields those in mid-shard. At the end whoever lives goes on.
+    """
+    stopped: set[int] = set()
+
+    def wake() -> None:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        stopped.clear()
+
+    def caught() -> list[int]:
+        if len(job.done()) < done or not job.staged():
+            return []
+        for pid, title in list(descendants(of or process.pid)):
+            if title.startswith("ray::_Actor"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.add(pid)
+        # What was seen before they stopped may have been over by then.
+        busy = busy_workers(of or process.pid) if job.staged() else []
+        if not busy:
+            wake()
+        return busy
+
+    busy: list[int] = []
+    try:
+        job.wait_for(process, lambda: busy.extend(caught()) or busy, f"{done} shards are finished and one is in work")
+        yield busy
+    finally:
+        wake()
 
 
 def alive(pid: int) -> bool:

@@ -35,6 +35,11 @@ class FaultyLlava(transformers.LlavaForConditionalGeneration):
         for kind, (low, high) in faults.get("lengths", {}).items():
             if not low <= length < high:
                 continue
+            if kind == "meet":
+                os.makedirs(faults["marker"], exist_ok=True)
+                open(os.path.join(faults["marker"], str(os.getpid())), "w").close()
+                while len(os.listdir(faults["marker"])) < 2:
+                    time.sleep(0.02)
             if kind in ("kill_once", "device_once"):
                 try:
                     os.close(os.open(faults["marker"], os.O_CREAT | os.O_EXCL))
@@ -60,9 +65,10 @@ def build_faulty_llava(directory: Path, **faults: object) -> Path:
 
     Args:
         directory: where to.
-        faults: `lengths`: kind (kill, kill_once, device_once, segfault, hang) -> [low, high) in padded tokens of a row;
-            `marker`: a file that remembers what happens once; `max_tokens`: of a batch, more are out of memory;
-            `seconds_per_pass`; `exit_at_start`; `hang_at_start`.
+        faults: `lengths`: kind (kill, kill_once, device_once, segfault, hang, meet) -> [low, high) in padded tokens of
+            a row; `marker`: a file that remembers what happens once; `max_tokens`: of a batch, more are out of memory;
+            `seconds_per_pass`; `exit_at_start`; `hang_at_start`. At a row for `meet` a process waits until a second
+            one has come to such a row (they sign in the directory `marker`): two workers share the work for certain.
     """
     build_llava(directory)
     # Names as in memory: transformers renames the weights of its own classes only.

@@ -63,7 +63,8 @@ class FaultyProxy:
     """Passes requests on to `upstream`, except that each request takes the next fault of the queue, if there is one.
 
     Faults: `drop` (closed before an answer), `503`, `403`, `cut` (half of the answer's body), `lost` (done, but the
-    answer never arrives), `slow` (the answer takes 3 s), `pass` (none). `only` names the methods they are for.
+    answer never arrives), `slow` (the answer takes 3 s), `hang` (neither done nor answered), `pass` (none). `only`
+    names the methods they are for.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -85,6 +86,9 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault == "drop":
                     self.hang_up()
+                    return
+                if fault == "hang":
+                    self.rfile.read(1)  # Until the client gives up.
                     return
                 if fault in ("503", "403"):
                     code = "SlowDown" if fault == "503" else "AccessDenied"

@@ -41,7 +41,7 @@ def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[Ro
     """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
 
     A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
-    no array of samples, and ShardError when the compression is broken.
+    no array, and ShardError when the array is malformed or cut off, or the compression is broken.
     """
     ranges: list[RowRange] = []
     row, first_row, first_byte, images = 0, 0, 0, False
@@ -132,12 +132,14 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
             if not refill():
                 return ""
 
-    def wrong(what: str, where: int | None = None) -> ConfigError:
+    def wrong(what: str, where: int | None = None) -> ShardError:
         byte = base + (at if where is None else where)
-        return ConfigError(f"{path}: {what} at byte {byte}; expected a JSON array of samples")
+        return ShardError(f"{path}: {what} at byte {byte}; expected a JSON array of samples")
 
     if (mark := skip_space()) != "[":
-        raise wrong("an object, not '[' (one object per line is --data_format jsonl)," if mark == "{" else "no '['")
+        what = "an object, not '[' (one object per line is --data_format jsonl)," if mark == "{" else "no '['"
+        # Another kind of file is a mistake in the command; one without any content is damaged like one that is cut.
+        raise ConfigError(str(wrong(what))) if mark else wrong(what)
     at += 1
     closed = skip_space() == "]"
     while not closed:

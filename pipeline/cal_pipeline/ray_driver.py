@@ -38,6 +38,9 @@ _KILL_S = 2.0
 _RAY_STARTS = 3
 _NODE_NEWS_S, _UNREACHABLE_S = 10.0, 60.0
 _OBJECT_STORE_BYTES = 200 * 2**20
+_TOKEN_HINT = (
+    ". If the cluster asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -126,7 +129,9 @@ def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
         except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
             reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
             if not tries_left:
-                raise ConfigError(reason) from error
+                # Ray itself does not send its token to an address that was named, and does not say so.
+                hint = "" if not address or "RAY_AUTH_MODE" in os.environ else _TOKEN_HINT
+                raise ConfigError(reason + hint) from error
             _log.warning("%s; trying again", reason)
             ray.shutdown()
 

@@ -7,6 +7,7 @@ it tells no end of a member. Nothing is ever written to disk, and a member's nam
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class TarStream:
             block = self._file.read(_BLOCK)
             self._at += len(block)
             if not block:
-                raise DamagedTarError(f"it is cut off at byte {offset}: the end-of-archive mark is missing")
+                end = min(offset, self._file.seek(0, io.SEEK_END)) if self._can_seek else offset
+                raise DamagedTarError(f"it is cut off at byte {end}: the end-of-archive mark is missing")
             if not any(block):
                 self._check_end(offset)
                 return

@@ -218,6 +218,7 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         # True (all columns) clashes with the column encodings.
         use_dictionary=[name for name in ("status", "source") if name in schema.names],
         column_encoding=floats | ints,
+        write_page_checksum=True,
     )
 
 

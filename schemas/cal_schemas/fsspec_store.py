@@ -100,6 +100,8 @@ class FsspecStore:
                 self._retrying(bucket, key, lambda: self._fs.put_file(str(content), path, mode=mode))
         except FileExistsError:
             return False
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._scheme}://{path}: no such bucket") from error
         return True
 
     def delete(self, bucket: str, key: str) -> None:

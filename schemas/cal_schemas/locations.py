@@ -362,13 +362,13 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     return ObjectPath(_SCHEMES[scheme], bucket, key.strip("/"))
 
 
-def open_parquet(path: str | Location) -> pq.ParquetFile:
-    """A Parquet file of any place, open for reading; a context manager."""
+def open_parquet(path: str | Location, *, verify: bool = False) -> pq.ParquetFile:
+    """A Parquet file of any place, open for reading; a context manager. `verify`: pages against their checksums."""
     where = location(path)
     if isinstance(where, ObjectPath):
         # Columns of a row group are fetched in few large requests.
-        return pq.ParquetFile(where.open_random(), pre_buffer=True)
-    return pq.ParquetFile(where)
+        return pq.ParquetFile(where.open_random(), pre_buffer=True, page_checksum_verification=verify)
+    return pq.ParquetFile(where, page_checksum_verification=verify)
 
 
 def read_footer(path: str | Location) -> pq.FileMetaData:

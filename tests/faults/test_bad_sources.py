@@ -53,6 +53,7 @@ def write_sources(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True)
     lines = [LINE % number for number in range(3)]
     (folder / "lines.jsonl").write_text("".join(lines))
+    (folder / "array.json").write_text(f"[{','.join(lines)}]")
     (folder / "stream.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
     return {
         **{name: write_parquet(folder / f"{name}.parquet", count=3) for name in ("pages", "footer", "gone", "good")},
@@ -60,30 +61,42 @@ def write_sources(folder: Path) -> dict[str, Path]:
         "squeezed": write_tar(folder / "squeezed.tar.zst"),
         "lines": folder / "lines.jsonl",
         "stream": folder / "stream.jsonl.zst",
+        "array": folder / "array.json",
     }
 
 
-@pytest.mark.slow
-def test_damaged_sources_fail_by_name_and_the_rest_is_done(tmp_path: Path, llava: Family) -> None:
-    sources = write_sources(tmp_path / "data")
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> tuple[Job, dict[Path, bytes]]:
+    """A finished run over whole and broken sources, and what the broken ones held before."""
+    folder = tmp_path_factory.mktemp("damaged")
+    sources = write_sources(folder / "data")
+    broken = ("pages", "footer", "archive", "stream", "array", "gone")
+    whole = {sources[name]: sources[name].read_bytes() for name in broken}
     spoil_pages(sources["pages"])
-    for name in ("footer", "archive", "stream"):
+    for name in ("footer", "archive", "stream", "array"):
         cut(sources[name])
     sources["lines"].write_text(LINE % 0 + '{"id": \n' + LINE % 2)
-    job = Job(model=llava.directory, data=tmp_path / "data", output=tmp_path / "out")
+    job = Job(model=llava.directory, data=folder / "data", output=folder / "out")
     process = job.start()
     # The plan is written before a worker starts, and a model takes longer to load than a file to vanish.
     job.wait_for(process, (job.output / ".cal" / "plan.json").exists, "the plan is there")
     sources["gone"].unlink()
     assert job.finish(process) == 1, job.said()
+    return job, whole
+
+
+@pytest.mark.slow
+def test_damaged_sources_fail_by_name_and_the_rest_is_done(damaged: tuple[Job, dict[Path, bytes]]) -> None:
+    job = damaged[0]
     said = job.said()
     assert "FAILED pages: " in said
     assert "pages.parquet: corrupt Parquet file" in said
     assert "footer.parquet: not a readable Parquet file" in said
     assert "archive.tar: broken tar archive: it is cut off at byte" in said
     assert "stream.jsonl.zst: broken compressed stream: the file ends inside a frame" in said
+    assert "array.json: malformed JSON (" in said
     assert "gone.parquet: No such file or directory; it was there at planning" in said
-    assert said.count("FAILED ") == 5
+    assert said.count("FAILED ") == 6
     assert job.done() == ["good", *(f"{name}-r000000000-000000003" for name in ("lines", "squeezed", "tar"))]
     assert job.staged() == []
     rows = {name: pq.read_table(job.output / f"{name}.parquet").to_pylist() for name in job.done()}
@@ -95,25 +108,22 @@ def test_damaged_sources_fail_by_name_and_the_rest_is_done(tmp_path: Path, llava
     assert rows["tar-r000000000-000000003"][2]["images"][0]["path"] == "000002.jpg"
     (path,) = (job.output / ".cal" / "reports").glob("*.json")
     report = json.loads(path.read_text())
-    assert sorted(report["failed"]) == ["archive", "footer", "gone", "pages", "stream"]
+    assert sorted(report["failed"]) == ["archive", "array", "footer", "gone", "pages", "stream"]
 
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_repaired_sources_are_done_by_the_next_run_and_finished_shards_stay(tmp_path: Path, llava: Family) -> None:
-    sources = write_sources(tmp_path / "data")
-    whole = {name: sources[name].read_bytes() for name in ("archive", "stream", "footer")}
-    for name in whole:
-        cut(sources[name])
-    job = Job(model=llava.directory, data=tmp_path / "data", output=tmp_path / "out")
-    assert job.run() == 1, job.said()
+def test_repaired_sources_are_done_by_the_next_run_and_finished_shards_stay(
+    damaged: tuple[Job, dict[Path, bytes]],
+) -> None:
+    job, whole = damaged
     before = job.contents()
-    assert len(before) == 6
-    for name, content in whole.items():
-        sources[name].write_bytes(content)
+    assert len(before) == 4
+    for path, content in whole.items():
+        path.write_bytes(content)
     assert job.run() == 0, job.said()
     after = job.contents()
-    assert len(after) == 9
+    assert len(after) == 10
     assert {name: after[name] for name in before} == before
 
 

@@ -7,16 +7,14 @@ import platform
 import re
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cal_schemas.annotated import open_annotated
-from fault_job import PATIENCE_S, Job, alive, busy_workers, descendants, wait_for
+from fault_job import PATIENCE_S, Job, alive, descendants, frozen, wait_for
 
 SHARDS = 16
-"""Enough that a slow machine still catches the run in the middle."""
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 
@@ -31,39 +29,28 @@ def job(tmp_path: Path, slow_model: Path, shards: Callable[[int], Path]) -> Job:
     return Job(model=slow_model, data=shards(SHARDS), output=tmp_path / "out", flags=("--num_workers", "2"))
 
 
-def in_the_middle(job: Job, process_id: int) -> bool:
-    """At least one shard is finished, and another is being written."""
-    return bool(job.done()) and bool(job.staged()) and bool(busy_workers(process_id))
-
-
 @pytest.mark.full
 def test_after_sigkill_of_the_driver_a_rerun_does_the_rest_and_its_workers_publish_nothing_broken(
     job: Job, calm: Job
 ) -> None:
     process = job.start()
-    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (mine,) = ray_dirs_of(process.pid)
-    family = [child for child, _ in descendants(process.pid)]
     # Stopped, workers outlive the driver for as long as the test wants.
-    stopped = busy_workers(process.pid)
-    for worker in stopped:
-        os.kill(worker, signal.SIGSTOP)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = job.contents()
-    assert 1 <= len(before) < SHARDS
-    assert open_annotated(job.output).num_rows == 4 * len(before)
+    with frozen(process, job, done=1):
+        (mine,) = ray_dirs_of(process.pid)
+        family = [child for child, _ in descendants(process.pid)]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        before = job.contents()
+        assert 1 <= len(before) < SHARDS
+        assert open_annotated(job.output).num_rows == 4 * len(before)
 
-    assert job.run() == 0, job.said()
-    assert "another driver" not in job.said()
-    after = job.contents()
-    assert {name: after[name] for name in before} == before
-    assert job.table().equals(calm.table(SHARDS))
-    assert not mine.exists()
+        assert job.run() == 0, job.said()
+        assert "another driver" not in job.said()
+        after = job.contents()
+        assert {name: after[name] for name in before} == before
+        assert job.table().equals(calm.table(SHARDS))
+        assert not mine.exists()
     # Awake, they find their staged file gone or their shard published.
-    for worker in filter(alive, stopped):
-        with suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGCONT)
     wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
     assert job.contents() == after
     assert job.staged() == []
@@ -78,9 +65,9 @@ def test_after_sigkill_of_the_driver_a_rerun_does_the_rest_and_its_workers_publi
 )
 def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(job: Job, number: int, code: int, words: str) -> None:
     process = job.start()
-    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (mine,) = ray_dirs_of(process.pid)
-    family = [child for child, _ in descendants(process.pid)]
+    with frozen(process, job, done=1):
+        (mine,) = ray_dirs_of(process.pid)
+        family = [child for child, _ in descendants(process.pid)]
     # A terminal and a batch system signal the whole group, Ray's processes included.
     os.killpg(process.pid, number)
     assert job.finish(process) == code, job.said()
@@ -102,15 +89,15 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
     job: Job, slow_model: Path, calm: Job, tmp_path: Path
 ) -> None:
     first = job.start()
-    job.wait_for(first, lambda: list((job.output / ".cal").glob("driver-*.json")), "the first has a heartbeat")
-    same = Job(model=job.model, data=job.data, output=job.output, flags=job.flags)
-    log = job.log.rename(tmp_path / "first.log")  # The first goes on writing to its file under the new name.
-    second = same.start()
-    same.wait_for(second, lambda: "another driver" in same.said(), "the second warns")
+    same = Job(model=job.model, data=job.data, output=job.output, flags=job.flags, logs=tmp_path / "second")
+    same.log.parent.mkdir()
+    with frozen(first, job):  # It cannot have ended when the second looks.
+        second = same.start()
+        same.wait_for(second, lambda: "another driver" in same.said(), "the second warns")
     assert same.finish(second) == 0, same.said()
-    assert first.wait(timeout=PATIENCE_S) == 0, log.read_text()
+    assert job.finish(first) == 0, job.said()
     assert f"another driver works on this output: {platform.node()}, pid {first.pid}, started 20" in same.said()
-    assert "another driver" not in log.read_text()
+    assert "another driver" not in job.said()
     assert job.table().equals(calm.table(SHARDS))
     assert job.staged() == []
     assert list((job.output / ".cal").glob("driver-*")) == []
@@ -120,10 +107,10 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
 @pytest.mark.parametrize("title", ["raylet/raylet ", "gcs/gcs_server "])
 def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str) -> None:
     process = job.start()
-    job.wait_for(process, lambda: in_the_middle(job, process.pid), "a shard is finished and another in work")
-    (victim,) = [child for child, found in descendants(process.pid) if title in found]
-    before = job.contents()
-    os.kill(victim, signal.SIGKILL)
+    with frozen(process, job, done=1):
+        (victim,) = [child for child, found in descendants(process.pid) if title in found]
+        before = job.contents()
+        os.kill(victim, signal.SIGKILL)
     # The workers may get to the end before anybody notices: then it is a run like any other.
     code = process.wait(timeout=PATIENCE_S)
     assert (code == 0) == (len(job.done()) == SHARDS), job.said()

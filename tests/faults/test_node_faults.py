@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from ray._private.node import Node as ClusterNode
 from ray.cluster_utils import Cluster
 
-from fault_job import Job, alive, busy_workers, wait_for
+from fault_job import Job, alive, busy_workers, frozen, wait_for, write_shards
+from faulty_model import build_faulty_llava
 
+ON_CPU = """
+import sys
+from dataclasses import replace
+from cal_pipeline import cli
+prepare = cli.prepare
+def on_cpu(config):
+    job = prepare(config)
+    return replace(job, settings=replace(job.settings, device="cpu"))
+cli.prepare = on_cpu
+cli.main()
+"""
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.full]
 
 
@@ -39,20 +53,23 @@ def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(job: Job, 
     cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
     process = job.start("--max_tries", "1")
-    job.wait_for(process, lambda: busy_workers(os.getpid()) and job.staged(), "a node is at work")
-    busy = node_at_work(cluster)
-    cluster.remove_node(busy, allow_graceful=False)
+    with frozen(process, job, of=os.getpid()):
+        node, workers = node_at_work(cluster)
+        cluster.remove_node(node, allow_graceful=False)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
     assert job.finish(process) == 0, job.said()
     assert "moves to another node: the node of worker" in job.said()
     assert job.table().equals(calm.table(6))
     assert job.staged() == []
 
 
-def node_at_work(cluster: Cluster) -> ClusterNode:
-    """A node one of whose workers is in the middle of a shard."""
+def node_at_work(cluster: Cluster) -> tuple[ClusterNode, list[int]]:
+    """A node with workers in the middle of a shard, and these."""
     for node in cluster.worker_nodes:
-        if busy_workers(node.all_processes["raylet"][0].process.pid):
-            return node
+        if workers := busy_workers(node.all_processes["raylet"][0].process.pid):
+            return node, workers
     raise AssertionError("no node is at work")
 
 
@@ -63,13 +80,28 @@ def test_a_cluster_without_a_free_gpu_ends_the_wait_and_names_what_is_asked_and_
     assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in job.said()
 
 
+def test_two_workers_share_a_gpu_and_a_third_is_not_placed(tmp_path: Path, cluster: Cluster) -> None:
+    # The node only says that it has a GPU, so the model computes on the CPU; placing is Ray's, for real. A worker
+    # waits in its first pass until there is another: one after the other they would never end.
+    model = build_faulty_llava(tmp_path / "model", lengths={"meet": [0, 10**6]}, marker=str(tmp_path / "met"))
+    flags = ("--num_workers", "3", "--gpus_per_worker", "0.5", "--ray_address", cluster.address)
+    job = Job(model=model, data=write_shards(tmp_path / "data", 4), output=tmp_path / "out", flags=flags, code=ON_CPU)
+    node = cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=100 * 2**20)
+    try:
+        assert job.run() == 0, job.said()
+    finally:
+        cluster.remove_node(node)
+    (report,) = (job.output / ".cal" / "reports").glob("*.json")
+    assert len(json.loads(report.read_text())["workers"]) == 2
+    assert job.table().num_rows == 16
+
+
 def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, calm: Job) -> None:
     process = job.start()
-    job.wait_for(process, lambda: busy_workers(os.getpid()) and job.done() and job.staged(), "a shard is in work")
-    workers = busy_workers(os.getpid())
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = job.contents()
+    with frozen(process, job, of=os.getpid(), done=1) as workers:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        before = job.contents()
     wait_for(lambda: not any(map(alive, workers)), "the cluster has ended the dead driver's workers")
     assert job.run() == 0, job.said()
     assert before.items() <= job.contents().items()
@@ -78,8 +110,8 @@ def test_workers_of_a_driver_that_is_killed_end_on_the_cluster_too(job: Job, cal
 
 def test_sigterm_frees_the_cluster_and_leaves_nothing_staged(job: Job) -> None:
     process = job.start()
-    job.wait_for(process, lambda: busy_workers(os.getpid()) and job.staged(), "a shard is in work")
-    workers = busy_workers(os.getpid())
+    with frozen(process, job, of=os.getpid()) as workers:
+        pass
     process.send_signal(signal.SIGTERM)
     assert job.finish(process) == 143, job.said()
     assert job.staged() == []

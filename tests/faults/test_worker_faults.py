@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_job import Job, busy_workers, lengthen, write_shards
+from fault_job import Job, frozen, lengthen, write_shards
 from faulty_model import build_faulty_llava
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
@@ -28,8 +28,8 @@ def test_a_worker_killed_in_mid_shard_is_replaced_and_the_shard_done_once(
 ) -> None:
     job = Job(model=slow_model, data=shards(3), output=tmp_path / "out")
     process = job.start()
-    job.wait_for(process, lambda: job.staged() and busy_workers(process.pid), "a shard is being written")
-    os.kill(busy_workers(process.pid)[0], signal.SIGKILL)
+    with frozen(process, job) as busy:
+        os.kill(busy[0], signal.SIGKILL)
     assert job.finish(process) == 0, job.said()
     assert "try 1 of 3: worker" in job.said()
     assert "killed or crashed; its log" in job.said()

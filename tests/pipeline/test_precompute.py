@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from cal_pipeline.encoding_spec import label_spec
 from cal_schemas.annotated import open_annotated
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
+from fault_job import PATIENCE_S, Job, frozen
+from faulty_model import build_faulty_llava
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 
 PROGRAM = Path(sys.executable).parent / "cal-precompute"
@@ -37,24 +38,20 @@ def command(found: Family, *flags: str, output: str) -> list[str]:
         "--model_name_or_path": str(found.directory), "--dtype": "float32", "--data_path": "data.json",
         "--image_folder": "images", "--output_dir": output, "--rows_per_shard": str(ROWS_PER_SHARD),
         "--max_image_pixels": str(MAX_IMAGE_PIXELS), "--tokens_per_batch": "512", "--gpus_per_worker": "0",
+        "--trust_remote_code": "true",
     }  # fmt: skip
     kept = [part for pair in defaults.items() if pair[0] not in flags for part in pair]
     return [str(PROGRAM), *kept, *flags]
 
 
-def start(found: Family, folder: Path, output: str, *flags: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command(found, *flags, output=output), cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def precompute(found: Family, folder: Path, output: str, *flags: str) -> tuple[int, str, str]:
-    process = start(found, folder, output, *flags)
-    out, err = process.communicate(timeout=240)
-    assert "Traceback" not in out + err, err
-    return process.returncode, out, err
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        command(found, *flags, output=output), cwd=folder, text=True, capture_output=True, timeout=PATIENCE_S,
+        env={**environment, "HF_MODULES_CACHE": str(folder / "modules")}, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def shards(output: Path) -> dict[str, tuple[bytes, int]]:
@@ -73,9 +70,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, llava: Family) -> tuple[Path, str, str]:
-    """One run with two workers, shared by the tests below: its output directory, stdout and stderr."""
-    code, out, err = precompute(llava, folder, "two", "--num_workers", "2")
+def meeting(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The same LLaVA, except that the first worker waits in mid-shard until a second is in mid-shard too."""
+    folder = tmp_path_factory.mktemp("meeting")
+    model = build_faulty_llava(folder / "llava", lengths={"meet": [60, 10**6]}, marker=str(folder / "met"))
+    return replace(llava, directory=model)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, meeting: Family) -> tuple[Path, str, str]:
+    """One run shared by two workers and by the tests below: its output directory, stdout and stderr."""
+    code, out, err = precompute(meeting, folder, "two", "--num_workers", "2")
     assert code == 0, err
     return folder / "two", out, err
 
@@ -95,6 +100,7 @@ def test_table_report_and_files_say_what_happened(finished: tuple[Path, str, str
     report = json.loads(next((output / ".cal" / "reports").glob("*.json")).read_text())
     assert report["statuses"]["ok"] == ROWS - len(BAD_ROWS)
     assert len(report["workers"]) == 2
+    assert {item["worker"] for item in report["shards"]} == set(report["workers"])
     assert sorted(item["rows"] for item in report["shards"]) == [10] * 6
     assert sorted(path.name for path in output.iterdir()) == [
         ".cal", *[f"data-r{n:09d}-{n + 10:09d}.parquet" for n in range(0, 60, 10)],
@@ -121,8 +127,8 @@ def test_pandas_pyarrow_and_datasets_read_the_output(finished: tuple[Path, str, 
     assert loaded["train"].num_rows == ROWS
 
 
-def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], folder: Path, llava: Family) -> None:
-    code, _, err = precompute(llava, folder, "one", "--num_workers", "1")
+def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], folder: Path, meeting: Family) -> None:
+    code, _, err = precompute(meeting, folder, "one", "--num_workers", "1")
     assert code == 0, err
     for name, (content, _) in shards(finished[0]).items():
         one, two = pq.read_table(folder / "one" / name), pq.read_table(finished[0] / name)
@@ -131,36 +137,32 @@ def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], fol
 
 
 def test_running_again_does_nothing_and_touches_nothing(
-    finished: tuple[Path, str, str], folder: Path, llava: Family
+    finished: tuple[Path, str, str], folder: Path, meeting: Family
 ) -> None:
     before = shards(finished[0])
-    code, out, _ = precompute(llava, folder, "two", "--num_workers", "2")
+    code, out, _ = precompute(meeting, folder, "two", "--num_workers", "2")
     assert (code, shards(finished[0])) == (0, before)
     assert "nothing to do: all 6 shards in two are done" in out
 
 
 def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finished: tuple[Path, str, str]) -> None:
-    output = folder / "killed"
-    # One row per shard: many commits, so that the kill lands between two of them.
-    flags = ("--num_workers", "2", "--rows_per_shard", "1", "--limit", "20")
-    process = start(llava, folder, "killed", *flags)
-    deadline = time.monotonic() + 120
-    while len(list(output.glob("*.parquet"))) < 5:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = shards(output)
-    assert 5 <= len(before) < 20
-    # Readers see a directory of whole shards, whatever was in flight.
-    assert len(pd.read_parquet(output)) == len(before) == open_annotated(output).num_rows
-    code, _, err = precompute(llava, folder, "killed", *flags)
-    assert code == 0, err
-    after = shards(output)
+    # One row per shard: many commits, so that the kill lands among them.
+    flags = ("--image_folder", str(folder / "images"), "--max_image_pixels", str(MAX_IMAGE_PIXELS),
+             "--num_workers", "2", "--rows_per_shard", "1", "--limit", "40")  # fmt: skip
+    job = Job(model=llava.directory, data=folder / "data.json", output=folder / "killed", flags=flags)
+    process = job.start()
+    with frozen(process, job, done=3):
+        process.kill()
+        process.wait()
+        before = job.contents()
+        assert 3 <= len(before) < 40
+        # Readers see a directory of whole shards, whatever was in flight.
+        assert len(pd.read_parquet(job.output)) == len(before) == open_annotated(job.output).num_rows
+    assert job.run() == 0, job.said()
+    after = job.contents()
     assert {name: after[name] for name in before} == before
-    assert len(after) == 20
-    one, other = table(output), table(finished[0])[:20]
+    assert len(after) == 40
+    one, other = table(job.output), table(finished[0])[:40]
     assert one[["sample_id", "status"]].equals(other[["sample_id", "status"]])
     for mine, theirs in zip(one["delta_logits"], other["delta_logits"], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
@@ -229,10 +231,10 @@ def refusal(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
 
 
 @pytest.fixture
-def argv(folder: Path, llava: Family, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def argv(folder: Path, meeting: Family, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return lambda *flags: command(llava, *flags, output="two")[1:]
+    return lambda *flags: command(meeting, *flags, output="two")[1:]
 
 
 def test_output_inside_the_data_and_data_inside_the_output_are_refused(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,9 +20,11 @@ from cal_pipeline.shards import plan_shards, read_samples
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ShardError
 from cal_schemas.locations import ObjectPath, open_parquet
+from cal_schemas.s3 import PART_BYTES
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.streaming import StreamedExamples
 from conftest import Family
+from fault_job import PATIENCE_S, alive, descendants, wait_for
 from s3_server import FaultyProxy
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 
@@ -53,7 +55,7 @@ def precompute(
         command(found, bucket, output, *flags), env={**os.environ, **(environment or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert "Traceback" not in out + err, err
     return process.returncode, out, err
 
@@ -102,36 +104,54 @@ def test_from_store_to_store_equals_from_disk_to_disk(
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_a_killed_driver_leaves_whole_objects_and_the_same_command_goes_on(
-    bucket: ObjectPath, tmp_path: Path, llava: Family
+def test_a_killed_upload_leaves_nothing_visible_clean_aborts_it_and_the_same_command_goes_on(
+    bucket: ObjectPath, tmp_path: Path, llava: Family, proxy: FaultyProxy
 ) -> None:
-    write_llava_json(tmp_path / "in", ROWS)
+    for number in range(8):
+        write_parquet(tmp_path / "in" / f"b{number}.parquet", count=2, seed=number)
+    large = write_parquet(tmp_path / "in" / "a.parquet", count=2)
+    rows = pq.read_table(large).to_pylist()
+    # What follows a picture's end does not disturb it, and makes its shard large enough to be sent in parts.
+    rows[0]["images"][0]["bytes"] += np.random.default_rng(0).bytes(2 * PART_BYTES)
+    pq.write_table(pa.Table.from_pylist(rows), large)
     upload(tmp_path / "in", bucket / "in")
-    output = bucket / "out"
-    flags = ("--rows_per_shard", "2", "--num_workers", "2")
-    process = subprocess.Popen(
-        command(llava, bucket, output, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    output, flags = (
+        bucket / "out",
+        ("--data_path", f"{bucket}/in", "--image_folder", f"{bucket}/in", "--carry", "images", "--num_workers", "2"),
     )
-    deadline = time.monotonic() + 300
-    while len(list(output.glob("*.parquet"))) < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
+    # The upload begins, all its parts arrive, its completion never does.
+    proxy.only = {"POST"}
+    proxy.faults.extend(["pass", *["hang"] * 10])
+    process = subprocess.Popen(
+        command(llava, bucket, output, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for(
+        lambda: any(fault == "hang" for *_, fault in proxy.requests) and len(list(output.glob("*.parquet"))) >= 2,
+        "two shards are published and the large one is all but",
+        still=lambda: process.poll() is None,
+    )
+    family = [pid for pid, _ in descendants(process.pid)]
+    process.kill()
     process.wait()
-    before = {item.key: item.stat().etag for item in output.glob("*.parquet")}
+    # Until then a worker of the dead driver may still publish a whole shard.
+    wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
+    proxy.faults.clear()
+    before = {item.name: item.stat().etag for item in output.glob("*.parquet")}
+    assert "a.parquet" not in before
     assert open_annotated(output).num_rows == 2 * len(before)
+    assert [key for key, _ in output.unfinished_uploads()] == ["out/a.parquet"]
+
+    code, out, err = precompute(llava, bucket, output, "--clean")
+    assert (code, f"removed unfinished upload of {output}/a.parquet" in out) == (0, True), out + err
+    assert output.unfinished_uploads() == []
+    assert {item.name: item.stat().etag for item in output.glob("*.parquet")} == before
     code, _, err = precompute(llava, bucket, output, *flags)
     assert code == 0, err
-    after = {item.key: item.stat().etag for item in output.glob("*.parquet")}
-    assert {key: after[key] for key in before} == before
-    assert open_annotated(output).num_rows == ROWS
-    verified = subprocess.run(
-        [str(PROGRAMS / "cal-precompute"), "--verify", "--output_dir", str(output)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert verified.returncode == 0, verified.stdout
-    assert f"20 shards with {ROWS} rows: all is well" in verified.stdout
+    after = {item.name: item.stat().etag for item in output.glob("*.parquet")}
+    assert {name: after[name] for name in before} == before
+    code, out, err = precompute(llava, bucket, output, "--verify")
+    assert code == 0, out
+    assert "9 shards with 18 rows: all is well" in out
 
 
 @pytest.mark.parametrize("pattern", ["in", "in/*.parquet", "in/**/*.parquet", "in/[ab].parquet", "in/{a,b}.parquet"])

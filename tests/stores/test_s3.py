@@ -163,7 +163,8 @@ def test_a_slow_answer_is_waited_for_and_one_that_is_too_slow_is_asked_for_again
     proxy.faults.append("slow")
     before = len(proxy.requests)
     assert (bucket / "x").read_bytes() == b"whole"
-    assert [fault for *_, fault in proxy.requests[before:]] == ["slow", "pass"]
+    first, *others = [fault for *_, fault in proxy.requests[before:]]
+    assert (first, set(others)) == ("slow", {"pass"})
 
 
 def test_a_put_whose_answer_got_lost_is_recognised_as_ones_own(
@@ -224,31 +225,6 @@ def test_a_missing_bucket_and_wrong_credentials_are_said_plainly(
     locations._backend.cache_clear()
     with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         keys(bucket)
-
-
-def test_a_killed_upload_leaves_nothing_visible_and_is_found_by_its_prefix(bucket: ObjectPath, tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom cal_schemas import locations, s3\nfrom pathlib import Path\n"
-        "s3.PART_BYTES = 5 * 2**20\n"
-        "store = locations.backend('s3'); real = store._client.complete_multipart_upload\n"
-        "def stop(**_): print('sent', flush=True); time.sleep(600)\n"
-        "store._client.complete_multipart_upload = stop\n"
-        "locations.location(sys.argv[1]).upload(Path(sys.argv[2]), if_absent=True)\n"
-    )
-    (tmp_path / "x").write_bytes(b"x" * 16 * MIB)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(bucket / "out/x.parquet"), tmp_path / "x"], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"sent\n"
-        process.kill()
-    assert keys(bucket) == []
-    ((key, upload),) = (bucket / "out").unfinished_uploads()
-    assert key == "out/x.parquet"
-    assert (bucket / "ou").unfinished_uploads() == []
-    bucket.abort_upload(key, upload)
-    bucket.abort_upload(key, upload)
-    assert bucket.unfinished_uploads() == []
 
 
 def test_a_picture_is_read_inside_the_prefix_only(bucket: ObjectPath, proxy: FaultyProxy) -> None:

@@ -172,6 +172,35 @@ def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Pa
     assert "is not that of its measurement" in problems(output)
 
 
+def test_a_flipped_bit_that_readers_do_not_notice_is_found(output: Path) -> None:
+    path = shard_files(output)[0]
+    columns = pq.read_metadata(path).row_group(0)
+    deltas = next(
+        columns.column(number) for number in range(columns.num_columns)
+        if columns.column(number).path_in_schema.startswith("delta_logits")
+    )  # fmt: skip
+    before = pq.read_table(path)
+    content = bytearray(path.read_bytes())
+    found = []
+    for back in range(1, 9):  # The page's last bytes are values.
+        content[deltas.data_page_offset + deltas.total_compressed_size - back] ^= 1
+        path.write_bytes(content)
+        try:
+            found.append(not pq.read_table(path).equals(before))
+        except OSError:  # Zstandard's own complaint.
+            continue
+        assert "CRC checksum verification failed" in problems(output)
+    assert any(found)
+
+
+def test_a_plan_that_cannot_be_read_is_said_and_breaks_nothing(output: Path) -> None:
+    for text in ("{half", "[1]", '[{"name": "x"}]'):
+        (output / ".cal" / "plan.json").write_text(text)
+        found = verify(output)
+        assert found.ok
+        assert any("no plan can be read" in note for note in found.notes)
+
+
 def test_a_filtered_shard_may_hold_fewer_rows_than_its_source(output: Path, tmp_path: Path) -> None:
     from cal_pipeline import inspect_cli
 

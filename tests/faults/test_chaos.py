@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from fault_job import Job, busy_workers, wait_for
+from fault_job import Job, frozen, wait_for
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.full]
 
@@ -44,6 +44,7 @@ def test_chaos_loses_no_row_and_changes_no_column(
     draw.shuffle(blows)
     moments = sorted(draw.sample(range(1, SHARDS - 4), len(blows)))
     told = f"CAL_CHAOS_SEED={SEED}: {list(zip(moments, blows, strict=True))}"
+    print(told)  # noqa: T201  pytest shows it when anything below fails.
     expected = calm.table(SHARDS)
     cluster = nodes(2)
     flags = ("--num_workers", "2", "--ray_address", cluster.address)
@@ -53,14 +54,14 @@ def test_chaos_loses_no_row_and_changes_no_column(
     try:
         process = job.start()
         for moment, blow in zip(moments, blows, strict=True):
-            job.wait_for(process, lambda: len(job.done()) >= moment and busy_workers(os.getpid()), told)  # noqa: B023
-            finished.update(job.contents())
-            if blow == "kill worker":
-                os.kill(draw.choice(busy_workers(os.getpid())), signal.SIGKILL)
-            elif blow == "lose node":
-                cluster.remove_node(draw.choice(sorted(cluster.worker_nodes, key=str)), allow_graceful=False)
-                cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)  # As a spot market would.
-            else:
+            with frozen(process, job, of=os.getpid(), done=moment) as busy:
+                finished.update(job.contents())
+                if blow == "kill worker":
+                    os.kill(draw.choice(busy), signal.SIGKILL)
+                elif blow == "lose node":
+                    cluster.remove_node(draw.choice(sorted(cluster.worker_nodes, key=str)), allow_graceful=False)
+                    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)  # As a spot market would.
+            if blow in ("kill driver", "SIGTERM"):
                 process.send_signal(signal.SIGKILL if blow == "kill driver" else signal.SIGTERM)
                 wait_for(lambda: process.poll() is not None, told)  # noqa: B023
                 process, drivers = job.start(), drivers + 1

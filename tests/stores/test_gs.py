@@ -24,9 +24,6 @@ from conftest import Family
 from fault_job import PATIENCE_S
 from tiny_data import write_parquet
 
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
-
 # aiohttp about gcsfs's uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect import expression
+from cal_pipeline.inspect import row_condition
 from cal_pipeline.inspect.flat import FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.statistics import sample_columns
@@ -51,7 +51,7 @@ def load_annotated(
     """
     opened = open_paths(path)
     wanted = _physical_columns(opened, columns)
-    test = None if filter is None else expression.row_test(filter, opened.schema)
+    test = None if filter is None else row_condition.row_test(filter, opened.schema)
     extra = [] if test is None else [name for name in test.columns if name not in {_root(item) for item in wanted}]
     tables = []
     for batch in read_batches(opened, [*wanted, *extra]):

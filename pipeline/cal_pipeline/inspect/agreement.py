@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from cal_pipeline.inspect.expression import row_values
 from cal_pipeline.inspect.flat import LIST_COLUMNS
 from cal_pipeline.inspect.reading import open_paths, read_batches
+from cal_pipeline.inspect.row_condition import row_values
 from cal_pipeline.inspect.statistics import auc
 from cal_schemas.errors import ConfigError
 

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.expression import RowTest, row_test, scalar_columns
 from cal_pipeline.inspect.reading import open_paths, read_batches
+from cal_pipeline.inspect.row_condition import RowTest, row_test, scalar_columns
 from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS
 from cal_pipeline.run_reports import FILTER_NAME, reported_model
 from cal_schemas.annotated import (

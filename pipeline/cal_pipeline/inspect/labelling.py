@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from cal_pipeline.inspect.agreement import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
-from cal_pipeline.inspect.expression import row_values
 from cal_pipeline.inspect.reading import IMAGE_PATHS, read_batches
+from cal_pipeline.inspect.row_condition import row_values
 from cal_pipeline.inspect.samples import Place, image_folder_of, read_row, row_images, small_jpeg
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError

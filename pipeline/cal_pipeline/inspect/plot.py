@@ -15,9 +15,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.expression import scalar_columns
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import open_paths, read_batches
+from cal_pipeline.inspect.row_condition import scalar_columns
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help install demo test test-full check format clean
+.PHONY: help install demo test test-full bench bench-scale check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,30 @@ test: $(STAMP)  ## the quick tier: everything but the tests marked `full`
 
 test-full: $(STAMP)  ## all tests, with every fault and every model family; what CI runs
 	$(PYTEST)
+
+BENCH = $(BIN)/python -W ignore::FutureWarning benchmarks
+
+bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20 minutes on 2 cores (docs/performance.md)
+	$(BENCH)/contrast.py
+	$(BENCH)/contrast.py --image_tokens 2880 --variants plain released drop mask
+	$(BENCH)/contrast.py --vocabulary 152000 --variants plain released drop mask
+	$(BENCH)/train_step.py
+	$(BENCH)/train_step.py --gradient_checkpointing
+	$(BENCH)/train_step.py --gradient_checkpointing --image_tokens 2880 --variants uniform online_drop uniform_again
+	$(BENCH)/train_step.py --vocabulary 128000 --variants uniform cached trainer uniform_again
+	$(BENCH)/precompute.py
+	$(BENCH)/storage.py
+	$(BENCH)/data.py
+	$(BENCH)/scale.py
+	$(BENCH)/breakeven.py
+	$(BENCH)/estimate.py --count
+	$(BENCH)/tables.py
+
+bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows; half an hour more
+	$(BENCH)/plan_memory.py
+	$(BENCH)/train_data_memory.py
+	$(BENCH)/inspect_frames.py
+	$(BENCH)/many_shards.py
 
 check: $(STAMP)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

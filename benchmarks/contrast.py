@@ -23,6 +23,7 @@ from measuring import count_flops, cpu_ratio, interleave, load_average, peak_mem
 from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
 from shapes import LabelledBatch, Shape, add_shape_flags, build_batch, build_model, described, shape_of
 
+VARIANTS = ("plain", "released", "two_full", "drop", "mask", "with_image")
 RATIOS = (
     ("drop", "released"), ("drop", "plain"), ("mask", "released"), ("drop", "two_full"), ("released", "plain"),
     ("with_image", "plain"),
@@ -51,8 +52,10 @@ def matrix_rate(device: str, dtype: torch.dtype, side: int) -> float:
 
 def check_agreement(runs: dict[str, Any], tolerance: float) -> None:
     """All ways measure the same thing: a fast wrong answer is no result."""
+    if "released" not in runs:
+        return
     wanted = torch.stack(runs["released"]())
-    for name in ("drop", "mask"):
+    for name in {"drop", "mask"} & set(runs):
         found = torch.stack(runs[name]())
         worst = float((found - wanted).nan_to_num().abs().max())
         assert worst < tolerance, f"{name} differs from the released way by {worst}"
@@ -62,11 +65,13 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_shape_flags(parser)
     add_device_flags(parser)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     flags = parser.parse_args()
     name, shape = shape_of(flags)
     dtype, load = apply_device_flags(flags), load_average()
     model = build_model(shape, device=flags.device, dtype=dtype)
     runs = variants(model, build_batch(shape, device=flags.device, dtype=dtype))
+    runs = {key: runs[key] for key in flags.variants}
     check_agreement(runs, 1e-3 if dtype == torch.float32 else 0.5)
     times = interleave(runs, flags.repeats, flags.device)
     memory = {key: peak_memory(run, flags.device) for key, run in runs.items()}
@@ -76,19 +81,20 @@ def main() -> None:
         for key in runs
     }
     print_table(
-        ["way", "median ms", "/ plain", "peak MB", "TFLOP"],
-        [[key, 1e3 * times[key].median, f"{ratio(times, key, 'plain'):.3f}", f"{memory[key] / 2**20:.1f}",
+        ["way", "median ms", "/ first", "peak MB", "TFLOP"],
+        [[key, 1e3 * times[key].median, f"{ratio(times, key, flags.variants[0]):.3f}", f"{memory[key] / 2**20:.1f}",
           flops[key] / 1e12] for key in runs],
     )  # fmt: skip
-    ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in RATIOS}
-    ratios |= {f"{top}_memory/released_memory": memory[top] / memory["released"] for top in ("drop", "mask")}
-    ratios |= {f"{top}_flops/released_flops": flops[top] / flops["released"] for top in ("drop", "mask")}
+    pairs = [pair for pair in RATIOS if set(pair) <= set(runs)]
+    ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in pairs}
+    ratios |= {f"{top}_memory/{bottom}_memory": memory[top] / memory[bottom] for top, bottom in pairs}
+    ratios |= {f"{top}_flops/{bottom}_flops": flops[top] / flops[bottom] for top, bottom in pairs}
     settings = {"model": described(shape)}
-    if flags.device == "cuda":
+    if flags.device == "cuda" and "with_image" in runs:
         settings |= rates(flags, shape, dtype, flops["with_image"], times["with_image"].median, ratios)
     write_report(
         f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, results=results, ratios=ratios,
-        cpu_time_ratios={f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in RATIOS},
+        cpu_time_ratios={f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in pairs},
         load_before=load,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import LocalStore
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.opening import Examples, open_examples, train_sampler
+from cal_trainer.sampling import StepShape
 from measuring import cpu_ratio, interleave, load_average, ratio
 from reporting import make_parser, print_table, write_report
 from shapes import SHAPES
@@ -50,9 +51,7 @@ def reading(examples: Examples, encoder: Encoder, batch_size: int) -> Callable[[
     collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
 
     def epoch() -> int:
-        sampler = iter(train_sampler(
-            examples, group_by="none", batch_size=batch_size, accumulation_steps=1, world_size=1, num_workers=0, seed=0
-        ))  # fmt: skip
+        sampler = iter(train_sampler(examples, StepShape(batch_size=batch_size), group_by="none", seed=0))
         rows = 0
         while batch := [examples[index] for index in islice(sampler, batch_size)]:
             collator(batch)
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     flags = parser.parse_args()
     load = load_average()
     torch.set_num_threads(flags.threads)

@@ -18,7 +18,7 @@ from baselines import plain_forward, released_passes
 from cal_pipeline.reference import contrast_logits
 from cost_model import SampleCost, num_weights, sample_bytes, sample_cost
 from measuring import count_flops, load_average
-from reporting import make_parser, print_table, write_report
+from reporting import make_parser, markdown, write_report
 from shapes import SHAPES, Shape, build_batch, build_model
 
 NAMED = ("llava15-7b", "llavanext-7b", "qwen25vl-3b", "gemma-2b-vocab")
@@ -52,59 +52,76 @@ def gpu_hours(cost: SampleCost, samples: int) -> float:
     return samples * cost.drop / (PEAK * MFU) / 3600
 
 
+SHAPES_OF = {name: SHAPES[name] for name in NAMED} | {"qwen25vl-72b": QWEN_72B}
+
+
+def operations() -> str:
+    """Tera-operations of a sample, and what the ways cost in F."""
+    header = ["model", "image tokens", "weights, G", "vision", "decoder", "head", "F", "released / F", "drop / F",
+              "drop / released"]  # fmt: skip
+    rows = []
+    for name, shape in SHAPES_OF.items():
+        cost = sample_cost(shape)
+        tera = (cost.vision, cost.decoder, cost.head, cost.plain)
+        shares = (cost.released / cost.plain, cost.drop / cost.plain, cost.drop / cost.released)
+        rows.append([name, shape.image_tokens, f"{num_weights(shape) / 1e9:.1f}",
+                     *(f"{value / 1e12:.2f}" for value in tera), *(f"{value:.2f}" for value in shares)])  # fmt: skip
+    return markdown(header, rows)
+
+
+def memory() -> str:
+    """Bytes of a sample: what the ways hold, what goes to the device, what is stored."""
+    rows = []
+    for name, shape in SHAPES_OF.items():
+        found = sample_bytes(shape)
+        rows.append([name, f"{found.weights / 1e9:.0f} GB", f"{found.released_logits / 1e6:.0f} MB",
+                     f"{found.label_rows / 1e6:.1f} MB", f"{found.pixels / 1e6:.2f} MB",
+                     f"{found.stored / 1e3:.2f} kB"])  # fmt: skip
+    header = ["model", "weights", "released: float32 logits", "ours: label rows", "pixels to the device", "stored"]
+    return markdown(header, rows)
+
+
+def hours() -> str:
+    """GPU-hours and bytes of annotating, with the arithmetic."""
+    rows = []
+    for name, shape in REFERENCES.items():
+        cost, stored = sample_cost(shape), sample_bytes(shape).stored
+        for label, samples in SAMPLES.items():
+            rows.append([name, label, f"{samples:.3g} x {cost.drop / 1e12:.1f}e12 / {PEAK * MFU / 1e12:.0f}e12 / 3600",
+                         f"{gpu_hours(cost, samples):,.0f}", f"{samples:.3g} x {stored:.0f} B",
+                         f"{samples * stored / 1e9:,.2f}"])  # fmt: skip
+    return markdown(["reference", "samples", "arithmetic", "GPU-hours", "arithmetic", "GB"], rows)
+
+
+def counted(found: dict[str, dict[str, list[float]]]) -> str:
+    """Predicted beside counted operations, one layer at real width, 64 image and 32 text tokens."""
+    rows = [
+        [name, way, f"{1e-9 * predicted:.3f}", f"{1e-9 * by_torch:.3f}", f"{predicted / by_torch:.5f}"]
+        for name, ways in found.items()
+        for way, (predicted, by_torch) in ways.items()
+    ]
+    return markdown(["model", "way", "predicted, G", "counted, G", "predicted / counted"], rows)
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--models", nargs="+", choices=NAMED, default=list(NAMED), help="that are counted")
     flags = parser.parse_args()
     load = load_average()
-    shapes = {name: SHAPES[name] for name in NAMED} | {"qwen25vl-72b": QWEN_72B}
-    costs = {name: sample_cost(shape) for name, shape in shapes.items()}
-    size = {name: sample_bytes(shape) for name, shape in shapes.items()}
-    print("Tera-operations of a sample (250 text tokens), and what the ways cost in F\n")
-    print_table(
-        ["model", "image tokens", "weights, G", "vision", "decoder", "head", "F", "released / F", "drop / F",
-         "drop / released"],
-        [[name, shapes[name].image_tokens, f"{num_weights(shapes[name]) / 1e9:.1f}", f"{cost.vision / 1e12:.2f}",
-          f"{cost.decoder / 1e12:.2f}", f"{cost.head / 1e12:.2f}", f"{cost.plain / 1e12:.2f}",
-          f"{cost.released / cost.plain:.2f}", f"{cost.drop / cost.plain:.2f}", f"{cost.drop / cost.released:.2f}"]
-         for name, cost in costs.items()],
-    )  # fmt: skip
-    print(
-        "MB of a sample: what the released way holds, what the label head makes, what goes to the device, what is "
-        "stored\n"
-    )
-    print_table(
-        ["model", "weights, GB", "float32 logits of two passes", "label rows", "pixels", "stored, kB"],
-        [[name, f"{found.weights / 1e9:.0f}", f"{found.released_logits / 1e6:.0f}", f"{found.label_rows / 1e6:.1f}",
-          f"{found.pixels / 1e6:.2f}", f"{found.stored / 1e3:.2f}"] for name, found in size.items()],
-    )  # fmt: skip
-    print(f"GPU-hours: samples x operations / ({PEAK / 1e12:.0f}e12 x {MFU} a second) / 3600\n")
-    rows = []
-    for name in REFERENCES:
-        for label, samples in SAMPLES.items():
-            tera = costs[name].drop / 1e12
-            hours = gpu_hours(costs[name], samples)
-            rows.append(
-                [name, label, f"{samples:.3g} x {tera:.1f}e12 / {PEAK * MFU / 1e12:.0f}e12 / 3600", f"{hours:,.0f}",
-                 f"{samples} x {size[name].stored:.0f} B", f"{samples * size[name].stored / 1e9:,.2f}"]
-            )  # fmt: skip
-    print_table(["reference", "samples", "arithmetic", "GPU-hours", "stored", "GB"], rows)
-    counted = {name: count(SHAPES[name]) for name in flags.models} if flags.count else {}
-    if counted:
-        print("Predicted against counted, one layer at real width, 64 image and 32 text tokens, tera-operations\n")
-        print_table(
-            ["model", "way", "predicted", "counted", "predicted / counted"],
-            [[name, way, f"{predicted / 1e12:.5f}", f"{found / 1e12:.5f}", f"{predicted / found:.4f}"]
-             for name, ways in counted.items() for way, (predicted, found) in ways.items()],
-        )  # fmt: skip
+    for table in (operations, memory, hours):
+        print(f"{table.__doc__}\n\n{table()}")
+    found = {name: count(SHAPES[name]) for name in flags.models} if flags.count else {}
+    if found:
+        print(f"{counted.__doc__}\n\n{counted(found)}")
+    costs = {name: sample_cost(shape) for name, shape in SHAPES_OF.items()}
     ratios = {f"{name}_{way}/plain": getattr(cost, way) / cost.plain
               for name, cost in costs.items() for way in ("released", "drop")}  # fmt: skip
-    ratios |= {f"{name}_{way}_predicted/counted": predicted / found
-               for name, ways in counted.items() for way, (predicted, found) in ways.items()}  # fmt: skip
+    ratios |= {f"{name}_{way}_predicted/counted": predicted / by_torch
+               for name, ways in found.items() for way, (predicted, by_torch) in ways.items()}  # fmt: skip
     write_report(
         "estimate", flags, settings={"peak_flops": PEAK, "mfu": MFU}, ratios=ratios, load_before=load,
-        results={"flops": {name: asdict(cost) for name, cost in costs.items()}, "gpu_hours": rows, "counted": counted},
+        results={"flops": {name: asdict(cost) for name, cost in costs.items()}, "counted": found},
     )  # fmt: skip
 
 

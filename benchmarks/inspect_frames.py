@@ -1,27 +1,25 @@
 """Time and peak memory of looking at annotated shards: pandas frames, and `cal-inspect summary` on a million rows.
 
-Each measurement runs in a process of its own: python benchmarks/inspect_frames.py --output benchmarks/results/x.json
+    python benchmarks/inspect_frames.py
+
+Each measurement runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
-from cal_schemas.annotated import ShardMetadata, ShardSource, annotated_schema, parquet_writer
-from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+from cal_schemas.annotated import annotated_schema, parquet_writer
+from measuring import Stopwatch, in_own_process, load_average, resident_mb
+from reporting import make_parser, print_table, write_report
+from workload import synthetic_metadata
 
 ROWS_PER_FILE, TOKENS, VOCABULARY = 4096, 150, 32_000
 ANSWER = "The cat sits on a red mat near the window and looks at the bird outside. " * 8
@@ -31,29 +29,9 @@ def write_shards(folder: Path, num_rows: int) -> None:
     """Rows of about 150 supervised tokens (50 to 250, in one or two answers), with messages, without pictures."""
     generator = np.random.default_rng(0)
     schema = annotated_schema(carry="paths")
-    spec = MeasurementSpec(
-        label=LabelSpec(tokenizer_digest="t", chat_template_digest="c", template="auto"),
-        input=InputSpec(
-            image_processor="P",
-            image_processor_backend="pil",
-            image_processor_digest="i",
-            image_aspect_ratio="native",
-            max_length=2048,
-            truncation="drop",
-        ),
-        contrast=ContrastSpec(),
-        dtype="bfloat16",
-        attn_implementation="sdpa",
-        model_id="synthetic",
-        revision=None,
-        weights_digest="w",
-        reference_saw_data="no",
-    )
     for start in range(0, num_rows, ROWS_PER_FILE):
         stop = min(start + ROWS_PER_FILE, num_rows)
-        source = ShardSource(uri="/s", data_path="synthetic", image_folder=None, num_rows=stop - start, size=1,
-                             mtime_ns=1, row_start=start, row_stop=stop)  # fmt: skip
-        metadata = ShardMetadata(spec=spec, source=source, carry="paths", tokens_per_batch=1)
+        metadata = synthetic_metadata(stop - start)
         table = rows(generator, start, stop, schema)
         with parquet_writer(folder / f"{start:09d}.parquet", schema.with_metadata(metadata.to_parquet())) as writer:
             writer.write_table(table.replace_schema_metadata(metadata.to_parquet()), row_group_size=len(table))
@@ -91,82 +69,63 @@ def rows(generator: np.random.Generator, start: int, stop: int, schema: pa.Schem
 def measure_frames(folder: Path, tokenizer: Path) -> dict[str, float]:
     from cal_pipeline.inspection import load_annotated, sample_frame, token_frame
 
-    seconds = {}
-    began = now()
+    watch = Stopwatch()
     frame = load_annotated(folder)
-    seconds |= since(began, "load_annotated")
-    began = now()
+    seconds = watch.read("load_annotated")
+    watch = Stopwatch()
     tokens = token_frame(frame, tokenizer)
-    seconds |= since(began, "token_frame")
-    began = now()
+    seconds |= watch.read("token_frame")
+    watch = Stopwatch()
     samples = sample_frame(frame)
-    seconds |= since(began, "sample_frame")
-    return {**seconds, "rows": len(samples), "tokens": len(tokens), "peak_mb": peak_mb()}
+    seconds |= watch.read("sample_frame")
+    return {**seconds, "rows": len(samples), "tokens": len(tokens), "peak_mb": resident_mb()}
 
 
 def measure_summary(folder: Path) -> dict[str, float]:
     from cal_pipeline.inspect.reading import open_paths
     from cal_pipeline.inspect.summary import summarise
 
-    before = peak_mb()
-    began = now()
+    before, watch = resident_mb(), Stopwatch()
     found = summarise(open_paths(folder))
-    return {"rows": found["rows"], "tokens": found["tokens"], **since(began, "summary"), "before_mb": before,
-            "peak_mb": peak_mb(), "file_mb": found["bytes"]["files"] / 1e6}  # fmt: skip
-
-
-def now() -> tuple[float, float]:
-    return time.monotonic(), time.process_time()
-
-
-def since(began: tuple[float, float], name: str) -> dict[str, float]:
-    """Seconds by the clock, and of all cores: on a busy machine only the latter tell something."""
-    return {f"{name}_s": time.monotonic() - began[0], f"{name}_cpu_s": time.process_time() - began[1]}
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def in_process_of_its_own(what: str, *paths: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", what, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return {name: round(value, 2) for name, value in found.items()}
+    return {"rows": found["rows"], "tokens": found["tokens"], **watch.read("summary"), "before_mb": before,
+            "peak_mb": resident_mb(), "file_mb": found["bytes"]["files"] / 1e6}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--frame_rows", type=int, default=100_000)
     parser.add_argument("--summary_rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", help="what, and paths; for the processes that this one starts")
     flags = parser.parse_args()
     if flags.measure:
         what, *paths = flags.measure
-        print(json.dumps({"frames": measure_frames, "summary": measure_summary}[what](*map(Path, paths))))
+        found = {"frames": measure_frames, "summary": measure_summary}[what](*map(Path, paths))
+        print(json.dumps({name: round(value, 2) for name, value in found.items()}))
         return
-    results: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
-        "summary": [],
-    }
-    summaries: list[dict[str, float]] = []
+    load = load_average()
+    results: dict[str, Any] = {"summary": []}
     for num_rows in sorted({flags.frame_rows, *flags.summary_rows}):
-        with tempfile.TemporaryDirectory() as folder:
-            write_shards(Path(folder), num_rows)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_shards(folder, num_rows)
             if num_rows in flags.summary_rows:
-                summaries.append(in_process_of_its_own("summary", Path(folder)))
-                print(summaries[-1], flush=True)
+                results["summary"].append(in_own_process(__file__, "summary", folder))
             if num_rows == flags.frame_rows:
-                tokenizer = Path(folder) / "tokenizer.json"
+                tokenizer = folder / "tokenizer.json"
                 vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
                 Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(tokenizer))
-                results["frames"] = in_process_of_its_own("frames", Path(folder), tokenizer)
-                print(results["frames"], flush=True)
-    results["summary"] = summaries
-    if flags.output:
-        flags.output.write_text(json.dumps(results, indent=1) + "\n")
+                results["frames"] = in_own_process(__file__, "frames", folder, tokenizer)
+    print_table(
+        ["what", "rows", "tokens", "s", "s of CPU", "peak MB"],
+        [["summary", row["rows"], row["tokens"], row["summary_s"], row["summary_cpu_s"], row["peak_mb"]]
+         for row in results["summary"]]
+        + [[step, results["frames"]["rows"], results["frames"]["tokens"], results["frames"][f"{step}_s"],
+            results["frames"][f"{step}_cpu_s"], results["frames"]["peak_mb"]]
+           for step in ("load_annotated", "token_frame", "sample_frame")],
+    )  # fmt: skip
+    first, last = results["summary"][0], results["summary"][-1]
+    ratios = {f"peak_of_{last['rows']}/peak_of_{first['rows']}": last["peak_mb"] / first["peak_mb"]}
+    write_report("inspect_frames", flags, settings={}, results=results, ratios=ratios, load_before=load)
 
 
 if __name__ == "__main__":

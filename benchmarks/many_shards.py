@@ -1,17 +1,14 @@
 """What the driver spends on many tiny shards: planning, resume scan, and handing them out; time and memory of each.
 
-Shards are real files; the workers are real Ray actors that answer at once and measure nothing, so that what is left is
-the driver's own part. Every row is measured in a process of its own:
+    python benchmarks/many_shards.py --shards 1000 2500 5000 10000
 
-    python benchmarks/many_shards.py --shards 1000 2500 5000 10000 --json benchmarks/results/many_shards-cpu.json
+Shards are real files; the workers are real Ray actors that answer at once and measure nothing, so that what is left is
+the driver's own part. Every row is measured in a process of its own. Needs Ray.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,27 +29,11 @@ from cal_pipeline.store import LocalStore
 from cal_pipeline.worker import Outcome
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
 from cal_schemas.sample import Sample
-from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+from measuring import Stopwatch, in_own_process, load_average, resident_mb
+from reporting import make_parser, print_table, write_report
+from workload import SYNTHETIC
 
 WORKERS = 2
-SPEC = MeasurementSpec(
-    label=LabelSpec(tokenizer_digest="0", chat_template_digest="0", template="auto"),
-    input=InputSpec(
-        image_processor="p",
-        image_processor_backend="pil",
-        image_processor_digest="0",
-        image_aspect_ratio="native",
-        max_length=2048,
-        truncation="drop",
-    ),
-    contrast=ContrastSpec(),
-    dtype="float32",
-    attn_implementation="sdpa",
-    model_id="none",
-    revision=None,
-    weights_digest="0",
-    reference_saw_data="unknown",
-)
 
 
 class IdleWorker(ray_driver._Actor.__ray_metadata__.modified_class):  # type: ignore[attr-defined,misc]
@@ -80,12 +61,7 @@ class Watch:
         self.first_at = self.first_at or time.monotonic()
         self.finished_shards += 1
         if self.finished_shards % self.every == 0:
-            self.rss_mb.append(rss_mb())
-
-
-def rss_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            self.rss_mb.append(resident_mb("VmRSS"))
 
 
 def write_source(folder: Path, num_shards: int) -> None:
@@ -108,7 +84,9 @@ def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
         delta_logits=np.array([1.0], np.float32),
         num_tokens=2,
     )
-    metadata = ShardMetadata(spec=SPEC, source=shard.source, carry="paths", tokens_per_batch=1, library_versions={})
+    metadata = ShardMetadata(
+        spec=SYNTHETIC, source=shard.source, carry="paths", tokens_per_batch=1, library_versions={}
+    )
     with store.staging(shard.name) as partial:
         with ShardWriter(partial, schema, metadata) as writer:
             writer.write(row)
@@ -122,26 +100,26 @@ def measure(num_shards: int) -> dict[str, object]:
         source, store = Path(name) / "data", LocalStore(output_dir=Path(name) / "out")
         write_source(source, num_shards)
         store.prepare()
-        before = rss_mb()
-        at, cpu = time.monotonic(), time.process_time()
+        before = resident_mb("VmRSS")
+        watch = Stopwatch()
         shards = plan_shards([str(source)])
         schema = annotated_schema(carry="paths", carried=carried_fields(shards))
         for shard in shards:
             parquet_source.embedded_image_bytes(Path(shard.source.uri))
-        planning = {"planning_s": time.monotonic() - at, "planning_cpu_s": time.process_time() - cpu}
-        planned_mb = rss_mb() - before
+        planning = watch.read("planning")
+        planned_mb = resident_mb("VmRSS") - before
         # Elsewhere: what a thousand writers leave in a process's memory is not the driver's.
         subprocess.run([sys.executable, __file__, "--finish", name], check=True)
-        written_mb = rss_mb()
-        at, cpu = time.monotonic(), time.process_time()
-        progress = compare_with_output(shards, spec=SPEC, schema=schema, carry="paths", store=store)
-        resume = {"resume_scan_s": time.monotonic() - at, "resume_scan_cpu_s": time.process_time() - cpu}
+        written_mb = resident_mb("VmRSS")
+        watch = Stopwatch()
+        progress = compare_with_output(shards, spec=SYNTHETIC, schema=schema, carry="paths", store=store)
+        resume = watch.read("resume_scan")
         assert len(progress.done) == num_shards
-        scanned_mb = rss_mb() - written_mb
-        watch, handed = hand_out(shards, store)
+        scanned_mb = resident_mb("VmRSS") - written_mb
+        memory_watch, handed = hand_out(shards, store)
     times = {name: round(value, 3) for name, value in (planning | resume | handed).items()}
     memory = {"planning_mb": round(planned_mb, 1), "resume_scan_mb": round(scanned_mb, 1)}
-    memory |= {"driver_rss_mb": [round(value, 1) for value in watch.rss_mb]}
+    memory |= {"driver_rss_mb": [round(value, 1) for value in memory_watch.rss_mb]}
     return {"shards": num_shards} | times | memory
 
 
@@ -163,11 +141,10 @@ def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--shards", type=int, nargs="+", default=[1_000, 2_500, 5_000, 10_000])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=int, help="so many shards; for the processes that this one starts")
+    parser.add_argument("--finish", type=Path, help="publish all shards; for the processes that those start")
     flags = parser.parse_args()
     if flags.finish:
         shards = plan_shards([str(flags.finish / "data")])
@@ -176,26 +153,24 @@ def main() -> None:
             finish(LocalStore(output_dir=flags.finish / "out"), shard, schema)
         return
     if flags.measure:
-        print("RESULT " + json.dumps(measure(flags.measure)))
+        print(json.dumps(measure(flags.measure)))
         return
-    print("| shards | planning, ms each | resume scan, ms each | handing out, ms each | driver, MB at 10 % and 100 % |")
-    print("|---|---|---|---|---|")
-    rows = []
-    for num_shards in flags.shards:
-        command = [sys.executable, __file__, "--measure", str(num_shards)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        row = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
-        rows.append(row)
-        cells = [
-            f"{1e3 * row[f'{name}_s'] / num_shards:.2f} ({1e3 * row[f'{name}_cpu_s'] / num_shards:.2f} CPU)"
-            for name in ("planning", "resume_scan", "driver")
-        ]
-        memory = f"{row['driver_rss_mb'][0]:.0f}, {row['driver_rss_mb'][-1]:.0f}"
-        print(f"| {num_shards} | {' | '.join(cells)} | {memory} |", flush=True)
-    if flags.json:
-        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "load_average": os.getloadavg()}
-        result = {"benchmark": "many_shards", "machine": machine, "ray": ray.__version__, "workers": WORKERS}
-        flags.json.write_text(json.dumps(result | {"results": rows}, indent=1) + "\n")
+    load, results = load_average(), [in_own_process(__file__, num_shards) for num_shards in flags.shards]
+    stages = ("planning", "resume_scan", "driver")
+    print_table(
+        ["shards", "planning, ms each", "resume scan, ms each", "handing out, ms each", "driver, MB at 10 % and 100 %"],
+        [[row["shards"],
+          *(f"{1e3 * row[f'{stage}_s'] / row['shards']:.2f} ({1e3 * row[f'{stage}_cpu_s'] / row['shards']:.2f} CPU)"
+            for stage in stages),
+          f"{row['driver_rss_mb'][0]:.0f}, {row['driver_rss_mb'][-1]:.0f}"] for row in results],
+    )  # fmt: skip
+    ratios = {
+        f"{stage}_each_of_{results[-1]['shards']}/{stage}_each_of_{results[0]['shards']}": (
+            results[-1][f"{stage}_cpu_s"] / results[-1]["shards"] * results[0]["shards"] / results[0][f"{stage}_cpu_s"]
+        )
+        for stage in stages
+    }
+    write_report("many_shards", flags, settings={"workers": WORKERS}, results=results, ratios=ratios, load_before=load)
 
 
 if __name__ == "__main__":

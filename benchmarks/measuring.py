@@ -6,9 +6,14 @@ seconds tells more than that of the wall's; both are reported.
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import random
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,15 +52,28 @@ class Times:
         return statistics.median(self.wall)
 
 
+def keep_freed_memory() -> None:
+    """Freed memory stays with the process, as in CUDA's allocator, instead of going back to the system.
+
+    Else a variant pays for the page faults of what the one before it gave back: a fifth of a training step.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            trim_threshold, mmap_max = -1, -4
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            libc.mallopt(mmap_max, 0)
+
+
 def interleave(variants: Mapping[str, Variant], repeats: int, device: str = "cpu") -> dict[str, Times]:
-    """Runs each variant once to warm up, then all of them in turn, in an order that rotates with every repeat."""
+    """Runs each variant once to warm up, then all of them in turn, in an order drawn anew for every repeat."""
+    keep_freed_memory()
     times = {name: Times() for name in variants}
     for run in variants.values():
         run()
-    names = list(variants)
-    for repeat in range(repeats):
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
+    orders = random.Random(0)
+    for _ in range(repeats):
+        for name in orders.sample(list(variants), len(variants)):
             synchronize(device)
             wall, cpu = time.perf_counter(), time.process_time()
             variants[name]()
@@ -117,8 +135,27 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
 
 
+def in_own_process(script: str, *arguments: object) -> Any:
+    """What `script --measure <arguments>` prints last, as JSON: its memory and its imports are its own."""
+    command = [sys.executable, script, "--measure", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Stopwatch:
+    """Seconds by the clock and of all cores since it was made: on a busy machine only the latter tell something."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self, name: str) -> dict[str, float]:
+        return {f"{name}_s": time.monotonic() - self._wall, f"{name}_cpu_s": time.process_time() - self._cpu}
+
+
 def resident_mb(kind: str = "VmHWM") -> float:
-    """Of this process: VmHWM is the most that was ever resident, VmRSS what is now.
+    """Of this process: VmHWM is the most that was ever resident, VmRSS what is now, RssAnon that without mapped files.
 
     Not getrusage, whose maximum outlives exec: a child would report its parent's.
     """

@@ -1,20 +1,20 @@
-"""Time and peak memory of planning a LLaVA-like file and reading one of its shards, as a Markdown table.
+"""Time and peak memory of planning a LLaVA-like file and reading one of its shards.
 
-Each row is measured in a process of its own: python benchmarks/plan_memory.py --rows 1000 100000
+    python benchmarks/plan_memory.py --rows 1000 100000
+
+Each row of the table is measured in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from cal_pipeline.shards import plan_shards, read_samples
+from measuring import Stopwatch, in_own_process, load_average, resident_mb
+from reporting import make_parser, print_table, write_report
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -39,45 +39,48 @@ def write_rows(path: Path, num_rows: int) -> None:
         file.write("]" if array else "\n")
 
 
-def measure(path: Path, rows_per_shard: int) -> None:
-    """Prints shards, seconds of planning, seconds of reading a shard in the middle, and this process's peak in MB."""
-    baseline = peak_mb()
-    started = time.monotonic()
+def measure(path: Path, rows_per_shard: int) -> dict[str, Any]:
+    """Seconds of planning and of reading a shard in the middle, and this process's resident set."""
+    before = resident_mb()
+    watch = Stopwatch()
     shards = plan_shards([str(path)], [str(path.parent)], rows_per_shard=rows_per_shard)
-    planned = time.monotonic()
+    planning = watch.read("planning")
     middle = shards[len(shards) // 2]
+    watch = Stopwatch()
     assert sum(1 for _ in read_samples(middle)) == middle.num_rows
-    print(len(shards), planned - started, time.monotonic() - planned, baseline, peak_mb())
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = {"before_mb": before, "peak_mb": resident_mb()}
+    return {"shards": len(shards), **planning, **watch.read("reading"), **memory}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--formats", nargs="+", choices=["jsonl", "json"], default=["jsonl", "json"])
     parser.add_argument("--rows_per_shard", type=int, default=4096)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help="path and rows_per_shard; for the processes that this one starts")
     flags = parser.parse_args()
     if flags.measure:
-        measure(flags.measure, flags.rows_per_shard)
+        print(json.dumps(measure(Path(flags.measure[0]), int(flags.measure[1]))))
         return
-    print("| format | rows | MB | shards | planning s | reading one shard s | RSS before, MB | peak RSS, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    load, results = load_average(), []
     for data_format in flags.formats:
         for num_rows in flags.rows:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"rows.{data_format}"
                 write_rows(path, num_rows)
-                command = [sys.executable, __file__, "--measure", path, "--rows_per_shard", str(flags.rows_per_shard)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                shards, planning, reading, before, peak = done.stdout.split()
-                size = f"{path.stat().st_size / 1e6:.0f}"
-                seconds = f"{float(planning):.2f} | {float(reading):.3f}"
-                memory = f"{float(before):.0f} | {float(peak):.0f}"
-                print(f"| {data_format} | {num_rows} | {size} | {shards} | {seconds} | {memory} |", flush=True)
+                found = in_own_process(__file__, path, flags.rows_per_shard)
+                results.append({"format": data_format, "rows": num_rows, "mb": path.stat().st_size / 1e6, **found})
+    print_table(
+        ["format", "rows", "MB", "shards", "planning s", "reading one shard s", "RSS before, MB", "peak RSS, MB"],
+        [[row["format"], row["rows"], f"{row['mb']:.0f}", row["shards"], f"{row['planning_s']:.2f}",
+          f"{row['reading_s']:.3f}", f"{row['before_mb']:.0f}", f"{row['peak_mb']:.0f}"] for row in results],
+    )  # fmt: skip
+    ratios = {
+        f"{name}_peak_of_{flags.rows[-1]}/{name}_peak_of_{flags.rows[0]}": of[-1]["peak_mb"] / of[0]["peak_mb"]
+        for name in flags.formats
+        for of in [[row for row in results if row["format"] == name]]
+    }
+    write_report("plan_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def main() -> None:
     add_shape_flags(parser)
     add_device_flags(parser)
     parser.set_defaults(threads=1)
-    parser.add_argument("--rows", type=int, default=16, help="of a shard; --repeats is the number of shards a worker")
+    parser.add_argument("--rows", type=int, default=12, help="of a shard; --repeats is the number of shards a worker")
     parser.add_argument("--tokens_per_batch", type=int, default=2048)
     flags = parser.parse_args()
     name, shape = shape_of(flags)

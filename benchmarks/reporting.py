@@ -19,7 +19,7 @@ from targets import Target, targets_of
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pillow", "ray")
-_UNWRITTEN = ("output_dir", "measure")
+_UNWRITTEN = ("output_dir", "measure", "finish")
 
 
 def make_parser(description: str | None) -> ArgumentParser:
@@ -28,7 +28,7 @@ def make_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def add_device_flags(parser: ArgumentParser, repeats: int = 9) -> None:
+def add_device_flags(parser: ArgumentParser, repeats: int = MIN_REPEATS) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and pixels")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on CPU")
@@ -47,11 +47,12 @@ def suffix_of(flags: Namespace) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    print("| " + " | ".join(header) + " |")
-    print("|---" * len(header) + "|")
-    for row in rows:
-        print("| " + " | ".join(_cell(value) for value in row) + " |")
-    print(flush=True)
+    print(markdown(header, rows), flush=True)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(value: object) -> str:

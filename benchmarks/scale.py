@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="cpu")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 80, 800])
     parser.add_argument("--image_tokens", type=int, nargs="+", default=[64, 256, 576, 1024, 2880])
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 64_000, 128_000, 256_000])
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000, 256_000])
     add_device_flags(parser, repeats=3)
     flags = parser.parse_args()
     apply_device_flags(flags)

@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=400, help="of training the reference")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     flags = parser.parse_args()
     load = load_average()
     torch.set_num_threads(flags.threads)

@@ -1,21 +1,17 @@
 """Peak memory of opening annotated shards for training, ordering an epoch and encoding rows, by number of rows.
 
+    python benchmarks/train_data_memory.py --rows 1000 10000 100000
+
 Rows have a small picture each and about 60 supervised tokens; a few hundred of them are encoded. Each line is measured
-in processes of its own: python benchmarks/train_data_memory.py --rows 1000 10000 100000
-Prints a Markdown table, writes benchmarks/results/train_data_memory.json.
+in processes of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +20,6 @@ import numpy as np
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import load_processor
 from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
@@ -33,8 +28,10 @@ from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.sampling import EpochSampler, StepShape
 from cal_trainer.sidecar import SidecarExamples
 from cal_trainer.streaming import StreamedExamples, StreamSampler
-from examples_of import measurement_spec, shard_metadata
+from measuring import Stopwatch, in_own_process, load_average, resident_mb
+from reporting import make_parser, print_table, write_report
 from tiny_models import build_llava, sample_image
+from workload import measurement, synthetic_metadata
 
 ROWS_PER_SHARD = 4096
 NUM_ENCODED = 200
@@ -62,13 +59,14 @@ def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
     encoded = encoder(first, [sample_image(0)])
     positions = np.flatnonzero(encoded.labels.numpy() != IGNORE_INDEX).astype(np.int32)
     label_ids = encoded.labels.numpy()[positions].astype(np.int32)
-    spec = measurement_spec(label=label_spec(encoder), input=input_spec(encoder))
     folder.mkdir()
     rng = np.random.default_rng(0)
     for start in range(0, num_rows, ROWS_PER_SHARD):
-        schema, metadata = annotated_schema(carry="images"), shard_metadata(spec=spec)
+        stop = min(start + ROWS_PER_SHARD, num_rows)
+        schema = annotated_schema(carry="images")
+        metadata = synthetic_metadata(stop - start, spec=measurement(encoder), carry="images")
         with ShardWriter(folder / f"{start:09d}.parquet", schema, metadata) as writer:
-            for number in range(start, min(start + ROWS_PER_SHARD, num_rows)):
+            for number in range(start, stop):
                 image = ImageRef(data=pictures[number % 64], path=None)
                 sample = Sample(sample_id=str(number), images=(image,), messages=turns)
                 deltas = rng.normal(1.0, 2.0, len(label_ids)).astype(np.float32)
@@ -84,12 +82,12 @@ def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
                 )
 
 
-def measure(mode: str, folder: Path) -> None:
-    """Prints seconds until the first example, seconds of an epoch's order, milliseconds an example, and RSS in MB."""
+def measure(mode: str, folder: Path) -> dict[str, float]:
+    """Seconds until the first example, seconds of an epoch's order, milliseconds an example, and memory in MB."""
     encoder = Encoder(load_processor(folder / "model"))
     plan_shards([str(folder / "whole")])  # Imports and first-use caches belong to the baseline.
-    before = memory_mb("VmHWM")
-    at = time.monotonic()
+    found = {"mb_before": resident_mb()}
+    watch = Stopwatch()
     shape = StepShape(batch_size=4, accumulation_steps=8)
     if mode == "streaming":
         examples = StreamedExamples(folder / "whole", encoder)
@@ -104,41 +102,29 @@ def measure(mode: str, folder: Path) -> None:
         sampler = EpochSampler(
             examples.lengths(), examples.has_image(), group_by="modality_length", step_size=shape.size, seed=0
         )
-    opened = time.monotonic() - at
-    at = time.monotonic()
+    found["opening_s"] = watch.read("opening")["opening_s"]
+    watch = Stopwatch()
     num_indices = sum(1 for _ in sampler)
-    ordered = time.monotonic() - at
+    found["epoch_order_s"] = watch.read("order")["order_s"]
     assert num_indices == len(sampler) >= len(examples)
-    light = memory_mb("VmHWM")
-    at = time.monotonic()
+    found["mb_opened"] = resident_mb()
+    watch = Stopwatch()
     for index in islice(sampler, NUM_ENCODED):
         examples[index]
-    encoded = (time.monotonic() - at) / NUM_ENCODED * 1000
-    print(opened, ordered, encoded, before, light, memory_mb("VmHWM"), memory_mb("RssAnon"))
-
-
-def memory_mb(name: str) -> float:
-    """VmHWM: the most that was resident (getrusage would give the parent's before exec, if that was more).
-
-    RssAnon: resident now and no mapped file, which the kernel could drop.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    found["ms_per_example"] = watch.read("encoding")["encoding_s"] / NUM_ENCODED * 1000
+    return {**found, "mb_peak": resident_mb(), "mb_anonymous": resident_mb("RssAnon")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--modes", nargs="+", default=["mapped", "streaming", "sidecar"])
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "train_data_memory.json")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help="mode and folder; for the processes that this one starts")
     flags = parser.parse_args()
     if flags.measure:
-        measure(flags.modes[0], flags.measure)
+        print(json.dumps(measure(flags.measure[0], Path(flags.measure[1]))))
         return
-    print("| mode | rows | first opening s | " + " | ".join(COLUMNS.values()) + " |")
-    print("|---" * (3 + len(COLUMNS)) + "|")
-    results = []
+    load, results = load_average(), []
     for num_rows in flags.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -146,21 +132,21 @@ def main() -> None:
             encoder = Encoder(load_processor(folder / "model"))
             write_shards(folder / "whole", encoder, num_rows)
             for mode in flags.modes:
-                command = [sys.executable, __file__, "--modes", mode, "--measure", str(folder)]
-                runs = [
-                    [float(item) for item in subprocess.run(
-                        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-                    ).stdout.split()]
-                    for _ in range(2)
-                ]  # fmt: skip
+                first, second = (in_own_process(__file__, mode, folder) for _ in range(2))
                 # The first opening makes the Arrow copy; memory is the larger of both runs.
-                values = [*runs[1][:3], *(max(pair) for pair in zip(runs[0][3:], runs[1][3:], strict=True))]
-                found = dict(zip(COLUMNS, (round(value, 3) for value in values), strict=True))
-                results.append({"mode": mode, "rows": num_rows, "first_opening_s": round(runs[0][0], 3), **found})
-                print("| " + " | ".join(str(value) for value in results[-1].values()) + " |", flush=True)
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "load_average": os.getloadavg()}
-    report = {"benchmark": "train_data_memory", "machine": machine, "results": results}
-    flags.json.write_text(json.dumps(report, indent=1) + "\n")
+                found = {
+                    key: round(max(first[key], second[key]) if key.startswith("mb") else second[key], 3)
+                    for key in COLUMNS
+                }
+                opening = round(first["opening_s"], 3)
+                results.append({"mode": mode, "rows": num_rows, "first_opening_s": opening, **found})
+    print_table(["mode", "rows", "first opening s", *COLUMNS.values()], [list(row.values()) for row in results])
+    ratios = {
+        f"{mode}_peak_of_{of[-1]['rows']}/{mode}_peak_of_{of[0]['rows']}": of[-1]["mb_peak"] / of[0]["mb_peak"]
+        for mode in flags.modes
+        for of in [[row for row in results if row["mode"] == mode]]
+    }
+    write_report("train_data_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from PIL import Image
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
-from cal_schemas.annotated import Carry, annotated_schema
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.annotated import Carry, ShardMetadata, ShardSource, annotated_schema
+from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
 from shapes import IMAGE_TOKEN, PAD_TOKEN, PATCH, Shape, build_model
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "shapes"))
@@ -102,6 +102,31 @@ def _picture(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+SYNTHETIC = MeasurementSpec(
+    label=LabelSpec(tokenizer_digest="0", chat_template_digest="0", template="auto"),
+    input=InputSpec(
+        image_processor="none", image_processor_backend="pil", image_processor_digest="0", image_aspect_ratio="native",
+        max_length=2048, truncation="drop",
+    ),
+    contrast=ContrastSpec(),
+    dtype="float32",
+    attn_implementation="sdpa",
+    model_id="none",
+    revision=None,
+    weights_digest="0",
+    reference_saw_data="unknown",
+)  # fmt: skip
+"""Of shards whose deltas nobody measured."""
+
+
+def synthetic_metadata(rows: int, *, spec: MeasurementSpec = SYNTHETIC, carry: Carry = "paths") -> ShardMetadata:
+    source = ShardSource(
+        uri="/synthetic", data_path="synthetic", image_folder=None, num_rows=rows, size=1, mtime_ns=1, row_start=0,
+        row_stop=rows,
+    )  # fmt: skip
+    return ShardMetadata(spec=spec, source=source, carry=carry, tokens_per_batch=1)
 
 
 def measurement(encoder: Encoder, contrast: ContrastSpec | None = None) -> MeasurementSpec:

@@ -34,8 +34,11 @@ def targets() -> str:
             values = [report[of].get(target.ratio) for of in ("ratios", "cpu_time_ratios")]
             verdicts = ["" if value is None else f"{value:.3f} {'met' if target.met(value) else '**missed**'}"
                         for value in values]  # fmt: skip
-            rows.append([name, f"`{target.ratio}`", target, *verdicts])
-    return markdown(["result", "ratio", "target", "measured", "by CPU time"], rows)
+            top, _, bottom = target.ratio.partition("/")
+            operations = report["ratios"].get(f"{top}_flops/{bottom}_flops")
+            counted = "" if operations is None else f"{operations:.3f}"
+            rows.append([name, f"`{target.ratio}`", target, *verdicts, counted])
+    return markdown(["result", "ratio", "target", "measured", "by CPU time", "by operations"], rows)
 
 
 def contrast() -> str:
@@ -78,7 +81,7 @@ def padding() -> str:
         for report in reports("precompute").values()
         for kind, (first, second) in report["results"]["padding"].items()
     ]
-    return markdown(["window of 1024 rows, 16384 tokens a batch", "with image", "without"], rows)
+    return markdown(["4096 rows, 16384 tokens a batch", "with image", "without"], rows)
 
 
 def storage() -> str:

@@ -45,7 +45,14 @@ def run(recipe: Path, found: Family, folder: Path, *flags: str) -> list[dict[str
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    # An HD picture is four tiles and the whole: many seconds.
+    [
+        pytest.param(recipe, id=recipe.stem, marks=[pytest.mark.full] if "_hd_" in recipe.stem else [])
+        for recipe in RECIPES
+    ],
+)
 def test_two_steps(recipe: Path, family: Callable[[str], Family], tmp_path: Path) -> None:
     found = family(FAMILY_OF[recipe.stem.rpartition("_")[0]])
     history = run(recipe, found, tmp_path)

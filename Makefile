@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Most tests wait for processes of their own, so two at a time are nearly twice as fast, also on 2 cores. A module's tests
 # stay together (they share one start of Ray), the slow modules of faults come first.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-full bench bench-scale check format clean
 

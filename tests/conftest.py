@@ -21,16 +21,6 @@ from tiny_models import FAMILIES
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
-_MATRIX = Path(__file__).parent / "models"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: a module stays in one process (it shares a start of Ray); so does the matrix and its page."""
-    for item in items:
-        group = _MATRIX if item.path.parent == _MATRIX else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(_MATRIX.parent))))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:

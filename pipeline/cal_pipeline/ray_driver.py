@@ -148,7 +148,8 @@ def run_shards(
 
     Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is
     `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times in a row and
-    none is left, or a worker reports that no shard can succeed (disk full, other columns).
+    none is left, the Ray node of this program has died, or a worker reports that no shard can succeed (disk full,
+    other columns).
     """
     run = _Run(shards, settings, cluster, log_dir, listener, outcome)
     try:
@@ -180,7 +181,8 @@ class _Run:
         self._started = 0
         self._start_failures = 0
         self._rows = self._rows_not_ok = 0
-        self._last_alive = time.monotonic()
+        self._last_alive = self._last_home_check = time.monotonic()
+        self._home = ray.get_runtime_context().get_node_id()
         self.outcome = outcome
 
     def loop(self) -> None:
@@ -195,6 +197,7 @@ class _Run:
                 time.sleep(_TICK_S)
             self._end_hung()
             self._decide()
+            self._check_home()
             self._check_idle()
             self._listener.tick()
 
@@ -312,7 +315,7 @@ class _Run:
         """Whether a lost worker's node is lost too, or the shard is to blame."""
         if not self._undecided:
             return
-        lost = {found["NodeID"] for found in ray.nodes() if not found["Alive"]}
+        lost = _lost_nodes()
         undecided, self._undecided = self._undecided, []
         for shard, node, reason, until in undecided:
             if node in lost:
@@ -349,6 +352,17 @@ class _Run:
             if time.monotonic() - slot.since > limit:
                 self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--{limits[slot.state]})")
 
+    def _check_home(self) -> None:
+        """Stops a driver whose own node has died, which Ray does not (it does when the cluster's head has).
+
+        Whatever other nodes there are, nothing it asks for is placed any more, and some answers never come.
+        """
+        if time.monotonic() - self._last_home_check < _NODE_NEWS_S:
+            return
+        self._last_home_check = time.monotonic()
+        if self._home in _lost_nodes():
+            raise _AbortError("the Ray node that this program is attached to has died")
+
     def _check_idle(self) -> None:
         if any(slot.state != "placing" for slot in self._slots):
             self._last_alive = time.monotonic()
@@ -361,6 +375,10 @@ class _Run:
             f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
             f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
         )
+
+
+def _lost_nodes() -> set[str]:
+    return {found["NodeID"] for found in ray.nodes() if not found["Alive"]}
 
 
 def _in_short(error: Exception) -> str:

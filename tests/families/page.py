@@ -35,7 +35,7 @@ def record(family: str, **cells: str) -> None:
 
 def gather() -> None:
     """Adds what other runs noted in the file that RECORD names."""
-    if RECORD in os.environ:
+    if RECORD in os.environ and Path(os.environ[RECORD]).exists():
         for line in Path(os.environ[RECORD]).read_text(encoding="utf-8").splitlines():
             family, cells = json.loads(line)
             _measured.setdefault(family, {}).update(cells)
@@ -47,10 +47,10 @@ _KEYS: Final = (
 )  # fmt: skip
 
 
-def complete() -> bool:
-    """Whether every family was measured, end to end too."""
+def unmeasured() -> list[str]:
+    """Families of which a cell is missing."""
     gather()
-    return all(set(_KEYS[2:]) <= set(_measured.get(name, {})) for name in NAMES)
+    return [name for name in NAMES if not set(_KEYS[2:]) <= set(_measured.get(name, {}))]
 
 
 def figure(value: float) -> str:

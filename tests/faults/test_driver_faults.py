@@ -104,8 +104,14 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("title", ["raylet/raylet ", "gcs/gcs_server "])
-def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str) -> None:
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        pytest.param("raylet/raylet ", "the Ray node that this program is attached to has died", id="raylet"),
+        pytest.param("gcs/gcs_server ", "GCS", id="gcs"),  # Ray's own words: it ends the program itself.
+    ],
+)
+def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str, words: str) -> None:
     process = job.start()
     with frozen(process, job, done=1):
         (victim,) = [child for child, found in descendants(process.pid) if title in found]
@@ -116,5 +122,6 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm:
     assert (code == 0) == (len(job.done()) == SHARDS), job.said()
     assert before.items() <= job.contents().items()
     if code:
+        assert words in job.said()
         assert job.run() == 0, job.said()
     assert job.table().equals(calm.table(SHARDS))

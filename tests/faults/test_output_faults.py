@@ -16,7 +16,10 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 300 kB."""
+    """A file system of its own with 300 kB.
+
+    Only root may mount one (CI does): who runs the tests as somebody else goes without.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)

@@ -65,10 +65,9 @@ def test_markers_are_image_and_words_are_not(encoder_of: Callable[[str], Encoder
     assert not bool((encoded.image_mask & (encoded.labels != IGNORE_INDEX)).any())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The others' pictures come first, whatever the text says.
+@pytest.mark.parametrize("name", [family for family in FAMILIES if family.values[0] not in ONE_TURN])
 def test_pictures_between_words_and_side_by_side(encoder_of: Callable[[str], Encoder], name: str) -> None:
-    if name in ONE_TURN:
-        pytest.skip("pictures come first, whatever the text says")
     encoder = encoder_of(name)
     pictures = [sample_image(n, (60, 40)) for n in range(3)]
     turns = ("Compare <image> with <image><image>, please.", "The second shows a small dog.")

@@ -50,7 +50,7 @@ bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20
 	$(BENCH)/storage.py
 	$(BENCH)/data.py
 	$(BENCH)/scale.py
-	$(BENCH)/breakeven.py
+	$(BENCH)/breakeven.py --repeats 21
 	$(BENCH)/estimate.py --count
 	$(BENCH)/tables.py
 

@@ -121,7 +121,7 @@ def breakeven() -> str:
     for report in reports("breakeven").values():
         for key, found in report["results"]["device_seconds"].items():
             point = report["ratios"].get(f"measure/added_by_{key}")
-            rows.append([key, *(f"{value:.1f}" for value in found.values()), "" if point is None else f"{point:.1f}"])
+            rows.append([key, *(f"{value:.2f}" for value in found.values()), "" if point is None else f"{point:.1f}"])
     return markdown(["deltas", "1 run, s a sample", "3 runs", "10 runs", "cached pays after, runs"], rows)
 
 

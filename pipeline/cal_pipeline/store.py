@@ -198,7 +198,7 @@ class ObjectStore:
             conditional = not probe.put_if_absent(b"")
             probe.unlink(missing_ok=True)
             self.logs.mkdir(parents=True, exist_ok=True)
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
         if not conditional:
             _log.warning(

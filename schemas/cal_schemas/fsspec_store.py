@@ -15,6 +15,8 @@ from cal_schemas.locations import ObjectInfo
 _ATTEMPTS = 5
 _FIRST_WAIT_S = 0.5
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError, TypeError)
+"""Not asked again. NotImplementedError is fsspec's own word for what a file system lacks, TypeError that of its methods
+that take no `mode`."""
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -117,7 +119,7 @@ class FsspecStore:
 
     def abort_upload(self, bucket: str, key: str, upload: str) -> None:
         """As `Backend.abort_upload`."""
-        raise NotImplementedError
+        raise AssertionError(f"{self._scheme}://{bucket}/{key}: {upload} cannot be aborted, uploads() lists none")
 
 
 def _info(bucket: str, found: dict[str, Any]) -> ObjectInfo:

@@ -2,13 +2,10 @@
 
 Every request goes through `_retrying`, reading a body included: botocore's own retries end when the headers arrive.
 Objects appear whole: a put is one step, and parts of a multipart upload are invisible until it is completed.
-
-Over 250 lines: what S3's requests have in common (retries, conditions, words for errors) is half of it.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -21,6 +18,7 @@ from typing import Any, TypeVar
 
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.locations import ObjectInfo
+from cal_schemas.s3_errors import UnknownToServerError, passes, refused, translated
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -30,14 +28,6 @@ _MAX_PARTS = 9000
 _UPLOAD_THREADS = 4
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 20.0
 _DEFAULT_ATTEMPTS = 8
-_TRY_AGAIN = {
-    "ConditionalRequestConflict", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
-    "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests",
-}  # fmt: skip
-_CREDENTIALS = {
-    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}  # fmt: skip
 _WRITER = "cal-writer"
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -74,7 +64,7 @@ class S3:
             raise ConfigError(f"s3:// cannot be used with this environment (AWS_…): {error}") from error
 
     def _retrying(self, what: str, call: Callable[[], _Result]) -> _Result:
-        """The call's result; waits 0.5 s, 1 s, 2 s, … before it asks again. Raises FileNotFoundError or StoreError."""
+        """The call's result; waits 0.5 s, 1 s, 2 s, … before it asks again. Raises what `translated` returns."""
         errors = self._errors
         nameless = (errors.NoCredentialsError, errors.PartialCredentialsError, errors.CredentialRetrievalError)
         # A connection that breaks inside a body comes as urllib3's error, past botocore.
@@ -83,15 +73,15 @@ class S3:
             try:
                 return call()
             except errors.ClientError as error:
-                if not _passes(error) or attempt == self._attempts:
-                    raise _translated(what, error, attempt) from error
+                if not passes(error) or attempt == self._attempts:
+                    raise translated(what, error, attempt) from error
                 reason = str(error)
             except passing as error:
                 if attempt == self._attempts:
                     raise StoreError(f"{what}: no answer after {attempt} tries: {error}") from error
                 reason = f"{type(error).__name__}: {error}"
             except nameless as error:
-                raise _refused(
+                raise refused(
                     f"{what}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this "
                     "machine a role (on a cluster: every node)"
                 ) from error
@@ -174,7 +164,7 @@ class S3:
         except FileExistsError:
             # An answer that got lost on its way is asked for again, and then it is our own object that is in the way.
             return self._is_mine(bucket, key, writer)
-        except NotImplementedError:
+        except UnknownToServerError:
             if not condition:
                 raise StoreError(f"{_uri(bucket, key)}: this store does not know how to take an object") from None
             _log.warning("%s: this store has no conditional writes", _uri(bucket, key))
@@ -266,43 +256,3 @@ def _uri(bucket: str, key: str) -> str:
 
 def _info(key: str, size: int, etag: str, modified: Any) -> ObjectInfo:
     return ObjectInfo(key=key, size=int(size), etag=etag.strip('"'), mtime_ns=int(modified.timestamp()) * 10**9)
-
-
-def _code(error: Any) -> tuple[str, int]:
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(error.response.get("Error", {}).get("Code", "")), int(status)
-
-
-def _passes(error: Any) -> bool:
-    code, status = _code(error)
-    return code in _TRY_AGAIN or status == 429 or (status >= 500 and status != 501)
-
-
-def _refused(message: str) -> StoreError:
-    # The worker stops the run at this errno: the next shard would fare no better.
-    error = StoreError(message)
-    error.errno = errno.EACCES
-    return error
-
-
-def _translated(what: str, error: Any, attempts: int) -> OSError | NotImplementedError:
-    """The store's answer as an exception that the rest of the program knows."""
-    code, status = _code(error)
-    operation = error.operation_name
-    if status == 501 and operation in ("PutObject", "CompleteMultipartUpload"):
-        return NotImplementedError(f"{what}: {error}")
-    if code in ("NoSuchKey", "NoSuchUpload", "404") or (status == 404 and code != "NoSuchBucket"):
-        return FileNotFoundError(errno.ENOENT, "No such object", what)
-    if status == 412:
-        if operation in ("PutObject", "CompleteMultipartUpload"):
-            return FileExistsError(errno.EEXIST, "Object exists", what)
-        return StoreError(f"{what}: changed while it was being read")
-    if code == "NoSuchBucket":
-        return StoreError(f"{what}: no such bucket")
-    if code in _CREDENTIALS:
-        return _refused(f"{what}: the store does not take these credentials ({code}); renew them and run again")
-    if status == 403:
-        message = f"{what}: {operation} is forbidden ({code}); without s3:ListBucket a missing object looks so too"
-        return StoreError(message) if operation in ("GetObject", "HeadObject") else _refused(message)
-    tries = f" after {attempts} tries" if attempts > 1 else ""
-    return StoreError(f"{what}: {operation} failed{tries}: {error}")

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.locations import Location, ObjectPath, location
+from cal_schemas.locations import Location, location
+from cal_schemas.object_path import ObjectPath
 
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cal_schemas.errors import ImageError
-from cal_schemas.locations import Location, ObjectPath
+from cal_schemas.locations import Location
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import ImageRef
 
 DEFAULT_MAX_IMAGE_PIXELS = 100_000_000

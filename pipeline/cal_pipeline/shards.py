@@ -22,8 +22,9 @@ import pyarrow as pa
 from cal_pipeline import json_source, parquet_source, tar_source
 from cal_pipeline.data_paths import find_files
 from cal_schemas.annotated import ShardSource
+from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, ShardError, StoreError
-from cal_schemas.locations import Location, ObjectInfo, location, read_footer
+from cal_schemas.locations import Location, location, read_footer
 from cal_schemas.sample import Sample
 
 DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]

@@ -22,7 +22,8 @@ from typing import Protocol
 
 from cal_schemas.annotated import annotated_files
 from cal_schemas.errors import ConfigError
-from cal_schemas.locations import Location, ObjectPath, location, read_footer
+from cal_schemas.locations import Location, location, read_footer
+from cal_schemas.object_path import ObjectPath
 
 _STAGING_PREFIX = "cal-staging"
 _ORPHAN_S = 3600.0

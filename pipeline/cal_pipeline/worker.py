@@ -28,7 +28,7 @@ from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
 from cal_pipeline.templates import Template
 from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
-from cal_schemas.locations import ObjectPath
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
-from cal_schemas.locations import Location, ObjectPath, open_parquet, read_footer
+from cal_schemas.locations import Location, open_parquet, read_footer
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec
 

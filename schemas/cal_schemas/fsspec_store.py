@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, StoreError
-from cal_schemas.locations import ObjectInfo
 
 _ATTEMPTS = 5
 _FIRST_WAIT_S = 0.5

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, StoreError
-from cal_schemas.locations import ObjectInfo
 from cal_schemas.s3_errors import UnknownToServerError, passes, refused, translated
 
 CONNECT_TIMEOUT_S = 10.0

@@ -19,7 +19,8 @@ from cal_pipeline.loading import load_processor
 from cal_pipeline.shards import plan_shards, read_samples
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ShardError
-from cal_schemas.locations import ObjectPath, open_parquet
+from cal_schemas.locations import open_parquet
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.s3 import PART_BYTES
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.streaming import StreamedExamples

@@ -18,9 +18,10 @@ from cal_pipeline import cli
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import Store, open_store
 from cal_pipeline.verify import verify
-from cal_schemas import locations
+from cal_schemas import backends
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
-from cal_schemas.locations import Location, ObjectPath, location
+from cal_schemas.locations import Location, location
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key
 from examples_of import measurement_spec
 
@@ -261,7 +262,7 @@ def test_an_object_store_is_verified_and_cleaned_the_same_way(
 ) -> None:
     output = bucket / "out"
     finished(tmp_path, output)
-    client = locations.backend("s3")._client  # type: ignore[attr-defined]
+    client = backends.backend("s3")._client  # type: ignore[attr-defined]
     for key in ("out/sub/x.parquet", "outside/y.parquet"):
         client.create_multipart_upload(Bucket=bucket.bucket, Key=key)
     assert cli.run(["--verify", "--output_dir", str(output)]) == 0

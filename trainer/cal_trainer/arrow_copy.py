@@ -17,7 +17,8 @@ from cal_pipeline.parquet_source import embedded_image_bytes
 from cal_pipeline.shards import Shard, read_samples
 from cal_schemas.annotated import AnnotatedDataset, annotated_schema
 from cal_schemas.errors import CalError
-from cal_schemas.locations import Location, ObjectPath, open_parquet
+from cal_schemas.locations import Location, open_parquet
+from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key
 
 _SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages")

@@ -23,7 +23,8 @@ from cal_pipeline.collate import collate
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
 from cal_schemas.errors import STATUS_OK, ConfigError
-from cal_schemas.locations import Location, ObjectPath, location
+from cal_schemas.locations import Location, location
+from cal_schemas.object_path import ObjectPath
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
 from cal_trainer.arrow_copy import map_parquet
 from cal_trainer.resuming import annotated_shards

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.locations import Location, ObjectPath, location, open_parquet
+from cal_schemas.locations import Location, location, open_parquet
+from cal_schemas.object_path import ObjectPath
 
 BATCH_ROWS = 8192
 IMAGE_PATHS = "images.list.element.path"

@@ -22,9 +22,10 @@ import ray
 
 from cal_pipeline import parquet_source, ray_driver
 from cal_pipeline.annotate import ShardReport
+from cal_pipeline.carrying import carried_fields
 from cal_pipeline.cluster import Cluster, RunOutcome
 from cal_pipeline.resume import compare_with_output
-from cal_pipeline.shards import Shard, carried_fields, plan_shards
+from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import LocalStore
 from cal_pipeline.worker import Outcome
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema

@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from cal_pipeline.annotate import AnnotateOptions
+from cal_pipeline.carrying import carried_fields, embedded_image_bytes
 from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
+from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.quantization import check_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
-from cal_pipeline.shards import Shard, carried_fields, embedded_image_bytes, limit_rows, plan_shards, sample_rows
+from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import open_store
 from cal_pipeline.worker import (
     EncoderSettings,

@@ -2,25 +2,22 @@
 
 A shard is one Parquet file, or `rows_per_shard` rows of a JSON or JSONL file or a WebDataset archive (a virtual shard).
 Planning reads footers, one pass of the text files and the headers of the archives; it opens no picture.
-
-Over 250 lines: what depends on the format, here in one place, is listed nowhere else.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 
 from cal_pipeline import json_source, parquet_source, tar_source
 from cal_pipeline.data_paths import find_files
+from cal_pipeline.pilot import drawn_rows
 from cal_schemas.annotated import ShardSource
 from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, ShardError, StoreError
@@ -74,7 +71,7 @@ def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location
     base, files = find_files(data_path)
     found = []
     for file in files:
-        suffix = next((end for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
+        suffix = _suffix(file)
         kind = _SUFFIXES.get(suffix or "") if data_format == "auto" else data_format
         if kind is None or (suffix is None and base == location(data_path)):
             continue
@@ -86,6 +83,10 @@ def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location
             "for other names give the files or a glob, and --data_format"
         )
     return found
+
+
+def _suffix(file: Location) -> str | None:
+    return max((end for end in _SUFFIXES if file.name.endswith(end)), key=len, default=None)
 
 
 def plan_shards(
@@ -218,71 +219,11 @@ def _file_shards(
 def count_rows(source: ShardSource) -> int:
     """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
     file = location(source.uri)
-    kind = next((_SUFFIXES[end] for end in sorted(_SUFFIXES, key=len, reverse=True) if file.name.endswith(end)), None)
+    kind = _SUFFIXES.get(_suffix(file) or "")
     if kind is None:
         raise ConfigError(f"{file}: its name does not say its format")
     found = _file_shards(file, file.name, kind, source.data_path, source.image_folder or "", _ALL_ROWS)
     return sum(shard.source.num_rows for shard in found)
-
-
-def parquet_shards(shards: Sequence[Shard]) -> list[Shard]:
-    """Those whose footers can be asked."""
-    return [shard for shard in shards if shard.data_format == "parquet" and shard.problem is None]
-
-
-def embedded_image_bytes(shards: Sequence[Shard]) -> int:
-    """Size of the pictures that the sources hold, as far as footers and headers tell."""
-    footers = dict.fromkeys(shard.source.uri for shard in parquet_shards(shards))
-    inside = sum(parquet_source.embedded_image_bytes(location(uri)) for uri in footers)
-    return inside + sum(shard.embedded_bytes for shard in shards)
-
-
-def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
-    """The other columns of all Parquet sources, as one list; ConfigError when two files give one name two types."""
-    fields: dict[str, tuple[pa.Field, str]] = {}
-    for uri in dict.fromkeys(shard.source.uri for shard in parquet_shards(shards)):
-        for field in parquet_source.carried_fields(location(uri)):
-            known, owner = fields.setdefault(field.name, (field, uri))
-            if pa.types.is_null(known.type):
-                fields[field.name] = (field, uri)
-            elif known.type != field.type and not pa.types.is_null(field.type):
-                raise ConfigError(
-                    f"column {field.name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
-                    "or run cal-precompute on each alone"
-                )
-    return [field for field, _ in fields.values()]
-
-
-def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
-    """The first `limit` rows of the plan; the last shard is cut and its name says so."""
-    kept: list[Shard] = []
-    for shard in shards:
-        if limit == 0:
-            break
-        take = min(limit, shard.source.num_rows)
-        limit -= take
-        if take < shard.source.num_rows:
-            start = shard.source.row_start
-            source = replace(shard.source, num_rows=take, row_stop=start + take)
-            shard = replace(shard, name=f"{shard.name}-first{take}", source=source)
-        kept.append(shard)
-    return kept
-
-
-def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Shard]:
-    """Every shard with a seeded random `fraction` of its rows; shards of which nothing is drawn are left out."""
-    drawn = [
-        replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
-    ]
-    return [shard for shard in drawn if shard.num_rows or shard.problem]
-
-
-def drawn_rows(source: ShardSource) -> np.ndarray:
-    """[num_rows] bool: which rows of the shard's range are measured."""
-    if source.sample_fraction >= 1.0:
-        return np.ones(source.num_rows, bool)
-    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
-    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
 
 
 def read_samples(shard: Shard) -> Iterator[Sample]:

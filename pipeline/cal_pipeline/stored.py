@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_pipeline.images import read_images
-from cal_pipeline.shards import drawn_rows, plan_shards, read_samples
+from cal_pipeline.pilot import drawn_rows
+from cal_pipeline.shards import plan_shards, read_samples
 from cal_schemas.annotated import AnnotatedDataset, ShardMetadata, ShardSource
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.locations import Location, location, open_parquet

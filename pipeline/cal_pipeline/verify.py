@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cal_pipeline.shards import count_rows, drawn_rows
+from cal_pipeline.pilot import drawn_rows
+from cal_pipeline.shards import count_rows
 from cal_schemas.annotated import EXTRA_COLUMNS, ShardMetadata, annotated_files, read_shard_metadata
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
 from cal_schemas.locations import Location, location, open_parquet

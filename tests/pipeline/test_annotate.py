@@ -11,9 +11,10 @@ import torch
 
 from cal_pipeline import annotate, reference
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.carrying import carried_fields
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.shards import Shard, carried_fields, plan_shards
+from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ShardError

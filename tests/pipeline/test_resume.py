@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.redo import read_rows_to_keep, statuses
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
-from cal_pipeline.shards import Shard, limit_rows, plan_shards, read_samples, sample_rows
+from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError

@@ -13,15 +13,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.shards import (
-    Shard,
-    carried_fields,
-    find_sources,
-    limit_rows,
-    plan_shards,
-    read_samples,
-    sample_rows,
-)
+from cal_pipeline.carrying import carried_fields
+from cal_pipeline.pilot import limit_rows, sample_rows
+from cal_pipeline.shards import Shard, find_sources, plan_shards, read_samples
 from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline import tar_source
-from cal_pipeline.shards import limit_rows, plan_shards, read_samples, sample_rows
+from cal_pipeline.pilot import limit_rows, sample_rows
+from cal_pipeline.shards import plan_shards, read_samples
 from cal_pipeline.tar_members import DamagedTarError, TarStream
 from cal_pipeline.tar_source import read_rows, split_rows
 from cal_schemas.errors import ConfigError, ShardError

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cal_pipeline import annotate, reference
+from cal_pipeline import annotate, preparing, reference
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.carrying import carried_fields
 from cal_pipeline.encode import Encoder
@@ -121,7 +121,7 @@ def test_windows_do_not_change_the_result(
     run: Run, shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, _ = run(shard)
-    monkeypatch.setattr(annotate, "_WINDOW_ROWS", 3)
+    monkeypatch.setattr(preparing, "_WINDOW_ROWS", 3)
     small, _ = replace(run, output=tmp_path / "b")(shard)
     assert [row["status"] for row in small] == [row["status"] for row in rows]
     for one, two in zip(rows, small, strict=True):
@@ -245,7 +245,7 @@ def test_after_out_of_memory_later_batches_are_halved_untried_and_the_next_windo
     shard = plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0]
     calm, _ = run(shard, tokens_per_batch=4096)
     length = calm[0]["num_tokens"]
-    monkeypatch.setattr(annotate, "_WINDOW_ROWS", 12)
+    monkeypatch.setattr(preparing, "_WINDOW_ROWS", 12)
     # Batches of 4 rows where 3 fit: in each of two windows the first one fails, the other two are halved untried.
     model = SmallMemory(run.found.model, limit=3 * length)
     found, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4 * length)

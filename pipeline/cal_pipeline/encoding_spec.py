@@ -1,4 +1,4 @@
-"""An encoder's identity: the parts of the measurement spec that decide ids, labels and pixels."""
+"""An encoder's identity: the parts of the measurement spec that decide ids, labels and pixels; and the way back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cal_pipeline import templates
 from cal_pipeline.encode import Encoder
-from cal_schemas.spec import InputSpec, LabelSpec, digest_json
+from cal_schemas.spec import InputSpec, LabelSpec, MeasurementSpec, digest_json
 
 
 def label_spec(encoder: Encoder) -> LabelSpec:
@@ -38,6 +38,17 @@ def input_spec(encoder: Encoder) -> InputSpec:
         image_aspect_ratio=encoder.image_aspect_ratio,
         max_length=encoder.max_length,
         truncation=encoder.truncation,
+    )
+
+
+def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
+    """An encoder with the settings of a stored measurement, on whatever processor is given."""
+    return Encoder(
+        processor,
+        template=spec.label.template,  # type: ignore[arg-type]
+        image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
+        max_length=spec.input.max_length,
+        truncation=spec.input.truncation,  # type: ignore[arg-type]
     )
 
 

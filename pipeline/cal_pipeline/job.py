@@ -17,6 +17,7 @@ from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.carrying import carried_fields, embedded_image_bytes
 from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
+from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
 from cal_pipeline.pilot import limit_rows, sample_rows
@@ -24,13 +25,7 @@ from cal_pipeline.quantization import check_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import open_store
-from cal_pipeline.worker import (
-    EncoderSettings,
-    WorkerSettings,
-    encode_questions,
-    library_versions,
-    store_environment,
-)
+from cal_pipeline.worker import WorkerSettings, encode_questions, library_versions, store_environment
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import lies_in, location
@@ -79,7 +74,7 @@ def prepare(config: PrecomputeConfig) -> Job:
         shards = sample_rows(shards, config.sample, config.seed)
         if not shards:
             raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
-    spec, encoder_settings = _measurement(config, directory)
+    spec = _measurement(config, directory)
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
@@ -105,7 +100,6 @@ def prepare(config: PrecomputeConfig) -> Job:
             trust_remote_code=config.trust_remote_code,
             device="cuda" if gpus else "cpu",
             num_devices=max(1, int(gpus)),
-            encoder=encoder_settings,
             spec=spec,
             store=store,
             options=options,
@@ -124,19 +118,19 @@ def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
-def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[MeasurementSpec, EncoderSettings]:
-    settings = EncoderSettings(
+def _measurement(config: PrecomputeConfig, directory: Path) -> MeasurementSpec:
+    encoder = Encoder(
+        load_processor(directory, trust_remote_code=config.trust_remote_code),
         template=config.template,
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=config.max_length,
         truncation=config.truncation,
     )
-    encoder = settings.build(load_processor(directory, trust_remote_code=config.trust_remote_code))
     local = Path(config.model_name_or_path).is_dir()
     # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
     contrast = config.contrast_spec()
     encode_questions(encoder, config.model_name_or_path, contrast)
-    spec = MeasurementSpec(
+    return MeasurementSpec(
         label=label_spec(encoder),
         input=input_spec(encoder),
         contrast=contrast,
@@ -148,7 +142,6 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> tuple[Measurement
         reference_saw_data=config.reference_saw_data,
         quantization=None if config.quantization == "none" else config.quantization,
     )
-    return spec, settings
 
 
 def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptions:

@@ -12,7 +12,6 @@ from PIL import Image
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.perturbation import encode_with_contrast
-from cal_pipeline.worker import EncoderSettings
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec
@@ -30,17 +29,6 @@ class ToMeasure:
     """As stored: what is painted over a picture depends on it, where the contrast perturbs pictures."""
     pictures: list[Image.Image] | SampleError
     """In the order of the marks, or why there are none."""
-
-
-def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
-    """An encoder with the settings of a stored measurement, on whatever processor is given."""
-    settings = EncoderSettings(
-        template=spec.label.template,  # type: ignore[arg-type]
-        image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
-        max_length=spec.input.max_length,
-        truncation=spec.input.truncation,  # type: ignore[arg-type]
-    )
-    return settings.build(processor)
 
 
 def measure_again(

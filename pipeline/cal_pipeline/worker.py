@@ -18,15 +18,14 @@ from PIL import Image, ImageDraw
 
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.collate import collate
-from cal_pipeline.encode import AspectRatio, EncodedSample, Encoder, Truncation
-from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.encoding_spec import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.quantization import Quantization
 from cal_pipeline.self_check import check_reference
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
-from cal_pipeline.templates import Template
 from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
@@ -47,26 +46,6 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderSettings:
-    """Arguments of `Encoder`, apart from the processor."""
-
-    template: Template
-    image_aspect_ratio: AspectRatio
-    max_length: int
-    truncation: Truncation
-
-    def build(self, processor: Any) -> Encoder:
-        """The encoder of both programs."""
-        return Encoder(
-            processor,
-            template=self.template,
-            image_aspect_ratio=self.image_aspect_ratio,
-            max_length=self.max_length,
-            truncation=self.truncation,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
     """Everything a worker needs to start, on whatever node."""
 
@@ -76,7 +55,6 @@ class WorkerSettings:
     trust_remote_code: bool
     device: str
     num_devices: int
-    encoder: EncoderSettings
     spec: MeasurementSpec
     store: Store
     options: AnnotateOptions
@@ -112,7 +90,8 @@ class Worker:
                 f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {found}, "
                 f"driver {settings.spec.weights_digest}): name a --revision, or copy the same files to every node"
             )
-        self._encoder = settings.encoder.build(load_processor(directory, trust_remote_code=settings.trust_remote_code))
+        processor = load_processor(directory, trust_remote_code=settings.trust_remote_code)
+        self._encoder = rebuild_encoder(settings.spec, processor)
         check_same_encoding(settings.spec, self._encoder)
         self._model = load_reference(
             directory,

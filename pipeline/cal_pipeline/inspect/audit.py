@@ -93,7 +93,8 @@ class Session:
         # Torch and the models' code take seconds to import: after what can be refused without them.
         from transformers.utils.logging import disable_progress_bar
 
-        from cal_pipeline import audit, remeasure
+        from cal_pipeline import audit
+        from cal_pipeline.encoding_spec import rebuild_encoder
         from cal_pipeline.loading import load_processor, load_reference, weights_digest
         from cal_pipeline.origin import find_reference
 
@@ -103,7 +104,7 @@ class Session:
         self.directory = find_reference(
             arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
         )
-        self.encoder = remeasure.rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
+        self.encoder = rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
         attention = arguments.attn_implementation or self.spec.attn_implementation
         self.differences = audit.spec_differences(
             self.spec, self.encoder, weights_digest(self.directory), attn_implementation=attention

@@ -63,11 +63,11 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
+    from cal_pipeline.encoding_spec import rebuild_encoder
     from cal_pipeline.images import decode_images
     from cal_pipeline.loading import load_processor, load_reference, model_directory
     from cal_pipeline.origin import find_reference
     from cal_pipeline.picture_tokens import check_places, picture_tokens
-    from cal_pipeline.remeasure import rebuild_encoder
 
     disable_progress_bar()
     if arguments.model_name_or_path:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.encoding_spec import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens
@@ -55,13 +55,7 @@ class WeightedExample:
 def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
     """The model's processor with the flags of the measurement; ConfigError when it makes other labels."""
     directory = model_directory(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
-    encoder = Encoder(
-        load_processor(directory, trust_remote_code=arguments.trust_remote_code),
-        template=spec.label.template,  # type: ignore[arg-type]
-        image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
-        max_length=spec.input.max_length,
-        truncation=spec.input.truncation,  # type: ignore[arg-type]
-    )
+    encoder = rebuild_encoder(spec, load_processor(directory, trust_remote_code=arguments.trust_remote_code))
     for what, mine, theirs in (
         ("labels", asdict(label_spec(encoder)), asdict(spec.label)),
         ("inputs", asdict(input_spec(encoder)), asdict(spec.input)),

@@ -16,8 +16,8 @@ from statistics import median
 
 from baselines import plain_forward
 from cal_pipeline.reference import contrast_logits
-from measuring import interleave, load_average, ratio
-from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
+from measuring import interleave, ratio
+from reporting import add_device_flags, begin, dtype_of, make_parser, print_table, suffix_of, write_report
 from shapes import add_shape_flags, build_batch, build_model, described, shape_of
 from train_step import build_steps
 
@@ -44,7 +44,7 @@ def main() -> None:
     flags = parser.parse_args()
     flags.gradient_checkpointing = True
     name, shape = shape_of(flags)
-    dtype, load = apply_device_flags(flags), load_average()
+    dtype, load = dtype_of(flags), begin(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     batch = build_batch(shape, device=flags.device, dtype=dtype)
     reference = build_model(shape, device=flags.device, dtype=dtype)

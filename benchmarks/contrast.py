@@ -19,8 +19,8 @@ import torch
 from baselines import plain_forward, released_passes, two_full_forwards
 from cal_pipeline.reference import contrast_logits, label_logits
 from cal_schemas.spec import ContrastSpec
-from measuring import count_flops, cpu_ratio, interleave, load_average, peak_memory, ratio, synchronize
-from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
+from measuring import count_flops, interleave, peak_memory, synchronize
+from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report
 from shapes import LabelledBatch, Shape, add_shape_flags, build_batch, build_model, described, shape_of
 
 VARIANTS = ("plain", "released", "two_full", "drop", "mask", "with_image")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     flags = parser.parse_args()
     name, shape = shape_of(flags)
-    dtype, load = apply_device_flags(flags), load_average()
+    dtype, load = dtype_of(flags), begin(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     runs = variants(model, build_batch(shape, device=flags.device, dtype=dtype))
     runs = {key: runs[key] for key in flags.variants}
@@ -76,27 +76,11 @@ def main() -> None:
     times = interleave(runs, flags.repeats, flags.device)
     memory = {key: peak_memory(run, flags.device) for key, run in runs.items()}
     flops = {key: count_flops(run) for key, run in runs.items()}
-    results = {
-        key: {**times[key].row(), "peak_memory_mb": memory[key] / 2**20, "tera_flops": flops[key] / 1e12}
-        for key in runs
-    }
-    print_table(
-        ["way", "median ms", "/ first", "peak MB", "TFLOP"],
-        [[key, 1e3 * times[key].median, f"{ratio(times, key, flags.variants[0]):.3f}", f"{memory[key] / 2**20:.1f}",
-          flops[key] / 1e12] for key in runs],
-    )  # fmt: skip
-    pairs = [pair for pair in RATIOS if set(pair) <= set(runs)]
-    ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in pairs}
-    ratios |= {f"{top}_memory/{bottom}_memory": memory[top] / memory[bottom] for top, bottom in pairs}
-    ratios |= {f"{top}_flops/{bottom}_flops": flops[top] / flops[bottom] for top, bottom in pairs}
+    compared = compare("way", RATIOS, times, memory, flops)
     settings = {"model": described(shape)}
     if flags.device == "cuda" and "with_image" in runs:
-        settings |= rates(flags, shape, dtype, flops["with_image"], times["with_image"].median, ratios)
-    write_report(
-        f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, results=results, ratios=ratios,
-        cpu_time_ratios={f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in pairs},
-        load_before=load,
-    )  # fmt: skip
+        settings |= rates(flags, shape, dtype, flops["with_image"], times["with_image"].median, compared["ratios"])
+    write_report(f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, load_before=load, **compared)
 
 
 def rates(

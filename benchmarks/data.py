@@ -15,8 +15,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from cal_pipeline.annotate import annotate_shard
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_reference
@@ -25,8 +23,8 @@ from cal_pipeline.store import LocalStore
 from cal_trainer.dataset import ExampleCollator
 from cal_trainer.opening import Examples, open_examples, train_sampler
 from cal_trainer.sampling import StepShape
-from measuring import cpu_ratio, interleave, load_average, ratio
-from reporting import make_parser, print_table, write_report
+from measuring import cpu_ratio, interleave, ratio
+from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from shapes import SHAPES
 from workload import annotate_options, measurement, write_checkpoint, write_source
 
@@ -65,11 +63,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
+    add_timing_flags(parser, threads=1)
     flags = parser.parse_args()
-    load = load_average()
-    torch.set_num_threads(flags.threads)
+    load = begin(flags)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         encoder = Encoder(write_checkpoint(folder / "model", SHAPE))

@@ -10,12 +10,10 @@ layers, and the model of cost says how they depend on the tokens.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 
-from baselines import plain_forward, released_passes
-from cal_pipeline.reference import contrast_logits
+from contrast import variants
 from cost_model import SampleCost, num_weights, sample_bytes, sample_cost
 from measuring import count_flops, load_average
 from reporting import make_parser, markdown, write_report
@@ -38,14 +36,8 @@ def count(shape: Shape) -> dict[str, tuple[float, float]]:
         shape, layers=1, vision_layers=1, tile_tokens=64, image_tokens=64, text_tokens=32, supervised_tokens=16, batch=1
     )
     model, batch = build_model(small), build_batch(small)
-    passes = (model, batch.inputs, batch.labels, batch.image_mask)
-    ways = {
-        "plain": partial(plain_forward, model, batch.inputs),
-        "released": partial(released_passes, *passes),
-        "drop": partial(contrast_logits, *passes),
-    }
-    predicted = sample_cost(small)
-    return {way: (getattr(predicted, way), float(count_flops(run))) for way, run in ways.items()}
+    runs, predicted = variants(model, batch), sample_cost(small)
+    return {way: (getattr(predicted, way), float(count_flops(runs[way]))) for way in ("plain", "released", "drop")}
 
 
 def gpu_hours(cost: SampleCost, samples: int) -> float:

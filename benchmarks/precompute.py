@@ -31,8 +31,7 @@ from cal_pipeline.images import decode_images, read_images
 from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.reference import contrast_logits
 from cal_pipeline.shards import plan_shards, read_samples
-from measuring import load_average
-from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
+from reporting import add_device_flags, begin, make_parser, print_table, suffix_of, write_report
 from shapes import Shape, add_shape_flags, described, shape_of
 from workload import draw_text_tokens, write_checkpoint, write_source
 
@@ -160,8 +159,7 @@ def main() -> None:
     parser.add_argument("--tokens_per_batch", type=int, default=2048)
     flags = parser.parse_args()
     name, shape = shape_of(flags)
-    apply_device_flags(flags)
-    load = load_average()
+    load = begin(flags)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_checkpoint(root / "model", shape)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from measuring import MIN_REPEATS, load_average
+from measuring import MIN_REPEATS, Times, cpu_ratio, load_average, ratio
 from targets import Target, targets_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,12 +31,21 @@ def make_parser(description: str | None) -> ArgumentParser:
 def add_device_flags(parser: ArgumentParser, repeats: int = MIN_REPEATS) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and pixels")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on CPU")
+    add_timing_flags(parser, threads=os.cpu_count() or 1, repeats=repeats)
+
+
+def add_timing_flags(parser: ArgumentParser, *, threads: int, repeats: int = MIN_REPEATS) -> None:
+    parser.add_argument("--threads", type=int, default=threads, help="of torch, on CPU")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs of each; {MIN_REPEATS} for a result")
 
 
-def apply_device_flags(flags: Namespace) -> torch.dtype:
+def begin(flags: Namespace) -> list[float]:
+    """Sets torch's threads; returns how busy the machine was before any work, for `write_report`."""
     torch.set_num_threads(flags.threads)
+    return load_average()
+
+
+def dtype_of(flags: Namespace) -> torch.dtype:
     return getattr(torch, flags.dtype)  # type: ignore[no-any-return]
 
 
@@ -57,6 +66,34 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def compare(
+    what: str,
+    pairs: Sequence[tuple[str, str]],
+    times: Mapping[str, Times],
+    memory: Mapping[str, int],
+    flops: Mapping[str, int],
+) -> dict[str, Any]:
+    """Prints variants side by side; returns what `write_report` takes of them, ratios of those pairs that were run."""
+    first = next(iter(times))
+    print_table(
+        [what, "median ms", "/ first", "peak MB", "TFLOP"],
+        [[key, 1e3 * found.median, f"{ratio(times, key, first):.3f}", f"{memory[key] / 2**20:.1f}", flops[key] / 1e12]
+         for key, found in times.items()],
+    )  # fmt: skip
+    run = [pair for pair in pairs if set(pair) <= set(times)]
+    ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in run}
+    ratios |= {f"{top}_memory/{bottom}_memory": memory[top] / memory[bottom] for top, bottom in run}
+    ratios |= {f"{top}_flops/{bottom}_flops": flops[top] / flops[bottom] for top, bottom in run}
+    return {
+        "results": {
+            key: {**found.row(), "peak_memory_mb": memory[key] / 2**20, "tera_flops": flops[key] / 1e12}
+            for key, found in times.items()
+        },
+        "ratios": ratios,
+        "cpu_time_ratios": {f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in run},
+    }
 
 
 def write_report(

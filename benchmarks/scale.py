@@ -22,8 +22,8 @@ from cal_pipeline.loading import load_reference
 from cal_pipeline.reference import contrast_logits
 from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import LocalStore
-from measuring import fitted_exponent, interleave, load_average, peak_memory
-from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
+from measuring import fitted_exponent, interleave, peak_memory
+from reporting import add_device_flags, begin, dtype_of, make_parser, print_table, suffix_of, write_report
 from shapes import SHAPES, Shape, build_batch, build_model
 from workload import annotate_options, measurement, write_checkpoint, write_source
 
@@ -52,7 +52,7 @@ def measure_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
 
 def measure_shapes(shapes: dict[int, Shape], flags: Namespace) -> list[dict[str, Any]]:
     """Seconds and peak memory of the passes, by size; one model at a time."""
-    dtype = apply_device_flags(flags)
+    dtype = dtype_of(flags)
     found = []
     for size, shape in shapes.items():
         model = build_model(shape, device=flags.device, dtype=dtype)
@@ -84,8 +84,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000, 256_000])
     add_device_flags(parser, repeats=3)
     flags = parser.parse_args()
-    apply_device_flags(flags)
-    load, shape = load_average(), SHAPES[flags.shape]
+    load, shape = begin(flags), SHAPES[flags.shape]
     results = {
         "rows": measure_rows(flags.rows, flags.repeats),
         "image_tokens": measure_shapes({size: shape.with_image_tokens(size) for size in flags.image_tokens}, flags),

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import zstandard
 
 from cal_pipeline.annotate import annotate_shard
@@ -32,8 +31,8 @@ from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import open_annotated, parquet_writer
-from measuring import interleave, load_average
-from reporting import make_parser, print_table, write_report
+from measuring import interleave
+from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from workload import annotate_options, measurement
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "shapes"))
@@ -135,11 +134,9 @@ def main() -> None:
     parser.add_argument("--annotated", type=Path, help="directory of annotated shards instead of a fresh one")
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=400, help="of training the reference")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
+    add_timing_flags(parser, threads=2)
     flags = parser.parse_args()
-    load = load_average()
-    torch.set_num_threads(flags.threads)
+    load = begin(flags)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = read_rows(flags.annotated or annotate_world(folder, flags.samples, flags.steps))

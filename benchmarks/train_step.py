@@ -23,8 +23,8 @@ from baselines import ReleasedTrainer
 from cal_schemas.spec import ContrastSpec
 from cal_trainer.delta_source import CachedDeltas, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
-from measuring import count_flops, cpu_ratio, interleave, load_average, peak_memory, ratio
-from reporting import add_device_flags, apply_device_flags, make_parser, print_table, suffix_of, write_report
+from measuring import count_flops, interleave, peak_memory
+from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report
 from shapes import LabelledBatch, add_shape_flags, build_batch, build_model, described, shape_of
 
 Step = Callable[[], float]
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     flags = parser.parse_args()
     name, shape = shape_of(flags)
-    dtype, load = apply_device_flags(flags), load_average()
+    dtype, load = dtype_of(flags), begin(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     batch = build_batch(shape, device=flags.device, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -98,28 +98,16 @@ def main() -> None:
         flops = {key: count_flops(partial(_note_loss, losses, key, step)) for key, step in steps.items()}
     if {"uniform", "trainer"} <= set(losses):
         assert abs(losses["uniform"] / losses["trainer"] - 1) < 1e-2, losses
-    results = {
-        key: {**times[key].row(), "peak_memory_mb": memory[key] / 2**20, "tera_flops": flops[key] / 1e12,
-              "loss": losses[key]}
-        for key in steps
-    }  # fmt: skip
-    print_table(
-        ["step", "median ms", "/ first", "peak MB", "TFLOP"],
-        [[key, 1e3 * times[key].median, f"{ratio(times, key, flags.variants[0]):.3f}", f"{memory[key] / 2**20:.0f}",
-          flops[key] / 1e12] for key in steps],
-    )  # fmt: skip
-    pairs = [pair for pair in RATIOS if set(pair) <= set(steps)]
-    ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in pairs}
-    ratios |= {f"{top}_memory/{bottom}_memory": memory[top] / memory[bottom] for top, bottom in pairs}
-    ratios |= {f"{top}_flops/{bottom}_flops": flops[top] / flops[bottom] for top, bottom in pairs}
+    compared = compare("step", RATIOS, times, memory, flops)
+    for key, loss in losses.items():
+        compared["results"][key]["loss"] = loss
     settings: dict[str, Any] = {"model": described(shape)}
     if flags.device == "cuda":
         tokens = shape.batch * shape.num_tokens
         settings["tokens_per_s"] = {key: tokens / times[key].median for key in steps}
     write_report(
         f"train_step-{name}{suffix_of(flags)}{'-checkpointing' if flags.gradient_checkpointing else ''}", flags,
-        settings=settings, results=results, ratios=ratios, load_before=load,
-        cpu_time_ratios={f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in pairs},
+        settings=settings, load_before=load, **compared,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +132,10 @@ def synthetic_metadata(rows: int, *, spec: MeasurementSpec = SYNTHETIC, carry: C
 
 def measurement(encoder: Encoder, contrast: ContrastSpec | None = None) -> MeasurementSpec:
     """The spec of a run in this process."""
-    return MeasurementSpec(
-        label=label_spec(encoder),
-        input=input_spec(encoder),
-        contrast=contrast or ContrastSpec(),
-        dtype="float32",
-        attn_implementation="sdpa",
-        model_id="benchmark",
-        revision=None,
-        weights_digest="0",
-        reference_saw_data="no",
-    )
+    return replace(
+        SYNTHETIC, label=label_spec(encoder), input=input_spec(encoder), contrast=contrast or ContrastSpec(),
+        model_id="benchmark", reference_saw_data="no",
+    )  # fmt: skip
 
 
 def annotate_options(tokens_per_batch: int, carry: Carry = "images") -> AnnotateOptions:

@@ -6,17 +6,17 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from baselines import gathered, plain_forward, released_passes, two_full_forwards
+from baselines import gathered, released_passes
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import contrast_logits, innermost_decoder, without_padding_mask
 from cal_schemas.spec import ContrastSpec
+from contrast import variants
 from cost_model import sample_bytes, sample_cost
 from estimate import REFERENCES, gpu_hours
 from measuring import count_flops, fitted_exponent, peak_memory
@@ -32,15 +32,7 @@ WIDE_HEAD = replace(LLAVA, vocabulary=32_000)
 
 def passes(shape: Shape) -> tuple[Any, LabelledBatch, dict[str, Any]]:
     model, batch = build_model(shape), build_batch(shape)
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    runs = {
-        "plain": partial(plain_forward, model, batch.inputs),
-        "released": partial(released_passes, *given),
-        "two_full": partial(two_full_forwards, *given),
-        "drop": partial(contrast_logits, *given),
-        "mask": partial(contrast_logits, *given, ContrastSpec(condition="mask")),
-    }
-    return model, batch, runs
+    return model, batch, variants(model, batch)
 
 
 @pytest.mark.parametrize("shape", [LLAVA, TILED, QWEN, GEMMA], ids=["llava", "tiled", "qwen", "gemma"])

@@ -79,7 +79,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         return contrast_logits(*given)[1][compared]
 
     def changes_with_picture(masked: torch.Tensor) -> tuple[float, bool]:
-        """Whether the masked logits change with the picture, here its negative."""
+        """By how much the masked logits change with the picture, here its negative; and whether that is too much."""
         pixels = {key for key, value in batch.inputs.items() if value.is_floating_point()}
         negative = {key: -value if key in pixels else value for key, value in batch.inputs.items()}
         return disagreement(masked, without("mask", negative))

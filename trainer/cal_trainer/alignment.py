@@ -159,7 +159,7 @@ class RowEncoder:
         encoder: of the model to be trained.
         spec: of the measurement; None for rows that nobody measured.
         where: directory of the measurement, for messages.
-        use_deltas: see RowOptions, and so is max_image_pixels.
+        use_deltas, max_image_pixels: see RowOptions.
 
     `contrasted` gives one that encodes perturbed pictures too.
 

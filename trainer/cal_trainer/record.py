@@ -75,7 +75,7 @@ def write_card(
     contrast: ContrastSpec | None,
     **trained: Any,
 ) -> None:
-    """The README.md of --output_dir; `trained` are arguments of `model_card` that are known at the end only."""
+    """The README.md of --output_dir; `trained` are arguments of `write_model_card` that are known at the end only."""
     alpha = 2 * config.lora_r if config.lora_alpha is None else config.lora_alpha
     lora = {"r": config.lora_r, "alpha": alpha, "dropout": config.lora_dropout}
     write_model_card(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
@@ -12,13 +12,15 @@ from cal_pipeline.self_check import check_reference
 from cal_pipeline.worker import encode_questions
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
-from cal_trainer.config import CalTrainingArguments, TrainConfig
 
 
-def refuse_mixed_batches(encoder: Encoder, config: TrainConfig, arguments: CalTrainingArguments) -> None:
-    """ConfigError for more than one row a forward where neighbours change its logits (special_cases.ALIKE_BATCHES)."""
+def refuse_mixed_batches(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
+    """ConfigError for more than one row a forward where neighbours change its logits (special_cases.ALIKE_BATCHES).
+
+    evaluates: whether there are batches of the evaluation's size.
+    """
     sizes = {"--per_device_train_batch_size": arguments.per_device_train_batch_size}
-    if config.eval_path is not None or config.drift_every:
+    if evaluates:
         sizes["--per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
     for flag, size in sizes.items():
         if encoder.alike_batches and size > 1:

@@ -66,7 +66,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         max_length=config.max_length,
         truncation=config.truncation,
     )
-    refuse_mixed_batches(encoder, config, arguments)
+    refuse_mixed_batches(encoder, arguments, evaluates=config.eval_path is not None or config.drift_every > 0)
     prepare_output(str(arguments.output_dir), resumes=resume is not None)
     examples = _training_examples(config, encoder)
     if contrast:

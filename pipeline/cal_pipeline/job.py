@@ -23,9 +23,10 @@ from cal_pipeline.loading import check_architecture, load_processor, model_direc
 from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.quantization import check_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
+from cal_pipeline.self_check import encode_questions
 from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import open_store
-from cal_pipeline.worker import WorkerSettings, encode_questions, library_versions, store_environment
+from cal_pipeline.worker import WorkerSettings, library_versions, store_environment
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import lies_in, location

@@ -1,4 +1,4 @@
-"""Proof, on one batch, that a loaded model's two passes are what they claim to be."""
+"""Proof, on one batch of plain questions, that a loaded model's two passes are what they claim to be."""
 
 from __future__ import annotations
 
@@ -7,17 +7,45 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 
 from cal_pipeline.collate import Batch
 from cal_pipeline.conditions import defined_tokens
-from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.reference import contrast_logits, label_logits, without_padding_mask
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import Condition, ContrastSpec
 
 _FLOAT32_TOLERANCE = 1e-3
 _HALF_RMS_TOLERANCE = 0.1
+
+
+def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
+    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these.
+
+    Under a contrast that perturbs, the perturbed picture has all its cells masked.
+    """
+    # The strongest one, whatever the run's: the self-check wants to see that the model sees it.
+    contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
+    picture = Image.new("RGB", (96, 64), "white")
+    ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
+    encoded = []
+    for answer in ("A red disc on a white ground.", "Red."):
+        turns = (
+            Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
+            Turn(role="assistant", content=answer),
+        )
+        try:
+            sample = Sample(sample_id="self-check", images=(), messages=turns)
+            encoded.append(encode_with_contrast(encoder, contrast, sample, [picture], "self-check"))
+        except CalError as error:
+            raise ConfigError(
+                f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
+            ) from error
+    return encoded
 
 
 def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:

@@ -14,22 +14,19 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-from PIL import Image, ImageDraw
 
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.collate import collate
-from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
-from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.quantization import Quantization
-from cal_pipeline.self_check import check_reference
+from cal_pipeline.self_check import check_reference, encode_questions
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
-from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError
+from cal_schemas.errors import ConfigError, FormatError, ShardError
 from cal_schemas.object_path import ObjectPath
-from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.spec import MeasurementSpec
 
 _STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _STORE_VARIABLES = (
@@ -171,31 +168,6 @@ def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
     encoded = encode_questions(encoder, spec.model_id, spec.contrast)
     batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
     check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
-
-
-def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
-    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these.
-
-    Under a contrast that perturbs, the perturbed picture has all its cells masked.
-    """
-    # The strongest one, whatever the run's: the self-check wants to see that the model sees it.
-    contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
-    picture = Image.new("RGB", (96, 64), "white")
-    ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
-    encoded = []
-    for answer in ("A red disc on a white ground.", "Red."):
-        turns = (
-            Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
-            Turn(role="assistant", content=answer),
-        )
-        try:
-            sample = Sample(sample_id="self-check", images=(), messages=turns)
-            encoded.append(encode_with_contrast(encoder, contrast, sample, [picture], "self-check"))
-        except CalError as error:
-            raise ConfigError(
-                f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
-            ) from error
-    return encoded
 
 
 def library_versions() -> tuple[tuple[str, str], ...]:

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from annotated_data import annotate
-from cal_pipeline import worker
 from cal_pipeline.collate import Batch, collate
 from cal_pipeline.perturbation import encode_with_contrast, perturbed
 from cal_pipeline.reference import contrast_logits, delta_logits, innermost_decoder, label_logits
-from cal_pipeline.self_check import check_reference
+from cal_pipeline.self_check import check_reference, encode_questions
 from cal_pipeline.shards import plan_shards
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
@@ -76,7 +75,7 @@ def test_the_model_and_encoder_that_a_worker_loads_pass_the_self_check(
     family: Callable[[str], Family], condition: str
 ) -> None:
     found, contrast = family("llava_next"), CONTRASTS[condition]
-    encoded = worker.encode_questions(found.encoder, found.name, contrast)
+    encoded = encode_questions(found.encoder, found.name, contrast)
     batch = collate(encoded, pad_token_id=found.encoder.pad_token_id)
     check_reference(found.model, batch, contrast, found.name)
     blind = Batch(

@@ -8,8 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
-from cal_pipeline.self_check import check_reference
-from cal_pipeline.worker import encode_questions
+from cal_pipeline.self_check import check_reference, encode_questions
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
 

@@ -51,7 +51,7 @@ class Job:
 
 
 def prepare(config: PrecomputeConfig) -> Job:
-    """Checks output, data and model in that order (cheapest first), and what is already done.
+    """Checks output, model config, data, processor and weights (cheapest first), and what is already done.
 
     Raises ConfigError or FormatError with one message for whatever stands in the way; writes nothing but `.cal/`.
     """

@@ -41,11 +41,6 @@ def lies_in(inner: Location, outer: Location) -> bool:
     return isinstance(inner, ObjectPath) and inner.is_relative_to(outer)
 
 
-def is_url(path: object) -> bool:
-    """Whether a path as the user typed it names a scheme."""
-    return "://" in str(path)
-
-
 def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     """What the user typed, as something to open: a path, `file://`, `s3://bucket/key` or `gs://bucket/key`.
 

@@ -10,6 +10,7 @@ design, in which a plain forward costs F, a checkpointed step 4 F, and the extra
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from operator import sub
 from statistics import median
@@ -18,7 +19,7 @@ from baselines import plain_forward
 from cal_pipeline.reference import contrast_logits
 from measuring import interleave, ratio
 from reporting import add_device_flags, begin, dtype_of, make_parser, print_table, suffix_of, write_report
-from shapes import add_shape_flags, build_batch, build_model, described, shape_of
+from shapes import add_shape_flags, build_batch, build_model, shape_of
 from train_step import build_steps
 
 RUNS = (1, 3, 10)
@@ -83,7 +84,7 @@ def main() -> None:
     ratios |= {f"cached_{runs}_runs/{other}_{runs}_runs": cost["cached"][runs] / cost[other][runs]
                for other in points for runs in RUNS}  # fmt: skip
     write_report(
-        f"breakeven-{name}{suffix_of(flags)}", flags, settings={"model": described(shape)}, ratios=ratios,
+        f"breakeven-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, ratios=ratios,
         results={"times": {key: found.row() for key, found in times.items()}, "device_seconds": cost}, load_before=load,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ the image through the label head reaches.
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from cal_pipeline.reference import contrast_logits, label_logits
 from cal_schemas.spec import ContrastSpec
 from measuring import count_flops, interleave, peak_memory, synchronize
 from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report
-from shapes import LabelledBatch, Shape, add_shape_flags, build_batch, build_model, described, shape_of
+from shapes import LabelledBatch, Shape, add_shape_flags, build_batch, build_model, shape_of
 
 VARIANTS = ("plain", "released", "two_full", "drop", "mask", "with_image")
 RATIOS = (
@@ -77,7 +78,7 @@ def main() -> None:
     memory = {key: peak_memory(run, flags.device) for key, run in runs.items()}
     flops = {key: count_flops(run) for key, run in runs.items()}
     compared = compare("way", RATIOS, times, memory, flops)
-    settings = {"model": described(shape)}
+    settings = {"model": asdict(shape)}
     if flags.device == "cuda" and "with_image" in runs:
         settings |= rates(flags, shape, dtype, flops["with_image"], times["with_image"].median, compared["ratios"])
     write_report(f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, load_before=load, **compared)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.reference import contrast_logits
 from cal_pipeline.shards import plan_shards, read_samples
 from reporting import add_device_flags, begin, make_parser, print_table, suffix_of, write_report
-from shapes import Shape, add_shape_flags, described, shape_of
+from shapes import Shape, add_shape_flags, shape_of
 from workload import draw_text_tokens, write_checkpoint, write_source
 
 STAGES = ("load", "encode", "forward", "write")
@@ -209,7 +209,7 @@ def main() -> None:
         "padding_tiled/tokens": wide["tiled_pictures"][0],
     }
     write_report(
-        f"precompute-{name}{suffix_of(flags)}", flags, settings={"model": described(shape)}, results=results,
+        f"precompute-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, results=results,
         ratios=ratios, load_before=load,
     )  # fmt: skip
 

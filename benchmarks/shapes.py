@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -232,8 +232,3 @@ def _grid(image_tokens: int) -> tuple[int, int]:
     """Patches, height and width, of a picture with so many merged tokens, as square as it gets."""
     height = next(side for side in range(math.isqrt(image_tokens), 0, -1) if image_tokens % side == 0)
     return 2 * height, 2 * image_tokens // height
-
-
-def described(shape: Shape) -> dict[str, Any]:
-    """For the settings of a report."""
-    return asdict(shape)

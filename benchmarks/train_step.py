@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from cal_trainer.delta_source import CachedDeltas, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from measuring import count_flops, interleave, peak_memory
 from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report
-from shapes import LabelledBatch, add_shape_flags, build_batch, build_model, described, shape_of
+from shapes import LabelledBatch, add_shape_flags, build_batch, build_model, shape_of
 
 Step = Callable[[], float]
 VARIANTS = ("uniform", "cached", "online_drop", "online_mask", "online_released", "trainer", "uniform_again")
@@ -101,7 +102,7 @@ def main() -> None:
     compared = compare("step", RATIOS, times, memory, flops)
     for key, loss in losses.items():
         compared["results"][key]["loss"] = loss
-    settings: dict[str, Any] = {"model": described(shape)}
+    settings: dict[str, Any] = {"model": asdict(shape)}
     if flags.device == "cuda":
         tokens = shape.batch * shape.num_tokens
         settings["tokens_per_s"] = {key: tokens / times[key].median for key in steps}

@@ -1,44 +1,12 @@
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from cal_pipeline.carrying import carried_fields
-from cal_pipeline.pilot import limit_rows, sample_rows
-from cal_pipeline.shards import Shard, find_sources, plan_shards, read_samples
+from cal_pipeline.shards import find_sources, plan_shards
 from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
-
-
-def rows(count: int, **more: Any) -> list[dict[str, Any]]:
-    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    return [{"id": number, "conversations": talk, **more} for number in range(count)]
-
-
-def write(path: Path, count: int = 3, **more: Any) -> Path:
-    """A source of `count` rows in the format of its name; the ids are the row numbers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table({"id": pa.array(range(count)), "text": ["t"] * count, **more}), path)
-        return path
-    values = rows(count, **more)
-    text = json.dumps(values) if ".jsonl" not in path.name else "".join(json.dumps(row) + "\n" for row in values)
-    path.write_bytes(zstandard.compress(text.encode()) if path.suffix == ".zst" else text.encode())
-    return path
-
-
-def ids(shards: Sequence[Shard]) -> list[str]:
-    return [sample.sample_id for shard in shards for sample in read_samples(shard)]
+from plain_sources import ids, write
 
 
 def names(data_path: str) -> list[tuple[str, str]]:
@@ -245,102 +213,6 @@ def test_a_broken_parquet_file_is_refused_at_planning(tmp_path: Path) -> None:
             plan_shards([str(path)])
 
 
-def test_a_column_without_a_value_in_one_file_takes_its_type_from_another(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", score=[None] * 3)
-    write(tmp_path / "b.parquet", score=[0.5] * 3)
-    write(tmp_path / "c.parquet", score=[None] * 3)
-    assert carried_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
-
-
-def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", score=[1, 2, 3])
-    write(tmp_path / "b.parquet", label=["x"] * 3, score=[1, 2, 3])
-    write(tmp_path / "c.json")
-    plan = plan_shards([str(tmp_path)])
-    assert carried_fields(plan) == [pa.field("score", pa.int64()), pa.field("label", pa.string())]
-    write(tmp_path / "d.parquet", score=[0.5] * 3)
-    with pytest.raises(ConfigError, match=r"column 'score' is int64 in .*a\.parquet and double in .*d\.parquet: make"):
-        carried_fields(plan_shards([str(tmp_path)]))
-
-
-def plan_of(*counts: int) -> list[Shard]:
-    """Shards of one file that need not exist."""
-    stops = np.cumsum(counts).tolist()
-    return [
-        Shard(
-            name=f"a{stop - count}", data_format="jsonl",
-            source=ShardSource(
-                uri="/a.jsonl", data_path="/a.jsonl", image_folder=None, num_rows=count, size=1, mtime_ns=1,
-                row_start=stop - count, row_stop=stop,
-            ),
-        )
-        for stop, count in zip(stops, counts, strict=True)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("limit", "names", "counts"),
-    [
-        (1, ["a0-first1"], [1]),
-        (2, ["a0"], [2]),
-        (3, ["a0", "a2", "a2-first1"], [2, 0, 1]),
-        (6, ["a0", "a2", "a2"], [2, 0, 4]),
-        (99, ["a0", "a2", "a2", "a6"], [2, 0, 4, 1]),
-    ],
-)
-def test_limit_keeps_the_first_rows_and_renames_the_shard_it_cuts(
-    limit: int, names: list[str], counts: list[int]
-) -> None:
-    kept = limit_rows(plan_of(2, 0, 4, 1), limit)
-    assert [shard.name for shard in kept] == names
-    assert [shard.num_rows for shard in kept] == counts
-    assert [shard.source.row_stop - shard.source.row_start for shard in kept] == counts
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.zst", "a.parquet"])
-def test_a_limited_plan_reads_exactly_the_first_rows(tmp_path: Path, name: str) -> None:
-    plan = plan_shards([str(write(tmp_path / name, 100))], rows_per_shard=40)
-    assert ids(limit_rows(plan, 50)) == [str(number) for number in range(50)]
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl.zst", "a.parquet"])
-def test_a_sample_reads_exactly_the_drawn_rows_and_the_same_every_time(tmp_path: Path, name: str) -> None:
-    plan = plan_shards([str(write(tmp_path / name, 400))], rows_per_shard=150)
-    drawn = sample_rows(plan, 0.25, seed=7)
-    found = ids(drawn)
-    assert len(found) == sum(shard.num_rows for shard in drawn)
-    assert 60 <= len(found) <= 140  # 100 expected, deviation 8.7
-    assert found == sorted(set(found), key=int)
-    assert ids(sample_rows(plan, 0.25, seed=7)) == found
-    assert ids(sample_rows(plan, 0.25, seed=8)) != found
-    assert [shard.name for shard in drawn] == [shard.name for shard in plan]
-
-
-def test_shards_are_drawn_from_independently() -> None:
-    first, second = sample_rows(plan_of(1000, 1000), 0.5, seed=0)
-    other = replace(first, source=replace(first.source, uri="/b.jsonl"))
-    assert len({shard.num_rows for shard in (first, second, other)}) == 3
-
-
-@given(
-    counts=st.lists(st.integers(0, 40), min_size=1, max_size=6), fraction=st.floats(0.01, 1.0), seed=st.integers(0, 99)
-)
-def test_a_sample_drops_only_shards_of_which_nothing_is_drawn(counts: list[int], fraction: float, seed: int) -> None:
-    plan = plan_of(*counts)
-    drawn = sample_rows(plan, fraction, seed)
-    assert all(0 < shard.num_rows <= shard.source.num_rows for shard in drawn)
-    assert {shard.source.row_start for shard in drawn} <= {shard.source.row_start for shard in plan}
-    if fraction == 1.0:
-        assert sum(shard.num_rows for shard in drawn) == sum(counts)
-
-
-def test_limit_then_sample_draws_from_the_limited_rows(tmp_path: Path) -> None:
-    plan = plan_shards([str(write(tmp_path / "a.jsonl", 100))], rows_per_shard=40)
-    found = ids(sample_rows(limit_rows(plan, 50), 0.5, seed=0))
-    assert found
-    assert max(map(int, found)) < 50
-
-
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
 def test_a_source_changed_since_planning_is_a_shard_error(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name)
@@ -366,15 +238,3 @@ def test_a_source_of_the_same_size_and_time_but_fewer_rows_is_a_shard_error(tmp_
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ShardError, match=r"a\.jsonl: 2 rows in the range, 3 planned"):
         ids([shard])
-
-
-@given(
-    count=st.integers(1, 30), rows_per_shard=st.integers(1, 10), limit=st.integers(1, 40), fraction=st.floats(0.1, 1.0)
-)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_plan_yields_as_many_samples_as_it_says(
-    tmp_path: Path, count: int, rows_per_shard: int, limit: int, fraction: float
-) -> None:
-    plan = plan_shards([str(write(tmp_path / "a.json", count))], rows_per_shard=rows_per_shard)
-    for shard in sample_rows(limit_rows(plan, limit), fraction, seed=1):
-        assert len(list(read_samples(shard))) == shard.num_rows

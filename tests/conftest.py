@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
+from families import processors
 from mini_gemini_data import MINI_GEMINI
 from tiny_models import FAMILIES
 
@@ -67,3 +68,11 @@ def _interruptible() -> None:
 def _one_thread() -> None:
     # Two workers of pytest-xdist on two cores; and sums do not depend on the number of cores.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mllama(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """Of a family whose rows know of their neighbours' pictures."""
+    directory = tmp_path_factory.mktemp("mllama")
+    processors.BUILDERS["mllama"](directory)
+    return processors.load(directory, "mllama")[1]

@@ -102,13 +102,6 @@ def test_blip_2_s_words_are_found_behind_its_ids(blip_2: Encoder, template: Any)
     assert int((ids == tokenizer.bos_token_id).sum()) == 1
 
 
-@pytest.fixture(scope="module")
-def mllama(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    directory = tmp_path_factory.mktemp("mllama")
-    processors.BUILDERS["mllama"](directory)
-    return processors.load(directory, "mllama")[1]
-
-
 @pytest.mark.parametrize("template", ["auto", "plain", "vicuna_v1"])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_mllama_s_bos_is_there_once_and_is_no_image(mllama: Encoder, template: Any, images: int) -> None:

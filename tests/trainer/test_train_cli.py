@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "one process to shard over": (["--fsdp"], "and this is one"),
     "optimizer that is not there": (["--optim", "lomo"], "--optim lomo: You need to install"),
     "report to nobody": (["--report_to", "bogus"], "--report_to bogus: bogus is not supported"),
+    "upload by nobody": (["--push_to_hub", "--hub_token", "nobody's"], "--push_to_hub: "),
     "metric": (
         [
             "--eval_path",

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+from huggingface_hub import whoami
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -65,11 +66,21 @@ def refuse_flags(arguments: TrainingArguments, *, evaluates: bool) -> None:
     if arguments.fsdp and arguments.world_size == 1:
         raise ConfigError("--fsdp shards over several processes with a GPU each, and this is one: start them with "
                           "accelerate launch or torchrun, or leave it out")  # fmt: skip
+    _refuse_upload(arguments)
     try:
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--report_to {' '.join(arguments.report_to)}: {_one_line(error)}") from error
+
+
+def _refuse_upload(arguments: TrainingArguments) -> None:
+    if not arguments.push_to_hub:
+        return
+    try:
+        whoami(token=arguments.hub_token)
+    except Exception as error:  # No token, no network, or whatever its HTTP client of the day raises.
+        raise ConfigError(f"--push_to_hub: {_one_line(error)} Log in with `hf auth login`, or leave it out") from error
 
 
 def refuse_optimizer(arguments: TrainingArguments, outline: Any) -> None:

@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from reference import IGNORE_INDEX, encode
+from reference import IGNORE_INDEX, EncodedSet, encode
 from words import words_of_tokens
 from world import WorldSample
 
 
-@torch.no_grad()
-def word_accuracy(directory: Path, samples: Sequence[WorldSample], batch_size: int = 64) -> float:
-    """Share of colour, shape, size and side words of true captions that the model would have said itself.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exam:
+    """Clean samples, and which of their tokens are asked for."""
 
-    For each such word: is its token the likeliest one, given the picture and the caption up to there? Takes clean
-    samples, whose correlated words are true of their pictures.
-    """
-    processor = AutoProcessor.from_pretrained(directory)
-    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    encoded: EncodedSet
+    is_asked: Tensor  # [B, T] bool: tokens of words that are true of the picture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Of the words that are asked for."""
+
+    accuracy: float
+    """Share whose token is the likeliest one, given the picture and the caption up to there."""
+    nll: float
+    """Mean negative log-likelihood, in nats per token."""
+
+
+def make_exam(processor: Any, samples: Sequence[WorldSample]) -> Exam:
+    """Takes clean samples, whose correlated words are true of their pictures."""
     encoded = encode(processor, samples)
-    right = total = 0
-    for start in range(0, len(samples), batch_size):
+    is_asked = torch.zeros(encoded.labels.shape, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        positions = (encoded.labels[row] != IGNORE_INDEX).nonzero()[:, 0]
+        words = words_of_tokens(encoded.labels[row, positions].tolist(), sample.clean_caption, processor.tokenizer)
+        for position, word in zip(positions, words, strict=True):
+            is_asked[row, position] = word is not None and sample.word_kinds[word] == "correlated"
+    return Exam(encoded=encoded, is_asked=is_asked)
+
+
+@torch.no_grad()
+def examine(model: Any, exam: Exam, batch_size: int = 64) -> Score:
+    right, nll = [], []
+    for start in range(0, len(exam.is_asked), batch_size):
         rows = slice(start, start + batch_size)
         logits = model(
-            input_ids=encoded.input_ids[rows],
-            attention_mask=encoded.attention_mask[rows],
-            pixel_values=encoded.pixel_values[rows],
+            input_ids=exam.encoded.input_ids[rows],
+            attention_mask=exam.encoded.attention_mask[rows],
+            pixel_values=exam.encoded.pixel_values[rows],
         ).logits
-        for row, sample in enumerate(samples[rows]):
-            labels = encoded.labels[start + row]
-            positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
-            words = words_of_tokens(labels[positions].tolist(), sample.clean_caption, processor.tokenizer)
-            for position, word in zip(positions.tolist(), words, strict=True):
-                if word is not None and sample.word_kinds[word] == "correlated":
-                    total += 1
-                    right += int(logits[row, position - 1].argmax() == labels[position])
-    return right / total
+        asked = exam.is_asked[rows, 1:]
+        found, labels = logits[:, :-1][asked], exam.encoded.labels[rows, 1:][asked]
+        right.append(found.argmax(-1) == labels)
+        nll.append(functional.cross_entropy(found, labels, reduction="none"))
+    return Score(accuracy=torch.cat(right).float().mean().item(), nll=torch.cat(nll).mean().item())
+
+
+def word_accuracy(directory: Path, samples: Sequence[WorldSample]) -> float:
+    """Share of colour, shape, size and side words of true captions that the model would have said itself."""
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    return examine(model, make_exam(AutoProcessor.from_pretrained(directory), samples)).accuracy

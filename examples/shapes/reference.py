@@ -45,7 +45,17 @@ class EncodedSet:
     pixel_values: Tensor  # [B, 3, IMAGE_PX, IMAGE_PX] float32
 
 
-def build_reference(directory: Path, texts: Iterable[str], seed: int) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Of a tiny LLaVA; its feed-forward layers are twice as wide."""
+
+    vision_width: int = 96
+    text_width: int = 128
+    num_layers: int = 2  # of each
+    patch_px: int = PATCH_PX
+
+
+def build_reference(directory: Path, texts: Iterable[str], seed: int, size: Size = Size()) -> None:
     """Save a tiny random LLaVA with tokenizer and processor in `directory`.
 
     The tokenizer is byte-level, so any text encodes; the words of `texts` are single tokens.
@@ -60,13 +70,13 @@ def build_reference(directory: Path, texts: Iterable[str], seed: int) -> None:
     processor = LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=PATCH_PX,
+        patch_size=size.patch_px,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's CLS, which "default" takes away again
         chat_template=CHAT_TEMPLATE,
     )
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_config(tokenizer))
+    model = LlavaForConditionalGeneration(_config(tokenizer, size))
     # CLIP starts places and patches with the same spread per weight; a patch sums over 588 pixels and would drown
     # its place, and a minute of training is too short to dig it out again.
     torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
@@ -178,26 +188,26 @@ def _batch_loss(model: LlavaForConditionalGeneration, encoded: EncodedSet, rows:
     return functional.cross_entropy(model.lm_head(states[:, :-1][supervised]), labels[supervised])
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+def _config(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlavaConfig:
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=2,
+        hidden_size=size.vision_width,
+        intermediate_size=2 * size.vision_width,
+        num_hidden_layers=size.num_layers,
         num_attention_heads=4,
         image_size=IMAGE_PX,
-        patch_size=PATCH_PX,
+        patch_size=size.patch_px,
         initializer_range=0.03,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
+        hidden_size=size.text_width,
+        intermediate_size=2 * size.text_width,
+        num_hidden_layers=size.num_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -210,7 +220,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         text_config=text,
         initializer_range=0.08,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(IMAGE_PX // PATCH_PX) ** 2,
+        image_seq_length=(IMAGE_PX // size.patch_px) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,

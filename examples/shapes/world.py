@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -94,7 +96,8 @@ class WorldSample:
 
     sample_id: str
     image_png: bytes
-    scene: Scene
+    scene: object
+    """A Scene, or that of another world."""
     question: str
     caption: str
     word_kinds: tuple[WordKind, ...]
@@ -159,12 +162,12 @@ def write_parquet_shards(samples: list[WorldSample], directory: Path, *, num_sha
     paths = []
     for shard, rows in enumerate(np.array_split(np.arange(len(samples)), num_shards)):
         path = directory / f"shapes-{shard:05d}-of-{num_shards:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist([_parquet_row(samples[row]) for row in rows], PARQUET_SCHEMA), path)
+        pq.write_table(pa.Table.from_pylist([parquet_row(samples[row]) for row in rows], PARQUET_SCHEMA), path)
         paths.append(path)
     return paths
 
 
-def _parquet_row(sample: WorldSample) -> dict[str, object]:
+def parquet_row(sample: WorldSample) -> dict[str, object]:
     return {
         "id": sample.sample_id,
         "images": [{"bytes": sample.image_png, "path": f"{sample.sample_id}.png"}],
@@ -175,43 +178,47 @@ def _parquet_row(sample: WorldSample) -> dict[str, object]:
 
 
 def _draw_sample(rng: np.random.Generator, sample_id: str, *, wrong: bool) -> WorldSample:
-    scene = _draw_scene(rng)
-    sentence = _draw_sentence(rng)
-    clean_caption, _ = _tell(sentence, told=scene, shown=scene)
-    caption, word_kinds = _tell(sentence, told=scene, shown=scene)
+    scene = draw_scene(rng)
+    sentence = draw_sentence(rng)
+    clean_caption, _ = tell(sentence, told=scene, shown=scene)
+    caption, word_kinds = tell(sentence, told=scene, shown=scene)
     while wrong and caption == clean_caption:  # another scene may agree in all that this sentence mentions
-        caption, word_kinds = _tell(sentence, told=_draw_scene(rng), shown=scene)
+        caption, word_kinds = tell(sentence, told=draw_scene(rng), shown=scene)
     file = io.BytesIO()
     render(scene, rng).save(file, format="PNG")
     return WorldSample(
         sample_id=sample_id,
         image_png=file.getvalue(),
         scene=scene,
-        question=_pick(rng, QUESTIONS),
+        question=pick(rng, QUESTIONS),
         caption=caption,
         word_kinds=word_kinds,
         clean_caption=clean_caption,
     )
 
 
-def _draw_scene(rng: np.random.Generator) -> Scene:
+def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(
-        colour=_pick(rng, tuple(COLOURS)),
-        shape=_pick(rng, SHAPES),
-        size=_pick(rng, tuple(SIZES)),
-        side=_pick(rng, tuple(SIDES)),
+        colour=pick(rng, tuple(COLOURS)),
+        shape=pick(rng, SHAPES),
+        size=pick(rng, tuple(SIZES)),
+        side=pick(rng, tuple(SIDES)),
     )
 
 
-def _draw_sentence(rng: np.random.Generator) -> list[str]:
+def draw_sentence(
+    rng: np.random.Generator,
+    patterns: tuple[str, ...] = PATTERNS,
+    fillers: Mapping[str, tuple[str, ...]] = MappingProxyType(FILLERS),
+) -> list[str]:
     """Words of a sentence in which only the attribute slots are still open."""
     words = []
-    for word in _pick(rng, PATTERNS).split():
-        words += _pick(rng, FILLERS[word]).split() if word in FILLERS else [word]
+    for word in pick(rng, patterns).split():
+        words += pick(rng, fillers[word]).split() if word in fillers else [word]
     return words
 
 
-def _tell(sentence: list[str], *, told: Scene, shown: Scene) -> tuple[str, tuple[WordKind, ...]]:
+def tell(sentence: list[str], *, told: object, shown: object) -> tuple[str, tuple[WordKind, ...]]:
     """Fill the slots from the scene `told`, and judge each word by the scene `shown`."""
     words: list[str] = []
     kinds: list[WordKind] = []
@@ -225,7 +232,7 @@ def _tell(sentence: list[str], *, told: Scene, shown: Scene) -> tuple[str, tuple
     return text[0].upper() + text[1:], tuple(kinds)
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 

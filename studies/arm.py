@@ -1,0 +1,43 @@
+"""What an arm is: groups of named conditions, each a few fields of a Run; the arms stand in arms/, one file each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from condition import Measurement, Run
+
+ARMS = ("noise", "reference", "staleness", "stages", "bounds", "contrast", "text_only", "precision", "swap", "quick")
+Conditions = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One question, as data."""
+
+    question: str
+    groups: Mapping[str, Conditions]
+    """Title -> label -> fields of Run. Each group's first condition is what the others are compared with."""
+    measurements: tuple[Mapping[str, Any], ...] = ()
+    """Fields of Measurement: deltas that are judged by themselves."""
+    gain_of: str = ""
+    """The condition whose gain over the first is the whole that others recover a share of."""
+    score: str = "accuracy"
+    """What is compared: `accuracy`, or `text_nll`."""
+    seeds: int = field(default=8)
+
+    def runs(self, world: str, seed: int) -> list[Run]:
+        """Of one pair of world and seed."""
+        told = (fields for conditions in self.groups.values() for fields in conditions.values())
+        return [Run(world=world, seed=seed, **fields) for fields in told]  # type: ignore[arg-type]
+
+    def measured(self, world: str, seed: int) -> list[Measurement]:
+        return [Measurement(world=world, seed=seed, **fields) for fields in self.measurements]  # type: ignore[arg-type]
+
+
+def load(name: str) -> Arm:
+    """Of arms/<name>.py."""
+    found: Arm = importlib.import_module(f"arms.{name}").ARM
+    return found

@@ -1,0 +1,194 @@
+"""Tables of docs/study.md and its plots, from the committed results; nothing is trained.
+
+python studies/report.py
+python studies/report.py --arms quick --results_dir quick --print
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import arm
+import comparison
+import figures
+import paired
+import results
+from arm import Arm
+from comparison import Line, Rows
+from condition import REFERENCES
+from paired import Estimate
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, IMAGES = DOCS / "study.md", DOCS / "images"
+WORLDS = ("shapes", "charts")
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=arm.ARMS, default=[name for name in arm.ARMS if name != "quick"])
+    parser.add_argument("--results_dir", type=Path, default=results.RESULTS)
+    parser.add_argument("--print", action="store_true", help="print the tables, write no page and no plots")
+    flags = parser.parse_args()
+    tables = tables_of(flags.arms, flags.results_dir)
+    if flags.print:
+        for name, table in tables.items():
+            print(f"{name}: {arm.load(name).question}\n\n{table}")
+        return 0
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    figures.write_all(flags.results_dir, IMAGES)
+    return 0
+
+
+def tables_of(arms: Sequence[str], results_dir: Path) -> dict[str, str]:
+    """By arm, Markdown: for each world the conditions, and what else the arm asks."""
+    runs = comparison.rows_by_key(results.runs(results_dir).read())
+    measurements = comparison.rows_by_key(results.measurements(results_dir).read())
+    found = {}
+    for name in arms:
+        chosen, parts = arm.load(name), []
+        for world in WORLDS:
+            lines = list(comparison.lines(chosen, world, runs))
+            if not any(line.score for line in lines):
+                parts.append(f"*World of {world}: not run.*\n")
+                continue
+            table = _swap_table(chosen, world, runs, measurements) if name == "swap" else _table(chosen, lines)
+            parts.append(f"World of {world}:\n\n{table}")
+            extra = {"reference": _deltas_table, "contrast": _deltas_table, "precision": _flips_table}.get(name)
+            if extra:
+                parts.append(extra(chosen, world, measurements))
+            if name == "staleness":
+                parts.append(_drift_table(chosen, world, runs))
+        found[name] = "\n".join(parts)
+    return found
+
+
+def written(page: str, tables: dict[str, str]) -> str:
+    """The page with these tables between their markers."""
+    return _BLOCK.sub(lambda block: block[1] + tables.get(block[2], block[0]) + block[3], page)
+
+
+def _table(chosen: Arm, lines: Sequence[Line]) -> str:
+    text = chosen.score == "text_nll"
+    header = ["", "", "seeds", chosen.score.replace("_", " "), "difference", "nll is lower by"]
+    header += [f"of {chosen.gain_of}'s gain"] if chosen.gain_of else []
+    rows, group = [], None
+    for line in lines:
+        row = [line.group if line.group != group else "", line.label]
+        group = line.group
+        if line.score is None:
+            rows.append([*row, "not run", *[""] * (len(header) - 3)])
+            continue
+        row += [str(line.score.count), f"{line.score.value:.3f}"]
+        if text and line.gain is not None:
+            base = line.score.value - line.gain.value
+            relative = Estimate(value=line.gain.value / base, low=line.gain.low / base, high=line.gain.high / base,
+                                count=line.gain.count)  # fmt: skip
+            row += [percent(relative, 2)]
+        else:
+            row += [_marked(line.gain)]
+        row += [_marked(line.nll_gain)]
+        row += [percent(line.share)] if chosen.gain_of else []
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def _deltas_table(chosen: Arm, world: str, measurements: Rows) -> str:
+    frame = comparison.measured(chosen, world, measurements)
+    if frame.empty:
+        return "*Deltas by themselves: not run.*\n"
+    by = "contrast" if frame["contrast"].nunique() > 1 else "reference"
+    columns = {"mean_correlated": "correlated", "mean_irrelevant": "irrelevant", "mean_contradictory": "contradictory",
+               "auc_irrelevant": "AUC, irrelevant", "auc_contradictory": "AUC, contradictory",
+               "swap_auc": "swap control", "reference_accuracy": "its own accuracy"}  # fmt: skip
+    means = frame.groupby(by, sort=False)[list(columns)].mean()
+    return markdown(
+        [f"{by}: mean deltas of words", *columns.values()],
+        [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(means.index, means.to_numpy(), strict=True)],
+    )
+
+
+def _flips_table(chosen: Arm, world: str, measurements: Rows) -> str:
+    frame = comparison.measured(chosen, world, measurements)
+    if frame.empty:
+        return "*Clamp flips: not run.*\n"
+    flips = paired.mean(frame["clamp_flips"].tolist())
+    return f"Clamped deltas that differ by more than 0.05: {percent(flips, 1)} of the words' tokens.\n"
+
+
+def _drift_table(chosen: Arm, world: str, runs: Rows) -> str:
+    rows = []
+    for label, logs in figures.drift_logs(chosen, world, runs).items():
+        steps = sorted({step for log in logs for step, _, _ in log})
+        cells = [[{step: value for step, value, _ in log}[at] for log in logs] for at in steps]
+        rows.append([label, *(f"{sum(values) / len(values):.2f}" for values in cells)])
+    if not rows:
+        return "*Drift: not run.*\n"
+    return markdown(["rank correlation with the cache after step", *map(str, steps)], rows)
+
+
+def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
+    """The test beside the gain, and their rank correlation over references, a value for each seed."""
+    frame = comparison.measured(chosen, world, measurements)
+    if frame.empty:
+        return "*not run*\n"
+    conditions = next(iter(chosen.groups.values()))
+    uniform = comparison.scores(runs, world, conditions["uniform"], "accuracy")
+    gains = {
+        name: comparison.differences(comparison.scores(runs, world, conditions[name], "accuracy"), uniform)
+        for name in REFERENCES
+    }
+    swaps = {name: dict(zip(part["seed"], part["swap_auc"], strict=True)) for name, part in frame.groupby("reference")}
+    rows = [
+        [name, f"{sum(swaps[name].values()) / len(swaps[name]):.3f}", _marked(paired.mean(list(gains[name].values())))]
+        for name in REFERENCES
+        if swaps.get(name) and gains[name]
+    ]
+    shared = [
+        seed for seed in uniform
+        if all(seed in gains[name] and seed in swaps.get(name, {}) for name in REFERENCES)
+    ]  # fmt: skip
+    found = [
+        paired.rank_correlation([swaps[name][seed] for name in REFERENCES], [gains[name][seed] for name in REFERENCES])
+        for seed in shared
+    ]
+    text = markdown(["reference", "swap control", "gain over uniform"], rows)
+    usable = [value for value in found if not math.isnan(value)]
+    if usable:
+        text += (
+            f"\nRank correlation over the {len(REFERENCES)} references, mean over seeds: {_told(paired.mean(usable))}\n"
+        )
+    return text
+
+
+def _marked(estimate: Estimate | None) -> str:
+    """Bold where the interval excludes zero."""
+    if estimate is None:
+        return ""
+    return f"**{_told(estimate)}**" if estimate.excludes_zero else _told(estimate)
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+
+
+def percent(estimate: Estimate | None, digits: int = 0) -> str:
+    if estimate is None or math.isnan(estimate.value):
+        return ""
+    if math.isinf(estimate.low):
+        return f"{estimate.value:.{digits}%} (no bound)"
+    return f"{estimate.value:.{digits}%} ({estimate.low:.{digits}%} to {estimate.high:.{digits}%})"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What one process does: all that is missing of one world and seed, result by result."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from condition import Measurement, Run
+
+Scored = tuple[Run | Measurement, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """Work of one world and seed, in the order in which it is to be done."""
+
+    world: str
+    seed: int
+    todo: tuple[Run | Measurement, ...]
+    scratch: Path
+    ray_address: str = ""
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    import datasets
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    yield
+
+
+def work(unit: Unit, keep_encodings: bool = True) -> Iterator[Scored]:
+    """Does one item after the other, and yields each with its scores."""
+    from encodings_kept import kept_encodings
+    from workshop import Workshop
+
+    shop = Workshop(unit.world, unit.seed, unit.scratch, unit.ray_address)
+    with quiet_libraries(), kept_encodings() if keep_encodings else nullcontext():
+        for item in unit.todo:
+            yield item, _scores_of_run(shop, item) if isinstance(item, Run) else _scores_of_measurement(shop, item)
+
+
+def _scores_of_run(shop: Any, run: Run) -> dict[str, Any]:
+    import scoring
+
+    if run.weights == "cached":
+        shop.measured(run.measurement)  # not part of the training's time
+    began = time.process_time()
+    student = shop.student(run)
+    scores: dict[str, Any] = {"cpu_seconds": time.process_time() - began}
+    scores |= scoring.score_student(shop, run)
+    if run.drift:
+        scores["drift_log"] = scoring.drift_of(student)
+    shutil.rmtree(student)  # what others start from has another name
+    return scores
+
+
+def _scores_of_measurement(shop: Any, asked: Measurement) -> dict[str, Any]:
+    import scoring
+
+    measured, models = shop.measured(asked), shop.references(asked)
+    tokens = scoring.deltas_of(measured, shop.start())
+    scores: dict[str, Any] = dict(scoring.judge_deltas(tokens))
+    scores["seconds"] = shop.measuring_seconds(asked)
+    scores["swap_auc"] = shop.swap_control(asked)
+    accuracies = [scoring.score_model(shop, model)["accuracy"] for model in models]
+    scores["reference_accuracy"] = sum(accuracies) / len(accuracies)
+    if asked.dtype != "float32":
+        exact = scoring.deltas_of(shop.measured(replace(asked, dtype="float32")), shop.start())
+        scores["clamp_flips"] = scoring.clamp_flips(exact, tokens)
+    return scores
+
+
+def work_in_process(unit: Unit, queue: Any) -> None:
+    """Results go to the queue as they come, and so does a failure, as its traceback."""
+    try:
+        for scored in work(unit):
+            queue.put(scored)
+    except KeyboardInterrupt:
+        pass
+    except Exception:
+        queue.put(traceback.format_exc())

@@ -24,8 +24,8 @@ class Arm:
     """Fields of Measurement: deltas that are judged by themselves."""
     gain_of: str = ""
     """The condition whose gain over the first is the whole that others recover a share of."""
-    score: str = "accuracy"
-    """What is compared: `accuracy`, or `text_nll`."""
+    with_text: bool = False
+    """Whether samples without a picture are asked about too."""
     seeds: int = field(default=8)
 
     def runs(self, world: str, seed: int) -> list[Run]:

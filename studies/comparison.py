@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,25 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One condition of one group."""
+    """One condition of one group. A gain is the paired difference to the group's first condition, in the better sense.
+
+    None: not run, or the first condition itself.
+    """
 
     group: str
     label: str
-    score: Estimate | None
-    """None: not run."""
+    nll: Estimate | None
+    """Of words that are true of clean pictures."""
     gain: Estimate | None
-    """Paired difference to the group's first condition; None for that one itself."""
-    nll_gain: Estimate | None
-    """How much lower the nll of the true words is, likewise."""
+    """How much lower it is."""
     share: Estimate | None
     """Of the gain of the arm's `gain_of`."""
+    accuracy: Estimate | None
+    accuracy_gain: Estimate | None
+    text_nll: Estimate | None
+    """Of the answers of samples without a picture; NaN where the data has none."""
+    text_change: Estimate | None
+    """How much higher it is, as a share of the first condition's mean."""
 
 
 def rows_by_key(frame: pd.DataFrame) -> Rows:
@@ -55,23 +62,32 @@ def differences(one: Mapping[int, float], other: Mapping[int, float]) -> dict[in
 def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
     for group, conditions in arm.groups.items():
         first = next(iter(conditions))
-        found = {label: scores(rows, world, fields, arm.score) for label, fields in conditions.items()}
-        nll = {label: scores(rows, world, fields, "nll") for label, fields in conditions.items()}
-        whole = differences(found[arm.gain_of], found[first]) if arm.gain_of in found else {}
+        nll, accuracy, text = (
+            {label: scores(rows, world, fields, name) for label, fields in conditions.items()}
+            for name in ("nll", "accuracy", "text_nll")
+        )
+        whole = differences(nll[first], nll[arm.gain_of]) if arm.gain_of in nll else {}
         for label in conditions:
-            gain = differences(found[label], found[first])
-            own = [seed for seed in gain if seed in whole]
-            compared = label != first and bool(gain)
+            gain = differences(nll[first], nll[label]) if label != first else {}
+            own = [seed for seed in gain if seed in whole and label != arm.gain_of]
+            change = differences(text[label], text[first]) if label != first else {}
+            base = sum(text[first].values()) / max(len(text[first]), 1)
             yield Line(
                 group=group,
                 label=label,
-                score=paired.mean(list(found[label].values())) if found[label] else None,
-                gain=paired.mean(list(gain.values())) if compared else None,
-                nll_gain=paired.mean([-d for d in differences(nll[label], nll[first]).values()]) if compared else None,
-                share=paired.share([gain[seed] for seed in own], [whole[seed] for seed in own])
-                if compared and own and label != arm.gain_of
-                else None,
+                nll=_mean(nll[label].values()),
+                gain=_mean(gain.values()),
+                share=paired.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if own else None,
+                accuracy=_mean(accuracy[label].values()),
+                accuracy_gain=_mean(differences(accuracy[label], accuracy[first]).values()) if gain else None,
+                text_nll=_mean(text[label].values()),
+                text_change=_mean(value / base for value in change.values()),
             )
+
+
+def _mean(values: Iterable[float]) -> Estimate | None:
+    found = list(values)
+    return paired.mean(found) if found else None
 
 
 def measured(arm: Arm, world: str, rows: Rows, seeds: int = 64) -> pd.DataFrame:

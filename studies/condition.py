@@ -32,15 +32,15 @@ class Sizes:
     """How much is trained on how much; a change makes other runs."""
 
     rows: int = 1280
-    steps: int = 160
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    steps: int = 120
+    batch_size: int = 32
+    learning_rate: float = 1.5e-3
     adam_beta2: float = 0.98
     parent_texts: int = 2400
-    parent_steps: int = 300
+    parent_steps: int = 150
     pretraining_rows: int = 1600
-    pretraining_steps: int = 250
-    reference_steps: int = 300
+    pretraining_steps: int = 150
+    reference_steps: int = 200
     """Of the larger model and of the oracle, beyond pretraining."""
     reference_rows: int = 1600
     """That they are trained on."""

@@ -46,7 +46,7 @@ def drift_logs(chosen: Arm, world: str, runs: Rows) -> dict[str, list[DriftLog]]
 def noise(runs: Rows) -> Figure:
     """Gain over uniform by share of exchanged pictures."""
     chosen = arm.load("noise")
-    figure, panels = _panels("share of exchanged pictures", "accuracy: gain over uniform")
+    figure, panels = _panels("share of exchanged pictures", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = list(comparison.lines(chosen, world, runs))
         labels = [label for label in next(iter(chosen.groups.values())) if label != "uniform"]
@@ -64,7 +64,7 @@ def noise(runs: Rows) -> Figure:
 def gains(runs: Rows) -> Figure:
     """Gain of every reference at the main noise."""
     chosen = arm.load("reference")
-    figure, panels = _panels("", "accuracy: gain over uniform")
+    figure, panels = _panels("", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = [line for line in comparison.lines(chosen, world, runs) if line.gain and line.gain.count > 1]
         for line in lines:
@@ -92,12 +92,12 @@ def swap(runs: Rows, measurements: Rows) -> Figure:
     """The cheap test beside the gain, a point for each reference and seed."""
     chosen = arm.load("swap")
     conditions = next(iter(chosen.groups.values()))
-    figure, panels = _panels("swap control (AUC)", "accuracy: gain over uniform")
+    figure, panels = _panels("swap control (AUC)", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         frame = comparison.measured(chosen, world, measurements)
-        uniform = comparison.scores(runs, world, conditions["uniform"], "accuracy")
+        uniform = comparison.scores(runs, world, conditions["uniform"], "nll")
         for label, part in [] if frame.empty else frame.groupby("reference", sort=False):
-            gain = comparison.differences(comparison.scores(runs, world, conditions[str(label)], "accuracy"), uniform)
+            gain = comparison.differences(uniform, comparison.scores(runs, world, conditions[str(label)], "nll"))
             seeds = [(seed, auc) for seed, auc in zip(part["seed"], part["swap_auc"], strict=True) if seed in gain]
             panel.scatter([auc for _, auc in seeds], [gain[seed] for seed, _ in seeds], label=label,
                           color=_COLOURS[str(label)], s=14)  # fmt: skip

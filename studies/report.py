@@ -54,7 +54,7 @@ def tables_of(arms: Sequence[str], results_dir: Path) -> dict[str, str]:
         chosen, parts = arm.load(name), []
         for world in WORLDS:
             lines = list(comparison.lines(chosen, world, runs))
-            if not any(line.score for line in lines):
+            if not any(line.nll for line in lines):
                 parts.append(f"*World of {world}: not run.*\n")
                 continue
             table = _swap_table(chosen, world, runs, measurements) if name == "swap" else _table(chosen, lines)
@@ -74,26 +74,20 @@ def written(page: str, tables: dict[str, str]) -> str:
 
 
 def _table(chosen: Arm, lines: Sequence[Line]) -> str:
-    text = chosen.score == "text_nll"
-    header = ["", "", "seeds", chosen.score.replace("_", " "), "difference", "nll is lower by"]
-    header += [f"of {chosen.gain_of}'s gain"] if chosen.gain_of else []
+    header = ["", "", "seeds", "nll", "lower by", *([f"of {chosen.gain_of}'s gain"] if chosen.gain_of else []),
+              "accuracy", "higher by", *(["text-only nll", "changed by"] if chosen.with_text else [])]  # fmt: skip
     rows, group = [], None
     for line in lines:
         row = [line.group if line.group != group else "", line.label]
         group = line.group
-        if line.score is None:
+        if line.nll is None or line.accuracy is None:
             rows.append([*row, "not run", *[""] * (len(header) - 3)])
             continue
-        row += [str(line.score.count), f"{line.score.value:.3f}"]
-        if text and line.gain is not None:
-            base = line.score.value - line.gain.value
-            relative = Estimate(value=line.gain.value / base, low=line.gain.low / base, high=line.gain.high / base,
-                                count=line.gain.count)  # fmt: skip
-            row += [percent(relative, 2)]
-        else:
-            row += [_marked(line.gain)]
-        row += [_marked(line.nll_gain)]
+        row += [str(line.nll.count), f"{line.nll.value:.3f}", _marked(line.gain)]
         row += [percent(line.share)] if chosen.gain_of else []
+        row += [f"{line.accuracy.value:.3f}", _marked(line.accuracy_gain)]
+        if chosen.with_text and line.text_nll is not None:
+            row += [f"{line.text_nll.value:.3f}", percent(line.text_change, 2)]
         rows.append(row)
     return markdown(header, rows)
 
@@ -138,9 +132,9 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
     if frame.empty:
         return "*not run*\n"
     conditions = next(iter(chosen.groups.values()))
-    uniform = comparison.scores(runs, world, conditions["uniform"], "accuracy")
+    uniform = comparison.scores(runs, world, conditions["uniform"], "nll")
     gains = {
-        name: comparison.differences(comparison.scores(runs, world, conditions[name], "accuracy"), uniform)
+        name: comparison.differences(uniform, comparison.scores(runs, world, conditions[name], "nll"))
         for name in REFERENCES
     }
     swaps = {name: dict(zip(part["seed"], part["swap_auc"], strict=True)) for name, part in frame.groupby("reference")}
@@ -157,7 +151,7 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
         paired.rank_correlation([swaps[name][seed] for name in REFERENCES], [gains[name][seed] for name in REFERENCES])
         for seed in shared
     ]
-    text = markdown(["reference", "swap control", "gain over uniform"], rows)
+    text = markdown(["reference", "swap control", "nll is lower by"], rows)
     usable = [value for value in found if not math.isnan(value)]
     if usable:
         text += (

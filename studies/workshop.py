@@ -120,7 +120,7 @@ class Workshop:
                 "cal-train", "--model_name_or_path", start, "--output_dir", path, "--trainable", "all",
                 "--max_steps", steps, "--per_device_train_batch_size", SIZES.batch_size,
                 "--learning_rate", SIZES.learning_rate, "--adam_beta2", SIZES.adam_beta2,
-                "--warmup_steps", 0.1, "--lr_scheduler_type", "cosine", "--logging_steps", 50,
+                "--warmup_steps", 0.1, "--lr_scheduler_type", "constant_with_warmup", "--logging_steps", 50,
                 "--seed", self.seed if seed is None else seed, "--use_cpu", "true", "--disable_tqdm", "true",
                 "--cache_dir", self.folder / "arrow",
                 *(() if "--save_strategy" in flags else ("--save_strategy", "no")), *flags, log=self.log,

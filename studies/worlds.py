@@ -29,7 +29,6 @@ class World:
     render: Callable[[Any, np.random.Generator], Image.Image]
 
 
-TEXT_QUESTION = "Make up a caption."
 WORLDS = {
     "shapes": World(
         patterns=world.PATTERNS,
@@ -86,14 +85,15 @@ def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[
 
 
 def texts(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]]]:
-    """Conversations without a picture: captions of scenes that nobody drew."""
+    """Conversations without a picture: the questions and captions of scenes that nobody drew."""
     chosen = WORLDS[name]
     rng = np.random.default_rng([seed, 1])
     found = []
     for _ in range(num_samples):
         scene = chosen.draw_scene(rng)
         caption, _ = world.tell(world.draw_sentence(rng, chosen.patterns, chosen.fillers), told=scene, shown=scene)
-        found.append([{"role": "user", "content": TEXT_QUESTION}, {"role": "assistant", "content": caption}])
+        question = world.pick(rng, chosen.questions)
+        found.append([{"role": "user", "content": question}, {"role": "assistant", "content": caption}])
     return found
 
 

@@ -16,12 +16,12 @@ import report
 import results
 import run
 import worlds
-from arms.noise import ARM as NOISE
+from arms.noise import FEW
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
 from unit import Unit, work
 
-SAME_MACHINE = 0.03
-"""In accuracy: other processors round differently, and two hundred steps amplify it."""
+TOLERANCE = 0.03
+"""In nats, of about 1.2: other processors round differently, and two hundred steps amplify it."""
 
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
@@ -82,7 +82,7 @@ def test_a_condition_is_keyed_by_what_it_is() -> None:
 def test_arms_share_their_runs(tmp_path: Path) -> None:
     (unit,) = run.missing(["noise", "reference", "swap"], ["shapes"], 1, set(), tmp_path)
     runs = [item for item in unit.todo if isinstance(item, Run)]
-    assert len(runs) == sum(len(conditions) for conditions in NOISE.groups.values()) == 4 * (2 + len(REFERENCES))
+    assert len(runs) == 3 * (2 + len(FEW)) + 2 + len(REFERENCES)
     assert len(unit.todo) == len(runs) + len(REFERENCES)
     assert not run.missing(["reference"], ["shapes"], 1, {item.key for item in unit.todo}, tmp_path)
 
@@ -110,16 +110,17 @@ def test_a_killed_study_leaves_whole_rows(tmp_path: Path) -> None:
 
 def test_conditions_are_compared_over_the_seeds_that_have_both() -> None:
     uniform, online = ({"noise": MAIN_NOISE, "weights": weights} for weights in ("uniform", "online"))
-    values = {"uniform": [0.5, 0.6, 0.7], "online": [0.6, 0.8]}
+    values = {"uniform": [1.5, 1.6, 1.7], "online": [1.4, 1.3]}
     rows = {
-        Run(world="shapes", seed=seed, **fields).key: {"accuracy": value, "nll": 1.0}
+        Run(world="shapes", seed=seed, **fields).key: {"nll": value, "accuracy": 0.5, "text_nll": math.nan}
         for name, fields in (("uniform", uniform), ("online", online))
         for seed, value in enumerate(values[name])
     }
     small = arm.Arm(question="?", groups={"g": {"uniform": uniform, "online": online}}, gain_of="online")
     first, second = comparison.lines(small, "shapes", rows)
-    assert (first.score, first.gain) == (paired.mean([0.5, 0.6, 0.7]), None)
-    assert second.gain == paired.mean([0.6 - 0.5, 0.8 - 0.6])
+    assert (first.nll, first.gain) == (paired.mean([1.5, 1.6, 1.7]), None)
+    assert second.gain == paired.mean([1.5 - 1.4, 1.6 - 1.3])
+    assert second.accuracy_gain == paired.mean([0.0, 0.0])
 
 
 def test_the_page_shows_the_committed_results() -> None:
@@ -131,21 +132,20 @@ def test_the_page_shows_the_committed_results() -> None:
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("world", worlds.WORLDS)
-def test_committed_runs_come_from_their_seeds(world: str, tmp_path: Path) -> None:
+def test_committed_runs_come_from_their_seeds(tmp_path: Path) -> None:
     committed = comparison.rows_by_key(results.runs().read())
     todo = tuple(
-        Run(world=world, seed=0, noise=MAIN_NOISE, weights=weights)  # type: ignore[arg-type]
+        Run(world="shapes", seed=0, noise=MAIN_NOISE, weights=weights)  # type: ignore[arg-type]
         for weights in ("uniform", "online")
     )
     threads = torch.get_num_threads()
     try:
         # The record was made with kept encodings; they change nothing.
-        found = list(work(Unit(world=world, seed=0, todo=todo, scratch=tmp_path), keep_encodings=False))
+        found = list(work(Unit(world="shapes", seed=0, todo=todo, scratch=tmp_path), keep_encodings=False))
     finally:
         torch.set_num_threads(threads)
     for item, scores in found:
-        assert scores["accuracy"] == pytest.approx(committed[item.key]["accuracy"], abs=SAME_MACHINE), item
+        assert scores["nll"] == pytest.approx(committed[item.key]["nll"], abs=TOLERANCE), item
 
 
 def test_a_measurement_belongs_to_its_run() -> None:

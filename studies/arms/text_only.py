@@ -14,5 +14,5 @@ ARM = Arm(
         }
         for group in ("modality_length", "none")
     },
-    score="text_nll",
+    with_text=True,
 )

@@ -60,14 +60,14 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/inspect_frames.py
 	$(BENCH)/many_shards.py
 
-ARMS ?= noise reference swap staleness stages bounds contrast text_only precision
+ARMS ?= reference swap noise scale staleness stages bounds contrast text_only precision
 
 study: $(STAMP)  ## what weights and references gain, on two generated worlds; goes on where it was (docs/study.md)
 	for arm in $(ARMS); do $(BIN)/python studies/run.py $$arm || exit 1; done
 	$(BIN)/python studies/report.py
 
 study-quick: $(STAMP)  ## a look at the study in 5 minutes: few seeds of one noise, into study-quick/
-	$(BIN)/python studies/run.py quick --results_dir study-quick/results --scratch_dir study-quick/scratch
+	$(BIN)/python studies/run.py quick --world shapes --results_dir study-quick/results --scratch_dir study-quick/scratch
 	$(BIN)/python studies/report.py --arms quick --results_dir study-quick/results --print
 
 check: $(STAMP)  ## format, lint, types, import floors

@@ -9,7 +9,19 @@ from typing import Any
 
 from condition import Measurement, Run
 
-ARMS = ("noise", "reference", "staleness", "stages", "bounds", "contrast", "text_only", "precision", "swap", "quick")
+ARMS = (
+    "noise",
+    "reference",
+    "scale",
+    "staleness",
+    "stages",
+    "bounds",
+    "contrast",
+    "text_only",
+    "precision",
+    "swap",
+    "quick",
+)
 Conditions = Mapping[str, Mapping[str, Any]]
 
 

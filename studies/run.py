@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,14 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 # Its Ray lets in only who has its token; nothing is fetched from the hub.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"RAY_worker_niceness": "0"}  # else whatever else runs on the machine starves the measurements
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "shapes"))  # its processes inherit it
 
 import arm
 import results
 from condition import Measurement, Run, WorldName
+from results import Table
 from unit import Unit, work_in_process
 
 WORLDS: tuple[WorldName, ...] = ("shapes", "charts")
@@ -55,19 +58,30 @@ def main() -> int:
     print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
     if flags.dry_run or not total:
         return 0
-    began, failed = time.monotonic(), 0
-    with alone(flags.scratch_dir), small_ray(units) as address:
-        units = [dataclasses.replace(unit, ray_address=address) for unit in units]
-        for number, found in enumerate(in_processes(units, flags.processes), start=1):
-            if isinstance(found, str):
-                print(found, file=sys.stderr, flush=True)
-                failed += 1
-                continue
-            item, scores = found
-            (runs if isinstance(item, Run) else measurements).add(item, scores)
-            told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float))
-            print(f"[{time.monotonic() - began:5.0f} s, {number}/{total}] {describe(item)}: {told}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes and Ray end with it
+    try:
+        with alone(flags.scratch_dir), small_ray(units, flags.processes) as address:
+            units = [dataclasses.replace(unit, ray_address=address) for unit in units]
+            failed = record(in_processes(units, flags.processes), total, runs, measurements)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 1 if failed else 0
+
+
+def record(found: Iterator[object], total: int, runs: Table, measurements: Table) -> int:
+    """Appends every result to its table as it comes; returns how many units failed."""
+    began, failed = time.monotonic(), 0
+    for number, one in enumerate(found, start=1):
+        if isinstance(one, str):
+            print(one, file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        item, scores = one  # type: ignore[misc]
+        (runs if isinstance(item, Run) else measurements).add(item, scores)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float))
+        print(f"[{time.monotonic() - began:5.0f} s, {number}/{total}] {describe(item)}: {told}", flush=True)
+    return failed
 
 
 def missing(
@@ -113,7 +127,7 @@ def alone(scratch: Path) -> Iterator[None]:
 
 
 @contextmanager
-def small_ray(units: Sequence[Unit]) -> Iterator[str]:
+def small_ray(units: Sequence[Unit], num_workers: int) -> Iterator[str]:
     """Address of a Ray on the loopback, where something is to be measured: starting one takes as long as measuring."""
     if not any(isinstance(item, Measurement) or item.weights == "cached" for unit in units for item in unit.todo):
         yield ""
@@ -124,7 +138,7 @@ def small_ray(units: Sequence[Unit]) -> Iterator[str]:
 
     with session_dir() as temporary:
         context = ray.init(
-            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temporary,
+            address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False, _temp_dir=temporary,
             _node_ip_address="127.0.0.1", object_store_memory=200 * 2**20,
         )  # fmt: skip
         try:

@@ -61,7 +61,8 @@ def _scores_of_run(shop: Any, run: Run) -> dict[str, Any]:
     scores |= scoring.score_student(shop, run)
     if run.drift:
         scores["drift_log"] = scoring.drift_of(student)
-    shutil.rmtree(student)  # what others start from has another name
+    if student.name.startswith("student-"):  # the others are needed again
+        shutil.rmtree(student)
     return scores
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 import parents
 import reference as tiny
 import worlds
-from cal_schemas.annotated import annotated_files, parquet_writer, read_shard_metadata
-from cal_schemas.spec import digest_json
 from commands import call, exclusively, made
 from condition import PRETRAINING_NOISE, SIZES, Measurement, Run, Weights
+from joining import join_measurements
 
 STUDENT = tiny.Size(vision_width=64, text_width=64, num_layers=2, patch_px=28)
 LARGER = tiny.Size(vision_width=96, text_width=128, num_layers=2, patch_px=28)
@@ -93,6 +89,8 @@ class Workshop:
     def student(self, run: Run) -> Path:
         """The trained model of a run."""
         target = self.folder / f"student-{run.key}"
+        if run == Run(world=run.world, seed=run.seed, noise=run.noise, weights="uniform"):
+            return self._watched(self.data("train", run.noise))
         if target.exists():
             return target
         start, steps = self.base(run.pretraining), SIZES.steps
@@ -147,7 +145,7 @@ class Workshop:
         return (target,)
 
     def _watched(self, data: Path) -> Path:
-        """A uniform training that leaves checkpoints."""
+        """A uniform training that leaves checkpoints; references come of it, and it is the uniform run itself."""
         target = self.folder / f"watched-{data.name}"
         if not target.exists():
             saving = ("--save_strategy", "steps", "--save_steps", SIZES.steps // 20, "--save_only_model", "true")
@@ -202,7 +200,11 @@ class Workshop:
     def swap_control(self, asked: Measurement, rows: int = 256) -> float:
         """AUC of `cal-inspect audit --swap`; of a cross-fit the mean over its two parts."""
         whole, models = self.measured(asked), self.references(asked)
-        parts = [whole] if len(models) == 1 else sorted(self.folder.glob(f"{whole.name}-*"))
+        parts = (
+            [whole]
+            if len(models) == 1
+            else sorted(path for path in self.folder.glob(f"{whole.name}-*") if path.is_dir())
+        )
         found = []
         for part, model in zip(parts, models, strict=True):
             figures = self.folder / f"audit-{part.name}.json"
@@ -235,22 +237,3 @@ def _flags(run: Run) -> list[object]:
     if run.drift:
         flags += ["--drift_every", SIZES.steps // 4]
     return flags
-
-
-def join_measurements(parts: Sequence[Path], directory: Path) -> None:
-    """One measurement of several, row for row: its spec names all their weights.
-
-    `cal-train` refuses to mix references, rightly: here it is what cross-fitting means.
-    """
-    files = [file for part in parts for file in annotated_files(part)]
-    metadata = [read_shard_metadata(file) for file in files]
-    spec = replace(
-        metadata[0].spec,
-        model_id="crossfit of " + " and ".join(sorted({item.spec.model_id for item in metadata})),
-        weights_digest=digest_json([item.spec.weights_digest for item in metadata]),
-    )
-    for file, item in zip(files, metadata, strict=True):
-        table = pq.read_table(file)
-        stored = replace(item, spec=spec).to_parquet()
-        with parquet_writer(directory / file.name, table.schema.with_metadata(stored)) as writer:
-            writer.write_table(table.replace_schema_metadata(stored))

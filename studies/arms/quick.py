@@ -3,15 +3,15 @@
 from arm import Arm
 
 ARM = Arm(
-    question="Three seeds of one noise: a look, not a result.",
+    question="Four seeds of one noise in one world: a look, not a result; make study is the study.",
     groups={
         "p = 0.3": {
             "uniform": {"noise": 0.3, "weights": "uniform"},
             "online": {"noise": 0.3, "weights": "online"},
             "initial": {"noise": 0.3, "weights": "cached", "reference": "initial"},
-            "oracle": {"noise": 0.3, "weights": "cached", "reference": "oracle"},
+            "final": {"noise": 0.3, "weights": "cached", "reference": "final"},
         }
     },
     gain_of="online",
-    seeds=3,
+    seeds=4,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,14 @@ class Arm:
     """Whether samples without a picture are asked about too."""
     seeds: int = field(default=8)
 
-    def runs(self, world: str, seed: int) -> list[Run]:
-        """Of one pair of world and seed."""
-        told = (fields for conditions in self.groups.values() for fields in conditions.values())
+    def runs(self, world: str, seed: int, only: Collection[str] | None = None) -> list[Run]:
+        """Of one pair of world and seed; of the conditions with these labels."""
+        told = (
+            fields
+            for conditions in self.groups.values()
+            for label, fields in conditions.items()
+            if only is None or label in only
+        )
         return [Run(world=world, seed=seed, **fields) for fields in told]  # type: ignore[arg-type]
 
     def measured(self, world: str, seed: int) -> list[Measurement]:

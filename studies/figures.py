@@ -50,6 +50,8 @@ def noise(runs: Rows) -> Figure:
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = list(comparison.lines(chosen, world, runs))
         labels = [label for label in next(iter(chosen.groups.values())) if label != "uniform"]
+        if len({line.group for line in lines if line.gain}) < 2:
+            labels = []  # one noise is no curve
         for place, label in enumerate(labels):
             points = [(float(line.group.split()[-1]), line.gain) for line in lines if line.label == label and line.gain]
             if points:
@@ -125,6 +127,8 @@ def _panels(x: str, y: str) -> tuple[Figure, list[Any]]:
 def _finish(panel: Any) -> None:
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=7, ncols=2)
+    else:
+        panel.text(0.5, 0.5, "not run", ha="center", transform=panel.transAxes)
     panel.grid(alpha=0.25)
 
 

@@ -77,8 +77,13 @@ def _table(chosen: Arm, lines: Sequence[Line]) -> str:
     header = ["", "", "seeds", "nll", "lower by", *([f"of {chosen.gain_of}'s gain"] if chosen.gain_of else []),
               "accuracy", "higher by", *(["text-only nll", "changed by"] if chosen.with_text else [])]  # fmt: skip
     rows, group = [], None
+    begun = {line.group for line in lines if line.nll}
     for line in lines:
         row = [line.group if line.group != group else "", line.label]
+        if line.group not in begun:
+            rows += [[line.group, "*not run*", *[""] * (len(header) - 2)]] if line.group != group else []
+            group = line.group
+            continue
         group = line.group
         if line.nll is None or line.accuracy is None:
             rows.append([*row, "not run", *[""] * (len(header) - 3)])
@@ -139,7 +144,12 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
     }
     swaps = {name: dict(zip(part["seed"], part["swap_auc"], strict=True)) for name, part in frame.groupby("reference")}
     rows = [
-        [name, f"{sum(swaps[name].values()) / len(swaps[name]):.3f}", _marked(paired.mean(list(gains[name].values())))]
+        [
+            name,
+            str(len(swaps[name])),
+            f"{sum(swaps[name].values()) / len(swaps[name]):.3f}",
+            _marked(paired.mean(list(gains[name].values()))),
+        ]
         for name in REFERENCES
         if swaps.get(name) and gains[name]
     ]
@@ -151,12 +161,11 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
         paired.rank_correlation([swaps[name][seed] for name in REFERENCES], [gains[name][seed] for name in REFERENCES])
         for seed in shared
     ]
-    text = markdown(["reference", "swap control", "nll is lower by"], rows)
+    text = markdown(["reference", "seeds", "swap control", "nll is lower by"], rows)
     usable = [value for value in found if not math.isnan(value)]
     if usable:
-        text += (
-            f"\nRank correlation over the {len(REFERENCES)} references, mean over seeds: {_told(paired.mean(usable))}\n"
-        )
+        which = f"the {len(REFERENCES)} references, mean over the {len(usable)} seeds that have them all"
+        text += f"\nRank correlation over {which}: {_told(paired.mean(usable))}.\n"
     return text
 
 

@@ -44,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", choices=arm.ARMS)
     parser.add_argument("--world", choices=WORLDS, action="append", help="default: both")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="of the arms' conditions: those of these labels")
     parser.add_argument("--seeds", type=int, help="paired seeds; default: the arm's own number")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results_dir", type=Path, default=results.RESULTS)
@@ -52,8 +53,9 @@ def main() -> int:
     flags = parser.parse_args()
     runs, measurements = results.runs(flags.results_dir), results.measurements(flags.results_dir)
     units = missing(
-        flags.arms, flags.world or WORLDS, flags.seeds, runs.keys() | measurements.keys(), flags.scratch_dir.resolve()
-    )
+        flags.arms, flags.world or WORLDS, flags.seeds, runs.keys() | measurements.keys(),
+        flags.scratch_dir.resolve(), only=flags.only,
+    )  # fmt: skip
     total = sum(len(unit.todo) for unit in units)
     print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
     if flags.dry_run or not total:
@@ -85,7 +87,13 @@ def record(found: Iterator[object], total: int, runs: Table, measurements: Table
 
 
 def missing(
-    arms: Sequence[str], worlds: Sequence[WorldName], seeds: int | None, done: set[str], scratch: Path
+    arms: Sequence[str],
+    worlds: Sequence[WorldName],
+    seeds: int | None,
+    done: set[str],
+    scratch: Path,
+    *,
+    only: Sequence[str] | None = None,
 ) -> list[Unit]:
     """One unit for each world and seed that lacks something, lower seeds first."""
     units = []
@@ -95,7 +103,8 @@ def missing(
             wanted: list[Run | Measurement] = []
             for one in chosen:
                 if seed < (seeds or one.seeds):
-                    wanted += [*one.runs(world, seed), *one.measured(world, seed)]
+                    wanted += one.runs(world, seed, only)
+                    wanted += [] if only else one.measured(world, seed)
             todo = tuple({item.key: item for item in wanted if item.key not in done}.values())
             if todo:
                 units.append(Unit(world=world, seed=seed, todo=todo, scratch=scratch))

@@ -23,7 +23,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
+    if mounted.returncode:  # Without the permission there is no disk to fill; a directory cannot stand for one.
         pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)

@@ -22,11 +22,12 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-# Before torch is loaded, here and in the processes: one thread each, so that numbers do not depend on the machine's.
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-# Its Ray lets in only who has its token; nothing is fetched from the hub.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "HF_HUB_OFFLINE": "1"}
-os.environ |= {"RAY_worker_niceness": "0"}  # else whatever else runs on the machine starves the measurements
+if __name__ == "__main__":  # and not where it is imported: the environment is the whole process's
+    # Before torch is loaded, in the processes too: one thread each, so that numbers do not depend on the machine's.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    # Its Ray lets in only who has its token; nothing is fetched from the hub.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"RAY_worker_niceness": "0"}  # else whatever else runs on the machine starves the measurements
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "shapes"))  # its processes inherit it
 

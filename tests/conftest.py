@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ from tiny_models import FAMILIES
 # A machine that others share is no failure of a property.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+RAY_AUTH_MODE = os.environ.get("RAY_AUTH_MODE")
+
+
+def pytest_collection_finish() -> None:
+    """No module may change what other tests' Rays are started with by being imported: a head that asks for a token."""
+    if os.environ.get("RAY_AUTH_MODE") != RAY_AUTH_MODE:
+        raise pytest.UsageError("a module set RAY_AUTH_MODE when it was imported; set it where the program begins")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

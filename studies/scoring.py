@@ -67,10 +67,11 @@ def drift_of(student: Path) -> list[tuple[int, float, float]]:
     ]
 
 
-def deltas_of(measured: Path, start: Path) -> pd.DataFrame:
+def deltas_of(measured: Sequence[Path], start: Path) -> pd.DataFrame:
     """One row per token that belongs to a word (`words.token_frame`)."""
     columns = ["label_ids", "delta_logits", "word_kinds", "messages"]
-    frame = pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in sorted(measured.glob("*.parquet"))])
+    files = [file for directory in measured for file in sorted(directory.glob("*.parquet"))]
+    frame = pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in files])
     return words.token_frame(frame.reset_index(drop=True), AutoProcessor.from_pretrained(start).tokenizer)
 
 

@@ -12,7 +12,6 @@ import reference as tiny
 import worlds
 from commands import call, exclusively, made
 from condition import PRETRAINING_NOISE, SIZES, Measurement, Run, Weights
-from joining import join_measurements
 
 STUDENT = tiny.Size(vision_width=64, text_width=64, num_layers=2, patch_px=28)
 LARGER = tiny.Size(vision_width=96, text_width=128, num_layers=2, patch_px=28)
@@ -109,7 +108,8 @@ class Workshop:
 
     def _data_flags(self, run: Run) -> list[object]:
         if run.weights == "cached":
-            return ["--data_path", self.measured(run.measurement)]
+            measured = self.measured(run.measurement)
+            return ["--data_path", *measured, *(("--crossfit", "true") if len(measured) > 1 else ())]
         return ["--source_path", self.data("train", run.noise, run.text_share)]
 
     def _train(self, start: Path, target: Path, steps: int, *flags: object, seed: int | None = None) -> None:
@@ -159,25 +159,19 @@ class Workshop:
             self._train(self.base(), target, SIZES.steps // 2, *_uniform(shard))
         return target
 
-    def measured(self, asked: Measurement) -> Path:
-        """Annotated shards."""
-        target = self.folder / f"measured-{asked.key}"
-        if target.exists():
-            return target
+    def measured(self, asked: Measurement) -> tuple[Path, ...]:
+        """Directories of annotated shards: one for each of the references."""
+        name = f"measured-{asked.key}"
         data, models = self.data("train", asked.noise, asked.text_share), self.references(asked)
         flags = ["--dtype", asked.dtype, *_contrast_flags(asked.contrast)]
         saw = "yes" if asked.reference in ("early", "quarter", "final") else "no"
         flags += ["--reference_saw_data", saw]
         if len(models) == 1:
-            return self.measured_by(models[0], data, target.name, *flags)
-        parts = [
-            self.measured_by(model, shard, f"{target.name}-{shard.stem}", *flags)
+            return (self.measured_by(models[0], data, name, *flags),)
+        return tuple(
+            self.measured_by(model, shard, f"{name}-{shard.stem}", *flags)
             for model, shard in zip(models, sorted(data.iterdir()), strict=True)
-        ]
-        with made(target) as path:
-            path.mkdir()
-            join_measurements(parts, path)
-        return target
+        )
 
     def measured_by(self, model: Path, data: Path, name: str, *flags: object) -> Path:
         """Of one reference."""
@@ -199,12 +193,7 @@ class Workshop:
 
     def swap_control(self, asked: Measurement, rows: int = 256) -> float:
         """AUC of `cal-inspect audit --swap`; of a cross-fit the mean over its two parts."""
-        whole, models = self.measured(asked), self.references(asked)
-        parts = (
-            [whole]
-            if len(models) == 1
-            else sorted(path for path in self.folder.glob(f"{whole.name}-*") if path.is_dir())
-        )
+        parts, models = self.measured(asked), self.references(asked)
         found = []
         for part, model in zip(parts, models, strict=True):
             figures = self.folder / f"audit-{part.name}.json"

@@ -17,11 +17,7 @@ import results
 import run
 import worlds
 from arms.noise import FEW
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated
-from cal_schemas.errors import FormatError
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
-from examples_of import conversation, measurement_spec, shard_metadata
-from joining import join_measurements
 from unit import Unit, work
 
 TOLERANCE = 0.03
@@ -150,28 +146,6 @@ def test_committed_runs_come_from_their_seeds(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     for item, scores in found:
         assert scores["nll"] == pytest.approx(committed[item.key]["nll"], abs=TOLERANCE), item
-
-
-def test_two_halves_of_a_cross_fit_open_as_one_measurement(tmp_path: Path) -> None:
-    schema = annotated_schema(carry="images")
-    for half, delta in enumerate((1.5, 2.5)):
-        metadata = shard_metadata(spec=measurement_spec(weights_digest=f"digest-{half}"))
-        sample = conversation("What?", "Yes.", sample_id=f"s{half}")
-        ids, deltas = np.array([7], np.int32), np.array([delta], np.float32)
-        row = AnnotatedRow(sample=sample, sample_key="key", label_ids=ids, label_positions=ids, delta_logits=deltas)
-        (tmp_path / f"part{half}").mkdir()
-        with ShardWriter(tmp_path / f"part{half}" / f"{half}.parquet", schema, metadata) as writer:
-            writer.write(row)
-    parts = [tmp_path / "part0", tmp_path / "part1"]
-    with pytest.raises(FormatError, match="different measurements"):
-        open_annotated(parts)
-    (tmp_path / "joined").mkdir()
-    join_measurements(parts, tmp_path / "joined")
-    batches = open_annotated(tmp_path / "joined").batches(["sample_id", "delta_logits"])
-    assert [row for batch in batches for row in batch.to_pylist()] == [
-        {"sample_id": "s0", "delta_logits": [1.5]},
-        {"sample_id": "s1", "delta_logits": [2.5]},
-    ]
 
 
 def test_a_measurement_belongs_to_its_run() -> None:

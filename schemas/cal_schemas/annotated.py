@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
 from cal_schemas.locations import Location, open_parquet, read_footer
 from cal_schemas.object_path import ObjectPath
@@ -330,14 +331,14 @@ class AnnotatedDataset:
 
     files: tuple[Location, ...]
     metadata: tuple[ShardMetadata, ...]
-    """One per file, all with the same spec."""
+    """One per file, all with the same spec; of a cross-fit they differ in the reference."""
     schema: pa.Schema
     num_rows: int
 
     @property
     def spec(self) -> MeasurementSpec:
-        """The measurement all shards share."""
-        return self.metadata[0].spec
+        """The measurement all shards share; of a cross-fit it names all references."""
+        return crossfit_spec([item.spec for item in self.metadata])
 
     def batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
         """Rows in file order then row order, never more than one row group in memory."""
@@ -354,11 +355,16 @@ def annotated_files(path: Location) -> list[Location]:
     return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))  # type: ignore[arg-type]
 
 
-def open_annotated(path: Location | Sequence[Location]) -> AnnotatedDataset:
+def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
     """Opens a shard, a directory of shards, or several of them as one, checking every footer.
 
-    Raises FormatError when nothing is there, a file is no annotated shard, or two shards disagree about the
-    measurement; the message names the fields and both values. Differing library versions are logged.
+    Args:
+        path: one or more.
+        crossfit: shards may be of different references, each of other rows; all else must agree.
+
+    Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
+    (the message names the fields and both values), or rows of a cross-fit were measured twice. Differing library
+    versions are logged.
     """
     files: list[Location] = []
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
@@ -369,12 +375,18 @@ def open_annotated(path: Location | Sequence[Location]) -> AnnotatedDataset:
     footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
     for file, other in zip(files[1:], metadata[1:], strict=True):
-        if differing := metadata[0].spec.differences(other.spec):
+        allowed = REFERENCE_FIELDS if crossfit else ()
+        if differing := [item for item in metadata[0].spec.differences(other.spec) if item[0] not in allowed]:
             listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
-            raise FormatError(f"{where} mixes shards of different measurements: {listed}")
+            way_out = ". If each reference measured the part that it was not trained on: cal-train --crossfit true"
+            only_the_reference = all(name in REFERENCE_FIELDS for name, _, _ in differing)
+            raise FormatError(f"{where} mixes shards of different measurements: {listed}"
+                              + (way_out if only_the_reference else ""))  # fmt: skip
         if other.library_versions != metadata[0].library_versions:
             _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
                          dict(other.library_versions))  # fmt: skip
+    if crossfit:
+        refuse_measured_twice(files, metadata)
     schema = footers[0].schema.to_arrow_schema()
     for file, footer in zip(files[1:], footers[1:], strict=True):
         if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):

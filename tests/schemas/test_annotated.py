@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -223,6 +224,32 @@ def test_batches_stream_rows_in_file_order(tmp_path: Path) -> None:
         write(tmp_path / name, *[simple_row(num_tokens=number)] * 3)
     found = [n for batch in open_annotated(tmp_path).batches(["num_tokens"]) for n in batch["num_tokens"].to_pylist()]
     assert found == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_cross_fit_opens_as_one_measurement_that_names_its_references(tmp_path: Path) -> None:
+    for half in ("b", "a"):
+        spec = measurement_spec(model_id=f"model-{half}", weights_digest=half)
+        source = replace(shard_metadata().source, uri=f"{half}.parquet")
+        write(tmp_path / half / "x.parquet", simple_row(), spec=spec, source=source)
+    halves = [tmp_path / "b", tmp_path / "a"]
+    with pytest.raises(FormatError, match=r"different measurements: model_id .* cal-train --crossfit true"):
+        open_annotated(halves)
+    opened = open_annotated(halves, crossfit=True)
+    assert opened.num_rows == 2
+    assert opened.spec.model_id == "cross-fit of model-a and model-b"
+    assert opened.spec == open_annotated(halves[::-1], crossfit=True).spec
+    assert opened.spec.weights_digest not in ("a", "b")
+    assert open_annotated(halves[0], crossfit=True).spec == open_annotated(halves[0]).spec
+
+
+def test_a_cross_fit_of_unequal_measurements_or_of_the_same_rows_is_refused(tmp_path: Path) -> None:
+    for name, fields in {"a": {}, "b": {"dtype": "bfloat16"}, "c": {"weights_digest": "other"}}.items():
+        write(tmp_path / name / "x.parquet", simple_row(), spec=measurement_spec(**fields))
+    with pytest.raises(FormatError, match="different measurements: dtype is 'float32'") as refused:
+        open_annotated([tmp_path / "a", tmp_path / "b"], crossfit=True)
+    assert "--crossfit" not in str(refused.value)
+    with pytest.raises(FormatError, match=r"both measured .* from row 0: in a cross-fit"):
+        open_annotated([tmp_path / "a", tmp_path / "c"], crossfit=True)
 
 
 def test_several_directories_of_one_measurement_open_as_one(tmp_path: Path) -> None:

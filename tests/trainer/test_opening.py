@@ -1,11 +1,13 @@
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.opening import open_examples, train_sampler
 from cal_trainer.sampling import EpochSampler, StepShape
@@ -57,3 +59,25 @@ def test_flags_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         open_examples(**{"data_path": paths[0], "encoder": llava.encoder, **options})
+
+
+def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measured_it(
+    llava: Family, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(llava.model)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(2)  # doubles every logit, and so every delta
+    halves = [str(write_parquet(tmp_path / "halves" / f"{seed}.parquet", 3, seed=seed)) for seed in (0, 10)]
+    whole = annotate(tmp_path / "whole", plan_shards(halves), llava.encoder, llava.model)
+    first = annotate(tmp_path / "first", plan_shards(halves[:1]), llava.encoder, llava.model)
+    second = annotate(tmp_path / "second", plan_shards(halves[1:]), llava.encoder, other, weights_digest="other")
+    for options in ({}, {"streaming": True}, {"source_paths": halves}):
+        with pytest.raises(FormatError, match=r"weights_digest is 'w' in .* cal-train --crossfit true"):
+            open_examples([first, second], llava.encoder, cache_dir=None, **options)
+    one = open_examples(whole, llava.encoder, cache_dir=tmp_path / "cache")
+    wanted = [one[row].deltas * (1 if row < len(one) // 2 else 2) for row in range(len(one))]
+    for options in ({}, {"streaming": True}, {"source_paths": halves}):
+        both = open_examples([first, second], llava.encoder, cache_dir=tmp_path / "cache", crossfit=True, **options)
+        assert len(both) == len(wanted)
+        for row, deltas in enumerate(wanted):
+            assert torch.allclose(both[row].deltas, deltas, atol=1e-5, equal_nan=True), (options, row)

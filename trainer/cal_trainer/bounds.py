@@ -83,7 +83,11 @@ def _deltas_with_picture(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def resolve_bounds(
-    wanted: Mapping[str, float | Quantile], data_path: Sequence[Location], resume: Path | None
+    wanted: Mapping[str, float | Quantile],
+    data_path: Sequence[Location],
+    resume: Path | None,
+    *,
+    crossfit: bool = False,
 ) -> dict[str, float]:
     """Numbers for alpha and beta; logs those that come from the data.
 
@@ -98,7 +102,7 @@ def resolve_bounds(
     if recorded:
         origin = f"recorded in {resume}"
     else:
-        found = quantiles_of(open_annotated(list(data_path)))
+        found = quantiles_of(open_annotated(list(data_path), crossfit=crossfit))
         if not found.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(

@@ -67,6 +67,10 @@ class TrainConfig:
     data_path: list[str] = field(
         default_factory=list, metadata=_help("annotated shards: one or more directories of the same measurement")
     )
+    crossfit: bool = field(
+        default=False,
+        metadata=_help("--data_path is of several references, each of which measured rows that it was not trained on"),
+    )
     source_path: list[str] = field(
         default_factory=list,
         metadata=_help("raw data: joined to the annotated shards by key, or alone"),

@@ -46,6 +46,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         encoder: of the model to be trained.
         image_folder: where image paths start; by default what each shard's metadata names.
         cache_dir: of `datasets`, for the Arrow copy.
+        crossfit: whether shards may be of different references, each of other rows.
         options: how rows are read (`alignment.RowOptions`).
 
     Raises ConfigError for a sidecar and for labels that were decided differently, FormatError for what is no annotated
@@ -59,9 +60,10 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         *,
         image_folder: Location | None = None,
         cache_dir: Path | None = None,
+        crossfit: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        opened = open_self_contained(path)
+        opened = open_self_contained(path, crossfit=crossfit)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._rows = map_parquet(opened, COLUMNS, cache_dir)
@@ -95,9 +97,9 @@ def named(path: Location | Sequence[Location]) -> str:
     return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
 
 
-def open_self_contained(path: Location | Sequence[Location]) -> AnnotatedDataset:
+def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
     """Opens shards that carry their images and messages; ConfigError for a sidecar."""
-    opened = open_annotated(path)
+    opened = open_annotated(path, crossfit=crossfit)
     if "messages" not in opened.schema.names:
         raise ConfigError(
             f"{named(path)} is a sidecar (--carry none) of "

@@ -35,6 +35,7 @@ def open_examples(
     streaming: bool = False,
     shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
     cache_dir: Path | None = None,
+    crossfit: bool = False,
     **options: Unpack[RowOptions],
 ) -> Examples:
     """Annotated shards, a sidecar with its source, or a source alone.
@@ -48,6 +49,7 @@ def open_examples(
         streaming: read row groups where they are, instead of a memory-mapped copy.
         shuffle_rows: of streaming.
         cache_dir: of `datasets`.
+        crossfit: whether the annotated shards may be of different references, each of other rows.
         options: how rows are read (`alignment.RowOptions`).
 
     Raises ConfigError naming the flags that do not go together, and what the datasets raise.
@@ -69,6 +71,7 @@ def open_examples(
             image_folders=image_folders,
             on_missing=on_missing,
             cache_dir=cache_dir,
+            crossfit=crossfit,
             **options,
         )
     if data_path is None:
@@ -87,8 +90,10 @@ def open_examples(
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--image_folder {folder}: no such directory")
     if streaming:
-        return StreamedExamples(data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, **options)
-    return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, **options)
+        return StreamedExamples(
+            data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, crossfit=crossfit, **options
+        )
+    return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options)
 
 
 def train_sampler(

@@ -46,6 +46,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         on_missing: what becomes of a source row that the sidecar lacks: `error`, or `uniform`: it trains with
             undefined deltas, which weigh alpha.
         cache_dir: of `datasets`, for the Arrow copies.
+        crossfit: as in AnnotatedExamples.
         options: how rows are read (`alignment.RowOptions`).
 
     Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read or for labels that
@@ -61,9 +62,10 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         image_folders: Sequence[str] = (),
         on_missing: OnMissing = "error",
         cache_dir: Path | None = None,
+        crossfit: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        opened = open_annotated(path)
+        opened = open_annotated(path, crossfit=crossfit)
         self.spec = opened.spec
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         if not image_folders:

@@ -73,11 +73,12 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         *,
         image_folder: Location | None = None,
         shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
+        crossfit: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
         if shuffle_rows < 1:
             raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
-        opened = open_self_contained(path)
+        opened = open_self_contained(path, crossfit=crossfit)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)

@@ -42,7 +42,9 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     """
     refuse_flags(arguments, evaluates=config.eval_path is not None)
     resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
-    bounds = resolve_bounds(config.bounds(), [location(path) for path in config.data_path], resume)
+    bounds = resolve_bounds(
+        config.bounds(), [location(path) for path in config.data_path], resume, crossfit=config.crossfit
+    )
     source, weighting = weights_of(config, **bounds)
     contrast = source.contrast if isinstance(source, OnlineDeltas) else None
     check_combination(source, weighting, arguments.gradient_accumulation_steps)
@@ -152,6 +154,7 @@ def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
         on_missing=config.on_missing,
         streaming=config.streaming,
         shuffle_rows=config.shuffle_rows,
+        crossfit=config.crossfit,
         use_deltas=config.delta_source == "cached",
         max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),

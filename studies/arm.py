@@ -50,6 +50,10 @@ class Arm:
         )
         return [Run(world=world, seed=seed, **fields) for fields in told]  # type: ignore[arg-type]
 
+    @property
+    def labels(self) -> set[str]:
+        return {label for conditions in self.groups.values() for label in conditions}
+
     def measured(self, world: str, seed: int) -> list[Measurement]:
         return [Measurement(world=world, seed=seed, **fields) for fields in self.measurements]  # type: ignore[arg-type]
 

@@ -57,7 +57,7 @@ def _logging_to(file: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made(target: Path) -> Iterator[Path]:
-    """A path to make something at, which is `target` once it is whole; a broken attempt leaves nothing."""
+    """A path to make something at, which is `target` once it is whole; what a broken attempt left is made anew."""
     aside = target.with_name(target.name + ".making")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)

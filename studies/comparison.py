@@ -21,7 +21,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 class Line:
     """One condition of one group. A gain is the paired difference to the group's first condition, in the better sense.
 
-    None: not run, or the first condition itself.
+    None: not run with two seeds or more, or the first condition itself.
     """
 
     group: str
@@ -37,7 +37,7 @@ class Line:
     text_nll: Estimate | None
     """Of the answers of samples without a picture; NaN where the data has none."""
     text_change: Estimate | None
-    """How much higher it is, as a share of the first condition's mean."""
+    """How much higher it is, as a share of the first condition's mean over the same seeds."""
 
 
 def rows_by_key(frame: pd.DataFrame) -> Rows:
@@ -71,7 +71,7 @@ def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
             gain = differences(nll[first], nll[label]) if label != first else {}
             own = [seed for seed in gain if seed in whole and label != arm.gain_of]
             change = differences(text[label], text[first]) if label != first else {}
-            base = sum(text[first].values()) / max(len(text[first]), 1)
+            base = sum(text[first][seed] for seed in change) / max(len(change), 1)
             yield Line(
                 group=group,
                 label=label,
@@ -86,8 +86,9 @@ def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
 
 
 def _mean(values: Iterable[float]) -> Estimate | None:
+    """None below two seeds: one is a try, not a result."""
     found = list(values)
-    return paired.mean(found) if found else None
+    return paired.mean(found) if len(found) > 1 else None
 
 
 def measured(arm: Arm, world: str, rows: Rows, seeds: int = 64) -> pd.DataFrame:

@@ -6,18 +6,20 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 WorldName = Literal["shapes", "charts"]
+WORLDS: tuple[WorldName, ...] = get_args(WorldName)
 Weights = Literal["uniform", "online", "cached"]
-Reference = Literal["", "initial", "early", "quarter", "final", "crossfit", "larger", "oracle"]
+Reference = Literal["", "initial", "early", "quarter", "final", "crossfit", "longer", "larger", "oracle"]
 REFERENCES: dict[str, str] = {
     "initial": "the student's own initial weights",
     "early": "its checkpoint after 10 % of a uniform training",
     "quarter": "its checkpoint after 25 % of a uniform training",
     "final": "its finished uniform model, which saw the data",
     "crossfit": "two-fold: each half by a uniform model trained on the other half",
-    "larger": "a larger model trained longer, on other data of the same noise",
+    "longer": "a model of the student's size trained longer, on other data of the same noise",
+    "larger": "a larger model, trained like that one",
     "oracle": "a model trained on clean data, which nobody has",
 }
 
@@ -41,7 +43,7 @@ class Sizes:
     pretraining_rows: int = 1600
     pretraining_steps: int = 150
     reference_steps: int = 200
-    """Of the larger model and of the oracle, beyond pretraining."""
+    """Of `longer`, `larger` and the oracle, beyond pretraining."""
     reference_rows: int = 1600
     """That they are trained on."""
     held_out: int = 300
@@ -62,7 +64,9 @@ class Measurement:
     """As it is typed, with its parameter behind it: `drop`, `patch_mask 0.7`, `gaussian_blur 10`."""
     dtype: str = "float32"
     text_share: float = 0.0
-    """Of samples without a picture, added to the data."""
+    """Of samples without a picture in the mix; they are added to the data."""
+    answers: int = 1
+    """Of a sample; the second one is a caption of the same scene, asked for before."""
 
     @property
     def key(self) -> str:
@@ -87,7 +91,10 @@ class Run:
     window: int = 3
     pool: str = "span"
     normalization: str = "step"
+    accumulation: int = 1
+    """Micro-batches of a step."""
     text_share: float = 0.0
+    answers: int = 1
     group_by: str = "none"
     pretraining: Weights = "uniform"
     halves: Literal["", "kept", "refreshed"] = ""
@@ -108,7 +115,7 @@ class Run:
         """Of a cached run."""
         return Measurement(
             world=self.world, seed=self.seed, noise=self.noise, reference=self.reference, contrast=self.contrast,
-            dtype=self.dtype, text_share=self.text_share,
+            dtype=self.dtype, text_share=self.text_share, answers=self.answers,
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def kept_encodings() -> Iterator[None]:
     """Within it an Encoder encodes the same words and pixels once.
 
     For commands that run in this process, one world at a time: all its models share tokenizer and processor. Numbers
-    stay what they are (tests/test_studies.py trains with and without).
+    stay what they are (tests/test_studies.py compares).
     """
     encode = Encoder.__call__
     kept: dict[Any, EncodedSample] = {}

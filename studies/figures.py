@@ -14,11 +14,12 @@ import comparison
 import results
 from arm import Arm
 from comparison import Rows
+from condition import WORLDS, Run
 
-WORLDS = ("shapes", "charts")
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
-    "final": "tab:red", "crossfit": "tab:orange", "larger": "tab:purple", "oracle": "tab:green",
+    "final": "tab:red", "crossfit": "tab:orange", "longer": "tab:pink", "larger": "tab:purple",
+    "oracle": "tab:green",
 }  # fmt: skip
 DriftLog = list[tuple[int, float, float]]
 
@@ -36,7 +37,7 @@ def drift_logs(chosen: Arm, world: str, runs: Rows) -> dict[str, list[DriftLog]]
     """By reference, of every seed: (step, rank correlation, clamp flips)."""
     found: dict[str, list[DriftLog]] = {}
     for label, fields in chosen.groups["drift"].items():
-        keys = [run.key for run in (_run(world, seed, fields) for seed in range(64))]
+        keys = [Run(world=world, seed=seed, **fields).key for seed in range(64)]  # type: ignore[arg-type]
         logs = [json.loads(str(runs[key]["drift_log"])) for key in keys if key in runs]
         if logs:
             found[label] = logs
@@ -105,12 +106,6 @@ def swap(runs: Rows, measurements: Rows) -> Figure:
                           color=_COLOURS[str(label)], s=14)  # fmt: skip
         _finish(panel)
     return figure
-
-
-def _run(world: str, seed: int, fields: Any) -> Any:
-    from condition import Run
-
-    return Run(world=world, seed=seed, **fields)  # type: ignore[arg-type]
 
 
 def _panels(x: str, y: str) -> tuple[Figure, list[Any]]:

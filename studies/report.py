@@ -20,12 +20,11 @@ import paired
 import results
 from arm import Arm
 from comparison import Line, Rows
-from condition import REFERENCES
+from condition import REFERENCES, WORLDS
 from paired import Estimate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, IMAGES = DOCS / "study.md", DOCS / "images"
-WORLDS = ("shapes", "charts")
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -101,14 +100,17 @@ def _deltas_table(chosen: Arm, world: str, measurements: Rows) -> str:
     frame = comparison.measured(chosen, world, measurements)
     if frame.empty:
         return "*Deltas by themselves: not run.*\n"
-    by = "contrast" if frame["contrast"].nunique() > 1 else "reference"
+    by = "contrast" if len({fields.get("contrast") for fields in chosen.measurements}) > 1 else "reference"
     columns = {"mean_correlated": "correlated", "mean_irrelevant": "irrelevant", "mean_contradictory": "contradictory",
-               "auc_irrelevant": "AUC, irrelevant", "auc_contradictory": "AUC, contradictory",
+               "q90": "9 in 10 below", "auc_irrelevant": "AUC, irrelevant", "auc_contradictory": "AUC, contradictory",
                "swap_auc": "swap control", "reference_accuracy": "its own accuracy"}  # fmt: skip
-    means = frame.groupby(by, sort=False)[list(columns)].mean()
+    groups = {name: group for name, group in frame.groupby(by, sort=False) if len(group) > 1}
     return markdown(
-        [f"{by}: mean deltas of words", *columns.values()],
-        [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(means.index, means.to_numpy(), strict=True)],
+        [f"{by}: mean deltas of words", "seeds", *columns.values()],
+        [
+            [name, str(len(group)), *(f"{value:.2f}" for value in group[list(columns)].mean())]
+            for name, group in groups.items()
+        ],
     )
 
 
@@ -132,7 +134,10 @@ def _drift_table(chosen: Arm, world: str, runs: Rows) -> str:
 
 
 def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
-    """The test beside the gain, and their rank correlation over references, a value for each seed."""
+    """The test beside the gain, and their rank correlation over references, a value for each seed.
+
+    The oracle is listed, and left out of the correlation: nobody has it.
+    """
     frame = comparison.measured(chosen, world, measurements)
     if frame.empty:
         return "*not run*\n"
@@ -153,19 +158,21 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
         for name in REFERENCES
         if swaps.get(name) and gains[name]
     ]
-    shared = [
-        seed for seed in uniform
-        if all(seed in gains[name] and seed in swaps.get(name, {}) for name in REFERENCES)
-    ]  # fmt: skip
-    found = [
-        paired.rank_correlation([swaps[name][seed] for name in REFERENCES], [gains[name][seed] for name in REFERENCES])
-        for seed in shared
-    ]
     text = markdown(["reference", "seeds", "swap control", "nll is lower by"], rows)
-    usable = [value for value in found if not math.isnan(value)]
-    if usable:
-        which = f"the {len(REFERENCES)} references, mean over the {len(usable)} seeds that have them all"
-        text += f"\nRank correlation over {which}: {_told(paired.mean(usable))}.\n"
+    names = [name for name in REFERENCES if name != "oracle"]
+    knows = {
+        name: dict(zip(part["seed"], part["reference_accuracy"], strict=True))
+        for name, part in frame.groupby("reference")
+    }
+    shared = [seed for seed in uniform if all(seed in gains[name] and seed in swaps.get(name, {}) for name in names)]
+    which = f"the {len(names)} references without the oracle, mean over the {len(shared)} seeds that have them all"
+    for title, tested in (("swap control", swaps), ("the reference's own accuracy on clean pictures", knows)):
+        found = [
+            paired.rank_correlation([tested[name][seed] for name in names], [gains[name][seed] for name in names])
+            for seed in shared
+        ]
+        if len(usable := [value for value in found if not math.isnan(value)]) > 1:
+            text += f"\nRank correlation of the gain with {title}, over {which}: {_told(paired.mean(usable))}.\n"
     return text
 
 

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 _RUN_SCORES = ("accuracy", "nll", "text_nll", "cpu_seconds")
 _MEASUREMENT_SCORES = (
     "auc_irrelevant", "auc_contradictory", "mean_correlated", "mean_irrelevant", "mean_contradictory", "swap_auc",
-    "clamp_flips", "reference_accuracy", "seconds",
+    "q90", "clamp_flips", "reference_accuracy", "seconds",
 )  # fmt: skip
 _LIBRARIES = ("cal-vlm", "torch", "transformers", "numpy", "pillow")
 
@@ -37,7 +37,7 @@ class Table:
     """
 
     def __init__(self, path: Path, kind: type[Run] | type[Measurement], scores: Sequence[str]) -> None:
-        self.path = path
+        self.path, self.kind = path, kind
         self.columns = ("key", *(field.name for field in dataclasses.fields(kind)), *scores, "versions")
         self._drop_broken_line()
 

@@ -33,11 +33,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "shape
 
 import arm
 import results
-from condition import Measurement, Run, WorldName
+from condition import WORLDS, Measurement, Run, WorldName
 from results import Table
 from unit import Unit, work_in_process
 
-WORLDS: tuple[WorldName, ...] = ("shapes", "charts")
 SCRATCH = Path(__file__).resolve().parent / "scratch"
 
 
@@ -52,6 +51,8 @@ def main() -> int:
     parser.add_argument("--scratch_dir", type=Path, default=SCRATCH, help="models and shards, reused")
     parser.add_argument("--dry_run", action="store_true", help="count what is missing")
     flags = parser.parse_args()
+    if unknown := set(flags.only or ()) - {label for name in flags.arms for label in arm.load(name).labels}:
+        parser.error(f"--only {', '.join(sorted(unknown))}: no condition of {', '.join(flags.arms)} is called so")
     runs, measurements = results.runs(flags.results_dir), results.measurements(flags.results_dir)
     units = missing(
         flags.arms, flags.world or WORLDS, flags.seeds, runs.keys() | measurements.keys(),
@@ -61,9 +62,10 @@ def main() -> int:
     print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
     if flags.dry_run or not total:
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes and Ray end with it
     try:
         with alone(flags.scratch_dir), small_ray(units, flags.processes) as address:
+            # Its processes and Ray end with it; after Ray's start, which sets a handler that would not.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             units = [dataclasses.replace(unit, ray_address=address) for unit in units]
             failed = record(in_processes(units, flags.processes), total, runs, measurements)
     except KeyboardInterrupt:

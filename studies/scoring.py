@@ -82,6 +82,7 @@ def judge_deltas(tokens: pd.DataFrame) -> dict[str, float]:
         "auc_irrelevant": float(table["auc"]["irrelevant"]),
         "auc_contradictory": float(table["auc"]["contradictory"]),
         **{f"mean_{kind}": float(table["mean"][kind]) for kind in words.KINDS},
+        "q90": float(tokens["delta"].quantile(0.9)),
     }
 
 

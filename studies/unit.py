@@ -6,7 +6,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ class Unit:
     ray_address: str = ""
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quieten_libraries() -> None:
+    """And one thread for torch."""
     import datasets
     import torch
     from transformers.utils import logging
@@ -36,16 +35,16 @@ def quiet_libraries() -> Iterator[None]:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    yield
 
 
-def work(unit: Unit, keep_encodings: bool = True) -> Iterator[Scored]:
+def work(unit: Unit) -> Iterator[Scored]:
     """Does one item after the other, and yields each with its scores."""
     from encodings_kept import kept_encodings
     from workshop import Workshop
 
     shop = Workshop(unit.world, unit.seed, unit.scratch, unit.ray_address)
-    with quiet_libraries(), kept_encodings() if keep_encodings else nullcontext():
+    quieten_libraries()
+    with kept_encodings():
         for item in unit.todo:
             yield item, _scores_of_run(shop, item) if isinstance(item, Run) else _scores_of_measurement(shop, item)
 

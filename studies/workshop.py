@@ -35,9 +35,9 @@ class Workshop:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "commands.log"
 
-    def data(self, part: str, noise: float, text_share: float = 0.0) -> Path:
-        """Raw shards, two of them: `train`, `pretrain`, `other` (of the larger model), `clean` (of the oracle)."""
-        target = self.folder / f"data-{part}-{noise:g}-{text_share:g}"
+    def data(self, part: str, noise: float, text_share: float = 0.0, answers: int = 1) -> Path:
+        """Raw shards, two of them: `train`, `pretrain`, `other` (of `longer` and `larger`), `clean` (of the oracle)."""
+        target = self.folder / f"data-{part}-{noise:g}-{text_share:g}{'' if answers == 1 else f'-{answers}'}"
         if target.exists():
             return target
         first, rows = {
@@ -47,9 +47,10 @@ class Workshop:
             "clean": (_CLEAN, SIZES.reference_rows),
         }[part]
         samples = worlds.draw(self.world, rows, seed=first + self.seed, noise=noise)
-        texts = worlds.texts(self.world, round(text_share * rows), seed=first + self.seed)
+        texts = worlds.texts(self.world, round(text_share / (1 - text_share) * rows), seed=first + self.seed)
+        earlier = worlds.earlier_answers(self.world, rows, seed=first + self.seed) if answers == 2 else ()
         with made(target) as path:
-            worlds.write(samples, texts, path)
+            worlds.write(samples, texts, path, earlier)
         return target
 
     def parent(self, size: tiny.Size = STUDENT) -> Path:
@@ -81,8 +82,8 @@ class Workshop:
         target = self.folder / f"base-{weights}{'' if size == STUDENT else '-larger'}"
         if not target.exists():
             data = self.data("pretrain", PRETRAINING_NOISE)
-            self._train(self.start(size), target, SIZES.pretraining_steps, "--source_path", data,
-                        "--delta_source", weights)  # fmt: skip
+            flags = _flags(Run(world="shapes", seed=0, noise=PRETRAINING_NOISE, weights=weights))
+            self._train(self.start(size), target, SIZES.pretraining_steps, "--source_path", data, *flags)
         return target
 
     def student(self, run: Run) -> Path:
@@ -110,13 +111,14 @@ class Workshop:
         if run.weights == "cached":
             measured = self.measured(run.measurement)
             return ["--data_path", *measured, *(("--crossfit", "true") if len(measured) > 1 else ())]
-        return ["--source_path", self.data("train", run.noise, run.text_share)]
+        return ["--source_path", self.data("train", run.noise, run.text_share, run.answers)]
 
     def _train(self, start: Path, target: Path, steps: int, *flags: object, seed: int | None = None) -> None:
         with made(target) as path:
             call(
                 "cal-train", "--model_name_or_path", start, "--output_dir", path, "--trainable", "all",
-                "--max_steps", steps, "--per_device_train_batch_size", SIZES.batch_size,
+                "--max_steps", steps,
+                *(() if "--per_device_train_batch_size" in flags else _batches(1)),
                 "--learning_rate", SIZES.learning_rate, "--adam_beta2", SIZES.adam_beta2,
                 "--warmup_steps", 0.1, "--lr_scheduler_type", "constant_with_warmup", "--logging_steps", 50,
                 "--seed", self.seed if seed is None else seed, "--use_cpu", "true", "--disable_tqdm", "true",
@@ -127,7 +129,7 @@ class Workshop:
     def references(self, asked: Measurement) -> tuple[Path, ...]:
         """The model that measures; of a cross-fit those that measure the first and the second shard."""
         noise, steps = asked.noise, SIZES.steps
-        data = self.data("train", noise, asked.text_share)
+        data = self.data("train", noise, asked.text_share, asked.answers)
         kind = asked.reference
         if kind == "initial":
             return (self.base(),)
@@ -137,7 +139,7 @@ class Workshop:
             return (watched if share is None else watched / f"checkpoint-{round(share * steps)}",)
         if kind == "crossfit":
             return tuple(self._half_model(shard, data) for shard in sorted(data.iterdir(), reverse=True))
-        size, part = (LARGER, "other") if kind == "larger" else (STUDENT, "clean")
+        size, part = LARGER if kind == "larger" else STUDENT, "clean" if kind == "oracle" else "other"
         target = self.folder / f"reference-{kind}-{0 if kind == 'oracle' else noise:g}"
         if not target.exists():
             own = self.data(part, 0.0 if kind == "oracle" else noise)
@@ -162,7 +164,8 @@ class Workshop:
     def measured(self, asked: Measurement) -> tuple[Path, ...]:
         """Directories of annotated shards: one for each of the references."""
         name = f"measured-{asked.key}"
-        data, models = self.data("train", asked.noise, asked.text_share), self.references(asked)
+        data = self.data("train", asked.noise, asked.text_share, asked.answers)
+        models = self.references(asked)
         flags = ["--dtype", asked.dtype, *_contrast_flags(asked.contrast)]
         saw = "yes" if asked.reference in ("early", "quarter", "final") else "no"
         flags += ["--reference_saw_data", saw]
@@ -210,6 +213,12 @@ def _uniform(data: Path) -> tuple[object, ...]:
     return ("--source_path", data, "--delta_source", "uniform")
 
 
+def _batches(accumulation: int) -> list[object]:
+    """Of one size of step, whatever it is split into."""
+    size = SIZES.batch_size // accumulation
+    return ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation]
+
+
 def _contrast_flags(contrast: str) -> list[str]:
     name, _, parameter = contrast.partition(" ")
     flag = {"patch_mask": "--patch_mask_ratio", "gaussian_blur": "--blur_sigma"}.get(name)
@@ -218,7 +227,7 @@ def _contrast_flags(contrast: str) -> list[str]:
 
 def _flags(run: Run) -> list[object]:
     flags: list[object] = ["--delta_source", run.weights, "--normalization", run.normalization,
-                           "--group_by", run.group_by]  # fmt: skip
+                           "--group_by", run.group_by, *_batches(run.accumulation)]  # fmt: skip
     if run.weights != "uniform":
         flags += ["--alpha", run.alpha, "--beta", run.beta, "--window", run.window, "--pool", run.pool]
     if run.weights == "online":

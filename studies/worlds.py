@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,41 @@ def texts(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]
     return found
 
 
+def earlier_answers(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]]]:
+    """Another question and caption for every sample that `draw` tells of with this seed, whatever its noise."""
+    chosen = WORLDS[name]
+    rng = np.random.default_rng([seed, 2])
+    found = []
+    for sample in draw(name, num_samples, seed=seed):  # without noise a sample shows what it tells of
+        sentence = world.draw_sentence(rng, chosen.patterns, chosen.fillers)
+        caption, _ = world.tell(sentence, told=sample.scene, shown=sample.scene)
+        question = world.pick(rng, chosen.questions)
+        found.append([{"role": "user", "content": question}, {"role": "assistant", "content": caption}])
+    return found
+
+
 def words_of(name: str) -> list[str]:
     """Texts that hold every word of the world, for its tokenizer: the same for all seeds."""
     drawn = [turn["content"] for messages in texts(name, 3000, seed=0) for turn in messages]
     return [*drawn, *WORLDS[name].questions]
 
 
-def write(samples: list[WorldSample], texts: list[list[dict[str, str]]], directory: Path) -> None:
-    """Two Parquet shards, each with half of the pictures and then half of the texts, whose words are irrelevant."""
+Conversations = Sequence[list[dict[str, str]]]
+
+
+def write(samples: list[WorldSample], texts: Conversations, directory: Path, earlier: Conversations = ()) -> None:
+    """Two Parquet shards, each with half of the pictures and then half of the texts, whose words are irrelevant.
+
+    `earlier` begins the conversations of the samples; `word_kinds` stay those of their last answer.
+    """
     directory.mkdir(parents=True)
     for shard in range(2):
         rows = [world.parquet_row(sample) for sample in samples[shard::2]]
+        for row, (asked, answer) in zip(rows, earlier[shard::2], strict=bool(earlier)):
+            first, *rest = row["messages"]
+            question = first["content"].removeprefix("<image>\n")
+            row["messages"] = [{**asked, "content": f"<image>\n{asked['content']}"}, answer,
+                               {**first, "content": question}, *rest]  # fmt: skip
         for number, messages in enumerate(texts[shard::2]):
             words = messages[-1]["content"].split()
             rows.append({"id": f"text-{shard}-{number:06d}", "images": [], "messages": messages,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import arm
 import comparison
@@ -15,10 +21,14 @@ import paired
 import report
 import results
 import run
+import world
 import worlds
 from arms.noise import FEW
+from cal_schemas.sample import ImageRef
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
-from unit import Unit, work
+from conftest import Family
+from encodings_kept import kept_encodings
+from examples_of import conversation
 
 TOLERANCE = 0.03
 """In nats, of about 1.2: other processors round differently, and two hundred steps amplify it."""
@@ -130,22 +140,58 @@ def test_the_page_shows_the_committed_results() -> None:
     assert report.written(page, report.tables_of(arms, results.RESULTS)) == page, "run python studies/report.py"
 
 
+@pytest.mark.parametrize("table", [results.runs(), results.measurements()], ids=lambda table: table.path.stem)
+def test_committed_rows_are_keyed_by_what_they_are(table: results.Table) -> None:
+    names = [field.name for field in dataclasses.fields(table.kind)]
+    for row in table.read().to_dict("records"):
+        assert table.kind(**{name: row[name] for name in names}).key == row["key"], row
+
+
 @pytest.mark.full
-@pytest.mark.filterwarnings("default")
-def test_committed_runs_come_from_their_seeds(tmp_path: Path) -> None:
-    committed = comparison.rows_by_key(results.runs().read())
-    todo = tuple(
-        Run(world="shapes", seed=0, noise=MAIN_NOISE, weights=weights)  # type: ignore[arg-type]
-        for weights in ("uniform", "online")
-    )
-    threads = torch.get_num_threads()
-    try:
-        # The record was made with kept encodings; they change nothing.
-        found = list(work(Unit(world="shapes", seed=0, todo=todo, scratch=tmp_path), keep_encodings=False))
-    finally:
-        torch.set_num_threads(threads)
-    for item, scores in found:
-        assert scores["nll"] == pytest.approx(committed[item.key]["nll"], abs=TOLERANCE), item
+def test_a_committed_arm_comes_from_its_seeds(tmp_path: Path) -> None:
+    flags = ["--world", "shapes", "--seeds", "1", "--results_dir", str(tmp_path), "--scratch_dir", str(tmp_path)]
+    subprocess.run([sys.executable, str(run.__file__), "quick", *flags], check=True, timeout=600)
+    committed, found = (comparison.rows_by_key(results.runs(*where).read()) for where in ((), (tmp_path,)))
+    assert len(found) == 4
+    for key, row in found.items():
+        assert row["nll"] == pytest.approx(committed[key]["nll"], abs=TOLERANCE), row
+
+
+def test_kept_encodings_are_those_that_the_encoder_makes(llava: Family) -> None:
+    drawn = worlds.draw("shapes", 2, seed=1)
+    pictures = [Image.open(io.BytesIO(sample.image_png)) for sample in drawn]
+    told = [conversation(*(turn["content"] for turn in sample.messages), images=(ImageRef(data=b"", path=None),))
+            for sample in drawn]  # fmt: skip
+    pairs = [(words, picture) for words in told for picture in pictures]  # the same words with other pixels too
+    made = [llava.encoder(words, [picture]) for words, picture in pairs]
+    with kept_encodings():
+        for _ in range(2):
+            for wanted, (words, picture) in zip(made, pairs, strict=True):
+                kept = llava.encoder(words, [picture])
+                one, other = ({**item.sequence_inputs, **item.image_inputs} for item in (wanted, kept))
+                assert one.keys() == other.keys()
+                assert all(torch.equal(one[name], other[name]) for name in one)
+                assert torch.equal(wanted.labels, kept.labels)
+
+
+def test_a_second_answer_is_of_the_same_scene_and_changes_nothing_else(tmp_path: Path) -> None:
+    samples = worlds.draw("shapes", 4, seed=1, noise=0.5)
+    worlds.write(samples, [], tmp_path / "one")
+    worlds.write(samples, [], tmp_path / "two", worlds.earlier_answers("shapes", 4, seed=1))
+    one, two = (pd.read_parquet(tmp_path / name).to_dict("records") for name in ("one", "two"))
+    told = {sample.sample_id: sample.scene for sample in worlds.draw("shapes", 4, seed=1)}
+    for single, double in zip(one, two, strict=True):
+        asked, answer, asked_again, last = double.pop("messages")
+        question, only = single.pop("messages")
+        assert [turn["role"] for turn in (asked, answer, asked_again, last)] == ["user", "assistant"] * 2
+        assert asked["content"].startswith("<image>\n")
+        assert "<image>\n" + asked_again["content"] == question["content"]
+        assert last == only
+        words = set(answer["content"].lower().rstrip(".").split())
+        said = words & {*world.COLOURS, *world.SHAPES, *world.SIZES}
+        assert said
+        assert said <= set(dataclasses.asdict(told[single["id"]]).values())
+        assert list(single["word_kinds"]) == list(double["word_kinds"])
 
 
 def test_a_measurement_belongs_to_its_run() -> None:

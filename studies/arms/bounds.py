@@ -1,9 +1,15 @@
-"""The paper's Table 4, and the other settings that cost nothing to change: one measurement serves them all."""
+"""The paper's Table 4, and the other settings of the weights.
+
+Pool `joined` differs from `span` where a sample has several answers, and normalization `micro_batch` from `step` where
+a step has several micro-batches: each has such a group.
+"""
 
 from arm import Arm
 from condition import MAIN_NOISE
 
 _CACHED = {"noise": MAIN_NOISE, "weights": "cached", "reference": "initial"}
+_SPLIT = {**_CACHED, "accumulation": 4}
+_ANSWERS = {"noise": MAIN_NOISE, "answers": 2}
 _UNIFORM = {"uniform": {"noise": MAIN_NOISE, "weights": "uniform"}}
 _DEFAULT = {"default": _CACHED}
 ARM = Arm(
@@ -20,11 +26,17 @@ ARM = Arm(
             "[1, inf]": {**_CACHED, "alpha": "1", "beta": "inf"},
         },
         "window": {**_DEFAULT, "1": {**_CACHED, "window": 1}, "5": {**_CACHED, "window": 5}},
-        "pool": {**_DEFAULT, "joined": {**_CACHED, "pool": "joined"}},
+        "pool, two answers": {
+            "uniform": {**_ANSWERS, "weights": "uniform"},
+            "span": {**_CACHED, **_ANSWERS},
+            "joined": {**_CACHED, **_ANSWERS, "pool": "joined"},
+        },
         "normalization": {
             **_DEFAULT,
             "sample": {**_CACHED, "normalization": "sample"},
-            "micro_batch": {**_CACHED, "normalization": "micro_batch"},
+            "step, 4 x 8": _SPLIT,
+            "sample, 4 x 8": {**_SPLIT, "normalization": "sample"},
+            "micro_batch, 4 x 8": {**_SPLIT, "normalization": "micro_batch"},
         },
         "online": {
             "mask, span": {"noise": MAIN_NOISE, "weights": "online", "contrast": "mask"},

@@ -13,6 +13,10 @@ ARM = Arm(
         "bounds of one ratio": {
             "uniform": {"noise": MAIN_NOISE, "weights": "uniform"},
             **{
+                f"online [{alpha}, {beta}]": {"noise": MAIN_NOISE, "weights": "online", "alpha": alpha, "beta": beta}
+                for alpha, beta in (("0.1", "0.5"), ("0.2", "1"))
+            },
+            **{
                 f"{name} [{alpha}, {beta}]": {
                     "noise": MAIN_NOISE, "weights": "cached", "reference": name, "alpha": alpha, "beta": beta,
                 }

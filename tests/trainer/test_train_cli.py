@@ -208,6 +208,19 @@ def test_lora_and_multipliers_train_and_save_through_the_program(
     assert "0.1" in card
 
 
+def test_a_cross_fit_trains_and_its_card_names_both_references(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, images = write_llava_json(tmp_path / "other", 8)
+    shards = plan_shards([str(data)], [str(images)])
+    half = annotate(tmp_path / "half", shards, llava.encoder, llava.model, model_id="second", weights_digest="other")
+    flags = ("--data_path", annotated, half, "--alpha", 0, "--beta", "q0.9", "--max_steps", 2)
+    assert cli.run(command(llava, annotated, tmp_path / "refused", *flags)) == 2
+    assert "cal-train --crossfit true" in capfd.readouterr().err
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags, "--crossfit", "true")) == 0
+    assert "cross-fit of second and tiny" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     flags = ("--max_steps", 2, "--report_to", "tensorboard")

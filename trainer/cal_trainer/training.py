@@ -168,6 +168,7 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | No
         location(config.eval_path),
         encoder,
         image_folders=config.image_folder if len(config.image_folder) == 1 else (),
+        crossfit=config.crossfit,
         use_deltas=False,
         max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),

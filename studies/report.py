@@ -22,6 +22,7 @@ from arm import Arm
 from comparison import Line, Rows
 from condition import REFERENCES, WORLDS
 from paired import Estimate
+from pairs import PAIRS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, IMAGES = DOCS / "study.md", DOCS / "images"
@@ -39,6 +40,7 @@ def main() -> int:
         for name, table in tables.items():
             print(f"{name}: {arm.load(name).question}\n\n{table}")
         return 0
+    tables["pairs"] = pairs_table(flags.results_dir)
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
     figures.write_all(flags.results_dir, IMAGES)
     return 0
@@ -65,6 +67,22 @@ def tables_of(arms: Sequence[str], results_dir: Path) -> dict[str, str]:
                 parts.append(_drift_table(chosen, world, runs))
         found[name] = "\n".join(parts)
     return found
+
+
+def pairs_table(results_dir: Path) -> str:
+    """Markdown: paired differences of two conditions, in the better sense, where two seeds or more have both."""
+    runs = comparison.rows_by_key(results.runs(results_dir).read())
+    rows = []
+    for title, (one, other) in PAIRS.items():
+        for world in WORLDS:
+            lower, higher = (
+                comparison.differences(*(comparison.scores(runs, world, fields, score) for fields in order))
+                for score, order in (("nll", (other, one)), ("accuracy", (one, other)))
+            )
+            if len(lower) > 1:
+                gains = [_marked(paired.mean(list(values.values()))) for values in (lower, higher)]
+                rows.append([title, world, str(len(lower)), *gains])
+    return markdown(["", "world", "seeds", "nll lower by", "accuracy higher by"], rows)
 
 
 def written(page: str, tables: dict[str, str]) -> str:

@@ -137,7 +137,8 @@ def test_the_page_shows_the_committed_results() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
     arms = [name for name in arm.ARMS if name != "quick"]
     assert all(f"<!-- table: {name} -->" in page for name in arms)
-    assert report.written(page, report.tables_of(arms, results.RESULTS)) == page, "run python studies/report.py"
+    tables = report.tables_of(arms, results.RESULTS) | {"pairs": report.pairs_table(results.RESULTS)}
+    assert report.written(page, tables) == page, "run python studies/report.py"
 
 
 @pytest.mark.parametrize("table", [results.runs(), results.measurements()], ids=lambda table: table.path.stem)

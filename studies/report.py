@@ -109,7 +109,9 @@ def _table(chosen: Arm, lines: Sequence[Line]) -> str:
         row += [percent(line.share)] if chosen.gain_of else []
         row += [f"{line.accuracy.value:.3f}", _marked(line.accuracy_gain)]
         if chosen.with_text and line.text_nll is not None:
-            row += [f"{line.text_nll.value:.3f}", percent(line.text_change, 2)]
+            change = line.text_change
+            bold = "**" if change is not None and change.excludes_zero else ""
+            row += [f"{line.text_nll.value:.3f}", f"{bold}{percent(change, 2)}{bold}"]
         rows.append(row)
     return markdown(header, rows)
 
@@ -183,14 +185,15 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
         for name, part in frame.groupby("reference")
     }
     shared = [seed for seed in uniform if all(seed in gains[name] and seed in swaps.get(name, {}) for name in names)]
-    which = f"the {len(names)} references without the oracle, mean over the {len(shared)} seeds that have them all"
+    which = f"the {len(names)} references without the oracle, mean over the seeds that have them all"
     for title, tested in (("swap control", swaps), ("the reference's own accuracy on clean pictures", knows)):
         found = [
             paired.rank_correlation([tested[name][seed] for name in names], [gains[name][seed] for name in names])
             for seed in shared
         ]
         if len(usable := [value for value in found if not math.isnan(value)]) > 1:
-            text += f"\nRank correlation of the gain with {title}, over {which}: {_told(paired.mean(usable))}.\n"
+            mean = f"{_told(paired.mean(usable))}, {len(usable)} seeds"
+            text += f"\nRank correlation of the gain with {title}, over {which}: {mean}.\n"
     return text
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, StoreError
 from cal_schemas.locations import Location, open_parquet, read_footer
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import Sample
@@ -363,8 +363,8 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
         crossfit: shards may be of different references, each of other rows; all else must agree.
 
     Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
-    (the message names the fields and both values), or rows of a cross-fit were measured twice. Differing library
-    versions are logged.
+    (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
+    references of a cross-fit measured the same rows. Differing library versions are logged.
     """
     files: list[Location] = []
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
@@ -378,10 +378,9 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
         allowed = REFERENCE_FIELDS if crossfit else ()
         if differing := [item for item in metadata[0].spec.differences(other.spec) if item[0] not in allowed]:
             listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
-            way_out = ". If each reference measured the part that it was not trained on: cal-train --crossfit true"
             only_the_reference = all(name in REFERENCE_FIELDS for name, _, _ in differing)
-            raise FormatError(f"{where} mixes shards of different measurements: {listed}"
-                              + (way_out if only_the_reference else ""))  # fmt: skip
+            kind = SeveralReferencesError if only_the_reference else FormatError
+            raise kind(f"{where} mixes shards of different measurements: {listed}")
         if other.library_versions != metadata[0].library_versions:
             _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
                          dict(other.library_versions))  # fmt: skip

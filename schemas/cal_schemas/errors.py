@@ -21,6 +21,10 @@ class FormatError(CalError):
     """A file breaks the annotated-shard format, or has another version or measurement."""
 
 
+class SeveralReferencesError(FormatError):
+    """Shards that agree in all but the reference: a mistake, or a cross-fit."""
+
+
 class AlignmentError(CalError):
     """Stored labels and present labels differ: training on them would use shifted weights."""
 

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
-from cal_schemas.errors import STATUSES, ConfigError, FormatError
+from cal_schemas.crossfit import refuse_measured_twice
+from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from examples_of import conversation, measurement_spec, shard_metadata
 
@@ -232,7 +234,7 @@ def test_a_cross_fit_opens_as_one_measurement_that_names_its_references(tmp_path
         source = replace(shard_metadata().source, uri=f"{half}.parquet")
         write(tmp_path / half / "x.parquet", simple_row(), spec=spec, source=source)
     halves = [tmp_path / "b", tmp_path / "a"]
-    with pytest.raises(FormatError, match=r"different measurements: model_id .* cal-train --crossfit true"):
+    with pytest.raises(SeveralReferencesError, match="different measurements: model_id"):
         open_annotated(halves)
     opened = open_annotated(halves, crossfit=True)
     assert opened.num_rows == 2
@@ -245,11 +247,34 @@ def test_a_cross_fit_opens_as_one_measurement_that_names_its_references(tmp_path
 def test_a_cross_fit_of_unequal_measurements_or_of_the_same_rows_is_refused(tmp_path: Path) -> None:
     for name, fields in {"a": {}, "b": {"dtype": "bfloat16"}, "c": {"weights_digest": "other"}}.items():
         write(tmp_path / name / "x.parquet", simple_row(), spec=measurement_spec(**fields))
-    with pytest.raises(FormatError, match="different measurements: dtype is 'float32'") as refused:
+    with pytest.raises(FormatError, match="different measurements: dtype is 'float32'"):
         open_annotated([tmp_path / "a", tmp_path / "b"], crossfit=True)
-    assert "--crossfit" not in str(refused.value)
-    with pytest.raises(FormatError, match=r"both measured .* from row 0: in a cross-fit"):
+    with pytest.raises(FormatError, match=r"both measured rows of .*, from 0 on: in a cross-fit"):
         open_annotated([tmp_path / "a", tmp_path / "c"], crossfit=True)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "filtered", "refused"),
+    [
+        ([("a", 0, 100), ("b", 100, 200)], False, False),
+        ([("a", 0, 100), ("b", 50, 150)], False, True),
+        ([("a", 0, 100), ("a", 100, 200), ("b", 20, 30)], False, True),
+        ([("a", 0, 100), ("a", 0, 100)], False, False),  # one reference, whatever it is there twice for
+        ([("a", 0, 100), ("b", 0, 100)], True, False),  # who knows which rows the filters left
+    ],
+)
+def test_rows_that_two_references_measured_are_refused(
+    tmp_path: Path, ranges: list[tuple[str, int, int]], filtered: bool, refused: bool
+) -> None:
+    files, metadata = [], []
+    for number, (reference, start, stop) in enumerate(ranges):
+        source = replace(shard_metadata().source, row_start=start, row_stop=stop)
+        spec = measurement_spec(weights_digest=reference)
+        metadata.append(shard_metadata(spec=spec, source=source, filters=("status == 'ok'",) if filtered else ()))
+        files.append(tmp_path / f"{number}.parquet")
+    for order in (slice(None), slice(None, None, -1)):
+        with pytest.raises(FormatError, match="both measured rows of") if refused else nullcontext():
+            refuse_measured_twice(files[order], metadata[order])
 
 
 def test_several_directories_of_one_measurement_open_as_one(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measure
     first = annotate(tmp_path / "first", plan_shards(halves[:1]), llava.encoder, llava.model)
     second = annotate(tmp_path / "second", plan_shards(halves[1:]), llava.encoder, other, weights_digest="other")
     for options in ({}, {"streaming": True}, {"source_paths": halves}):
-        with pytest.raises(FormatError, match=r"weights_digest is 'w' in .* cal-train --crossfit true"):
+        with pytest.raises(FormatError, match=r"weights_digest is 'w' in .*a cross-fit: --crossfit true"):
             open_examples([first, second], llava.encoder, cache_dir=None, **options)
     one = open_examples(whole, llava.encoder, cache_dir=tmp_path / "cache")
     wanted = [one[row].deltas * (1 if row < len(one) // 2 else 2) for row in range(len(one))]

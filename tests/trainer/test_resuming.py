@@ -41,6 +41,10 @@ def state(exact: bool = True, data: Any = DATA, **changed: Any) -> dict[str, Any
             {"data": {"data_path": {**DATA["data_path"], "b.parquet": [8, 1099]}}},
             "b.parquet had 8 rows in 1010 bytes, has 8 in 1099",
         ),
+        (
+            {"data": {"data_path": dict(reversed(DATA["data_path"].items()))}},
+            "--data_path: the shards come in another order: b.parquet stands where a.parquet was",
+        ),
         ({"data": {**DATA, "source_path": {"s": [1, 1]}}}, "--source_path: s .1 rows. is new"),
     ],
 )

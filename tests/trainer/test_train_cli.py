@@ -17,7 +17,9 @@ from transformers import AutoProcessor
 
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
+from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
+from cal_trainer.config import TrainConfig
 from conftest import Family
 from tiny_data import write_llava_json
 from tiny_models import train_tokenizer
@@ -216,9 +218,14 @@ def test_a_cross_fit_trains_and_its_card_names_both_references(
     half = annotate(tmp_path / "half", shards, llava.encoder, llava.model, model_id="second", weights_digest="other")
     flags = ("--data_path", annotated, half, "--alpha", 0, "--beta", "q0.9", "--max_steps", 2)
     assert cli.run(command(llava, annotated, tmp_path / "refused", *flags)) == 2
-    assert "cal-train --crossfit true" in capfd.readouterr().err
+    assert "a cross-fit: --crossfit true" in capfd.readouterr().err
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags, "--crossfit", "true")) == 0
     assert "cross-fit of second and tiny" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_cross_fit_of_no_shards_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--crossfit is about the references of annotated shards"):
+        TrainConfig(model_name_or_path="m", source_path=["s"], delta_source="uniform", crossfit=True)
 
 
 def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: Path) -> None:

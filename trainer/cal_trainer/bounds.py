@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from cal_pipeline.inspect.statistics import DeltaCounts
-from cal_schemas.annotated import AnnotatedDataset, open_annotated
+from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.locations import Location
 from cal_schemas.weighting import check_weighting
+from cal_trainer.dataset import open_measured
 from cal_trainer.resuming import STATE_NAME
 
 _QUANTILE = re.compile(r"q(.+)")
@@ -102,7 +103,7 @@ def resolve_bounds(
     if recorded:
         origin = f"recorded in {resume}"
     else:
-        found = quantiles_of(open_annotated(list(data_path), crossfit=crossfit))
+        found = quantiles_of(open_measured(list(data_path), crossfit=crossfit))
         if not found.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(

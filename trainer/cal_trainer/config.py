@@ -134,6 +134,8 @@ class TrainConfig:
             raise ConfigError("--model_name_or_path is required")
         if not self.data_path and not self.source_path:
             raise ConfigError("--data_path is required (or --source_path for raw data)")
+        if self.crossfit and not self.data_path and not self.eval_path:
+            raise ConfigError("--crossfit is about the references of annotated shards: give --data_path")
         if self.lora_r < 0 or self.drift_every < 0:
             raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
         for name in ("lora_alpha", "lora_dropout"):

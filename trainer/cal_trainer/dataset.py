@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
-from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.locations import Location, location
 from cal_schemas.object_path import ObjectPath
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
@@ -97,9 +97,18 @@ def named(path: Location | Sequence[Location]) -> str:
     return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
 
 
+def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
+    """`open_annotated`, with the way out where only the reference differs."""
+    try:
+        return open_annotated(path, crossfit=crossfit)
+    except SeveralReferencesError as error:
+        raise FormatError(f"{error}. If each reference measured rows that it was not trained on, a cross-fit: "
+                          "--crossfit true") from error  # fmt: skip
+
+
 def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
     """Opens shards that carry their images and messages; ConfigError for a sidecar."""
-    opened = open_annotated(path, crossfit=crossfit)
+    opened = open_measured(path, crossfit=crossfit)
     if "messages" not in opened.schema.names:
         raise ConfigError(
             f"{named(path)} is a sidecar (--carry none) of "

@@ -119,6 +119,9 @@ def _shard_differences(flag: str, there: Shards, here: Shards) -> list[str]:
         elif list(there[name]) != list(here[name]):
             rows, size = zip(there[name], here[name], strict=True)
             found.append(f"--{flag}: {name} had {rows[0]} rows in {size[0]} bytes, has {rows[1]} in {size[1]}")
+    if not found and list(there) != list(here):
+        was, now = next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
+        found.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
     more = len(found) - _SHARDS_NAMED
     return [*found[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else found
 

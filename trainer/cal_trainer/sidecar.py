@@ -18,12 +18,11 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from cal_pipeline.encode import Encoder
-from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.locations import Location
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.arrow_copy import map_parquet, map_source
-from cal_trainer.dataset import BLANK, has_image, is_ok, named, num_tokens, report_skipped
+from cal_trainer.dataset import BLANK, has_image, is_ok, named, num_tokens, open_measured, report_skipped
 from cal_trainer.resuming import annotated_shards, source_shards
 from cal_trainer.source import folders_of, plan_source
 
@@ -65,7 +64,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         crossfit: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        opened = open_annotated(path, crossfit=crossfit)
+        opened = open_measured(path, crossfit=crossfit)
         self.spec = opened.spec
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         if not image_folders:

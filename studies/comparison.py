@@ -31,7 +31,7 @@ class Line:
     gain: Estimate | None
     """How much lower it is."""
     share: Estimate | None
-    """Of the gain of the arm's `gain_of`."""
+    """Of the gain of the arm's `gain_of`; None where that is a loss, of which nobody wants a share."""
     accuracy: Estimate | None
     accuracy_gain: Estimate | None
     text_nll: Estimate | None
@@ -70,6 +70,7 @@ def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
         for label in conditions:
             gain = differences(nll[first], nll[label]) if label != first else {}
             own = [seed for seed in gain if seed in whole and label != arm.gain_of]
+            gained = sum(whole[seed] for seed in own) > 0
             change = differences(text[label], text[first]) if label != first else {}
             base = sum(text[first][seed] for seed in change) / max(len(change), 1)
             yield Line(
@@ -77,7 +78,7 @@ def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
                 label=label,
                 nll=_mean(nll[label].values()),
                 gain=_mean(gain.values()),
-                share=paired.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if own else None,
+                share=paired.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if gained else None,
                 accuracy=_mean(accuracy[label].values()),
                 accuracy_gain=_mean(differences(accuracy[label], accuracy[first]).values()) if gain else None,
                 text_nll=_mean(text[label].values()),

@@ -133,6 +133,21 @@ def test_conditions_are_compared_over_the_seeds_that_have_both() -> None:
     assert second.accuracy_gain == paired.mean([0.0, 0.0])
 
 
+@pytest.mark.parametrize(("online", "share"), [(1.0, 0.5), (3.0, None)])
+def test_there_is_a_share_of_a_gain_and_none_of_a_loss(online: float, share: float | None) -> None:
+    cached = {"noise": MAIN_NOISE, "weights": "cached", "reference": "final"}
+    nlls = {"uniform": 2.0, "online": online, "final": 1.5}
+    conditions = {name: cached if name == "final" else {"noise": MAIN_NOISE, "weights": name} for name in nlls}
+    rows = {
+        Run(world="shapes", seed=seed, **fields).key: {"nll": nlls[name], "accuracy": 0.5, "text_nll": math.nan}
+        for seed in range(3)
+        for name, fields in conditions.items()
+    }
+    small = arm.Arm(question="?", groups={"g": conditions}, gain_of="online")
+    found = list(comparison.lines(small, "shapes", rows))[-1].share
+    assert found is None if share is None else found is not None and found.value == pytest.approx(share)
+
+
 def test_the_page_shows_the_committed_results() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
     arms = [name for name in arm.ARMS if name != "quick"]

@@ -11,7 +11,11 @@ from cal_pipeline.session_dir import remove_abandoned, session_dir
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_interrupts_and_later_ones_do_not_disturb_the_cleaning_up(number: signal.Signals) -> None:
+def test_the_first_signal_interrupts_and_later_ones_do_not_disturb_the_cleaning_up(
+    number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    started_with = signal.signal(number, signal.default_int_handler)  # under nohup SIGHUP is ignored
+    request.addfinalizer(lambda: signal.signal(number, started_with))
     before = signal.getsignal(number)
     cleaned = False
     with Interruption() as interruption:

@@ -2,7 +2,7 @@
 
 Measuring and training use this one encoder: that is what makes their labels agree.
 
-Over 250 lines: three ways to labels (marked template, plain prefix, suffix of the processor) end in one type and share
+Over 300 lines: three ways to labels (marked template, plain prefix, suffix of the processor) end in one type and share
 what is known of the processor, its limits and the cut to `max_length`; apart, each would carry all of that state.
 """
 

@@ -3,7 +3,7 @@
 One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
 and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
 
-Over 250 lines, because the states of workers and shards are one machine: halves of it could disagree. What needs no Ray
+Over 300 lines, because the states of workers and shards are one machine: halves of it could disagree. What needs no Ray
 is elsewhere already (cluster, worker, worker_process, session_dir), and no other module may import Ray.
 """
 

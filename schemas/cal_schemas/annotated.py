@@ -4,7 +4,8 @@ Schema, writer, reader, metadata and version of the format live here and nowhere
 the same contract in prose. `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from
 what precedes that token. A null element is a delta that is undefined; NaN and infinity never reach a file.
 
-Over 250 lines, because a format has one module: a split would let writer and reader disagree.
+Over 300 lines, because a format has one module: a split would let writer and reader disagree. What a cross-fit allows
+and refuses is in crossfit.py.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ def test_what_a_file_system_lacks_is_an_error_of_the_store_and_not_tried_again(
         archive.writestr("folder/x", "whole")
     store = FsspecStore(fsspec.filesystem("zip", fo=str(tmp_path / "archive.zip")), "zip")
     assert store.read_all("folder", "x") == b"whole"
+    # fsspec's zip cannot delete: its own NotImplementedError reaches the user as an error of the store, by name.
     with pytest.raises(StoreError, match="zip://folder/x: NotImplementedError"):
         store.delete("folder", "x")
     with pytest.raises(StoreError, match=r"zip://folder/y: TypeError: .*'mode'"):

@@ -118,7 +118,6 @@ class Workshop:
             call(
                 "cal-train", "--model_name_or_path", start, "--output_dir", path, "--trainable", "all",
                 "--max_steps", steps,
-                *(() if "--per_device_train_batch_size" in flags else _batches(1)),
                 "--learning_rate", SIZES.learning_rate, "--adam_beta2", SIZES.adam_beta2,
                 "--warmup_steps", 0.1, "--lr_scheduler_type", "constant_with_warmup", "--logging_steps", 50,
                 "--seed", self.seed if seed is None else seed, "--use_cpu", "true", "--disable_tqdm", "true",
@@ -210,7 +209,7 @@ class Workshop:
 
 
 def _uniform(data: Path) -> tuple[object, ...]:
-    return ("--source_path", data, "--delta_source", "uniform")
+    return ("--source_path", data, "--delta_source", "uniform", *_batches(1))
 
 
 def _batches(accumulation: int) -> list[object]:

@@ -25,7 +25,7 @@ from cal_schemas.s3 import PART_BYTES
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.streaming import StreamedExamples
 from conftest import Family
-from fault_job import PATIENCE_S, alive, descendants, wait_for
+from fault_job import PATIENCE_S, cut_power, wait_for
 from s3_server import FaultyProxy
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 
@@ -131,11 +131,7 @@ def test_a_killed_upload_leaves_nothing_visible_clean_aborts_it_and_the_same_com
         "two shards are published and the large one is all but",
         still=lambda: process.poll() is None,
     )
-    family = [pid for pid, _ in descendants(process.pid)]
-    process.kill()
-    process.wait()
-    # Until then a worker of the dead driver may still publish a whole shard.
-    wait_for(lambda: not any(map(alive, family)), "all processes of the dead driver have ended")
+    cut_power(process)
     proxy.faults.clear()
     before = {item.name: item.stat().etag for item in output.glob("*.parquet")}
     assert "a.parquet" not in before

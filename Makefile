@@ -60,7 +60,7 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/inspect_frames.py
 	$(BENCH)/many_shards.py
 
-ARMS ?= reference swap noise scale staleness stages bounds contrast text_only precision
+ARMS ?= reference swap noise noise_others scale staleness stages bounds contrast text_only precision
 
 study: $(STAMP)  ## what weights and references gain, on two generated worlds; goes on where it was (docs/study.md)
 	for arm in $(ARMS); do $(BIN)/python studies/run.py $$arm || exit 1; done

@@ -11,6 +11,7 @@ from condition import Measurement, Run
 
 ARMS = (
     "noise",
+    "noise_others",
     "reference",
     "scale",
     "staleness",

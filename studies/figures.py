@@ -14,7 +14,7 @@ import comparison
 import results
 from arm import Arm
 from comparison import Rows
-from condition import WORLDS, Run
+from condition import REFERENCES, WORLDS, Run
 
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
@@ -46,16 +46,16 @@ def drift_logs(chosen: Arm, world: str, runs: Rows) -> dict[str, list[DriftLog]]
 
 def noise(runs: Rows) -> Figure:
     """Gain over uniform by share of exchanged pictures."""
-    chosen = arm.load("noise")
+    chosen, others = arm.load("noise"), arm.load("noise_others")
     figure, panels = _panels("share of exchanged pictures", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = list(comparison.lines(chosen, world, runs))
-        labels = [label for label in next(iter(chosen.groups.values())) if label != "uniform"]
-        if len({line.group for line in lines if line.gain}) < 2:
-            labels = []  # one noise is no curve
+        lines += [line for line in comparison.lines(others, world, runs) if line.label in REFERENCES]
+        labels = ["online", *REFERENCES]
         for place, label in enumerate(labels):
-            points = [(float(line.group.split()[-1]), line.gain) for line in lines if line.label == label and line.gain]
-            if points:
+            found = {float(line.group.split()[-1]): line.gain for line in lines if line.label == label and line.gain}
+            points = sorted(found.items())
+            if len(points) > 1:  # one noise is no curve
                 shifted = [at + 0.002 * (place - len(labels) / 2) for at, _ in points]
                 values = [gain.value for _, gain in points]
                 halves = [0.0 if gain.count < 2 else gain.high - gain.value for _, gain in points]

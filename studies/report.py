@@ -7,6 +7,7 @@ python studies/report.py --arms quick --results_dir quick --print
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import sys
@@ -192,8 +193,9 @@ def _swap_table(chosen: Arm, world: str, runs: Rows, measurements: Rows) -> str:
             for seed in shared
         ]
         if len(usable := [value for value in found if not math.isnan(value)]) > 1:
-            mean = f"{_told(paired.mean(usable))}, {len(usable)} seeds"
-            text += f"\nRank correlation of the gain with {title}, over {which}: {mean}.\n"
+            mean = paired.mean(usable)
+            mean = dataclasses.replace(mean, low=max(mean.low, -1.0), high=min(mean.high, 1.0))
+            text += f"\nRank correlation of the gain with {title}, over {which}: {_told(mean)}, {mean.count} seeds.\n"
     return text
 
 

@@ -93,6 +93,8 @@ def test_arms_share_their_runs(tmp_path: Path) -> None:
     (unit,) = run.missing(["noise", "reference", "swap"], ["shapes"], 1, set(), tmp_path)
     runs = [item for item in unit.todo if isinstance(item, Run)]
     assert len(runs) == 3 * (2 + len(FEW)) + 2 + len(REFERENCES)
+    (all_noises,) = run.missing(["noise", "noise_others"], ["shapes"], 1, set(), tmp_path)
+    assert len(all_noises.todo) == 4 * (2 + len(REFERENCES))
     assert len(unit.todo) == len(runs) + len(REFERENCES)
     assert not run.missing(["reference"], ["shapes"], 1, {item.key for item in unit.todo}, tmp_path)
 

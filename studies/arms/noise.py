@@ -5,7 +5,7 @@ from condition import MAIN_NOISE, REFERENCES
 
 NOISES = (0.0, 0.1, 0.2, 0.3)
 FEW = ("initial", "final", "crossfit", "oracle")
-"""References at the other noises: all of them would take the arm an hour and more on two cores."""
+"""References at the other noises; `noise_others` has the rest, as all would take an arm an hour on two cores."""
 
 
 def _conditions(noise: float) -> dict[str, dict[str, object]]:

@@ -23,6 +23,7 @@ from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.overlap import one_ahead
 from cal_pipeline.preparing import PreparedRow, prepare_rows, windows
 from cal_pipeline.redo import read_rows_to_keep
+from cal_pipeline.resume import check_published
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
@@ -92,7 +93,8 @@ def annotate_shard(
     """Measures every row of a shard and publishes the annotated file.
 
     With `redo`, rows of the existing file whose status is not among those named are taken over as they are, and the
-    file is replaced in one step. Raises ShardError when the source cannot be read.
+    file is replaced in one step. Raises ShardError when the source cannot be read, ConfigError when another driver has
+    published something else under the shard's name.
     """
     started = time.monotonic()
     report = ShardReport(name=shard.name)
@@ -103,7 +105,13 @@ def annotate_shard(
         tokens_per_batch=options.tokens_per_batch,
         library_versions=dict(options.library_versions),
     )
+
+    def check_theirs() -> None:
+        check_published(shard, spec=spec, schema=options.schema, carry=options.carry, store=store)
+
     replaces = bool(redo) and store.path(shard.name).is_file()
+    if replaces:
+        check_theirs()
     kept = read_rows_to_keep(store.path(shard.name), redo) if replaces else {}
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
@@ -138,6 +146,8 @@ def annotate_shard(
         report.bytes = partial.stat().st_size
         at = time.monotonic()
         report.committed = store.commit(partial, shard.name, replace=replaces)
+        if not report.committed:
+            check_theirs()
         report.seconds["write"] += time.monotonic() - at
     report.seconds["total"] = time.monotonic() - started
     return report

@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cal_pipeline import redo
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
-from cal_schemas.annotated import ShardMetadata, read_annotated_footers, read_shard_metadata
+from cal_schemas.annotated import (
+    ShardMetadata,
+    read_annotated_footer,
+    read_annotated_footers,
+    read_shard_metadata,
+)
 from cal_schemas.errors import ConfigError
+from cal_schemas.locations import Location
 from cal_schemas.spec import MeasurementSpec
 
 _SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
+_ANOTHER = "choose another --output_dir, or remove the old shards"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,42 +39,54 @@ def compare_with_output(
     """Splits the plan into done and pending.
 
     Raises ConfigError, naming the file, what differs and both values, when a finished shard belongs to another
-    measurement, another source (edited or split otherwise), another plan, or has other columns.
+    measurement, another source (edited or split otherwise), another plan, or has other columns, or when something that
+    is no file has the name of a pending one.
     """
     planned = {store.path(shard.name): shard for shard in shards}
     done = set()
     finished = store.finished()
     for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
         metadata = read_shard_metadata(path, footer)
-        another = "choose another --output_dir, or remove the old shards"
-        if differing := metadata.spec.differences(spec):
-            listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
-            raise ConfigError(f"{path} holds another measurement ({listed}); {another}")
-        if metadata.filters:
-            raise ConfigError(
-                f"{path} holds a part of its shard's rows (cal-inspect filter: {'; '.join(metadata.filters)}): "
-                "measuring would take them for all; choose another --output_dir"
-            )
+        _check_measurement(path, metadata, spec)
         shard = planned.get(path)
         if shard is None:
             raise ConfigError(
                 f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} "
                 f"of {metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
-                f"Otherwise {another}"
+                f"Otherwise {_ANOTHER}"
             )
         _check_source(path.name, metadata, shard)
-        if not (found := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
-            raise ConfigError(
-                f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
-                f"(see --carry, --extra_columns and the source's own columns); {another}"
-            )
-        if metadata.carry != carry:
-            raise ConfigError(f"{path} was written with --carry {metadata.carry}, this run has {carry}; {another}")
+        _check_columns(path, footer, metadata, schema, carry)
         done.add(shard.name)
-    return Progress(
-        done=tuple(shard for shard in shards if shard.name in done),
-        pending=tuple(shard for shard in shards if shard.name not in done),
-    )
+    pending = tuple(shard for shard in shards if shard.name not in done)
+    for shard in pending:
+        store.check_name(shard.name)
+    return Progress(done=tuple(shard for shard in shards if shard.name in done), pending=pending)
+
+
+def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: Store) -> None:
+    """The same for the file of one shard, which another driver may have published since planning.
+
+    Raises ConfigError as `compare_with_output` does, FormatError when the file is no annotated shard.
+    """
+    store.check_name(shard.name)
+    path = store.path(shard.name)
+    footer = read_annotated_footer(path)
+    metadata = read_shard_metadata(path, footer)
+    _check_measurement(path, metadata, spec)
+    _check_source(path.name, metadata, shard)
+    _check_columns(path, footer, metadata, schema, carry)
+
+
+def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:
+    if differing := metadata.spec.differences(spec):
+        listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
+        raise ConfigError(f"{path} holds another measurement ({listed}); {_ANOTHER}")
+    if metadata.filters:
+        raise ConfigError(
+            f"{path} holds a part of its shard's rows (cal-inspect filter: {'; '.join(metadata.filters)}): "
+            "measuring would take them for all; choose another --output_dir"
+        )
 
 
 def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
@@ -86,6 +106,18 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
             f"{shard.source.uri} has changed since {name} was written ({'; '.join(differing)}): remove that shard to "
             "measure it again, or choose another --output_dir"
         )
+
+
+def _check_columns(
+    path: Location, footer: pq.FileMetaData, metadata: ShardMetadata, schema: pa.Schema, carry: str
+) -> None:
+    if not (found := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
+        raise ConfigError(
+            f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
+            f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"
+        )
+    if metadata.carry != carry:
+        raise ConfigError(f"{path} was written with --carry {metadata.carry}, this run has {carry}; {_ANOTHER}")
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -61,6 +61,9 @@ class Store(Protocol):
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
 
+    def check_name(self, name: str) -> None:
+        """ConfigError when no shard can be published as `name`, because what is there is no file."""
+
     def staging(self, name: str) -> AbstractContextManager[Path]:
         """A local path to write a shard to; whatever is still there on leaving is removed."""
 
@@ -100,6 +103,10 @@ class LocalStore:
         """Where workers write their logs."""
         return self.internal / "logs"
 
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.internal / name for name in ("staging", "reports", "logs")]
+
     def path(self, name: str) -> Path:
         """Final path of a shard."""
         return self.output_dir / f"{name}.parquet"
@@ -107,25 +114,39 @@ class LocalStore:
     def prepare(self) -> None:
         """Makes the directories and proves that they can be written; ConfigError with the reason otherwise."""
         try:
-            for folder in ("staging", "reports", "logs"):
-                (self.internal / folder).mkdir(parents=True, exist_ok=True)
-            probe = self.internal / "staging" / f"probe.{self.run_id}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            for folder in self._folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
 
     def check_writable(self) -> None:
         """ConfigError unless `prepare` would succeed, found out without leaving anything behind."""
-        there = next(parent for parent in (self.output_dir, *self.output_dir.parents) if parent.exists())
         try:
-            tempfile.TemporaryFile(dir=there).close()
+            for folder in self._folders:
+                # A link to nothing is there too: no directory can be made in its place.
+                there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+                if not there.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+                tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
 
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
         return annotated_files(self.output_dir) if self.output_dir.is_dir() else []
+
+    def check_name(self, name: str) -> None:
+        """ConfigError when no shard can be published as `name`: no file is there, or a file in place of its folder."""
+        final = self.path(name)
+        folder = next(parent for parent in final.parents if os.path.lexists(parent))
+        for path, fits in ((folder, folder.is_dir()), (final, final.is_file() or not os.path.lexists(final))):
+            if not fits:
+                kind = "directory" if path.is_dir() else "link to nothing" if path.is_symlink() else "file"
+                raise ConfigError(
+                    f"{path} is a {kind}, and the shard {final} cannot be written: remove it, or choose another "
+                    "--output_dir"
+                )
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
@@ -157,6 +178,8 @@ class LocalStore:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                     raise
                 # No hard links here (FUSE, exFAT): rename publishes whole files too, but the last writer wins.
+                if os.path.lexists(final):
+                    return False
                 _log.warning("%s has no hard links; publishing by rename", self.output_dir)
                 partial.rename(final)
         _sync(final.parent)
@@ -214,6 +237,9 @@ class ObjectStore:
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
         return [*annotated_files(self.output_dir)]
+
+    def check_name(self, name: str) -> None:
+        """Nothing: every object is a file, and folders need not be made."""
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:

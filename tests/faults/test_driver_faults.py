@@ -104,6 +104,30 @@ def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
 
 
 @pytest.mark.full
+def test_a_driver_finds_its_shards_measured_otherwise_and_ends_with_2_and_both_values(
+    slow_model: Path, shards: Callable[[int], Path], tmp_path: Path
+) -> None:
+    late = Job(model=slow_model, data=shards(2), output=tmp_path / "out")
+    (tmp_path / "logs").mkdir()
+    quick = Job(model=slow_model, data=late.data, output=late.output, logs=tmp_path / "logs")
+    process = late.start("--contrast", "gaussian_blur", "--blur_sigma", "10")
+    late.wait_for(process, (late.output / ".cal" / "plan.json").exists, "the first has planned")
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert quick.run() == 0, quick.said()
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    before = late.contents()
+    assert late.finish(process) == 2, late.said()
+    assert (
+        f"{late.output}/s00.parquet holds another measurement (contrast.condition: 'drop' there, 'gaussian_blur' now; "
+        "contrast.blur_sigma: None there, 10.0 now); choose another --output_dir, or remove the old shards"
+    ) in late.said()
+    assert late.contents() == before
+    assert late.staged() == []
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("title", "words"),
     [

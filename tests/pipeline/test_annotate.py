@@ -17,7 +17,8 @@ from cal_pipeline.loading import load_processor, load_reference
 from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import annotated_schema
-from cal_schemas.errors import ShardError
+from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.spec import MeasurementSpec
 from conftest import Family
 from examples_of import measurement_spec
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, llava_rows, write_llava_json, write_parquet
@@ -31,7 +32,13 @@ class Run:
     output: Path
 
     def __call__(
-        self, shard: Shard, *, model: Any = None, redo: frozenset[str] = frozenset(), **options: Any
+        self,
+        shard: Shard,
+        *,
+        model: Any = None,
+        redo: frozenset[str] = frozenset(),
+        spec: MeasurementSpec | None = None,
+        **options: Any,
     ) -> tuple[list[dict[str, Any]], ShardReport]:
         carry = options.pop("carry", "paths")
         extra = options.get("extra_columns", ())
@@ -40,8 +47,8 @@ class Run:
         store = LocalStore(output_dir=self.output)
         store.prepare()
         report = annotate_shard(
-            shard, encoder=self.found.encoder, model=model or self.found.model, spec=measurement_spec(), store=store,
-            options=AnnotateOptions(**{**values, **options}), redo=redo,
+            shard, encoder=self.found.encoder, model=model or self.found.model, store=store,
+            spec=spec or measurement_spec(), options=AnnotateOptions(**{**values, **options}), redo=redo,
         )  # fmt: skip
         assert list((self.output / ".cal" / "staging").iterdir()) == []
         return pq.read_table(store.path(shard.name)).to_pylist(), report
@@ -311,6 +318,24 @@ def test_first_writer_wins(run: Run, shard: Shard) -> None:
     _, report = run(shard, tokens_per_batch=512)
     assert not report.committed
     assert (run.output / f"{shard.name}.parquet").read_bytes() == before
+
+
+def test_a_shard_that_another_driver_published_otherwise_is_refused_with_both_values(run: Run, shard: Shard) -> None:
+    run(shard)
+    before = (run.output / f"{shard.name}.parquet").read_bytes()
+    for redo in (frozenset[str](), frozenset({"image_error"})):
+        with pytest.raises(ConfigError, match=r"another measurement \(dtype: 'float32' there, 'float16' now\); choose"):
+            run(shard, spec=measurement_spec(dtype="float16"), redo=redo)
+        with pytest.raises(ConfigError, match="was written with --carry paths, this run has images"):
+            run(shard, carry="images", redo=redo)
+    assert (run.output / f"{shard.name}.parquet").read_bytes() == before
+
+
+def test_what_takes_a_shard_s_name_while_it_is_measured_is_no_other_driver_s_shard(run: Run, shard: Shard) -> None:
+    (run.output / f"{shard.name}.parquet").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"is a directory, and the shard .* cannot be written: remove it"):
+        run(shard)
+    assert list((run.output / ".cal" / "staging").iterdir()) == []
 
 
 def test_a_source_that_fails_half_way_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:

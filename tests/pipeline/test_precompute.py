@@ -282,6 +282,15 @@ def test_what_cannot_work_is_one_clear_message_and_exit_2(
     assert message in refusal(capfd, argv(*flags))
 
 
+def test_a_directory_under_a_shard_s_name_is_refused_and_dry_run_says_so_too(
+    argv: Callable[..., list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    taken = folder / "taken" / "data-r000000010-000000020.parquet"
+    taken.mkdir(parents=True)
+    for flags in (["--dry_run"], []):
+        assert f"{taken} is a directory, and the shard" in refusal(capfd, argv("--output_dir", "taken", *flags))
+
+
 def test_an_edited_source_is_refused_by_name(
     finished: tuple[Path, str, str], argv: Callable[..., list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

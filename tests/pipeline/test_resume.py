@@ -190,6 +190,35 @@ def test_a_foreign_file_in_the_output_is_refused_by_name(store: LocalStore, plan
         compare(store, plan)
 
 
+@pytest.mark.parametrize("kind", ["directory", "link to nothing"])
+def test_what_is_no_file_under_the_name_of_a_pending_shard_is_refused(
+    store: LocalStore, plan: list[Shard], kind: str
+) -> None:
+    path = store.path(plan[1].name)
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(ConfigError) as error:
+        compare(store, plan)
+    assert str(error.value) == (
+        f"{path} is a {kind}, and the shard {path} cannot be written: remove it, or choose another --output_dir"
+    )
+
+
+def test_a_file_in_the_place_of_a_shard_s_folder_is_refused(store: LocalStore, plan: list[Shard]) -> None:
+    (store.output_dir / "sub").write_text("")
+    with pytest.raises(ConfigError, match=r"out/sub is a file, and the shard .*/sub/a\.parquet cannot be written"):
+        compare(store, [replace(plan[0], name="sub/a")])
+
+
+def test_a_link_to_a_finished_shard_is_that_shard(store: LocalStore, plan: list[Shard], tmp_path: Path) -> None:
+    finish(store, plan[:1])
+    path = store.path(plan[0].name)
+    path.symlink_to(path.rename(tmp_path / "elsewhere.parquet"))
+    assert compare(store, plan).done == (plan[0],)
+
+
 def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, plan: list[Shard]) -> None:
     finish(store, plan[:1])
     finish(store, plan[1:2], failed={1: "image_error"})

@@ -109,6 +109,16 @@ def test_a_file_system_without_hard_links_publishes_by_rename(
     assert "has no hard links" in caplog.text
 
 
+def test_without_hard_links_a_shard_that_is_there_stays(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    assert publish(store, "a", b"first")
+    monkeypatch.setattr(os, "link", refuse)
+    assert not publish(store, "a", b"second")
+    assert store.path("a").read_bytes() == b"first"
+
+
 def test_a_deep_shard_name_fits_into_a_staging_name(store: LocalStore) -> None:
     name = "/".join(["é" * 50] * 6)
     assert publish(store, name, b"whole")
@@ -120,6 +130,37 @@ def test_an_output_directory_that_cannot_be_made_is_refused(tmp_path: Path, outp
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=rf"--output_dir .*{output_dir} cannot be written: .*(Not a dir|File exists)"):
         LocalStore(output_dir=tmp_path / output_dir).prepare()
+
+
+@pytest.mark.parametrize("folder", ["", ".cal", ".cal/staging", ".cal/reports", ".cal/logs"])
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_checking_and_preparing_refuse_the_same_outputs(tmp_path: Path, folder: str, kind: str) -> None:
+    wrong = tmp_path / "out" / folder
+    wrong.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "file":
+        wrong.write_text("")
+    else:
+        wrong.symlink_to(tmp_path / "nowhere")
+    store = LocalStore(output_dir=tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        ConfigError, match=rf"--output_dir {store.output_dir} cannot be written: .*Not a dir.*'{wrong}'"
+    ):
+        store.check_writable()
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ConfigError, match=rf"--output_dir {store.output_dir} cannot be written: "):
+        store.prepare()
+
+
+def test_what_checking_accepts_can_be_prepared_and_checking_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    for name in ("link/out", "a/b/c", "there"):
+        before = sorted(tmp_path.rglob("*"))
+        LocalStore(output_dir=tmp_path / name).check_writable()
+        assert sorted(tmp_path.rglob("*")) == before
+        LocalStore(output_dir=tmp_path / name).prepare()
+        LocalStore(output_dir=tmp_path / name).check_writable()
 
 
 def test_preparing_twice_is_harmless_and_leaves_nothing_but_dot_cal(store: LocalStore) -> None:

@@ -14,17 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor
 from cal_pipeline.shards import plan_shards, read_samples
-from cal_schemas.annotated import open_annotated
-from cal_schemas.errors import ShardError
+from cal_pipeline.store import ObjectStore
+from cal_schemas.annotated import annotated_schema, open_annotated
+from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.locations import open_parquet
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.s3 import PART_BYTES
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.streaming import StreamedExamples
 from conftest import Family
+from examples_of import measurement_spec
 from fault_job import PATIENCE_S, cut_power, wait_for
 from s3_server import FaultyProxy
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
@@ -59,6 +62,28 @@ def precompute(
     out, err = process.communicate(timeout=PATIENCE_S)
     assert "Traceback" not in out + err, err
     return process.returncode, out, err
+
+
+def test_an_object_that_another_driver_published_otherwise_is_refused_with_both_values(
+    bucket: ObjectPath, tmp_path: Path, llava: Family
+) -> None:
+    (shard,) = plan_shards([str(write_parquet(tmp_path / "a.parquet", count=2))])
+    options = AnnotateOptions(schema=annotated_schema(carry="none"), carry="none", tokens_per_batch=512)
+
+    def annotate(**changed: str) -> ShardReport:
+        return annotate_shard(
+            shard, encoder=llava.encoder, model=llava.model, spec=measurement_spec(**changed), options=options,
+            store=ObjectStore(output_dir=bucket / "out"),
+        )  # fmt: skip
+
+    assert annotate().committed
+    before = (bucket / "out/a.parquet").read_bytes()
+    assert not annotate().committed
+    with pytest.raises(
+        ConfigError, match=rf"{bucket}/out/a\.parquet holds another measurement \(model_id: 'tiny' there, "
+    ):
+        annotate(model_id="other")
+    assert (bucket / "out/a.parquet").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -95,11 +95,21 @@ def load_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
-def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> None:
-    """ConfigError unless the directory's config is a model this project can use as a reference; loads no weights."""
-    config = _or_config_error(
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's config; ConfigError with the reason when it cannot be had, as in a directory of adapters alone."""
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise ConfigError(
+            f"{directory} holds adapters (adapter_config.json) and no model: name the model they were trained on, or "
+            "merge them into it (peft: merge_and_unload, save_pretrained) and name the result"
+        )
+    return _or_config_error(
         f"the config of {directory}", lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     )
+
+
+def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """ConfigError unless the directory's config is a model this project can use as a reference; loads no weights."""
+    config = load_config(directory, trust_remote_code=trust_remote_code)
     if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
         raise ConfigError(f"{directory} holds a {config.model_type!r} model, which is not an image-text-to-text model")
     if reason := REFUSED_MODELS.get(config.model_type):
@@ -112,13 +122,13 @@ def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> N
 
 def load_outline(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The model without its weights: parameters have names and shapes, and take neither time nor memory."""
+    config = load_config(directory, trust_remote_code=trust_remote_code)
 
     def build() -> Any:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
-    return _or_config_error(f"the config of {directory}", build)
+    return _or_config_error(f"a model from the config of {directory}", build)
 
 
 def load_reference(

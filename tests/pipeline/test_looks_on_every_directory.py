@@ -9,9 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
 
 from cal_pipeline.inspect.page import read_page_data
 from cal_pipeline.inspect_cli import EXIT_DONE, EXIT_REFUSED, run
+from cal_pipeline.loading import load_processor
 from conftest import Family
 from inspect_data import cut
 from inspected_data import measured
@@ -83,3 +87,17 @@ def test_clear_output_or_one_clear_error(
         (line,) = [line for line in err.splitlines() if line.startswith("cal-inspect: ")]
         assert reason in line
         assert not list(tmp_path.iterdir()), "what was refused leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["audit", "attention", "patch-words"])
+def test_a_directory_of_adapters_is_no_model_in_one_line(
+    name: str, kinds: Path, llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = tmp_path / "adapters"
+    load_processor(llava.directory).save_pretrained(adapters)
+    LoraConfig(r=2, base_model_name_or_path=str(llava.directory)).save_pretrained(adapters)
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 8)}, adapters / "adapter_model.safetensors")
+    flags = [part.format(out=tmp_path / "out") for part in COMMANDS[name]]
+    assert run([name, str(kinds / "normal"), *flags, "--model_name_or_path", str(adapters)]) == EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{adapters} holds adapters (adapter_config.json) and no model" in line

@@ -95,7 +95,7 @@ class Session:
 
         from cal_pipeline import audit
         from cal_pipeline.encoding_spec import rebuild_encoder
-        from cal_pipeline.loading import load_processor, load_reference, weights_digest
+        from cal_pipeline.loading import check_architecture, load_processor, load_reference, weights_digest
         from cal_pipeline.origin import find_reference
 
         disable_progress_bar()  # of loading: what is printed here is the report
@@ -104,6 +104,7 @@ class Session:
         self.directory = find_reference(
             arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
         )
+        check_architecture(self.directory, trust_remote_code=trust)
         self.encoder = rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
         attention = arguments.attn_implementation or self.spec.attn_implementation
         self.differences = audit.spec_differences(

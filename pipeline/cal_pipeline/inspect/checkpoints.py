@@ -60,12 +60,11 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
         raise ConfigError(
             f"{row.sample.sample_id} has {len(row.sample.images)} pictures; this look is for samples with one"
         )
-    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     from cal_pipeline.encoding_spec import rebuild_encoder
     from cal_pipeline.images import decode_images
-    from cal_pipeline.loading import load_processor, load_reference, model_directory
+    from cal_pipeline.loading import load_config, load_processor, load_reference, model_directory
     from cal_pipeline.origin import find_reference
     from cal_pipeline.picture_tokens import check_places, picture_tokens
 
@@ -77,7 +76,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     else:
         directories = [find_reference(arguments.annotated, dataset.spec)]
     for directory in directories:  # all of them before the first is loaded
-        check_places(_config(AutoConfig, directory), str(directory))
+        check_places(load_config(directory), str(directory))
     pictures = decode_images([image.data or b"" for image in row.with_pictures().images])
     for directory in directories:
         processor = load_processor(directory)
@@ -93,13 +92,6 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
             encoded=encoded,
             tokens=picture_tokens(model, processor, encoded),
         )
-
-
-def _config(auto_config: Any, directory: Path) -> Any:
-    try:
-        return auto_config.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the config of {directory}: {' '.join(str(error).split())[:300]}") from error
 
 
 def figure_of(panels: int, width: float = 4.2, height: float = 4.6) -> Any:

@@ -17,6 +17,10 @@ class ConfigError(CalError, ValueError):
     """The user asked for something impossible; the message says what and the way out."""
 
 
+class SidecarError(ConfigError):
+    """Annotated shards without the images and messages that are needed here."""
+
+
 class FormatError(CalError):
     """A file breaks the annotated-shard format, or has another version or measurement."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import distributed_cli
@@ -50,6 +51,7 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("two_resumed", *held_out, *go_on("two")),
         run("streamed", "--streaming"),
         run("streamed_resumed", "--streaming", *go_on("streamed")),
+        run("adapters", "--lora_r", 4),
         run("sharded", "--fsdp"),
         run("sharded_resumed", "--fsdp", *go_on("sharded")),
         run("sharded_sgd", "--fsdp", "--optim", "sgd"),
@@ -67,6 +69,7 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert written.exists(), done.stderr[-6000:]
         assert json.loads(written.read_text()) == [0] * len(runs), done.stderr[-6000:]
     assert cli.run(run("one", *held_out, "--per_device_train_batch_size", 4)) == 0
+    assert cli.run(run("one_adapters", "--lora_r", 4, "--per_device_train_batch_size", 4)) == 0
     return top
 
 
@@ -102,6 +105,12 @@ def test_sharded_training_saves_the_model_that_one_process_trains(folder: Path) 
     models = [AutoModelForImageTextToText.from_pretrained(folder / name) for name in ("sharded", "one")]
     for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_ranks_train_the_adapters_that_one_process_trains(folder: Path) -> None:
+    two, one = (load_file(folder / name / "adapter_model.safetensors") for name in ("adapters", "one_adapters"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_layers_to_shard_are_those_that_the_model_holds(llava: Family) -> None:

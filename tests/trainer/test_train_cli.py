@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoProcessor
 
 from annotated_data import annotate
@@ -22,7 +23,7 @@ from cal_trainer import cli, training
 from cal_trainer.config import TrainConfig
 from conftest import Family
 from tiny_data import write_llava_json
-from tiny_models import train_tokenizer
+from tiny_models import sample_image, train_tokenizer
 from trained import command, losses
 
 PROGRAM = Path(sys.executable).parent / "cal-train"
@@ -100,6 +101,10 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "evaluation at the start without data": (["--eval_on_start"], "--eval_on_start has no effect"),
     "output under a file": (["--output_dir", f"{__file__}/out"], "cannot be written to: Not a directory"),
     "output in a store": (["--output_dir", "s3://bucket/out"], "is a URL"),
+    "evaluation pictures that are not there": (
+        ["--eval_path", "/nowhere", "--eval_strategy", "epoch", "--eval_image_folder", "/no/pictures"],
+        "--eval_image_folder /no/pictures: no such directory",
+    ),
     "source that is not there": (["--source_path", "/nowhere.json"], "--source_path /nowhere.json: no file there"),
     "bounds of a store": (["--alpha", "q0.5", "--data_path", "s3://no-such-bucket/x"], "s3://no-such-bucket/x"),
     "assemble half": (["--assemble", "vision=/nowhere"], "language"),
@@ -198,6 +203,42 @@ def test_evaluation_pictures_that_are_gone_show_before_the_model_is_loaded(
     assert "cannot be encoded now" in capfd.readouterr().err
 
 
+def test_evaluation_takes_the_pictures_it_was_measured_with_whatever_training_takes(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    data, images = write_llava_json(tmp_path, 4)
+    plan = plan_shards([str(data)], [str(images)])
+    held_out = annotate(tmp_path / "eval", plan, llava.encoder, llava.model, carry="paths")
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, picture in enumerate(sorted(images.iterdir())):
+        sample_image(100 + number).save(other / picture.name)
+
+    def eval_loss(name: str, *flags: object) -> float:
+        always = ("--max_steps", 1, "--learning_rate", 0, "--eval_path", held_out, "--eval_strategy", "epoch")
+        assert cli.run(command(llava, annotated, tmp_path / name, *always, *flags)) == 0
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        return next(float(entry["eval_loss"]) for entry in history if "eval_loss" in entry)
+
+    as_measured = eval_loss("plain")
+    assert eval_loss("trained on others", "--image_folder", other) == as_measured
+    assert eval_loss("evaluated on others", "--eval_image_folder", other) != as_measured
+
+
+def test_a_sidecar_to_evaluate_on_is_refused_with_the_way_out(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, images = write_llava_json(tmp_path, 4)
+    plan = plan_shards([str(data)], [str(images)])
+    sidecar = annotate(tmp_path / "eval", plan, llava.encoder, llava.model, carry="none")
+    flags = ("--eval_path", sidecar, "--eval_strategy", "epoch")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
+    err = capfd.readouterr().err
+    assert f"--eval_path {sidecar} is a sidecar" in err
+    assert "with cal-precompute --carry images or --carry paths" in err
+    assert "--source_path" not in err
+
+
 def test_lora_and_multipliers_train_and_save_through_the_program(
     llava: Family, annotated: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +249,17 @@ def test_lora_and_multipliers_train_and_save_through_the_program(
     card = (tmp_path / "all" / "README.md").read_text()
     assert "vision_tower" in card
     assert "0.1" in card
+
+
+def test_fresh_adapters_are_those_of_the_seed(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    def adapters(name: str, seed: int) -> bytes:
+        flags = ("--lora_r", 4, "--learning_rate", 0, "--max_steps", 1, "--seed", seed)
+        assert cli.run(command(llava, annotated, tmp_path / name, *flags)) == 0
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    torch.rand(3)  # Whatever this process drew before.
+    assert adapters("once", 7) == adapters("again", 7)
+    assert adapters("other", 8) != adapters("once more", 7)
 
 
 def test_a_cross_fit_trains_and_its_card_names_both_references(
@@ -226,6 +278,16 @@ def test_a_cross_fit_trains_and_its_card_names_both_references(
 def test_a_cross_fit_of_no_shards_is_refused() -> None:
     with pytest.raises(ConfigError, match="--crossfit is about the references of annotated shards"):
         TrainConfig(model_name_or_path="m", source_path=["s"], delta_source="uniform", crossfit=True)
+
+
+def test_a_quantile_of_no_deltas_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--alpha q0\.5 is a quantile of cached deltas, and none are given"):
+        TrainConfig(model_name_or_path="m", source_path=["s"], alpha="q0.5")
+
+
+def test_a_folder_of_evaluation_pictures_without_evaluation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give --eval_path too"):
+        TrainConfig(model_name_or_path="m", data_path=["d"], eval_image_folder="images")
 
 
 def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: Path) -> None:

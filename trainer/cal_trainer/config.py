@@ -85,6 +85,9 @@ class TrainConfig:
     streaming: bool = field(default=False, metadata=_help("read shards where they are, without a memory-mapped copy"))
     shuffle_rows: int = field(default=DEFAULT_SHUFFLE_ROWS, metadata=_help("rows that streaming shuffles among"))
     eval_path: str | None = field(default=None, metadata=_help("annotated shards to evaluate on, uniform weights"))
+    eval_image_folder: str | None = field(
+        default=None, metadata=_help("where image paths of --eval_path start; default as measured")
+    )
     max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("as in cal-precompute"))
     cache_dir: str | None = field(default=None, metadata=_help("of datasets: where the Arrow copy is kept"))
     group_by: GroupBy = field(default="none", metadata=_help("which samples share a batch"))
@@ -136,6 +139,8 @@ class TrainConfig:
             raise ConfigError("--data_path is required (or --source_path for raw data)")
         if self.crossfit and not self.data_path and not self.eval_path:
             raise ConfigError("--crossfit is about the references of annotated shards: give --data_path")
+        if self.eval_image_folder and not self.eval_path:
+            raise ConfigError("--eval_image_folder is of the data to evaluate on: give --eval_path too")
         if self.lora_r < 0 or self.drift_every < 0:
             raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
         for name in ("lora_alpha", "lora_dropout"):
@@ -164,6 +169,11 @@ class TrainConfig:
                 )
             if isinstance(bound, Quantile) and self.delta_source == "uniform":
                 raise ConfigError(f"--{name} {bound} has no effect: with --delta_source uniform every token weighs 1")
+            if isinstance(bound, Quantile) and not self.data_path:
+                raise ConfigError(
+                    f"--{name} {bound} is a quantile of cached deltas, and none are given: say with --data_path where "
+                    "the annotated shards are (cal-precompute writes them)"
+                )
         contrast = self.contrast_spec()
         if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
             raise ConfigError(

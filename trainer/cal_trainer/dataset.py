@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
 from cal_schemas.locations import Location, location
 from cal_schemas.object_path import ObjectPath
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
@@ -107,10 +107,10 @@ def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False
 
 
 def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
-    """Opens shards that carry their images and messages; ConfigError for a sidecar."""
+    """Opens shards that carry their images and messages; SidecarError for those that do not."""
     opened = open_measured(path, crossfit=crossfit)
     if "messages" not in opened.schema.names:
-        raise ConfigError(
+        raise SidecarError(
             f"{named(path)} is a sidecar (--carry none) of "
             f"{sorted({item.source.data_path for item in opened.metadata})}: "
             "it holds no images and messages to train on. Say with --source_path where they are"

@@ -10,7 +10,7 @@ from typing import TypeAlias, Unpack
 import numpy as np
 
 from cal_pipeline.encode import Encoder
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, SidecarError
 from cal_schemas.locations import Location, location
 from cal_trainer.alignment import RowOptions
 from cal_trainer.dataset import AnnotatedExamples
@@ -86,14 +86,47 @@ def open_examples(
     if len(image_folders) > 1:
         raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
                           "that each shard was measured with")  # fmt: skip
-    folder = location(image_folders[0]) if image_folders else None
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--image_folder {folder}: no such directory")
+    folder = _directory("--image_folder", image_folders[0]) if image_folders else None
     if streaming:
         return StreamedExamples(
             data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, crossfit=crossfit, **options
         )
     return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options)
+
+
+def open_evaluation(
+    eval_path: Location,
+    encoder: Encoder,
+    *,
+    image_folder: str | None = None,
+    cache_dir: Path | None = None,
+    crossfit: bool = False,
+    max_image_pixels: int,
+) -> AnnotatedExamples:
+    """Annotated shards to evaluate on: with pictures and words of their own, their deltas left aside.
+
+    Arguments as of `open_examples`; without `image_folder` each shard's paths start where they did in the measurement.
+
+    Raises ConfigError naming the flag, and what AnnotatedExamples raises.
+    """
+    folder = _directory("--eval_image_folder", image_folder) if image_folder else None
+    try:
+        return AnnotatedExamples(
+            eval_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, use_deltas=False,
+            max_image_pixels=max_image_pixels,
+        )  # fmt: skip
+    except SidecarError as error:
+        raise ConfigError(
+            f"--eval_path {eval_path} is a sidecar (--carry none), and evaluation joins no source to one: measure it "
+            "with cal-precompute --carry images or --carry paths"
+        ) from error
+
+
+def _directory(flag: str, given: str) -> Location:
+    folder = location(given)
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {folder}: no such directory")
+    return folder
 
 
 def train_sampler(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import enable_full_determinism, set_seed
 from transformers.integrations import deepspeed
 
 from cal_pipeline.encode import Encoder
@@ -22,7 +23,7 @@ from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.drift import DriftLog, drift_batches
 from cal_trainer.lora import add_lora
-from cal_trainer.opening import Examples, open_examples, refuse_unusable, train_sampler
+from cal_trainer.opening import Examples, open_evaluation, open_examples, refuse_unusable, train_sampler
 from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
 from cal_trainer.record import state_of, write_card
 from cal_trainer.refusals import prepare_output, refuse_flags, refuse_optimizer
@@ -96,6 +97,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         shown = examples.contrasted(spec.contrast)
         together = replace(collator, blank=shown.blank.encoded)
         drift = drift_batches(shown, together, batch_size=arguments.per_device_eval_batch_size, seed=arguments.seed)
+    # The trainer does this too, but only after adapters were made; all ranks make the same ones.
+    enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
     model = load_model(
         directory,
         dtype=config.dtype,
@@ -164,12 +167,11 @@ def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
 def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | None:
     if config.eval_path is None:
         return None
-    return open_examples(
+    return open_evaluation(
         location(config.eval_path),
         encoder,
-        image_folders=config.image_folder if len(config.image_folder) == 1 else (),
+        image_folder=config.eval_image_folder,
         crossfit=config.crossfit,
-        use_deltas=False,
         max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.locations import Location, location
+from cal_schemas.locations import Location, counts_as_file, files_below, location
 from cal_schemas.object_path import ObjectPath
 
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -22,9 +22,9 @@ _GLOB_MARKS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 def find_files(data_path: str) -> tuple[Location, list[Location]]:
     """(base, files) of one data path; names of outputs are relative to the base.
 
-    A directory is searched recursively, dot files left out; braces and globs name files from their first pattern on. A
-    dangling link counts as a file, so that it is missed and not passed over. Raises ConfigError when there is nothing,
-    or when some of the names in braces are not there.
+    A directory is searched recursively, as is `**` in a glob: linked folders too, each folder once, dot files left out
+    (`files_below`). Braces and globs name files from their first pattern on. A dangling link counts as a file. Raises
+    ConfigError when there is nothing, or when some of the names in braces are not there.
     """
     path = location(data_path)
     nothing = ConfigError(
@@ -36,8 +36,9 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
             raise nothing
         return base_key, objects
     data_path = str(path)
+    files: list[Location]
     if path.is_dir():
-        files = _in_directory(path)
+        files = files_below(path)
         base = path
     elif path.is_file():
         base, files = path.parent, [path]
@@ -48,18 +49,18 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
         base = _literal_part(path, lambda part: glob.has_magic(part) or "{" in part)
         files = []
         for name in names:
-            found = [Path(name)] if Path(name).is_file() else []
+            found: list[Location] = [Path(name)] if Path(name).is_file() else []
             if not found and glob.has_magic(name):
-                found = sorted({Path(item) for item in glob.glob(name, recursive=True) if _is_file(Path(item))})
+                found = _matching(Path(name))
             if not found and Path(name).is_dir():
-                found = _in_directory(Path(name))
+                found = files_below(Path(name))
             if not found and len(names) > 1:
                 raise ConfigError(f"--data_path {data_path}: of its {len(names)} names {name} is not there")
             files += found
         files = list(dict.fromkeys(files))
     if not files:
         raise nothing
-    return base, [*files]
+    return base, files
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -94,13 +95,13 @@ def _literal_part(path: Path, is_pattern: Callable[[str], bool]) -> Path:
     return Path(*path.parts[: next(i for i, part in enumerate(path.parts) if is_pattern(part))])
 
 
-def _in_directory(path: Path) -> list[Path]:
-    found = sorted(item for item in path.rglob("*") if _is_file(item))
-    return [item for item in found if not any(part.startswith(".") for part in item.relative_to(path).parts)]
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() or (path.is_symlink() and not path.exists())
+def _matching(pattern: Path) -> list[Location]:
+    """Files that a glob names, sorted."""
+    if "**" not in pattern.parts:
+        return [*sorted(item for item in map(Path, glob.glob(str(pattern))) if counts_as_file(item))]
+    base = _literal_part(pattern, glob.has_magic)
+    form = re.compile(_glob_to_regex(pattern.relative_to(base).as_posix()))
+    return [item for item in files_below(base) if form.fullmatch(item.relative_to(base).as_posix())]  # type: ignore[arg-type]
 
 
 def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
@@ -109,8 +110,7 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
         return path.parent, [replace(path, known=path.stat())]
     names = expand_braces(path.key)
     if len(names) == 1 and not glob.has_magic(path.key):
-        below = path.files()
-        return path, [item for item in below if not any(p.startswith(".") for p in item.relative_to(path).parts)]
+        return path, files_below(path)
     parts = path.key.split("/")
     literal = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part)]
     base = replace(path, key="/".join(literal))

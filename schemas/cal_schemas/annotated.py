@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, StoreError
-from cal_schemas.locations import Location, open_parquet, read_footer
+from cal_schemas.locations import Location, files_below, open_parquet, read_footer
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec
@@ -350,10 +350,7 @@ class AnnotatedDataset:
 
 def annotated_files(path: Location) -> list[Location]:
     """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
-    if path.is_file():
-        return [path]
-    found: list[Location] = [item for item in path.rglob("*.parquet") if isinstance(item, ObjectPath) or item.is_file()]
-    return sorted(item for item in found if not any(p.startswith(".") for p in item.relative_to(path).parts))  # type: ignore[arg-type]
+    return [path] if path.is_file() else [item for item in files_below(path) if item.suffix == ".parquet"]
 
 
 def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +17,7 @@ Location: TypeAlias = Path | ObjectPath
 
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 _BACKSLASH_OR_NUL = ("\\", "\0")
+_log = logging.getLogger(__name__)
 
 
 def partial_of(path: Location) -> Location:
@@ -63,6 +65,47 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
         raise ConfigError(f"{text}: expected {scheme}://bucket/key")
     return ObjectPath(_SCHEMES[scheme], bucket, key.strip("/"))
+
+
+def counts_as_file(path: Path) -> bool:
+    """A file, or a dangling link: what it names is missed and not passed over."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def files_below(folder: Location) -> list[Location]:
+    """All files below, sorted; names that start with a dot, and what lies below them, are left out.
+
+    Linked folders are searched as well, after all others: a file that has a name without links keeps it. No folder is
+    searched twice, and a link to a folder above itself is not followed. A folder that cannot be read is a warning.
+    """
+    if isinstance(folder, ObjectPath):
+        return [item for item in folder.files() if not any(p.startswith(".") for p in item.relative_to(folder).parts)]
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            _log.warning("%s cannot be searched, so what it holds is left out: %s", error.filename, error.strerror)
+
+    found: list[Path] = []
+    searched: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links: list[Path] = []
+        for top in waiting:
+            for at, folders, names in os.walk(top, onerror=unreadable):
+                if (real := os.path.realpath(at)) in searched:
+                    folders.clear()
+                    continue
+                searched.add(real)
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                links += [
+                    link
+                    for link in (Path(at, name) for name in folders)
+                    if link.is_symlink() and not Path(real).is_relative_to(link.resolve())
+                ]
+                files = (Path(at, name) for name in names if not name.startswith("."))
+                found += [file for file in files if counts_as_file(file)]
+        waiting = sorted(links)
+    return [*sorted(found)]
 
 
 def open_parquet(path: str | Location, *, verify: bool = False) -> pq.ParquetFile:

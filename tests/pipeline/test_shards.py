@@ -51,6 +51,42 @@ def test_a_directory_is_searched_in_order_and_dot_names_are_ignored(tmp_path: Pa
     assert names(str(tmp_path)) == [("a/b/c", "jsonl"), ("a/z", "parquet"), ("b", "json")]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.json*"])
+def test_linked_folders_are_searched_and_no_folder_twice(tmp_path: Path, pattern: str) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / ".elsewhere"
+    for file in (data / "a.json", data / "m/b.jsonl", data / "m/.git/h.json", elsewhere / "deep/c.jsonl"):
+        write(file)
+    (data / "linked").symlink_to(elsewhere)
+    (data / "again").symlink_to(elsewhere)
+    (data / "alias").symlink_to("m")
+    (data / ".hidden").symlink_to(elsewhere)
+    (data / "m/own").symlink_to(".")
+    (data / "m/top").symlink_to("..")
+    (data / "m/out").symlink_to(tmp_path)
+    (elsewhere / "deep/up").symlink_to("..")
+    (elsewhere / "deep/back").symlink_to(data)
+    # Of two links the first names the files; a link never renames what has a name without it.
+    assert names(f"{data}{pattern}") == [("a", "json"), ("again/deep/c", "jsonl"), ("m/b", "jsonl")]
+    assert len(ids(plan_shards([f"{data}{pattern}"]))) == 9
+
+
+def test_a_folder_that_cannot_be_searched_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.json")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refusing(path: str) -> object:  # Permissions do not bind root, who may run the tests.
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert names(str(tmp_path)) == [("a", "json")]
+    assert f"{tmp_path / 'closed'} cannot be searched, so what it holds is left out: Permission denied" in caplog.text
+
+
 def test_a_directory_below_a_dot_directory_is_searched_like_any_other(tmp_path: Path) -> None:
     write(tmp_path / ".cache/data/a.json")
     assert names(str(tmp_path / ".cache/data")) == [("a", "json")]

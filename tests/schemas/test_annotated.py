@@ -221,6 +221,17 @@ def test_a_carried_column_that_clashes_even_with_its_prefix_is_refused() -> None
         annotated_schema(carry="none", carried=[pa.field("source_status", pa.string())] * 2)
 
 
+def test_shards_in_linked_folders_are_read_and_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "out" / "a.parquet", simple_row())
+    write(tmp_path / "other_disk" / "b.parquet", simple_row())
+    (tmp_path / "out" / "moved").symlink_to(tmp_path / "other_disk")
+    (tmp_path / "other_disk" / "back").symlink_to(tmp_path / "out")
+    assert open_annotated(tmp_path / "out").num_rows == 2
+    (tmp_path / "out" / "gone.parquet").symlink_to(tmp_path / "nowhere.parquet")
+    with pytest.raises(FormatError, match=r"gone\.parquet: not a readable Parquet file"):
+        open_annotated(tmp_path / "out")
+
+
 def test_batches_stream_rows_in_file_order(tmp_path: Path) -> None:
     for number, name in enumerate(("b.parquet", "a.parquet")):
         write(tmp_path / name, *[simple_row(num_tokens=number)] * 3)

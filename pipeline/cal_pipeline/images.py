@@ -80,7 +80,7 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
 
 
 def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
-    """The picture as RGB, as stored (EXIF rotation is not applied, like the released recipes).
+    """The picture as RGB, as stored (EXIF rotation is not applied, like the released recipes); of 16 bits the upper 8.
 
     The size is known before a pixel is decoded, so a bomb costs nothing. Raises ImageError.
     """
@@ -100,9 +100,15 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
                     f"image of {image.width} x {image.height} pixels has a side over {longest}, which is twice the "
                     f"square root of --max_image_pixels {max_image_pixels}"
                 )
-            if image.mode.startswith("I;16"):
-                # Pillow would cut 16 bits off at 255: an all but white picture.
+            # Pillow would cut these off at 255: an all but white picture. PGM it scales to 65535, whatever its range.
+            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                kind = "integers" if image.mode == "I" else "floats"
+                raise ImageError(
+                    f"image of mode {image.mode} ({image.format}): nobody knows which of its {kind} are black and "
+                    "white; save it with 8 or 16 unsigned bits a channel"
+                )
             return image.convert("RGB")
     except ImageError:
         raise

@@ -58,6 +58,51 @@ def test_grey_pictures_become_rgb_and_alpha_is_left_out(mode: str, value: int, g
     assert image.getpixel((0, 0)) == (grey, grey, grey)
 
 
+GREYS = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(GREYS)),
+        encoded(Image.fromarray(GREYS), "TIFF"),
+        b"P5\n64 64\n65535\n" + GREYS.astype(">u2").tobytes(),
+        b"P2\n64 64\n65535\n" + b" ".join(b"%d" % value for value in GREYS.flat),
+    ],
+    ids=["PNG", "TIFF", "PGM", "plain PGM"],
+)
+def test_of_16_bits_the_upper_8_are_taken_in_every_format(data: bytes) -> None:
+    image = decode_image(data)
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    assert (np.asarray(image) == (GREYS >> 8)[..., None]).all()
+
+
+def test_of_16_bit_colours_the_upper_8_bits_are_taken() -> None:
+    colours = np.stack([GREYS, GREYS[::-1], GREYS.T], axis=-1)
+    image = decode_image(b"P6\n64 64\n65535\n" + colours.astype(">u2").tobytes())
+    # Pillow rounds PPM where it cuts PNG and TIFF.
+    assert np.abs(np.asarray(image, int) - (colours >> 8)).max() <= 1
+
+
+def test_a_pgm_of_12_bits_is_the_picture_of_16() -> None:
+    data = b"P5\n64 64\n4095\n" + (GREYS >> 4).astype(">u2").tobytes()
+    assert np.abs(np.asarray(decode_image(data), int) - (GREYS >> 8)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(Image.fromarray(GREYS.astype(np.int32)), "TIFF"), r"mode I \(TIFF\): nobody knows .* integers"),
+        (encoded(Image.fromarray(GREYS.astype(np.float32)), "TIFF"), r"mode F \(TIFF\): nobody knows .* floats"),
+        (b"Pf\n64 64\n-1.0\n" + GREYS.astype("<f4").tobytes(), r"mode F \(PPM\)"),
+    ],
+    ids=["integers", "floats", "PFM"],
+)
+def test_numbers_of_unknown_range_are_an_image_error_that_names_the_mode(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=f"{message}.*save it with 8 or 16 unsigned bits a channel"):
+        decode_image(data)
+
+
 def test_jpeg_is_read_and_exif_rotation_is_not_applied() -> None:
     exif = Image.Exif()
     exif[274] = 6  # "rotate by 90 degrees"

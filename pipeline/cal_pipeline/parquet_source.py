@@ -98,11 +98,11 @@ def _is_image_type(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in allowed)
 
 
-def carried_fields(path: Location) -> list[pa.Field]:
-    """The source's other columns as fields of the output, nullable because another source may lack them."""
+def carried_fields(path: Location) -> dict[str, pa.Field]:
+    """The source's other columns -> fields of the output, nullable because another source may lack them."""
     schema = read_footer(path).schema.to_arrow_schema().remove_metadata()
     columns = find_columns(schema, path)
-    return [pa.field(output, schema.field(name).type) for name, output in columns.carried.items()]
+    return {name: pa.field(output, schema.field(name).type) for name, output in columns.carried.items()}
 
 
 def embedded_image_bytes(path: Location) -> int:

@@ -198,16 +198,25 @@ def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry)
     for column in schema:
         values = columns.get(column.name)
         if values is None:
-            values = [_carried_value(row.sample.carried.get(column.name), column.type) for row in rows]
+            values = _carried_array([row.sample.carried.get(column.name) for row in rows], column.type)
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _carried_value(value: Any, kind: pa.DataType) -> Any:
-    """As a scalar of the column's type: values that never were Python objects lose nothing on the way."""
-    if not isinstance(value, pa.Scalar):
-        return None if value is None else pa.scalar(value, kind)
-    return value if value.is_valid else None
+def _carried_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Arrow scalars, which lose nothing on the way, Python values and None as one column."""
+    scalars = [_carried_scalar(value, kind) for value in values]
+    try:
+        return pa.array([scalar if scalar.is_valid else None for scalar in scalars], type=kind)
+    except pa.ArrowNotImplementedError:  # pa.array takes no scalars that hold the null type.
+        return pa.concat_arrays([pa.repeat(scalar, 1) for scalar in scalars])
+
+
+def _carried_scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
+    if not isinstance(value, pa.Scalar) or not value.is_valid:
+        return pa.scalar(None if isinstance(value, pa.Scalar) else value, kind)
+    # Parts of a column that have no value in one file are null there.
+    return value if value.type == kind else value.cast(kind)
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -362,6 +362,19 @@ def annotated_files(path: Location) -> list[Location]:
     return [path] if path.is_file() else [item for item in files_below(path) if item.suffix == ".parquet"]
 
 
+def _refuse_named_twice(files: Sequence[Location]) -> None:
+    seen: dict[Location, Location] = {}
+    for file in files:
+        place = file.resolve()
+        if place in seen:
+            same = "" if str(seen[place]) == str(file) else f" ({seen[place]} is the same file)"
+            raise ConfigError(
+                f"{file} is named twice{same}: its rows would be counted and trained twice. Name it once; rows that "
+                "are to come more often are copies of the file, under another name"
+            )
+        seen[place] = file
+
+
 def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
     """Opens a shard, a directory of shards, or several of them as one, checking every footer.
 
@@ -371,13 +384,15 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
 
     Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
     (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
-    references of a cross-fit measured the same rows. Differing library versions are logged.
+    references of a cross-fit measured the same rows; ConfigError for a file that is named twice. Differing library
+    versions are logged.
     """
     files: list[Location] = []
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
         if not (found := annotated_files(one)):
             raise FormatError(f"{one}: no annotated shards (*.parquet) here")
         files += found
+    _refuse_named_twice(files)
     where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
     footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))

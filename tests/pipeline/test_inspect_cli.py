@@ -92,6 +92,7 @@ OTHER_TABLES = ("audit", "page", "attention", "patch_words")
         (["sumary"], "invalid choice"),
         (["summary"], "required: ANNOTATED"),
         (["summary", "nowhere"], "nowhere: no such file or directory"),
+        (["summary", "{normal}", "{normal}"], "is named twice"),
         (["summary", "{normal}", "--alpha", "7"], "0 <= alpha <= beta"),
         (["summary", "{normal}", "--windw", "7"], "unrecognized arguments: --windw"),
         (["tokens", "{normal}", "--top", "0", "--tokenizer", "{model}"], "--top"),

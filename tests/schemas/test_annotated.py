@@ -288,6 +288,22 @@ def test_rows_that_two_references_measured_are_refused(
             refuse_measured_twice(files[order], metadata[order])
 
 
+def test_a_file_that_is_named_twice_is_refused_and_a_copy_of_it_counts_as_more_rows(tmp_path: Path) -> None:
+    shard = write(tmp_path / "a" / "x.parquet", simple_row())
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for paths in (
+        [tmp_path / "a"] * 2,
+        [tmp_path / "a", shard],
+        [tmp_path, shard],
+        [shard, shard],
+        [shard, tmp_path / "link"],
+    ):
+        with pytest.raises(ConfigError, match=r"x\.parquet is named twice.*Name it once"):
+            open_annotated(paths)
+    write(tmp_path / "copy" / "x.parquet", simple_row())
+    assert open_annotated([tmp_path / "a", tmp_path / "copy"]).num_rows == 2
+
+
 def test_several_directories_of_one_measurement_open_as_one(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.parquet", simple_row())
     write(tmp_path / "b" / "x.parquet", simple_row(), simple_row())

@@ -58,5 +58,5 @@ def _without_null(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 def _parquet_files(shards: Sequence[Shard]) -> list[str]:
     """Files whose footers can be asked, each once."""
-    readable = (shard for shard in shards if shard.data_format == "parquet" and shard.problem is None)
+    readable = (shard for shard in shards if shard.source.data_format == "parquet" and shard.problem is None)
     return [*dict.fromkeys(shard.source.uri for shard in readable)]

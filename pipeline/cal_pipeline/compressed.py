@@ -1,4 +1,8 @@
-"""The bytes of a source file, decompressed when its name ends in `.zst`, `.gz` or `.tgz`."""
+"""The bytes of a source file, decompressed when its name ends in `.zst`, `.gz` or `.tgz`.
+
+A local file without such a name is decompressed when it begins as one: a link is read under the name of what it leads
+to, which in a hub's cache is a digest.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import zstandard
 
@@ -15,6 +19,7 @@ from cal_schemas.locations import Location
 BROKEN = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
 """What reading raises when the compression is broken or the file is cut."""
 _GZIP_SUFFIXES = (".gz", ".tgz")
+_GZIP_HEADER = b"\x1f\x8b"
 _BUFFER = 2**20
 _INPUT = 2**11
 """Zstandard turns 4 bytes into 128 KiB at best: so much input makes at most 64 MiB of output."""
@@ -58,17 +63,30 @@ class _ZstdReader(io.RawIOBase):
         super().close()
 
 
+def _compression(path: Location) -> Literal["zst", "gz"] | None:
+    if path.suffix == ".zst":
+        return "zst"
+    if path.suffix in _GZIP_SUFFIXES:
+        return "gz"
+    if not isinstance(path, Path):
+        return None
+    with path.open("rb") as file:
+        head = file.read(4)
+    return "zst" if head == zstandard.FRAME_HEADER else "gz" if head.startswith(_GZIP_HEADER) else None
+
+
 def is_compressed(path: Location) -> bool:
     """Whether the file can only be read from its start."""
-    return path.suffix in (".zst", *_GZIP_SUFFIXES)
+    return _compression(path) is not None
 
 
 def open_binary(path: Location) -> BinaryIO:
     """The file's content from its start; reading raises one of BROKEN when the compression is broken."""
-    if path.suffix in _GZIP_SUFFIXES:
+    compression = _compression(path)
+    if compression == "gz":
         return cast(BinaryIO, gzip.open(path) if isinstance(path, Path) else gzip.GzipFile(fileobj=path.open("rb")))
     file = path.open("rb")
-    if path.suffix != ".zst":
+    if compression is None:
         return file
     return cast(BinaryIO, io.BufferedReader(_ZstdReader(file), buffer_size=_BUFFER))
 

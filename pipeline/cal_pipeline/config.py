@@ -13,9 +13,8 @@ from cal_pipeline.encode import AspectRatio, Truncation
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_pipeline.loading import Dtype
 from cal_pipeline.quantization import Quantization
-from cal_pipeline.shards import DataFormat
 from cal_pipeline.templates import Template
-from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
+from cal_schemas.annotated import EXTRA_COLUMNS, DataFormat, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.locations import location
 from cal_schemas.spec import Condition, ContrastSpec

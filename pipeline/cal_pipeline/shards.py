@@ -11,22 +11,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 import pyarrow as pa
 
 from cal_pipeline import json_source, parquet_source, tar_source
 from cal_pipeline.data_paths import find_files
 from cal_pipeline.pilot import drawn_rows
-from cal_schemas.annotated import ShardSource
+from cal_schemas.annotated import DataFormat, ShardSource
 from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, ShardError, StoreError
 from cal_schemas.locations import Location, location, read_footer
 from cal_schemas.sample import Sample
 
-DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
-
-_SUFFIXES = {
+_SUFFIXES: dict[str, DataFormat] = {
     ".json": "json",
     ".json.zst": "json",
     ".jsonl": "jsonl",
@@ -50,7 +47,6 @@ class Shard:
 
     name: str
     """Output path without `.parquet`, relative to the output directory; stable from run to run."""
-    data_format: str
     source: ShardSource
     byte_start: int = 0
     byte_stop: int = 0
@@ -66,7 +62,7 @@ class Shard:
         return int(drawn_rows(self.source).sum())
 
 
-def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location, str, str]]:
+def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location, str, DataFormat]]:
     """Expands one `--data_path` (file, directory, glob or braces) to (file, relative name, format)."""
     base, files = find_files(data_path)
     found = []
@@ -125,8 +121,8 @@ def plan_shards(
                 problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
                 if not list_broken:
                     raise ConfigError(problem) from error
-                gone = _source(file, None, data_path, folder, 0, 0)
-                of_file = [Shard(name=stem, data_format=kind, source=gone, problem=problem)]
+                gone = _source(file, None, kind, data_path, folder, 0, 0)
+                of_file = [Shard(name=stem, source=gone, problem=problem)]
             except OSError as error:
                 raise ConfigError(f"cannot read {file}: {error}") from error
             for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
@@ -161,7 +157,13 @@ def _check_name(file: Location, stem: str) -> None:
 
 
 def _source(
-    file: Location, stat: os.stat_result | ObjectInfo | None, data_path: str, folder: str | None, start: int, stop: int
+    file: Location,
+    stat: os.stat_result | ObjectInfo | None,
+    kind: DataFormat,
+    data_path: str,
+    folder: str | None,
+    start: int,
+    stop: int,
 ) -> ShardSource:
     return ShardSource(
         uri=str(file.resolve()),
@@ -173,16 +175,17 @@ def _source(
         row_start=start,
         row_stop=stop,
         etag=stat.etag if isinstance(stat, ObjectInfo) else None,
+        data_format=kind,
     )
 
 
 def _file_shards(
-    file: Location, stem: str, kind: str, data_path: str, folder: str | None, rows_per_shard: int
+    file: Location, stem: str, kind: DataFormat, data_path: str, folder: str | None, rows_per_shard: int
 ) -> list[Shard]:
     stat = file.stat()
 
     def source(start: int, stop: int) -> ShardSource:
-        return _source(file, stat, data_path, folder, start, stop)
+        return _source(file, stat, kind, data_path, folder, start, stop)
 
     if kind == "parquet":
         try:
@@ -193,7 +196,7 @@ def _file_shards(
         parquet_source.find_columns(schema, file)
         if folder is None and rows and parquet_source.names_image_files(file):
             raise ConfigError(f"{file} names image files: say with --image_folder where they are")
-        return [Shard(name=stem, data_format=kind, source=source(0, rows))]
+        return [Shard(name=stem, source=source(0, rows))]
     ranges: Sequence[json_source.RowRange | tar_source.TarRange]
     if kind == "webdataset":
         ranges = tar_source.split_rows(file, rows_per_shard)
@@ -206,7 +209,6 @@ def _file_shards(
     return [
         Shard(
             name=f"{stem}-r{item.row_start:09d}-{item.row_stop:09d}",
-            data_format=kind,
             source=source(item.row_start, item.row_stop),
             byte_start=item.byte_start,
             byte_stop=item.byte_stop,
@@ -219,8 +221,8 @@ def _file_shards(
 def count_rows(source: ShardSource) -> int:
     """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
     file = location(source.uri)
-    kind = _SUFFIXES.get(_suffix(file) or "")
-    if kind is None:
+    kind = source.data_format
+    if kind == "auto" and (kind := _SUFFIXES.get(_suffix(file) or "", "auto")) == "auto":
         raise ConfigError(f"{file}: its name does not say its format")
     found = _file_shards(file, file.name, kind, source.data_path, source.image_folder or "", _ALL_ROWS)
     return sum(shard.source.num_rows for shard in found)
@@ -244,13 +246,13 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
     mark = stat.etag != source.etag if isinstance(stat, ObjectInfo) else stat.st_mtime_ns != source.mtime_ns
     if stat.st_size != source.size or mark:
         raise ShardError(f"{path}: changed since planning; start cal-precompute again")
-    if shard.data_format == "parquet":
+    if source.data_format == "parquet":
         rows = parquet_source.read_rows(path, shard.name, source.row_start, source.row_stop)
-    elif shard.data_format == "webdataset":
+    elif source.data_format == "webdataset":
         rows = tar_source.read_rows(path, shard.byte_start, shard.byte_stop)
     else:
         rows = json_source.read_rows(
-            path, shard.data_format, shard.byte_start, shard.byte_stop, shard.name, source.row_start
+            path, source.data_format, shard.byte_start, shard.byte_stop, shard.name, source.row_start
         )
     found = 0
     for sample, wanted in zip(rows, drawn_rows(source), strict=False):

@@ -152,7 +152,8 @@ def _measured_samples(metadata: ShardMetadata) -> Iterator[Sample]:
         )
     drawn = drawn_rows(source)
     last = 0
-    for shard in plan_shards([source.uri], [source.image_folder] if source.image_folder else []):
+    folders = [source.image_folder] if source.image_folder else []
+    for shard in plan_shards([source.uri], folders, data_format=source.data_format):
         now = shard.source
         if shard.problem:
             raise FormatError(shard.problem)

@@ -19,10 +19,10 @@ def plan_of(*counts: int) -> list[Shard]:
     stops = np.cumsum(counts).tolist()
     return [
         Shard(
-            name=f"a{stop - count}", data_format="jsonl",
+            name=f"a{stop - count}",
             source=ShardSource(
                 uri="/a.jsonl", data_path="/a.jsonl", image_folder=None, num_rows=count, size=1, mtime_ns=1,
-                row_start=stop - count, row_stop=stop,
+                row_start=stop - count, row_stop=stop, data_format="jsonl",
             ),
         )
         for stop, count in zip(stops, counts, strict=True)

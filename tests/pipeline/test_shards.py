@@ -149,7 +149,7 @@ def test_shard_names_are_stable_and_say_the_row_range(tmp_path: Path) -> None:
     stat = path.stat()
     assert plan[1].source == ShardSource(
         uri=str(path), data_path=str(tmp_path), image_folder=None, num_rows=2, size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns, row_start=2, row_stop=4,
+        mtime_ns=stat.st_mtime_ns, row_start=2, row_stop=4, data_format="jsonl",
     )  # fmt: skip
 
 

@@ -390,7 +390,9 @@ def test_a_plan_over_archives_names_ranges_counts_pictures_and_can_be_limited_an
 
 def test_archives_mix_with_other_sources_and_may_have_any_name(tmp_path: Path) -> None:
     archive = write(tmp_path / "a.dat", [("1.jpg", b"p"), ("1.txt", "t")])
-    assert [shard.data_format for shard in plan_shards([str(archive)], data_format="webdataset")] == ["webdataset"]
+    assert [shard.source.data_format for shard in plan_shards([str(archive)], data_format="webdataset")] == [
+        "webdataset"
+    ]
     write(tmp_path / "d/b.tar.zst", [("1.jpg", b"p"), ("1.txt", "t")])
     (tmp_path / "d/c.jsonl").write_text(json.dumps({"id": 1, "conversations": TALK[1:]}) + "\n")
     plan = plan_shards([str(tmp_path / "d")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -13,13 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from cal_pipeline import cli
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import Store, open_store
+from cal_pipeline.stored import source_samples
 from cal_pipeline.verify import verify
 from cal_schemas import backends
-from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
+from cal_schemas.annotated import (
+    AnnotatedRow,
+    DataFormat,
+    ShardMetadata,
+    ShardWriter,
+    annotated_schema,
+    read_shard_metadata,
+)
 from cal_schemas.locations import Location, location
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key
@@ -234,6 +244,52 @@ def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path
     found = verify(output)
     assert found.ok
     assert any("cannot be reached from here" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "link", "data_format"),
+    [
+        ("0123456789abcdef", "a.jsonl", "auto"),
+        ("0123456789abcdef", "a.jsonl.zst", "auto"),
+        ("0123456789abcdef", "a.jsonl.gz", "auto"),
+        ("data.txt", None, "jsonl"),
+        ("data.json", None, "jsonl"),
+        ("data.txt.gz", None, "jsonl"),
+    ],
+)
+def test_a_source_whose_name_does_not_tell_its_format_is_read_and_counted_as_it_was(
+    tmp_path: Path, name: str, link: str | None, data_format: DataFormat
+) -> None:
+    plain = source(tmp_path).read_bytes()
+    packed = {".zst": zstandard.compress, ".gz": gzip.compress}.get(Path(link or name).suffix, bytes)(plain)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / name).write_bytes(packed)
+    data = tmp_path / "blobs" / name
+    if link:
+        data = tmp_path / link
+        data.symlink_to(f"blobs/{name}")
+    shards = plan_shards([str(data)], data_format=data_format, rows_per_shard=4)
+    store = open_store(str(tmp_path / "out"), "run")
+    store.prepare()
+    for shard in shards:
+        write(store, shard)
+    found = verify(tmp_path / "out")
+    assert (found.ok, sum(shard.rows for shard in found.shards), len(found.notes)) == (True, 10, 2), found
+    metadata = read_shard_metadata(shard_files(tmp_path / "out")[1])
+    assert [sample.sample_id for sample in source_samples(tmp_path, metadata)] == ["4", "5", "6", "7"]
+
+
+def test_in_an_older_output_without_the_format_of_its_source_the_name_tells_it(output: Path) -> None:
+    for path in shard_files(output):
+        table = pq.read_table(path)
+        shard = json.loads(table.schema.metadata[b"cal.shard"])
+        assert shard["source"].pop("data_format") == "jsonl"
+        pq.write_table(
+            table.replace_schema_metadata({**table.schema.metadata, b"cal.shard": json.dumps(shard).encode()}), path
+        )
+    assert verify(output).ok
+    shard_files(output)[2].unlink()
+    assert any("data.jsonl has 10 rows, of which 8 are in the output" in note for note in verify(output).notes)
 
 
 def test_clean_removes_leftovers_and_never_a_final_file(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_pipeline.loading import Dtype
 from cal_pipeline.quantization import Quantization
 from cal_pipeline.templates import Template
-from cal_schemas.annotated import EXTRA_COLUMNS, DataFormat, ExtraColumn
+from cal_schemas.annotated import EXTRA_COLUMNS, Carry, DataFormat, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.locations import location
 from cal_schemas.spec import Condition, ContrastSpec
@@ -127,9 +127,12 @@ class PrecomputeConfig:
             "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
         ),
     )
-    carry: Literal["auto", "images", "paths", "none"] = field(
+    carry: Literal["auto", Carry] = field(
         default="auto",
-        metadata=_help("what of the sample goes along: image bytes, only paths, or neither images nor messages"),
+        metadata=_help(
+            "what of the sample goes along: the bytes of all images, of embedded ones, paths alone, or neither images "
+            "nor messages"
+        ),
     )
     redo_status: str | None = field(
         default=None, metadata=_help("measure rows of these statuses again (comma-separated), e.g. image_error")
@@ -234,7 +237,7 @@ class PrecomputeConfig:
         """Statuses whose rows are measured again; empty in a normal run."""
         return frozenset(part.strip() for part in (self.redo_status or "").split(",") if part.strip())
 
-    def resolved_carry(self, embedded_bytes: int) -> tuple[Literal["images", "paths", "none"], str]:
+    def resolved_carry(self, embedded_bytes: int) -> tuple[Carry, str]:
         """What `--carry` comes to for a source that embeds so many bytes of pictures, and why, in words."""
         if self.carry != "auto":
             return self.carry, f"--carry {self.carry}"
@@ -242,5 +245,5 @@ class PrecomputeConfig:
         if embedded_bytes > _KEEP_EMBEDDED_BYTES:
             return "none", f"--carry auto: {size} are not copied; the output is a sidecar of the source"
         if embedded_bytes:
-            return "images", f"--carry auto: {size} are copied"
+            return "embedded", f"--carry auto: {size} are copied; those named by path stay where they are"
         return "paths", "--carry auto: the pictures stay where they are, rows hold their paths"

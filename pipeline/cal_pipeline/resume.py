@@ -117,7 +117,10 @@ def _check_columns(
             f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"
         )
     if metadata.carry != carry:
-        raise ConfigError(f"{path} was written with --carry {metadata.carry}, this run has {carry}; {_ANOTHER}")
+        raise ConfigError(
+            f"{path} was written with --carry {metadata.carry}, this run has {carry}; give --carry {metadata.carry}, "
+            f"{_ANOTHER}"
+        )
 
 
 def _columns(schema: pa.Schema) -> str:

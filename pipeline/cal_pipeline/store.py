@@ -134,7 +134,8 @@ class LocalStore:
 
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
-        return annotated_files(self.output_dir) if self.output_dir.is_dir() else []
+        found = annotated_files(self.output_dir) if self.output_dir.is_dir() else []
+        return [path for path in found if path.is_file()]  # Links to nothing are check_name's business.
 
     def check_name(self, name: str) -> None:
         """ConfigError when no shard can be published as `name`: no file is there, or a file in place of its folder."""

@@ -31,7 +31,7 @@ from cal_schemas.spec import MeasurementSpec
 
 FORMAT_VERSION = 1
 DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
-Carry = Literal["images", "paths", "none"]
+Carry = Literal["images", "embedded", "paths", "none"]
 MAX_ROW_GROUP_IMAGE_BYTES = 64 * 2**20
 MAX_ROW_GROUP_ROWS = 8192
 
@@ -174,8 +174,8 @@ def _list_array(parts: Sequence[np.ndarray], item: pa.DataType) -> pa.Array:
 
 
 def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry) -> pa.Table:
-    """Rows as an Arrow table of exactly `schema`; image bytes are left out unless `carry` is `images`."""
-    embed = carry == "images"
+    """Rows as an Arrow table of exactly `schema`; image bytes only where `carry` is `images` or `embedded`."""
+    embed = carry in ("images", "embedded")
     columns: dict[str, Any] = {
         "sample_id": [row.sample.sample_id for row in rows],
         "sample_key": [row.sample_key for row in rows],

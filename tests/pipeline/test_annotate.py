@@ -171,6 +171,20 @@ def test_carry_images_embeds_files_and_keeps_the_key_of_the_source(run: Run, sha
     assert [row["delta_logits"] for row in sidecar] == [row["delta_logits"] for row in by_path]
 
 
+def test_carry_embedded_copies_what_sources_embed_and_no_file(run: Run, shard: Shard, tmp_path: Path) -> None:
+    by_path, _ = run(shard)
+    rows, _ = replace(run, output=tmp_path / "b")(shard, carry="embedded")
+    assert rows == by_path
+    parquet = plan_shards([str(write_parquet(tmp_path / "p.parquet"))])[0]
+    whole, _ = replace(run, output=tmp_path / "c")(parquet, carry="images")
+    rows, _ = replace(run, output=tmp_path / "d")(parquet, carry="embedded")
+    assert any(image["bytes"] for row in rows for image in row["images"])
+    assert rows == whole
+    redone, report = replace(run, output=tmp_path / "d")(parquet, carry="embedded", redo=frozenset({"encode_error"}))
+    assert report.kept_rows > 0
+    assert redone == whole
+
+
 def test_a_parquet_source_keeps_its_pictures_and_its_own_columns(run: Run, tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "p.parquet")
     rows, _ = run(plan_shards([str(source)])[0], carry="images")

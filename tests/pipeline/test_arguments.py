@@ -248,8 +248,18 @@ def test_redo_statuses_are_separated_by_commas(given_text: str | None, statuses:
     ("carry", "embedded", "resolved", "why"),
     [
         ("auto", 0, "paths", "--carry auto: the pictures stay where they are, rows hold their paths"),
-        ("auto", 10**6, "images", "--carry auto: 1.0 MB of embedded pictures are copied"),
-        ("auto", 10 * 10**9, "images", "--carry auto: 10000.0 MB of embedded pictures are copied"),
+        (
+            "auto",
+            10**6,
+            "embedded",
+            "--carry auto: 1.0 MB of embedded pictures are copied; those named by path stay where they are",
+        ),
+        (
+            "auto",
+            10 * 10**9,
+            "embedded",
+            "--carry auto: 10000.0 MB of embedded pictures are copied; those named by path stay where they are",
+        ),
         (
             "auto",
             10 * 10**9 + 1,

@@ -179,7 +179,9 @@ def test_another_carry_is_refused_with_both_values_even_with_the_same_columns(
     store: LocalStore, plan: list[Shard]
 ) -> None:
     finish(store, plan[:1])
-    with pytest.raises(ConfigError, match="was written with --carry paths, this run has images; choose another"):
+    with pytest.raises(
+        ConfigError, match="was written with --carry paths, this run has images; give --carry paths, choose"
+    ):
         compare(store, plan, carry="images")
 
 

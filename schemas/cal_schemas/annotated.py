@@ -383,11 +383,11 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
 
     Args:
         path: one or more.
-        crossfit: shards may be of different references, each of other rows; all else must agree.
+        crossfit: shards may be of different references, each of other samples; all else must agree.
 
     Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
     (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
-    references of a cross-fit measured the same rows; ConfigError for a file that is named twice. Differing library
+    references of a cross-fit measured the same sample; ConfigError for a file that is named twice. Differing library
     versions are logged.
     """
     files: list[Location] = []
@@ -409,11 +409,11 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
         if other.library_versions != metadata[0].library_versions:
             _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
                          dict(other.library_versions))  # fmt: skip
-    if crossfit:
-        refuse_measured_twice(files, metadata)
     schema = footers[0].schema.to_arrow_schema()
     for file, footer in zip(files[1:], footers[1:], strict=True):
         if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
             raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
+    if crossfit:
+        refuse_measured_twice(files, metadata)
     rows = sum(footer.num_rows for footer in footers)
     return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)

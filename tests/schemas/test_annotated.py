@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
-from cal_schemas.crossfit import refuse_measured_twice
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from examples_of import conversation, measurement_spec, shard_metadata
@@ -239,11 +238,18 @@ def test_batches_stream_rows_in_file_order(tmp_path: Path) -> None:
     assert found == [1, 1, 1, 0, 0, 0]
 
 
+def named_row(name: str, **changed: object) -> AnnotatedRow:
+    """A row of a sample of its own; `x!` is a row of sample x that could not be measured."""
+    sample = conversation("What?", name.rstrip("!"), sample_id=name)
+    if name.endswith("!"):
+        return AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="image_error", error="gone")
+    return simple_row(sample=sample, sample_key=sample_key(sample), **changed)
+
+
 def test_a_cross_fit_opens_as_one_measurement_that_names_its_references(tmp_path: Path) -> None:
     for half in ("b", "a"):
         spec = measurement_spec(model_id=f"model-{half}", weights_digest=half)
-        source = replace(shard_metadata().source, uri=f"{half}.parquet")
-        write(tmp_path / half / "x.parquet", simple_row(), spec=spec, source=source)
+        write(tmp_path / half / "x.parquet", named_row(half), spec=spec)
     halves = [tmp_path / "b", tmp_path / "a"]
     with pytest.raises(SeveralReferencesError, match="different measurements: model_id"):
         open_annotated(halves)
@@ -255,37 +261,36 @@ def test_a_cross_fit_opens_as_one_measurement_that_names_its_references(tmp_path
     assert open_annotated(halves[0], crossfit=True).spec == open_annotated(halves[0]).spec
 
 
-def test_a_cross_fit_of_unequal_measurements_or_of_the_same_rows_is_refused(tmp_path: Path) -> None:
-    for name, fields in {"a": {}, "b": {"dtype": "bfloat16"}, "c": {"weights_digest": "other"}}.items():
-        write(tmp_path / name / "x.parquet", simple_row(), spec=measurement_spec(**fields))
+def test_a_cross_fit_of_unequal_measurements_is_refused(tmp_path: Path) -> None:
+    for name, fields in {"a": {}, "b": {"dtype": "bfloat16"}}.items():
+        write(tmp_path / name / "x.parquet", named_row(name), spec=measurement_spec(**fields))
     with pytest.raises(FormatError, match="different measurements: dtype is 'float32'"):
         open_annotated([tmp_path / "a", tmp_path / "b"], crossfit=True)
-    with pytest.raises(FormatError, match=r"both measured rows of .*, from 0 on: in a cross-fit"):
-        open_annotated([tmp_path / "a", tmp_path / "c"], crossfit=True)
 
 
 @pytest.mark.parametrize(
-    ("ranges", "filtered", "refused"),
+    ("shards", "refused"),
     [
-        ([("a", 0, 100), ("b", 100, 200)], False, False),
-        ([("a", 0, 100), ("b", 50, 150)], False, True),
-        ([("a", 0, 100), ("a", 100, 200), ("b", 20, 30)], False, True),
-        ([("a", 0, 100), ("a", 0, 100)], False, False),  # one reference, whatever it is there twice for
-        ([("a", 0, 100), ("b", 0, 100)], True, False),  # who knows which rows the filters left
+        ({"A": "x y", "B": "z"}, ""),
+        (
+            {"A": "x y", "B": "z y"},
+            "'y', one of 1 such, was measured by tiny .weights A. in .*A.parquet and by tiny .weights B. in",
+        ),
+        ({"A": "x", "A2": "y", "B": "y"}, "'y', one of 1 such, .*A2.parquet and by .*B.parquet: in a cross-fit"),
+        ({"A": "x x", "A2": "x", "B": "y"}, ""),  # A source may repeat a sample.
+        ({"A": "x y!", "B": "y z"}, ""),  # Only one measured it.
+        ({"A": "x", "A2": "x"}, ""),
     ],
 )
-def test_rows_that_two_references_measured_are_refused(
-    tmp_path: Path, ranges: list[tuple[str, int, int]], filtered: bool, refused: bool
+def test_a_sample_that_two_references_measured_is_refused_whatever_its_files_are_called(
+    tmp_path: Path, shards: dict[str, str], refused: str
 ) -> None:
-    files, metadata = [], []
-    for number, (reference, start, stop) in enumerate(ranges):
-        source = replace(shard_metadata().source, row_start=start, row_stop=stop)
-        spec = measurement_spec(weights_digest=reference)
-        metadata.append(shard_metadata(spec=spec, source=source, filters=("status == 'ok'",) if filtered else ()))
-        files.append(tmp_path / f"{number}.parquet")
-    for order in (slice(None), slice(None, None, -1)):
-        with pytest.raises(FormatError, match="both measured rows of") if refused else nullcontext():
-            refuse_measured_twice(files[order], metadata[order])
+    for name, samples in shards.items():
+        source = replace(shard_metadata().source, uri=f"/data/{name}.json")
+        spec = measurement_spec(weights_digest=name[0])
+        write(tmp_path / f"{name}.parquet", *map(named_row, samples.split()), spec=spec, source=source)
+    with pytest.raises(FormatError, match=refused) if refused else nullcontext():
+        open_annotated(tmp_path, crossfit=True)
 
 
 def test_a_file_that_is_named_twice_is_refused_and_a_copy_of_it_counts_as_more_rows(tmp_path: Path) -> None:

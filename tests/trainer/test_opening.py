@@ -1,4 +1,5 @@
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
+from cal_schemas.annotated import Carry
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.opening import open_examples, train_sampler
@@ -81,3 +83,24 @@ def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measure
         assert len(both) == len(wanted)
         for row, deltas in enumerate(wanted):
             assert torch.allclose(both[row].deltas, deltas, atol=1e-5, equal_nan=True), (options, row)
+
+
+@pytest.mark.parametrize("reader", ["mapped", "streamed", "sidecar"])
+def test_a_cross_fit_whose_references_measured_copies_of_one_file_is_refused_in_any_order(
+    llava: Family, tmp_path: Path, reader: str
+) -> None:
+    first = write_parquet(tmp_path / "first.parquet", 3)
+    copied = Path(shutil.copy(first, tmp_path / "copied.parquet"))
+    carry: Carry = "none" if reader == "sidecar" else "images"
+    options: dict[str, dict[str, Any]] = {"mapped": {}, "streamed": {"streaming": True},
+                                          "sidecar": {"source_paths": [str(first)]}}  # fmt: skip
+    directories = [
+        annotate(tmp_path / name, plan_shards([str(data)]), llava.encoder, llava.model, carry=carry,
+                 model_id=name, weights_digest=name)
+        for name, data in (("one", first), ("two", copied))
+    ]  # fmt: skip
+    for order in (directories, directories[::-1]):
+        with pytest.raises(
+            FormatError, match=r"'first-0', one of 3 such, was measured by .*one.* and by .*two|two.* and by .*one"
+        ):
+            open_examples(order, llava.encoder, cache_dir=tmp_path, crossfit=True, **options[reader])

@@ -22,7 +22,7 @@ from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.config import TrainConfig
 from conftest import Family
-from tiny_data import write_llava_json
+from tiny_data import write_llava_json, write_parquet
 from tiny_models import sample_image, train_tokenizer
 from trained import command, losses
 
@@ -265,8 +265,7 @@ def test_fresh_adapters_are_those_of_the_seed(llava: Family, annotated: Path, tm
 def test_a_cross_fit_trains_and_its_card_names_both_references(
     llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, images = write_llava_json(tmp_path / "other", 8)
-    shards = plan_shards([str(data)], [str(images)])
+    shards = plan_shards([str(write_parquet(tmp_path / "other.parquet", 8))])
     half = annotate(tmp_path / "half", shards, llava.encoder, llava.model, model_id="second", weights_digest="other")
     flags = ("--data_path", annotated, half, "--alpha", 0, "--beta", "q0.9", "--max_steps", 2)
     assert cli.run(command(llava, annotated, tmp_path / "refused", *flags)) == 2

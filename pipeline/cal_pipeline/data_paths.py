@@ -101,7 +101,7 @@ def _matching(pattern: Path) -> list[Location]:
         return [*sorted(item for item in map(Path, glob.glob(str(pattern))) if counts_as_file(item))]
     base = _literal_part(pattern, glob.has_magic)
     form = re.compile(_glob_to_regex(pattern.relative_to(base).as_posix()))
-    return [item for item in files_below(base) if form.fullmatch(item.relative_to(base).as_posix())]  # type: ignore[arg-type]
+    return files_below(base, lambda file: bool(form.fullmatch(file.relative_to(base).as_posix())))  # type: ignore[arg-type]
 
 
 def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:

@@ -362,7 +362,7 @@ class AnnotatedDataset:
 
 def annotated_files(path: Location) -> list[Location]:
     """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
-    return [path] if path.is_file() else [item for item in files_below(path) if item.suffix == ".parquet"]
+    return [path] if path.is_file() else files_below(path, lambda file: file.suffix == ".parquet")
 
 
 def _refuse_named_twice(files: Sequence[Location]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -72,14 +73,15 @@ def counts_as_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def files_below(folder: Location) -> list[Location]:
-    """All files below, sorted; names that start with a dot, and what lies below them, are left out.
+def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _: True) -> list[Location]:
+    """All files below that are `wanted`, sorted; names that start with a dot, and what lies below them, are left out.
 
     Linked folders are searched as well, after all others: a file that has a name without links keeps it. No folder is
     searched twice, and a link to a folder above itself is not followed. A folder that cannot be read is a warning.
     """
     if isinstance(folder, ObjectPath):
-        return [item for item in folder.files() if not any(p.startswith(".") for p in item.relative_to(folder).parts)]
+        shown = (item for item in folder.files() if not any(p.startswith(".") for p in item.relative_to(folder).parts))
+        return [item for item in shown if wanted(item)]
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -103,7 +105,8 @@ def files_below(folder: Location) -> list[Location]:
                     if link.is_symlink() and not Path(real).is_relative_to(link.resolve())
                 ]
                 files = (Path(at, name) for name in names if not name.startswith("."))
-                found += [file for file in files if counts_as_file(file)]
+                # The name first: asking a file system about a million pictures takes long.
+                found += [file for file in files if wanted(file) and counts_as_file(file)]
         waiting = sorted(links)
     return [*sorted(found)]
 

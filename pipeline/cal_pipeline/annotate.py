@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.overlap import one_ahead
 from cal_pipeline.preparing import PreparedRow, prepare_rows, windows
-from cal_pipeline.redo import read_rows_to_keep
+from cal_pipeline.redo import stored_rows
 from cal_pipeline.resume import check_published
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
@@ -112,7 +113,7 @@ def annotate_shard(
     replaces = bool(redo) and store.path(shard.name).is_file()
     if replaces:
         check_theirs()
-    kept = read_rows_to_keep(store.path(shard.name), redo) if replaces else {}
+    kept = stored_rows(store.path(shard.name), redo) if replaces else repeat(None)
     source = shard.source.data_path if options.source_label else None
     with store.staging(shard.name) as partial:
         prepared = windows(

@@ -69,6 +69,24 @@ def parse_configs(
     return built
 
 
+def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = None) -> set[str]:
+    """Which of these boolean flags of `kind` are true on the command line or in its `--config` file, however spelled.
+
+    The rest of the line is not looked at: what such a flag asks for may need less of it. Raises ConfigError.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        dataclasses.make_dataclass("Chosen", [(name, bool, False) for name in names]),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    found = _config_file(given)
+    flags = [field.name for field in dataclasses.fields(kind)]
+    from_file = [] if found is None else _yaml_flags(found, flags, set(), _typed(given), {})
+    namespace = parser.parse_known_args([*from_file, *given])[0]
+    return {name for name in names if getattr(namespace, name)}
+
+
 def _refuse_repeated_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> None:
     """Argparse would keep the last one and drop the others in silence."""
     typed = _typed(given)

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from cal_pipeline.arguments import parse_config
+from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.clean import clean
 from cal_pipeline.cluster import RunOutcome
 from cal_pipeline.config import PrecomputeConfig, maintenance_config
@@ -26,10 +26,11 @@ from cal_pipeline.interruption import Interruption
 from cal_pipeline.job import Job, cluster_of, prepare
 from cal_pipeline.progress import ProgressListener
 from cal_pipeline.report import RunReport, now, print_report, projection
+from cal_pipeline.resume import unplanned
 from cal_pipeline.store import open_store
 from cal_pipeline.verify import print_verification, verify
 from cal_pipeline.watchdog import Watchdog
-from cal_schemas.errors import CalError
+from cal_schemas.errors import CalError, ConfigError
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_REFUSED = 0, 1, 2
@@ -49,7 +50,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     progress = ""
     with Interruption() as interruption:
         try:
-            if {"--verify", "--clean"} & set(sys.argv[1:] if argv is None else argv):
+            if chosen(PrecomputeConfig, ("verify", "clean"), argv):
                 return _maintain(argv)
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
             job = prepare(config)
@@ -77,6 +78,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _maintain(argv: Sequence[str] | None) -> int:
     """`--verify` and `--clean`: need no model, no data and no Ray."""
     config = parse_config(maintenance_config(), argv, program="cal-precompute", description=__doc__ or "")
+    if config.clean and config.dry_run:
+        raise ConfigError("--clean removes files, and --dry_run does nothing: give one of them")
     store = open_store(config.output_dir, "maintenance")
     if config.clean:
         removed = clean(store)
@@ -145,8 +148,9 @@ def _execute(job: Job, interruption: Interruption) -> int:
     outcome = RunOutcome()
     interrupted = False
     try:
-        plan = [asdict(shard) for shard in (*job.progress.done, *job.progress.pending)]
-        (store.internal / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        plan = (*job.progress.done, *job.progress.pending)
+        listed = json.dumps([asdict(shard) for shard in plan], indent=1)
+        (store.internal / "plan.json").write_text(f"{listed}\n", encoding="utf-8")
         if config.save_contrast_images:
             _save_contrast_images(job)
         if job.todo:
@@ -160,10 +164,16 @@ def _execute(job: Job, interruption: Interruption) -> int:
 
             with (
                 Watchdog() as watchdog,
-                ray_driver.ray_session(cluster, after_init=interruption.install),
+                ray_driver.ray_session(cluster, starting=interruption.kept),
                 ProgressListener(len(job.todo), rows, heartbeat.beat, check) as listener,
             ):
                 ray_driver.run_shards(job.todo, job.settings, cluster, store.logs, listener, outcome)
+            if not outcome.aborted and (theirs := unplanned(plan, store)):
+                outcome.aborted = (
+                    f"{theirs[0]} is not part of this run's plan: another driver, with other data, another "
+                    "--rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose another "
+                    "--output_dir"
+                )
     except KeyboardInterrupt:
         interrupted = True
         outcome.aborted = interruption.words

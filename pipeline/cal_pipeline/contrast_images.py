@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.perturbation import perturbed
 from cal_pipeline.shards import Shard, read_samples
-from cal_schemas.errors import SampleError
+from cal_schemas.errors import SampleError, ShardError
 from cal_schemas.locations import Location, location
 from cal_schemas.sample import sample_key
 from cal_schemas.spec import ContrastSpec
@@ -47,13 +48,15 @@ def _save(picture: Image.Image, path: Location) -> None:
 
 
 def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
-    """Sample key, place in the sample, and picture, in the order of the plan; bad ones are left to the measurement."""
+    """Sample key, place in the sample, and picture, in the order of the plan.
+
+    Bad pictures and damaged files are passed over: the measurement says what is wrong with them.
+    """
     for shard in shards:
         folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
-        for sample in read_samples(shard):
-            for number, image in enumerate(sample.images):
-                try:
-                    picture = decode_image(read_image_file(image, folder), max_image_pixels)
-                except SampleError:
-                    continue
-                yield sample_key(sample), number, picture
+        with suppress(ShardError):
+            for sample in read_samples(shard):
+                for number, image in enumerate(sample.images):
+                    with suppress(SampleError):
+                        picture = decode_image(read_image_file(image, folder), max_image_pixels)
+                        yield sample_key(sample), number, picture

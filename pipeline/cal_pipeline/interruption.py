@@ -6,7 +6,10 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANUP_S = 60.0
@@ -29,18 +32,31 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._limit = None
-        self.install()
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                found = signal.getsignal(number)
+                if found != signal.SIG_IGN:  # What is ignored (nohup) stays ignored.
+                    self._before[number] = found
+                    signal.signal(number, self._handle)
         return self
 
-    def install(self) -> None:
-        """Takes the signals (again: `ray.init` takes SIGTERM for itself); what is ignored (nohup) stays ignored."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in _SIGNALS:
-            found = signal.getsignal(number)
-            if found not in (signal.SIG_IGN, self._handle):
-                self._before.setdefault(number, found)
-                signal.signal(number, self._handle)
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, no library can take the signals for itself; one that a library swallowed is raised at the end.
+
+        For `ray.init`, which would answer SIGTERM with an exit of its own.
+        """
+        set_handler = signal.signal
+
+        def keep_ours(number: int, handler: Any) -> Any:
+            return signal.getsignal(number) if number in self._before else set_handler(number, handler)
+
+        signal.signal = keep_ours  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = set_handler
+            self.check()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -59,10 +75,15 @@ class Interruption:
         if self.number is not None:
             return
         self.number = number
-        self._limit = threading.Timer(_CLEANUP_S, os._exit, (128 + number,))
+        self._limit = threading.Timer(_CLEANUP_S, self._give_up)
         self._limit.daemon = True
         self._limit.start()
         raise KeyboardInterrupt
+
+    def _give_up(self) -> None:
+        message = f"\n{self.words}; cleaning up took more than {_CLEANUP_S:g} s; run the same command to resume\n"
+        os.write(2, message.encode())
+        os._exit(self.exit_code)
 
     @property
     def exit_code(self) -> int:

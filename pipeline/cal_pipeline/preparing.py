@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ from cal_pipeline.images import decode_images, read_images
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.shards import Shard, read_samples
 from cal_schemas.annotated import AnnotatedRow, Carry
-from cal_schemas.errors import ImageError, SampleError, ShardError
+from cal_schemas.errors import SampleError, ShardError
 from cal_schemas.locations import location
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import ContrastSpec
@@ -51,46 +51,42 @@ def prepare_rows(
     carry: Carry,
     encode_threads: int,
     max_image_pixels: int,
-    kept: Mapping[int, AnnotatedRow],
+    kept: Iterable[AnnotatedRow | None],
 ) -> Generator[PreparedRow, None, None]:
-    """The shard's rows in their order, some ahead of the reader; those to be kept, by row number, are not encoded.
+    """The shard's rows in their order, some ahead of the reader.
 
-    Raises ShardError when the source cannot be read, or is not what the kept rows were measured from.
+    `kept` has for each row what a redo takes over as it is, pictures and other columns included, or None. Raises
+    ShardError when the source cannot be read, or is not what the kept rows were measured from.
     """
     folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
 
-    def prepare(row: int, sample: Sample, read_seconds: float) -> PreparedRow:
+    def prepare(row: int, sample: Sample, read_seconds: float, kept: AnnotatedRow | None) -> PreparedRow:
         key = sample_key(sample)
+        if kept is not None:
+            if kept.sample_key != key:
+                raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
+            if carry == "none":  # The report asks for them: rows without a picture are counted apart.
+                kept = replace(kept, sample=replace(kept.sample, images=sample.images))
+            return PreparedRow(sample=kept.sample, sample_key=key, kept=kept, load_seconds=read_seconds)
         started = loaded = time.monotonic()
-        if row in kept and kept[row].sample_key != key:
-            raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
         encoded = failure = None
         try:
-            # A kept row needs its pictures only to carry them along, as it did unless they could not be read.
-            carried = carry == "images" and row in kept and kept[row].status != ImageError.status
-            needed = row not in kept or carried
-            files = read_images(sample.images, folder) if needed else []
+            files = read_images(sample.images, folder)
             loaded = time.monotonic()
-            if carry == "images" and needed:
+            if carry == "images":
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
-            if row not in kept:
-                encoder.check(sample)  # Before a picture is decoded: a row may have thousands.
-                pictures = decode_images(files, max_image_pixels)
-                encoded = encode_with_contrast(encoder, contrast, sample, pictures, key)
+            encoder.check(sample)  # Before a picture is decoded: a row may have thousands.
+            pictures = decode_images(files, max_image_pixels)
+            encoded = encode_with_contrast(encoder, contrast, sample, pictures, key)
         except SampleError as error:
-            if row in kept:
-                raise ShardError(
-                    f"{shard.source.uri}: row {row} is to be kept, but {error}; nothing is changed"
-                ) from error
             failure = error
-        kept_row = replace(kept[row], sample=sample) if row in kept else None
         return PreparedRow(
-            sample=sample, sample_key=key, encoded=encoded, failure=failure, kept=kept_row,
+            sample=sample, sample_key=key, encoded=encoded, failure=failure,
             load_seconds=read_seconds + loaded - started, encode_seconds=time.monotonic() - loaded,
         )  # fmt: skip
 
-    yield from _in_threads(prepare, _timed(read_samples(shard)), encode_threads)
+    yield from _in_threads(prepare, _timed(read_samples(shard)), kept, encode_threads)
 
 
 def windows(prepared: Iterable[PreparedRow], tokens_per_batch: int) -> Generator[list[PreparedRow], None, None]:
@@ -117,16 +113,20 @@ def _timed(samples: Iterator[Sample]) -> Iterator[tuple[Sample, float]]:
 
 
 def _in_threads(
-    prepare: Callable[[int, Sample, float], PreparedRow], samples: Iterable[tuple[Sample, float]], num_threads: int
+    prepare: Callable[[int, Sample, float, AnnotatedRow | None], PreparedRow],
+    samples: Iterable[tuple[Sample, float]],
+    kept: Iterable[AnnotatedRow | None],
+    num_threads: int,
 ) -> Generator[PreparedRow, None, None]:
     """Results in the order of the samples, a few dozen ahead of the reader at most: threads run while it computes."""
     ahead: deque[tuple[int, Future[PreparedRow]]] = deque()
     size = 0
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            for row, (sample, read_seconds) in enumerate(samples):
-                ahead.append((sample.num_bytes, pool.submit(prepare, row, sample, read_seconds)))
-                size += sample.num_bytes
+            for row, ((sample, read_seconds), old) in enumerate(zip(samples, kept, strict=False)):
+                num_bytes = sample.num_bytes + (old.sample.num_bytes if old else 0)
+                ahead.append((num_bytes, pool.submit(prepare, row, sample, read_seconds, old)))
+                size += num_bytes
                 while len(ahead) > 16 * num_threads or (size > _AHEAD_BYTES and len(ahead) > 1):
                     num_bytes, future = ahead.popleft()
                     size -= num_bytes

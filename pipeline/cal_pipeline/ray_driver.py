@@ -15,7 +15,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,23 +96,27 @@ class _Slot:
 
 
 @contextmanager
-def ray_session(cluster: Cluster, after_init: Callable[[], None] = lambda: None) -> Iterator[None]:
+def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
     """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine.
 
-    `after_init` is called once Ray has installed its own signal handlers. Raises ConfigError when there is no cluster
+    `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
     at the address, or Ray cannot start here.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else session_dir() as temporary:
         try:
-            _init(cluster, address, temporary)
-            after_init()
+            _init(cluster, address, temporary, starting)
             yield
         finally:
             ray.shutdown()
 
 
-def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
+def _init(
+    cluster: Cluster,
+    address: str | None,
+    temporary: str | None,
+    starting: Callable[[], AbstractContextManager[None]],
+) -> None:
     where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
@@ -125,7 +129,8 @@ def _init(cluster: Cluster, address: str | None, temporary: str | None) -> None:
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
     for tries_left in reversed(range(1 if address else _RAY_STARTS)):
         try:
-            ray.init(**given)
+            with starting():
+                ray.init(**given)
             return
         except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
             reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow
+from cal_pipeline.stored import stored_sample
+from cal_schemas.annotated import EXTRA_COLUMNS, RESERVED_COLUMNS, AnnotatedRow
 from cal_schemas.locations import Location, open_parquet
-from cal_schemas.sample import Sample
 
 _LISTS = {
     "label_ids": np.int32,
@@ -16,6 +18,7 @@ _LISTS = {
     "delta_logits": np.float32,
     **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
 }
+_BATCH_ROWS = 64
 
 
 def statuses(path: Location) -> set[str]:
@@ -24,17 +27,21 @@ def statuses(path: Location) -> set[str]:
         return set(file.read(columns=["status"])["status"].unique().to_pylist())
 
 
-def read_rows_to_keep(path: Location, redo: frozenset[str]) -> dict[int, AnnotatedRow]:
-    """Row number -> measured values of every row whose status is not in `redo`; the sample itself is a placeholder."""
+def stored_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow | None]:
+    """All rows of an annotated shard in their order, with all that the file holds; None for a status in `redo`."""
     with open_parquet(path) as file:
-        names = [name for name in _LISTS if name in file.schema_arrow.names]
-        columns = file.read(columns=["sample_id", "sample_key", "status", "error", "num_tokens", *names])
-    kept = {}
-    for number, value in enumerate(columns.to_pylist()):
-        if value["status"] in redo:
-            continue
-        # A null delta reads as None, which numpy turns into NaN: the same "undefined".
-        lists: dict[str, Any] = {name: np.array(value.pop(name), _LISTS[name]) for name in names}
-        sample = Sample(sample_id=value.pop("sample_id"), images=(), messages=None)
-        kept[number] = AnnotatedRow(sample=sample, **value, **lists)
-    return kept
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            carried = [name for name in table.column_names if name not in RESERVED_COLUMNS]
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                for number, values in enumerate(batch.drop_columns(carried).to_pylist()):
+                    # Scalars, as they came from the source: Python's types would round some of them.
+                    others = {name: batch.column(name)[number] for name in carried}
+                    yield None if values["status"] in redo else _stored_row(values, others)
+
+
+def _stored_row(values: dict[str, Any], carried: dict[str, Any]) -> AnnotatedRow:
+    # A null delta reads as None, which numpy turns into NaN: the same "undefined".
+    lists: dict[str, Any] = {name: np.array(values[name], kind) for name, kind in _LISTS.items() if name in values}
+    plain = {name: values[name] for name in ("sample_key", "status", "error", "num_tokens")}
+    return AnnotatedRow(sample=replace(stored_sample(values), carried=carried), **plain, **lists)

@@ -78,6 +78,12 @@ def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, c
     _check_columns(path, footer, metadata, schema, carry)
 
 
+def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
+    """Final shards that the plan does not have: those of another driver that split the same data otherwise."""
+    planned = {store.path(shard.name) for shard in shards}
+    return [path for path in store.finished() if path not in planned]
+
+
 def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:
     if differing := metadata.spec.differences(spec):
         listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)

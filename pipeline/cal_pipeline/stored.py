@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,17 +95,9 @@ def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[
 
 
 def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Location | None) -> StoredRow:
-    messages = values.get("messages")
-    sample = from_source or Sample(
-        sample_id=values["sample_id"],
-        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values["images"] or ()),
-        messages=None
-        if messages is None
-        else tuple(Turn(role=turn["role"], content=turn["content"]) for turn in messages),
-    )
     return StoredRow(
         number=number,
-        sample=sample,
+        sample=from_source or stored_sample(values),
         image_folder=folder,
         status=values["status"],
         error=values["error"],
@@ -113,6 +105,18 @@ def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None,
         label_positions=np.array(values["label_positions"], np.int32),
         delta_logits=np.array(values["delta_logits"], np.float32),  # None becomes NaN
         sample_key=values["sample_key"],
+    )
+
+
+def stored_sample(values: Mapping[str, Any]) -> Sample:
+    """The sample of a row as its file holds it: without pictures and messages where those were not carried."""
+    messages = values.get("messages")
+    return Sample(
+        sample_id=values["sample_id"],
+        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values.get("images") or ()),
+        messages=None
+        if messages is None
+        else tuple(Turn(role=turn["role"], content=turn["content"]) for turn in messages),
     )
 
 

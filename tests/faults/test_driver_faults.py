@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,25 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(job: Job, number: 
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["driver", "group"])
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_sigterm_while_ray_starts_ends_the_run_as_it_does_later(job: Job, send: Any, moment: str) -> None:
+    process = job.start()
+    job.wait_for(process, (job.output / ".cal" / "plan.json").exists, "the run is planned")
+    if moment == "during":
+        job.wait_for(process, lambda: any("gcs_server" in title for _, title in descendants(process.pid)), "Ray starts")
+    mine, family = ray_dirs_of(process.pid), [child for child, _ in descendants(process.pid)]
+    send(process.pid, signal.SIGTERM)
+    assert job.finish(process) == 143, job.said()
+    assert f"terminated (SIGTERM); 0 of {SHARDS} shards were done; run the same command to resume" in job.said()
+    assert job.done() == job.staged() == []
+    assert list((job.output / ".cal").glob("driver-*")) == []
+    assert len(list((job.output / ".cal" / "reports").iterdir())) == 1
+    wait_for(lambda: not any(map(alive, family)), "no process is left")
+    assert not any(path.exists() for path in mine)
+
+
+@pytest.mark.full
 def test_a_second_driver_is_told_of_the_first_and_neither_harms_the_other(
     job: Job, slow_model: Path, calm: Job, tmp_path: Path
 ) -> None:
@@ -125,6 +145,25 @@ def test_a_driver_finds_its_shards_measured_otherwise_and_ends_with_2_and_both_v
     ) in late.said()
     assert late.contents() == before
     assert late.staged() == []
+
+
+@pytest.mark.full
+def test_a_driver_that_finds_shards_of_another_split_beside_its_own_ends_with_2(
+    slow_model: Path, shards: Callable[[int], Path], tmp_path: Path
+) -> None:
+    late = Job(model=slow_model, data=shards(2), output=tmp_path / "out")
+    (tmp_path / "logs").mkdir()
+    quick = Job(model=slow_model, data=late.data, output=late.output, logs=tmp_path / "logs")
+    process = late.start()
+    late.wait_for(process, (late.output / ".cal" / "plan.json").exists, "the first has planned")
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert quick.run("--limit", "6") == 0, quick.said()
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert late.finish(process) == 2, late.said()
+    assert late.done() == ["s00", "s01", "s01-first2"]
+    assert f"{late.output}/s01-first2.parquet is not part of this run's plan: another driver" in late.said()
 
 
 @pytest.mark.full

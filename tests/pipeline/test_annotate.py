@@ -297,9 +297,38 @@ def test_redo_keeps_the_pictures_of_every_row_that_had_them(run: Run, tmp_path: 
     redone, _ = run(shard, carry="images", redo=frozenset({"image_error"}))
     assert redone == rows
     (images / "9.png").unlink()
-    with pytest.raises(ShardError, match="row 9 is to be kept, but image"):
-        run(shard, carry="images", redo=frozenset({"image_error"}))
-    assert pq.read_table(run.output / f"{shard.name}.parquet").to_pylist() == rows
+    redone, _ = run(shard, carry="images", redo=frozenset({"image_error"}))
+    assert redone == rows
+
+
+def test_redo_keeps_the_pictures_that_were_measured_when_the_files_are_others_now(run: Run, tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path)
+    shard = plan_shards([str(data)], [str(images)])[0]
+    rows, _ = run(shard, carry="images")
+    (images / "1.png").write_bytes((images / "2.png").read_bytes())
+    (images / "missing.png").write_bytes((images / "0.png").read_bytes())
+    redone, report = run(shard, carry="images", redo=frozenset({"image_error"}))
+    assert report.kept_rows == 35
+    assert redone[5]["status"] == "ok"
+    assert redone[5]["images"][0]["bytes"] == (images / "0.png").read_bytes()
+    assert [row for n, row in enumerate(redone) if n != 5] == [row for n, row in enumerate(rows) if n != 5]
+
+
+@pytest.mark.parametrize("carry", ["images", "paths", "none"])
+def test_redo_keeps_carried_columns_and_counts_rows_as_before(run: Run, tmp_path: Path, carry: Any) -> None:
+    source = write_parquet(tmp_path / "p.parquet", count=3)
+    rows = pq.read_table(source).to_pylist()
+    rows[1]["images"][0]["bytes"] = b"no picture"
+    clock = pa.array([1, None, 3], pa.time64("ns"))
+    pq.write_table(pa.Table.from_pylist(rows).append_column("clock", clock), source)
+    (shard,) = plan_shards([str(source)])
+    _, first = run(shard, carry=carry)
+    before = pq.read_table(run.output / "p.parquet")
+    _, second = run(shard, carry=carry, redo=frozenset({"image_error"}))
+    assert second.kept_rows == 2
+    assert pq.read_table(run.output / "p.parquet").equals(before)
+    assert before["clock"].combine_chunks().equals(clock)
+    assert second.image_label_tokens == first.image_label_tokens > 0
 
 
 def test_a_token_beyond_the_embedding_is_that_row_s_encode_error(run: Run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.arguments import parse_config
+from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.images import PILLOW_MAX_PIXELS
 from cal_schemas.errors import ConfigError
@@ -279,3 +279,29 @@ def test_carry_auto_copies_embedded_pictures_up_to_10_gb_and_says_so(
 def test_a_list_flag_given_twice_is_refused_because_argparse_would_drop_the_first() -> None:
     with pytest.raises(ConfigError, match="--words is given 2 times: list all values after one flag"):
         parse("--count", "1", "--words", "a", "--words=b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "yaml", "found"),
+    [
+        (["--verify"], None, {"verify"}),
+        (["--verify=true", "--clean", "yes"], None, {"verify", "clean"}),
+        (["--verify", "false", "--clean=0"], None, set()),
+        (["--data_path", "verify", "clean", "--help"], None, set()),
+        ([], "verify: true\ndata_path: [a, b]\n", {"verify"}),
+        (["--verify", "false"], "verify: true\nclean: true\n", {"clean"}),
+        (["--clean"], "verify: false\n", {"clean"}),
+    ],
+)
+def test_a_flag_that_asks_for_something_else_is_found_however_it_is_spelled(
+    tmp_path: Path, argv: list[str], yaml: str | None, found: set[str]
+) -> None:
+    if yaml is not None:
+        (tmp_path / "c.yaml").write_text(yaml)
+        argv = ["--config", str(tmp_path / "c.yaml"), *argv]
+    assert chosen(PrecomputeConfig, ("verify", "clean"), argv) == found
+
+
+def test_a_value_that_is_neither_true_nor_false_is_refused_where_the_flag_is_looked_for() -> None:
+    with pytest.raises(ConfigError, match="Truthy value expected: got maybe"):
+        chosen(PrecomputeConfig, ("verify", "clean"), ["--verify=maybe"])

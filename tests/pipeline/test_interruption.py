@@ -42,14 +42,34 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_handler_that_a_library_installed_meanwhile_is_replaced_and_not_restored() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_library_that_starts_cannot_take_the_signals_for_itself() -> None:
+    before, set_handler, other = signal.getsignal(signal.SIGTERM), signal.signal, signal.getsignal(signal.SIGUSR1)
     with Interruption() as interruption:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        interruption.install()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+        with interruption.kept():
+            assert signal.signal(signal.SIGTERM, signal.SIG_DFL) == signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            interruption.number = None
+        assert interruption.exit_code == 130
+        assert signal.signal is set_handler
+        assert signal.signal(signal.SIGUSR1, other) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("its processes got the signal as well")])
+def test_a_signal_that_a_starting_library_swallowed_is_raised_after_it(error: Exception | None) -> None:
+    def start(interruption: Interruption) -> None:
+        with interruption.kept():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                if error:
+                    raise error from None
+
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        start(interruption)
+    assert interruption.exit_code == 143
 
 
 def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -63,7 +83,11 @@ def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:
         "    except KeyboardInterrupt:\n"
         "        time.sleep(3600)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 143
+    ended = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert ended.returncode == 143
+    assert ended.stderr.strip() == (
+        "terminated (SIGTERM); cleaning up took more than 0.2 s; run the same command to resume"
+    )
 
 
 def test_a_session_directory_is_removed_at_the_end(tmp_path: Path) -> None:

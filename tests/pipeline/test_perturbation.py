@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,16 @@ def test_the_pictures_that_are_written_out_are_those_that_are_measured(tmp_path:
     with Image.open(folder / source) as picture, Image.open(folder / shown) as other:
         np.testing.assert_array_equal(np.asarray(other), np.asarray(perturbed(picture, PATCHES, key, 0)))
     assert save_contrast_images(shards, BLUR, folder, count=1000, max_image_pixels=90 * 90) < 20
+
+
+def test_a_damaged_file_gives_no_picture_for_a_look_and_stops_nothing(tmp_path: Path) -> None:
+    data, images = write_llava_json(tmp_path / "data", 4)
+    (tmp_path / "data" / "a.parquet").write_bytes(b"PAR1 nothing")
+    shards = plan_shards([str(tmp_path / "data")], [str(images)], list_broken=True)
+    assert [shard.problem is None for shard in shards] == [False, True]
+    data.write_text(data.read_text() + " ")
+    (tmp_path / "data" / "c.jsonl").write_text(json.dumps(json.loads(data.read_text())[0]) + "\n")
+    whole = plan_shards([str(tmp_path / "data" / "c.jsonl")], [str(images)])
+    # The first cannot be read, the second has changed since planning.
+    assert save_contrast_images([*shards, *whole], BLUR, tmp_path / "look", count=5, max_image_pixels=90 * 90) == 1
+    assert len(list((tmp_path / "look").iterdir())) == 2

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.pilot import limit_rows, sample_rows
-from cal_pipeline.redo import read_rows_to_keep, statuses
+from cal_pipeline.redo import statuses, stored_rows
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import LocalStore
@@ -245,9 +245,10 @@ def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, e
     with ShardWriter(tmp_path / "a.parquet", schema, shard_metadata(carry="none")) as writer:
         for row in written:
             writer.write(row)
-    kept = read_rows_to_keep(tmp_path / "a.parquet", frozenset({"image_error"}))
-    assert list(kept) == [0, 2]
-    for number, row in kept.items():
+    kept = list(stored_rows(tmp_path / "a.parquet", frozenset({"image_error"})))
+    assert [row is None for row in kept] == [False, True, False]
+    for number in (0, 2):
+        row = kept[number]
         for field in ("sample_key", "status", "error", "num_tokens"):
             assert getattr(row, field) == getattr(written[number], field)
         for field in ("label_ids", "label_positions", "delta_logits", *names):
@@ -258,8 +259,8 @@ def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, e
 def test_a_kept_row_written_again_gives_the_same_table(tmp_path: Path, store: LocalStore, plan: list[Shard]) -> None:
     finish(store, plan[:1], failed={0: "image_error"})
     path = store.path(plan[0].name)
-    (kept,) = read_rows_to_keep(path, frozenset({"image_error"})).values()
-    sample = list(read_samples(plan[0]))[1]
+    _, kept = stored_rows(path, frozenset({"image_error"}))
+    assert kept is not None
     with ShardWriter(tmp_path / "again.parquet", SCHEMA, shard_metadata(carry="paths")) as writer:
-        writer.write(replace(kept, sample=sample))
+        writer.write(kept)
     assert pq.read_table(tmp_path / "again.parquet").equals(pq.read_table(path).slice(1))

@@ -109,8 +109,12 @@ def test_a_whole_output_is_well_and_its_duplicates_are_named(output: Path, capsy
 def test_a_whole_command_or_its_yaml_takes_the_flag_too(output: Path, tmp_path: Path) -> None:
     flags = ["--model_name_or_path", "no/model", "--data_path", "nowhere", "--output_dir", str(output)]
     assert cli.run([*flags, "--verify"]) == 0
+    assert cli.run([*flags, "--verify=true"]) == 0
+    assert cli.run([*flags, "--verify", "false", "--clean", "false"]) == 2  # Such a run needs a model.
     (tmp_path / "run.yaml").write_text(f"model_name_or_path: m\ndata_path: [x]\noutput_dir: {output}\n")
     assert cli.run(["--config", str(tmp_path / "run.yaml"), "--verify", "--clean"]) == 0
+    (tmp_path / "verify.yaml").write_text(f"model_name_or_path: m\noutput_dir: {output}\nverify: true\n")
+    assert cli.run(["--config", str(tmp_path / "verify.yaml")]) == 0
     assert cli.run(["--verify"]) == 2
     assert cli.run(["--verify", "--output_dir", str(tmp_path / "absent")]) == 2
 
@@ -302,6 +306,13 @@ def test_clean_removes_leftovers_and_never_a_final_file(output: Path, capsys: py
     assert list(staging.iterdir()) == []
     assert (output / ".cal" / "reports" / "run-1.json").exists()
     assert {path: path.read_bytes() for path in shard_files(output)} == before
+
+
+def test_clean_with_dry_run_is_refused_and_removes_nothing(output: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (output / ".cal" / "staging" / "a.run-0.123").write_bytes(b"half")
+    assert cli.run(["--clean", "--dry_run", "--output_dir", str(output)]) == 2
+    assert "--clean removes files, and --dry_run does nothing: give one of them" in capfd.readouterr().err
+    assert (output / ".cal" / "staging" / "a.run-0.123").exists()
 
 
 def test_clean_leaves_a_live_drivers_files_alone(output: Path, capfd: pytest.CaptureFixture[str]) -> None:

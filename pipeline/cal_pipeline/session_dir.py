@@ -5,17 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARENT = Path("/tmp")
 _PREFIX = "cal-ray-"
 _LOCK = "owner.lock"
 _FORGOTTEN_S = 86400.0
+_END_S = 3.0
 
 
 @contextmanager
@@ -34,8 +36,35 @@ def session_dir(parent: Path = _PARENT) -> Iterator[str]:
         (folder / "new").rename(folder / _LOCK)
         yield str(folder)
     finally:
+        _end_children(folder)
         _remove(folder)
         os.close(handle)
+
+
+def _end_children(folder: Path) -> None:
+    """Ends processes of this one that have the directory on their command line, the youngest first.
+
+    `ray.shutdown` leaves them all when `ray.init` was interrupted. They would end with this process, but at once: Ray's
+    node could not end those that it has started itself.
+    """
+    for pid in sorted(_children(folder), reverse=True):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                if pid in _children(folder):
+                    os.kill(pid, number)
+            deadline = time.monotonic() + _END_S
+            while pid in _children(folder) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+
+def _children(folder: Path) -> set[int]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and os.fsencode(f"{folder}/") in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+    return found
 
 
 def remove_abandoned(parent: Path = _PARENT) -> None:

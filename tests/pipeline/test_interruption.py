@@ -97,6 +97,28 @@ def test_a_session_directory_is_removed_at_the_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_processes_that_were_started_in_a_session_directory_end_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    monkeypatch.setattr("cal_pipeline.session_dir._END_S", 0.5)
+    code = f"import signal, time; signal.signal(signal.SIGTERM, signal.{'SIG_IGN' if deaf else 'SIG_DFL'})"
+    code += "; print('up', flush=True); time.sleep(3600)"
+    with session_dir(tmp_path) as name:
+        mine, other = (
+            subprocess.Popen([sys.executable, "-c", code, argument], stdout=subprocess.PIPE, text=True)
+            for argument in (f"--dir={name}/session", f"{name}-not")
+        )
+        for process in (mine, other):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+    assert mine.wait(timeout=60) == (-signal.SIGKILL if deaf else -signal.SIGTERM)
+    assert other.poll() is None
+    for process in (mine, other):
+        process.kill()
+        process.communicate()
+
+
 def test_only_directories_of_dead_owners_are_removed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cal_pipeline.session_dir import session_dir\n"

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from cal_pipeline.inspect import row_condition
 from cal_pipeline.inspect.flat import FlatTokens, images_in_answers
-from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
+from cal_pipeline.inspect.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.statistics import sample_columns
+from cal_pipeline.inspect.stored_columns import addresses
 from cal_pipeline.inspect.token_text import as_pieces
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
@@ -52,20 +53,16 @@ def load_annotated(
     opened = open_paths(path)
     wanted = _physical_columns(opened, columns)
     test = None if filter is None else row_condition.row_test(filter, opened.schema)
-    extra = [] if test is None else [name for name in test.columns if name not in {_root(item) for item in wanted}]
+    extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
     tables = []
     for batch in read_batches(opened, [*wanted, *extra]):
         data = batch.data
         if test is not None:
             data = data.filter(test(data))
         tables.append(data.select([name for name in data.schema.names if name not in extra]))
-    schema = tables[0].schema if tables else pa.schema([opened.schema.field(_root(name)) for name in wanted])
+    schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
     frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()
     return frame if columns is None else frame[list(columns)]
-
-
-def _root(name: str) -> str:
-    return name.split(".")[0]
 
 
 def _physical_columns(opened: AnnotatedDataset, columns: Sequence[str] | None) -> list[str]:
@@ -85,13 +82,16 @@ def sample_frame(
     then `images`, `tokens`, `undefined`, `turns` (int), and over the tokens with a defined delta `mean_delta`,
     `min_delta`, `max_delta` (logits), `share_negative`, `share_below_alpha`, `share_above_beta`, `mean_weight` and
     `visual_dependence` (0 to 1); NaN where a row has no such token. `visual_dependence` is the mean of
-    (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds.
+    (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds;
+    it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
+    `source_NAME`.
     """
     flat = FlatTokens.from_frame(frame)
     turns = flat.turns(images_in_answers(frame["messages"]) if "messages" in frame else None)
     values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
     listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
-    own = frame[[name for name in frame.columns if name not in listed and name not in values]].copy()
+    own = frame[[name for name in frame.columns if name not in listed]]
+    own = own.rename(columns={name: address for address, name in addresses(frame.columns).items()})
     if "images" in frame:
         own["images"] = [0 if images is None else len(images) for images in frame["images"]]
     return own.assign(**values)

@@ -1,7 +1,7 @@
 """Which rows: a condition in text over the columns of a row and of `sample_frame`, read by a parser of its own.
 
 Python's grammar, and of it only comparisons, arithmetic, `and or not`, `in`, constants, column names and a few named
-functions; nothing is ever evaluated as Python. An undefined value (NaN, null) fails every comparison but `!=`.
+functions; nothing is ever evaluated as Python. What the operators do is in `operations`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,20 @@ import ast
 import difflib
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
+from cal_pipeline.inspect import operations
+from cal_pipeline.inspect.operations import kind_of
 from cal_schemas.errors import ConfigError
 
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Mod: operator.mod,
-}
 _FUNCTIONS = "abs(x), isnull(column), contains(column, 'text'), startswith(column, 'text'), endswith(column, 'text')"
-_QUOTED = re.compile(r"`([^`]+)`")
+_TEXT_OR_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]*)`""")
+"""A backtick inside of a text is a character of it."""
 _MAX_LENGTH = 10_000
 
 
@@ -57,10 +45,14 @@ class Condition:
         aliases: dict[str, str] = {}
 
         def alias(found: re.Match[str]) -> str:
+            if found[1] is None:
+                return found[0]
             return aliases.setdefault(found[1], f"_quoted_{len(aliases)}_")
 
         try:
-            tree = ast.parse(_QUOTED.sub(alias, text).strip(), mode="eval")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # Of what is refused below, and of backslashes in texts.
+                tree = ast.parse(_TEXT_OR_QUOTED.sub(alias, text).strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
             raise ConfigError(f'{text!r} is no condition: {reason}; write one like "mean_delta < 0.2"') from error
@@ -73,7 +65,8 @@ class Condition:
         }
         for name in names:
             if name not in columns:
-                close = difflib.get_close_matches(name, columns, n=1)
+                own = f"source_{name}"
+                close = [own] if own in columns else difflib.get_close_matches(name, columns, n=1)
                 hint = f"; did you mean {close[0]}?" if close else "."
                 raise ConfigError(f"{text!r}: no column {name!r}{hint} There are {', '.join(columns)}")
         self.names = tuple(names)
@@ -89,7 +82,8 @@ class Condition:
                 result = self._value(self._tree, values)
         except RecursionError as error:
             raise ConfigError(f"{self.text[:80]!r}...: nested too deeply") from error
-        return self._boolean(result, self._tree, rows)
+        # A condition without a column is one truth value.
+        return np.broadcast_to(self._boolean(result, self._tree, rows), rows)
 
     def _value(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
         match node:
@@ -111,13 +105,11 @@ class Condition:
                 return ~self._condition(node.operand, values)
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 operand = self._number(node.operand, values)
-                return -operand if isinstance(node.op, ast.USub) else operand
-            case ast.BinOp() if type(node.op) in _ARITHMETIC:
+                negative = isinstance(node.op, ast.USub)
+                return self._within(node, operations.computed, "Sub", 0, operand) if negative else operand
+            case ast.BinOp() if (name := type(node.op).__name__) in operations.ARITHMETIC:
                 left, right = self._number(node.left, values), self._number(node.right, values)
-                try:
-                    return _ARITHMETIC[type(node.op)](left, right)
-                except ZeroDivisionError as error:
-                    raise ConfigError(f"{self._source(node)!r} divides by zero") from error
+                return self._within(node, operations.computed, name, left, right)
             case ast.Compare():
                 return self._comparison(node, values)
             case ast.Call(func=ast.Name(), keywords=[]):
@@ -132,11 +124,12 @@ class Condition:
         left = self._value(node.left, values)
         for kind, right_node in zip(node.ops, node.comparators, strict=True):
             if isinstance(kind, ast.In | ast.NotIn):
-                if not isinstance(right_node, ast.List | ast.Tuple | ast.Set) or not isinstance(left, pd.Series):
+                alone = len(node.ops) == 1 and isinstance(left, pd.Series)
+                if not alone or not isinstance(right_node, ast.List | ast.Tuple | ast.Set):
                     raise ConfigError(f"{self._source(node)!r}: write `column in ['a', 'b']`")
-                found = left.isin([self._value(item, values) for item in right_node.elts])
-                result = result & (~found if isinstance(kind, ast.NotIn) else found)
-                continue
+                items = [self._value(item, values) for item in right_node.elts]
+                found = self._within(node, operations.among, left, items)
+                return ~found if isinstance(kind, ast.NotIn) else found
             right = self._value(right_node, values)
             result = result & self._compared(node, kind, left, right)
             left = right
@@ -148,15 +141,9 @@ class Condition:
             if not isinstance(other, pd.Series) or type(kind) not in (ast.Eq, ast.NotEq, ast.Is, ast.IsNot):
                 raise ConfigError(f"{self._source(node)!r}: None goes with == and !=, and a column")
             return other.isna() if isinstance(kind, ast.Eq | ast.Is) else other.notna()
-        if type(kind) not in _COMPARE:
+        if type(kind).__name__ not in operations.COMPARISONS:
             raise ConfigError(f"{self._source(node)!r}: `is` goes with None only")
-        kinds = [_kind(left), _kind(right)]
-        if "other" not in kinds and kinds[0] != kinds[1]:
-            raise ConfigError(f"{self._source(node)!r} compares {kinds[0]} with {kinds[1]}")
-        try:
-            return _COMPARE[type(kind)](left, right)
-        except (TypeError, ValueError, pa.ArrowException) as error:
-            raise ConfigError(f"{self._source(node)!r}: {error}") from error
+        return self._within(node, operations.compared, type(kind).__name__, left, right)
 
     def _call(self, node: ast.Call, values: Mapping[str, pd.Series]) -> Any:
         assert isinstance(node.func, ast.Name)
@@ -171,17 +158,14 @@ class Condition:
             return column.isna()
         if name in ("contains", "startswith", "endswith") and len(arguments) == 2:
             column, text = (self._value(item, values) for item in arguments)
-            if isinstance(column, pd.Series) and _kind(column) == "text" and isinstance(text, str):
+            if isinstance(column, pd.Series) and kind_of(column) == operations.TEXT and isinstance(text, str):
                 strings = column.astype("str").str
                 found = strings.contains(text, regex=False) if name == "contains" else getattr(strings, name)(text)
                 return found.where(column.notna(), False).astype(bool)
         raise ConfigError(f"{self._source(node)!r} is no function of conditions; there are {_FUNCTIONS}")
 
     def _number(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
-        value = self._value(node, values)
-        if _kind(value) not in ("a number", "a truth value"):
-            raise ConfigError(f"{self._source(node)!r} is {_kind(value)}, where a number is needed")
-        return value
+        return self._within(node, operations.number, self._value(node, values))
 
     def _condition(self, node: ast.expr, values: Mapping[str, pd.Series]) -> Any:
         value = self._value(node, values)
@@ -193,33 +177,20 @@ class Condition:
             return np.full(rows, bool(value))
         if isinstance(value, np.ndarray) and value.dtype == bool:
             return value
-        if isinstance(value, pd.Series) and _kind(value) == "a truth value":
+        if isinstance(value, pd.Series) and kind_of(value) == operations.TRUTH:
             return np.asarray(value.where(value.notna(), False).astype(bool))
         raise ConfigError(
-            f"{self._source(node)!r} is {_kind(value)}, where a condition is needed, such as mean_delta < 0.2"
+            f"{self._source(node)!r} is {kind_of(value)}, where a condition is needed, such as mean_delta < 0.2"
         )
+
+    def _within(self, node: ast.expr, operation: Callable[..., Any], *operands: Any) -> Any:
+        try:
+            return operation(*operands)
+        except ConfigError as error:
+            raise ConfigError(f"{self._source(node)!r} {error}") from error
 
     def _source(self, node: ast.expr) -> str:
         text = ast.unparse(node)
         for short, name in self._real.items():
             text = text.replace(short, f"`{name}`")
         return text if len(text) < 80 else text[:77] + "..."
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "a truth value"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, np.ndarray):
-        return "a truth value" if value.dtype == bool else "a number"
-    if isinstance(value, pd.Series):
-        if pd.api.types.is_bool_dtype(value.dtype):
-            return "a truth value"
-        if pd.api.types.is_numeric_dtype(value.dtype):
-            return "a number"
-        if pd.api.types.is_string_dtype(value.dtype) or not len(value) or value.isna().all():
-            return "text"
-    return "other"

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.reading import open_paths, read_batches
-from cal_pipeline.inspect.row_condition import RowTest, row_test, scalar_columns
+from cal_pipeline.inspect.row_condition import RowTest, row_test
 from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS
 from cal_pipeline.run_reports import FILTER_NAME, reported_model
 from cal_schemas.annotated import (
@@ -71,7 +71,8 @@ class _ListColumns(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(  # noqa: T201
             "per row: " + ", ".join(SAMPLE_COLUMNS) + ", images\nstored: sample_id, sample_key, status, error, "
-            "num_tokens, source, and the source's own columns with one value a row; `in backticks` if no plain word"
+            "num_tokens, source, and the source's own columns with one value a row; `in backticks` if no plain word, "
+            "and with source_ in front where the name is one of the first list, or turn"
         )
         parser.exit()
 
@@ -133,7 +134,7 @@ def _print_counts(selection: Selection) -> None:
 
 def write_ids(opened: AnnotatedDataset, selection: Selection, path: Path) -> None:
     """The chosen rows, in order; ConfigError for a text file when an id holds a line break."""
-    columns = [name for name in scalar_columns(opened.schema) if name in ("sample_id", "sample_key", "status")]
+    columns = ["sample_id", "sample_key", "status"]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if path.suffix.lower() == ".csv":

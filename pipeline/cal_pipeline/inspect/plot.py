@@ -17,8 +17,8 @@ import pyarrow as pa
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import open_paths, read_batches
-from cal_pipeline.inspect.row_condition import scalar_columns
 from cal_pipeline.inspect.statistics import DeltaCounts
+from cal_pipeline.inspect.stored_columns import plain, scalar_columns
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
 
@@ -67,13 +67,16 @@ def count_groups(opened: AnnotatedDataset, by: str | None) -> dict[str, DeltaCou
     """Deltas counted by group, in order of appearance; one group where `by` is None.
 
     `by` is `source` (the data path of a row), `turn` (which answer of the conversation), or a stored column with one
-    value a row. Raises ConfigError for an unknown one, naming those there are.
+    value a row (`source_turn`: the stored one of that name). Raises ConfigError for an unknown one, naming those there
+    are.
     """
-    own = [name for name in scalar_columns(opened.schema) if name not in ("sample_id", "sample_key", "error")]
+    left_out = ("sample_id", "sample_key", "error")
+    own = {address: name for address, name in scalar_columns(opened.schema).items() if name not in left_out}
     if by is not None and by not in ("source", "turn", *own):
-        raise ConfigError(f"--by {by}: there are source, turn, {', '.join(own)}")
+        raise ConfigError(f"--by {by}: there are {', '.join(dict.fromkeys(['source', 'turn', *own]))}")
+    column = None if by is None else own.get(by)
     groups: dict[str, DeltaCounts] = {}
-    for names, numbers, deltas in _grouped(opened, by):
+    for names, numbers, deltas in _grouped(opened, by, column):
         for number, name in enumerate(names):
             # Past a number of groups that nobody can look at, the rest is one.
             key = name if name in groups or len(groups) < _MAX_COUNTED else OTHERS
@@ -83,16 +86,17 @@ def count_groups(opened: AnnotatedDataset, by: str | None) -> dict[str, DeltaCou
     return groups
 
 
-def _grouped(opened: AnnotatedDataset, by: str | None) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+def _grouped(
+    opened: AnnotatedDataset, by: str | None, column: str | None
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
     """(names of groups, [N] number of each token's group, [N] deltas) of every batch."""
     source_of = {path: item.source.data_path for path, item in zip(opened.files, opened.metadata, strict=True)}
-    column = by if by in opened.schema.names else None
-    extra = ["messages"] if by == "turn" else [column] if column else []
+    extra = ["messages"] if by == "turn" else [] if column is None else [column]
     for batch in read_batches(opened, [*LIST_COLUMNS, *extra]):
         flat = FlatTokens.from_arrow(batch.data)
         if not len(flat.deltas):
             continue
-        if column:
+        if column is not None:
             numbers, names = pd.factorize(_text(batch.data.column(column)))
             yield list(names), numbers[flat.row], flat.deltas
         elif by == "turn":
@@ -106,6 +110,9 @@ def _grouped(opened: AnnotatedDataset, by: str | None) -> Iterator[tuple[list[st
 
 
 def _text(column: pa.Array) -> np.ndarray:
+    column = plain(column)
+    if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):  # Python's own are coarser or narrower.
+        column = column.cast(pa.large_string())
     return np.array([str(value) for value in column.to_pylist()], dtype=object)
 
 

@@ -28,6 +28,11 @@ class Batch:
     data: pa.RecordBatch
 
 
+def column_of(name: str) -> str:
+    """The column that is read: a dot in any other name is its own."""
+    return "images" if name == IMAGE_PATHS else name
+
+
 def open_paths(paths: str | Location | Sequence[str | Location]) -> AnnotatedDataset:
     """Shards or directories of shards as one; FormatError or ConfigError with the reason otherwise."""
     listed = [location(path) for path in ([paths] if isinstance(paths, str | Path | ObjectPath) else paths)]
@@ -45,7 +50,7 @@ def read_batches(opened: AnnotatedDataset, columns: Sequence[str], batch_rows: i
     `columns` that the shards do not have (images and messages of a sidecar) are left out. Raises FormatError naming a
     file whose pages cannot be read.
     """
-    there = [name for name in columns if name.split(".")[0] in opened.schema.names]
+    there = [name for name in columns if column_of(name) in opened.schema.names]
     for path in opened.files:
         row = 0
         try:

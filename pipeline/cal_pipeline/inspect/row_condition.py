@@ -14,20 +14,10 @@ import pyarrow.compute as pc
 from cal_pipeline.inspect.expression import Condition
 from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS
-from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS, sample_columns
+from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS, check_defined, sample_columns
+from cal_pipeline.inspect.stored_columns import comparable, scalar_columns
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool, check_weighting
-
-
-def scalar_columns(schema: pa.Schema) -> list[str]:
-    """Stored columns with one value a row; those are what conditions may name, next to SAMPLE_COLUMNS."""
-    return [
-        field.name
-        for field in schema
-        if not pa.types.is_nested(field.type)
-        and not pa.types.is_binary(field.type)
-        and field.name not in SAMPLE_COLUMNS
-    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +26,8 @@ class RowTest:
 
     columns: tuple[str, ...]
     condition: Condition | pc.Expression
+    stored: Mapping[str, str]
+    """What a stored column is called in the condition -> its stored name."""
     weighting: Mapping[str, Any]
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
@@ -51,14 +43,18 @@ class RowTest:
             mask = np.zeros(batch.num_rows, dtype=bool)
             mask[passed] = True
             return pa.array(mask)
-        return pa.array(self.condition(row_values(batch, self.condition.names, **self.weighting), batch.num_rows))
+        values = row_values(batch, self.condition.names, self.stored, **self.weighting)
+        return pa.array(self.condition(values, batch.num_rows))
 
 
-def row_values(batch: pa.RecordBatch, names: Sequence[str], **weighting: Any) -> dict[str, pd.Series]:
-    """Columns of a batch and of `sample_frame`, by name."""
+def row_values(
+    batch: pa.RecordBatch, names: Sequence[str], stored: Mapping[str, str] | None = None, **weighting: Any
+) -> dict[str, pd.Series]:
+    """Columns of `sample_frame` and those of a batch, these by their names in `stored`."""
     values: dict[str, pd.Series] = {}
     computed: dict[str, Any] = {}
     if set(names) & set(SAMPLE_COLUMNS):
+        check_defined(names, alpha=weighting["alpha"], beta=weighting["beta"])
         flat = FlatTokens.from_arrow(batch)
         messages = batch.column("messages") if "messages" in batch.schema.names else None
         turns = flat.turns(None if messages is None or "turns" not in names else images_in_answers(messages))
@@ -69,7 +65,7 @@ def row_values(batch: pa.RecordBatch, names: Sequence[str], **weighting: Any) ->
         elif name == "images":
             values[name] = pd.Series(np.asarray(pc.fill_null(pc.list_value_length(batch.column("images")), 0)))
         else:
-            values[name] = batch.column(name).to_pandas()
+            values[name] = comparable(batch.column((stored or {})[name]))
     return values
 
 
@@ -85,13 +81,15 @@ def row_test(
     """A condition made ready for batches of shards with this schema; ConfigError when it cannot be."""
     check_weighting(alpha=alpha, beta=beta, window=window)
     weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
+    stored = scalar_columns(schema)
     if not isinstance(condition, str):
         own = tuple(name for name in schema.names if name not in ("images", "messages"))
-        return RowTest(columns=own, condition=condition, weighting=weighting)
+        return RowTest(columns=own, condition=condition, stored=stored, weighting=weighting)
     images = ["images"] if "images" in schema.names else []
-    parsed = Condition(condition, [*scalar_columns(schema), *images, *SAMPLE_COLUMNS])
-    columns = [name for name in parsed.names if name not in SAMPLE_COLUMNS and name != "images"]
+    parsed = Condition(condition, [*stored, *images, *SAMPLE_COLUMNS])
+    check_defined(parsed.names, alpha=alpha, beta=beta)
+    columns = [stored[name] for name in parsed.names if name in stored]
     columns += [IMAGE_PATHS] if "images" in parsed.names else []
     columns += LIST_COLUMNS if set(parsed.names) & set(SAMPLE_COLUMNS) else ()
     columns += ["messages"] if "turns" in parsed.names and "messages" in schema.names else []
-    return RowTest(columns=tuple(columns), condition=parsed, weighting=weighting)
+    return RowTest(columns=tuple(columns), condition=parsed, stored=stored, weighting=weighting)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from cal_pipeline.inspect.flat import FlatTokens
+from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool
 
 SAMPLE_COLUMNS = (
@@ -28,7 +29,10 @@ SAMPLE_COLUMNS = (
 def sample_columns(
     flat: FlatTokens, turns: np.ndarray, *, alpha: float, beta: float, window: int, pool: Pool
 ) -> dict[str, np.ndarray]:
-    """SAMPLE_COLUMNS, each [R]: counts int64, the rest float64, NaN where a row has no defined delta."""
+    """SAMPLE_COLUMNS, each [R]: counts int64, the rest float64, NaN where a row has no defined delta.
+
+    Without `visual_dependence` where these bounds do not define it, see `check_defined`.
+    """
     rows = len(flat.lengths)
     weights = flat.weights(alpha=alpha, beta=beta, window=window, pool=pool)
     defined = ~np.isnan(flat.deltas)
@@ -49,8 +53,7 @@ def sample_columns(
     filled = flat.lengths > 0
     num_turns = np.zeros(rows, np.int64)
     num_turns[filled] = turns[last[filled]]
-    raised = np.clip(deltas.astype(np.float64), alpha, beta) - alpha
-    return {
+    columns = {
         "tokens": flat.lengths.astype(np.int64),
         "undefined": flat.lengths.astype(np.int64) - count,
         "turns": num_turns,
@@ -61,8 +64,20 @@ def sample_columns(
         "share_below_alpha": mean(deltas < alpha),
         "share_above_beta": mean(deltas > beta),
         "mean_weight": mean(weights[defined]),
-        "visual_dependence": mean(raised / (beta - alpha) if alpha < beta < np.inf else np.full(len(row), np.nan)),
     }
+    if alpha < beta < np.inf:
+        raised = np.clip(deltas.astype(np.float64), alpha, beta) - alpha
+        columns["visual_dependence"] = mean(raised / (beta - alpha))
+    return columns
+
+
+def check_defined(names: Collection[str], *, alpha: float, beta: float) -> None:
+    """ConfigError where one of the columns is asked for that these bounds do not define."""
+    if "visual_dependence" in names and not alpha < beta < np.inf:
+        raise ConfigError(
+            f"visual_dependence is a share of the way from alpha to beta: it needs a finite beta above alpha, got "
+            f"alpha {alpha:g} and beta {beta:g}"
+        )
 
 
 class DeltaCounts:

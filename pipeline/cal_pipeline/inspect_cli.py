@@ -6,6 +6,7 @@ A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, t
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -67,6 +68,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         # `cal-inspect tokens ... | head`: nobody reads on. The interpreter would complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:
+        # A path that the system does not even look at: any question about it is answered so.
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES):
+            raise
+        print(f"cal-inspect: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -19,6 +19,8 @@ BINS = 80
 _OUTERMOST = 0.001
 """Share of the tokens on each side that would squeeze everything else; they are counted in the end bins."""
 
+_LONGEST_NAME = 60
+
 
 def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float, title: str = "") -> Figure:
     """Histogram of delta with alpha and beta marked, and its cumulative share on the right axis (CAL, Fig. 4).
@@ -37,7 +39,9 @@ def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float
         heights = counts.histogram(edges)
         total = max(int(heights.sum()), 1)
         density = heights / total / (edges[1] - edges[0])
-        label = f"{name} ({total:,} tokens)"
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+        # Legends leave out what begins with an underscore.
+        label = f"{' ' if shown.startswith('_') else ''}{shown} ({total:,} tokens)"
         if len(groups) == 1:
             axes.bar(middles, density, width=edges[1] - edges[0], color=colour, alpha=0.6, label=label)
         else:

@@ -6,14 +6,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.inspect.plot import count_groups
+from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_pipeline.inspect_cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.inspection import load_annotated, sample_frame
+from cal_pipeline.plots import delta_figure
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
 from inspect_data import Directories, write
@@ -229,3 +232,13 @@ def test_the_other_looks_stand_odd_columns(
     kept = pq.read_table(tmp_path / "kept")
     for name, column in CARRIED.items():
         assert kept[name].to_pylist() == column[:12].to_pylist(), name
+
+
+def test_every_group_is_in_the_legend_by_a_name_that_fits() -> None:
+    counts = DeltaCounts()
+    counts.add(np.array([0.5, 2.0], np.float32))
+    figure = delta_figure({"_hidden": counts, "a" * 5000: counts, "$x^{": counts}, alpha=1.0, beta=5.0)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    labels = [text.get_text().strip() for text in legend.get_texts()]
+    assert labels == ["_hidden (2 tokens)", "a" * 57 + "... (2 tokens)", "$x^{ (2 tokens)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
     """Rows with this `sample_id` or `sample_key`, or row number N of all for `#N`; ConfigError when there is none."""
     places = []
     number = 0
-    by_number = int(wanted[1:]) if wanted[:1] == "#" and wanted[1:].isdigit() else None
+    by_number = int(wanted[1:]) if re.fullmatch(r"#[0-9]{1,18}", wanted) else None
     for batch in read_batches(opened, ["sample_id", "sample_key"]):
         rows = batch.data.num_rows
         if by_number is not None and number <= by_number < number + rows:

@@ -170,9 +170,9 @@ def _execute(job: Job, interruption: Interruption) -> int:
                 ray_driver.run_shards(job.todo, job.settings, cluster, store.logs, listener, outcome)
             if not outcome.aborted and (theirs := unplanned(plan, store)):
                 outcome.aborted = (
-                    f"{theirs[0]} is not part of this run's plan: another driver, with other data, another "
-                    "--rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose another "
-                    "--output_dir"
+                    f"{theirs[0]} is not part of this run's plan, and holds rows of its data: another driver, with "
+                    "another --rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose "
+                    "another --output_dir"
                 )
     except KeyboardInterrupt:
         interrupted = True

@@ -79,9 +79,15 @@ def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, c
 
 
 def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
-    """Final shards that the plan does not have: those of another driver that split the same data otherwise."""
+    """Final shards of the plan's sources that the plan does not have: those of a driver that split them otherwise.
+
+    Shards of other sources belong to a driver that found more data: they fit beside these.
+    """
     planned = {store.path(shard.name) for shard in shards}
-    return [path for path in store.finished() if path not in planned]
+    uris = {shard.source.uri for shard in shards}
+    others = [path for path in store.finished() if path not in planned]
+    footers = zip(others, read_annotated_footers(others), strict=True)
+    return [path for path, footer in footers if read_shard_metadata(path, footer).source.uri in uris]
 
 
 def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:

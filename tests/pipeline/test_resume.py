@@ -12,7 +12,7 @@ import pytest
 
 from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.redo import statuses, stored_rows
-from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
+from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo, unplanned
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
@@ -154,6 +154,16 @@ def test_a_shard_outside_the_plan_is_refused_with_its_rows(
     for other in (plan_shards([path], rows_per_shard=3), limit_rows(plan, 2)):
         with pytest.raises(ConfigError, match=r"is not part of this run's plan \(rows [02]-[24] of .*a\.jsonl\)"):
             compare(store, other)
+
+
+def test_at_the_end_of_a_run_shards_of_its_data_split_otherwise_count_and_those_of_more_data_do_not(
+    store: LocalStore, plan: list[Shard], tmp_path: Path
+) -> None:
+    finish(store, [*plan, *plan_shards([str(source(tmp_path / "b.jsonl"))], rows_per_shard=2)])
+    assert unplanned(plan, store) == []
+    (other, _) = plan_shards([str(tmp_path / "a.jsonl")], rows_per_shard=3)
+    finish(store, [other])
+    assert unplanned(plan, store) == [store.path(other.name)]
 
 
 def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store: LocalStore, plan: list[Shard]) -> None:

@@ -54,9 +54,14 @@ class Interruption:
         signal.signal = keep_ours  # type: ignore[assignment]
         try:
             yield
+        except Exception:
+            self.check()
+            raise
         finally:
             signal.signal = set_handler
-            self.check()
+            for number in self._before:  # Ray's C++ takes them too, beside Python.
+                signal.signal(number, self._handle)
+        self.check()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

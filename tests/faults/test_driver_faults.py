@@ -163,7 +163,10 @@ def test_a_driver_that_finds_shards_of_another_split_beside_its_own_ends_with_2(
         os.kill(process.pid, signal.SIGCONT)
     assert late.finish(process) == 2, late.said()
     assert late.done() == ["s00", "s01", "s01-first2"]
-    assert f"{late.output}/s01-first2.parquet is not part of this run's plan: another driver" in late.said()
+    assert (
+        f"{late.output}/s01-first2.parquet is not part of this run's plan, and holds rows of its data: another"
+        in late.said()
+    )
 
 
 @pytest.mark.full

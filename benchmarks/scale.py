@@ -36,12 +36,12 @@ def measure_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
         folder = Path(name)
         encoder = Encoder(write_checkpoint(folder / "model", SHAPES["tiny"]))
         model = load_reference(folder / "model", dtype="float32", device="cpu")
-        store = LocalStore(output_dir=folder / "out")
-        store.prepare()
         runs = {}
         for size in sizes:
             write_source(folder / f"rows{size}", [size], SHAPES["tiny"].text_tokens)
             (shard,) = plan_shards([str(folder / f"rows{size}")])
+            store = LocalStore(output_dir=folder / f"out{size}")
+            store.prepare()
             runs[str(size)] = partial(
                 annotate_shard, shard, encoder=encoder, model=model, spec=measurement(encoder), store=store,
                 options=annotate_options(16384),

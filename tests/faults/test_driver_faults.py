@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ def ray_dirs_of(pid: int) -> list[Path]:
     """The directory of the Ray that this driver has started."""
     titles = " ".join(title for _, title in descendants(pid))
     return [path for path in Path("/tmp").glob("cal-ray-*") if f"{path}/" in titles]
+
+
+def run_past(late: Job, process: subprocess.Popen[str], *flags: str) -> None:
+    """Stops a driver once it has planned, lets another with these flags finish on its output, and wakes it."""
+    late.wait_for(process, (late.output / ".cal" / "plan.json").exists, "the first has planned")
+    quick = Job(model=late.model, data=late.data, output=late.output, logs=late.output.parent / "logs")
+    quick.log.parent.mkdir()
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert quick.run(*flags) == 0, quick.said()
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -128,15 +141,8 @@ def test_a_driver_finds_its_shards_measured_otherwise_and_ends_with_2_and_both_v
     slow_model: Path, shards: Callable[[int], Path], tmp_path: Path
 ) -> None:
     late = Job(model=slow_model, data=shards(2), output=tmp_path / "out")
-    (tmp_path / "logs").mkdir()
-    quick = Job(model=slow_model, data=late.data, output=late.output, logs=tmp_path / "logs")
     process = late.start("--contrast", "gaussian_blur", "--blur_sigma", "10")
-    late.wait_for(process, (late.output / ".cal" / "plan.json").exists, "the first has planned")
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        assert quick.run() == 0, quick.said()
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
+    run_past(late, process)
     before = late.contents()
     assert late.finish(process) == 2, late.said()
     assert (
@@ -152,15 +158,8 @@ def test_a_driver_that_finds_shards_of_another_split_beside_its_own_ends_with_2(
     slow_model: Path, shards: Callable[[int], Path], tmp_path: Path
 ) -> None:
     late = Job(model=slow_model, data=shards(2), output=tmp_path / "out")
-    (tmp_path / "logs").mkdir()
-    quick = Job(model=slow_model, data=late.data, output=late.output, logs=tmp_path / "logs")
     process = late.start()
-    late.wait_for(process, (late.output / ".cal" / "plan.json").exists, "the first has planned")
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        assert quick.run("--limit", "6") == 0, quick.said()
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
+    run_past(late, process, "--limit", "6")
     assert late.finish(process) == 2, late.said()
     assert late.done() == ["s00", "s01", "s01-first2"]
     assert (

@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-r
 MEASURED := $(CURDIR)/$(VENV)/models.jsonl
 PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measured
 
-.PHONY: help install demo test test-full bench bench-scale study study-quick check format clean
+.PHONY: help install demo test test-full bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -60,7 +60,7 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/inspect_frames.py
 	$(BENCH)/many_shards.py
 
-ARMS ?= reference swap noise noise_others scale staleness stages bounds contrast text_only precision
+ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision
 
 study: $(STAMP)  ## what weights and references gain, on two generated worlds; goes on where it was (docs/study.md)
 	for arm in $(ARMS); do $(BIN)/python studies/run.py $$arm || exit 1; done
@@ -69,6 +69,14 @@ study: $(STAMP)  ## what weights and references gain, on two generated worlds; g
 study-quick: $(STAMP)  ## a look at the study in 5 minutes: few seeds of one noise, into study-quick/
 	$(BIN)/python studies/run.py quick --world shapes --results_dir study-quick/results --scratch_dir study-quick/scratch
 	$(BIN)/python studies/report.py --arms quick --results_dir study-quick/results --print
+
+ARM ?= quick
+# Further flags of studies/run.py: --world shapes --seeds 1
+STUDY_FLAGS ?=
+
+study-again: $(STAMP)  ## an arm from nothing, in study-again/, against the record: make study-again ARM=reference
+	$(BIN)/python studies/run.py $(ARM) $(STUDY_FLAGS) --results_dir study-again/results --scratch_dir study-again/scratch
+	$(BIN)/python studies/repeated.py study-again/results
 
 check: $(STAMP)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .
@@ -81,4 +89,4 @@ format: $(STAMP)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo study-quick studies/scratch .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

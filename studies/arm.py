@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from condition import Measurement, Run
+from condition import Measurement, Run, WorldName
 
-ARMS = (
-    "noise",
-    "noise_others",
+ARMS = (  # in the order in which each finds most already done
     "reference",
+    "swap",
+    "noise",
+    "noise_students",
+    "noise_models",
     "scale",
     "staleness",
     "stages",
@@ -20,7 +22,6 @@ ARMS = (
     "contrast",
     "text_only",
     "precision",
-    "swap",
     "quick",
 )
 Conditions = Mapping[str, Mapping[str, Any]]
@@ -39,9 +40,9 @@ class Arm:
     """The condition whose gain over the first is the whole that others recover a share of."""
     with_text: bool = False
     """Whether samples without a picture are asked about too."""
-    seeds: int = field(default=8)
+    seeds: int = 8
 
-    def runs(self, world: str, seed: int, only: Collection[str] | None = None) -> list[Run]:
+    def runs(self, world: WorldName, seed: int, only: Collection[str] | None = None) -> list[Run]:
         """Of one pair of world and seed; of the conditions with these labels."""
         told = (
             fields
@@ -49,14 +50,14 @@ class Arm:
             for label, fields in conditions.items()
             if only is None or label in only
         )
-        return [Run(world=world, seed=seed, **fields) for fields in told]  # type: ignore[arg-type]
+        return [Run(world=world, seed=seed, **fields) for fields in told]
 
     @property
     def labels(self) -> set[str]:
         return {label for conditions in self.groups.values() for label in conditions}
 
-    def measured(self, world: str, seed: int) -> list[Measurement]:
-        return [Measurement(world=world, seed=seed, **fields) for fields in self.measurements]  # type: ignore[arg-type]
+    def measured(self, world: WorldName, seed: int) -> list[Measurement]:
+        return [Measurement(world=world, seed=seed, **fields) for fields in self.measurements]
 
 
 def load(name: str) -> Arm:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from cal_pipeline import cli as precompute_cli
 from cal_pipeline import inspect_cli
@@ -43,32 +42,13 @@ def call(program: str, *arguments: object, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _logging_to(file: object) -> Iterator[None]:
+def _logging_to(file: TextIO) -> Iterator[None]:
     """Python's own log goes there too; the commands leave a handler that is set up alone."""
     root = logging.getLogger()
     before = root.handlers[:]
-    handler = logging.StreamHandler(file)  # type: ignore[type-var]
+    handler = logging.StreamHandler(file)
     root.handlers[:] = [handler]
     try:
         yield
     finally:
         root.handlers[:] = before
-
-
-@contextlib.contextmanager
-def made(target: Path) -> Iterator[Path]:
-    """A path to make something at, which is `target` once it is whole; what a broken attempt left is made anew."""
-    aside = target.with_name(target.name + ".making")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    aside.rename(target)
-
-
-@contextlib.contextmanager
-def exclusively(target: Path) -> Iterator[None]:
-    """Among the processes of a study, for what several of them need."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(target.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pandas as pd
 
 import paired
-from arm import Arm
-from condition import Measurement, Run
+from arm import Arm, load
+from condition import MAX_SEEDS, Measurement, Run, WorldName
 from paired import Estimate
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Of a results table, by key."""
+DriftLog = list[tuple[int, float, float]]
+NOISE_ARMS = ("noise", "noise_students", "noise_models", "reference")
+"""What one table and one plot show together: every reference at every noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +48,11 @@ def rows_by_key(frame: pd.DataFrame) -> Rows:
     return {str(row["key"]): row for row in frame.to_dict("records")}  # type: ignore[misc]
 
 
-def scores(rows: Rows, world: str, fields: Mapping[str, Any], score: str, seeds: int = 64) -> dict[int, float]:
+def scores(rows: Rows, world: WorldName, fields: Mapping[str, Any], score: str) -> dict[int, float]:
     """By seed, of the runs that are in the record."""
     found = {}
-    for seed in range(seeds):
-        row = rows.get(Run(world=world, seed=seed, **fields).key)  # type: ignore[arg-type]
+    for seed in range(MAX_SEEDS):
+        row = rows.get(Run(world=world, seed=seed, **fields).key)
         if row is not None:
             found[seed] = float(row[score])
     return found
@@ -59,7 +63,7 @@ def differences(one: Mapping[int, float], other: Mapping[int, float]) -> dict[in
     return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
-def lines(arm: Arm, world: str, rows: Rows) -> Iterator[Line]:
+def lines(arm: Arm, world: WorldName, rows: Rows) -> Iterator[Line]:
     for group, conditions in arm.groups.items():
         first = next(iter(conditions))
         nll, accuracy, text = (
@@ -92,12 +96,29 @@ def _mean(values: Iterable[float]) -> Estimate | None:
     return paired.mean(found) if len(found) > 1 else None
 
 
-def measured(arm: Arm, world: str, rows: Rows, seeds: int = 64) -> pd.DataFrame:
+def measured(arm: Arm, world: WorldName, rows: Rows) -> pd.DataFrame:
     """One row per measurement of the arm and seed that is in the record: its fields and scores."""
     found = []
     for fields in arm.measurements:
-        for seed in range(seeds):
-            row = rows.get(Measurement(world=world, seed=seed, **fields).key)  # type: ignore[arg-type]
+        for seed in range(MAX_SEEDS):
+            row = rows.get(Measurement(world=world, seed=seed, **fields).key)
             if row is not None:
                 found.append(dict(row))
     return pd.DataFrame(found)
+
+
+def noise_lines(world: WorldName, rows: Rows) -> Iterator[Line]:
+    """Of `NOISE_ARMS`; conditions that several of them have come again, and are the same runs."""
+    for name in NOISE_ARMS:
+        yield from lines(load(name), world, rows)
+
+
+def drift_logs(arm: Arm, world: WorldName, rows: Rows) -> dict[str, list[DriftLog]]:
+    """By reference, of every seed: (step, rank correlation, clamp flips)."""
+    found: dict[str, list[DriftLog]] = {}
+    for label, fields in arm.groups["drift"].items():
+        keys = [Run(world=world, seed=seed, **fields).key for seed in range(MAX_SEEDS)]
+        logs = [json.loads(str(rows[key]["drift_log"])) for key in keys if key in rows]
+        if logs:
+            found[label] = logs
+    return found

@@ -11,35 +11,57 @@ from typing import Any, Literal, get_args
 WorldName = Literal["shapes", "charts"]
 WORLDS: tuple[WorldName, ...] = get_args(WorldName)
 Weights = Literal["uniform", "online", "cached"]
-Reference = Literal["", "initial", "early", "quarter", "final", "crossfit", "longer", "larger", "oracle"]
-REFERENCES: dict[str, str] = {
-    "initial": "the student's own initial weights",
-    "early": "its checkpoint after 10 % of a uniform training",
-    "quarter": "its checkpoint after 25 % of a uniform training",
-    "final": "its finished uniform model, which saw the data",
-    "crossfit": "two-fold: each half by a uniform model trained on the other half",
-    "longer": "a model of the student's size trained longer, on other data of the same noise",
-    "larger": "a larger model, trained like that one",
-    "oracle": "a model trained on clean data, which nobody has",
-}
+Reference = Literal[
+    "",  # of weights that are not cached
+    "initial",  # the student's own initial weights
+    "early",  # its checkpoint after 10 % of a uniform training
+    "quarter",  # its checkpoint after 25 % of a uniform training
+    "final",  # its finished uniform model, which saw the data
+    "crossfit",  # two-fold: each half by a uniform model trained on the other half
+    "longer",  # a model of the student's size trained longer, on other data of the same noise
+    "larger",  # a larger model, trained like that one
+    "oracle",  # a model trained on clean data, which nobody has
+]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)[1:]
+IN_SAMPLE: tuple[Reference, ...] = ("early", "quarter", "final")
+"""Trained on the very samples that they measure."""
 
 MAIN_NOISE = 0.3
-"""Of every arm but the first."""
-PRETRAINING_NOISE = 0.2
-"""Of the data that every student starts from, whatever the noise of the arm."""
+"""Of every arm but those that vary it."""
+MAX_SEEDS = 64
+"""Of a world: the report looks for seeds below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is trained on how much; a change makes other runs."""
+    """How much is trained on how much, and at what rate; a change makes other runs, in another folder."""
 
+    student_vision_width: int = 64
+    student_text_width: int = 64
+    larger_vision_width: int = 96
+    larger_text_width: int = 128
+    num_layers: int = 2
+    """Of tower and language model each."""
+    patch_px: int = 28
     rows: int = 1280
     steps: int = 120
     batch_size: int = 32
     learning_rate: float = 1.5e-3
     adam_beta2: float = 0.98
+    schedule: str = "constant_with_warmup"
+    warmup_share: float = 0.1
+    """Of the steps."""
+    vocabulary_texts: int = 3000
     parent_texts: int = 2400
     parent_steps: int = 150
+    tower_samples: int = 3000
+    tower_steps: int = 300
+    tower_batch_size: int = 64
+    tower_learning_rate: float = 2e-3
+    projector_std: float = 0.08
+    """Of a new projector's weights."""
+    pretraining_noise: float = 0.2
+    """Of the data that every student starts from, whatever the noise of the arm."""
     pretraining_rows: int = 1600
     pretraining_steps: int = 150
     reference_steps: int = 200
@@ -47,9 +69,18 @@ class Sizes:
     reference_rows: int = 1600
     """That they are trained on."""
     held_out: int = 300
+    held_out_texts: int = 200
+    """Samples without a picture, for `text_nll`."""
+    swap_rows: int = 256
+    """Of the swap control."""
 
 
 SIZES = Sizes()
+
+
+def sizes_digest() -> str:
+    """8 hex digits over all sizes: what was made with other ones is never taken for its own."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(SIZES), sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +134,14 @@ class Run:
     """Log how far the student's own deltas move from the cached ones."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < MAX_SEEDS:
+            raise ValueError(f"seed {self.seed} is not of 0 to {MAX_SEEDS - 1}, of which MAX_SEEDS is the bound")
         if (self.weights == "cached") != bool(self.reference):
             raise ValueError(f"a reference belongs to cached weights: {self.weights=} {self.reference=}")
+        if self.halves and self.measurement != Measurement(
+            world=self.world, seed=self.seed, noise=self.noise, reference=self.reference
+        ):
+            raise ValueError("halves are measured with the default contrast, dtype and data")
 
     @property
     def key(self) -> str:
@@ -120,10 +157,25 @@ class Run:
 
 
 def key_of(item: Run | Measurement) -> str:
-    """12 hex digits over what differs from the defaults, and over the sizes: a new field leaves old keys alone."""
+    """12 hex digits over what differs from the defaults, and over all sizes.
+
+    A new field of Run or Measurement leaves old keys alone, one of Sizes changes every key.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(item)}
     told: dict[str, Any] = {
         name: value for name, value in dataclasses.asdict(item).items() if value != defaults[name]
     }  # fmt: skip
     text = json.dumps([type(item).__name__, told, dataclasses.asdict(SIZES)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def describe(item: Run | Measurement) -> str:
+    """What differs from the defaults."""
+    told = [
+        str(getattr(item, field.name))
+        if field.default is dataclasses.MISSING or field.name in ("reference", "contrast")
+        else f"{field.name}={getattr(item, field.name)}"
+        for field in dataclasses.fields(item)
+        if getattr(item, field.name) != field.default
+    ]  # fmt: skip
+    return f"{type(item).__name__.lower()} {' '.join(told)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,29 @@ from matplotlib.figure import Figure
 
 import arm
 import comparison
-import results
-from arm import Arm
 from comparison import Rows
-from condition import REFERENCES, WORLDS, Run
+from condition import REFERENCES, WORLDS
+from swap_table import gains_of
 
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
     "final": "tab:red", "crossfit": "tab:orange", "longer": "tab:pink", "larger": "tab:purple",
     "oracle": "tab:green",
 }  # fmt: skip
-DriftLog = list[tuple[int, float, float]]
 
 
-def write_all(results_dir: Path, images: Path) -> None:
-    runs = comparison.rows_by_key(results.runs(results_dir).read())
-    measurements = comparison.rows_by_key(results.measurements(results_dir).read())
+def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
     _save(noise(runs), images / "study-noise.png")
     _save(gains(runs), images / "study-gains.png")
     _save(drift(runs), images / "study-drift.png")
     _save(swap(runs, measurements), images / "study-swap.png")
 
 
-def drift_logs(chosen: Arm, world: str, runs: Rows) -> dict[str, list[DriftLog]]:
-    """By reference, of every seed: (step, rank correlation, clamp flips)."""
-    found: dict[str, list[DriftLog]] = {}
-    for label, fields in chosen.groups["drift"].items():
-        keys = [Run(world=world, seed=seed, **fields).key for seed in range(64)]  # type: ignore[arg-type]
-        logs = [json.loads(str(runs[key]["drift_log"])) for key in keys if key in runs]
-        if logs:
-            found[label] = logs
-    return found
-
-
 def noise(runs: Rows) -> Figure:
     """Gain over uniform by share of exchanged pictures."""
-    chosen, others = arm.load("noise"), arm.load("noise_others")
     figure, panels = _panels("share of exchanged pictures", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
-        lines = list(comparison.lines(chosen, world, runs))
-        lines += [line for line in comparison.lines(others, world, runs) if line.label in REFERENCES]
+        lines = list(comparison.noise_lines(world, runs))
         labels = ["online", *REFERENCES]
         for place, label in enumerate(labels):
             found = {float(line.group.split()[-1]): line.gain for line in lines if line.label == label and line.gain}
@@ -58,9 +40,10 @@ def noise(runs: Rows) -> Figure:
             if len(points) > 1:  # one noise is no curve
                 shifted = [at + 0.002 * (place - len(labels) / 2) for at, _ in points]
                 values = [gain.value for _, gain in points]
-                halves = [0.0 if gain.count < 2 else gain.high - gain.value for _, gain in points]
+                halves = [gain.high - gain.value for _, gain in points]
                 panel.errorbar(shifted, values, yerr=halves, label=label, color=_COLOURS[label], capsize=2, linewidth=1)
         _finish(panel)
+    _legend(figure, panels)
     return figure
 
 
@@ -69,11 +52,12 @@ def gains(runs: Rows) -> Figure:
     chosen = arm.load("reference")
     figure, panels = _panels("", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
-        lines = [line for line in comparison.lines(chosen, world, runs) if line.gain and line.gain.count > 1]
+        lines = [line for line in comparison.lines(chosen, world, runs) if line.gain]
         for line in lines:
             assert line.gain is not None
             half = line.gain.high - line.gain.value
             panel.bar(line.label, line.gain.value, yerr=half, color=_COLOURS[line.label], capsize=3, alpha=0.8)
+        _finish(panel, empty=not lines)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.tick_params(axis="x", rotation=45)
     return figure
@@ -83,28 +67,30 @@ def drift(runs: Rows) -> Figure:
     chosen = arm.load("staleness")
     figure, panels = _panels("training step", "rank correlation with the cache")
     for panel, world in zip(panels, WORLDS, strict=True):
-        for label, logs in drift_logs(chosen, world, runs).items():
+        for label, logs in comparison.drift_logs(chosen, world, runs).items():
             steps = [step for step, _, _ in logs[0]]
             values = [sum(log[place][1] for log in logs) / len(logs) for place in range(len(steps))]
             panel.plot(steps, values, label=label, color=_COLOURS[label], marker="o", markersize=3)
         _finish(panel)
+    _legend(figure, panels)
     return figure
 
 
 def swap(runs: Rows, measurements: Rows) -> Figure:
     """The cheap test beside the gain, a point for each reference and seed."""
     chosen = arm.load("swap")
-    conditions = next(iter(chosen.groups.values()))
     figure, panels = _panels("swap control (AUC)", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         frame = comparison.measured(chosen, world, measurements)
-        uniform = comparison.scores(runs, world, conditions["uniform"], "nll")
+        found = gains_of(chosen, world, runs)
         for label, part in [] if frame.empty else frame.groupby("reference", sort=False):
-            gain = comparison.differences(uniform, comparison.scores(runs, world, conditions[str(label)], "nll"))
+            gain = found[str(label)]
             seeds = [(seed, auc) for seed, auc in zip(part["seed"], part["swap_auc"], strict=True) if seed in gain]
-            panel.scatter([auc for _, auc in seeds], [gain[seed] for seed, _ in seeds], label=label,
-                          color=_COLOURS[str(label)], s=14)  # fmt: skip
+            if seeds:
+                panel.scatter(*zip(*((auc, gain[seed]) for seed, auc in seeds), strict=True), label=label,
+                              color=_COLOURS[str(label)], s=14)  # fmt: skip
         _finish(panel)
+    _legend(figure, panels)
     return figure
 
 
@@ -119,12 +105,16 @@ def _panels(x: str, y: str) -> tuple[Figure, list[Any]]:
     return figure, panels
 
 
-def _finish(panel: Any) -> None:
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=7, ncols=2)
-    else:
+def _finish(panel: Any, *, empty: bool | None = None) -> None:
+    if not panel.get_legend_handles_labels()[0] if empty is None else empty:
         panel.text(0.5, 0.5, "not run", ha="center", transform=panel.transAxes)
     panel.grid(alpha=0.25)
+
+
+def _legend(figure: Figure, panels: list[Any]) -> None:
+    """One for both, below them, where it hides nothing."""
+    handles, labels = max((panel.get_legend_handles_labels() for panel in panels), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1, fontsize=8)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,22 +15,22 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import worlds
+from condition import SIZES
 from reference import encode
 
-_STEPS, _BATCH, _RATE, _SAMPLES = 300, 64, 2e-3, 3000
 
-
-def train_tower(directory: Path, world: str, seed: int) -> float:
+def train_tower(directory: Path, world: str, seed: int) -> None:
     """Trains the tower of the model saved there to tell the attributes of clean pictures, in place.
 
-    From the mean over its patches, so that whoever attends to them finds the attributes. Returns the share of
-    attributes of the last steps that were right. Stands for CLIP; no caption is involved.
+    From the mean over its patches, so that whoever attends to them finds the attributes. Stands for CLIP; no caption is
+    involved.
     """
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
-    samples = worlds.draw(world, _SAMPLES, seed=seed)
+    samples = worlds.draw(world, SIZES.tower_samples, seed=seed)
     pixels = encode(AutoProcessor.from_pretrained(directory), samples).pixel_values
-    told = [asdict(sample.scene) for sample in samples]  # type: ignore[call-overload]
+    scenes: list[Any] = [sample.scene for sample in samples]  # of a dataclass, which one is the world's affair
+    told = [asdict(scene) for scene in scenes]
     classes = {name: sorted({scene[name] for scene in told}) for name in told[0]}
     wanted = {
         name: torch.tensor([values.index(scene[name]) for scene in told]) for name, values in classes.items()
@@ -39,11 +40,11 @@ def train_tower(directory: Path, world: str, seed: int) -> float:
         name: nn.Linear(model.config.vision_config.hidden_size, len(values)) for name, values in classes.items()
     })  # fmt: skip
     parameters = [*tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS, pct_start=0.1)
-    right: list[float] = []
-    for _ in range(_STEPS):
-        rows = torch.randint(len(samples), (_BATCH,))
+    num_steps, rate = SIZES.tower_steps, SIZES.tower_learning_rate
+    optimizer = torch.optim.AdamW(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=num_steps, pct_start=0.1)
+    for _ in range(num_steps):
+        rows = torch.randint(len(samples), (SIZES.tower_batch_size,))
         features = tower(pixels[rows]).last_hidden_state[:, 1:].mean(1)
         logits = {name: head(features) for name, head in heads.items()}
         loss = torch.stack([functional.cross_entropy(logits[name], wanted[name][rows]) for name in heads]).mean()
@@ -52,9 +53,7 @@ def train_tower(directory: Path, world: str, seed: int) -> float:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        right += [float((logits[name].argmax(1) == wanted[name][rows]).float().mean()) for name in heads]
     model.save_pretrained(directory)
-    return sum(right[-100:]) / 100
 
 
 def with_new_projector(parent: Path, directory: Path, seed: int) -> None:
@@ -68,5 +67,5 @@ def with_new_projector(parent: Path, directory: Path, seed: int) -> None:
 
 def _initialised(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.08)
+        nn.init.normal_(module.weight, std=SIZES.projector_std)
         nn.init.zeros_(module.bias)

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.metadata
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
 from condition import Measurement, Run
+from provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_RUN_SCORES = ("accuracy", "nll", "text_nll", "cpu_seconds")
+_RUN_SCORES = ("accuracy", "nll", "text_nll")
 _MEASUREMENT_SCORES = (
     "auc_irrelevant", "auc_contradictory", "mean_correlated", "mean_irrelevant", "mean_contradictory", "swap_auc",
-    "q90", "clamp_flips", "reference_accuracy", "seconds",
+    "q90", "clamp_flips", "reference_accuracy",
 )  # fmt: skip
-_LIBRARIES = ("cal-vlm", "torch", "transformers", "numpy", "pillow")
+Item = TypeVar("Item", bound=Run | Measurement)
 
 
-def versions() -> str:
-    return " ".join(f"{name}={importlib.metadata.version(name)}" for name in _LIBRARIES)
+class RecordError(Exception):
+    """A results file is not what this code writes."""
 
 
-class Table:
+class Table(Generic[Item]):
     """A CSV file that rows are appended to, whole lines at a time; its rows are found by key.
+
+    Reading never writes. Whoever adds rows holds the folder (`folders.alone`) and calls `repair` first.
 
     Args:
         path: of the file; made with the first row.
@@ -36,37 +39,87 @@ class Table:
         scores: further columns.
     """
 
-    def __init__(self, path: Path, kind: type[Run] | type[Measurement], scores: Sequence[str]) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path, kind: type[Item], scores: Sequence[str]) -> None:
+        self.path = path
+        self.kind = kind
         self.columns = ("key", *(field.name for field in dataclasses.fields(kind)), *scores, "versions")
-        self._drop_broken_line()
 
     def read(self) -> pd.DataFrame:
-        """Text where the record holds text; empty strings stay empty."""
-        if not self.path.exists():
+        """Text where the record holds text; empty strings stay empty. A last line that is not whole is not read.
+
+        Raises RecordError for other columns than this table's, and for a row whose key is not that of its fields.
+        """
+        whole = self._whole_lines()
+        if not whole:
             return pd.DataFrame(columns=list(self.columns))
+        self._check_header(whole)
+        try:
+            return self._parsed(whole)
+        except (ValueError, TypeError) as error:
+            raise RecordError(f"{self.path} has a row that is not one of its own: {error}; remove it") from error
+
+    def _parsed(self, whole: str) -> pd.DataFrame:
         texts = dict.fromkeys(("key", "alpha", "beta", "contrast", "reference", "halves", "versions"), str)
-        return pd.read_csv(self.path, dtype=texts, keep_default_na=False, na_values={
-            name: [""] for name in (*_RUN_SCORES, *_MEASUREMENT_SCORES)
-        })  # fmt: skip
+        frame = pd.read_csv(
+            io.StringIO(whole), dtype={**texts, "noise": float, "text_share": float}, keep_default_na=False,
+            na_values={name: ["", "nan"] for name in (*_RUN_SCORES, *_MEASUREMENT_SCORES)},
+        )  # fmt: skip
+        for number, found in enumerate(frame.to_dict("records"), start=2):
+            row = {str(name): value for name, value in found.items()}
+            if row["key"] != self.item(row).key:
+                raise ValueError(f"line {number}: {row['key']!r} is not the key of its fields")
+        return frame
 
     def keys(self) -> set[str]:
         return set(self.read()["key"])
 
-    def add(self, item: Run | Measurement, scores: Mapping[str, Any]) -> None:
+    def item(self, row: Mapping[str, Any]) -> Item:
+        """What a row that was read is of."""
+        return self.kind(**{field.name: row[field.name] for field in dataclasses.fields(self.kind)})
+
+    def add(self, item: Item, scores: Mapping[str, Any]) -> None:
+        """Raises RecordError for scores or a file with other columns, and for a file that ends within a line."""
         row = {"key": item.key, **dataclasses.asdict(item), **scores, "versions": versions()}
+        if unknown := row.keys() - set(self.columns):
+            raise RecordError(f"{self.path} has no columns for {', '.join(sorted(unknown))}: add them to results.py")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if new:
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            written = file.read()
+            if written:
+                self._check_header(written)
+            if written and not written.endswith("\n"):
+                raise RecordError(f"{self.path} ends within a line, which the next row would continue: repair it first")
+            lines = io.StringIO()
+            writer = csv.DictWriter(lines, self.columns, lineterminator="\n")
+            if not written:
                 writer.writeheader()
             writer.writerow({name: _told(value) for name, value in row.items()})
+            file.write(lines.getvalue())
 
-    def _drop_broken_line(self) -> None:
-        """What a killed process left at the end."""
-        if self.path.exists() and not (text := self.path.read_text(encoding="utf-8")).endswith("\n"):
-            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    def repair(self) -> None:
+        """Drops what a killed process left of its last line; the file changes whole or not at all."""
+        if self.path.exists() and (whole := self._whole_lines()) != self.path.read_text(encoding="utf-8"):
+            aside = self.path.with_name(self.path.name + ".repaired")
+            aside.write_text(whole, encoding="utf-8")
+            aside.replace(self.path)
+
+    def _whole_lines(self) -> str:
+        if not self.path.exists():
+            return ""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{self.path} is not text: {error}") from error
+        return text[: text.rfind("\n") + 1]
+
+    def _check_header(self, text: str) -> None:
+        found = text.partition("\n")[0]
+        if found != (wanted := ",".join(self.columns)):
+            raise RecordError(
+                f"{self.path} begins with {found!r}, its rows are written under {wanted!r}: "
+                "give the file these columns, or another --results_dir"
+            )
 
 
 def _told(value: Any) -> Any:
@@ -75,9 +128,9 @@ def _told(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def runs(directory: Path = RESULTS) -> Table:
+def runs(directory: Path = RESULTS) -> Table[Run]:
     return Table(directory / "runs.csv", Run, (*_RUN_SCORES, "drift_log"))
 
 
-def measurements(directory: Path = RESULTS) -> Table:
+def measurements(directory: Path = RESULTS) -> Table[Measurement]:
     return Table(directory / "measurements.csv", Measurement, _MEASUREMENT_SCORES)

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from queue import Empty
-from typing import Any
 
 if __name__ == "__main__":  # and not where it is imported: the environment is the whole process's
     # Before torch is loaded, in the processes too: one thread each, so that numbers do not depend on the machine's.
@@ -29,13 +28,15 @@ if __name__ == "__main__":  # and not where it is imported: the environment is t
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"RAY_worker_niceness": "0"}  # else whatever else runs on the machine starves the measurements
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "shapes"))  # its processes inherit it
-
 import arm
+import folders
+import provenance
 import results
-from condition import WORLDS, Measurement, Run, WorldName
-from results import Table
-from unit import Unit, work_in_process
+from condition import MAX_SEEDS, WORLDS, Measurement, Run, WorldName, describe
+from results import RecordError, Table
+from unit import Scored, Unit, work_in_process
+
+sys.path.append(str(provenance.SHAPES))  # its processes inherit it
 
 SCRATCH = Path(__file__).resolve().parent / "scratch"
 
@@ -45,7 +46,7 @@ def main() -> int:
     parser.add_argument("arms", nargs="+", choices=arm.ARMS)
     parser.add_argument("--world", choices=WORLDS, action="append", help="default: both")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="of the arms' conditions: those of these labels")
-    parser.add_argument("--seeds", type=int, help="paired seeds; default: the arm's own number")
+    parser.add_argument("--seeds", type=int, help=f"paired seeds, 1 to {MAX_SEEDS}; default: the arm's own")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results_dir", type=Path, default=results.RESULTS)
     parser.add_argument("--scratch_dir", type=Path, default=SCRATCH, help="models and shards, reused")
@@ -53,40 +54,80 @@ def main() -> int:
     flags = parser.parse_args()
     if unknown := set(flags.only or ()) - {label for name in flags.arms for label in arm.load(name).labels}:
         parser.error(f"--only {', '.join(sorted(unknown))}: no condition of {', '.join(flags.arms)} is called so")
-    runs, measurements = results.runs(flags.results_dir), results.measurements(flags.results_dir)
-    units = missing(
-        flags.arms, flags.world or WORLDS, flags.seeds, runs.keys() | measurements.keys(),
-        flags.scratch_dir.resolve(), only=flags.only,
-    )  # fmt: skip
-    total = sum(len(unit.todo) for unit in units)
-    print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
-    if flags.dry_run or not total:
-        return 0
+    if flags.seeds is not None and not 1 <= flags.seeds <= MAX_SEEDS:
+        parser.error(f"--seeds {flags.seeds}: 1 to {MAX_SEEDS}, which is MAX_SEEDS (studies/condition.py)")
+    if flags.processes < 1:
+        parser.error(f"--processes {flags.processes}: at least 1")
     try:
-        with alone(flags.scratch_dir), small_ray(units, flags.processes) as address:
-            # Its processes and Ray end with it; after Ray's start, which sets a handler that would not.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            units = [dataclasses.replace(unit, ray_address=address) for unit in units]
-            failed = record(in_processes(units, flags.processes), total, runs, measurements)
+        if flags.dry_run:
+            todo(flags)
+            return 0
+        with folders.alone(flags.results_dir, "results_dir"), folders.alone(flags.scratch_dir, "scratch_dir"):
+            return complete(flags)
+    except RecordError as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 1 if failed else 0
 
 
-def record(found: Iterator[object], total: int, runs: Table, measurements: Table) -> int:
-    """Appends every result to its table as it comes; returns how many units failed."""
-    began, failed = time.monotonic(), 0
-    for number, one in enumerate(found, start=1):
+def todo(flags: argparse.Namespace) -> list[Unit]:
+    """What the record lacks."""
+    done = results.runs(flags.results_dir).keys() | results.measurements(flags.results_dir).keys()
+    scratch = flags.scratch_dir.resolve()
+    units = missing(flags.arms, flags.world or WORLDS, flags.seeds, done, scratch, only=flags.only)
+    total = sum(len(unit.todo) for unit in units)
+    print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
+    return units
+
+
+def complete(flags: argparse.Namespace) -> int:
+    """Does what is missing; returns the exit code, which is 1 where something still is. Both folders are its own."""
+    runs, measurements = results.runs(flags.results_dir), results.measurements(flags.results_dir)
+    provenance.versions()  # of the code that is imported now, whatever is edited while it works
+    runs.repair()
+    measurements.repair()
+    folders.remove_unfinished(flags.scratch_dir)
+    units = todo(flags)
+    if not units:
+        return 0
+    with small_ray(units, flags.processes) as address:
+        # Its processes and Ray end with it; after Ray's start, which sets a handler that would not.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        units = [dataclasses.replace(unit, ray_address=address) for unit in units]
+        with closing(in_processes(units, flags.processes)) as found:  # they end before Ray and the locks do
+            left = record(found, units, runs, measurements)
+    if left:
+        told = "; ".join(describe(item) for item in left[:3])
+        print(f"{len(left)} are still missing ({told}{', ...' if left[3:] else ''}); the same command goes on",
+              file=sys.stderr)  # fmt: skip
+    return 1 if left else 0
+
+
+def record(
+    found: Iterable[Scored | str], units: Sequence[Unit], runs: Table[Run], measurements: Table[Measurement]
+) -> list[Run | Measurement]:
+    """Appends every result to its table as it comes, and says what failed; returns what was asked for and never came.
+
+    A unit may end early without a word, as a signal ends a command: only what came counts.
+    """
+    began = time.monotonic()
+    left = {item.key: item for unit in units for item in unit.todo}
+    total = len(left)
+    for one in found:
         if isinstance(one, str):
             print(one, file=sys.stderr, flush=True)
-            failed += 1
             continue
-        item, scores = one  # type: ignore[misc]
-        (runs if isinstance(item, Run) else measurements).add(item, scores)
+        item, scores = one
+        if isinstance(item, Run):
+            runs.add(item, scores)
+        else:
+            measurements.add(item, scores)
+        del left[item.key]
         told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float))
-        print(f"[{time.monotonic() - began:5.0f} s, {number}/{total}] {describe(item)}: {told}", flush=True)
-    return failed
+        print(f"[{time.monotonic() - began:5.0f} s, {total - len(left)}/{total}] {describe(item)}: {told}", flush=True)
+    return list(left.values())
 
 
 def missing(
@@ -114,30 +155,6 @@ def missing(
     return units
 
 
-def describe(item: Run | Measurement) -> str:
-    """What differs from the defaults."""
-    told = [
-        str(getattr(item, field.name))
-        if field.default is dataclasses.MISSING or field.name in ("reference", "contrast")
-        else f"{field.name}={getattr(item, field.name)}"
-        for field in dataclasses.fields(item)
-        if getattr(item, field.name) != field.default
-    ]  # fmt: skip
-    return f"{type(item).__name__.lower()} {' '.join(told)}"
-
-
-@contextmanager
-def alone(scratch: Path) -> Iterator[None]:
-    """Two studies in one scratch folder would make the same things at once."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"another study works in {scratch}: wait for it, or give another --scratch_dir") from None
-        yield
-
-
 @contextmanager
 def small_ray(units: Sequence[Unit], num_workers: int) -> Iterator[str]:
     """Address of a Ray on the loopback, where something is to be measured: starting one takes as long as measuring."""
@@ -159,28 +176,32 @@ def small_ray(units: Sequence[Unit], num_workers: int) -> Iterator[str]:
             ray.shutdown()
 
 
-def in_processes(units: Sequence[Unit], num_processes: int) -> Iterator[object]:
+def in_processes(units: Sequence[Unit], num_processes: int) -> Generator[Scored | str, None, None]:
     """Results of `unit.work` as they come, in no order; a failed unit is its traceback, a dead one its exit code."""
     context = multiprocessing.get_context("spawn")
-    queue: Any = context.Queue()
-    waiting, running = list(units), list[Any]()
+    waiting, running = list(units), dict[Connection, SpawnProcess]()
     try:
         while waiting or running:
             while waiting and len(running) < num_processes:
-                running.append(context.Process(target=work_in_process, args=(waiting.pop(0), queue)))
-                running[-1].start()
-            ended = [one for one in running if not one.is_alive()]
-            with suppress(Empty):
-                while True:
-                    yield queue.get(timeout=0.5)
-            for one in ended:
-                running.remove(one)
-                if one.exitcode:
-                    yield f"a process of the study ended with exit code {one.exitcode}"
+                ours, theirs = context.Pipe(duplex=False)  # one each: a process that is killed spoils no other's
+                process = context.Process(target=work_in_process, args=(waiting.pop(0), theirs))
+                process.start()
+                theirs.close()
+                running[ours] = process
+            ready = wait(list(running))
+            for ours in [one for one in running if one in ready]:
+                try:
+                    yield ours.recv()
+                except (EOFError, OSError):  # its end is closed, perhaps within a result
+                    process = running.pop(ours)
+                    process.join()
+                    if process.exitcode:
+                        yield f"a process of the study ended with exit code {process.exitcode}"
     finally:
-        for one in running:
-            one.terminate()
-            one.join()
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
 
 
 if __name__ == "__main__":

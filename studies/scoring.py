@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import accuracy
 import words
@@ -32,7 +32,8 @@ def score_model(shop: Workshop, directory: Path, *, with_text: bool = False) -> 
     found = accuracy.examine(model, _exam(shop.world, shop.seed, shop.start()))
     scores = {"accuracy": found.accuracy, "nll": found.nll}
     if with_text:
-        scores["text_nll"] = _text_nll(model, processor, worlds.texts(shop.world, 200, seed=HELD_OUT + shop.seed))
+        texts = worlds.texts(shop.world, SIZES.held_out_texts, seed=HELD_OUT + shop.seed)
+        scores["text_nll"] = _text_nll(model, processor, texts)
     return scores
 
 
@@ -43,15 +44,17 @@ def _exam(name: str, seed: int, start: Path) -> accuracy.Exam:
 
 
 @torch.no_grad()
-def _text_nll(model: object, processor: object, texts: Sequence[list[dict[str, str]]]) -> float:
+def _text_nll(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, texts: Sequence[list[dict[str, str]]]
+) -> float:
     """Mean nll of the answers' tokens, in nats."""
-    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer = processor.tokenizer
     total = count = 0.0
     for messages in texts:
-        prompt = processor.apply_chat_template(messages[:1], add_generation_prompt=True)  # type: ignore[attr-defined]
-        ids = tokenizer(processor.apply_chat_template(messages), return_tensors="pt")["input_ids"]  # type: ignore[attr-defined]
+        prompt = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
+        ids = tokenizer(processor.apply_chat_template(messages), return_tensors="pt")["input_ids"]
         start = len(tokenizer(prompt)["input_ids"])
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, start - 1 : -1]  # type: ignore[operator]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, start - 1 : -1]
         total += float(functional.cross_entropy(logits, ids[0, start:], reduction="sum"))
         count += ids.shape[1] - start
     return total / count

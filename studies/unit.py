@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
-import time
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from condition import Measurement, Run
+from condition import Measurement, Run, WorldName
 
 Scored = tuple[Run | Measurement, dict[str, Any]]
 
@@ -19,7 +24,7 @@ Scored = tuple[Run | Measurement, dict[str, Any]]
 class Unit:
     """Work of one world and seed, in the order in which it is to be done."""
 
-    world: str
+    world: WorldName
     seed: int
     todo: tuple[Run | Measurement, ...]
     scratch: Path
@@ -52,12 +57,8 @@ def work(unit: Unit) -> Iterator[Scored]:
 def _scores_of_run(shop: Any, run: Run) -> dict[str, Any]:
     import scoring
 
-    if run.weights == "cached":
-        shop.measured(run.measurement)  # not part of the training's time
-    began = time.process_time()
     student = shop.student(run)
-    scores: dict[str, Any] = {"cpu_seconds": time.process_time() - began}
-    scores |= scoring.score_student(shop, run)
+    scores: dict[str, Any] = dict(scoring.score_student(shop, run))
     if run.drift:
         scores["drift_log"] = scoring.drift_of(student)
     if student.name.startswith("student-"):  # the others are needed again
@@ -71,7 +72,6 @@ def _scores_of_measurement(shop: Any, asked: Measurement) -> dict[str, Any]:
     measured, models = shop.measured(asked), shop.references(asked)
     tokens = scoring.deltas_of(measured, shop.start())
     scores: dict[str, Any] = dict(scoring.judge_deltas(tokens))
-    scores["seconds"] = shop.measuring_seconds(asked)
     scores["swap_auc"] = shop.swap_control(asked)
     accuracies = [scoring.score_model(shop, model)["accuracy"] for model in models]
     scores["reference_accuracy"] = sum(accuracies) / len(accuracies)
@@ -81,12 +81,21 @@ def _scores_of_measurement(shop: Any, asked: Measurement) -> dict[str, Any]:
     return scores
 
 
-def work_in_process(unit: Unit, queue: Any) -> None:
-    """Results go to the queue as they come, and so does a failure, as its traceback."""
+def work_in_process(unit: Unit, results: Connection) -> None:
+    """Sends results as they come, and a failure as its traceback; interrupted, it ends with 130."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for scored in work(unit):
-            queue.put(scored)
+            results.send(scored)
     except KeyboardInterrupt:
-        pass
+        sys.exit(128 + signal.SIGINT)
     except Exception:
-        queue.put(traceback.format_exc())
+        results.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    """A runner that was killed lets go of its folders: nobody may work in them any longer."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

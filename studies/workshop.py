@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import parents
 import reference as tiny
 import worlds
-from commands import call, exclusively, made
-from condition import PRETRAINING_NOISE, SIZES, Measurement, Run, Weights
+from commands import call
+from condition import IN_SAMPLE, SIZES, Measurement, Run, Weights, sizes_digest
+from folders import exclusively, made
 
-STUDENT = tiny.Size(vision_width=64, text_width=64, num_layers=2, patch_px=28)
-LARGER = tiny.Size(vision_width=96, text_width=128, num_layers=2, patch_px=28)
+_DEPTH = {"num_layers": SIZES.num_layers, "patch_px": SIZES.patch_px}
+STUDENT = tiny.Size(vision_width=SIZES.student_vision_width, text_width=SIZES.student_text_width, **_DEPTH)
+LARGER = tiny.Size(vision_width=SIZES.larger_vision_width, text_width=SIZES.larger_text_width, **_DEPTH)
 # Seeds of different data never meet: the study's own seed is added to these.
 _TRAIN, _PRETRAIN, _OTHER, _CLEAN, HELD_OUT, _PARENT = 0, 10_000, 20_000, 30_000, 40_000, 50_000
 
@@ -25,13 +26,13 @@ class Workshop:
     Args:
         world: its name.
         seed: of data, initial weights and order.
-        scratch: where everything is kept; what is there is not made again.
+        scratch: where everything is kept, by the sizes that it was made with; what is there is not made again.
         ray_address: of the running Ray that measurements use; needed for cached weights only.
     """
 
     def __init__(self, world: str, seed: int, scratch: Path, ray_address: str = "") -> None:
         self.world, self.seed, self._ray_address = world, seed, ray_address
-        self.folder = scratch / f"{world}-{seed}"
+        self.folder = scratch / f"sizes-{sizes_digest()}" / f"{world}-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "commands.log"
 
@@ -58,15 +59,21 @@ class Workshop:
         target = self.folder.parent / f"parent-{self.world}{'' if size == STUDENT else '-larger'}"
         with exclusively(target):
             if not target.exists():
-                texts = self.folder.parent / f"texts-{self.world}"
-                if not texts.exists():
-                    with made(texts) as path:
-                        worlds.write([], worlds.texts(self.world, SIZES.parent_texts, seed=_PARENT), path)
+                texts = self._parent_texts()
                 with made(target) as path:
                     drawn = target.with_name(f"{target.name}-drawn")
                     tiny.build_reference(drawn, worlds.words_of(self.world), _PARENT, size)
                     self._train(drawn, path, SIZES.parent_steps, *_uniform(texts), seed=_PARENT)
                     parents.train_tower(path, self.world, _PARENT)
+        return target
+
+    def _parent_texts(self) -> Path:
+        """Shards without pictures, which both sizes of parents read."""
+        target = self.folder.parent / f"texts-{self.world}"
+        with exclusively(target):
+            if not target.exists():
+                with made(target) as path:
+                    worlds.write([], worlds.texts(self.world, SIZES.parent_texts, seed=_PARENT), path)
         return target
 
     def start(self, size: tiny.Size = STUDENT) -> Path:
@@ -81,8 +88,8 @@ class Workshop:
         """What finetuning starts from."""
         target = self.folder / f"base-{weights}{'' if size == STUDENT else '-larger'}"
         if not target.exists():
-            data = self.data("pretrain", PRETRAINING_NOISE)
-            flags = _flags(Run(world="shapes", seed=0, noise=PRETRAINING_NOISE, weights=weights))
+            data = self.data("pretrain", SIZES.pretraining_noise)
+            flags = _flags(Run(world="shapes", seed=0, noise=SIZES.pretraining_noise, weights=weights))
             self._train(self.start(size), target, SIZES.pretraining_steps, "--source_path", data, *flags)
         return target
 
@@ -119,7 +126,7 @@ class Workshop:
                 "cal-train", "--model_name_or_path", start, "--output_dir", path, "--trainable", "all",
                 "--max_steps", steps,
                 "--learning_rate", SIZES.learning_rate, "--adam_beta2", SIZES.adam_beta2,
-                "--warmup_steps", 0.1, "--lr_scheduler_type", "constant_with_warmup", "--logging_steps", 50,
+                "--warmup_steps", SIZES.warmup_share, "--lr_scheduler_type", SIZES.schedule, "--logging_steps", 50,
                 "--seed", self.seed if seed is None else seed, "--use_cpu", "true", "--disable_tqdm", "true",
                 "--cache_dir", self.folder / "arrow",
                 *(() if "--save_strategy" in flags else ("--save_strategy", "no")), *flags, log=self.log,
@@ -132,7 +139,7 @@ class Workshop:
         kind = asked.reference
         if kind == "initial":
             return (self.base(),)
-        if kind in ("early", "quarter", "final"):
+        if kind in IN_SAMPLE:
             watched = self._watched(data)
             share = {"early": 0.1, "quarter": 0.25}.get(kind)
             return (watched if share is None else watched / f"checkpoint-{round(share * steps)}",)
@@ -166,7 +173,7 @@ class Workshop:
         data = self.data("train", asked.noise, asked.text_share, asked.answers)
         models = self.references(asked)
         flags = ["--dtype", asked.dtype, *_contrast_flags(asked.contrast)]
-        saw = "yes" if asked.reference in ("early", "quarter", "final") else "no"
+        saw = "yes" if asked.reference in IN_SAMPLE else "no"
         flags += ["--reference_saw_data", saw]
         if len(models) == 1:
             return (self.measured_by(models[0], data, name, *flags),)
@@ -179,21 +186,15 @@ class Workshop:
         """Of one reference."""
         target = self.folder / name
         if not target.exists():
-            began = time.monotonic()
             with made(target) as path:
                 call(
                     "cal-precompute", "--model_name_or_path", model, "--data_path", data, "--output_dir", path,
                     "--num_workers", 1, "--gpus_per_worker", 0, "--ray_address", self._ray_address,
                     "--encode_threads", 1, *(flags or ("--dtype", "float32")), log=self.log,
                 )  # fmt: skip
-            (self.folder / f"{name}.seconds").write_text(f"{time.monotonic() - began:.3f}")
         return target
 
-    def measuring_seconds(self, asked: Measurement) -> float:
-        """Wall time of the commands that measured, on a machine that may have had other work."""
-        return sum(float(path.read_text()) for path in self.folder.glob(f"measured-{asked.key}*.seconds"))
-
-    def swap_control(self, asked: Measurement, rows: int = 256) -> float:
+    def swap_control(self, asked: Measurement) -> float:
         """AUC of `cal-inspect audit --swap`; of a cross-fit the mean over its two parts."""
         parts, models = self.measured(asked), self.references(asked)
         found = []
@@ -202,7 +203,7 @@ class Workshop:
             figures.unlink(missing_ok=True)
             call(
                 "cal-inspect", "audit", part, "--model_name_or_path", model, "--fraction", 0.01,
-                "--swap", rows // len(parts), "--encode_threads", 1, "--json", figures, log=self.log,
+                "--swap", SIZES.swap_rows // len(parts), "--encode_threads", 1, "--json", figures, log=self.log,
             )  # fmt: skip
             found.append(json.loads(figures.read_text())["swap"]["auc"])
         return float(sum(found) / len(found))

@@ -15,6 +15,7 @@ from PIL import Image
 
 import charts
 import world
+from condition import SIZES
 from world import WorldSample
 
 
@@ -112,7 +113,7 @@ def earlier_answers(name: str, num_samples: int, *, seed: int) -> list[list[dict
 
 def words_of(name: str) -> list[str]:
     """Texts that hold every word of the world, for its tokenizer: the same for all seeds."""
-    drawn = [turn["content"] for messages in texts(name, 3000, seed=0) for turn in messages]
+    drawn = [turn["content"] for messages in texts(name, SIZES.vocabulary_texts, seed=0) for turn in messages]
     return [*drawn, *WORLDS[name].questions]
 
 
@@ -126,7 +127,7 @@ def write(samples: list[WorldSample], texts: Conversations, directory: Path, ear
     """
     directory.mkdir(parents=True)
     for shard in range(2):
-        rows = [world.parquet_row(sample) for sample in samples[shard::2]]
+        rows: list[dict[str, Any]] = [world.parquet_row(sample) for sample in samples[shard::2]]
         for row, (asked, answer) in zip(rows, earlier[shard::2], strict=bool(earlier)):
             first, *rest = row["messages"]
             question = first["content"].removeprefix("<image>\n")

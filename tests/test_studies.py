@@ -16,22 +16,21 @@ import torch
 from PIL import Image
 
 import arm
+import arm_tables
 import comparison
 import paired
+import repeated
 import report
 import results
 import run
 import world
 import worlds
-from arms.noise import FEW
+from arms.noise import NOISES
 from cal_schemas.sample import ImageRef
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
 from conftest import Family
 from encodings_kept import kept_encodings
 from examples_of import conversation
-
-TOLERANCE = 0.03
-"""In nats, of about 1.2: other processors round differently, and two hundred steps amplify it."""
 
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
@@ -81,22 +80,19 @@ def test_rank_correlation_needs_two_ranks() -> None:
     assert math.isnan(paired.rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
-def test_a_condition_is_keyed_by_what_it_is() -> None:
-    one = Run(world="shapes", seed=0, noise=0.3, weights="uniform")
-    assert one.key == Run(world="shapes", seed=0, noise=0.3, weights="uniform", alpha="0.2").key
-    assert one.key != Run(world="shapes", seed=1, noise=0.3, weights="uniform").key
-    with pytest.raises(ValueError, match="reference"):
-        Run(world="shapes", seed=0, noise=0.3, weights="cached")
-
-
 def test_arms_share_their_runs(tmp_path: Path) -> None:
     (unit,) = run.missing(["noise", "reference", "swap"], ["shapes"], 1, set(), tmp_path)
     runs = [item for item in unit.todo if isinstance(item, Run)]
-    assert len(runs) == 3 * (2 + len(FEW)) + 2 + len(REFERENCES)
-    (all_noises,) = run.missing(["noise", "noise_others"], ["shapes"], 1, set(), tmp_path)
-    assert len(all_noises.todo) == 4 * (2 + len(REFERENCES))
+    assert len(runs) == 3 * len(("uniform", "online", "initial", "final")) + 2 + len(REFERENCES)
     assert len(unit.todo) == len(runs) + len(REFERENCES)
     assert not run.missing(["reference"], ["shapes"], 1, {item.key for item in unit.todo}, tmp_path)
+
+
+def test_every_reference_is_tried_at_every_noise(tmp_path: Path) -> None:
+    (unit,) = run.missing(comparison.NOISE_ARMS, ["shapes"], 1, set(), tmp_path)
+    tried = {(item.noise, item.weights, item.reference) for item in unit.todo if isinstance(item, Run)}
+    sources = [("uniform", ""), ("online", ""), *(("cached", name) for name in REFERENCES)]
+    assert tried == {(noise, *source) for noise in NOISES for source in sources}
 
 
 def test_every_arm_has_eight_seeds_and_conditions_that_can_be_run() -> None:
@@ -105,19 +101,6 @@ def test_every_arm_has_eight_seeds_and_conditions_that_can_be_run() -> None:
         assert chosen.seeds >= 8 or name == "quick"
         assert len({item.key for item in chosen.runs("charts", 0)}) >= 2
         assert not chosen.gain_of or all(chosen.gain_of in conditions for conditions in chosen.groups.values())
-
-
-def test_a_killed_study_leaves_whole_rows(tmp_path: Path) -> None:
-    table = results.runs(tmp_path)
-    one = Run(world="shapes", seed=0, noise=0.3, weights="cached", reference="initial")
-    table.add(one, {"accuracy": 0.5, "nll": 1.25, "drift_log": [(0, 0.9, 0.1)]})
-    with table.path.open("a") as file:
-        file.write("abc,shapes,0")
-    again = results.runs(tmp_path)
-    assert again.keys() == {one.key}
-    (row,) = again.read().to_dict("records")
-    assert (row["accuracy"], row["nll"], row["alpha"], row["drift_log"]) == (0.5, 1.25, "0.2", "[[0, 0.9, 0.1]]")
-    assert math.isnan(row["text_nll"])
 
 
 def test_conditions_are_compared_over_the_seeds_that_have_both() -> None:
@@ -152,27 +135,38 @@ def test_there_is_a_share_of_a_gain_and_none_of_a_loss(online: float, share: flo
 
 def test_the_page_shows_the_committed_results() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
-    arms = [name for name in arm.ARMS if name != "quick"]
-    assert all(f"<!-- table: {name} -->" in page for name in arms)
-    tables = report.tables_of(arms, results.RESULTS) | {"pairs": report.pairs_table(results.RESULTS)}
-    assert report.written(page, tables) == page, "run python studies/report.py"
+    runs, measurements = (comparison.rows_by_key(table.read()) for table in (results.runs(), results.measurements()))
+    found = arm_tables.page_tables(runs, measurements)
+    assert all(f"<!-- table: {name} -->" in page for name in found)
+    assert report.written(page, found) == page, "run python studies/report.py"
+    assert "@@" not in page, "a place that was left to be filled"
+
+
+def test_every_arm_has_a_table_of_its_own_to_print() -> None:
+    runs, measurements = (comparison.rows_by_key(table.read()) for table in (results.runs(), results.measurements()))
+    found = arm_tables.tables_of(arm.ARMS, runs, measurements)
+    assert sorted(found) == sorted(arm.ARMS)
+    assert all("World of shapes" in table for table in found.values())
 
 
 @pytest.mark.parametrize("table", [results.runs(), results.measurements()], ids=lambda table: table.path.stem)
 def test_committed_rows_are_keyed_by_what_they_are(table: results.Table) -> None:
-    names = [field.name for field in dataclasses.fields(table.kind)]
     for row in table.read().to_dict("records"):
-        assert table.kind(**{name: row[name] for name in names}).key == row["key"], row
+        assert table.item(row).key == row["key"], row
+
+
+COMPARED = ("uniform", "online", "initial", "final", "crossfit")
 
 
 @pytest.mark.full
 def test_a_committed_arm_comes_from_its_seeds(tmp_path: Path) -> None:
+    told = ["uniform", "online", "initial", "final", "crossfit"]
     flags = ["--world", "shapes", "--seeds", "1", "--results_dir", str(tmp_path), "--scratch_dir", str(tmp_path)]
-    subprocess.run([sys.executable, str(run.__file__), "quick", *flags], check=True, timeout=600)
-    committed, found = (comparison.rows_by_key(results.runs(*where).read()) for where in ((), (tmp_path,)))
-    assert len(found) == 4
-    for key, row in found.items():
-        assert row["nll"] == pytest.approx(committed[key]["nll"], abs=TOLERANCE), row
+    command = [sys.executable, str(run.__file__), "reference", "--only", *told, *flags]
+    subprocess.run(command, check=True, timeout=600)
+    found = repeated.differences(results.runs(tmp_path), results.runs(), ("nll", "accuracy"))
+    assert [(one.item.reference or one.item.weights) for one in found if isinstance(one.item, Run)] == told
+    assert repeated.compare(tmp_path, results.RESULTS) == 0
 
 
 def test_kept_encodings_are_those_that_the_encoder_makes(llava: Family) -> None:

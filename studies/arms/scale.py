@@ -5,6 +5,9 @@ from condition import MAIN_NOISE
 
 _BOUNDS = {
     "initial": (("0.05", "0.25"), ("0.1", "0.5"), ("0.2", "1")),
+    "final": (("0.2", "1"),),
+    "crossfit": (("0.2", "1"),),
+    "longer": (("0.2", "1"),),
     "larger": (("0.2", "1"), ("0.4", "2"), ("1", "5")),
 }
 ARM = Arm(
@@ -25,4 +28,5 @@ ARM = Arm(
             },
         }
     },
+    gain_of="online [0.1, 0.5]",
 )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANUP_S = 60.0
-_log = logging.getLogger(__name__)
+_AGAIN_S = 0.05
+_EXECUTE = subprocess.Popen._execute_child.__code__  # type: ignore[attr-defined]
 
 
 class Interruption:
@@ -21,7 +23,8 @@ class Interruption:
 
     KeyboardInterrupt, because Ray's wait swallows any other exception that a signal handler raises. Ignored later,
     because schedulers and process groups deliver a signal twice, and the second must not break the cleaning up. That
-    has a minute: then the process ends at once, whatever still waits.
+    has a minute: then the process ends at once, whatever still waits. Where no exception gets out (a finalizer, what
+    Python runs around a fork), the signal comes again a moment later.
     """
 
     def __init__(self) -> None:
@@ -29,9 +32,11 @@ class Interruption:
         """The signal that arrived."""
         self._before: dict[int, object] = {}
         self._limit: threading.Timer | None = None
+        self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
         self._limit = None
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 found = signal.getsignal(number)
@@ -68,6 +73,7 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        sys.unraisablehook = self._unraisable_before
         if self._limit:
             self._limit.cancel()
 
@@ -79,11 +85,24 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             return
+        if _starts_a_process(frame):
+            # The first thing run after a fork frees the lock of `logging`: interrupted, it would stay taken for good.
+            _send_again(number)
+            return
         self.number = number
         self._limit = threading.Timer(_CLEANUP_S, self._give_up)
         self._limit.daemon = True
         self._limit.start()
         raise KeyboardInterrupt
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        if self.number is None or not issubclass(lost.exc_type, KeyboardInterrupt):
+            self._unraisable_before(lost)
+            return
+        number, self.number = self.number, None
+        if self._limit:
+            self._limit.cancel()
+        _send_again(number)
 
     def _give_up(self) -> None:
         message = f"\n{self.words}; cleaning up took more than {_CLEANUP_S:g} s; run the same command to resume\n"
@@ -101,3 +120,17 @@ class Interruption:
         if self.number in (None, signal.SIGINT):
             return "interrupted"
         return f"terminated ({signal.Signals(self.number).name})"
+
+
+def _starts_a_process(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not _EXECUTE:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _send_again(number: int) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,46 @@ def test_a_signal_that_a_starting_library_swallowed_is_raised_after_it(error: Ex
     with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
         start(interruption)
     assert interruption.exit_code == 143
+
+
+def test_a_signal_while_a_process_starts_interrupts_after_it_and_leaves_no_lock_taken() -> None:
+    code = (
+        "import logging, os, signal, subprocess, threading, time\n"
+        "from cal_pipeline.interruption import Interruption\n"
+        # What Python runs first after a fork. In that function's own globals there is no `signal`.
+        "release = logging._releaseLock.__code__\n"
+        "def signalled(): os.kill(os.getpid(), 15); _lock.release()\n"
+        "logging._releaseLock.__code__ = signalled.__code__\n"
+        "with Interruption() as interruption:\n"
+        "    try:\n"
+        "        ended = subprocess.run(['true'], preexec_fn=lambda: None)\n"
+        "        print('started', ended.returncode)\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print(interruption.words)\n"
+        "logging._releaseLock.__code__ = release\n"
+        "def look(): print('free', logging._lock.acquire(timeout=5) and logging._lock.release() is None)\n"
+        "threading.Thread(target=look).start()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("started 0\nterminated (SIGTERM)\nfree True\n", "")
+
+
+def test_a_signal_in_a_finalizer_interrupts_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with Interruption() as interruption:
+        del_me = [Last()]
+        del_me.clear()
+        assert interruption.number is None
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(60)
+        assert interruption.exit_code == 143
+    assert sys.unraisablehook is before
+    assert capsys.readouterr().err == ""
 
 
 def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:

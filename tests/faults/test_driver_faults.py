@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def test_a_driver_that_finds_shards_of_another_split_beside_its_own_ends_with_2(
     ],
 )
 def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str, words: str) -> None:
-    process = job.start()
+    # How long Ray's processes look for a lost GCS: 60 s unless told.
+    process = replace(job, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}).start()
     with frozen(process, job, done=1):
         (victim,) = [child for child, found in descendants(process.pid) if title in found]
         before = job.contents()

@@ -109,7 +109,8 @@ def test_scores_come_from_the_shards_where_the_measured_file_is_lost(
     assert "--annotated" in capsys.readouterr().err
     of_shards = agreed(sheet, capsys, "--annotated", str(directories.normal))
     for name, score in beside["scores"].items():
-        assert of_shards["scores"][name] == pytest.approx(score, rel=1e-4)
+        # The file has six digits of each row's score, whose mean may be near 0.
+        assert of_shards["scores"][name] == pytest.approx(score, rel=1e-4, abs=2e-6)
 
 
 def test_two_people_are_compared_and_the_majority_counts(sheet: Path, capsys: pytest.CaptureFixture[str]) -> None:

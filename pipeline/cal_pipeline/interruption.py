@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANUP_S = 60.0
 _AGAIN_S = 0.05
-_EXECUTE = subprocess.Popen._execute_child.__code__  # type: ignore[attr-defined]
+_STARTING = subprocess.Popen.__init__.__code__
 
 
 class Interruption:
@@ -32,12 +32,14 @@ class Interruption:
         """The signal that arrived."""
         self._before: dict[int, object] = {}
         self._limit: threading.Timer | None = None
+        self._again: threading.Timer | None = None
         self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
-        self._limit = None
-        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        self._limit = self._again = None
+        self._unraisable_before = sys.unraisablehook
         if threading.current_thread() is threading.main_thread():
+            sys.unraisablehook = self._unraisable
             for number in _SIGNALS:
                 found = signal.getsignal(number)
                 if found != signal.SIG_IGN:  # What is ignored (nohup) stays ignored.
@@ -76,6 +78,8 @@ class Interruption:
         sys.unraisablehook = self._unraisable_before
         if self._limit:
             self._limit.cancel()
+        if self._again and self.number is not None:
+            self._again.cancel()
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when a signal has arrived, in case a library swallowed the first one."""
@@ -85,26 +89,26 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             return
-        if _starts_a_process(frame):
-            # The first thing run after a fork frees the lock of `logging`: interrupted, it would stay taken for good.
-            _send_again(number)
-            return
         self.number = number
-        self._limit = threading.Timer(_CLEANUP_S, self._give_up)
-        self._limit.daemon = True
-        self._limit.start()
-        raise KeyboardInterrupt
+        if self._limit is None:
+            self._limit = _later(_CLEANUP_S, self._give_up, number)
+        if not _starts_a_process(frame):
+            raise KeyboardInterrupt
+        # The first thing run after a fork frees the lock of `logging`: interrupted, it would stay taken for good.
+        self._send_again(number)
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
         if self.number is None or not issubclass(lost.exc_type, KeyboardInterrupt):
             self._unraisable_before(lost)
-            return
-        number, self.number = self.number, None
-        if self._limit:
-            self._limit.cancel()
-        _send_again(number)
+        else:
+            self._send_again(self.number)
 
-    def _give_up(self) -> None:
+    def _send_again(self, number: int) -> None:
+        self._again = _later(_AGAIN_S, signal.pthread_kill, threading.main_thread().ident, number)
+        self.number = None  # Last: until then other signals are ignored, which could raise in here to no effect.
+
+    def _give_up(self, number: int) -> None:
+        self.number = number
         message = f"\n{self.words}; cleaning up took more than {_CLEANUP_S:g} s; run the same command to resume\n"
         os.write(2, message.encode())
         os._exit(self.exit_code)
@@ -123,14 +127,13 @@ class Interruption:
 
 
 def _starts_a_process(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code is not _EXECUTE:
+    while frame is not None and frame.f_code is not _STARTING:
         frame = frame.f_back
     return frame is not None
 
 
-def _send_again(number: int) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-    timer = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, number))
+def _later(seconds: float, function: Callable[..., object], *arguments: object) -> threading.Timer:
+    timer = threading.Timer(seconds, function, arguments)
     timer.daemon = True
     timer.start()
+    return timer

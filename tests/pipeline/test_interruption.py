@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -73,50 +72,72 @@ def test_a_signal_that_a_starting_library_swallowed_is_raised_after_it(error: Ex
     assert interruption.exit_code == 143
 
 
+def ended(code: str) -> tuple[int, str, str]:
+    """Exit code and streams of a program of its own, which has a second between a signal and the next."""
+    head = (
+        "import os, signal, subprocess, threading, time\n"
+        "from cal_pipeline import interruption\n"
+        "interruption._AGAIN_S = 1.0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", head + code], timeout=120, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_a_signal_while_a_process_starts_interrupts_after_it_and_leaves_no_lock_taken() -> None:
     code = (
-        "import logging, os, signal, subprocess, threading, time\n"
-        "from cal_pipeline.interruption import Interruption\n"
-        # What Python runs first after a fork. In that function's own globals there is no `signal`.
-        "release = logging._releaseLock.__code__\n"
-        "def signalled(): os.kill(os.getpid(), 15); _lock.release()\n"
-        "logging._releaseLock.__code__ = signalled.__code__\n"
-        "with Interruption() as interruption:\n"
+        "lock, sent = threading.Lock(), []\n"
+        "def release():\n"
+        "    if not sent: sent.append(os.kill(os.getpid(), signal.SIGTERM))\n"
+        "    lock.release()\n"
+        "os.register_at_fork(before=lock.acquire, after_in_parent=release)\n"
+        "with interruption.Interruption() as it:\n"
         "    try:\n"
-        "        ended = subprocess.run(['true'], preexec_fn=lambda: None)\n"
-        "        print('started', ended.returncode)\n"
+        "        print('started', subprocess.run(['true'], preexec_fn=lambda: None).returncode)\n"
         "        time.sleep(60)\n"
         "    except KeyboardInterrupt:\n"
-        "        print(interruption.words)\n"
-        "logging._releaseLock.__code__ = release\n"
-        "def look(): print('free', logging._lock.acquire(timeout=5) and logging._lock.release() is None)\n"
-        "threading.Thread(target=look).start()\n"
+        "        print(it.words, lock.locked())\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("started 0\nterminated (SIGTERM)\nfree True\n", "")
+    assert ended(code) == (0, "started 0\nterminated (SIGTERM) False\n", "")
 
 
-def test_a_signal_in_a_finalizer_interrupts_after_it(capsys: pytest.CaptureFixture[str]) -> None:
-    class Last:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = sys.unraisablehook
-    with Interruption() as interruption:
-        del_me = [Last()]
-        del_me.clear()
-        assert interruption.number is None
-        with pytest.raises(KeyboardInterrupt):
-            time.sleep(60)
-        assert interruption.exit_code == 143
-    assert sys.unraisablehook is before
-    assert capsys.readouterr().err == ""
-
-
-def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:
+def test_a_process_that_never_starts_is_not_waited_for() -> None:
     code = (
-        "import os, signal, time\n"
-        "from cal_pipeline import interruption\n"
+        "interruption._CLEANUP_S = 0.5\n"
+        "with interruption.Interruption():\n"
+        "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    subprocess.run(['true'], preexec_fn=lambda: (print(os.getpid(), flush=True), os.close(1), os.close(2),\n"
+        "                                                 time.sleep(3600)))\n"
+    )
+    status, out, err = ended(code)
+    os.kill(int(out.split()[1]), signal.SIGKILL)
+    assert (status, err.strip()) == (
+        143, "terminated (SIGTERM); cleaning up took more than 0.5 s; run the same command to resume"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("second", ["pass", "signal.raise_signal(signal.SIGHUP)"])
+def test_a_signal_in_a_finalizer_interrupts_after_it(second: str) -> None:
+    code = (
+        "class Last:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        # Another one while the first is put off.
+        "later = interruption._later\n"
+        f"def disturbed(*given): timer = later(*given); {second}; return timer\n"
+        "interruption._later = disturbed\n"
+        "with interruption.Interruption() as it:\n"
+        "    Last()\n"
+        "    print(it.number)\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print(it.words)\n"
+    )
+    assert ended(code) == (0, "None\nterminated (SIGTERM)\n", "")
+
+
+def test_cleaning_up_that_hangs_is_ended() -> None:
+    code = (
         "interruption._CLEANUP_S = 0.2\n"
         "with interruption.Interruption():\n"
         "    try:\n"
@@ -124,11 +145,9 @@ def test_cleaning_up_that_hangs_is_ended(tmp_path: Path) -> None:
         "    except KeyboardInterrupt:\n"
         "        time.sleep(3600)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
-    assert ended.returncode == 143
-    assert ended.stderr.strip() == (
-        "terminated (SIGTERM); cleaning up took more than 0.2 s; run the same command to resume"
-    )
+    status, _, err = ended(code)
+    assert status == 143
+    assert err.strip() == "terminated (SIGTERM); cleaning up took more than 0.2 s; run the same command to resume"
 
 
 def test_a_session_directory_is_removed_at_the_end(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def training_study(folder: Path) -> Iterator[tuple[subprocess.Popen[str], psutil
     runner = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     workers: list[psutil.Process] = []
     try:
-        until(lambda: any("{'loss'" in log.read_text() for log in folder.rglob("commands.log")))
+        until(lambda: any("{'loss'" in log.read_text() for log in folder.glob("*/*/commands.log")))
         workers = [one for one in psutil.Process(runner.pid).children() if "spawn_main" in " ".join(one.cmdline())]
         (worker,) = workers
         yield runner, worker, command

@@ -184,11 +184,12 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm:
         (victim,) = [child for child, found in descendants(process.pid) if title in found]
         before = job.contents()
         os.kill(victim, signal.SIGKILL)
-    # The workers may get to the end before anybody notices: then it is a run like any other.
     code = process.wait(timeout=PATIENCE_S)
-    assert (code == 0) == (len(job.done()) == SHARDS), job.said()
     assert before.items() <= job.contents().items()
-    if code:
+    # The workers may get to the end before anybody notices: then it is a run like any other.
+    if code == 0:
+        assert len(job.done()) == SHARDS, job.said()
+    else:
         assert words in job.said()
         assert job.run() == 0, job.said()
     assert job.table().equals(calm.table(SHARDS))

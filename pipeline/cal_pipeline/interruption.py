@@ -75,7 +75,8 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        sys.unraisablehook = self._unraisable_before
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self._unraisable_before
         if self._limit:
             self._limit.cancel()
         if self._again and self.number is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cal_pipeline.stored import stored_sample
 from cal_schemas.annotated import EXTRA_COLUMNS, RESERVED_COLUMNS, AnnotatedRow
 from cal_schemas.locations import Location, open_parquet
+from cal_schemas.sample import sample_from_columns
 
 _LISTS = {
     "label_ids": np.int32,
@@ -44,4 +44,4 @@ def _stored_row(values: dict[str, Any], carried: dict[str, Any]) -> AnnotatedRow
     # A null delta reads as None, which numpy turns into NaN: the same "undefined".
     lists: dict[str, Any] = {name: np.array(values[name], kind) for name, kind in _LISTS.items() if name in values}
     plain = {name: values[name] for name in ("sample_key", "status", "error", "num_tokens")}
-    return AnnotatedRow(sample=replace(stored_sample(values), carried=carried), **plain, **lists)
+    return AnnotatedRow(sample=replace(sample_from_columns(values), carried=carried), **plain, **lists)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from cal_pipeline.shards import plan_shards, read_samples
 from cal_schemas.annotated import AnnotatedDataset, ShardMetadata, ShardSource
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.locations import Location, location, open_parquet
-from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from cal_schemas.sample import ImageRef, Sample, sample_from_columns, sample_key
 
 _COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "status", "error", "label_ids", "label_positions", "delta_logits",
@@ -97,7 +97,7 @@ def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[
 def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Location | None) -> StoredRow:
     return StoredRow(
         number=number,
-        sample=from_source or stored_sample(values),
+        sample=from_source or sample_from_columns(values),
         image_folder=folder,
         status=values["status"],
         error=values["error"],
@@ -105,18 +105,6 @@ def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None,
         label_positions=np.array(values["label_positions"], np.int32),
         delta_logits=np.array(values["delta_logits"], np.float32),  # None becomes NaN
         sample_key=values["sample_key"],
-    )
-
-
-def stored_sample(values: Mapping[str, Any]) -> Sample:
-    """The sample of a row as its file holds it: without pictures and messages where those were not carried."""
-    messages = values.get("messages")
-    return Sample(
-        sample_id=values["sample_id"],
-        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values.get("images") or ()),
-        messages=None
-        if messages is None
-        else tuple(Turn(role=turn["role"], content=turn["content"]) for turn in messages),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,10 @@ class Turn:
 
     role: str
     content: str
+    supervised: bool = True
+    """False where the source says that this turn is not to be learned; only an assistant's turn has labels anyway."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else of the turn belongs to a chat template (`reasoning_content`, `tool_calls`, …): JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,8 @@ class Sample:
     problem: str | None = None
     note: str | None = None
     """Something the reader of the row should know although the sample is usable (replaced characters)."""
+    tools: Sequence[Any] | None = None
+    """The functions that a chat template describes to the model: JSON values."""
     carried: Mapping[str, Any] = field(default_factory=dict)
     """The source's other columns, under their output names: Arrow scalars, or Python values."""
 
@@ -70,6 +77,9 @@ def sample_key(sample: Sample) -> str:
         # Lengths make the framing unambiguous: ("ab", "c") and ("a", "bc") differ.
         digest.update(tag + len(value).to_bytes(8, "little") + value)
 
+    def feed_json(tag: bytes, value: Any) -> None:
+        feed(tag, json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
     for image in sample.images:
         if image.data is not None:
             feed(b"b", hashlib.blake2b(image.data, digest_size=16).digest())
@@ -81,4 +91,44 @@ def sample_key(sample: Sample) -> str:
     for turn in sample.messages or ():
         feed(b"r", turn.role.encode())
         feed(b"c", turn.content.encode())
+        # Only where they are used: the key of any other sample is what it was before they were known.
+        if not turn.supervised:
+            feed(b"s", b"0")
+        if turn.extra:
+            feed_json(b"x", turn.extra)
+    if sample.tools is not None:
+        feed_json(b"t", sample.tools)
     return digest.hexdigest()
+
+
+def template_inputs(sample: Sample) -> str | None:
+    """JSON of what a chat template gets, or labels depend on, beside roles and contents; None where that is nothing.
+
+    An object with `turns`, one object a turn (`supervised` where it is false, and the turn's `extra`), and `tools`
+    where the sample has any.
+    """
+    turns = [{**turn.extra, **({} if turn.supervised else {"supervised": False})} for turn in sample.messages or ()]
+    found = ({"turns": turns} if any(turns) else {}) | ({} if sample.tools is None else {"tools": sample.tools})
+    return json.dumps(found, sort_keys=True) if found else None
+
+
+def sample_from_columns(values: Mapping[str, Any]) -> Sample:
+    """The sample of an annotated row, or of a row of the trainer's own copy of raw data.
+
+    Takes sample_id, images, messages and template_inputs as Python values; without pictures or messages where those
+    were not kept.
+    """
+    messages, inputs = values.get("messages"), json.loads(values.get("template_inputs") or "{}")
+    turns = None
+    if messages is not None:
+        extras = inputs.get("turns") or [{} for _ in messages]
+        turns = tuple(
+            Turn(role=turn["role"], content=turn["content"], supervised=extra.pop("supervised", True), extra=extra)
+            for turn, extra in zip(messages, extras, strict=True)
+        )
+    return Sample(
+        sample_id=values["sample_id"],
+        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values.get("images") or ()),
+        messages=turns,
+        tools=inputs.get("tools"),
+    )

@@ -18,7 +18,7 @@ from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_im
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
 from cal_schemas.locations import Location
-from cal_schemas.sample import ImageRef, Sample, Turn
+from cal_schemas.sample import Sample, Turn, sample_from_columns
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 
 _MAX_WARNINGS = 20
@@ -199,11 +199,7 @@ class RowEncoder:
         measured ones.
         """
         measured = row.get("label_ids") is not None
-        sample = Sample(
-            sample_id=row["sample_id"],
-            images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]),
-            messages=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["messages"]),
-        )
+        sample = sample_from_columns(row)
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
             self._encoder.check(sample)

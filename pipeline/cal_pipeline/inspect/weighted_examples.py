@@ -25,7 +25,7 @@ from cal_pipeline.loading import load_processor, model_directory
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
 from cal_schemas.locations import Location
-from cal_schemas.sample import ImageRef, Sample, Turn
+from cal_schemas.sample import sample_from_columns
 from cal_schemas.spec import MeasurementSpec
 
 _BATCH_ROWS = 64
@@ -99,11 +99,7 @@ def _example(
     folder: Location | None,
     pixels: int,
 ) -> WeightedExample:
-    sample = Sample(
-        sample_id=row["sample_id"],
-        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]),
-        messages=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["messages"]),
-    )
+    sample = sample_from_columns(row)
     try:
         files = [read_image_file(ref, folder) for ref in sample.images]
         encoded = encoder(sample, [decode_image(data, pixels) for data in files])

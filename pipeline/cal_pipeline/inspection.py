@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cal_pipeline.inspect import row_condition
-from cal_pipeline.inspect.flat import FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import FlatTokens, irregular_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.statistics import sample_columns
 from cal_pipeline.inspect.stored_columns import addresses
@@ -87,7 +87,7 @@ def sample_frame(
     `source_NAME`.
     """
     flat = FlatTokens.from_frame(frame)
-    turns = flat.turns(images_in_answers(frame["messages"]) if "messages" in frame else None)
+    turns = flat.turns(irregular_answers(frame))
     values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
     listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
     own = frame[[name for name in frame.columns if name not in listed]]
@@ -139,7 +139,7 @@ def token_frame(
     return pd.DataFrame(
         {
             **columns,
-            "turn": flat.turns(images_in_answers(frame["messages"]) if "messages" in frame else None),
+            "turn": flat.turns(irregular_answers(frame)),
             "position": flat.positions,
             "token_id": flat.label_ids,
             "token": pd.Categorical.from_codes(codes, pd.Index(texts, dtype="str")),

@@ -19,7 +19,8 @@ from cal_schemas.locations import Location, location, open_parquet
 from cal_schemas.sample import ImageRef, Sample, sample_from_columns, sample_key
 
 _COLUMNS = (
-    "sample_id", "sample_key", "images", "messages", "status", "error", "label_ids", "label_positions", "delta_logits",
+    "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "error", "label_ids",
+    "label_positions", "delta_logits",
 )  # fmt: skip
 
 

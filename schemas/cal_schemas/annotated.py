@@ -26,7 +26,7 @@ from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measure
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, StoreError
 from cal_schemas.locations import Location, files_below, open_parquet, read_footer
 from cal_schemas.object_path import ObjectPath
-from cal_schemas.sample import Sample
+from cal_schemas.sample import Sample, template_inputs
 from cal_schemas.spec import MeasurementSpec
 
 FORMAT_VERSION = 1
@@ -60,7 +60,11 @@ def annotated_schema(
     """Columns of one run's shards; `carried` are the source's own columns, already under their output names."""
     columns = [pa.field("sample_id", pa.string(), nullable=False), pa.field("sample_key", pa.string(), nullable=False)]
     if carry != "none":
-        columns += [pa.field("images", _IMAGES, nullable=False), pa.field("messages", _MESSAGES)]
+        columns += [
+            pa.field("images", _IMAGES, nullable=False),
+            pa.field("messages", _MESSAGES),
+            pa.field("template_inputs", pa.string()),
+        ]
     columns += [
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
@@ -197,6 +201,7 @@ def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry)
             else [{"role": t.role, "content": t.content} for t in row.sample.messages]
             for row in rows
         ]
+        columns["template_inputs"] = [template_inputs(row.sample) for row in rows]
     arrays = []
     for column in schema:
         values = columns.get(column.name)

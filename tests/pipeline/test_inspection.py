@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.inspect.flat import FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import FlatTokens, irregular_answers
 from cal_pipeline.inspection import load_annotated, sample_frame, token_frame
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.sample import Sample, Turn, template_inputs
 from cal_trainer.weights import token_weights
 from inspect_data import Directories, write
 
@@ -160,11 +161,45 @@ def test_spans_around_pictures_inside_an_answer_are_one_turn(
     messages = [turn for answer in answers for turn in ({"role": "user", "content": "?"},
                 {"role": "assistant", "content": answer})]  # fmt: skip
     flat = FlatTokens.from_frame(frame_of((positions, [0.0] * len(positions))))
-    assert flat.turns(images_in_answers([messages])).tolist() == expected
+    assert flat.turns(irregular_answers(pd.DataFrame({"messages": [messages]}))).tolist() == expected
     column = pa.chunked_array(
         [[None], [messages]], pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     )
-    assert list(images_in_answers(column)) == ([1] if any("<image>" in answer for answer in answers) else [])
+    assert list(irregular_answers(pa.table({"messages": column}))) == (
+        [1] if any("<image>" in answer for answer in answers) else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "unlearned", "positions", "expected"),
+    [
+        (["Yes.", "No.", "Maybe."], [0], [1, 2, 5], [2, 2, 3]),
+        (["Yes.", "No.", "Maybe."], [0, 1], [1, 2], [3, 3]),
+        (["Yes.", "No.", "Maybe."], [1], [1, 2], [1, 1]),  # the end was cut off
+        (["Yes.", "Here <image> and there.", "No."], [0], [1, 3, 5], [2, 2, 3]),
+        (["Here <image> and there.", "No."], [0], [1, 3], [2, 3]),  # more spans than answers: counted on
+    ],
+)
+def test_answers_that_are_not_learned_are_counted(
+    answers: list[str], unlearned: list[int], positions: list[int], expected: list[int]
+) -> None:
+    turns = [
+        Turn(role=role, content=content, supervised=role == "user" or number not in unlearned)
+        for number, answer in enumerate(answers)
+        for role, content in (("user", "?"), ("assistant", answer))
+    ]
+    sample = Sample(sample_id="s", images=(), messages=tuple(turns))
+    table = pa.table({
+        "messages": [None, [{"role": turn.role, "content": turn.content} for turn in turns]],
+        "template_inputs": [None, template_inputs(sample)],
+    })  # fmt: skip
+    flat = FlatTokens.from_frame(frame_of(([], []), (positions, [0.0] * len(positions))))
+    for columns in (table, table.to_batches()[0], table.to_pandas(), table.to_pandas(types_mapper=pd.ArrowDtype)):
+        assert flat.turns(irregular_answers(columns)).tolist() == expected
+    frame = frame_of(
+        ([], []), (positions, [0.0] * len(positions)), **{n: table[n].to_pandas() for n in table.column_names}
+    )
+    assert sample_frame(frame)["turns"].tolist() == [0, len(set(expected))]
 
 
 def test_half_precision_deltas_are_read_as_well(directories: Directories, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.inspect.page import page_text, read_page_data
 from cal_pipeline.inspect.page_data import MAX_THUMBNAIL_BYTES, choose, thumbnail, turn_parts
 from cal_pipeline.inspect_cli import run
-from cal_schemas.sample import ImageRef
+from cal_schemas.sample import ImageRef, Turn
 from cal_trainer.weights import token_weights
 from conftest import Family
 from inspected_data import conversations, llava_directory, measured, parquet_directory
@@ -115,11 +115,9 @@ def test_thumbnails_are_small_and_made_anew(tmp_path: Path) -> None:
 
 
 def test_every_token_is_in_one_part_of_the_conversation() -> None:
-    messages = [
-        {"role": "user", "content": "<image>\nA?"}, {"role": "assistant", "content": "one"},
-        {"role": "assistant", "content": " "}, {"role": "user", "content": "B?"},
-        {"role": "assistant", "content": "two"}, {"role": "assistant", "content": "cut off"},
-    ]  # fmt: skip
+    said = [("user", "<image>\nA?"), ("assistant", "one"), ("assistant", " "), ("user", "B?"), ("assistant", "two"),
+            ("assistant", "cut off")]  # fmt: skip
+    messages = [Turn(role=role, content=content) for role, content in said]
     parts = turn_parts(messages, np.array([1, 1, 2]))
     assert [(part["role"], part.get("from"), part.get("to"), part.get("text")) for part in parts] == [
         ("user", None, None, "[image]\nA?"), ("assistant", 0, 2, None), ("assistant", None, None, " "),

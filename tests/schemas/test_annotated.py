@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cal_pipeline.redo import stored_rows
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
-from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from cal_schemas.sample import ImageRef, Sample, Turn, sample_from_columns, sample_key
 from examples_of import conversation, measurement_spec, shard_metadata
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -48,6 +49,10 @@ def rows(draw: st.DrawFn) -> AnnotatedRow:
         logits_without_image=np.ones(count, np.float32),
         num_tokens=draw(st.none() | st.integers(0, 9999)),
     )
+
+
+NOT_OK = {"status": "encode_error", "label_ids": np.empty(0, np.int32), "label_positions": np.empty(0, np.int32),
+          "delta_logits": np.empty(0, np.float32)}  # fmt: skip
 
 
 def simple_row(**changed: object) -> AnnotatedRow:
@@ -95,6 +100,53 @@ def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[Anno
         np.testing.assert_array_equal(np.array(value["delta_logits"], np.float32), row.delta_logits)
         assert value["logits_without_image"] == [1.0] * len(row.label_ids)
     assert open_annotated(tmp_path).num_rows == len(written)
+
+
+def test_what_a_template_gets_beside_the_words_is_read_back(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "left"}}}
+    turns = (
+        Turn(role="user", content="Where?"),
+        Turn(
+            role="assistant",
+            content="a",
+            supervised=False,
+            extra={"reasoning_content": "hm \u00e9", "tool_calls": [call]},
+        ),
+        Turn(role="user", content="And?"),
+        Turn(role="assistant", content="b"),
+    )
+    samples = [
+        conversation("plain", "p"),
+        Sample(sample_id="s", images=(), messages=turns, tools=[call["function"]]),
+        Sample(sample_id="t", images=(), messages=turns[2:], tools=[]),
+        Sample(sample_id="broken", images=(), messages=None, problem="malformed"),
+    ]
+    written = [
+        simple_row(sample=sample, sample_key=sample_key(sample), **({} if sample.messages else NOT_OK))
+        for sample in samples
+    ]
+    path = write(tmp_path / "a.parquet", *written)
+    table = pq.read_table(path)
+    assert [value is None for value in table["template_inputs"].to_pylist()] == [True, False, False, True]
+    expected = [replace(sample, problem=None) for sample in samples]
+    assert [sample_from_columns(row) for row in table.to_pylist()] == expected
+    kept = [row for row in stored_rows(path, frozenset({"none"})) if row is not None]
+    assert [row.sample for row in kept] == expected
+    assert [sample_key(row.sample) for row in kept[:3]] == [row.sample_key for row in written[:3]]
+    again = write(tmp_path / "again" / "a.parquet", *kept)
+    assert pq.read_table(again)["template_inputs"].equals(table["template_inputs"])
+
+
+def test_a_file_from_before_template_inputs_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row())
+    old = pq.read_table(path).drop_columns(["template_inputs"])
+    pq.write_table(old, path)
+    assert open_annotated(tmp_path).num_rows == 1
+    (row,) = stored_rows(path, frozenset())
+    assert row is not None
+    assert row.sample == simple_row().sample
+    write(tmp_path / "new.parquet", row)
+    assert pq.read_table(tmp_path / "new.parquet")["template_inputs"].to_pylist() == [None]
 
 
 def test_metadata_read_back_equals_what_was_written(tmp_path: Path) -> None:

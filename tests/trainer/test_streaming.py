@@ -60,6 +60,23 @@ def test_rows_are_those_of_the_mapped_dataset(
         examples[22]
 
 
+def test_a_directory_from_before_template_inputs_gives_the_same_rows(
+    llava: Family, directory: Path, examples: StreamedExamples, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for file in directory.glob("*.parquet"):
+        table = pq.read_table(file)
+        assert "template_inputs" in table.column_names
+        pq.write_table(table.drop_columns(["template_inputs"]), old / file.name)
+    mapped = AnnotatedExamples(old, llava.encoder, cache_dir=tmp_path / "cache")
+    streamed = StreamedExamples(old, llava.encoder)
+    for number in (0, len(examples) - 1):
+        for read in (mapped, streamed):
+            assert torch.equal(read[number].encoded.labels, examples[number].encoded.labels)
+            torch.testing.assert_close(read[number].deltas, examples[number].deltas, equal_nan=True)
+
+
 def test_statuses_are_scanned_only_where_statistics_do_not_say_ok(
     llava: Family, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,9 @@ from cal_schemas.annotated import AnnotatedDataset, annotated_schema
 from cal_schemas.errors import CalError
 from cal_schemas.locations import Location, open_parquet
 from cal_schemas.object_path import ObjectPath
-from cal_schemas.sample import sample_key
+from cal_schemas.sample import sample_key, template_inputs
 
-_SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages")
+_SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages", "template_inputs")
 _WORTH_SAYING: Final = 10e9
 _ROWS_PER_WRITE: Final = 64
 _log = logging.getLogger(__name__)
@@ -102,4 +102,5 @@ def _source_rows(shards: list[Shard]) -> Iterator[dict[str, Any]]:
                 "messages": None
                 if messages is None
                 else [{"role": turn.role, "content": turn.content} for turn in messages],
+                "template_inputs": template_inputs(sample),
             }

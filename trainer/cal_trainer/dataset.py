@@ -31,8 +31,11 @@ from cal_trainer.resuming import annotated_shards
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
-COLUMNS = ("sample_id", "sample_key", "images", "messages", "status", "label_ids", "delta_logits", "num_tokens")
-"""What training reads of a self-contained row."""
+COLUMNS = (
+    "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "label_ids", "delta_logits",
+    "num_tokens",
+)  # fmt: skip
+"""What training reads of a self-contained row; files from before `template_inputs` have all but that."""
 OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
 """What a batch holds beside the model's inputs, in this order."""
 _log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         opened = open_self_contained(path, crossfit=crossfit)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
-        self._rows = map_parquet(opened, COLUMNS, cache_dir)
+        self._rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
         rows_by_shard = [footer.num_rows for footer in read_annotated_footers(opened.files)]
         self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
         table = self._rows.data.table

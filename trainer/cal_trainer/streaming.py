@@ -40,7 +40,6 @@ from cal_trainer.resuming import annotated_shards
 from cal_trainer.sampling import StepShape
 
 DEFAULT_SHUFFLE_ROWS = 1024
-_READ_COLUMNS = [name for name in COLUMNS if name != "num_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +82,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._files = opened.files
+        self._columns = [name for name in COLUMNS if name != "num_tokens" and name in opened.schema.names]
         self._folders = image_folders(opened, image_folder)
         self.groups, self.skipped = scan_row_groups(opened)
         report_skipped(named(path), len(self), self.skipped)
@@ -114,7 +114,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
             self._held.move_to_end(group)
             return self._held[group]
         with open_parquet(self._files[int(self.groups.shard[group])]) as file:
-            table = file.read_row_group(int(self.groups.number[group]), columns=_READ_COLUMNS)
+            table = file.read_row_group(int(self.groups.number[group]), columns=self._columns)
         self.num_reads += 1
         found = table, np.flatnonzero(is_ok(table))
         self._held_rows += len(found[1])

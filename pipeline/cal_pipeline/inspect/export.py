@@ -5,8 +5,8 @@
     cal-inspect export annotated/ --to labelling-sheet --num_samples 100 --output sheet/
 
 The first two encode every usable row again, with MODEL's processor and the flags of the measurement, and refuse labels
-other than the measured ones. Columns: sample_id, sample_key, messages, images, input_ids, labels (-100 where nothing is
-supervised), loss_weights (0 there). What is lost is in docs/inspecting.md.
+other than the measured ones. Columns: sample_id, sample_key, messages, template_inputs, images, input_ids, labels (-100
+where nothing is supervised), loss_weights (0 there). What is lost is in docs/inspecting.md.
 """
 
 from __future__ import annotations

@@ -5,20 +5,26 @@ R rows, N supervised tokens of all of them together, in order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import IMAGE_MARK
 from cal_schemas.weighting import Pool, check_weighting
 
 LIST_COLUMNS = ("label_ids", "label_positions", "delta_logits")
+ANSWER_COLUMNS = ("messages", "template_inputs")
+"""What tells which spans belong to which answer, where a shard has it."""
+Answers: TypeAlias = Sequence[tuple[str, bool]]
+"""Content of every answer of a conversation, and whether it is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +121,18 @@ class FlatTokens:
         pooled: np.ndarray = total / np.maximum(count, np.float32(1))
         return np.where(defined, pooled, np.float32(alpha))
 
-    def turns(self, answers_with_images: Mapping[int, Sequence[Mapping[str, Any]]] | None = None) -> np.ndarray:
+    def turns(self, answers: Mapping[int, Answers] | None = None) -> np.ndarray:
         """[N] int32: which answer of the conversation a token belongs to, from 1.
 
-        An answer is a contiguous supervised span, except where images stand inside an answer: for those rows (number
-        of the row -> messages, see `images_in_answers`) spans are counted together as the messages say.
+        An answer is a contiguous supervised span, except in the rows of `answers` (`irregular_answers` finds them):
+        there answers that are not learned are counted too, and the spans beside an image inside an answer together.
         """
         turns = (self.span + 1).astype(np.int32)
         stops = np.cumsum(self.lengths)
-        for row, messages in (answers_with_images or {}).items():
+        for row, said in (answers or {}).items():
             own = slice(stops[row] - self.lengths[row], stops[row])
             if self.lengths[row]:
-                turns[own] = _turn_of_span(messages, int(self.span[own][-1]) + 1)[self.span[own]]
+                turns[own] = _turn_of_span(said, int(self.span[own][-1]) + 1)[self.span[own]]
         return turns
 
 
@@ -138,10 +144,10 @@ def _overlap(length: int, shift: int) -> tuple[slice, slice]:
     return (inner, outer) if shift >= 0 else (outer, inner)
 
 
-def _turn_of_span(messages: Sequence[Mapping[str, Any]], num_spans: int) -> np.ndarray:
-    """[num_spans] int32; where messages and spans cannot be brought together each span counts as an answer."""
-    answers = [turn["content"] for turn in messages if turn["role"] == "assistant" and turn["content"].strip()]
-    parts = [answer.split(IMAGE_MARK) for answer in answers]
+def _turn_of_span(answers: Answers, num_spans: int) -> np.ndarray:
+    """[num_spans] int32; where answers and spans cannot be brought together each span counts as a learned answer."""
+    numbers = np.array([number for number, (_, learned) in enumerate(answers, 1) if learned], np.int32)
+    parts = [content.split(IMAGE_MARK) for content, learned in answers if learned]
     # Whether blanks beside an image, and the end token behind a last one, are spans of their own is the template's.
     for spans in (
         [sum(bool(part.strip()) for part in item) for item in parts],
@@ -150,26 +156,57 @@ def _turn_of_span(messages: Sequence[Mapping[str, Any]], num_spans: int) -> np.n
         [sum(bool(part) for part in item[:-1]) + 1 for item in parts],
     ):
         if sum(spans) == num_spans:
-            return np.repeat(np.arange(1, len(spans) + 1, dtype=np.int32), spans)
-    return np.arange(1, num_spans + 1, dtype=np.int32)
+            return np.repeat(numbers, spans)
+    # A cut end leaves fewer spans than learned answers; spans beyond them count on.
+    return np.append(numbers, np.arange(1, num_spans + 1, dtype=np.int32) + max(numbers, default=0))[:num_spans]
 
 
-def images_in_answers(messages: Any) -> dict[int, Sequence[Mapping[str, Any]]]:
-    """Rows whose answers show images, with their messages; `messages` is an Arrow column or a pandas one."""
-    if isinstance(messages, pa.Array | pa.ChunkedArray):
-        rows = np.flatnonzero(_mentions_image(messages))
-        return {int(row): messages[int(row)].as_py() for row in rows}
+def irregular_answers(columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> dict[int, Answers]:
+    """Rows whose answers show images or are not all learned, with their answers: what `FlatTokens.turns` must know.
+
+    Looks at the columns ANSWER_COLUMNS as far as they are there.
+    """
+    names = columns.columns if isinstance(columns, pd.DataFrame) else columns.schema.names
+    if "messages" not in names:
+        return {}
+    messages, inputs = (columns[name] if name in names else None for name in ANSWER_COLUMNS)
+    if isinstance(columns, pd.DataFrame):
+        cells = list(zip(messages, [None] * len(messages) if inputs is None else inputs, strict=True))
+        rows = [row for row, (turns, given) in enumerate(cells) if _is_irregular(turns, given)]
+        return {row: answers_of(*cells[row]) for row in rows}
+    found = _mentions_image(messages)
+    if inputs is not None:
+        found |= np.asarray(pc.fill_null(pc.match_substring(inputs, "supervised"), False))
     return {
-        row: list(turns)
-        for row, turns in enumerate(messages)
-        if isinstance(turns, Sequence | np.ndarray)
-        and any(turn["role"] == "assistant" and IMAGE_MARK in turn["content"] for turn in turns)
+        int(row): answers_of(messages[int(row)].as_py(), None if inputs is None else inputs[int(row)].as_py())
+        for row in np.flatnonzero(found)
     }
 
 
-def _mentions_image(messages: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    import pyarrow.compute as pc
+def answers_of(messages: Sequence[Mapping[str, Any]], template_inputs: Any = None) -> Answers:
+    """Content of every answer of a conversation that says something, and whether it is learned."""
+    given = json.loads(template_inputs).get("turns") if isinstance(template_inputs, str) else None
+    pairs = zip(messages, given or [{} for _ in messages], strict=True)
+    return [
+        (turn["content"], inputs.get("supervised", True))
+        for turn, inputs in pairs
+        if is_answer(turn["role"], turn["content"])
+    ]
 
+
+def is_answer(role: str, content: str) -> bool:
+    """Whether a turn counts as an answer: the assistant's, and it says something."""
+    return role == "assistant" and bool(content.strip())
+
+
+def _is_irregular(turns: Any, template_inputs: Any) -> bool:
+    return isinstance(turns, Sequence | np.ndarray) and (
+        (isinstance(template_inputs, str) and "supervised" in template_inputs)
+        or any(turn["role"] == "assistant" and IMAGE_MARK in turn["content"] for turn in turns)
+    )
+
+
+def _mentions_image(messages: pa.Array | pa.ChunkedArray) -> np.ndarray:
     found = np.zeros(len(messages), dtype=bool)
     start = 0
     for chunk in messages.chunks if isinstance(messages, pa.ChunkedArray) else [messages]:

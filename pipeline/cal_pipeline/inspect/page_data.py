@@ -14,7 +14,7 @@ from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, is_answer
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_pipeline.inspect.summary import measured_with
@@ -23,7 +23,7 @@ from cal_pipeline.stored import StoredRow, read_stored
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import SampleError
 from cal_schemas.locations import Location
-from cal_schemas.sample import IMAGE_MARK, ImageRef
+from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
 
 Pick = Literal["random", "first", "lowest", "highest"]
 MAX_THUMBNAIL_BYTES = 32 * 1024
@@ -144,14 +144,16 @@ def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -
         )
     )
     weights = flat.weights(alpha=look.alpha, beta=look.beta, window=look.window)
-    answers = [
-        None if row.sample.messages is None else [{"role": t.role, "content": t.content} for t in row.sample.messages]
-        for row in rows
-    ]
-    turns = flat.turns(images_in_answers(answers))
+    turns = flat.turns(
+        {
+            number: [(t.content, t.supervised) for t in row.sample.messages if is_answer(t.role, t.content)]
+            for number, row in enumerate(rows)
+            if row.sample.messages is not None
+        }
+    )
     cards = []
     stop = 0
-    for row, length, messages in zip(rows, flat.lengths.tolist(), answers, strict=True):
+    for row, length in zip(rows, flat.lengths.tolist(), strict=True):
         own = slice(stop, stop := stop + length)
         ids = row.label_ids.tolist()
         assert pieces is not None or not ids
@@ -168,13 +170,13 @@ def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -
                 "deltas": [None if np.isnan(delta) else round(float(delta), 5) for delta in row.delta_logits],
                 "weights": [round(float(weight), 5) for weight in weights[own]],
                 "spans": np.flatnonzero(flat.starts[own]).tolist(),
-                "turns": turn_parts(messages or [], turns[own]),
+                "turns": turn_parts(row.sample.messages or (), turns[own]),
             }
         )
     return cards
 
 
-def turn_parts(messages: Sequence[Mapping[str, str]], turns: np.ndarray) -> list[dict[str, Any]]:
+def turn_parts(messages: Sequence[Turn], turns: np.ndarray) -> list[dict[str, Any]]:
     """The conversation in order: turns with their text, and measured answers as a range of tokens.
 
     `turns` [S] is the number of the answer, from 1, that each supervised token belongs to. Every token is in exactly
@@ -183,15 +185,15 @@ def turn_parts(messages: Sequence[Mapping[str, str]], turns: np.ndarray) -> list
     parts: list[dict[str, Any]] = []
     answer = shown = 0
     for turn in messages:
-        text = turn["content"].replace(IMAGE_MARK, "[image]")
-        if turn["role"] == "assistant" and turn["content"].strip():
+        text = turn.content.replace(IMAGE_MARK, "[image]")
+        if is_answer(turn.role, turn.content):
             answer += 1
             stop = int(np.searchsorted(turns, answer, side="right"))
             if stop > shown:
                 parts.append({"role": "assistant", "from": shown, "to": stop})
                 shown = stop
                 continue
-        parts.append({"role": turn["role"], "text": text})
+        parts.append({"role": turn.role, "text": text})
     if shown < len(turns):
         parts.append({"role": "assistant", "from": shown, "to": len(turns)})
     return parts

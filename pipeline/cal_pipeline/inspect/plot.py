@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.reading import open_paths, read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_pipeline.inspect.stored_columns import plain, scalar_columns
@@ -91,7 +91,7 @@ def _grouped(
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
     """(names of groups, [N] number of each token's group, [N] deltas) of every batch."""
     source_of = {path: item.source.data_path for path, item in zip(opened.files, opened.metadata, strict=True)}
-    extra = ["messages"] if by == "turn" else [] if column is None else [column]
+    extra = [*ANSWER_COLUMNS] if by == "turn" else [] if column is None else [column]
     for batch in read_batches(opened, [*LIST_COLUMNS, *extra]):
         flat = FlatTokens.from_arrow(batch.data)
         if not len(flat.deltas):
@@ -100,9 +100,7 @@ def _grouped(
             numbers, names = pd.factorize(_text(batch.data.column(column)))
             yield list(names), numbers[flat.row], flat.deltas
         elif by == "turn":
-            messages = batch.data.column("messages") if "messages" in batch.data.schema.names else None
-            turns = flat.turns(None if messages is None else images_in_answers(messages))
-            numbers, present = pd.factorize(turns, sort=True)
+            numbers, present = pd.factorize(flat.turns(irregular_answers(batch.data)), sort=True)
             yield [f"turn {turn}" for turn in present], numbers, flat.deltas
         else:
             name = "all tokens" if by is None else source_of[batch.file]

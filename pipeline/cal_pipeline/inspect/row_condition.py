@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cal_pipeline.inspect.expression import Condition
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS
 from cal_pipeline.inspect.statistics import SAMPLE_COLUMNS, check_defined, sample_columns
 from cal_pipeline.inspect.stored_columns import comparable, scalar_columns
@@ -56,8 +56,7 @@ def row_values(
     if set(names) & set(SAMPLE_COLUMNS):
         check_defined(names, alpha=weighting["alpha"], beta=weighting["beta"])
         flat = FlatTokens.from_arrow(batch)
-        messages = batch.column("messages") if "messages" in batch.schema.names else None
-        turns = flat.turns(None if messages is None or "turns" not in names else images_in_answers(messages))
+        turns = flat.turns(irregular_answers(batch) if "turns" in names else None)
         computed = dict(sample_columns(flat, turns, **weighting))
     for name in names:
         if name in computed:
@@ -91,5 +90,6 @@ def row_test(
     columns = [stored[name] for name in parsed.names if name in stored]
     columns += [IMAGE_PATHS] if "images" in parsed.names else []
     columns += LIST_COLUMNS if set(parsed.names) & set(SAMPLE_COLUMNS) else ()
-    columns += ["messages"] if "turns" in parsed.names and "messages" in schema.names else []
+    if "turns" in parsed.names:
+        columns += [name for name in ANSWER_COLUMNS if name in schema.names and name not in columns]
     return RowTest(columns=tuple(columns), condition=parsed, stored=stored, weighting=weighting)

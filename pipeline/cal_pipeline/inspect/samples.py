@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.token_text import Pieces
 from cal_schemas.annotated import AnnotatedDataset
@@ -98,7 +98,7 @@ def read_row(place: Place) -> pa.Table:
 def shown_tokens(table: pa.Table, pieces: Pieces, **weighting: Any) -> list[list[ShownToken]]:
     """Tokens of every row of the table."""
     flat = FlatTokens.from_arrow(table.select(LIST_COLUMNS))
-    turns = flat.turns(images_in_answers(table.column("messages")) if "messages" in table.column_names else None)
+    turns = flat.turns(irregular_answers(table))
     weights = flat.weights(**weighting)
     stops = np.cumsum(flat.lengths)
     rows = []
@@ -114,7 +114,7 @@ def shown_tokens(table: pa.Table, pieces: Pieces, **weighting: Any) -> list[list
     return rows
 
 
-def conversation(messages: Sequence[Mapping[str, str]] | None, tokens: Sequence[ShownToken]) -> list[Utterance]:
+def conversation(messages: Sequence[Mapping[str, Any]] | None, tokens: Sequence[ShownToken]) -> list[Utterance]:
     """Turns in order, the supervised ones by their tokens; a sidecar's row has only those."""
     by_turn: dict[int, list[ShownToken]] = {}
     for token in tokens:
@@ -124,7 +124,8 @@ def conversation(messages: Sequence[Mapping[str, str]] | None, tokens: Sequence[
     said = []
     for turn in messages or ():
         content = turn["content"]
-        if turn["role"] == "assistant" and pending is not None and _spells(pending[1], content):
+        learned = turn.get("supervised", True)
+        if turn["role"] == "assistant" and learned and pending is not None and _spells(pending[1], content):
             said.append(Utterance(role="assistant", text=content, tokens=tuple(pending[1])))
             pending = next(answers, None)
         else:

@@ -113,7 +113,7 @@ class _Shown:
             pieces = pieces_of_measurement(opened, arguments.tokenizer)
             self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments))[0]
         folder = image_folder_of(opened, place.file, arguments.image_folder)
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self.images: list[tuple[str, Image.Image | str]] = []
         self.missing = ""
         """Why words and pictures cannot be shown: they are in the source of a sidecar, and that is gone."""

@@ -49,14 +49,11 @@ def sample_columns(
         first = np.flatnonzero(np.diff(row, prepend=-1))
         least[row[first]] = np.minimum.reduceat(deltas, first)
         most[row[first]] = np.maximum.reduceat(deltas, first)
-    last = np.cumsum(flat.lengths) - 1
-    filled = flat.lengths > 0
-    num_turns = np.zeros(rows, np.int64)
-    num_turns[filled] = turns[last[filled]]
+    new_turn = (np.diff(flat.row, prepend=-1) != 0) | (np.diff(turns, prepend=0) != 0)
     columns = {
         "tokens": flat.lengths.astype(np.int64),
         "undefined": flat.lengths.astype(np.int64) - count,
-        "turns": num_turns,
+        "turns": np.bincount(flat.row[new_turn], minlength=rows),
         "mean_delta": mean(deltas),
         "min_delta": least,
         "max_delta": most,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, images_in_answers
+from cal_pipeline.inspect.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedDataset
@@ -58,7 +58,7 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
     statuses: Counter[str] = Counter()
     images = text_only = encoded = 0
     # Messages tell which spans belong to one answer; most rows never need them, but only they know.
-    for batch in read_batches(opened, ["status", "num_tokens", IMAGE_PATHS, "messages", *LIST_COLUMNS]):
+    for batch in read_batches(opened, ["status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS]):
         data = batch.data
         for item in pc.value_counts(data.column("status")).to_pylist():
             statuses[item["values"]] += item["counts"]
@@ -68,8 +68,7 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
             counts = np.asarray(pc.list_value_length(data.column("images")))
             images += int(counts.sum())
             text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
-        messages = data.column("messages") if "messages" in data.schema.names else None
-        turns = np.minimum(flat.turns(None if messages is None else images_in_answers(messages)), MAX_TURNS)
+        turns = np.minimum(flat.turns(irregular_answers(data)), MAX_TURNS)
         total.add(flat.deltas)
         for turn in np.unique(turns):
             by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=borders)).add(flat.deltas[turns == turn])

@@ -18,7 +18,7 @@ from cal_pipeline.encode import IGNORE_INDEX, Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.samples import image_folder_of
 from cal_pipeline.loading import load_processor, model_directory
@@ -40,6 +40,8 @@ class WeightedExample:
     sample_id: str
     sample_key: str
     messages: list[dict[str, str]]
+    template_inputs: str | None
+    """What a chat template got, or labels depended on, beside them (docs/data-format.md)."""
     images: list[tuple[str | None, bytes]]
     """(path as the row has it, the encoded file) in the order of the marks."""
     image_paths: list[Location | None]
@@ -79,13 +81,13 @@ def weighted_examples(
     Raises AlignmentError for a row whose labels are not those that were measured, or that cannot be encoded any more.
     """
     weighting = flags.weighting_of(arguments)
-    columns = ["sample_id", "sample_key", "status", "messages", "images", *LIST_COLUMNS]
-    for batch in read_batches(opened, columns, _BATCH_ROWS):
+    columns = ["sample_id", "sample_key", "status", "images", *ANSWER_COLUMNS]
+    for batch in read_batches(opened, [*columns, *LIST_COLUMNS], _BATCH_ROWS):
         folder = image_folder_of(opened, batch.file, arguments.image_folder)
         flat = FlatTokens.from_arrow(batch.data)
         weights = flat.weights(**weighting)
         stops = np.cumsum(flat.lengths)
-        for number, row in enumerate(batch.data.select(columns[:5]).to_pylist()):
+        for number, row in enumerate(batch.data.drop_columns([*LIST_COLUMNS]).to_pylist()):
             if row["status"] == STATUS_OK:
                 own = slice(int(stops[number] - flat.lengths[number]), int(stops[number]))
                 yield _example(row, flat.label_ids[own], weights[own], encoder, folder, arguments.max_image_pixels)
@@ -121,6 +123,7 @@ def _example(
         sample_id=row["sample_id"],
         sample_key=row["sample_key"],
         messages=row["messages"],
+        template_inputs=row.get("template_inputs"),
         images=[(ref.path, data) for ref, data in zip(sample.images, files, strict=True)],
         image_paths=[None if ref.data is not None or folder is None else (folder / str(ref.path)).resolve()
                      for ref in sample.images],
@@ -161,6 +164,7 @@ def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argp
                 "sample_id": example.sample_id,
                 "sample_key": example.sample_key,
                 "messages": example.messages,
+                "template_inputs": example.template_inputs,
                 "images": names,
                 "input_ids": example.input_ids.tolist(),
                 "labels": example.labels.tolist(),
@@ -191,6 +195,7 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
             "sample_id": datasets.Value("string"),
             "sample_key": datasets.Value("string"),
             "messages": datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
+            "template_inputs": datasets.Value("string"),
             "images": datasets.List(datasets.Image()),
             "input_ids": datasets.List(datasets.Value("int32")),
             "labels": datasets.List(datasets.Value("int32")),
@@ -211,9 +216,8 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
         for example in weighted_examples(opened, encoder, arguments):
             count += 1
             images = [{"bytes": data, "path": path} for path, data in example.images]
-            values = {name: getattr(example, name) for name in ("input_ids", "labels", "loss_weights")}
-            pending.append({"sample_id": example.sample_id, "sample_key": example.sample_key,
-                            "messages": example.messages, "images": images, **values})  # fmt: skip
+            values = {name: getattr(example, name) for name in features if name != "images"}
+            pending.append({**values, "images": images})
             if len(pending) >= _BATCH_ROWS:
                 flush()
         flush()

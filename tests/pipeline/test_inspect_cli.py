@@ -101,7 +101,7 @@ OTHER_TABLES = ("audit", "page", "attention", "patch_words")
         (["plot", "{normal}", "--output", "x.jpg"], "must end in .png"),
         (["plot", "{normal}", "--output", "/proc/deltas.png"], "/proc/deltas.png cannot be written"),
         (["tokens", "{normal}", "--tokenizer", "{model}", "--output", "/proc/a.csv"], "/proc/a.csv cannot be written"),
-        (["plot", "{normal}", "--by", "color"], "there are source, turn, status"),
+        (["plot", "{normal}", "--by", "color"], "there are source, turn, template_inputs, status"),
         (["show", "{normal}", "nobody"], "no row has the sample_id"),
         (["show", "{normal}", "#\u00b2"], "no row has the sample_id"),
         (["show", "{normal}", "#" + "9" * 5000], "no row has the sample_id"),

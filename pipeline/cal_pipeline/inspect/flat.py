@@ -169,7 +169,8 @@ def irregular_answers(columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> dict
     names = columns.columns if isinstance(columns, pd.DataFrame) else columns.schema.names
     if "messages" not in names:
         return {}
-    messages, inputs = (columns[name] if name in names else None for name in ANSWER_COLUMNS)
+    messages: Any = columns["messages"]
+    inputs: Any = columns["template_inputs"] if "template_inputs" in names else None
     if isinstance(columns, pd.DataFrame):
         cells = list(zip(messages, [None] * len(messages) if inputs is None else inputs, strict=True))
         rows = [row for row, (turns, given) in enumerate(cells) if _is_irregular(turns, given)]

@@ -50,6 +50,16 @@ def test_every_step_is_of_one_modality(samples: list[tuple[int, bool]], step_siz
         assert len(set(has_image[step[step != BLANK]].tolist())) == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_of_both_modalities_come_in_random_order(seed: int) -> None:
+    has_image = np.arange(400) % 2 == 0
+    order = epoch_order(np.full(400, 7), has_image, group_by="modality_length", step_size=4, seed=seed, epoch=0)
+    of_steps = has_image[order.reshape(-1, 4)[:, 0]]
+    assert of_steps.sum() == 50
+    # A hundred tosses of a coin: 49.5 changes of side, give or take 5.
+    assert 30 < (np.diff(of_steps)).sum() < 70
+
+
 @given(SAMPLES, st.sampled_from(GROUPINGS[1:]), st.integers(1, 12))
 def test_steps_are_sorted_by_length_and_the_longest_sample_comes_first(
     samples: list[tuple[int, bool]], group_by: GroupBy, step_size: int

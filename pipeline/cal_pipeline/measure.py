@@ -15,9 +15,10 @@ from cal_pipeline.collate import batches_by_tokens, collate
 from cal_pipeline.conditions import defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.logprobs import label_logits_and_logprobs
+from cal_pipeline.positions import check_positions, learned_positions
 from cal_pipeline.reference import contrast_logits
 from cal_schemas.annotated import ExtraColumn
-from cal_schemas.errors import NonFiniteError, OutOfMemoryError, SampleError
+from cal_schemas.errors import CalError, NonFiniteError, OutOfMemoryError, SampleError
 from cal_schemas.spec import ContrastSpec
 
 _log = logging.getLogger(__name__)
@@ -53,13 +54,14 @@ def measure(
     """Measures samples in batches of at most `tokens_per_batch` tokens; results in the order given.
 
     A batch that does not fit into the accelerator's memory is halved until it does, and so is every later batch that
-    is no smaller; the next call starts with the whole budget again. A single sample that does not fit, or whose logits
-    are not finite, is returned as the SampleError that says so. Text-only samples have delta 0 by definition and cost
-    no pass, unless extra columns want their numbers.
+    is no smaller; the next call starts with the whole budget again. A single sample that does not fit, that the model's
+    forward refuses, or whose logits are not finite, is returned as the SampleError that says so. Text-only samples have
+    delta 0 by definition and cost no pass, unless extra columns want their numbers.
     """
     results: dict[int, MeasuredSample | SampleError] = {}
+    limit = learned_positions(model)
     for index, sample in enumerate(samples):
-        if problem := _unknown_token(sample, model):
+        if problem := _unknown_token(sample, model) or check_positions(sample, limit):
             results[index] = problem
     fit = [index for index in range(len(samples)) if index not in results]
     chosen_samples = [samples[index] for index in fit]
@@ -91,6 +93,17 @@ def measure(
                 tokens = batch_samples[0].num_tokens
                 results[chosen[0]] = OutOfMemoryError(f"{tokens} tokens do not fit into the accelerator's memory")
             outcomes = None
+        except (torch.AcceleratorError, CalError):
+            raise
+        except (IndexError, RuntimeError, ValueError) as error:
+            # A forward may refuse one row (a picture that its tables do not hold): that row says so, not its shard.
+            _raise_if_lost()
+            if len(chosen) > 1:
+                queue += [[index] for index in reversed(chosen)]
+            else:
+                reason = " ".join(str(error).split())[:300]
+                results[chosen[0]] = SampleError(f"the model cannot take this row: {type(error).__name__}: {reason}")
+            outcomes = None
         if outcomes is None:
             # Outside the handler: inside it the traceback still holds the failed pass's tensors.
             if torch.cuda.is_available():
@@ -98,6 +111,12 @@ def measure(
             continue
         results.update(zip(chosen, outcomes, strict=True))
     return [results[index] for index in range(len(samples))]
+
+
+def _raise_if_lost() -> None:
+    """A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _measure_batch(

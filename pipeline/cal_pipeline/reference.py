@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cal_pipeline.conditions import check_contrast_inputs, defined_tokens, without_image
 from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.rotary import rows_alone, varying_rotary
 from cal_schemas.spec import ContrastSpec
 
 Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
@@ -89,7 +90,7 @@ def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tenso
     Takes the model's inputs and unshifted labels [B, T]; returns [B, T] float32 where entry t belongs to token t and
     was predicted at t - 1. NaN where unsupervised, and at t = 0, which nothing precedes.
     """
-    with label_head(model, labels):
+    with label_head(model, labels), rows_alone(innermost_decoder(model), inputs.get("attention_mask")):
         found = model(**inputs, use_cache=False).logits
     logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
     logits[:, 1:][labels[:, 1:] != IGNORE_INDEX] = found.reshape(-1).float().to(labels.device)
@@ -101,13 +102,14 @@ def without_padding_mask(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, 
 
     Tokens of a causal decoder never look at what follows them; and with nothing masked torch's attention takes its
     causal kernel, not one that reads a mask [B, 1, T, T]. Left as they are: padding in front, other implementations of
-    attention, and token types, by which some decoders (PaliGemma, Gemma 3) let tokens look ahead.
+    attention, token types, by which some decoders (PaliGemma, Gemma 3) let tokens look ahead, and rotary frequencies
+    that follow a row's length, which the mask tells.
     """
     mask = inputs["attention_mask"]
     implementation = getattr(model.config.get_text_config(), "_attn_implementation", None)
     if implementation != "sdpa" or "token_type_ids" in inputs or not isinstance(mask, Tensor) or mask.dim() != 2:
         return inputs
-    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if bool((mask[:, 1:] > mask[:, :-1]).any()) or varying_rotary(innermost_decoder(model)):
         return inputs
     return {**inputs, "attention_mask": torch.ones_like(mask)}
 

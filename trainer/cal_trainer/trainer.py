@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.reference import captured_position_ids
+from cal_pipeline.reference import captured_position_ids, innermost_decoder
+from cal_pipeline.rotary import rows_alone
 from cal_schemas.errors import ConfigError
 from cal_trainer.dataset import OWN_INPUTS
 from cal_trainer.delta_source import DeltaSource, StepBatch
@@ -186,7 +187,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         released = training and self._weighting.pool == "released"
         # The released code pools over unsupervised tokens too, with the delta of token id 0.
         wanted = labels.where(labels != IGNORE_INDEX, 0) if released else labels
-        with captured_position_ids(base) as seen, label_rows(base, wanted):
+        alone = rows_alone(innermost_decoder(base), forward.get("attention_mask"))
+        with captured_position_ids(base) as seen, label_rows(base, wanted), alone:
             logits = model(**forward, use_cache=False).logits[0]
         label_ids = supervised_ids(wanted)
         nll = token_nll(logits, label_ids)

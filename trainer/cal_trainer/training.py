@@ -14,6 +14,7 @@ from transformers.integrations import deepspeed
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor, model_directory
+from cal_pipeline.positions import learned_positions
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import location
 from cal_schemas.spec import MeasurementSpec
@@ -66,7 +67,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         processor,
         template=config.template,
         image_aspect_ratio=config.image_aspect_ratio,
-        max_length=config.max_length,
+        max_length=_longest_row(outline, config.max_length),
         truncation=config.truncation,
     )
     refuse_mixed_batches(encoder, arguments, evaluates=config.eval_path is not None or config.drift_every > 0)
@@ -146,6 +147,14 @@ def _without_deepspeed() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
+def _longest_row(outline: Any, max_length: int) -> int:
+    limit = learned_positions(outline)
+    if limit is None or max_length <= limit:
+        return max_length
+    _log.warning("--max_length %d is lowered to %d: the model has no more learned positions", max_length, limit)
+    return limit
 
 
 def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:

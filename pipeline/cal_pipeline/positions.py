@@ -1,0 +1,35 @@
+"""Rows longer than a decoder's table of learned positions, found before a forward asks for what is not in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from cal_pipeline.encode import EncodedSample
+from cal_pipeline.reference import innermost_decoder
+from cal_schemas.errors import TooLongError
+
+_NAME = re.compile(r"(^|_)(pos|positions?|wpe)(_|$)")
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a row may have where the decoder looks its positions up in a table (OPT, GPT-2); else None."""
+    decoder = innermost_decoder(model)
+    sizes = [
+        # OPT leaves the first entries of its table unused.
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Embedding) and _NAME.search(name.rsplit(".", 1)[-1])
+    ]
+    return min(sizes, default=None)
+
+
+def check_positions(sample: EncodedSample, limit: int | None) -> TooLongError | None:
+    """The status of a row that the table cannot hold: an index error on a CPU, the loss of the device on CUDA."""
+    if limit is None or sample.num_tokens <= limit:
+        return None
+    error = TooLongError(f"{sample.num_tokens} tokens, and the model has {limit} learned positions")
+    error.num_tokens = sample.num_tokens
+    return error

@@ -1,0 +1,110 @@
+"""What a model's forward cannot take is the status of that row: its neighbours are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.measure import MeasuredSample, measure
+from cal_pipeline.positions import learned_positions
+from cal_schemas.errors import ConfigError, SampleError, TooLongError
+from cal_schemas.spec import ContrastSpec
+from conftest import Family
+from examples_of import conversation
+from families import processors
+from tiny_models import sample_image
+
+
+@pytest.fixture(scope="module")
+def blip_2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Encoder]:
+    """Over OPT with 256 learned positions."""
+    directory: Path = tmp_path_factory.mktemp("blip_2")
+    processors.BUILDERS["blip_2"](directory)
+    return processors.load(directory, "blip_2")
+
+
+def _measured(model: Any, encoder: Encoder, samples: list[EncodedSample]) -> list[MeasuredSample | SampleError]:
+    return measure(samples, model=model, encoder=encoder, contrast=ContrastSpec(), tokens_per_batch=100_000)
+
+
+def _same_as_alone(model: Any, encoder: Encoder, samples: list[EncodedSample], rows: list[int]) -> None:
+    found = _measured(model, encoder, samples)
+    for row in rows:
+        together, (alone,) = found[row], _measured(model, encoder, [samples[row]])
+        assert isinstance(together, MeasuredSample)
+        assert isinstance(alone, MeasuredSample)
+        np.testing.assert_allclose(together.delta_logits, alone.delta_logits, atol=1e-4)
+
+
+def test_a_row_beyond_the_learned_positions_is_too_long_and_the_others_are_measured(
+    blip_2: tuple[Any, Encoder],
+) -> None:
+    model, encoder = blip_2
+    answers = ["A cat.", "A small dog sits next to a large white cat. " * 20, "A dog."]
+    samples = [encoder(conversation("<image>\nWhat?", answer), [sample_image(1)]) for answer in answers]
+    assert samples[1].num_tokens > 256
+    problem = _measured(model, encoder, samples)[1]
+    assert isinstance(problem, TooLongError)
+    assert str(problem) == f"{samples[1].num_tokens} tokens, and the model has 256 learned positions"
+    assert problem.num_tokens == samples[1].num_tokens
+    _same_as_alone(model, encoder, samples, [0, 2])
+
+
+def test_the_last_learned_position_can_be_used(blip_2: tuple[Any, Encoder]) -> None:
+    model, encoder = blip_2
+    long = encoder(conversation("<image>\nWhat?", "A small dog sits next to a cat. " * 20), [sample_image(1)])
+    cut = {name: getattr(long, name)[:256] for name in ("labels", "image_mask")}
+    ids = {key: value[:256] for key, value in long.sequence_inputs.items()}
+    (found,) = _measured(model, encoder, [dataclasses.replace(long, sequence_inputs=ids, **cut)])
+    assert isinstance(found, MeasuredSample)
+
+
+def test_rotary_decoders_have_no_such_limit_and_gpt_2_has(family: Callable[[str], Family]) -> None:
+    assert learned_positions(family("llava").model) is None
+    assert learned_positions(family("gemma3").model) is None
+    config = hf.GPT2Config(n_positions=48, n_embd=32, n_layer=1, n_head=2, vocab_size=50)
+    assert learned_positions(hf.GPT2LMHeadModel(config)) == 48
+
+
+def test_a_row_that_the_forward_refuses_says_so_and_the_others_are_measured(llava: Family) -> None:
+    """Its picture gives one vector more than the row has tokens for it."""
+    encoder, model = llava.encoder, llava.model
+    samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat.", "No.", "Yes.")]
+    broken = samples[1]
+    kept = torch.arange(broken.num_tokens) != int(broken.image_mask.nonzero()[0])
+    samples[1] = dataclasses.replace(
+        broken,
+        sequence_inputs={key: value[kept] for key, value in broken.sequence_inputs.items()},
+        labels=broken.labels[kept],
+        image_mask=broken.image_mask[kept],
+    )
+    problem = _measured(model, encoder, samples)[1]
+    assert isinstance(problem, SampleError)
+    assert problem.status == "encode_error"
+    assert "the model cannot take this row: ValueError: Image features and image tokens do not match" in str(problem)
+    _same_as_alone(model, encoder, samples, [0, 2])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error (simulated)"), KeyError("a fault of the code"), ConfigError("use --contrast")],
+)
+def test_a_lost_device_and_what_concerns_every_row_are_no_row_s_status(llava: Family, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    sample = llava.encoder(conversation("<image>\nWhat?", "A cat."), [sample_image(1)])
+    handle = llava.model.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(type(error)):
+            _measured(llava.model, llava.encoder, [sample, sample])
+    finally:
+        handle.remove()

@@ -64,10 +64,12 @@ class ShardReport:
     at_most_alpha: int = 0
     below_beta: int = 0
     truncated: int = 0
-    replaced_characters: int = 0
+    noted: int = 0
+    """Rows whose error holds a note on what stands in the source, whatever became of them; `notes` are the first."""
     kept_rows: int = 0
     """Rows taken over from the earlier file by a redo."""
     errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("load", "encode", "forward", "write", "total"), 0.0)
     )
@@ -220,7 +222,10 @@ def _count(report: ShardReport, row: AnnotatedRow) -> None:
     report.rows += 1
     report.statuses[row.status] = report.statuses.get(row.status, 0) + 1
     report.label_tokens += len(row.label_ids)
-    report.replaced_characters += row.sample.note is not None
+    if row.sample.note is not None:
+        report.noted += 1
+        if len(report.notes) < _NUM_QUOTED_ERRORS:
+            report.notes.append(f"{row.sample.sample_id}: {row.sample.note}")
     if row.status != STATUS_OK:
         if len(report.errors) < _NUM_QUOTED_ERRORS:
             report.errors.append(f"{row.sample.sample_id}: {row.status}: {row.error}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cal_pipeline.image_formats import formats_to_open, what_is_instead
+from cal_pipeline.image_levels import to_rgb
 from cal_schemas.errors import ImageError
 from cal_schemas.locations import Location
 from cal_schemas.object_path import ObjectPath
@@ -18,6 +21,7 @@ DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
 """Processors that resize the short edge first would blow a thin strip up to gigabytes."""
 _LONGEST_KEY = 1024
+_NOTE = "cal_note"
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Over this pillow refuses to open a picture, whatever our own limit."""
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -50,7 +54,7 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
     try:
         path = (folder / ref.path).resolve()
         if not path.is_relative_to(folder):
-            raise ImageError(f"image path {ref.path!r} leaves the image folder {image_folder}")
+            raise ImageError(f"image path {ref.path!r} leaves the image folder {image_folder}{_link(ref.path, folder)}")
         if not path.is_file():
             raise ImageError(f"image {ref.path!r} is not a file in {image_folder}")
         if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
@@ -60,16 +64,38 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
         raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
 
 
+def _link(path: str, folder: Path) -> str:
+    """Which link leads out of the folder and where to, with the two ways out; nothing where the path itself does."""
+    parts = Path(path).parts
+    steps = [folder.joinpath(*parts[:stop]) for stop in range(1, len(parts) + 1)]
+    found = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(folder)), None)
+    if found is None or Path(path).is_absolute():
+        return ""
+    target = (folder / path).resolve()
+    if target.parts[-len(parts) :] == parts:
+        way_out = f"give --image_folder {Path(*target.parts[: -len(parts)])}"
+    else:
+        common = Path(os.path.commonpath((folder, target)))
+        root = target.parent if common == Path(common.anchor) else common
+        way_out = f"give --image_folder {root} and paths that start there"
+    return (
+        f": {found} is a link to {found.resolve()}; {way_out}, or a copy of the folder with its links followed (cp -rL)"
+    )
+
+
 def _read_object(path: str, folder: ObjectPath) -> bytes:
     parts = path.split("/")
     # Stores take ".." for a name like any other, but the clients on the way to them may not.
     if path.startswith("/") or any(part == ".." for part in parts):
         raise ImageError(f"image path {path!r} leaves the image folder {folder}")
-    key = "/".join(part for part in parts if part not in ("", "."))
-    if not key or "\0" in key or len(f"{folder.key}/{key}".encode(errors="replace")) > _LONGEST_KEY:
+    # To a store `a//b` is another name than `a/b`; a path that was written for a file system may mean the latter.
+    spelled, plain = ("/".join(p for p in parts if p not in left_out) for left_out in ((".",), (".", "")))
+    if not plain or "\0" in plain or len(f"{folder.key}/{spelled}".encode(errors="replace")) > _LONGEST_KEY:
         raise ImageError(f"image {path!r} cannot be the name of an object")
     try:
-        found = folder / key
+        found = folder.below(spelled)
+        if spelled != plain and not found.is_file():
+            found = folder.below(plain)
         if (size := found.stat().size) > MAX_IMAGE_BYTES:
             raise ImageError(f"image {path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
         return found.read_bytes()
@@ -80,12 +106,13 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
 
 
 def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
-    """The picture as RGB, as stored (EXIF rotation is not applied, like the released recipes); of 16 bits the upper 8.
+    """The image as RGB, as stored (EXIF rotation is not applied, like the released recipes); of an animation the first.
 
-    The size is known before a pixel is decoded, so a bomb costs nothing. Raises ImageError.
+    Of more than 8 bits a sample the upper 8 are taken; `note_of` says where that leaves doubt. The size is known before
+    a pixel is decoded, so a bomb costs nothing. Raises ImageError.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats_to_open()) as image:
             if image.width * image.height > max_image_pixels:
                 raise ImageError(
                     f"image of {image.width} x {image.height} pixels exceeds --max_image_pixels {max_image_pixels}"
@@ -100,25 +127,22 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
                     f"image of {image.width} x {image.height} pixels has a side over {longest}, which is twice the "
                     f"square root of --max_image_pixels {max_image_pixels}"
                 )
-            # Pillow would cut these off at 255: an all but white picture. PGM it scales to 65535, whatever its range.
-            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            if image.mode in ("I", "F"):
-                kind = "integers" if image.mode == "I" else "floats"
-                raise ImageError(
-                    f"image of mode {image.mode} ({image.format}): nobody knows which of its {kind} are black and "
-                    "white; save it with 8 or 16 unsigned bits a channel"
-                )
-            return image.convert("RGB")
+            rgb, note = to_rgb(image, data)
+            rgb.info[_NOTE] = note
+            return rgb
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"image of {len(data)} bytes cannot be decoded: no picture in a format that pillow knows"
-        ) from error
+        raise ImageError(f"image of {len(data)} bytes cannot be decoded: {what_is_instead(data)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
+
+
+def note_of(image: Image.Image) -> str | None:
+    """What the reader of the row should know of an image that `decode_image` gave, although it is usable."""
+    note: str | None = image.info.get(_NOTE)
+    return note
 
 
 def read_images(refs: Sequence[ImageRef], image_folder: Location | None) -> list[bytes]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cal_pipeline.encode import EncodedSample, Encoder
-from cal_pipeline.images import decode_images, read_images
+from cal_pipeline.images import decode_images, note_of, read_images
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.shards import Shard, read_samples
 from cal_schemas.annotated import AnnotatedRow, Carry
@@ -78,6 +78,8 @@ def prepare_rows(
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
             encoder.check(sample)  # Before a picture is decoded: a row may have thousands.
             pictures = decode_images(files, max_image_pixels)
+            notes = filter(None, (sample.note, *dict.fromkeys(map(note_of, pictures))))
+            sample = replace(sample, note="; ".join(notes) or None)
             encoded = encode_with_contrast(encoder, contrast, sample, pictures, key)
         except SampleError as error:
             failure = error

@@ -99,8 +99,9 @@ class RunReport:
             found.append(f"{cut} rows were cut at --max_length (--truncation tail)")
         if long := self.statuses()["too_long"]:
             found.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
-        if replaced := self.total("replaced_characters"):
-            found.append(f"{replaced} rows held text that is not UTF-8; U+FFFD stands in its place")
+        if noted := self.total("noted"):
+            first = next(note for shard in self.shards for note in shard.notes)
+            found.append(f"{noted} rows have a note in the column error; the first: {first}")
         return found
 
 

@@ -65,7 +65,7 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     bucket, _, key = rest.partition("/")
     if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
         raise ConfigError(f"{text}: expected {scheme}://bucket/key")
-    return ObjectPath(_SCHEMES[scheme], bucket, key.strip("/"))
+    return ObjectPath(_SCHEMES[scheme], bucket, key.removesuffix("/"))
 
 
 def counts_as_file(path: Path) -> bool:

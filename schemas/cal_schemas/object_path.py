@@ -32,7 +32,11 @@ class ObjectPath:
         return f"{self.scheme}://{self.bucket}" + (f"/{self.key}" if self.key else "")
 
     def __truediv__(self, name: str | PurePosixPath) -> ObjectPath:
-        return replace(self, key="/".join(part for part in (self.key, str(name).strip("/")) if part), known=None)
+        return self.below(str(name).strip("/"))
+
+    def below(self, name: str) -> ObjectPath:
+        """The object of that name below it, as it is spelled: `a//b` is another than `a/b`."""
+        return replace(self, key="/".join(part for part in (self.key, name) if part), known=None)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from cal_pipeline import annotate, preparing, reference
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
@@ -202,7 +203,21 @@ def test_text_that_is_no_utf8_is_measured_and_said(run: Run, tmp_path: Path) -> 
     assert rows[0]["status"] == "ok"
     assert rows[0]["messages"][1]["content"] == "bad \ufffd one"
     assert "U+FFFD in: turn 1" in rows[0]["error"]
-    assert report.replaced_characters == 1
+    assert (report.noted, report.notes) == (1, [f"x: {rows[0]['error']}"])
+
+
+def test_an_image_whose_white_is_in_doubt_is_measured_and_its_error_says_so_once(run: Run, tmp_path: Path) -> None:
+    dark = np.linspace(0, 4095, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    turns = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "A cat. bad \ud800"}]
+    rows = [{"id": "x", "image": ["dark.png", "dark.png"], "conversations": turns}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    found, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path)])[0])
+    assert (found[0]["status"], report.noted) == ("ok", 1)
+    assert found[0]["error"].startswith(
+        "characters that are not UTF-8 were replaced by U+FFFD in: turn 1; an image of 16 bits"
+    )
+    assert found[0]["error"].count("levels 0 to 15 of 255") == 1
 
 
 def test_non_finite_logits_make_that_row_non_finite_and_no_other(run: Run, tmp_path: Path) -> None:

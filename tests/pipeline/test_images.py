@@ -188,9 +188,40 @@ def test_a_symlink_inside_the_folder_is_followed_and_one_that_leaves_it_is_refus
     (folder / "outer.png").symlink_to("../secret.png")
     (folder / "outer").symlink_to(folder.parent)
     assert read_image_file(ImageRef(path="inner.png"), folder) == b"inside"
-    for path in ("outer.png", "outer/secret.png"):
-        with pytest.raises(ImageError, match=rf"image path '{path}' leaves the image folder"):
+    for path, link, target in (("outer.png", "outer.png", "/secret.png"), ("outer/secret.png", "outer", "")):
+        with pytest.raises(ImageError) as refused:
             read_image_file(ImageRef(path=path), folder)
+        assert f"image path '{path}' leaves the image folder {folder}: " in str(refused.value)
+        assert (
+            f"{folder / link} is a link to {folder.parent}{target}; give --image_folder {folder.parent} and paths that"
+            in str(refused.value)
+        )
+        assert "or a copy of the folder with its links followed (cp -rL)" in str(refused.value)
+
+
+def test_a_store_that_links_into_a_cache_is_refused_with_the_folder_that_holds_both(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/datasets--x/snapshots/1f"
+    (snapshot / "imgs").mkdir(parents=True)
+    blob = tmp_path / "hub/datasets--x/blobs/aa"
+    blob.parent.mkdir()
+    blob.write_bytes(b"inside")
+    (snapshot / "imgs/a.png").symlink_to("../../../blobs/aa")
+    both = tmp_path / "hub/datasets--x"
+    with pytest.raises(
+        ImageError, match=rf"is a link to {blob}; give --image_folder {both} and paths that start there"
+    ):
+        read_image_file(ImageRef(path="imgs/a.png"), snapshot)
+    assert read_image_file(ImageRef(path="snapshots/1f/imgs/a.png"), both) == b"inside"
+
+
+def test_a_linked_part_of_the_folder_is_refused_with_the_folder_it_was_taken_from(tmp_path: Path) -> None:
+    (tmp_path / "coco/train2017").mkdir(parents=True)
+    (tmp_path / "coco/train2017/1.jpg").write_bytes(b"inside")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/train2017").symlink_to(tmp_path / "coco/train2017")
+    with pytest.raises(ImageError, match=rf"is a link to \S+; give --image_folder {tmp_path}/coco, or a copy"):
+        read_image_file(ImageRef(path="train2017/1.jpg"), tmp_path / "images")
+    assert read_image_file(ImageRef(path="train2017/1.jpg"), tmp_path / "coco") == b"inside"
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "..", "../images2/a.png"])

@@ -253,9 +253,25 @@ def test_a_picture_is_read_inside_the_prefix_only(bucket: ObjectPath, proxy: Fau
         read_image_file(ImageRef(path="a/1.png"), folder)
 
 
+def test_a_key_is_taken_as_it_is_spelled(bucket: ObjectPath) -> None:
+    for key in ("imgs/d//x.png", "imgs/e/x.png", "imgs/both//x.png", "imgs/both/x.png"):
+        bucket.below(key).write_bytes(key.encode())
+    folder = bucket / "imgs"
+    for path, key in (
+        ("d//x.png", "imgs/d//x.png"),
+        ("both//x.png", "imgs/both//x.png"),
+        ("./e//x.png", "imgs/e/x.png"),
+    ):
+        assert read_image_file(ImageRef(path=path), folder) == key.encode()
+    assert read_image_file(ImageRef(path="x.png"), location(f"{folder}/d//")) == b"imgs/d//x.png"
+    with pytest.raises(ImageError, match=r"'d/x\.png' is not an object"):
+        read_image_file(ImageRef(path="d/x.png"), folder)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("s3://b/k//x//", ObjectPath("s3", "b", "k//x/")),
         ("s3://b/k/x", ObjectPath("s3", "b", "k/x")),
         ("gs://b/k/", ObjectPath("gs", "b", "k")),
         ("gcs://b", ObjectPath("gs", "b", "")),

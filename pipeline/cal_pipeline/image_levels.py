@@ -1,0 +1,80 @@
+"""From samples as a file stores them to 8-bit RGB: which value is white, and which end of the range."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from cal_schemas.errors import ImageError
+
+_LOW_RANGE = 64
+"""Of 256 levels: 14 bits in a file of 16, or fewer, fill no more."""
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 262, 258, 284, 339, 0
+
+
+def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, str | None]:
+    """The opened image as RGB, and a note where its levels leave doubt about which value is white.
+
+    Of more than 8 bits a sample the upper 8 are taken, of as many as the file says that it has. Alpha is left out.
+    Raises ImageError where the file does not say which values are black and white.
+    """
+    bits = _bits(image, data)
+    white_is_zero = _check_tiff(image, bits) if isinstance(image, TiffImagePlugin.TiffImageFile) else False
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        # Pillow would cut these off at 255: an all but white image. What is not TIFF it has scaled to 65535.
+        stored = bits if image.format == "TIFF" else 16
+        levels = (np.asarray(image) >> (stored - 8)).astype(np.uint8)
+        rgb = Image.fromarray(~levels if white_is_zero else levels).convert("RGB")
+    elif image.mode in ("I", "F"):
+        raise _unknown(image, "integers" if image.mode == "I" else "floats")
+    else:
+        rgb = image.convert("RGB")
+    return rgb, _note(rgb, bits) if bits > 8 else None
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> bool:
+    """Whether 0 is white; ImageError for what Pillow would read as other values than are stored."""
+    tags = image.tag_v2
+    if set(tags.get(_SAMPLE_FORMAT, ())) & {2}:
+        raise _unknown(image, "signed integers")
+    if bits > 8 and tags.get(_PLANAR) == 2:
+        raise ImageError(
+            f"TIFF of {bits} bits a sample with a plane for each colour: pillow mixes them up; save it with the "
+            "colours of a pixel together (PLANARCONFIG_CONTIG), or as PNG"
+        )
+    if image.mode not in ("RGB", "RGBA") and _PHOTOMETRIC not in tags:
+        raise ImageError("TIFF that does not say whether 0 is black or white (no PhotometricInterpretation)")
+    return bool(tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _unknown(image: Image.Image, kind: str) -> ImageError:
+    return ImageError(
+        f"image of mode {image.mode} ({image.format}): nobody knows which of its {kind} are black and white; save it "
+        "with 8 or 16 unsigned bits a channel"
+    )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Of one sample, as the file says; 8 where it cannot have more, or they are scaled by it already."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+    if image.format == "PNG":
+        return data[24]  # Of the header chunk, which comes first.
+    if image.format == "PPM":
+        arguments = image.tile[0].args  # type: ignore[attr-defined]
+        return 16 if image.mode == "I" or (isinstance(arguments, tuple) and arguments[-1] == 65535) else 8
+    if image.format == "JPEG2000":
+        at = data.find(b"\xff\x4f\xff\x51")  # Start of the code stream and its sizes.
+        return (data[at + 42] & 0x7F) + 1 if at >= 0 else 8
+    return 8
+
+
+def _note(rgb: Image.Image, bits: int) -> str | None:
+    levels = np.asarray(rgb)
+    low, high = int(levels.min()), int(levels.max())
+    if high - low >= _LOW_RANGE:
+        return None
+    return (
+        f"an image of {bits} bits a sample uses only the levels {low} to {high} of 255: if its white is not "
+        f"{2**bits - 1}, it was seen with the wrong brightness; save it scaled, or with 8 bits"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encode import IGNORE_INDEX, SEQUENCE_INPUTS
+from cal_pipeline.encode import IGNORE_INDEX, token_aligned
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import PERTURBING, Condition
@@ -78,8 +78,8 @@ def without_image(
     real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
     # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its picture.
     index = torch.where(real, index, index[:, :1])
-    dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in SEQUENCE_INPUTS if key in inputs}
-    dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in SEQUENCE_INPUTS}
+    dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in token_aligned(inputs)}
+    dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in dropped}
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
     dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
     window = sliding_window(text_config)
@@ -108,8 +108,8 @@ def check_contrast_inputs(
             "(perturbation.encode_with_contrast and collate make them)"
         )
     for key, value in contrast_inputs.items():
-        if key not in inputs or key in SEQUENCE_INPUTS:
-            images = sorted(set(inputs) - set(SEQUENCE_INPUTS))
+        if key not in inputs or key == "input_ids":
+            images = sorted(set(inputs) - token_aligned(inputs))
             raise ConfigError(f"contrast_inputs has {key!r}, which is no image input of the first pass ({images})")
         if value.shape != inputs[key].shape:
             raise ConfigError(

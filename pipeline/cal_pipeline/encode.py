@@ -29,9 +29,8 @@ IGNORE_INDEX = -100
 AspectRatio = Literal["square", "pad", "native"]
 Truncation = Literal["drop", "tail"]
 
-SEQUENCE_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Model inputs that are aligned with the tokens; every other tensor a processor returns belongs to the images."""
-
+_WORDS = " What is in it? No words are like these."
+_NO_INPUTS = {"labels", "offset_mapping", "text_replacement_offsets"}
 _LONGEST_CUT_TEXT = 2**20
 """Characters of a row that `--truncation tail` still cuts; a longer one costs gigabytes to encode."""
 
@@ -41,7 +40,7 @@ class EncodedSample:
     """One sample, ready to be batched; T tokens."""
 
     sequence_inputs: Mapping[str, Tensor]
-    """Each [T] int64: input_ids and what else of SEQUENCE_INPUTS the model takes."""
+    """Each [T]: input_ids and what else the processor gives of every token."""
     image_inputs: Mapping[str, Tensor]
     """Pixel inputs with the leading dimension the processor gave them; empty for text-only samples."""
     labels: Tensor
@@ -117,6 +116,7 @@ class Encoder:
             if hasattr(processor.image_processor, "do_pad"):
                 self._images_kwargs["do_pad"] = False
         self._writes_bos = False
+        self._token_inputs: frozenset[str] = frozenset()
         self.batch_led_inputs = self._probe()
         own = processor.tokenizer.convert_tokens_to_ids(self._image_token)
         known = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
@@ -130,17 +130,18 @@ class Encoder:
     def _probe(self) -> frozenset[str]:
         """Names of the pixel inputs that lead with the batch: two pictures of one sample give them one row.
 
-        Also notices a processor that rewrites the text, where character offsets would point at the wrong words.
+        Also learns which inputs are of tokens: two texts of different lengths give them as many entries as tokens. And
+        notices a processor that rewrites the text, where character offsets would point at the wrong words.
         """
         pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
         text = self._image_token * 2
         if self._takes_suffix:
-            output = self._process(text, pictures, suffix="a").output
+            output, longer = (self._process(text, pictures, suffix=words).output for words in ("a", _WORDS))
         elif self._prefix:
-            output = self._process("a", pictures).output
+            output, longer = (self._process(words, pictures).output for words in ("a", _WORDS))
         else:
             found = self._process(text, pictures, add_special_tokens=False)
-            output = found.output
+            output, longer = found.output, self._process(text + _WORDS, pictures, add_special_tokens=False).output
             bos = self.processor.tokenizer.bos_token
             self._writes_bos = bool(bos) and bos in found.given
             expected = self.processor.tokenizer(found.inserted_text, add_special_tokens=False)["input_ids"]
@@ -149,7 +150,8 @@ class Encoder:
                     f"{self._name} rewrites the text around its images, so labels cannot be located in it; this "
                     "processor is not supported"
                 )
-        pixels = _encoded(output, output["input_ids"][0], output["input_ids"][0]).image_inputs
+        self._token_inputs = token_aligned(output) & token_aligned(longer)
+        pixels = self._encoded(output, output["input_ids"][0], output["input_ids"][0]).image_inputs
         return frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> EncodedSample:
@@ -212,7 +214,7 @@ class Encoder:
         labels = torch.where(
             overlapping_tokens(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
         )
-        return _encoded(output, labels, image_mask)
+        return self._encoded(output, labels, image_mask)
 
     def _adds_bos(self, text: str) -> bool:
         """A template or a processor (Mllama's) that writes the BOS must not get a second one from the tokenizer."""
@@ -238,7 +240,7 @@ class Encoder:
         ]
         starts, stops = output["offset_mapping"][0].unbind(-1)
         chosen = overlapping_tokens(starts, stops, spans) & ~image_mask
-        return _encoded(output, torch.where(chosen, ids, torch.tensor(IGNORE_INDEX)), image_mask)
+        return self._encoded(output, torch.where(chosen, ids, torch.tensor(IGNORE_INDEX)), image_mask)
 
     def _encode_suffix(self, messages: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedSample:
         if [turn.role for turn in messages] != ["user", "assistant"]:
@@ -262,7 +264,13 @@ class Encoder:
         answer = output["token_type_ids"][0] == 1
         image_mask = overlapping_tokens(starts, stops, inserted) & ~answer
         labels = torch.where(answer, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
-        return _encoded(output, labels, image_mask)
+        return self._encoded(output, labels, image_mask)
+
+    def _encoded(self, output: Mapping[str, Tensor], labels: Tensor, image_mask: Tensor) -> EncodedSample:
+        given = {key: value for key, value in output.items() if key not in _NO_INPUTS}
+        sequence = {key: value[0] for key, value in given.items() if key in self._token_inputs}
+        pixels = {key: value for key, value in given.items() if key not in sequence}
+        return EncodedSample(sequence_inputs=sequence, image_inputs=pixels, labels=labels, image_mask=image_mask)
 
     def _process(self, text: str, images: Sequence[Image.Image], **kwargs: Any) -> Processed:
         return process(
@@ -303,8 +311,8 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def _encoded(output: Mapping[str, Tensor], labels: Tensor, image_mask: Tensor) -> EncodedSample:
-    known = {"labels", "offset_mapping", "text_replacement_offsets"}
-    sequence = {key: value[0] for key, value in output.items() if key in SEQUENCE_INPUTS}
-    pixels = {key: value for key, value in output.items() if key not in SEQUENCE_INPUTS and key not in known}
-    return EncodedSample(sequence_inputs=sequence, image_inputs=pixels, labels=labels, image_mask=image_mask)
+def token_aligned(inputs: Mapping[str, Any]) -> frozenset[str]:
+    """Names of a batch's inputs [B, T] that are of its tokens, by their shape; numbers of pictures are floating."""
+    shape = inputs["input_ids"].shape
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+    return frozenset(k for k, value in tensors.items() if value.shape == shape and not value.is_floating_point())

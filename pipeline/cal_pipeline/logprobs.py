@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encode import IGNORE_INDEX, SEQUENCE_INPUTS
+from cal_pipeline.encode import IGNORE_INDEX, token_aligned
 from cal_pipeline.reference import label_logits
 
 CHUNK_BYTES = 64 * 2**20
@@ -56,7 +56,7 @@ def _label_rows(model: Any, labels: Tensor) -> Iterator[list[Tensor]]:
 
 def _one_token(inputs: Mapping[str, Any], label: Tensor) -> dict[str, Tensor]:
     """One label [1] as a text of its own: the cheapest call that ends in the model's treatment of its logits."""
-    token = {key: torch.zeros_like(inputs[key][:1, :1]) for key in SEQUENCE_INPUTS if key in inputs}
+    token = {key: torch.zeros_like(inputs[key][:1, :1]) for key in token_aligned(inputs)}
     return {**token, "input_ids": label[None], "attention_mask": torch.ones_like(inputs["attention_mask"][:1, :1])}
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
@@ -242,3 +243,44 @@ def test_a_text_of_ten_megabytes_is_too_long_without_being_encoded(
     turns = (Turn(role="user", content="Read."), Turn(role="assistant", content="word " * 2_000_000))
     with pytest.raises(TooLongError, match=reason):
         encoder(Sample(sample_id="x", images=(), messages=turns), [])
+
+
+class _WithExperts(transformers.LlavaProcessor):
+    """Also says which expert each token goes to, and something of the pictures that has as many entries as one text."""
+
+    pieces = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().__call__(*args, **kwargs)
+        ids = torch.as_tensor(output["input_ids"])
+        output["expert_ids"] = (ids == self.image_token_id).long()
+        if "pixel_values" in output:
+            type(self).pieces = self.pieces or ids.shape[1]
+            output["piece_sizes"] = torch.ones(1, self.pieces, dtype=torch.long)
+        return output
+
+
+def test_inputs_of_tokens_are_found_by_their_shape_not_by_their_name(llava: Family) -> None:
+    own = llava.encoder.processor
+    processor = _WithExperts(
+        own.image_processor,
+        own.tokenizer,
+        **{
+            name: getattr(own, name)
+            for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+        },
+        chat_template=own.chat_template,
+    )
+    encoder = Encoder(processor)
+    question = conversation("<image>\nWhat?", "A cat on a mat.")
+    shown = encoder(question, [sample_image(1)])
+    assert torch.equal(shown.sequence_inputs["expert_ids"], shown.image_mask.long())
+    assert set(shown.image_inputs) == {"pixel_values", "piece_sizes"}
+    # As many entries as this row has tokens, and of the pictures all the same.
+    _WithExperts.pieces = shown.num_tokens
+    again = encoder(question, [sample_image(1)])
+    assert set(again.sequence_inputs) == {"input_ids", "attention_mask", "expert_ids"}
+    words = encoder(conversation("What?", "Yes."), [])
+    assert words.image_inputs == {}, "a row without a picture has no second pass"
+    cut = Encoder(processor, max_length=shown.num_tokens - 2, truncation="tail")(question, [sample_image(1)])
+    assert len(cut.sequence_inputs["expert_ids"]) == cut.num_tokens

@@ -11,19 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.inspect.statistics import auc
 from cal_pipeline.measure import MeasuredSample
+from cal_pipeline.precision import FLOAT32, Precision
 from cal_pipeline.stored import StoredRow
-from cal_schemas.errors import ConfigError, SampleError
+from cal_schemas.errors import SampleError
 from cal_schemas.spec import MeasurementSpec
 
-FLOAT32_TOLERANCE = 1e-3
-"""On the largest difference of a sample, in logits: other batches and machines give 1e-5 to 1e-4."""
-HALF_RMS_TOLERANCE = {"bfloat16": 0.25, "float16": 0.05}
-"""On the root mean square of a sample: other batches alone give about 0.04 in bfloat16, single tokens far more."""
 FIT_AUC = 0.7
 FEW_SAMPLES = 30
 
@@ -53,6 +51,8 @@ class AuditReport:
     dtype: str
     spec_differences: list[tuple[str, object, object]]
     """(dotted field, stored, today's): other weights, another tokenizer, template or image processor."""
+    precision: Precision = FLOAT32
+    """In which the rows were measured again."""
     comparisons: list[Comparison] = field(default_factory=list)
 
     @property
@@ -97,17 +97,8 @@ def spec_differences(
     return [*spec.differences(now)]
 
 
-def tolerance_of(dtype: str) -> tuple[str, float]:
-    """Which number of a sample is bounded (`max` or `rms`), and by how many logits."""
-    if dtype == "float32":
-        return "max", FLOAT32_TOLERANCE
-    if dtype not in HALF_RMS_TOLERANCE:
-        raise ConfigError(f"no tolerance is known for deltas measured in {dtype!r}")
-    return "rms", HALF_RMS_TOLERANCE[dtype]
-
-
-def compare(row: StoredRow, again: MeasuredSample | SampleError, dtype: str) -> Comparison:
-    """A stored row against what was measured now."""
+def compare(row: StoredRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:
+    """A stored row against what was measured now, with this precision."""
 
     def found(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
         return Comparison(number=row.number, sample_id=row.sample.sample_id, verdict=verdict, reason=reason, **sizes)
@@ -123,13 +114,19 @@ def compare(row: StoredRow, again: MeasuredSample | SampleError, dtype: str) -> 
     stored, now = row.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
     if (undefined := np.isnan(stored) != np.isnan(now)).any():
         return found("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
-    difference = np.abs(stored - now)[~np.isnan(stored)]
-    largest, squared = float(difference.max(initial=0.0)), float(np.square(difference).sum())
-    kind, tolerance = tolerance_of(dtype)
-    size = largest if kind == "max" else float(np.sqrt(squared / max(len(difference), 1)))
+    defined = ~np.isnan(stored)
+    difference = np.abs(stored - now)[defined]
+    # Of the difference of two logits: of what is subtracted, the size of the larger decides.
+    logits = np.maximum(np.abs(again.logits_with_image), np.abs(again.logits_without_image))[defined]
+    size = precision.size(torch.from_numpy(difference))
+    tolerance = precision.tolerance(torch.from_numpy(logits))
     verdict: Verdict = "agrees" if size <= tolerance else "deltas"
-    reason = "" if verdict == "agrees" else f"{kind} difference {size:.3g} logits, tolerance {tolerance:g}"
-    return found(verdict, reason, num_tokens=len(difference), max_difference=largest, squared=squared)
+    kind = "max" if precision.exact else "rms"
+    reason = "" if verdict == "agrees" else f"{kind} difference {size:.3g} logits, tolerance {tolerance:.3g}"
+    return found(
+        verdict, reason, num_tokens=len(difference), max_difference=float(difference.max(initial=0.0)),
+        squared=float(np.square(difference).sum()),
+    )  # fmt: skip
 
 
 def _first_difference(one: np.ndarray, other: np.ndarray) -> int:

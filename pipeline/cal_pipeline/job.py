@@ -19,9 +19,9 @@ from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
-from cal_pipeline.loading import check_architecture, load_processor, model_directory, weights_digest
+from cal_pipeline.loading import check_architecture, load_config, load_processor, model_directory, weights_digest
 from cal_pipeline.pilot import limit_rows, sample_rows
-from cal_pipeline.quantization import check_quantization
+from cal_pipeline.quantization import check_quantization, resolve_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.self_check import encode_questions
 from cal_pipeline.shards import Shard, plan_shards
@@ -141,7 +141,9 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> MeasurementSpec:
         revision=config.revision,
         weights_digest=weights_digest(directory),
         reference_saw_data=config.reference_saw_data,
-        quantization=None if config.quantization == "none" else config.quantization,
+        quantization=resolve_quantization(
+            config.quantization, load_config(directory, trust_remote_code=config.trust_remote_code)
+        ),
     )
 
 

@@ -12,7 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.models import registry
-from cal_pipeline.quantization import Quantization, accept_maps, check_quantization, quantization_config
+from cal_pipeline.quantization import (
+    Quantization,
+    accept_maps,
+    check_quantization,
+    quantization_config,
+    resolve_quantization,
+)
 from cal_pipeline.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import digest_json
@@ -186,6 +192,7 @@ def load_model(
     Raises ConfigError when it cannot be had, lacks weights that would be left random, runs another attention than asked
     for, or has no output head.
     """
+    resolve_quantization(quantization, load_config(Path(directory), trust_remote_code=trust_remote_code))
     quantized = quantization_config(quantization, getattr(torch, dtype))
     model, info = _or_config_error(
         f"the model {directory}",

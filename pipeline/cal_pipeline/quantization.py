@@ -17,6 +17,34 @@ from cal_schemas.errors import ConfigError
 Quantization = Literal["none", "8bit", "4bit"]
 
 
+def flag_of(recorded: str | None) -> Quantization:
+    """The `--quantization` that a spec's value stands for: none where the checkpoint brings its own."""
+    return recorded if recorded in ("8bit", "4bit") else "none"  # type: ignore[return-value]
+
+
+def resolve_quantization(quantization: Quantization, config: Any) -> str | None:
+    """What the spec records: the flag's value, a checkpoint's own method (`bitsandbytes-4bit`, `fp8`, …), or None.
+
+    Takes the checkpoint's config. ConfigError for a flag on top of the checkpoint's own, which transformers ignores.
+    """
+    own = next(
+        (own for part in (config, config.get_text_config()) if (own := getattr(part, "quantization_config", None))),
+        None,
+    )
+    if own is None:
+        return None if quantization == "none" else quantization
+    values = own if isinstance(own, dict) else own.to_dict()
+    method = getattr(values.get("quant_method"), "value", None) or values.get("quant_method") or "unknown"
+    bits = values.get("bits") or next((bits for bits in (8, 4) if values.get(f"load_in_{bits}bit")), None)
+    name = f"{method}-{bits}bit" if bits else str(method)
+    if quantization != "none":
+        raise ConfigError(
+            f"--quantization {quantization}: the checkpoint is quantised as it is stored ({name}), and stays so: leave "
+            "the flag out"
+        )
+    return name
+
+
 def check_quantization(quantization: Quantization, device: str) -> None:
     """ConfigError where bitsandbytes is missing, or has no kernels for this kind of device (`cuda`, `cpu`)."""
     if quantization == "none":

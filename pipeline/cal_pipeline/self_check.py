@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageDraw
@@ -13,14 +14,12 @@ from cal_pipeline.collate import Batch
 from cal_pipeline.conditions import defined_tokens
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.perturbation import encode_with_contrast
+from cal_pipeline.precision import Precision, watched
 from cal_pipeline.reference import contrast_logits, label_logits, without_padding_mask
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import Condition, ContrastSpec
-
-_FLOAT32_TOLERANCE = 1e-3
-_HALF_RMS_TOLERANCE = 0.1
 
 
 def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
@@ -55,33 +54,24 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image (there
     the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with the
     picture; with a contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's
-    perturbed pictures must not. Within 1e-3 in float32, 0.1 rms in half precision. A decoder whose mask is undefined
-    is not compared with it.
+    perturbed pictures must not. All within what the forward's own precision explains (`precision`). A decoder whose
+    mask is undefined is not compared with it.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())
     if contrast.condition == "mask" and undefined:
         raise ConfigError(f"{name}: contrast 'mask' is not defined for {kind}: {undefined}; use --contrast drop")
-    # Weights of 8 and 4 bits multiply in half precision, whatever the rest does.
-    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-
-    def disagreement(one: torch.Tensor, other: torch.Tensor) -> tuple[float, bool]:
-        difference = (one - other).abs()
-        if not len(difference):
-            return float("nan"), True
-        size = float(difference.max()) if exact else float(difference.square().mean().sqrt())
-        # Negated, because NaN compares false with everything.
-        return size, not size <= (_FLOAT32_TOLERANCE if exact else _HALF_RMS_TOLERANCE)
-
     supervised = batch.labels[:, 1:] != IGNORE_INDEX
     with torch.no_grad():
-        full = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        output, precision = watched(model, lambda: model(**batch.inputs, use_cache=False))
+        full = output.logits[:, :-1]
         rows = full[supervised.to(full.device)].float().to(batch.labels.device)
         by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
         with _refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
             by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
             unmasked = label_logits(model, without_padding_mask(model, batch.inputs), batch.labels)[:, 1:]
-    size, wrong = disagreement(by_head[supervised], by_full)
+    disagreement = partial(_disagreement, precision)
+    size, wrong = disagreement(by_head[supervised], by_full, "head")
     if wrong:
         raise ConfigError(
             f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
@@ -134,6 +124,17 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
             "image cannot be measured by either; use --contrast patch_mask or gaussian_blur"
         )
     raise ConfigError(f"{found}; use --contrast mask with this model ({kind})")
+
+
+def _disagreement(
+    precision: Precision, one: torch.Tensor, other: torch.Tensor, what: Literal["head", "passes"] = "passes"
+) -> tuple[float, bool]:
+    """The size of the difference (`Precision.size`), and whether it is too much; nothing compared is too much."""
+    if not len(one):
+        return float("nan"), True
+    size = precision.size(one - other)
+    # Negated, because NaN compares false with everything.
+    return size, not size <= precision.tolerance(other, what)
 
 
 def _check_perturbed(

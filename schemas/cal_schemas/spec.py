@@ -122,7 +122,7 @@ class MeasurementSpec:
     reference_saw_data: str
     """`yes`, `no` or `unknown`: in-sample deltas favour what the reference memorised."""
     quantization: str | None = None
-    """`8bit` or `4bit`; None where the weights were used as they are stored."""
+    """`8bit` or `4bit` by flag, `bitsandbytes-4bit`, `gptq-4bit`, … where the checkpoint is stored so, else None."""
 
     def fingerprint(self) -> str:
         """32 hex digits over all fields; equal exactly when the specs are equal."""

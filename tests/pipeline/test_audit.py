@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cal_pipeline.audit import SwapReport, draw, swap_partners, swap_report, tolerance_of
+from cal_pipeline.audit import SwapReport, draw, swap_partners, swap_report
 from cal_pipeline.inspect_cli import run
 from cal_pipeline.measure import MeasuredSample
-from cal_schemas.errors import ConfigError, TooLongError
+from cal_schemas.errors import TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from inspected_data import conversations, llava_directory, measured, parquet_directory
@@ -209,9 +209,15 @@ def test_half_precision_agrees_within_its_tolerance_in_other_batches(llava: Fami
     for budget in (30, 4096):
         code, found = audited(path, "--tokens_per_batch", budget, "--swap", 0)
         assert code == 0, found
-    assert tolerance_of("bfloat16") == ("rms", 0.25)
-    with pytest.raises(ConfigError, match="float64"):
-        tolerance_of("float64")
+    assert found["precision"] == "bfloat16"
+
+
+def test_a_cache_of_an_unknown_format_is_refused(
+    llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parquet_directory(llava, tmp_path, count=1, dtype="float64")
+    assert run(["audit", str(path)]) == 2
+    assert "measured in 'float64', which this version does not know" in capsys.readouterr().err
 
 
 def test_a_sidecar_is_audited_through_its_source_and_a_changed_source_is_refused(

@@ -49,7 +49,8 @@ class SelfCheck(TrainerCallback):  # type: ignore[misc]
         """All ranks check the same two samples."""
         samples = encode_questions(self._encoder, self._name, self._contrast)
         batch = collate(samples, pad_token_id=self._encoder.pad_token_id, batch_led=self._encoder.batch_led_inputs)
-        parameter = next(model.parameters())
+        # Not the first parameter: that of a quantised layer is an integer.
+        parameter = next(item for item in model.parameters() if item.is_floating_point())
         training = model.training
         model.eval()
         check_reference(model, batch.to(parameter.device, parameter.dtype), self._contrast, self._name)

@@ -13,9 +13,10 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -95,11 +96,13 @@ class Session:
 
         from cal_pipeline import audit
         from cal_pipeline.encoding_spec import rebuild_encoder
-        from cal_pipeline.loading import check_architecture, load_processor, load_reference, weights_digest
+        from cal_pipeline.loading import Dtype, check_architecture, load_processor, load_reference, weights_digest
         from cal_pipeline.origin import find_reference
+        from cal_pipeline.quantization import flag_of
 
         disable_progress_bar()  # of loading: what is printed here is the report
-        audit.tolerance_of(self.spec.dtype)
+        if self.spec.dtype not in get_args(Dtype):
+            raise ConfigError(f"the deltas were measured in {self.spec.dtype!r}, which this version does not know")
         trust = arguments.trust_remote_code
         self.directory = find_reference(
             arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
@@ -116,13 +119,14 @@ class Session:
             attn_implementation=attention,
             device=arguments.device,
             num_devices=arguments.num_devices,
-            quantization=self.spec.quantization or "none",  # type: ignore[arg-type]
+            quantization=flag_of(self.spec.quantization),
             trust_remote_code=trust,
         )
 
     def audit(self) -> AuditReport:
         """Measures the drawn rows again."""
         from cal_pipeline.audit import AuditReport, compare, draw
+        from cal_pipeline.precision import watched
         from cal_pipeline.remeasure import WINDOW_ROWS
 
         candidates = np.flatnonzero(self.ok)
@@ -134,9 +138,10 @@ class Session:
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
         stored = read_stored(self.dataset, drawn, self.arguments.image_folder)
         while window := list(islice(stored, WINDOW_ROWS)):
-            outcomes = self._measure([(row, row) for row in window])
+            pairs = [(row, row) for row in window]
+            outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
             report.comparisons += [
-                compare(row, outcome, self.spec.dtype) for row, outcome in zip(window, outcomes, strict=True)
+                compare(row, outcome, report.precision) for row, outcome in zip(window, outcomes, strict=True)
             ]
         return report
 

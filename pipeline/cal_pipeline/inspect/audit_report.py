@@ -15,17 +15,22 @@ _SHOWN = 10
 
 def print_audit(report: AuditReport) -> None:
     """Differences of the specs, figures over all tokens, the worst rows, the verdict."""
-    from cal_pipeline.audit import tolerance_of
+    from cal_pipeline.precision import EXACT_TOLERANCE
 
     for name, stored, now in report.spec_differences:
         _say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
     compared = [item for item in report.comparisons if item.num_tokens]
     if compared:
-        kind, tolerance = tolerance_of(report.dtype)
         largest, rms = _sizes(report)
+        precision = report.precision
+        tolerance = (
+            f"{EXACT_TOLERANCE:g} on the max of a row"
+            if precision.exact
+            else f"{precision.share():.1%} of a row's logits on the rms of the row"
+        )
         _say(
             f"{sum(item.num_tokens for item in compared)} deltas of {len(compared)} rows compared: largest difference "
-            f"{largest:.2g}, rms {rms:.2g} logits (tolerance: {tolerance:g} on the {kind} of a row, for {report.dtype})"
+            f"{largest:.2g}, rms {rms:.2g} logits (tolerance: {tolerance}, for {precision.name})"
         )
     bad = sorted(
         (item for item in report.comparisons if item.verdict != "agrees"),
@@ -83,6 +88,7 @@ def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
     return {
         "passed": report.passed,
         "dtype": report.dtype,
+        "precision": report.precision.name,
         "spec_differences": [
             {"field": name, "stored": stored, "now": now} for name, stored, now in report.spec_differences
         ],

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from cal_pipeline import templates
-from cal_pipeline.processing import Processed, process
-from cal_pipeline.spans import overlapping_tokens
+from cal_pipeline.chat import ChatTemplate
+from cal_pipeline.processing import Processed, process, with_all_offsets
+from cal_pipeline.spans import overlapping_tokens, own_offsets
 from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_PROCESSORS
 from cal_pipeline.templates import Rendered, Template
 from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, TooLongError
@@ -66,6 +67,7 @@ class Encoder:
         image_aspect_ratio: `native` leaves the picture to the processor; `pad` extends it to a square with the
             processor's mean colour first; `square` insists on the processor's resize and centre crop.
         max_length: longest encoding, in tokens.
+        date: that a chat template gets which asks for it (YYYY-MM-DD); None is today's.
         truncation: `drop` makes a longer row `too_long`; `tail` cuts its end, as the released code does.
 
     Raises ConfigError for combinations that cannot work.
@@ -79,6 +81,7 @@ class Encoder:
         image_aspect_ratio: AspectRatio = "native",
         max_length: int = 2048,
         truncation: Truncation = "drop",
+        date: str | None = None,
     ) -> None:
         if not getattr(processor, "image_token", None) or not hasattr(processor, "image_processor"):
             raise ConfigError(f"{type(processor).__name__} is no image-text processor (no image token)")
@@ -102,6 +105,16 @@ class Encoder:
         if not self._takes_suffix:
             templates.check_template(template, processor)
         self._specials = templates.special_tokens(processor.tokenizer)
+        takes_chat = template == "auto" and not self._takes_suffix
+        self._chat = ChatTemplate(processor, self._specials, date) if takes_chat else None
+        self.date = self._chat.date if self._chat else None
+        """The date that every rendering of this encoder reads; None where the template reads none."""
+        self._tokenizer = with_all_offsets(processor.tokenizer)
+        self._stripping = {
+            number: token.content
+            for number, token in processor.tokenizer.added_tokens_decoder.items()
+            if token.lstrip or token.rstrip
+        }
         self._longest_text = max_length * max(map(len, processor.tokenizer.get_vocab()))
         self._image_token = str(processor.image_token)  # BLIP-2 keeps it as an AddedToken
         # Ids that stand for one picture before the text; 0 where pictures have a place in the text.
@@ -167,9 +180,7 @@ class Encoder:
             if self._takes_suffix:
                 encoded = self._encode_suffix(sample.messages, images)
             else:
-                encoded = self._encode_text(
-                    templates.render(sample.messages, self.template, self.processor, self._specials), images
-                )
+                encoded = self._encode_text(self.render(sample), images)
         except CalError:
             raise
         except Exception as error:
@@ -181,6 +192,16 @@ class Encoder:
             raise SampleError(f"the text itself holds the model's image token {token!r}")
         return self._fit(encoded)
 
+    def render(self, sample: Sample) -> Rendered:
+        """The text of a sample that has messages, and the spans of it that are supervised; raises as `__call__`."""
+        assert sample.messages is not None
+        if self._chat:
+            return self._chat.render(sample.messages, sample.tools)
+        if self.template == "plain":
+            return templates.render_plain(sample.messages, self._image_token)
+        turns = [templates.image_first(turn) for turn in sample.messages]
+        return templates.render_vicuna_v1(turns, self._image_token, str(self.processor.tokenizer.eos_token))
+
     def check(self, sample: Sample, num_images: int | None = None) -> None:
         """Whatever is wrong with the words alone, before a picture is opened; raises as `__call__` does."""
         if sample.messages is None:
@@ -189,8 +210,18 @@ class Encoder:
         marks = sum(turn.content.count(IMAGE_MARK) for turn in sample.messages)
         if marks != num_images:
             raise SampleError(f"{marks} {IMAGE_MARK} marks for {num_images} images")
-        if not any(turn.role == "assistant" and turn.content.strip() for turn in sample.messages):
-            raise NoSupervisedTokensError("the conversation has no assistant turn with words")
+        if not any(
+            turn.role == "assistant" and turn.supervised and (turn.content.strip() or turn.extra)
+            for turn in sample.messages
+        ):
+            raise NoSupervisedTokensError("the conversation has no assistant turn with words to be learned")
+        if not self._chat:
+            keys = {key for turn in sample.messages for key in turn.extra} | ({"tools"} if sample.tools else set())
+            if keys:
+                raise SampleError(
+                    f"only chat templates take {', '.join(f'`{key}`' for key in sorted(keys))}, and this is "
+                    f"--template {'auto of ' + self._name if self._takes_suffix else self.template}"
+                )
         if num_images > self.max_length:
             raise TooLongError(f"{num_images} images are more than the {self.max_length} tokens of --max_length")
         # No token spells more characters than the longest, so this needs no encoding of, say, a whole book.
@@ -209,7 +240,7 @@ class Encoder:
         found = self._process(rendered.text, images, add_special_tokens=self._adds_bos(rendered.text))
         output, expansion = found.output, found.expansion(rendered.text, len(images), self._specials)
         spans = [(expansion.offset(start), expansion.offset(stop)) for start, stop in rendered.label_spans]
-        starts, stops = output["offset_mapping"][0].unbind(-1)
+        starts, stops = self._offsets(found)
         image_mask = overlapping_tokens(starts, stops, expansion.inserted)
         labels = torch.where(
             overlapping_tokens(starts, stops, spans) & ~image_mask, output["input_ids"][0], torch.tensor(IGNORE_INDEX)
@@ -229,7 +260,8 @@ class Encoder:
         after = at + len(self._image_token)
         after += rendered.text[after : after + 1] == "\n"
         text = rendered.text[:at] + rendered.text[after:]
-        output = self._process(text, images, add_special_tokens=self._adds_bos(text)).output
+        found = self._process(text, images, add_special_tokens=self._adds_bos(text))
+        output = found.output
         ids = output["input_ids"][0]
         if not bool(torch.isin(ids[: self._prefix], self._placeholders).all()):
             raise SampleError(f"{self._name} did not put {self._prefix} image tokens before the text")
@@ -238,7 +270,7 @@ class Encoder:
         spans = [
             (start - gone * (start >= after), stop - gone * (stop >= after)) for start, stop in rendered.label_spans
         ]
-        starts, stops = output["offset_mapping"][0].unbind(-1)
+        starts, stops = self._offsets(found)
         chosen = overlapping_tokens(starts, stops, spans) & ~image_mask
         return self._encoded(output, torch.where(chosen, ids, torch.tensor(IGNORE_INDEX)), image_mask)
 
@@ -263,7 +295,7 @@ class Encoder:
         starts, stops = output["offset_mapping"][0].unbind(-1)
         answer = output["token_type_ids"][0] == 1
         image_mask = overlapping_tokens(starts, stops, inserted) & ~answer
-        labels = torch.where(answer, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
+        labels = torch.where(answer & messages[1].supervised, output["input_ids"][0], torch.tensor(IGNORE_INDEX))
         return self._encoded(output, labels, image_mask)
 
     def _encoded(self, output: Mapping[str, Tensor], labels: Tensor, image_mask: Tensor) -> EncodedSample:
@@ -274,8 +306,13 @@ class Encoder:
 
     def _process(self, text: str, images: Sequence[Image.Image], **kwargs: Any) -> Processed:
         return process(
-            self.processor, text, images, image_token=self._image_token, images_kwargs=self._images_kwargs, **kwargs
-        )
+            self.processor, text, images, image_token=self._image_token, images_kwargs=self._images_kwargs,
+            tokenizer=self._tokenizer, **kwargs,
+        )  # fmt: skip
+
+    def _offsets(self, found: Processed) -> tuple[Tensor, Tensor]:
+        output = found.output
+        return own_offsets(output["input_ids"][0], output["offset_mapping"][0], found.given, self._stripping)
 
     def _fit(self, encoded: EncodedSample) -> EncodedSample:
         if not bool((encoded.labels != IGNORE_INDEX).any()):

@@ -18,7 +18,10 @@ def label_spec(encoder: Encoder) -> LabelSpec:
         tokenizer.pop(setting, None)
     source = "" if encoder.template != "auto" else templates.chat_template(encoder.processor) or "suffix"
     return LabelSpec(
-        tokenizer_digest=digest_json(tokenizer), chat_template_digest=digest_json(source), template=encoder.template
+        tokenizer_digest=digest_json(tokenizer),
+        chat_template_digest=digest_json(source),
+        template=encoder.template,
+        date=encoder.date,
     )
 
 
@@ -49,6 +52,7 @@ def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
         image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
         max_length=spec.input.max_length,
         truncation=spec.input.truncation,  # type: ignore[arg-type]
+        date=spec.label.date,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ def process(
     *,
     image_token: str,
     images_kwargs: Mapping[str, Any],
+    tokenizer: Any,
     add_special_tokens: bool | None = None,
     **kwargs: Any,
 ) -> Processed:
@@ -66,6 +68,7 @@ def process(
 
     Args:
         processor: with a `tokenizer` attribute.
+        tokenizer: to be called in place of the processor's own: `with_all_offsets` of it.
         text: with a placeholder for each picture.
         images: decoded, in the order of the placeholders.
         image_token: the placeholder.
@@ -75,7 +78,7 @@ def process(
     """
     options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
     watched = copy.copy(processor)
-    watched.tokenizer = recorder = _Recorder(processor.tokenizer)
+    watched.tokenizer = recorder = _Recorder(tokenizer)
     output = watched(
         # Left out, not empty, for text-only samples: an empty list means something else in every family.
         **({"images": [list(images)]} if images else {}),
@@ -91,6 +94,22 @@ def process(
     }
     given = recorder.texts[0] if recorder.texts else text
     return Processed(output=tensors, given=given, processor=processor, image_token=image_token)
+
+
+def with_all_offsets(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that makes the same ids where its offsets leave out the blanks of a token.
+
+    `trim_offsets` (the default of ByteLevel and RoBERTa post-processors) gives a token of blanks no characters at all.
+    """
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    if '"trim_offsets": true' not in json.dumps(state["post_processor"]):
+        return tokenizer
+    kept = json.dumps(state["post_processor"]).replace('"trim_offsets": true', '"trim_offsets": false')
+    state["post_processor"] = json.loads(kept)
+    twin = copy.deepcopy(tokenizer)
+    twin.backend_tokenizer.post_processor = type(backend).from_str(json.dumps(state)).post_processor
+    return twin
 
 
 class _Recorder:

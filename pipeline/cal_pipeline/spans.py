@@ -85,6 +85,21 @@ def recovered_expansion(
     return Expansion(shifts=shifts, inserted=inserted)
 
 
+def own_offsets(ids: Tensor, offsets: Tensor, text: str, stripping: Mapping[int, str]) -> tuple[Tensor, Tensor]:
+    """Where each token's own characters begin and stop in the text that the tokenizer was given.
+
+    Takes ids [T] and offsets [T, 2]. `stripping` has the added tokens that swallow the blanks beside them (`lstrip`,
+    `rstrip`), with their text: a header does not reach into the answer behind it.
+    """
+    starts, stops = (side.clone() for side in offsets.unbind(-1))
+    for at in torch.isin(ids, torch.tensor(list(stripping), dtype=ids.dtype)).nonzero()[:, 0].tolist():
+        own = stripping[int(ids[at])]
+        begin = text.find(own, int(starts[at]), int(stops[at]))
+        if begin >= 0:
+            starts[at], stops[at] = begin, begin + len(own)
+    return starts, stops
+
+
 def overlapping_tokens(starts: Tensor, stops: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     """[T] bool: tokens that cover at least one character of a span; tokens without text (BOS) cover none."""
     inside = torch.zeros_like(starts, dtype=torch.bool)

@@ -1,15 +1,12 @@
-"""A conversation as one text, and which of its characters are supervised.
+"""A conversation as one text, and which of its characters are supervised, by the templates that are built in.
 
-Supervised are the assistant's words and the end-of-turn token behind them, in every turn. Spans are character
-offsets of prefix renderings: searching for token ids would be fooled by an answer that quotes the template.
+chat.py does it by a processor's own chat template.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cal_schemas.errors import ConfigError, SampleError
@@ -21,9 +18,6 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-_log = logging.getLogger(__name__)
-_warned: set[str] = set()
-"""Templates that were warned of already."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +35,8 @@ def render_plain(messages: Sequence[Turn], image_token: str) -> Rendered:
     question, answer = messages
     text = image_token * question.content.count(IMAGE_MARK)
     caption = answer.content.replace(IMAGE_MARK, image_token) + "\n"
-    return Rendered(text=text + caption, label_spans=((len(text), len(text) + len(caption)),))
+    span = (len(text), len(text) + len(caption))
+    return Rendered(text=text + caption, label_spans=(span,) if answer.supervised else ())
 
 
 def render_vicuna_v1(messages: Sequence[Turn], image_token: str, eos_token: str) -> Rendered:
@@ -60,7 +55,7 @@ def render_vicuna_v1(messages: Sequence[Turn], image_token: str, eos_token: str)
         name, end = ("USER:", " ") if turn.role == "user" else ("ASSISTANT:", eos_token)
         start = len(text) + len(name)
         text += f"{name} {content}{end}" if content else name
-        if turn.role == "assistant" and content:
+        if turn.role == "assistant" and turn.supervised and content:
             spans.append((start, len(text)))
     return Rendered(text=text, label_spans=tuple(spans))
 
@@ -72,95 +67,13 @@ def image_first(turn: Turn) -> Turn:
     """
     if turn.content.count(IMAGE_MARK) != 1:
         return turn
-    return Turn(role=turn.role, content=f"{IMAGE_MARK}\n{turn.content.replace(IMAGE_MARK, '').strip()}".strip())
-
-
-def render_chat(messages: Sequence[Turn], processor: Any, specials: Sequence[str]) -> Rendered:
-    """The processor's own chat template.
-
-    For each assistant turn i the span is what rendering(turns[: i + 1]) adds to rendering(turns[:i] + generation
-    prompt), cut behind the last special token that follows the words (a newline after the end token is the
-    template's, not the assistant's). Raises SampleError when a rendering is no prefix of the whole.
-    """
-    conversation = [_parts(turn) for turn in messages]
-    full = _render(processor, conversation, generation_prompt=False)
-    spans = []
-    for number, turn in enumerate(messages):
-        if turn.role != "assistant":
-            continue
-        # Nothing to render before an opening answer; many templates fail on an empty conversation.
-        prefix = _render(processor, conversation[:number], generation_prompt=True) if number else ""
-        upto = full if number + 1 == len(messages) else _render(processor, conversation[: number + 1])
-        if not full.startswith(upto) or not upto.startswith(prefix):
-            raise SampleError(
-                f"the chat template's rendering of turns 0-{number} is no prefix of the whole conversation, "
-                "so its words cannot be located; use another --template"
-            )
-        if words := _words(upto, len(prefix), turn.content):
-            prompted = number and prefix != _render(processor, conversation[:number])
-            # A template that ignores the generation prompt leaves the role's header to the answer: it is no word of it.
-            start = len(prefix) if prompted or not upto[len(prefix) : words[0]].strip() else words[0]
-            spans.append((start, _end_of_turn(upto, words[1], specials, chat_template(processor))))
-    return Rendered(text=full, label_spans=tuple(spans))
-
-
-def _parts(turn: Turn) -> dict[str, Any]:
-    """A turn in the layout chat templates read; a newline beside an image mark is the template's to choose."""
-    if IMAGE_MARK not in turn.content:
-        return {"role": turn.role, "content": [{"type": "text", "text": turn.content}]}
-    parts: list[dict[str, str]] = []
-    for number, text in enumerate(re.split(rf"\n?{re.escape(IMAGE_MARK)}\n?", turn.content)):
-        parts += [{"type": "image"}] if number else []
-        parts += [{"type": "text", "text": text}] if text else []
-    return {"role": turn.role, "content": parts}
-
-
-def _render(processor: Any, conversation: list[dict[str, Any]], generation_prompt: bool = False) -> str:
-    try:
-        return str(processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation_prompt))
-    except Exception as error:  # A template is a program of the model's author; it may raise anything.
-        roles = [turn["role"] for turn in conversation]
-        raise SampleError(f"the chat template fails on the roles {roles}: {type(error).__name__}: {error}") from error
-
-
-def _words(text: str, start: int, content: str) -> tuple[int, int] | None:
-    """Where the assistant's words begin and end in `text`; None when there are none. An image may interrupt them."""
-    begin = end = None
-    for words in (part.strip() for part in content.split(IMAGE_MARK)):
-        if words:
-            at = text.find(words, start if end is None else end)
-            if at < 0:
-                raise SampleError("the chat template changes the assistant's words, so they cannot be located")
-            begin = at if begin is None else begin
-            end = at + len(words)
-    return None if begin is None or end is None else (begin, end)
-
-
-def _end_of_turn(text: str, words_end: int, special_tokens: Sequence[str], source: str) -> int:
-    tail = text[words_end:]
-    ends = [tail.rfind(token) + len(token) for token in special_tokens if token in tail]
-    if not ends and source not in _warned:
-        _warned.add(source)
-        _log.warning("the chat template puts no end token behind an answer: its end will not be supervised")
-    return words_end + max(ends, default=0)
+    return replace(turn, content=f"{IMAGE_MARK}\n{turn.content.replace(IMAGE_MARK, '').strip()}".strip())
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Every token that text is not normally made of: the declared ones and those only marked special on disk."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(added.union(tokenizer.all_special_tokens)))
-
-
-def render(messages: Sequence[Turn], template: Template, processor: Any, specials: Sequence[str]) -> Rendered:
-    """One conversation by the chosen template; see the functions above for what each raises."""
-    image_token = str(processor.image_token)
-    if template == "plain":
-        return render_plain(messages, image_token)
-    if template == "vicuna_v1":
-        return render_vicuna_v1(
-            [image_first(turn) for turn in messages], image_token, str(processor.tokenizer.eos_token)
-        )
-    return render_chat(messages, processor, specials)
 
 
 def check_template(template: Template, processor: Any) -> None:

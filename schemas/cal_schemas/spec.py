@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from cal_schemas.errors import ConfigError, FormatError
 
-MESSAGE_NORMALIZATION = 1
+MESSAGE_NORMALIZATION = 2
 """Version of the rules by which the encoder brings a source's turns into template form; raise on any change."""
 
 Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
@@ -37,6 +37,8 @@ class LabelSpec:
     chat_template_digest: str
     template: str
     message_normalization: int = MESSAGE_NORMALIZATION
+    date: str | None = None
+    """What a chat template reads that asks for the date (YYYY-MM-DD); None where it reads none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,13 +152,13 @@ class MeasurementSpec:
 
 
 _Spec = TypeVar("_Spec")
-_LEFT_OUT = ("patch_mask_ratio", "blur_sigma", "quantization")
+_LEFT_OUT = ("patch_mask_ratio", "blur_sigma", "quantization", "date")
 """Fields that are left out of JSON and fingerprint while None: specs without them mean what they did before."""
 
 
 def _stored(spec: MeasurementSpec) -> dict[str, Any]:
     value = asdict(spec)
-    for part in (value, value["contrast"]):
+    for part in (value, value["label"], value["contrast"]):
         for name in _LEFT_OUT:
             if part.get(name, 0) is None:
                 del part[name]

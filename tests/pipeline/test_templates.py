@@ -1,25 +1,11 @@
-from typing import Any
-
 import pytest
 
-from cal_pipeline import templates
-from cal_pipeline.templates import render_chat, render_plain, render_vicuna_v1
+from cal_pipeline import template_facts, templates
+from cal_pipeline.templates import render_plain, render_vicuna_v1
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Sample, Turn
 from examples_of import conversation
-
-
-class TemplateOnly:
-    """The one method of a processor that rendering calls, over a real Jinja template."""
-
-    def __init__(self, source: str) -> None:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-
-    def apply_chat_template(self, conversation: list[Any], tokenize: bool, add_generation_prompt: bool) -> str:
-        return self._template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
-
+from template_only import rendered, supervised
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -33,38 +19,30 @@ def turns(sample: Sample) -> tuple[Turn, ...]:
     return sample.messages
 
 
-def supervised(rendered: templates.Rendered) -> list[str]:
-    return [rendered.text[start:stop] for start, stop in rendered.label_spans]
-
-
 def test_chat_supervises_the_words_and_the_end_token_of_every_turn_but_not_the_newline_behind() -> None:
     sample = conversation("<image>\nWhat?", "A cat.", "Where?", "On <|im_end|> it.")
-    rendered = render_chat(turns(sample), TemplateOnly(CHATML), ["<|im_start|>", "<|im_end|>"])
-    assert rendered.text.startswith("<|im_start|>user\n<img>What?<|im_end|>\n<|im_start|>assistant\nA cat.")
-    assert supervised(rendered) == ["A cat.<|im_end|>", "On <|im_end|> it.<|im_end|>"]
+    found = rendered(CHATML, turns(sample))
+    assert found.text.startswith("<|im_start|>user\n<img>What?<|im_end|>\n<|im_start|>assistant\nA cat.")
+    assert supervised(found) == ["A cat.<|im_end|>", "On <|im_end|> it.<|im_end|>"]
 
 
 def test_words_that_also_occur_in_the_end_token_are_located_where_they_stand() -> None:
-    rendered = render_chat(turns(conversation("?", "im_end")), TemplateOnly(CHATML), ["<|im_start|>", "<|im_end|>"])
-    assert supervised(rendered) == ["im_end<|im_end|>"]
+    assert supervised(rendered(CHATML, turns(conversation("?", "im_end")))) == ["im_end<|im_end|>"]
 
 
 def test_a_template_that_trims_the_words_is_followed() -> None:
     source = CHATML.replace("p.text", "p.text | trim")
-    rendered = render_chat(turns(conversation("?", "  A cat. \n")), TemplateOnly(source), ["<|im_end|>"])
-    assert supervised(rendered) == ["A cat.<|im_end|>"]
+    assert supervised(rendered(source, turns(conversation("?", "  A cat. \n")))) == ["A cat.<|im_end|>"]
 
 
 def test_an_image_inside_an_answer_keeps_the_words_on_both_sides() -> None:
     sample = conversation("?", "Here <image> it is.")
-    assert supervised(render_chat(turns(sample), TemplateOnly(CHATML), ["<|im_end|>"])) == [
-        "Here <img> it is.<|im_end|>"
-    ]
+    assert supervised(rendered(CHATML, turns(sample))) == ["Here <img> it is.<|im_end|>"]
 
 
 def test_only_the_newline_beside_a_mark_is_left_to_the_template() -> None:
     sample = conversation("Is <image> or <image>\nred?", "Yes.")
-    assert "Is <img> or <img>red?" in render_chat(turns(sample), TemplateOnly(CHATML), []).text
+    assert "Is <img> or <img>red?" in rendered(CHATML, turns(sample)).text
 
 
 def test_a_template_without_an_end_token_warns_once_and_supervises_the_words(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,50 +50,48 @@ def test_a_template_without_an_end_token_warns_once_and_supervises_the_words(cap
         "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }} {% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    templates._warned.clear()
+    template_facts._warned.clear()
     for _ in range(2):
-        assert supervised(render_chat(turns(conversation("?", "A cat.")), TemplateOnly(source), ["</s>"])) == [
-            " A cat."
-        ]
+        assert supervised(rendered(source, turns(conversation("?", "A cat.")))) == [" A cat."]
     assert caplog.text.count("no end token") == 1
 
 
 def test_a_role_header_is_no_word_where_the_template_ignores_the_generation_prompt() -> None:
     source = "{% for m in messages %}{{ m.role.upper() }}: {{ m.content[0].text }}</s>{% endfor %}"
-    rendered = render_chat(turns(conversation("?", "A cat.", "?", "A dog.")), TemplateOnly(source), ["</s>"])
-    assert supervised(rendered) == ["A cat.</s>", "A dog.</s>"]
+    assert supervised(rendered(source, turns(conversation("?", "A cat.", "?", "A dog.")))) == [
+        "A cat.</s>",
+        "A dog.</s>",
+    ]
 
 
 def test_an_opening_answer_is_supervised_without_rendering_nothing() -> None:
     source = CHATML.replace("{% for m", "{{ messages[0].role[:0] }}{% for m", 1)  # fails on an empty conversation
     messages = (Turn(role="assistant", content="Hello."), *turns(conversation("?", "A cat.")))
-    assert supervised(render_chat(messages, TemplateOnly(source), ["<|im_end|>"])) == [
-        "Hello.<|im_end|>", "A cat.<|im_end|>",
-    ]  # fmt: skip
+    assert supervised(rendered(source, messages)) == ["Hello.<|im_end|>", "A cat.<|im_end|>"]
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        CHATML.replace("{{ m.role }}\n", "{{ m.role }} of {{ messages | length }}\n"),  # earlier turns change
         CHATML.replace("p.text", "p.text | upper"),  # words cannot be found
         "{{ raise_it() }}",
-        CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>\n{% endif"),
+        CHATML.replace("in messages", "in messages[-2:]"),  # earlier words are left out
+        CHATML + "{{ messages[-1].content[0].text }}",  # an answer is written twice
     ],
 )  # fmt: skip
 def test_a_template_whose_words_cannot_be_located_makes_the_row_an_encode_error(source: str) -> None:
     with pytest.raises(SampleError) as error:
-        render_chat(turns(conversation("?", "A cat.", "?", "A dog.")), TemplateOnly(source), ["<|im_end|>"])
+        rendered(source, turns(conversation("?", "A cat.", "?", "A dog.")))
     assert error.value.status == "encode_error"
 
 
 def test_vicuna_by_hand() -> None:
-    rendered = render_vicuna_v1(turns(conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")), "<image>", "</s>")
-    assert rendered.text == (
+    found = render_vicuna_v1(turns(conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")), "<image>", "</s>")
+    assert found.text == (
         templates.VICUNA_SYSTEM
         + " USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>"
     )  # fmt: skip
-    assert supervised(rendered) == [" A cat.</s>", " Yes.</s>"]
+    assert supervised(found) == [" A cat.</s>", " Yes.</s>"]
 
 
 def test_vicuna_takes_a_system_turn_and_skips_an_opening_answer() -> None:
@@ -134,9 +110,9 @@ def test_vicuna_refuses_turns_that_do_not_alternate(roles: list[str]) -> None:
 
 
 def test_plain_shows_the_image_and_supervises_caption_and_newline() -> None:
-    rendered = render_plain(turns(conversation("<image>\nDescribe.", "A cat.")), "<image>")
-    assert rendered.text == "<image>A cat.\n"
-    assert supervised(rendered) == ["A cat.\n"]
+    found = render_plain(turns(conversation("<image>\nDescribe.", "A cat.")), "<image>")
+    assert found.text == "<image>A cat.\n"
+    assert supervised(found) == ["A cat.\n"]
 
 
 def test_plain_refuses_more_than_one_question() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers as hf
 
-from cal_pipeline import templates
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import load_processor, load_reference
@@ -19,6 +18,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample, Turn
 from cal_trainer.assemble import Assembly, assemble, parse_assemble
 from cal_trainer.parameters import set_trainable
+from examples_of import conversation
 from tiny_models import sample_image, train_tokenizer
 
 SIDE, HIDDEN = 28, 32
@@ -141,8 +141,8 @@ def test_the_default_chat_template_writes_what_vicuna_v1_writes(
 ) -> None:
     assemble(parts("vision"), parts("language", "llama"), tmp_path / "model")
     processor = load_processor(tmp_path / "model")
-    specials = templates.special_tokens(processor.tokenizer)
-    rendered = [templates.render(messages, name, processor, specials) for name in ("auto", "vicuna_v1")]
+    sample = conversation(messages=tuple(messages))
+    rendered = [Encoder(processor, template=name).render(sample) for name in ("auto", "vicuna_v1")]
     assert rendered[0].text == rendered[1].text
     assert rendered[0].label_spans == rendered[1].label_spans
     words = [{"role": turn.role, "content": turn.content} for turn in messages]
@@ -158,7 +158,7 @@ def test_a_language_models_own_template_is_kept_and_sees_the_picture(
     save_language(tmp_path / "chat", chat_template=LLAMA_CHAT)
     assemble(parts("vision"), tmp_path / "chat", tmp_path / "model")
     processor = load_processor(tmp_path / "model")
-    rendered = templates.render(TURNS, "auto", processor, templates.special_tokens(processor.tokenizer))
+    rendered = Encoder(processor).render(conversation(messages=tuple(TURNS)))
     assert rendered.text == "<|user|><image>\nWhat is it?</s>\n<|assistant|>A red square.</s>\n"
     (start, stop) = rendered.label_spans[0]
     assert rendered.text[start:stop] == "A red square.</s>"

@@ -1,0 +1,201 @@
+"""What is true of a chat template whatever the row, found out by rendering small conversations."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from cal_pipeline import clock
+from cal_pipeline.layout import common_start
+from cal_schemas.errors import SampleError
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+"""Templates that were warned of already."""
+_TAG = r"<[^<>\s]{1,60}>"
+_QUESTION, _ANSWER = "qwslot0e", "qwslot1e"
+_CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+_AT = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
+_TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": _AT}}
+OTHER_DATE = "2001-02-03"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateText:
+    """Renders conversations by one template at one date; see clock.py for the date."""
+
+    processor: Any
+    source: str
+    date: str | None
+
+    def __call__(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        prompt: bool = False,
+        source: str | None = None,
+    ) -> str:
+        """The text, with the header of an answer to come if `prompt`; by `source` instead of the template's own.
+
+        Raises SampleError when the template fails.
+        """
+        source = source or self.source
+        more = {} if tools is None else {"tools": list(tools)}
+        try:
+            with clock.pinned(source, self.date):
+                found = self.processor.apply_chat_template(
+                    list(turns), chat_template=source, tokenize=False, add_generation_prompt=prompt, **more
+                )
+        except Exception as error:  # A template is a program of the model's author; it may raise anything.
+            raise SampleError(
+                f"the chat template fails on the roles {[turn['role'] for turn in turns]}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return str(found)
+
+
+class TemplateFacts:
+    """Of one template: what content it takes, the header of an answer, and what ends a turn.
+
+    `specials` are the tokens that text is not normally made of.
+    """
+
+    def __init__(self, text: TemplateText, specials: Sequence[str]) -> None:
+        self._text = text
+        by_length = sorted(filter(None, specials), key=len, reverse=True)
+        self._run = re.compile(f"(?:{'|'.join(map(re.escape, by_length))})+" if by_length else r"(?!)")
+        self._unbroken = re.compile("|".join([*map(re.escape, by_length), _TAG]))
+        self._takes_parts: dict[str, bool] = {}
+        self.header = self._find_header()
+        """What the template writes before an answer to come; empty where it writes nothing."""
+        self.ends = self._find_ends()
+        """What may end a turn."""
+
+    def takes_parts(self, role: str) -> bool:
+        """Whether the content of this role is a list of typed parts; else it is text.
+
+        Where a template takes both it gets parts, unless it shows no image among a user's.
+        """
+        if role not in self._takes_parts:
+            order = (True, False) if role == "user" or self.takes_parts("user") else (False, True)
+            self._takes_parts[role] = next((parts for parts in order if self._shows(role, parts)), True)
+        return self._takes_parts[role]
+
+    def _shows(self, role: str, parts: bool) -> bool:
+        before: list[dict[str, Any]] = []
+        after: list[dict[str, Any]] = []
+        if role != "user":
+            plain = [self._turn("user", "?"), {"role": "assistant", **({} if role == "assistant" else self._of("."))}]
+            before = plain[:1] if role == "assistant" else []
+            after = plain if role in ("system", "developer") else []
+            if role not in ("assistant", "system", "developer"):
+                before = [plain[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
+        asked = {"role": role, **self._as(_QUESTION, parts)}
+        for end in (after, [{"role": "assistant", **self._as(".", parts)}]):
+            try:
+                text = self._text([*before, asked, *end])
+                # Templates that expect text print a list as Python or JSON would.
+                if _QUESTION not in text or re.search(rf"""['"]text['"]: ['"]{_QUESTION}""", text):
+                    return False
+                if role == "user" and parts:
+                    shown = {"role": role, "content": [{"type": "image"}, *asked["content"]]}
+                    return self._text([*before, shown, *end]) != text
+            except SampleError:
+                continue
+            return True
+        return False
+
+    def _of(self, words: str) -> dict[str, Any]:
+        return self._as(words, self.takes_parts("assistant"))
+
+    @staticmethod
+    def _as(words: str, parts: bool) -> dict[str, Any]:
+        return {"content": [{"type": "text", "text": words}] if parts else words}
+
+    def _turn(self, role: str, words: str) -> dict[str, Any]:
+        return {"role": role, **self._as(words, self.takes_parts(role))}
+
+    def _tails(self, number: int, *, prompt: bool = False) -> list[str]:
+        """What stands behind each of `number` turns, by turns a question and an answer; empty when that fails."""
+        words = [f"qwslot{at}e" for at in range(number)]
+        try:
+            text = self._text(
+                [self._turn(("user", "assistant")[at % 2], word) for at, word in enumerate(words)], prompt=prompt
+            )
+        except SampleError:
+            return []
+        found = re.split("|".join(words), text)[1:]
+        return found if len(found) == number else []
+
+    def _find_header(self) -> str:
+        """What asking for an answer adds to a question, up to a think block: that is the model's own."""
+        asked, told = self._tails(1, prompt=True), self._tails(1)
+        if not asked:
+            return ""
+        told = told or self._tails(2)
+        at = self._whole(asked[0], common_start(asked[0], told[0]) if told else 0)
+        header = asked[0][at:].split("<think>")[0]
+        return header if header.strip() else ""
+
+    def _find_ends(self) -> tuple[str, ...]:
+        """The run of special tokens behind an answer, as far as it is the same behind every answer.
+
+        Some templates end the last answer otherwise than those before, which then end as a question does. Where no
+        token is special, it is the text that all answers end with.
+        """
+        four = self._tails(4)
+        last = four[3] if four else next(iter(self._tails(2)[1:]), "")
+        first = four[1] if four else last
+        run, earlier = self.run(last), self.run(first)
+        if run:
+            if common := self._common(run, earlier):
+                return (common,)
+            question = next(iter(self._tails(1)), "")
+            other = self._common(earlier, self.run(question)) if question else ""
+            return (run, other) if other else (run,)
+        at = common_start(first, last)
+        text = first[: min(self._whole(tail, at) for tail in (first, last))].strip()
+        if not text and self._text.source not in _warned:
+            _warned.add(self._text.source)
+            _log.warning("the chat template puts no end token behind an answer: its end will not be supervised")
+        return (text,) if text else ()
+
+    def run(self, tail: str) -> str:
+        """The first run of special tokens, or nothing."""
+        found = self._run.search(tail)
+        return found[0] if found else ""
+
+    def _common(self, one: str, other: str) -> str:
+        return one[: self._whole(one, common_start(one, other))]
+
+    def _whole(self, text: str, at: int) -> int:
+        """`at`, or where the token or tag that it would cut begins."""
+        return next((found.start() for found in self._unbroken.finditer(text) if found.start() < at < found.end()), at)
+
+
+def reads_clock(processor: Any, source: str) -> bool:
+    """Whether a rendering differs under another date: of plain conversations, with a system turn, or with tools."""
+    if "strftime_now" not in source:
+        return False
+    now, then = (TemplateText(processor=processor, source=source, date=day) for day in ("2023-11-28", OTHER_DATE))
+    for parts in (True, False):
+        turns = [{"role": role, "content": [{"type": "text", "text": "?"}] if parts else "?"}
+                 for role in ("system", "user", "assistant", "user", "assistant")]  # fmt: skip
+        for asked in (turns[1:2], turns[1:3], turns[1:], turns):
+            for tools in (None, [_TOOL]):
+                try:
+                    if now(asked, tools) != then(asked, tools):
+                        return True
+                except SampleError:
+                    continue
+    return False
+
+
+def today() -> str:
+    """The date that a template gets which reads the clock and was given none."""
+    return date.today().isoformat()

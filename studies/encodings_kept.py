@@ -24,7 +24,8 @@ def kept_encodings() -> Iterator[None]:
 
     def once(self: Encoder, sample: Sample, images: Sequence[Image.Image]) -> EncodedSample:
         pixels = tuple((image.size, image.tobytes()) for image in images)
-        key = (sample.messages, pixels, self.template, self.image_aspect_ratio, self.max_length, self.truncation)
+        words = repr((sample.messages, sample.tools))
+        key = (words, pixels, self.template, self.image_aspect_ratio, self.max_length, self.truncation)
         if key not in kept:
             kept[key] = encode(self, sample, images)
         return kept[key]

@@ -17,6 +17,7 @@ from cal_pipeline.quantization import (
     accept_maps,
     check_quantization,
     quantization_config,
+    refuse_unpackable,
     resolve_quantization,
 )
 from cal_pipeline.special_cases import REFUSED_MODELS
@@ -227,4 +228,5 @@ def load_model(
             "out of the quantisation (llm_int8_skip_modules)"
         )
     accept_maps(model)
+    refuse_unpackable(model)
     return model

@@ -85,5 +85,21 @@ def accept_maps(model: Any) -> None:
             module.forward = partial(_by_rows, module.forward)
 
 
+def refuse_unpackable(model: Any) -> None:
+    """ConfigError for 4-bit layers that bitsandbytes cannot pack for a CPU with avx512_bf16: it would fail when called.
+
+    It packs 32 rows of blocks of 64 numbers.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
+            continue
+        rows, columns = module.out_features, module.in_features
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (rows % 32 or columns % 64):
+            raise ConfigError(
+                f"4 bits: layer {name} is {rows} x {columns}, and on this CPU (avx512_bf16) bitsandbytes packs "
+                "32 rows by 64 columns; use 8 bits, or a GPU"
+            )
+
+
 def _by_rows(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     return forward(inputs.flatten(0, -2)).reshape(*inputs.shape[:-1], -1)

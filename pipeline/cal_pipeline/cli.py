@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
-from rich.console import Console
-
 from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.clean import clean
 from cal_pipeline.cluster import RunOutcome
 from cal_pipeline.config import PrecomputeConfig, maintenance_config
+from cal_pipeline.console import Console, escape_unprintable, printing
 from cal_pipeline.contrast_images import save_contrast_images
 from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.interruption import Interruption
@@ -44,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
+    escape_unprintable()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -55,7 +55,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
             job = prepare(config)
             if config.dry_run:
-                _print_plan(job)
+                with printing():
+                    _print_plan(job)
                 return EXIT_SHARDS_FAILED if job.broken else EXIT_DONE
             return _execute(job, interruption)
         except CalError as error:
@@ -83,13 +84,15 @@ def _maintain(argv: Sequence[str] | None) -> int:
     store = open_store(config.output_dir, "maintenance")
     if config.clean:
         removed = clean(store)
-        for item in removed:
-            print(f"removed {item}")  # noqa: T201
-        print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
+        with printing():
+            for item in removed:
+                print(f"removed {item}")  # noqa: T201
+            print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
     if not config.verify:
         return EXIT_DONE
     found = verify(store.output_dir)
-    print_verification(found, store.output_dir)
+    with printing():
+        print_verification(found, store.output_dir)
     return EXIT_DONE if found.ok else EXIT_SHARDS_FAILED
 
 
@@ -199,11 +202,13 @@ def _execute(job: Job, interruption: Interruption) -> int:
     path = report.write(store.internal / "reports")
     if interrupted:
         raise InterruptedRunError(f"{len(outcome.reports)} of {len(job.todo)} shards were done")
-    print_report(report, config.output_dir, path)
+    with printing():
+        print_report(report, config.output_dir, path)
     if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
     if report.total("rows") and (config.limit is not None or config.sample is not None):
-        print(projection(report, job.rows_of_all))  # noqa: T201
+        with printing():
+            print(projection(report, job.rows_of_all))  # noqa: T201
     if outcome.too_many_not_ok:
         print(  # noqa: T201
             f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}). "
@@ -211,3 +216,7 @@ def _execute(job: Job, interruption: Interruption) -> int:
             file=sys.stderr,
         )
     return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok else EXIT_DONE
+
+
+if __name__ == "__main__":
+    main()

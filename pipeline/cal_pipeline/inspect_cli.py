@@ -9,12 +9,12 @@ import argparse
 import errno
 import importlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cal_pipeline.console import escape_unprintable, printing
 from cal_schemas.errors import CalError, ConfigError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
@@ -48,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
+    escape_unprintable()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         given = list(sys.argv[1:] if argv is None else argv)
-        parser, module = _parser(given)
-        arguments = parser.parse_args(given)
-        code = int(module.run(arguments)) if module else EXIT_DONE
-        sys.stdout.flush()
-        return code
+        with printing():
+            parser, module = _parser(given)
+            arguments = parser.parse_args(given)
+            return int(module.run(arguments)) if module else EXIT_DONE
     except CalError as error:
         print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
@@ -64,10 +64,6 @@ def run(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
-    except BrokenPipeError:
-        # `cal-inspect tokens ... | head`: nobody reads on. The interpreter would complain when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except OSError as error:
         # A path that the system does not even look at: any question about it is answered so.
         if error.errno not in (errno.ENAMETOOLONG, errno.EACCES):

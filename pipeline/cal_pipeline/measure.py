@@ -59,9 +59,9 @@ def measure(
     delta 0 by definition and cost no pass, unless extra columns want their numbers.
     """
     results: dict[int, MeasuredSample | SampleError] = {}
-    limit = learned_positions(model)
+    limit, num_embeddings = learned_positions(model), model.get_input_embeddings().weight.shape[0]
     for index, sample in enumerate(samples):
-        if problem := _unknown_token(sample, model) or check_positions(sample, limit):
+        if problem := unknown_token(sample, num_embeddings) or check_positions(sample, limit):
             results[index] = problem
     fit = [index for index in range(len(samples)) if index not in results]
     chosen_samples = [samples[index] for index in fit]
@@ -152,16 +152,15 @@ def _measure_batch(
         )
 
 
-def _unknown_token(sample: EncodedSample, model: Any) -> SampleError | None:
+def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | None:
     """A token that the tokenizer has and the model's embedding has not would fail the batch, on CUDA the device.
 
     Placeholders of images may lie outside: the model replaces them.
     """
-    limit = model.get_input_embeddings().weight.shape[0]
     words = sample.sequence_inputs["input_ids"][~sample.image_mask]
-    if not len(words) or int(words.max()) < limit:
+    if not len(words) or int(words.max()) < num_embeddings:
         return None
-    return SampleError(f"token id {int(words.max())} is beyond the model's {limit} embeddings")
+    return SampleError(f"token id {int(words.max())} is beyond the model's {num_embeddings} embeddings")
 
 
 def _text_only(sample: EncodedSample) -> MeasuredSample:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cal_pipeline.annotate import ShardReport
+from cal_pipeline.console import Console
 from cal_pipeline.progress import duration
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.locations import Location

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cal_pipeline.console import Console
 from cal_pipeline.shards import count_rows
 from cal_pipeline.verify_shard import ShardCheck, check_shard
 from cal_schemas.annotated import annotated_files

@@ -232,7 +232,7 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS if name in schema.names}
     ints = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _INTS}
     return pq.ParquetWriter(
-        path,
+        path.absolute(),  # As in locations.open_parquet.
         schema,
         compression="zstd",
         # True (all columns) clashes with the column encodings.

@@ -117,7 +117,8 @@ def open_parquet(path: str | Location, *, verify: bool = False) -> pq.ParquetFil
     if isinstance(where, ObjectPath):
         # Columns of a row group are fetched in few large requests.
         return pq.ParquetFile(where.open_random(), pre_buffer=True, page_checksum_verification=verify)
-    return pq.ParquetFile(where, page_checksum_verification=verify)
+    # Absolute: Arrow takes `a::b` and `~` at the beginning of a path for a URI and a home.
+    return pq.ParquetFile(where.absolute(), page_checksum_verification=verify)
 
 
 def read_footer(path: str | Location) -> pq.FileMetaData:

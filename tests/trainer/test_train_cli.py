@@ -341,3 +341,22 @@ def test_flags_of_deltas_are_said_to_have_no_effect_with_uniform_weights(
     flags = ("--delta_source", "uniform", "--alpha", 0.5, "--pool", "joined", "--max_steps", 1)
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
     assert "every token weighs 1: no effect of --alpha, --pool" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["uniform", "online"])
+def test_a_token_beyond_the_embedding_makes_its_row_train_nothing(
+    llava: Family, tmp_path: Path, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(llava.directory, tmp_path / "model"))
+    processor: Any = AutoProcessor.from_pretrained(model)
+    processor.tokenizer.add_tokens(["<box>"])
+    processor.save_pretrained(model)
+    turns = [[{"from": "human", "value": "Where?"}, {"from": "gpt", "value": f"At {what}."}] for what in ("<box>", "b")]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": str(at), "conversations": both} for at, both in enumerate(turns)]))
+    flags: list[object] = ["--model_name_or_path", model, "--source_path", data, "--delta_source", source]
+    flags += ["--cache_dir", tmp_path / "cache", "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    assert cli.run([str(part) for part in (*flags, "--use_cpu", "true", "--dataloader_num_workers", 0)]) == 0
+    assert "0 trains nothing: encode_error: token id" in caplog.text
+    assert "is beyond the model's" in caplog.text
+    assert "1 trains nothing" not in caplog.text

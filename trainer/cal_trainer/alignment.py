@@ -15,6 +15,7 @@ from torch import Tensor
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
+from cal_pipeline.measure import unknown_token
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
 from cal_schemas.locations import Location
@@ -131,6 +132,8 @@ class RowOptions(TypedDict, total=False):
     """False trains without them (uniform, online): nothing is compared, all deltas are NaN. True by default."""
     max_image_pixels: int
     """As in cal-precompute."""
+    num_embeddings: int | None
+    """Of the model to be trained: a row with a token beyond them trains nothing. None, the default, looks at none."""
 
 
 class EncodesRows:
@@ -159,7 +162,7 @@ class RowEncoder:
         encoder: of the model to be trained.
         spec: of the measurement; None for rows that nobody measured.
         where: directory of the measurement, for messages.
-        use_deltas, max_image_pixels: see RowOptions.
+        use_deltas, max_image_pixels, num_embeddings: see RowOptions.
 
     `contrasted` gives one that encodes perturbed pictures too.
 
@@ -174,9 +177,10 @@ class RowEncoder:
         where: object = "",
         use_deltas: bool = True,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        num_embeddings: int | None = None,
     ) -> None:
         self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
-        self._max_image_pixels = max_image_pixels
+        self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
         compare = spec is not None and use_deltas
         self._same_inputs = check_measurement(spec, encoder, where) if spec is not None and compare else False
         blank = blank_sample(encoder)
@@ -194,9 +198,9 @@ class RowEncoder:
     def __call__(self, row: Mapping[str, Any], image_folder: Location | None) -> Example:
         """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
 
-        A row that only this model's encoding cannot hold (too long under other inputs, or never measured and bad)
-        becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels other than the
-        measured ones.
+        A row that only this model cannot take (too long under other inputs, a token beyond its embeddings, or never
+        measured and bad) becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels
+        other than the measured ones.
         """
         measured = row.get("label_ids") is not None
         sample = sample_from_columns(row)
@@ -208,22 +212,24 @@ class RowEncoder:
         except SampleError as error:
             too_long_now = isinstance(error, TooLongError) and not self._same_inputs
             if not measured or too_long_now or isinstance(error, ContrastError):
-                self._warn(f"{sample.sample_id} trains nothing: {error.status}: {error}")
-                return replace(self.blank, unusable=True)
+                return self._unusable(sample, error)
             assert self._spec is not None
             raise AlignmentError(
                 f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
                 f"measurement (template {self._spec.label.template}, max length {self._spec.input.max_length}), "
                 "restore its pictures, or measure again"
             ) from error
+        if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
+            return self._unusable(sample, problem)
         if not measured or not self._use_deltas:
             return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
         stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
         return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))
 
-    def _warn(self, message: str) -> None:
+    def _unusable(self, sample: Sample, error: SampleError) -> Example:
         """Logs the first few, in whatever process meets them; all are counted in the metrics of training."""
         self._num_warned += 1
         if self._num_warned <= _MAX_WARNINGS:
             more = "; further ones are counted only (unusable_rows)" if self._num_warned == _MAX_WARNINGS else ""
-            _log.warning("%s%s", message, more)
+            _log.warning("%s trains nothing: %s: %s%s", sample.sample_id, error.status, error, more)
+        return replace(self.blank, unusable=True)

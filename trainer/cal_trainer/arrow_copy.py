@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pyarrow as pa
 from cal_pipeline.parquet_source import embedded_image_bytes
 from cal_pipeline.shards import Shard, read_samples
 from cal_schemas.annotated import AnnotatedDataset, annotated_schema
-from cal_schemas.errors import CalError
+from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.locations import Location, open_parquet
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key, template_inputs
@@ -24,6 +25,8 @@ from cal_schemas.sample import sample_key, template_inputs
 _SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages", "template_inputs")
 _WORTH_SAYING: Final = 10e9
 _ROWS_PER_WRITE: Final = 64
+_CHAIN: Final = "::"
+"""Between two file systems of one URL, as fsspec has it: `datasets` splits any path at it, and knows no escape."""
 _log = logging.getLogger(__name__)
 
 
@@ -34,42 +37,57 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
         _log.info(
             "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
         )
-    cache = None if cache_dir is None else str(cache_dir)
     rows: Any
-    with _making_cache():
-        if any(isinstance(file, ObjectPath) for file in opened.files):
+    with _making_cache(cache_dir) as cache:
+        if any(isinstance(file, ObjectPath) or _CHAIN in str(file.absolute()) for file in opened.files):
             schema = pa.schema([opened.schema.field(name).with_nullable(True) for name in columns])
             rows = datasets.Dataset.from_generator(
-                _remote_rows,
-                # Etags are in the key of the cache: another content is another copy.
+                _rows_of,
+                # Etags, and the times of local files, are in the key of the cache: another content is another copy.
                 gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)},
                 features=datasets.Features.from_arrow_schema(schema),
                 cache_dir=cache,
                 writer_batch_size=_ROWS_PER_WRITE,
             )
         else:
-            names = [glob.escape(str(file)) for file in opened.files]
+            names = [glob.escape(str(file.absolute())) for file in opened.files]
             rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
     assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
     return rows.with_format("arrow")
 
 
-def _pinned(file: Location) -> Location:
-    return replace(file, known=file.stat()) if isinstance(file, ObjectPath) else file
+def _pinned(file: Location) -> tuple[Location, int]:
+    """The file and what tells its content from another under the same name: an object holds its etag itself."""
+    if isinstance(file, ObjectPath):
+        return replace(file, known=file.stat()), 0
+    return file, file.stat().st_mtime_ns
 
 
-def _remote_rows(files: list[Location], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for path in files:
+def _rows_of(files: list[tuple[Location, int]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for path, _ in files:
         with open_parquet(path) as file:
             for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=list(columns)):
                 yield from batch.to_pylist()
 
 
 @contextmanager
-def _making_cache() -> Iterator[None]:
-    """Errors of ours that `datasets` wraps into its own come out as they are."""
+def _making_cache(cache_dir: Path | None) -> Iterator[str]:
+    """The directory of the copy, which can be written to.
+
+    ConfigError naming --cache_dir otherwise. Errors of ours that `datasets` wraps into its own come out as they are.
+    """
+    where = Path(datasets.config.HF_DATASETS_CACHE) if cache_dir is None else cache_dir.expanduser()
+    choose = "give a directory with --cache_dir, or train with --streaming, which makes no copy"
+    if _CHAIN in str(where.absolute()):
+        raise ConfigError(f"the Arrow copy cannot be kept in {where}: `datasets` splits paths at {_CHAIN}; {choose}")
     try:
-        yield
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=where):
+            pass
+    except OSError as error:
+        raise ConfigError(f"the Arrow copy cannot be kept in {where}: {error.strerror or error}; {choose}") from error
+    try:
+        yield str(where)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CalError):
             raise error.__cause__ from None
@@ -80,12 +98,12 @@ def map_source(shards: Sequence[Shard], cache_dir: Path | None) -> Any:
     """A memory-mapped copy of a source, in plan order, made once: its name covers size and time of every file."""
     schema = annotated_schema(carry="images")
     schema = pa.schema([schema.field(name).with_nullable(True) for name in _SOURCE_COLUMNS])
-    with _making_cache():
+    with _making_cache(cache_dir) as cache:
         rows: Any = datasets.Dataset.from_generator(
             _source_rows,
             gen_kwargs={"shards": list(shards)},
             features=datasets.Features.from_arrow_schema(schema),
-            cache_dir=None if cache_dir is None else str(cache_dir),
+            cache_dir=cache,
             writer_batch_size=_ROWS_PER_WRITE,
         )
     return rows.with_format("arrow")

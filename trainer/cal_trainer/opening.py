@@ -101,7 +101,7 @@ def open_evaluation(
     image_folder: str | None = None,
     cache_dir: Path | None = None,
     crossfit: bool = False,
-    max_image_pixels: int,
+    **options: Unpack[RowOptions],
 ) -> AnnotatedExamples:
     """Annotated shards to evaluate on: with pictures and words of their own, their deltas left aside.
 
@@ -110,11 +110,11 @@ def open_evaluation(
     Raises ConfigError naming the flag, and what AnnotatedExamples raises.
     """
     folder = _directory("--eval_image_folder", image_folder) if image_folder else None
+    options["use_deltas"] = False
     try:
         return AnnotatedExamples(
-            eval_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, use_deltas=False,
-            max_image_pixels=max_image_pixels,
-        )  # fmt: skip
+            eval_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options
+        )
     except SidecarError as error:
         raise ConfigError(
             f"--eval_path {eval_path} is a sidecar (--carry none), and evaluation joins no source to one: measure it "

@@ -18,6 +18,7 @@ from cal_pipeline.positions import learned_positions
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import location
 from cal_schemas.spec import MeasurementSpec
+from cal_trainer.alignment import RowOptions
 from cal_trainer.bounds import resolve_bounds
 from cal_trainer.config import CalTrainingArguments, TrainConfig
 from cal_trainer.dataset import ExampleCollator
@@ -59,7 +60,9 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
     with _without_deepspeed():
-        outline = _prepared_model(load_outline(directory, trust_remote_code=config.trust_remote_code), config)
+        outline = load_outline(directory, trust_remote_code=config.trust_remote_code)
+        num_embeddings = outline.get_input_embeddings().weight.shape[0]
+        outline = _prepared_model(outline, config)
     refuse_optimizer(arguments, outline)
     groups = parameter_groups(outline, arguments.learning_rate, arguments.weight_decay, multipliers)
     num_trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
@@ -72,7 +75,12 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     )
     refuse_mixed_batches(encoder, arguments, evaluates=config.eval_path is not None or config.drift_every > 0)
     prepare_output(str(arguments.output_dir), resumes=resume is not None)
-    examples = _training_examples(config, encoder)
+    rows = RowOptions(
+        use_deltas=config.delta_source == "cached",
+        max_image_pixels=config.max_image_pixels,
+        num_embeddings=num_embeddings,
+    )
+    examples = _training_examples(config, encoder, rows)
     if contrast:
         examples = examples.contrasted(contrast)
     state = state_of(config, arguments, examples, weighting, contrast, directory)
@@ -80,7 +88,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     if resume is not None:
         check_state(resume, state)
     refuse_unusable(examples)
-    evaluation = _evaluation_examples(config, encoder)
+    evaluation = _evaluation_examples(config, encoder, rows)
     if evaluation is not None:
         refuse_unusable(evaluation)
     shape = StepShape(
@@ -157,7 +165,7 @@ def _longest_row(outline: Any, max_length: int) -> int:
     return limit
 
 
-def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
+def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples:
     return open_examples(
         [location(path) for path in config.data_path] or None,
         encoder,
@@ -167,13 +175,12 @@ def _training_examples(config: TrainConfig, encoder: Encoder) -> Examples:
         streaming=config.streaming,
         shuffle_rows=config.shuffle_rows,
         crossfit=config.crossfit,
-        use_deltas=config.delta_source == "cached",
-        max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+        **rows,
     )
 
 
-def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | None:
+def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples | None:
     if config.eval_path is None:
         return None
     return open_evaluation(
@@ -181,8 +188,8 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder) -> Examples | No
         encoder,
         image_folder=config.eval_image_folder,
         crossfit=config.crossfit,
-        max_image_pixels=config.max_image_pixels,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+        **rows,
     )
 
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from cal_pipeline.console import Console
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import location
 from cal_schemas.weighting import check_weighting

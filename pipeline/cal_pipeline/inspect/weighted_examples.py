@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import logging
 from collections.abc import Iterator
@@ -189,6 +190,8 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
     """What `datasets.load_from_disk` opens, pictures embedded."""
     import datasets
 
+    if "::" in str(folder):
+        raise ConfigError(f"--output {folder.parent}: `datasets` splits paths at ::, and could not open it there")
     encoder = encoder_of(opened.spec, arguments)
     features = datasets.Features(
         {
@@ -222,7 +225,7 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
                 flush()
         flush()
     said = _counted(opened, count, "a dataset for datasets.load_from_disk")
-    data = datasets.Dataset.from_parquet(str(rows), features=features, cache_dir=str(folder / "cache"))
+    data = datasets.Dataset.from_parquet(glob.escape(str(rows)), features=features, cache_dir=str(folder / "cache"))
     data.save_to_disk(str(folder / "dataset"))
     del data
     rows.unlink()

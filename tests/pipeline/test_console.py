@@ -1,0 +1,88 @@
+"""Outputs that cannot show every character, and readers that go: all three programs end by what they did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from annotated_data import annotate
+from cal_pipeline.shards import plan_shards
+from conftest import Family
+from inspected_data import conversations
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    """Raw data and its measurement, with German and Japanese in ids, words and the name of a shard."""
+    folder = tmp_path_factory.mktemp("world")
+    data = conversations(folder, ["ein größeres Haus", "家"], ids=["köln-0", "東京-1"])
+    rows = json.loads(data.read_text())
+    rows[1]["image"] = "fehlt-ä.png"
+    (folder / "日本.json").write_text(json.dumps(rows))
+    shards = plan_shards([str(folder / "日本.json")], [str(folder / "images")])
+    annotate(folder / "annotated", shards, llava.encoder, llava.model)
+    return folder
+
+
+def said(module: str, *words: object, **environment: str) -> tuple[int, str]:
+    """Exit code, and standard output and error together."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode("latin-1")
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict"])
+def test_cal_inspect_escapes_what_its_output_cannot_show(folder: Path, llava: Family, encoding: str) -> None:
+    def show(sample: str) -> tuple[int, str]:
+        words = ("show", folder / "annotated", sample, "--tokenizer", llava.directory)
+        return said("cal_pipeline.inspect_cli", *words, PYTHONIOENCODING=encoding)
+
+    code, out = show("köln-0")
+    assert code == 0, out
+    assert ("k\xf6ln-0" if encoding == "latin-1:strict" else r"k\xf6ln-0") in out
+    code, out = show("大阪")
+    assert code == 2
+    assert r"\u5927\u962a" in out
+    assert "Traceback" not in out
+
+
+def test_cal_precompute_plans_and_verifies_on_an_output_of_ascii(folder: Path, llava: Family, tmp_path: Path) -> None:
+    code, out = said(
+        "cal_pipeline.cli", "--model_name_or_path", llava.directory, "--data_path", folder / "日本.json",
+        "--image_folder", folder / "images", "--output_dir", tmp_path / "out", "--dtype", "float32",
+        "--gpus_per_worker", "0", "--dry_run", PYTHONIOENCODING="ascii:strict",
+    )  # fmt: skip
+    assert code == 0, out
+    assert r"2 rows  \u65e5\u672c" in out
+    code, out = said(
+        "cal_pipeline.cli", "--output_dir", folder / "annotated", "--verify", PYTHONIOENCODING="ascii:strict"
+    )  # fmt: skip
+    assert code == 0, out
+
+
+def test_cal_train_refuses_in_one_line_on_an_output_of_ascii(tmp_path: Path, llava: Family) -> None:
+    code, out = said(
+        "cal_trainer.cli", "--model_name_or_path", llava.directory, "--data_path", tmp_path / "größe",
+        "--output_dir", tmp_path / "out", "--use_cpu", "true", PYTHONIOENCODING="ascii:strict",
+    )  # fmt: skip
+    assert code == 2
+    assert r"gr\xf6\xdfe" in out
+    assert "Traceback" not in out
+
+
+def test_a_reader_that_goes_does_not_change_the_exit_code_of_cal_precompute(folder: Path) -> None:
+    gone, output = os.pipe()
+    os.close(gone)
+    done = subprocess.run(
+        [sys.executable, "-m", "cal_pipeline.cli", "--output_dir", str(folder / "annotated"), "--verify"],
+        stdout=output, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conftest import Family
+from fault_job import PATIENCE_S
 from tiny_data import write_parquet
 from tiny_models import sample_image
 
@@ -25,7 +26,7 @@ def run(program: str, *flags: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,6 +13,7 @@ from annotated_data import annotate
 from cal_pipeline.shards import plan_shards
 from cal_trainer import cli
 from conftest import Family
+from fault_job import PATIENCE_S
 from tiny_data import write_llava_json
 
 LOOP = Path(__file__).parents[2] / "examples" / "foreign_loop.py"
@@ -33,7 +34,7 @@ def losses_of_the_loop(llava: Family, annotated: Path, folder: Path) -> list[flo
         env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

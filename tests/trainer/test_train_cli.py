@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.config import TrainConfig
 from conftest import Family
+from fault_job import PATIENCE_S, wait_for
 from tiny_data import write_llava_json, write_parquet
 from tiny_models import sample_image, train_tokenizer
 from trained import command, losses
@@ -153,13 +153,12 @@ def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(
         [str(PROGRAM), *command(llava, annotated, tmp_path / "cut", *flags)], stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for(
+        lambda: list((tmp_path / "cut").glob("checkpoint-*/trainer_state.json")), "a checkpoint",
+        still=lambda: process.poll() is None,
+    )  # fmt: skip
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     if process.returncode != 0:  # it may have finished in the meantime; then resuming has nothing to do
         assert process.returncode == 130, err
         assert "--resume_from_checkpoint last goes on" in err

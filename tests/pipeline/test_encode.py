@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
 from cal_pipeline.encoding_spec import input_spec, label_spec
@@ -201,7 +202,8 @@ def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
     assert label_spec(llava.encoder).tokenizer_digest == label_spec(other).tokenizer_digest
     assert label_spec(llava.encoder) != label_spec(other)
     assert input_spec(llava.encoder) != input_spec(other)
-    assert input_spec(llava.encoder).image_processor_backend == "pil"
+    backend = "torchvision" if is_torchvision_available() else "pil"
+    assert input_spec(llava.encoder).image_processor_backend == backend
 
 
 def test_a_slow_tokenizer_is_refused(llava: Family) -> None:

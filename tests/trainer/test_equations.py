@@ -159,6 +159,12 @@ def test_bf16_deltas_and_logits_are_weighed_and_summed_in_float32() -> None:
     torch.testing.assert_close(loss, weighted_nll(logits.float(), labels[0], weights[0]))
 
 
+def test_the_summed_loss_is_every_token_s_weight_times_its_nll() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5], [3.0, 0.0, 0.0, 0.0, 1.0]])
+    expected = 0.25 * slow_nll(logits[0], 4) + 3.0 * slow_nll(logits[1], 0)
+    assert float(weighted_nll(logits, torch.tensor([4, 0]), torch.tensor([0.25, 3.0]))) == pytest.approx(expected)
+
+
 def test_no_supervised_token_is_loss_zero_with_a_gradient_of_zero() -> None:
     logits = torch.randn(0, VOCABULARY, requires_grad=True)
     loss = weighted_nll(logits, torch.empty(0, dtype=torch.long), torch.empty(0))

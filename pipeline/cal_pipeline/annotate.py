@@ -32,6 +32,7 @@ from cal_schemas.errors import STATUS_OK, SampleError, ShardError
 from cal_schemas.spec import MeasurementSpec
 
 _NUM_QUOTED_ERRORS = 10
+_MAX_UNREAD = 100
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -66,6 +67,8 @@ class ShardReport:
     truncated: int = 0
     noted: int = 0
     """Rows whose error holds a note on what stands in the source, whatever became of them; `notes` are the first."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Keys of the rows that nothing was made of -> how many rows have them; the first 100."""
     kept_rows: int = 0
     """Rows taken over from the earlier file by a redo."""
     errors: list[str] = field(default_factory=list)
@@ -226,6 +229,9 @@ def _count(report: ShardReport, row: AnnotatedRow) -> None:
         report.noted += 1
         if len(report.notes) < _NUM_QUOTED_ERRORS:
             report.notes.append(f"{row.sample.sample_id}: {row.sample.note}")
+    for key in row.sample.unread:
+        if key in report.unread or len(report.unread) < _MAX_UNREAD:
+            report.unread[key] = report.unread.get(key, 0) + 1
     if row.status != STATUS_OK:
         if len(report.errors) < _NUM_QUOTED_ERRORS:
             report.errors.append(f"{row.sample.sample_id}: {row.status}: {row.error}")

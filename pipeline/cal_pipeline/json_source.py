@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cal_pipeline.compressed import BROKEN, open_at, open_binary, read_range
-from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, RowError, sample_from_row
+from cal_pipeline.row_values import RowError, is_wide_text
+from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.locations import Location
 from cal_schemas.sample import Sample
@@ -34,7 +35,7 @@ class RowRange:
     byte_start: int
     byte_stop: int
     mentions_images: bool
-    """Whether some row, here or earlier in the file, has an `image`: then there must be an image folder."""
+    """Whether some row, here or earlier in the file, names an image file: then there must be an image folder."""
 
 
 def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[RowRange]:
@@ -43,6 +44,7 @@ def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[Ro
     A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
     no array, and ShardError when the array is malformed or cut off, or the compression is broken.
     """
+    _refuse_other_encodings(path)
     ranges: list[RowRange] = []
     row, first_row, first_byte, images = 0, 0, 0, False
     stop = 0
@@ -70,6 +72,19 @@ def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[Ro
     return ranges
 
 
+def _refuse_other_encodings(path: Location) -> None:
+    """ConfigError for UTF-16 and UTF-32: a byte order mark, or a zero byte in the first character of JSON."""
+    try:
+        with open_binary(path) as file:
+            head = file.read(4)
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
+    if is_wide_text(head):
+        raise ConfigError(
+            f"{path} is UTF-16 or UTF-32 text, and JSON is read as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+        )
+
+
 def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool]]:
     offset, has_image = 0, False
     for length, line in _lines(file, offset):
@@ -83,7 +98,7 @@ def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool
                     "line; name it .json, or give --data_format json"
                 )
             # One picture settles it for the whole file, so this parses few lines: all only where none has one.
-            has_image = has_image or (b'"image' in line and _has_image(_parse_line(line)))
+            has_image = has_image or (b'"image' in line and _names_image_file(_parse_line(line)))
             yield offset + skipped, offset + length, has_image
         offset += length
 
@@ -164,7 +179,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
             refill()
             continue
         chunk = _CHUNK
-        has_image = has_image or _has_image(value)
+        has_image = has_image or ('"image' in buffer[at:end] and _names_image_file(value))
         yield base + at, base + end, has_image
         at = end
         mark = skip_space()
@@ -177,8 +192,8 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
         raise wrong(f"{mark!r} after the end of the array")
 
 
-def _has_image(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value.get("image") or value.get("images"))
+def _names_image_file(value: Any) -> bool:
+    return any(image.data is None for image in sample_from_json(value, "").images)
 
 
 def read_rows(
@@ -220,7 +235,7 @@ def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: 
 
 
 def _decode(raw: bytes) -> str:
-    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_row.
+    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_values.
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -232,18 +247,11 @@ def _parse_line(line: bytes) -> Any:
 
 
 def sample_from_json(value: Any, row_id: str) -> Sample:
-    """One LLaVA row (`id`, `image`, `conversations`) as a Sample."""
+    """One row, whatever its layout, as a Sample."""
     if isinstance(value, RowError):
         return Sample(sample_id=row_id, images=(), messages=None, problem=str(value))
     if not isinstance(value, Mapping):
         return Sample(
             sample_id=row_id, images=(), messages=None, problem=f"expected an object, got {type(value).__name__}"
         )
-    if value.get("video"):
-        problem = "the row shows a video; only images are known"
-        return Sample(sample_id=row_id, images=(), messages=None, problem=problem)
-    images = value.get("images") if value.get("image") is None else value["image"]
-    turns = value.get("conversations") if value.get("messages") is None else value["messages"]
-    return sample_from_row(
-        row_id=row_id, source_id=value.get("id"), images=images, turns=turns, caption=None, carried={}
-    )
+    return sample_from_values(value, row_id)

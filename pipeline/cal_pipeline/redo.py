@@ -35,8 +35,8 @@ def stored_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow |
             carried = [name for name in table.column_names if name not in RESERVED_COLUMNS]
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
                 for number, values in enumerate(batch.drop_columns(carried).to_pylist()):
-                    # Scalars, as they came from the source: Python's types would round some of them.
-                    others = {name: batch.column(name)[number] for name in carried}
+                    # Arrow's own values, as they came from the source: Python's types would round some of them.
+                    others = {name: batch.column(name).slice(number, 1) for name in carried}
                     yield None if values["status"] in redo else _stored_row(values, others)
 
 

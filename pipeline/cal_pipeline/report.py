@@ -23,6 +23,7 @@ from cal_schemas.locations import Location
 _MOSTLY_FLOOR = 0.95
 _RARELY_BELOW_BETA = 0.80
 _SHOWN_ERRORS = 10
+_SHOWN_KEYS = 30
 _MANY_LOST = 0.2
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ class RunReport:
     def total(self, name: str) -> int:
         """Sum of one count over the shards."""
         return sum(getattr(report, name) for report in self.shards)
+
+    def unread(self) -> list[str]:
+        """Keys of the rows that nothing was made of, by name."""
+        return sorted({key for shard in self.shards for key in shard.unread})
 
     def write(self, folder: Location) -> Location | None:
         """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
@@ -132,6 +137,11 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
         console.print(f"  {error}", markup=False)
     if (more := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
         console.print(f"  and {more} more rows not ok: see the columns status and error")
+    if unread := report.unread():
+        listed = ", ".join(unread[:_SHOWN_KEYS]) + (
+            f" and {more} more" if (more := len(unread) - _SHOWN_KEYS) > 0 else ""
+        )
+        console.print(f"nothing was made of these keys (a Parquet source's are carried): {listed}", markup=False)
     for name, reason in report.failed.items():
         console.print(f"FAILED {name}: {reason}", markup=False)
     for warning in report.warnings():

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from cal_schemas.sample import IMAGE_MARK, ImageRef, Sample, Turn
+from cal_pipeline.image_values import looks_like_image, own_images
+from cal_pipeline.layouts import ID_KEYS, read_row
+from cal_pipeline.row_values import RowError, is_empty
+from cal_schemas.sample import ImageRef, Sample, Turn
 
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
 MAX_ROW_TEXT_BYTES = 64 * 2**20
 """Of one row as its source spells it; a longer one is not read into memory."""
 _SURROGATES = re.compile("[\ud800-\udfff]+")
+_LONGEST_KEY = 100
+UNCLAIMED = "no image is set, and "
+"""How the problem of a row begins whose image stands under a key that nobody reads."""
 
 
-class RowError(ValueError):
-    """This row cannot be parsed; caught here, it becomes the sample's `problem`."""
-
-
-def sample_from_row(
-    *,
-    row_id: str,
-    source_id: Any,
-    images: Any,
-    turns: Any,
-    caption: str | None,
-    carried: Mapping[str, Any],
-    problem: str | None = None,
+def sample_from_values(
+    values: Mapping[str, Any], row_id: str, *, others: Mapping[str, Any] | None = None, problem: str | None = None
 ) -> Sample:
-    """Builds a Sample from a row's values.
+    """Builds a Sample from a row, read from what it has: ROW_KEYS as far as they are set.
 
     Args:
+        values: Python values by key.
         row_id: `<shard>/<row>`, used when the source has no id of its own.
-        source_id: the source's id, of any scalar type, or None.
-        images: None, a path, bytes, a Hugging Face image struct, or a list of those.
-        turns: list of `{from, value}` or `{role, content}`; content may be text or a list of typed parts.
-        caption: used when `turns` is None: every image is marked in a user turn, the caption is the answer.
-        carried: the source's other columns under their output names.
+        others: a Parquet source's other columns, under their output names, which are carried.
         problem: why the row cannot be used, where that is known before.
     """
     replaced: list[str] = []
@@ -54,88 +40,62 @@ def sample_from_row(
             return _SURROGATES.sub("\ufffd", text)
         return text
 
+    def clean_json(value: Any, where: str) -> Any:
+        return json.loads(clean(json.dumps(value, ensure_ascii=False), where)) if value else value
+
+    def clean_refs(found: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+        return tuple(replace(ref, path=None if ref.path is None else clean(ref.path, "image path")) for ref in found)
+
     refs: tuple[ImageRef, ...] = ()
     messages: tuple[Turn, ...] | None = None
-    sample_id = row_id if source_id is None else clean(str(source_id), "id")
+    tools: Any = None
+    notes: list[str] = []
+    keys: set[str] = set()
+    source_id = next((values[key] for key in ID_KEYS if values.get(key) is not None), None)
+    sample_id = row_id if source_id is None else clean(_id_text(source_id, notes), "id")
     try:
-        refs = tuple(
-            ImageRef(data=ref.data, path=None if ref.path is None else clean(ref.path, "image path"))
-            for ref in _image_refs(images)
-        )
+        refs = clean_refs(own_images(values, "the row"))
         if problem is not None:
             raise RowError(problem)
-        if turns is not None:
-            messages = tuple(
-                Turn(role=turn.role, content=clean(turn.content, f"turn {number}"))
-                for number, turn in enumerate(_turns(turns))
-            )
-        elif caption is not None:
-            messages = (
-                Turn(role="user", content="\n".join([IMAGE_MARK] * len(refs))),
-                Turn(role="assistant", content=clean(caption, "caption")),
-            )
-        else:
-            raise RowError("no conversation: neither messages, conversations, text nor caption is set")
+        talk, tools = read_row(values, len(refs))
+        if talk.images:
+            inside = clean_refs(talk.images)
+            if refs and refs != inside:
+                raise RowError("the row has other images than its turns: keep one of the two")
+            refs = inside
+        unclaimed = {key: value for key, value in {**(others or {}), **values}.items() if key not in talk.keys}
+        if not refs:
+            _refuse_unclaimed_images(unclaimed)
+        keys = {key for key, value in unclaimed.items() if not is_empty(value)}
+        keys |= {f"{key} (of a turn)" for key in talk.unread}
+        messages = tuple(
+            replace(turn, content=clean(turn.content, f"turn {number}"), extra=clean_json(turn.extra, f"turn {number}"))
+            for number, turn in enumerate(talk.turns)
+        )
+        tools = clean_json(tools, "tools")
     except RowError as error:
-        problem, messages = str(error), None
-    note = f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}" if replaced else None
-    return Sample(sample_id=sample_id, images=refs, messages=messages, problem=problem, note=note, carried=carried)
+        problem, messages, tools = clean(str(error), "problem"), None, None
+    if replaced:
+        notes.append(f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}")
+    return Sample(
+        sample_id=sample_id, images=refs, messages=messages, problem=problem, note="; ".join(notes) or None,
+        tools=tools, carried=others or {},
+        unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
+    )  # fmt: skip
 
 
-def _image_refs(value: Any) -> list[ImageRef]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [ImageRef(path=value)] if value else []
+def _id_text(value: Any, notes: list[str]) -> str:
     if isinstance(value, bytes):
-        return [ImageRef(data=value)]
-    if isinstance(value, Mapping):
-        data, path = value.get("bytes"), value.get("path")
-        if not isinstance(data, bytes | None) or not isinstance(path, str | None):
-            raise RowError(
-                f"image has bytes of {type(data).__name__} and a path of {type(path).__name__}; "
-                "expected bytes and a string"
-            )
-        return [ImageRef(data=data, path=path)]
-    if isinstance(value, list):
-        return [ref for item in value for ref in _image_refs(item)]
-    raise RowError(f"image is {type(value).__name__}; expected a path, bytes, {{bytes, path}} or a list of those")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            notes.append("the id is no UTF-8 text: its bytes in hexadecimal digits")
+            return value.hex()
+    return json.dumps(value, default=str) if isinstance(value, list | dict | bool) else str(value)
 
 
-def _turns(value: Any) -> list[Turn]:
-    if not isinstance(value, list) or not value:
-        raise RowError(f"conversation is {'an empty list' if value == [] else type(value).__name__}; expected turns")
-    turns = []
-    for number, item in enumerate(value):
-        if not isinstance(item, Mapping):
-            raise RowError(f"turn {number} is {type(item).__name__}; expected an object")
-        role = item.get("role") if item.get("from") is None else item["from"]
-        if not isinstance(role, str) or role not in _ROLES:
-            raise RowError(f"turn {number} has the role {role!r}; expected one of {', '.join(_ROLES)}")
-        content = item.get("content") if item.get("value") is None else item["value"]
-        turns.append(Turn(role=_ROLES[role], content=_content(content, number)))
-    return turns
-
-
-def _content(value: Any, number: int) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise RowError(f"turn {number} has content of type {type(value).__name__}; expected text or typed parts")
-    parts: list[str] = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image":
-            parts.append(IMAGE_MARK)
-        elif kind == "text":
-            if not isinstance(text := part.get("text"), str):
-                raise RowError(f"turn {number} has a text part whose text is {type(text).__name__}")
-            parts.append(text)
-        else:
-            raise RowError(f"turn {number} has a content part of type {kind!r}; expected 'text' or 'image'")
-    # Texts join as they are, as in a chat template; a mark stands on a line of its own, as in LLaVA's data.
-    joined = ""
-    for part in parts:
-        beside_mark = joined and IMAGE_MARK in (part, joined[-len(IMAGE_MARK) :])
-        joined += ("\n" if beside_mark else "") + part
-    return joined
+def _refuse_unclaimed_images(values: Mapping[str, Any]) -> None:
+    """RowError naming a key that holds an image although the row, as it is read, has none."""
+    for key, value in values.items():
+        if found := looks_like_image(key, value):
+            raise RowError(f"{UNCLAIMED}{key!r} holds {found}: call it 'image', or leave it out")

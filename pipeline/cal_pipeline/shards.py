@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow as pa
 from cal_pipeline import json_source, parquet_source, tar_source
 from cal_pipeline.data_paths import find_files
 from cal_pipeline.pilot import drawn_rows
+from cal_pipeline.rows import UNCLAIMED
 from cal_schemas.annotated import DataFormat, ShardSource
 from cal_schemas.backends import ObjectInfo
 from cal_schemas.errors import ConfigError, ShardError, StoreError
@@ -38,6 +40,7 @@ _SUFFIXES: dict[str, DataFormat] = {
 }
 _MAX_NAME_BYTES = 255
 _ALL_ROWS = 2**62
+_PROBED_ROWS = 32
 _log = logging.getLogger(__name__)
 
 
@@ -196,6 +199,8 @@ def _file_shards(
         parquet_source.find_columns(schema, file)
         if folder is None and rows and parquet_source.names_image_files(file):
             raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+        if not parquet_source.holds_images(file):
+            _refuse_unclaimed(file, parquet_source.read_rows(file, stem, 0, rows))
         return [Shard(name=stem, source=source(0, rows))]
     ranges: Sequence[json_source.RowRange | tar_source.TarRange]
     if kind == "webdataset":
@@ -204,6 +209,9 @@ def _file_shards(
         ranges = json_source.split_rows(file, kind, rows_per_shard)
     if folder is None and any(getattr(item, "mentions_images", False) for item in ranges):
         raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+    if kind != "webdataset" and ranges and not any(getattr(item, "mentions_images", False) for item in ranges):
+        first = ranges[0]
+        _refuse_unclaimed(file, json_source.read_rows(file, kind, first.byte_start, first.byte_stop, stem, 0))
     if not ranges:
         _log.warning("%s holds no rows", file)
     return [
@@ -216,6 +224,17 @@ def _file_shards(
         )
         for item in ranges
     ]
+
+
+def _refuse_unclaimed(file: Location, samples: Iterator[Sample]) -> None:
+    """ConfigError where none of the first rows has an image, and one has something that looks like it elsewhere."""
+    try:
+        first = list(islice(samples, _PROBED_ROWS))
+    except ShardError:  # Broken pages are the run's to say: it fails by that name, and the rest is done.
+        return
+    unclaimed = [sample.problem for sample in first if (sample.problem or "").startswith(UNCLAIMED)]
+    if unclaimed and not any(sample.images for sample in first):
+        raise ConfigError(f"{file}: {unclaimed[0]}")
 
 
 def count_rows(source: ShardSource) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cal_pipeline.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
-from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, RowError, sample_from_row
+from cal_pipeline.row_values import RowError, is_wide_text
+from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.tar_members import Member
 from cal_schemas.sample import Sample
 
@@ -58,30 +59,22 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def sample_from_group(group: Group) -> Sample:
     """One sample, whatever the members are; `data` must hold those that were small enough to read."""
-    images: Any = None
-    turns: Any = None
-    caption: str | None = None
+    values: dict[str, Any] = {}
     problem: str | None = None
     try:
         _check_members(group)
         value = _json_value(group)
-        if isinstance(value, list):
-            turns = value
-        elif value is not None:
-            if value.get("video"):
-                raise RowError("the row shows a video; only images are known")
-            turns = value.get("conversations") if value.get("messages") is None else value["messages"]
-        named = None if not isinstance(value, Mapping) else value.get("image") or value.get("images")
-        images = _pictures(group, named)
-        caption = None if turns is not None else _caption(group, value)
-        if turns is None and caption is None:
-            raise RowError(f"no text for {group.key!r}: neither {group.key}.txt nor a conversation or caption in "
-                           f"{group.key}.json")  # fmt: skip
+        values = {"messages": value} if isinstance(value, list) else dict(value or {})
+        named = values.get("image") or values.get("images")
+        text = _text_of(group, "txt")
+        if text is not None:  # A text file ends with a newline; a caption does not.
+            values["text"] = text.strip()
+        elif values.get("caption") is not None:
+            values["text"] = None
+        values |= {"image": None, "images": _pictures(group, named)}
     except RowError as error:
         problem = str(error)
-    return sample_from_row(
-        row_id=group.key, source_id=group.key, images=images, turns=turns, caption=caption, carried={}, problem=problem
-    )
+    return sample_from_values({**values, "sample_id": group.key}, group.key, problem=problem)
 
 
 def _check_members(group: Group) -> None:
@@ -108,7 +101,9 @@ def _check_members(group: Group) -> None:
 
 def _text_of(group: Group, wanted: str) -> str | None:
     name = next((member.name for suffix, member in group.members if suffix == wanted), None)
-    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_row.
+    if name is not None and is_wide_text(group.data[name], json=wanted == "json"):
+        raise RowError(f"member {name!r} is UTF-16 or UTF-32 text; only UTF-8 is read")
+    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_values.
     return None if name is None else group.data[name].decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
@@ -122,16 +117,6 @@ def _json_value(group: Group) -> Any:
     if not isinstance(value, dict | list):
         raise RowError(f"{group.key!r}.json holds {type(value).__name__}; expected an object or a list of turns")
     return value
-
-
-def _caption(group: Group, value: Mapping[str, Any] | None) -> str | None:
-    if (text := _text_of(group, "txt")) is not None:
-        return text.strip()  # A text file ends with a newline; a caption does not.
-    found = value or {}
-    caption = found.get("text") if found.get("caption") is None else found["caption"]
-    if caption is not None and not isinstance(caption, str):
-        raise RowError(f"the caption in {group.key!r}.json is {type(caption).__name__}; expected text")
-    return caption
 
 
 def _pictures(group: Group, named: Any) -> Any:
@@ -156,7 +141,7 @@ def _pictures(group: Group, named: Any) -> Any:
             raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
                            f"{len(members)} for this key")  # fmt: skip
     elif names:
-        return names  # sample_from_row says what is wrong with them.
+        return names  # sample_from_values says what is wrong with them.
     if members and not in_order:
         raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and a picture's suffix is its type, "
                        "or a number and its type")  # fmt: skip

@@ -212,19 +212,17 @@ def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry)
 
 
 def _carried_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Arrow scalars, which lose nothing on the way, Python values and None as one column."""
-    scalars = [_carried_scalar(value, kind) for value in values]
-    try:
-        return pa.array([scalar if scalar.is_valid else None for scalar in scalars], type=kind)
-    except pa.ArrowNotImplementedError:  # pa.array takes no scalars that hold the null type.
-        return pa.concat_arrays([pa.repeat(scalar, 1) for scalar in scalars])
+    """Arrow arrays of one value, which lose nothing on the way whatever the type, Python values and None together."""
+    null = pa.nulls(1, kind)
 
+    def part(value: Any) -> pa.Array:
+        if value is None or (isinstance(value, pa.Array) and value.null_count):
+            return null
+        # Parts of a column that have no value in one file are null there.
+        array = value if isinstance(value, pa.Array) else pa.array([value], kind)
+        return array if array.type == kind else array.cast(kind)
 
-def _carried_scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
-    if not isinstance(value, pa.Scalar) or not value.is_valid:
-        return pa.scalar(None if isinstance(value, pa.Scalar) else value, kind)
-    # Parts of a column that have no value in one file are null there.
-    return value if value.type == kind else value.cast(kind)
+    return pa.concat_arrays([part(value) for value in values]) if values else pa.nulls(0, kind)
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

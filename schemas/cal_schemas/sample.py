@@ -48,7 +48,9 @@ class Sample:
     tools: Sequence[Any] | None = None
     """The functions that a chat template describes to the model: JSON values."""
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """The source's other columns, under their output names: Arrow scalars, or Python values."""
+    """The source's other columns, under their output names: Arrow arrays of one value, or Python values."""
+    unread: tuple[str, ...] = field(default=(), compare=False)
+    """Keys of the row, as its source has it, that nothing was made of."""
 
     @property
     def num_bytes(self) -> int:
@@ -59,10 +61,7 @@ class Sample:
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, bytes | str):
-        return len(value)
-    buffer = value.as_buffer() if hasattr(value, "as_buffer") else None
-    return 0 if buffer is None else int(buffer.size)
+    return len(value) if isinstance(value, bytes | str) else int(getattr(value, "nbytes", 0))
 
 
 def sample_key(sample: Sample) -> str:

@@ -156,7 +156,7 @@ def test_too_many_bad_rows_end_the_run_with_1_and_the_first_ten_errors_and_lose_
     ("columns", "message"),
     [
         ({"id": ["x"], "picture": ["a.png"]}, "hold no text; expected one of messages"),
-        ({"id": ["x"], "messages": [["hello"]]}, "its turns need a role"),
+        ({"id": ["x"], "messages": [["hello"]]}, "which need a role"),
         ({"id": ["x"], "text": ["t"], "image": [3]}, "column 'image' has type int64"),
         ({"id": ["x"], "text": ["t"], "score": ["high"]}, "column 'score' is double in"),
     ],

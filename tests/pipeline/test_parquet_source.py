@@ -84,7 +84,9 @@ def test_a_caption_is_the_answer_and_a_null_one_a_problem(tmp_path: Path, name: 
     path = write(tmp_path / "a.parquet", {"image": ["a.png", "b.png"], name: pa.array(["A cat.", None], kind)})
     first, second = samples(path)
     assert first.messages == (Turn(role="user", content="<image>"), Turn(role="assistant", content="A cat."))
-    assert second.problem == "no conversation: neither messages, conversations, text nor caption is set"
+    assert second.problem == (
+        "no conversation: neither messages, conversations, text nor caption is set, nor a question with its answer"
+    )
 
 
 @pytest.mark.parametrize(("column", "ids"), [("sample_id", ["x", "x"]), ("id", ["7", "s/1"]), (None, ["s/0", "s/1"])])
@@ -98,24 +100,19 @@ def test_columns_have_one_role_each_and_the_rest_is_carried_with_a_prefix_on_a_c
     names = ["sample_id", "id", "images", "image", "messages", "conversations", "text", "status", "score"]
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     columns = find_columns(
-        pa.schema([(name, turns if name == "messages" else pa.string()) for name in names]), tmp_path
+        pa.schema([(name, turns if name in ("messages", "conversations") else pa.string()) for name in names]), tmp_path
     )
-    assert (columns.images, columns.turns, columns.caption, columns.sample_id) == (
-        "images", "messages", None, "sample_id",
-    )  # fmt: skip
-    assert columns.carried == {
-        "id": "id", "image": "image", "conversations": "conversations", "text": "text",
-        "status": "source_status", "score": "score",
-    }  # fmt: skip
+    assert columns.read == ("sample_id", "id", "images", "image", "messages", "conversations", "text")
+    assert columns.carried == {"id": "id", "text": "text", "status": "source_status", "score": "score"}
 
 
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("messages", [["hello"]], r"its turns need a role \(role or from\) and words"),
-        ("conversations", [[{"speaker": "x", "value": "y"}]], r"its turns need a role"),
-        ("image", [7], "column 'image' has type int64; expected a path, bytes"),
-        ("images", [[{"url": "http://x/y.png"}]], "column 'images' has type list.*expected a path, bytes"),
+        ("messages", [["hello"]], r"expected a list of turns, which need a role \(role or from\) and words"),
+        ("conversations", [[{"speaker": "x", "value": "y"}]], "which need a role"),
+        ("image", [7], "column 'image' has type int64, expected a path, bytes"),
+        ("images", [[{"url": "http://x/y.png"}]], "column 'images' has type list.*, expected a path, bytes"),
         ("text", [["a"]], "expected a string"),
     ],
 )

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cal_pipeline.json_source import sample_from_json
-from cal_pipeline.rows import sample_from_row
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
@@ -113,7 +112,7 @@ def test_typed_parts_become_text_with_image_marks() -> None:
 
 @pytest.mark.parametrize(("images", "marks"), [(None, ""), ("a.png", "<image>"), (["a", "b"], "<image>\n<image>")])
 def test_a_caption_is_the_answer_to_its_images(images: Any, marks: str) -> None:
-    sample = sample_from_row(row_id="s/0", source_id=None, images=images, turns=None, caption="A cat.", carried={})
+    sample = row(image=images, conversations=None, caption="A cat.")
     assert sample.messages == (Turn(role="user", content=marks), Turn(role="assistant", content="A cat."))
 
 

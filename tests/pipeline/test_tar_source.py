@@ -170,12 +170,12 @@ def test_a_key_with_text_alone_is_a_text_only_sample(tmp_path: Path) -> None:
 
 
 PROBLEMS: dict[str, tuple[Members, str]] = {
-    "no text": ([("a.jpg", b"p")], "no text for 'a': neither a.txt nor a conversation or caption in a.json"),
-    "no caption": ([("a.jpg", b"p"), ("a.json", {"url": "x"})], "no text for 'a'"),
+    "no text": ([("a.jpg", b"p")], "no conversation: neither messages, conversations, text nor caption is set"),
+    "no caption": ([("a.jpg", b"p"), ("a.json", {"url": "x"})], "no conversation"),
     "malformed": ([("a.jpg", b"p"), ("a.json", '{"id": ')], "malformed JSON in 'a'.json: Expecting value"),
     "deep": ([("a.json", "[" * 100_000)], "malformed JSON in 'a'.json: maximum recursion"),
     "scalar": ([("a.json", "3")], "'a'.json holds int; expected an object"),
-    "caption type": ([("a.jpg", b"p"), ("a.json", {"caption": 3})], "the caption in 'a'.json is int"),
+    "caption type": ([("a.jpg", b"p"), ("a.json", {"caption": 3})], "'caption' is int; expected text"),
     "bad turns": ([("a.jpg", b"p"), ("a.json", {"conversations": [{"from": "robot", "value": ""}]})], "role 'robot'"),
     "twice": ([("a.jpg", b"p"), ("a.txt", "t"), ("a.jpg", b"q")], "two members are named 'a.jpg'"),
     "one place": ([("a.0.jpg", b"p"), ("a.0.png", b"q"), ("a.txt", "t")], "'a.0.jpg' and 'a.0.png' are two pictures"),
@@ -184,7 +184,7 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
     "image type": ([("a.jpg", b"p"), ("a.json", {"image": 7, "caption": "c"})], "image is int"),
     "dots": ([("a.b.jpg", b"p"), ("a.txt", "t")], "'a.b.jpg': a key ends at its first dot"),
     "video": ([("a.mp4", b"p"), ("a.txt", "t")], "'a.mp4' is a video; only images are known"),
-    "video named": ([("a.json", {"video": "x.mp4", "conversations": TALK})], "the row shows a video"),
+    "video named": ([("a.json", {"video": "x.mp4", "conversations": TALK})], "the row has 'video': a video"),
     "upwards": ([("../a.jpg", b"p"), ("../a.txt", "t")], "member name '../a.jpg' leaves the archive"),
     "inside out": ([("x/../../a.jpg", b"p"), ("x/../../a.txt", "t")], "'x/../../a.jpg' leaves the archive"),
     "absolute": ([("/etc/a.jpg", b"p"), ("/etc/a.txt", "t")], "member name '/etc/a.jpg' leaves the archive"),
@@ -248,7 +248,7 @@ def test_what_is_no_utf8_is_replaced_with_a_note(tmp_path: Path, where: str) -> 
     sample = one(tmp_path, [(f"{name}.jpg", b"p"), (f"{name}.txt", b"caf\xe9" if where == "text" else "t")])
     if where == "text":
         assert words(sample)[1] == "caf\ufffd"
-        assert "in: caption" in (sample.note or "")
+        assert "in: turn 1" in (sample.note or "")
     else:
         assert sample.sample_id == "a\ufffd"
         assert "id" in (sample.note or "")

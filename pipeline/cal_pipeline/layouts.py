@@ -1,0 +1,170 @@
+"""Which keys of a source row make its conversation; what would change it and cannot be honoured is refused by name.
+
+docs/data-format.md, section 7, has the table of the layouts that people have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cal_pipeline.image_values import IMAGE_KEYS
+from cal_pipeline.row_values import RowError, is_empty, json_value, learned, parsed
+from cal_pipeline.turns import Talk, read_turns, refuse_other_media
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn, sample_from_columns
+
+TURN_KEYS = ("messages", "conversations")
+CAPTION_KEYS = ("text", "caption")
+"""The first that is set."""
+ID_KEYS = ("sample_id", "id")
+_SYSTEM_KEYS = ("system", "system_prompt")
+PAIRS = (
+    ("prompt", "completion", ()),
+    ("instruction", "output", ("input", "history")),
+    ("query", "response", ("history",)),
+)
+"""(question, answer, what else belongs to them)."""
+_WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss_scale")
+BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_SYSTEM_KEYS, *_WEIGHTS, "tools", "template_inputs")
+"""What is read of a row beside its turns."""
+_PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
+_BOXES = re.compile(r"<(bbox|ref-object)>")
+ROW_KEYS = frozenset(
+    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_SYSTEM_KEYS, *_WEIGHTS, *_PREFERENCES, "template_inputs",
+     "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", "video", "videos", "audio", "audios",
+     *(key for question, answer, others in PAIRS for key in (question, answer, *others))]
+)  # fmt: skip
+"""Keys of a row that are looked at; of all others nothing is made."""
+
+
+def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any] | None]:
+    """The conversation of a row, and its tools; RowError naming a key that would change it and cannot be honoured.
+
+    `num_images` are marked in a caption's question.
+    """
+    refuse_other_media(values, "the row")
+    _refuse_unknown_objectives(values)
+    talk, *rest = _talks(values) or [_captioned(values, num_images)]
+    for other in rest:
+        if other.turns != talk.turns:
+            raise RowError(f"the row has {' with '.join(talk.keys[:2])}, and {' with '.join(other.keys[:2])}, and they "
+                           "differ: keep one of the two")  # fmt: skip
+    tools = _tools(values.get("tools"))
+    if isinstance(inputs := values.get("template_inputs"), str):
+        talk, tools = _as_annotated(inputs, talk, tools)
+    _refuse_boxes(values, talk)
+    talk.turns = _with_system(values, talk.turns)
+    talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE)
+    return talk, tools
+
+
+def _talks(values: Mapping[str, Any]) -> list[Talk]:
+    """Every conversation that the row spells out."""
+    found = [replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if values.get(key) is not None]
+    for question, answer, others in PAIRS:
+        if not is_empty(values.get(question)) and not is_empty(values.get(answer)):
+            found.append(_paired(values, question, answer, others))
+    return found
+
+
+def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Talk:
+    asked, answered = values[question], values[answer]
+    if "input" in others and isinstance(more := values.get("input"), str) and more and isinstance(asked, str):
+        asked = f"{asked}\n{more}"
+    history = values.get("history") if "history" in others else None
+    turns: list[Any] = []
+    for number, pair in enumerate(history or ()):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RowError(f"'history' {number} is no pair of a question and an answer")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    for role, key, said in (("user", question, asked), ("assistant", answer, answered)):
+        if not isinstance(said, str | list):
+            raise RowError(f"{key!r} is {type(said).__name__}; expected text or turns")
+        turns += [{"role": role, "content": said}] if isinstance(said, str) else said
+    if values.get("label") is False and question == "prompt":
+        raise RowError("'label' is false: this completion is not wanted, and preferences are not learned here")
+    return replace(read_turns(turns), keys=(question, answer, *others))
+
+
+def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
+    """The caption as the answer to the images; an assistant's turn that no question goes before is none."""
+    for key in CAPTION_KEYS:
+        caption = values.get(key)
+        if caption is not None:
+            if not isinstance(caption, str):
+                raise RowError(f"{key!r} is {type(caption).__name__}; expected text")
+            marks = "\n".join([IMAGE_MARK] * num_images)
+            turns = [Turn(role="user", content=marks), Turn(role="assistant", content=caption)]
+            return Talk(turns=turns, keys=(key,))
+    raise RowError(
+        "no conversation: neither messages, conversations, text nor caption is set, nor a question with its answer"
+    )
+
+
+def _with_system(values: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
+    """The turns after the system prompt that stands beside them."""
+    beside = {key: values[key] for key in _SYSTEM_KEYS if not is_empty(values.get(key))}
+    for key, prompt in beside.items():
+        if not isinstance(prompt, str):
+            raise RowError(f"{key!r} is {type(prompt).__name__}; expected text")
+        if turns[0].role != "system":
+            turns = [Turn(role="system", content=prompt), *turns]
+        elif turns[0].content.strip() != prompt.strip():
+            raise RowError(f"{key!r} says {prompt[:60]!r} and the system turn {turns[0].content[:60]!r}: keep one of "
+                           "the two")  # fmt: skip
+    return turns
+
+
+def _tools(value: Any) -> list[Any] | None:
+    if isinstance(value, str):
+        value = parsed(value, "'tools'") if value.strip() else None
+    if is_empty(value):
+        return None
+    if not isinstance(value, list):
+        raise RowError(f"'tools' is {type(value).__name__}; expected a list of functions")
+    # Each as text is how a column of Parquet keeps objects that differ.
+    items = [parsed(item, "'tools'") if isinstance(item, str) else item for item in value]
+    return [json_value(item, "'tools'") for item in items]
+
+
+def _as_annotated(inputs: str, talk: Talk, tools: list[Any] | None) -> tuple[Talk, list[Any] | None]:
+    """What an annotated shard, measured once more, says of its turns."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in talk.turns]
+    try:
+        sample: Sample = sample_from_columns({"sample_id": "", "messages": messages, "template_inputs": inputs})
+    except (ValueError, AttributeError) as error:
+        raise RowError(f"'template_inputs' does not fit the messages: {error}") from error
+    talk.turns = [
+        replace(theirs, supervised=mine.supervised and theirs.supervised, extra={**mine.extra, **theirs.extra})
+        for mine, theirs in zip(talk.turns, sample.messages or (), strict=True)
+    ]
+    return talk, tools if sample.tools is None else list(sample.tools)
+
+
+def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
+    for key in _PREFERENCES:
+        value = values.get(key)
+        if (key == "kto_tag" and value is not None) or (isinstance(value, str | list | dict) and not is_empty(value)):
+            raise RowError(f"the row has {key!r}: preferences are not learned here; leave it out, with the answer to "
+                           "learn as 'completion' or in 'messages'")  # fmt: skip
+    for key in _WEIGHTS:
+        if isinstance(weight := values.get(key), bool | int | float) and not learned(key, weight, "the row"):
+            raise RowError(f"the row has {key!r} {weight!r}: nothing of it is learned; leave it out of the data")
+    for key, way_out in (("functions", "give them as 'tools'"), ("chat_template_kwargs", "leave it out")):
+        if not is_empty(values.get(key)):
+            raise RowError(f"the row has {key!r} {json.dumps(values[key], default=str)[:80]}, which chat templates do "
+                           f"not get here: {way_out}")  # fmt: skip
+    segments = values.get("segments")
+    if isinstance(segments, list) and any(isinstance(item, Mapping) and "text" in item for item in segments):
+        raise RowError("the row has 'segments', text that follows no chat template: give turns as 'messages'")
+
+
+def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
+    if not is_empty(values.get("objects")) and (
+        found := next((match for turn in talk.turns if (match := _BOXES.search(turn.content))), None)
+    ):
+        raise RowError(f"the row has 'objects' for {found[0]}, whose spelling depends on the model: write the boxes "
+                       "into the text")  # fmt: skip

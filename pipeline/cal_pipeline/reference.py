@@ -38,10 +38,7 @@ def label_head(model: Any, labels: Tensor) -> Iterator[None]:
         device = head.weight.device
         rows = hidden[:, :-1][supervised.to(hidden.device)].to(device)
         label_ids = targets[supervised].to(device)
-        logits: Tensor = (rows.float() * head.weight[label_ids].float()).sum(-1)
-        if getattr(head, "bias", None) is not None:
-            logits = logits + head.bias[label_ids].float()
-        return logits.view(1, -1, 1)
+        return label_products(head, rows, label_ids).view(1, -1, 1)
 
     # On the instance: module hooks (FSDP's) still run, and a forward that accelerate put there comes back afterwards.
     before = head.__dict__.get("forward")
@@ -53,6 +50,14 @@ def label_head(model: Any, labels: Tensor) -> Iterator[None]:
             del head.forward
         else:
             head.forward = before
+
+
+def label_products(head: Any, rows: Tensor, label_ids: Tensor) -> Tensor:
+    """[N] float32: each of the hidden rows [N, H] times the output head's row of its label, plus the bias."""
+    logits: Tensor = (rows.float() * head.weight[label_ids].float()).sum(-1)
+    if getattr(head, "bias", None) is not None:
+        logits = logits + head.bias[label_ids].float()
+    return logits
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from transformers import AutoModelForImageTextToText, PaliGemmaProcessor
 
 from cal_pipeline.collate import Batch, collate
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
+from cal_pipeline.reference import label_logits
 from cal_schemas.sample import Sample, Turn
-from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
+from cal_trainer.label_rows import HeadProducts, at_tokens, label_rows, supervised_ids
 from conftest import Family
 from tiny_models import sample_image
 
@@ -107,6 +108,33 @@ def test_the_soft_cap_acts_on_the_rows(build: Any) -> None:
         free = model(**batch.inputs, use_cache=False).logits
     assert float(free.abs().max()) > CAP
     torch.testing.assert_close(capped, CAP * torch.tanh(free / CAP))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125, -3.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_head_rounds_is_undone_where_all_logits_are_scaled_alike(build: Any, kind: str, scale: float) -> None:
+    model, batch = build(kind)
+    label_ids = supervised_ids(batch.labels)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with label_rows(model, batch.labels, compare=True) as products:
+            rounded = model(**batch.inputs, use_cache=False).logits[0].gather(1, label_ids[:, None])[:, 0].float()
+        expected = label_logits(model, batch.inputs, batch.labels)[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX]
+    (product,) = products
+    found = product.undo_rounding(scale * rounded)
+    if "capped" in kind:
+        assert torch.equal(found, scale * rounded)
+        return
+    before = (rounded - expected).abs().mean()
+    assert before > 1e-3
+    assert (found / scale - expected).abs().mean() < 0.01 * before
+
+
+def test_logits_of_zero_have_no_rounding_to_undo() -> None:
+    zeros = torch.zeros(3)
+    assert torch.equal(HeadProducts(rounded=zeros, exact=zeros).undo_rounding(zeros), zeros)
+    some = HeadProducts(rounded=torch.tensor([0.0, 2.0]), exact=torch.tensor([1e-3, 2.01]))
+    torch.testing.assert_close(some.undo_rounding(torch.tensor([0.0, 4.0])), torch.tensor([2e-3, 4.02]))
+    assert HeadProducts(rounded=zeros[:0], exact=zeros[:0]).undo_rounding(zeros[:0]).shape == (0,)
 
 
 def test_gemma_ties_its_embeddings(build: Any) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import Tensor
 from transformers import TrainingArguments
 
 from cal_pipeline.collate import collate
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.loading import load_reference
-from cal_pipeline.reference import innermost_decoder
+from cal_pipeline.reference import innermost_decoder, label_logits
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec
 from cal_trainer.dataset import Example, ExampleCollator, blank_sample
-from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
+from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, StepBatch, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from conftest import Family
 from tiny_models import sample_image
@@ -266,3 +267,27 @@ def test_released_pooling_trains_an_answer_that_only_an_image_precedes(llava: Fa
     loss, found = gradients(trainer, [cut])
     assert 0 < loss < 100
     assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_under_autocast_both_passes_of_online_deltas_come_from_one_head(model: Any, tmp_path: Path, kind: str) -> None:
+    # Logits of a trained model's size, which half precision rounds by hundredths.
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 20
+    differences: list[float] = []
+
+    class Compared(OnlineDeltas):
+        def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
+            assert logits_with_image is not None
+            by_label_head = label_logits(batch.model, batch.inputs, batch.labels)
+            compared = ~by_label_head.isnan()
+            assert float(by_label_head[compared].abs().mean()) > 5
+            differences.append(float((logits_with_image - by_label_head)[compared].abs().max()))
+            return super().__call__(batch, logits_with_image)
+
+    trainer = trainer_for(model, tmp_path, Compared(contrast=ContrastSpec()), Weighting(normalization="sample"))
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float16
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=dtype)(model.forward))  # as accelerate does
+    loss, _ = gradients(trainer, [golden_batch("main")])
+    assert 0 < loss < 1000
+    assert differences[0] < 1e-3

@@ -4,32 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.reference import label_products
+
+_BENT = 2**-6
+"""By how much the scales of single logits may differ: four roundings of bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadProducts:
+    """Of one forward's N supervised tokens: the label's logit as the head gave it, and multiplied in float32."""
+
+    rounded: Tensor
+    exact: Tensor
+
+    def undo_rounding(self, logits: Tensor) -> Tensor:
+        """[N] float32: the labels' logits [N] of the model's output, as the label head would have given them.
+
+        In half precision the head rounds a logit of 20 by up to 0.06, and the label head of the pass without the image,
+        which multiplies in float32, does not: that would be noise in every delta. What the model does to its logits
+        after the head is kept where it scales them all alike; where it bends them (a soft cap) they stay as they are.
+        """
+        logits = logits.float()
+        scales = torch.where(self.rounded == 0, torch.nan, logits / self.rounded)
+        scale = scales.nanmedian()
+        bent = ((scales / scale - 1).abs() > _BENT).any()
+        return torch.where(bent | scale.isnan(), logits, self.exact * scale)
 
 
 @contextmanager
-def label_rows(model: Any, labels: Tensor) -> Iterator[None]:
+def label_rows(model: Any, labels: Tensor, *, compare: bool = False) -> Iterator[list[HeadProducts]]:
     """Within it the model's `logits` are [1, N, V]: one row for each of the N supervised tokens, by row then position.
 
-    Takes unshifted labels [B, T]; the row of token t is the hidden state at t - 1. A hook in front of the head, so
-    tied, sharded and soft-capped heads work as they are, and gradients are those of the full logits.
+    Takes unshifted labels [B, T]; the row of token t is the hidden state at t - 1. Hooks on the head, so tied, sharded
+    and soft-capped heads work as they are, and gradients are those of the full logits. With `compare` it yields the
+    products of each forward.
     """
     supervised = labels[:, 1:] != IGNORE_INDEX
+    head = model.get_output_embeddings()
+    seen: list[HeadProducts] = []
 
     def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
         return hidden[:, :-1][supervised.to(hidden.device)][None], *rest
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    @torch.no_grad()
+    def multiply(module: Any, args: tuple[Tensor, ...], logits: Tensor) -> None:
+        label_ids = supervised_ids(labels).to(logits.device)
+        rounded = logits[0].gather(1, label_ids[:, None])[:, 0].float()
+        seen.append(HeadProducts(rounded=rounded, exact=label_products(head, args[0][0], label_ids)))
+
+    handles = [head.register_forward_pre_hook(gather)]
+    if compare:
+        # Before hooks that free a sharded head's weights.
+        handles.append(head.register_forward_hook(multiply, prepend=True))
     try:
-        yield
+        yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def supervised_ids(labels: Tensor) -> Tensor:

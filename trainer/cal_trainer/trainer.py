@@ -188,7 +188,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         # The released code pools over unsupervised tokens too, with the delta of token id 0.
         wanted = labels.where(labels != IGNORE_INDEX, 0) if released else labels
         alone = rows_alone(innermost_decoder(base), forward.get("attention_mask"))
-        with captured_position_ids(base) as seen, label_rows(base, wanted), alone:
+        online = training and self._source.needs_forward
+        with captured_position_ids(base) as seen, label_rows(base, wanted, compare=online) as products, alone:
             logits = model(**forward, use_cache=False).logits[0]
         label_ids = supervised_ids(wanted)
         nll = token_nll(logits, label_ids)
@@ -201,7 +202,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             loss = nll_at.sum() / count.clamp(min=1)
             return (loss, {"loss": loss}) if return_outputs else loss
         with torch.no_grad():
-            with_image = at_tokens(logits.detach().gather(1, label_ids[:, None])[:, 0], wanted)
+            of_labels = logits.detach().gather(1, label_ids[:, None])[:, 0]
+            with_image = at_tokens(products[0].undo_rounding(of_labels) if online else of_labels, wanted)
             step = StepBatch(
                 model=base, inputs=forward, labels=wanted, image_mask=batch["image_mask"],
                 stored_deltas=batch.get("deltas"), contrast_inputs=batch.get("contrast_inputs"),

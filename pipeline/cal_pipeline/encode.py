@@ -8,6 +8,7 @@ what is known of the processor, its limits and the cut to `max_length`; apart, e
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,6 +192,15 @@ class Encoder:
             token = self.processor.tokenizer.decode(encoded.sequence_inputs["input_ids"][stray][:1])
             raise SampleError(f"the text itself holds the model's image token {token!r}")
         return self._fit(encoded)
+
+    def dated(self, date: str | None) -> Encoder:
+        """This encoder, or its like whose template reads another date; None leaves it."""
+        if self._chat is None or self.date is None or date in (None, self.date):
+            return self
+        twin = copy.copy(self)
+        twin._chat = ChatTemplate(self.processor, self._specials, date)
+        twin.date = date
+        return twin
 
     def render(self, sample: Sample) -> Rendered:
         """The text of a sample that has messages, and the spans of it that are supervised; raises as `__call__`."""

@@ -25,9 +25,9 @@ from cal_pipeline.quantization import check_quantization, resolve_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
 from cal_pipeline.self_check import encode_questions
 from cal_pipeline.shards import Shard, plan_shards
-from cal_pipeline.store import open_store
+from cal_pipeline.store import Store, open_store
 from cal_pipeline.worker import WorkerSettings, library_versions, store_environment
-from cal_schemas.annotated import annotated_schema
+from cal_schemas.annotated import annotated_schema, read_shard_metadata
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import lies_in, location
 from cal_schemas.spec import MeasurementSpec
@@ -75,7 +75,7 @@ def prepare(config: PrecomputeConfig) -> Job:
         shards = sample_rows(shards, config.sample, config.seed)
         if not shards:
             raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
-    spec = _measurement(config, directory)
+    spec = _measurement(config, directory, store)
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
@@ -119,7 +119,7 @@ def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
-def _measurement(config: PrecomputeConfig, directory: Path) -> MeasurementSpec:
+def _measurement(config: PrecomputeConfig, directory: Path, store: Store) -> MeasurementSpec:
     encoder = Encoder(
         load_processor(directory, trust_remote_code=config.trust_remote_code),
         template=config.template,
@@ -127,6 +127,11 @@ def _measurement(config: PrecomputeConfig, directory: Path) -> MeasurementSpec:
         max_length=config.max_length,
         truncation=config.truncation,
     )
+    if encoder.date is not None:
+        begun = next((read_shard_metadata(path).spec.label.date for path in store.finished()), None)
+        encoder = encoder.dated(begun)
+        _log.info("the chat template reads the clock: in every row it is %s, which is part of the fingerprint",
+                  encoder.date)  # fmt: skip
     local = Path(config.model_name_or_path).is_dir()
     # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
     contrast = config.contrast_spec()

@@ -21,7 +21,6 @@ _QUESTION, _ANSWER = "qwslot0e", "qwslot1e"
 _CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
 _AT = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
 _TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": _AT}}
-OTHER_DATE = "2001-02-03"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,21 +178,26 @@ class TemplateFacts:
 
 
 def reads_clock(processor: Any, source: str) -> bool:
-    """Whether a rendering differs under another date: of plain conversations, with a system turn, or with tools."""
+    """Whether a rendering needs a date: of plain conversations, with a system turn, or with tools."""
     if "strftime_now" not in source:
         return False
-    now, then = (TemplateText(processor=processor, source=source, date=day) for day in ("2023-11-28", OTHER_DATE))
+    dated, undated = (TemplateText(processor=processor, source=source, date=day) for day in ("2023-11-28", None))
     for parts in (True, False):
         turns = [{"role": role, "content": [{"type": "text", "text": "?"}] if parts else "?"}
                  for role in ("system", "user", "assistant", "user", "assistant")]  # fmt: skip
         for asked in (turns[1:2], turns[1:3], turns[1:], turns):
             for tools in (None, [_TOOL]):
-                try:
-                    if now(asked, tools) != then(asked, tools):
-                        return True
-                except SampleError:
-                    continue
+                if _renders(dated, asked, tools) and not _renders(undated, asked, tools):
+                    return True
     return False
+
+
+def _renders(text: TemplateText, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> bool:
+    try:
+        text(turns, tools)
+    except SampleError:
+        return False
+    return True
 
 
 def today() -> str:

@@ -51,11 +51,14 @@ def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) ->
         f"model with the chat template of {spec.model_id}",
         "template": f"give --template {spec.label.template}, or run cal-precompute with --template {encoder.template}",
         "message_normalization": "run cal-precompute again with this version",
+        "date": "run cal-precompute again with this version",
     }
     mine, theirs = asdict(label_spec(encoder)), asdict(spec.label)
     differing = [name for name in theirs if mine[name] != theirs[name]]
     if "template" in differing:  # The digest of the chat template follows from it.
         differing = [name for name in differing if name != "chat_template_digest"]
+    if len(differing) > 1 and "date" in differing:  # Whether there is one follows from the template.
+        differing.remove("date")
     if differing:
         listed = "; ".join(f"{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in differing)
         raise ConfigError(
@@ -179,6 +182,7 @@ class RowEncoder:
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         num_embeddings: int | None = None,
     ) -> None:
+        encoder = encoder if spec is None else encoder.dated(spec.label.date)
         self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
         self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
         compare = spec is not None and use_deltas

@@ -12,7 +12,7 @@ from cal_trainer.bounds import Quantile, state_name
 from cal_trainer.config import CalTrainingArguments, TrainConfig
 from cal_trainer.model_card import write_model_card
 from cal_trainer.opening import Examples
-from cal_trainer.resuming import run_state
+from cal_trainer.resuming import DATE_NAME, run_state
 from cal_trainer.weighting import Weighting
 
 _BELONG_TO_A_RUN: Final = (
@@ -37,10 +37,11 @@ def state_of(
     weighting: Weighting,
     contrast: ContrastSpec | None,
     directory: Path,
+    date: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint must remember to be resumed by the same run only.
 
-    contrast: of online deltas; directory: of the model that training starts from.
+    contrast: of online deltas; directory: of the model that training starts from; date: that the template reads.
     """
     spec: MeasurementSpec | None = getattr(examples, "spec", None)
     cached = config.delta_source == "cached"
@@ -61,6 +62,7 @@ def state_of(
         "normalization": weighting.normalization,
         **{f"contrast {key}": value for key, value in (asdict(contrast) if contrast else {}).items()},
         # Whole checkpoints hold the model; adapters need the one that they were made for.
+        DATE_NAME: date,
         "digest of the base model": weights_digest(directory) if config.lora_r else None,
     }
     exact = weighting.independent_of_the_split and not config.streaming and arguments.deepspeed_plugin is None

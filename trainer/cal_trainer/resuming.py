@@ -20,6 +20,7 @@ from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError, FormatError
 
 STATE_NAME: Final = "cal_train_state.json"
+DATE_NAME: Final = "date that the template reads"
 _VERSION: Final = 1
 _SHARDS_NAMED: Final = 3
 _STEP_SIZE: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
@@ -73,6 +74,15 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Puts the state into a checkpoint that is about to be written."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def saved_date(checkpoint: Path) -> str | None:
+    """The date that the template read in the run that saved it; None also where `check_state` refuses it."""
+    try:
+        found = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"].get(DATE_NAME)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def check_state(checkpoint: Path, present: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from cal_trainer.opening import Examples, open_evaluation, open_examples, refuse
 from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
 from cal_trainer.record import state_of, write_card
 from cal_trainer.refusals import prepare_output, refuse_flags, refuse_optimizer
-from cal_trainer.resuming import check_state, find_checkpoint
+from cal_trainer.resuming import check_state, find_checkpoint, saved_date
 from cal_trainer.sampling import SetSamplerEpoch, StepShape
 from cal_trainer.self_check import SelfCheck, refuse_mixed_batches
 from cal_trainer.trainer import CalTrainer
@@ -72,6 +72,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=_longest_row(outline, config.max_length),
         truncation=config.truncation,
+        date=None if resume is None else saved_date(Path(resume)),
     )
     refuse_mixed_batches(encoder, arguments, evaluates=config.eval_path is not None or config.drift_every > 0)
     prepare_output(str(arguments.output_dir), resumes=resume is not None)
@@ -83,8 +84,11 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     examples = _training_examples(config, encoder, rows)
     if contrast:
         examples = examples.contrasted(contrast)
-    state = state_of(config, arguments, examples, weighting, contrast, directory)
     spec: MeasurementSpec | None = getattr(examples, "spec", None)
+    date = encoder.dated(spec.label.date).date if spec else encoder.date
+    if date is not None:
+        _log.info("the chat template reads the clock: in every row it is %s", date)
+    state = state_of(config, arguments, examples, weighting, contrast, directory, date)
     if resume is not None:
         check_state(resume, state)
     refuse_unusable(examples)

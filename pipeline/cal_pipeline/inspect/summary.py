@@ -185,7 +185,8 @@ def measured_with(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("precision", f"{spec['dtype']}{quantized}, {spec['attn_implementation']} attention"),
         ("saw the data", spec["reference_saw_data"]),
         ("without image", ", ".join([spec["contrast"]["condition"], *contrast])),
-        ("template", f"{label['template']}, message normalization {label['message_normalization']}"),
+        ("template", f"{label['template']}, message normalization {label['message_normalization']}"
+                     + (f", at {label['date']}" if label.get("date") else "")),
         ("tokenizer", label["tokenizer_digest"]),
         ("chat template", label["chat_template_digest"]),
         ("image input", f"{inputs['image_processor']} ({inputs['image_processor_backend']}), aspect ratio "

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cal_pipeline.generation_blocks import generation_blocks
 from cal_pipeline.layout import LINKS, THOUGHTS, Slots, common_start
 from cal_pipeline.template_facts import TemplateFacts, TemplateText
 from cal_schemas.errors import SampleError
-
-_BLOCK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +61,11 @@ def skeleton_of(
     rendered = text(laid, tools)
     marks = [(found.start(), found.end(), int(found[1])) for found in re.finditer(slots.stem + r"(\d+)e", rendered)]
     _check_shown(laid, tools, slots, text, rendered, {number for _, _, number in marks})
-    blocks = _generation_blocks(laid, tools, slots.stem, text, rendered)
+    blocks = generation_blocks(laid, tools, slots.stem, text, rendered)
     spans: dict[int, list[tuple[int, int]]] = {}
     for turn in sorted(slots.answers):
         if span := _span(turn, laid, tools, slots, text, facts, rendered, marks):
-            within = [span] if blocks is None else blocks
-            # A blank between header and block is the block's: the model writes it too.
-            within = [(start - len(rendered[span[0] : start]) * rendered[span[0] : start].isspace(), stop)
-                      for start, stop in within]  # fmt: skip
-            shared = [(max(span[0], start), min(span[1], stop)) for start, stop in within]
-            spans[turn] = [(start, stop) for start, stop in shared if start < stop]
+            spans[turn] = [span] if blocks is None else _within(span, blocks, rendered)
     ends = [0, *(stop for _, stop, _ in marks)]
     starts = [*(start for start, _, _ in marks), len(rendered)]
 
@@ -84,6 +78,19 @@ def skeleton_of(
         numbers=tuple(number for _, _, number in marks),
         spans={turn: tuple((narrowed(a), narrowed(b)) for a, b in found) for turn, found in spans.items()},
     )
+
+
+def _within(span: tuple[int, int], blocks: Sequence[tuple[int, int]], rendered: str) -> list[tuple[int, int]]:
+    """The parts of a span that lie in blocks; a blank between header and block is the model's to write too."""
+    found: list[tuple[int, int]] = []
+    for start, stop in blocks:
+        begin = span[0] if rendered[span[0] : start].isspace() else max(span[0], start)
+        end = min(span[1], stop)
+        if found and found[-1][1] == begin < end:
+            found[-1] = (found[-1][0], end)
+        elif begin < end:
+            found.append((begin, end))
+    return found
 
 
 def _check_shown(
@@ -154,19 +161,50 @@ def _span(
     else:
         start += len(before) - _kept(lead, turn, laid, tools, text, rendered, marks[first][0])
 
+    if "tool_calls" in laid[turn]:
+        return start, _end_of_calls(
+            turn, laid, tools, text, facts, rendered, [mark for mark in marks if mark[2] in own]
+        )
     stop = marks[last][1]
     behind = rendered[stop : marks[last + 1][0] if last + 1 < len(marks) else len(rendered)]
-    if "tool_calls" in laid[turn]:
-        given = json.dumps(laid[turn]["tool_calls"], ensure_ascii=False)
-        if any(known in given for known in (*facts.ends, facts.header) if known):
-            raise SampleError(f"the tool calls of turn {turn} hold what the chat template ends or opens a turn with")
-    ends = [end for end in facts.ends if end in behind]
-    if not ends and (turn + 1 == len(laid) or "tool_calls" in laid[turn]):
-        ends = [end] if (end := facts.run(_own_tail(turn, laid, tools, text, rendered, stop, behind))) else []
-    if ends:
-        end = min(ends, key=lambda known: (behind.index(known), -len(known)))
+    end = facts.end(behind) or (facts.run(behind) if turn + 1 == len(laid) else "")
+    if end:
         return start, stop + behind.index(end) + len(end)
     return start, stop + next((len(part) for part in (tail, tail.rstrip()) if behind.startswith(part)), 0)
+
+
+def _end_of_calls(
+    turn: int,
+    laid: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    text: TemplateText,
+    facts: TemplateFacts,
+    rendered: str,
+    own: Sequence[tuple[int, int, int]],
+) -> int:
+    """Where a turn that calls tools ends, whose arguments stand behind its last slot.
+
+    Its own is what is there too when the conversation ends with it, up to the last special token; else, where that is
+    written otherwise, what comes before the end token.
+    """
+    given = json.dumps(laid[turn]["tool_calls"], ensure_ascii=False)
+    if any(known in given for known in (*facts.ends, facts.header) if known):
+        raise SampleError(f"the tool calls of turn {turn} hold what the chat template ends or opens a turn with")
+    try:
+        shared = common_start(text(laid[: turn + 1], tools), rendered)
+    except SampleError:
+        shared = 0
+    first = {number: stop for _, stop, number in reversed(own)}
+    if shared >= max(first.values()):
+        stop = max(stop for _, stop, _ in own if stop <= shared)
+        behind = rendered[stop:shared]
+        if end := facts.end(behind):
+            return stop + behind.index(end) + len(end)
+        return stop + (facts.last_special(behind) or len(behind.rstrip()))
+    stop = max(first.values())
+    if end := facts.end(rendered[stop:]):
+        return rendered.index(end, stop) + len(end)
+    raise SampleError(f"where the tool calls of turn {turn} end cannot be told in the chat template's rendering")
 
 
 def _around(content: Any, stem: str) -> tuple[str, str]:
@@ -198,50 +236,3 @@ def _kept(
         return 0
     kept = len(rendered) - len(bare)
     return kept if kept > 0 and bare == rendered[: position - kept] + rendered[position:] else 0
-
-
-def _own_tail(
-    turn: int,
-    laid: Sequence[Mapping[str, Any]],
-    tools: Sequence[Any] | None,
-    text: TemplateText,
-    rendered: str,
-    stop: int,
-    behind: str,
-) -> str:
-    """What stands behind an answer and is its own: as much as is there too when the conversation ends with it."""
-    if turn + 1 == len(laid):
-        return behind
-    try:
-        alone = text(laid[: turn + 1], tools)
-    except SampleError:
-        return ""
-    return behind[: common_start(alone[stop:], behind)] if alone[:stop] == rendered[:stop] else ""
-
-
-def _generation_blocks(
-    laid: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, stem: str, text: TemplateText, rendered: str
-) -> list[tuple[int, int]] | None:
-    """Where the template's own `{% generation %}` blocks begin and end; None for a template without any."""
-    if not _BLOCK.search(text.source):
-        return None
-    opened, closed = f"{stem}open", f"{stem}shut"
-
-    def marked(tag: re.Match[str]) -> str:
-        left, end, right = tag.groups()
-        if end:
-            return f"{{%{left} if true %}}{{% endif %}}{{{{ '{closed}' }}}}{{% endgeneration {right}%}}"
-        return f"{{%{left} generation %}}{{{{ '{opened}' }}}}{{% if true %}}{{% endif {right}%}}"
-
-    found, position, blocks, pieces = list[int](), 0, list[tuple[int, int]](), list[str]()
-    for piece in re.split(f"({opened}|{closed})", text(laid, tools, source=_BLOCK.sub(marked, text.source))):
-        if piece == opened:
-            found.append(position)
-        elif piece == closed and found:
-            blocks.append((found.pop(), position))
-        else:
-            pieces.append(piece)
-            position += len(piece)
-    if "".join(pieces) != rendered:
-        raise SampleError("the chat template's generation blocks cannot be located: it looks into what they write")
-    return sorted(blocks)

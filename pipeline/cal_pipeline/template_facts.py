@@ -164,6 +164,15 @@ class TemplateFacts:
             _log.warning("the chat template puts no end token behind an answer: its end will not be supervised")
         return (text,) if text else ()
 
+    def end(self, tail: str) -> str:
+        """Which of `ends` comes first in what stands behind an answer, the longest of those; or nothing."""
+        found = [end for end in self.ends if end in tail]
+        return min(found, key=lambda end: (tail.index(end), -len(end)), default="")
+
+    def last_special(self, tail: str) -> int:
+        """Where the last special token ends; 0 where there is none."""
+        return max((found.end() for found in self._run.finditer(tail)), default=0)
+
     def run(self, tail: str) -> str:
         """The first run of special tokens, or nothing."""
         found = self._run.search(tail)

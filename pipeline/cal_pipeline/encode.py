@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cal_pipeline import templates
 from cal_pipeline.chat import ChatTemplate
-from cal_pipeline.processing import Processed, process, with_all_offsets
+from cal_pipeline.processing import Processed, complete, process, with_all_offsets
 from cal_pipeline.spans import overlapping_tokens, own_offsets
 from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_PROCESSORS
 from cal_pipeline.templates import Rendered, Template
@@ -131,7 +131,8 @@ class Encoder:
                 self._images_kwargs["do_pad"] = False
         self._writes_bos = False
         self._token_inputs: frozenset[str] = frozenset()
-        self.batch_led_inputs = self._probe()
+        with complete(processor):
+            self.batch_led_inputs = self._probe()
         own = processor.tokenizer.convert_tokens_to_ids(self._image_token)
         known = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
         self._placeholders = torch.tensor(known or [getattr(processor, "image_token_id", own)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from cal_pipeline.spans import NOTHING_EXPANDED, Expansion, recovered_expansion, reported_expansion
+from cal_schemas.errors import CalError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,3 +128,30 @@ class _Recorder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+
+@contextmanager
+def complete(processor: Any) -> Iterator[None]:
+    """Within it two pictures are processed: whatever comes of it is a ConfigError that names what the processor lacks.
+
+    Checkpoints converted long ago lack what their processors were given by the model in older versions of transformers.
+    """
+    name = type(processor).__name__
+    unset = [
+        parameter.name
+        for parameter in inspect.signature(type(processor).__init__).parameters.values()
+        if parameter.default is None and getattr(processor, parameter.name, None) is None
+    ]
+    way_out = "write it into processor_config.json beside the model's weights; the model's config.json has the values"
+    # Without the second of these there are wrong numbers of image tokens, and no error.
+    if needed := [one for one in unset if one in ("patch_size", "vision_feature_select_strategy")]:
+        raise ConfigError(f"{name} lacks {' and '.join(needed)}, from which the image tokens are counted: {way_out}")
+    try:
+        yield
+    except CalError:
+        raise
+    except Exception as error:
+        others = [one for one in unset if one != "chat_template"]
+        hint = f". It lacks {', '.join(others)}: {way_out}" if others else ""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise ConfigError(f"{name} cannot process two small pictures: {reason}{hint}") from error

@@ -200,3 +200,23 @@ def test_config_without_weights_directory_is_one_message(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
     with pytest.raises(ConfigError, match="cannot load the config"):
         check_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (("patch_size", "vision_feature_select_strategy"), "lacks patch_size and vision_feature_select_strategy"),
+        (("vision_feature_select_strategy",), "lacks vision_feature_select_strategy"),
+        (("image_mean",), "LlavaProcessor cannot process two small pictures"),
+    ],
+)
+def test_an_incomplete_processor_is_named_with_what_it_lacks(copied: Path, lost: tuple[str, ...], message: str) -> None:
+    path = copied / "processor_config.json"
+    values = json.loads(path.read_text())
+    for name in lost:
+        values.pop(name, None)
+        if name in values["image_processor"]:
+            values["image_processor"][name] = [0.5]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=message):
+        Encoder(load_processor(copied))

@@ -15,11 +15,19 @@ import torch
 
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.carrying import carried_fields, embedded_image_bytes
+from cal_pipeline.checkpoint import check_weights
 from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
-from cal_pipeline.loading import check_architecture, load_config, load_processor, model_directory, weights_digest
+from cal_pipeline.loading import (
+    check_architecture,
+    load_config,
+    load_outline,
+    load_processor,
+    model_directory,
+    weights_digest,
+)
 from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.quantization import check_quantization, resolve_quantization
 from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
@@ -63,6 +71,7 @@ def prepare(config: PrecomputeConfig) -> Job:
         store.check_writable()
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
+    check_weights(directory, load_outline(directory, trust_remote_code=config.trust_remote_code))
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True,

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from cal_pipeline.checkpoint import raw_header, refuse_adapters
 from cal_pipeline.models import registry
 from cal_pipeline.quantization import (
     Quantization,
@@ -66,11 +67,9 @@ def weights_digest(directory: Path) -> str:
     digest = hashlib.sha256(digest_json(config).encode())
     for file in files:
         size = file.stat().st_size
+        header = raw_header(file)
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= min(size, 2**30):
-                raise ConfigError(f"{file} is no safetensors file (header of {length} bytes in a file of {size})")
-            header = stream.read(length)
+            stream.seek(8 + len(header))
             first = stream.read(_MIB)
             stream.seek(max(0, size - _MIB))
             last = stream.read(_MIB)
@@ -104,11 +103,7 @@ def load_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The model's config; ConfigError with the reason when it cannot be had, as in a directory of adapters alone."""
-    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
-        raise ConfigError(
-            f"{directory} holds adapters (adapter_config.json) and no model: name the model they were trained on, or "
-            "merge them into it (peft: merge_and_unload, save_pretrained) and name the result"
-        )
+    refuse_adapters(directory)
     return _or_config_error(
         f"the config of {directory}", lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     )

@@ -1,0 +1,138 @@
+"""Directories of models that are not what they seem: found from names and headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from cal_pipeline import cli
+from cal_pipeline.checkpoint import check_weights
+from cal_pipeline.loading import check_architecture, load_model, load_outline
+from cal_schemas.errors import ConfigError
+from cal_trainer import cli as train_cli
+from conftest import Family
+from tiny_data import write_parquet
+
+
+@pytest.fixture
+def copied(llava: Family, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llava.directory, tmp_path / "model"))
+
+
+def refused(directory: Path, message: str) -> str:
+    with pytest.raises(ConfigError, match=message) as raised:
+        check_weights(directory, load_outline(directory))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = directory / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def in_two_files(directory: Path) -> None:
+    """As save_pretrained splits a large model."""
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    halves = {f"model-0000{half + 1}-of-00002.safetensors": sorted(weights)[half::2] for half in (0, 1)}
+    for name, keys in halves.items():
+        save_file({key: weights[key] for key in keys}, directory / name, metadata={"format": "pt"})
+    names = {key: name for name, keys in halves.items() for key in keys}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "paligemma", "idefics3", "mini_gemini"])
+def test_what_loads_passes_with_one_file_of_weights_and_with_more(
+    family: Callable[[str], Family], name: str, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(family(name).directory, tmp_path / "model"))
+    check_weights(directory, load_outline(directory))
+    if name != "mini_gemini":  # Its converter writes several files.
+        in_two_files(directory)
+        check_weights(directory, load_outline(directory))
+
+
+def test_weights_that_are_tied_are_not_missing(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (copied / "config.json").write_text(json.dumps(config))
+    rewrite(copied, lambda weights: {key: value for key, value in weights.items() if "lm_head" not in key})
+    check_weights(copied, load_outline(copied))
+
+
+def test_missing_and_renamed_weights_are_named_on_both_sides(copied: Path) -> None:
+    rewrite(copied, lambda w: {key.replace("multi_modal_projector", "mm_projector"): w[key] for key in w})
+    said = refused(copied, r"no weights for 4 parameters \(model\.multi_modal_projector\.linear_1\.bias, …\)")
+    assert "the files have 4 that the model has no place for" in said
+    assert "mm_projector.linear_1.bias" in said
+    rewrite(copied, lambda w: {key: w[key] for key in w if "mm_projector" not in key})
+    assert "the files have" not in refused(copied, "no weights for 4 parameters")
+
+
+def test_weights_of_other_shapes_are_named_with_both(copied: Path) -> None:
+    rewrite(copied, lambda w: {key: w[key][1:].clone() if "lm_head" in key else w[key] for key in w})
+    refused(copied, r"lm_head\.weight is \[387, 32\], the model's is \[388, 32\]")
+
+
+def test_files_that_are_absent_or_cut_off_are_named(copied: Path) -> None:
+    in_two_files(copied)
+    second = copied / "model-00002-of-00002.safetensors"
+    second.write_bytes(second.read_bytes()[:-7])
+    refused(copied, r"model-00002-of-00002\.safetensors is cut off: \d+ bytes of the \d+")
+    second.unlink()
+    refused(copied, r"lacks 1 of the 2 files of weights in its index: model-00002-of-00002\.safetensors")
+    (copied / "model.safetensors.index.json").unlink()
+    refused(copied, r"neither model\.safetensors nor model\.safetensors\.index\.json \(but model-00001")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks under the old name.
+def test_adapters_merged_where_they_lay_are_refused_by_both_programs(
+    copied: Path, llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapted = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(llava.directory), LoraConfig(r=2, target_modules="all-linear")
+    )
+    adapted.save_pretrained(copied)
+    adapted.merge_and_unload().save_pretrained(copied)
+    for check in (
+        lambda: check_architecture(copied),
+        lambda: load_model(copied, dtype="float32", attn_implementation="sdpa", device_map=None,
+                           trust_remote_code=False),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"beside whole weights \(model\.safetensors\)"):
+            check()
+    data = write_parquet(tmp_path / "data.parquet", count=2)
+    common = ["--model_name_or_path", str(copied), "--output_dir", str(tmp_path / "out")]
+    assert cli.run([*common, "--data_path", str(data), "--dry_run"]) == 2
+    assert train_cli.run([*common, "--source_path", str(data), "--delta_source", "uniform", "--use_cpu", "true"]) == 2
+    assert capfd.readouterr().err.count("move adapter_config.json and adapter_model.safetensors away") == 2
+    for left in copied.glob("adapter_*"):
+        left.unlink()
+    check_weights(copied, load_outline(copied))
+
+
+def test_adapters_alone_are_refused_with_a_way_that_merges_into_another_directory(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="save_pretrained into a new directory"):
+        check_architecture(tmp_path)
+
+
+def test_renamed_weights_are_refused_before_a_worker_starts(
+    copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(copied, lambda w: {key.replace("vision_tower", "tower"): w[key] for key in w})
+    data = write_parquet(tmp_path / "data.parquet", count=2)
+    flags = ["--model_name_or_path", str(copied), "--data_path", str(data), "--output_dir", str(tmp_path / "out")]
+    assert cli.run(flags) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line or "cal-precompute: " in line]
+    assert len(said) == 1
+    assert "has no weights for" in said[0]

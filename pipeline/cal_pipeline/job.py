@@ -21,6 +21,7 @@ from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import (
+    brings_code,
     check_architecture,
     load_config,
     load_outline,
@@ -71,7 +72,8 @@ def prepare(config: PrecomputeConfig) -> Job:
         store.check_writable()
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
-    check_weights(directory, load_outline(directory, trust_remote_code=config.trust_remote_code))
+    if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
+        check_weights(directory, load_outline(directory))
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True,

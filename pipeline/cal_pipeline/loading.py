@@ -122,6 +122,12 @@ def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> N
         )
 
 
+def brings_code(directory: Path) -> bool:
+    """Whether the directory's model is of a class of its own, which --trust_remote_code runs."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return AutoModelForImageTextToText.__name__ in (config.get("auto_map") or {})
+
+
 def load_outline(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The model without its weights: parameters have names and shapes, and take neither time nor memory."""
     config = load_config(directory, trust_remote_code=trust_remote_code)

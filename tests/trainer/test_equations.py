@@ -55,7 +55,7 @@ def slow_nll(logits: Tensor, label: int) -> float:
 def samples(draw: st.DrawFn) -> tuple[list[list[float]], list[list[int]]]:
     """Rows of any runs of supervision, padding left and right, and deltas of which some or all are undefined."""
     rows, length = draw(st.integers(0, 4)), draw(st.integers(1, 14))
-    delta = st.floats(-20, 20, width=32)
+    delta = st.floats(-20, 20, width=32, allow_subnormal=False)  # 1e-43 has five bits; some processors make it 0
     deltas, labels = [], []
     for _ in range(rows):
         left, right = draw(st.integers(0, 3)), draw(st.integers(0, 3))

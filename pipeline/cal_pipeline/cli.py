@@ -27,6 +27,7 @@ from cal_pipeline.progress import ProgressListener
 from cal_pipeline.report import RunReport, now, print_report, projection
 from cal_pipeline.resume import unplanned
 from cal_pipeline.store import open_store
+from cal_pipeline.traces import Traces
 from cal_pipeline.verify import print_verification, verify
 from cal_pipeline.watchdog import Watchdog
 from cal_schemas.errors import CalError, ConfigError
@@ -140,17 +141,18 @@ def _execute(job: Job, interruption: Interruption) -> int:
 
     config, store = job.config, job.settings.store
     started, at = now(), time.monotonic()
-    heartbeat = Heartbeat(store.internal, started)
+    heartbeat, traces = Heartbeat(store.internal, started), Traces(store)
     if others := heartbeat.others():
         _log.warning(
             "another driver works on this output: %s. Both are safe, but work may be done twice", "; ".join(others)
         )
     else:
         store.clear_staging(everybodys=True)
-    heartbeat.beat()
     outcome = RunOutcome()
     interrupted = False
     try:
+        store.prepare()
+        heartbeat.beat()
         plan = (*job.progress.done, *job.progress.pending)
         listed = json.dumps([asdict(shard) for shard in plan], indent=1)
         (store.internal / "plan.json").write_text(f"{listed}\n", encoding="utf-8")
@@ -158,8 +160,10 @@ def _execute(job: Job, interruption: Interruption) -> int:
             _save_contrast_images(job)
         if job.todo:
             rows = sum(shard.num_rows for shard in job.todo)
-            _log.info("%d shards with %d rows to measure, %d done", len(job.todo), rows, len(job.progress.done))
             cluster = cluster_of(job)
+            _log.info("%d shards with %d rows to measure, %d done; more than %d rows not ok would end the run "
+                      "(--max_error_fraction %g)", len(job.todo), rows, len(job.progress.done),
+                      cluster.max_rows_not_ok, config.max_error_fraction)  # fmt: skip
 
             def check() -> None:
                 watchdog.alive()
@@ -177,12 +181,19 @@ def _execute(job: Job, interruption: Interruption) -> int:
                     "another --rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose "
                     "another --output_dir"
                 )
+    except ConfigError:  # There is no Ray.
+        outcome.refused = not outcome.reports
+        raise
     except KeyboardInterrupt:
         interrupted = True
         outcome.aborted = interruption.words
     finally:
         store.clear_staging()
         heartbeat.stop()
+        if outcome.refused and not heartbeat.others():
+            traces.remove()
+    if outcome.refused:
+        raise ConfigError(outcome.aborted)
     outcome.failed = {shard.name: str(shard.problem) for shard in job.broken} | outcome.failed
     report = RunReport(
         run_id=store.run_id,
@@ -194,6 +205,7 @@ def _execute(job: Job, interruption: Interruption) -> int:
         devices=outcome.devices,
         seconds_to_first_worker=(outcome.first_worker_at or at) - at,
         shards_done_before=len(job.progress.done),
+        statuses_before=dict(job.statuses_before()),
         shards=outcome.reports,
         failed=outcome.failed,
         aborted=outcome.aborted,
@@ -211,11 +223,14 @@ def _execute(job: Job, interruption: Interruption) -> int:
             print(projection(report, job.rows_of_all))  # noqa: T201
     if outcome.too_many_not_ok:
         print(  # noqa: T201
-            f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}). "
-            "The rows above say why; finished shards are intact, and --redo_status measures such rows again",
+            f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; "
+            "1 never stops). The rows above say why; finished shards are intact, the same command goes on, and "
+            "--redo_status measures such rows again",
             file=sys.stderr,
         )
-    return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok else EXIT_DONE
+    elif report.none_is_ok():
+        print("cal-precompute: no row is ok: see above", file=sys.stderr)  # noqa: T201
+    return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok or report.none_is_ok() else EXIT_DONE
 
 
 if __name__ == "__main__":

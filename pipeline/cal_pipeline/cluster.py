@@ -62,6 +62,8 @@ class RunOutcome:
     """Shard name -> why its last try failed."""
     aborted: str | None = None
     """Why the run stopped before its end, and what to do; finished shards are intact."""
+    refused: bool = False
+    """Set where it was aborted and no worker ever came up: each said why itself, or none could be placed."""
     too_many_not_ok: str | None = None
     """Set when the run stopped because more rows than allowed were not ok: how many of how many."""
     retries: int = 0

@@ -149,7 +149,7 @@ class PrecomputeConfig:
         default=None, metadata=_help("an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
     )
     max_error_fraction: float = field(
-        default=1.0, metadata=_help("stop when more than this share of the run's rows is not ok; 1 never stops")
+        default=0.5, metadata=_help("stop when more than this share of the run's rows is not ok; 1 never stops")
     )
     max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
     shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))

@@ -9,7 +9,8 @@ from cal_schemas.errors import ImageError
 
 _LOW_RANGE = 64
 """Of 256 levels: 14 bits in a file of 16, or fewer, fill no more."""
-_PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 262, 258, 284, 339, 0
+_SUBFILE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _PALETTE, _SAMPLE_FORMAT = 254, 258, 262, 284, 320, 339
+_REDUCED, _WHITE_IS_ZERO, _SIGNED, _IN_PLANES = 1, 0, 2, 2
 
 
 def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, str | None]:
@@ -35,9 +36,13 @@ def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, str | None]:
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> bool:
     """Whether 0 is white; ImageError for what Pillow would read as other values than are stored."""
     tags = image.tag_v2
-    if set(tags.get(_SAMPLE_FORMAT, ())) & {2}:
+    if tags.get(_SUBFILE, 0) & _REDUCED:
+        raise ImageError("TIFF whose first image is a small form of another (a camera's raw file?): convert it to PNG")
+    if 0 < max(tags.get(_PALETTE, (0,))) < 256:
+        raise ImageError("TIFF whose palette has 8 bits where the format has 16, so that it is all but black")
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise _unknown(image, "signed integers")
-    if bits > 8 and tags.get(_PLANAR) == 2:
+    if bits > 8 and tags.get(_PLANAR) == _IN_PLANES:
         raise ImageError(
             f"TIFF of {bits} bits a sample with a plane for each colour: pillow mixes them up; save it with the "
             "colours of a pixel together (PLANARCONFIG_CONTIG), or as PNG"

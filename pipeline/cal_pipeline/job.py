@@ -7,6 +7,7 @@ import math
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.first_images import look_at_images
 from cal_pipeline.loading import (
     brings_code,
     check_architecture,
@@ -31,7 +33,7 @@ from cal_pipeline.loading import (
 )
 from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.quantization import check_quantization, resolve_quantization
-from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo
+from cal_pipeline.resume import Progress, compare_with_output
 from cal_pipeline.self_check import encode_questions
 from cal_pipeline.shards import Shard, plan_shards
 from cal_pipeline.store import Store, open_store
@@ -58,18 +60,20 @@ class Job:
     rows_of_all: int
     """Rows of the whole input, of which a pilot takes a part."""
 
+    def statuses_before(self) -> Counter[str]:
+        """Rows of finished shards that this run leaves as they are, by status."""
+        kept = {shard.name for shard in self.progress.done} - {shard.name for shard in self.todo}
+        return sum((self.progress.statuses[name] for name in kept), Counter[str]())
+
 
 def prepare(config: PrecomputeConfig) -> Job:
     """Checks output, model config, data, processor and weights (cheapest first), and what is already done.
 
-    Raises ConfigError or FormatError with one message for whatever stands in the way; writes nothing but `.cal/`.
+    Raises ConfigError or FormatError with one message for whatever stands in the way; leaves nothing behind.
     """
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = open_store(config.output_dir, run_id)
-    if not config.dry_run:
-        store.prepare()
-    else:
-        store.check_writable()
+    store.check_writable()
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
@@ -92,13 +96,12 @@ def prepare(config: PrecomputeConfig) -> Job:
     redo = config.redo_statuses()
     gpus = _gpus_per_worker(config)
     check_device(config, gpus)
+    todo = (*(shard for shard in progress.pending if shard.problem is None), *progress.done_with(redo))
+    look_at_images(todo, max_image_pixels=config.max_image_pixels)
     return Job(
         config=config,
         progress=progress,
-        todo=(
-            *(shard for shard in progress.pending if shard.problem is None),
-            *(shards_to_redo(progress.done, store, redo) if redo else ()),
-        ),
+        todo=todo,
         broken=tuple(shard for shard in progress.pending if shard.problem is not None),
         gpus_per_worker=gpus,
         rows_of_all=rows_of_all,

@@ -162,6 +162,7 @@ def run_shards(
         run.loop()
     except _AbortError as error:
         run.outcome.aborted = str(error)
+        run.outcome.refused = run.refused
     finally:
         run.stop_all()
 
@@ -186,6 +187,7 @@ class _Run:
         self._metrics = _Metrics()
         self._started = 0
         self._start_failures = 0
+        self._broken = False
         self._rows = self._rows_not_ok = 0
         self._last_alive = self._last_home_check = time.monotonic()
         self._home = ray.get_runtime_context().get_node_id()
@@ -206,6 +208,11 @@ class _Run:
             self._check_home()
             self._check_idle()
             self._listener.tick()
+
+    @property
+    def refused(self) -> bool:
+        """Whether no worker ever came up, and none broke: there is nothing to look up in a log."""
+        return self.outcome.first_worker_at is None and not self._broken
 
     def stop_all(self) -> None:
         """Ends every worker; on return none of them writes any more, unless its node is out of reach."""
@@ -266,8 +273,8 @@ class _Run:
             self.outcome.devices[slot.device] = self.outcome.devices.get(slot.device, 0) + 1
             slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
         elif slot.state == "starting":
-            if value:
-                self._lose(slot, f"worker {slot.where} cannot start: {value}")
+            if value.kind != "done":
+                self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "abort")
                 return
             self._start_failures = 0
             if self.outcome.first_worker_at is None:
@@ -298,7 +305,7 @@ class _Run:
             self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
             raise _AbortError(self.outcome.too_many_not_ok)
 
-    def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0) -> None:
+    def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0, refused: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
@@ -309,13 +316,15 @@ class _Run:
             self._decide()
             return
         self._start_failures += 1
+        self._broken |= not refused
         _log.warning("%s (failed starts in a row: %d)", reason, self._start_failures)
         if self._start_failures < self._cluster.max_tries:
             return
         # One bad node must not stop the others: those that are up, or still coming up, go on without it.
         self._max_workers = sum(other.state != "placing" for other in self._slots)
         if not self._max_workers:
-            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row; see {slot.log_path}")
+            log = f"; see {slot.log_path}" if self._broken else ""
+            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{log}")
 
     def _decide(self) -> None:
         """Whether a lost worker's node is lost too, or the shard is to blame."""

@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from cal_pipeline.annotate import ShardReport
 from cal_pipeline.console import Console
 from cal_pipeline.progress import duration
-from cal_schemas.errors import STATUS_OK
+from cal_schemas.errors import STATUS_OK, STATUSES
 from cal_schemas.locations import Location
 
 _MOSTLY_FLOOR = 0.95
@@ -44,6 +44,8 @@ class RunReport:
     seconds_to_first_worker: float
     """Of those: until the first model was loaded and checked."""
     shards_done_before: int
+    statuses_before: dict[str, int]
+    """Their rows by status, without those shards that were measured again."""
     shards: Sequence[ShardReport]
     failed: dict[str, str]
     aborted: str | None
@@ -52,6 +54,11 @@ class RunReport:
     def statuses(self) -> Counter[str]:
         """Rows of this run by status."""
         return sum((Counter(report.statuses) for report in self.shards), Counter[str]())
+
+    def none_is_ok(self) -> bool:
+        """Whether there are rows, of this run or else of those before it, and not one of them is ok."""
+        statuses = self.statuses() or Counter(self.statuses_before)
+        return statuses.total() > 0 and not statuses[STATUS_OK]
 
     def total(self, name: str) -> int:
         """Sum of one count over the shards."""
@@ -100,6 +107,8 @@ class RunReport:
                     f"only {below:.1%} of deltas are below beta = 5 (the paper finds about 90 %): alpha and beta were "
                     "chosen on LLaVA's logit scale; choose others for training from this model's quantiles"
                 )
+        if before := not_ok(self.statuses_before):
+            found.append(f"of the rows in shards that were done before {before}")
         if cut := self.total("truncated"):
             found.append(f"{cut} rows were cut at --max_length (--truncation tail)")
         if long := self.statuses()["too_long"]:
@@ -110,12 +119,29 @@ class RunReport:
         return found
 
 
+def not_ok(statuses: Mapping[str, int]) -> str:
+    """How many rows are not ok, by status, and what measures them again; empty where all are."""
+    lost = {status: count for status, count in statuses.items() if status != STATUS_OK and count}
+    if not lost:
+        return ""
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(lost.items()))
+    known = ",".join(sorted(lost.keys() & set(STATUSES)))
+    return (
+        f"{sum(lost.values())} of {sum(statuses.values())} are not ok ({listed}): the column error says why, and "
+        f"--redo_status {known} measures them again"
+    )
+
+
 def print_report(report: RunReport, output_dir: object, path: object) -> None:
     """The final table, on standard output."""
     console = Console(soft_wrap=True, highlight=False)
     statuses, rows = report.statuses(), report.total("rows")
     if not report.shards and not report.failed and not report.aborted:
-        console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done", markup=False)
+        bad = not_ok(report.statuses_before)
+        rest = f"; of their rows {bad}" if bad else ""
+        console.print(
+            f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done{rest}", markup=False
+        )
         return
     table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
     for name in ("status", "rows", "share"):

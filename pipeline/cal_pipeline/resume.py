@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,12 @@ class Progress:
 
     done: tuple[Shard, ...]
     pending: tuple[Shard, ...]
+    statuses: Mapping[str, Counter[str]] = field(default_factory=dict, compare=False)
+    """Name of each done shard -> its rows by status."""
+
+    def done_with(self, wanted: frozenset[str]) -> tuple[Shard, ...]:
+        """Finished shards that hold at least one row of a wanted status."""
+        return tuple(shard for shard in self.done if self.statuses[shard.name].keys() & wanted)
 
 
 def compare_with_output(
@@ -43,7 +50,7 @@ def compare_with_output(
     is no file has the name of a pending one.
     """
     planned = {store.path(shard.name): shard for shard in shards}
-    done = set()
+    done: dict[str, Counter[str]] = {}
     finished = store.finished()
     for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
         metadata = read_shard_metadata(path, footer)
@@ -57,11 +64,11 @@ def compare_with_output(
             )
         _check_source(path.name, metadata, shard)
         _check_columns(path, footer, metadata, schema, carry)
-        done.add(shard.name)
+        done[shard.name] = redo.statuses(path, footer)
     pending = tuple(shard for shard in shards if shard.name not in done)
     for shard in pending:
         store.check_name(shard.name)
-    return Progress(done=tuple(shard for shard in shards if shard.name in done), pending=pending)
+    return Progress(done=tuple(shard for shard in shards if shard.name in done), pending=pending, statuses=done)
 
 
 def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: Store) -> None:
@@ -137,8 +144,3 @@ def _check_columns(
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def shards_to_redo(done: Sequence[Shard], store: Store, wanted: frozenset[str]) -> tuple[Shard, ...]:
-    """Finished shards that hold at least one row of a wanted status."""
-    return tuple(shard for shard in done if redo.statuses(store.path(shard.name)) & wanted)

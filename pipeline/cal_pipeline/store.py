@@ -54,11 +54,11 @@ class Store(Protocol):
     def path(self, name: str) -> Location:
         """Final path of a shard."""
 
-    def prepare(self) -> None:
-        """Makes what has to be made and proves that it can be written; ConfigError with the reason otherwise."""
-
     def check_writable(self) -> None:
-        """ConfigError unless `prepare` would succeed, found out without leaving anything behind."""
+        """ConfigError unless shards can be written, found out without leaving anything behind."""
+
+    def prepare(self) -> None:
+        """Makes what has to be made, once work begins; ConfigError with the reason where that fails."""
 
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
@@ -185,7 +185,8 @@ class LocalStore:
                     return False
                 _log.warning("%s has no hard links; publishing by rename", self.output_dir)
                 partial.rename(final)
-        _sync(final.parent)
+        for folder in final.parents[: len(Path(name).parts)]:  # Folders on the way may be as new as the file.
+            _sync(folder)
         return True
 
     def clear_staging(self, *, everybodys: bool = False) -> list[str]:
@@ -218,13 +219,19 @@ class ObjectStore:
         return self.output_dir / f"{name}.parquet"
 
     def prepare(self) -> None:
-        """Proves that the prefix can be written, and whether the store knows "only where nothing is yet"."""
+        """Makes the folder of logs; prefixes need not be made."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def check_writable(self) -> None:
+        """ConfigError unless the prefix can be written; says where the store does not know "only if nothing is yet".
+
+        The probe object is deleted again.
+        """
         probe = self.internal / f"probe.{self.run_id}"
         try:
             probe.write_bytes(b"")
             conditional = not probe.put_if_absent(b"")
             probe.unlink(missing_ok=True)
-            self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
         if not conditional:
@@ -232,10 +239,6 @@ class ObjectStore:
                 "%s: this store has no conditional writes: of two drivers at the same shard the last one wins, not the "
                 "first; both publish whole files", self.output_dir,
             )  # fmt: skip
-
-    def check_writable(self) -> None:
-        """ConfigError unless the prefix can be listed and written; the probe object is deleted again."""
-        self.prepare()
 
     def finished(self) -> list[Location]:
         """Final shards that are there now."""

@@ -45,14 +45,16 @@ class WorkerProcess:
         faulthandler.enable(self._log)
         logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
 
-    def start(self, settings: WorkerSettings) -> str:
-        """The reason why it failed; empty when it did not."""
+    def start(self, settings: WorkerSettings) -> Outcome:
+        """`done`; `abort` where the worker says itself why it refuses, `retry` where it broke."""
         try:
             self._worker = Worker(settings)
         except BaseException as error:
             self._note(traceback.format_exc())
-            return str(error) if isinstance(error, CalError) else f"{type(error).__name__}: {error}"
-        return ""
+            if isinstance(error, CalError):
+                return Outcome(kind="abort", message=str(error))
+            return Outcome(kind="retry", message=f"{type(error).__name__}: {error}")
+        return Outcome(kind="done")
 
     def run(self, shard: Shard) -> Outcome:
         """How the attempt at the shard ended; does not return after an error that only a fresh process gets over."""

@@ -90,11 +90,16 @@ def test_a_shard_that_fails_every_time_is_listed_after_three_tries_with_its_reas
     assert f"FAILED {shard}: " in said
 
 
-def stopped_after_three_starts(job: Job, code: int) -> str:
+def ended_after_three_starts(job: Job, code: int) -> str:
     said = job.said()
     assert code == 2, said
     assert "(failed starts in a row: 3)" in said
     assert "(failed starts in a row: 4)" not in said
+    return said
+
+
+def stopped_after_three_starts(job: Job, code: int) -> str:
+    said = ended_after_three_starts(job, code)
     assert said.count("cal-precompute: stopped: ") == 1
     assert len(list((job.output / ".cal" / "logs").iterdir())) == 3
     assert job.done() == job.staged() == []
@@ -121,7 +126,7 @@ def test_a_worker_that_never_ends_loading_is_ended_and_stops_the_run(
 
 
 @pytest.mark.full
-def test_a_model_that_is_not_on_the_node_stops_the_run_with_its_path(
+def test_a_model_that_the_workers_refuse_is_said_in_one_line_and_leaves_nothing(
     tmp_path: Path, slow_model: Path, shards: Callable[[int], Path]
 ) -> None:
     model = Path(shutil.copytree(slow_model, tmp_path / "model"))
@@ -129,8 +134,11 @@ def test_a_model_that_is_not_on_the_node_stops_the_run_with_its_path(
     process = job.start()
     job.wait_for(process, lambda: "to measure" in job.said(), "the driver has checked everything")
     model.rename(tmp_path / "elsewhere")
-    said = stopped_after_three_starts(job, job.finish(process))
+    said = ended_after_three_starts(job, job.finish(process))
     assert f"cannot start: --model_name_or_path {model}: no such directory" in said
+    assert "stopped" not in said
+    assert said.endswith("3 starts failed in a row")
+    assert not job.output.exists()
 
 
 @pytest.mark.full

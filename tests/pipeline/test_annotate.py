@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,21 @@ def test_redo_keeps_the_pictures_that_were_measured_when_the_files_are_others_no
     assert redone[5]["status"] == "ok"
     assert redone[5]["images"][0]["bytes"] == (images / "0.png").read_bytes()
     assert [row for n, row in enumerate(redone) if n != 5] == [row for n, row in enumerate(rows) if n != 5]
+
+
+@pytest.mark.parametrize("carry", ["images", "paths", "none"])
+def test_redo_refuses_a_source_whose_rows_are_others_although_its_size_and_time_are_not(
+    run: Run, tmp_path: Path, carry: Any
+) -> None:
+    data, images = write_llava_json(tmp_path)
+    (shard,) = plan_shards([str(data)], [str(images)])
+    before, _ = run(shard, carry=carry)
+    times = data.stat()
+    data.write_text(data.read_text().replace("A red cat", "A dog red", 1))
+    os.utime(data, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ShardError, match=r"data\.json: row 0 is not the row that was measured before"):
+        run(shard, carry=carry, redo=frozenset({"image_error"}))
+    assert pq.read_table(run.output / f"{shard.name}.parquet").to_pylist() == before
 
 
 @pytest.mark.parametrize("carry", ["images", "paths", "none"])

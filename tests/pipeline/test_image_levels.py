@@ -128,19 +128,31 @@ def test_a_ramp_of_12_bits_is_the_ramp_of_8() -> None:
             tiff(bytes(48), width=4, height=2, bits=16, photometric=2, samples=3, more={284: [2]}),
             "16 bits a sample with a plane for each colour",
         ),
+        (tiff(b"\0\x80\xff", width=3, bits=8, photometric=1, more={254: [1]}), "first image is a small form"),
+        (
+            tiff(b"\0\1\2\3", width=4, bits=8, photometric=3, more={320: [*range(256)] * 3}),
+            "palette has 8 bits where the format has 16",
+        ),
         (white_is_zero(12), "begins like TIFF, .* of a kind that pillow does not read"),
         (tiff(bytes(6), width=3, bits=16, photometric=0, order=">"), "begins like TIFF, .* does not read"),
         (tiff(bytes(4), width=3, bits=10, photometric=1), "begins like TIFF, .* does not read"),
         (tiff(bytes(6), width=3, bits=14, photometric=1), "begins like TIFF, .* does not read"),
     ],
     ids=[
-        "signed 8", "signed 16", "float", "32 bits", "no photometric", "planes of 16 bits", "white is zero 12",
+        "signed 8", "signed 16", "float", "32 bits", "no photometric", "planes of 16 bits", "thumbnail",
+        "palette of 8 bits", "white is zero 12",
         "white is zero big-endian 16", "10 bits", "14 bits",
     ],
 )  # fmt: skip
 def test_a_tiff_whose_levels_cannot_be_told_is_an_image_error(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode_image(data)
+
+
+def test_a_palette_of_16_bits_has_its_colours() -> None:
+    colours = [value * 257 for value in range(256)] + [0] * 512
+    data = tiff(b"\x00\x40\x80\xff", width=4, bits=8, photometric=3, more={320: colours})
+    assert np.asarray(decode_image(data))[0].tolist() == [[0, 0, 0], [64, 0, 0], [128, 0, 0], [255, 0, 0]]
 
 
 def test_planes_of_8_bits_are_read_as_the_colours_that_they_are() -> None:

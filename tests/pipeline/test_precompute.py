@@ -142,7 +142,11 @@ def test_running_again_does_nothing_and_touches_nothing(
     before = shards(finished[0])
     code, out, _ = precompute(meeting, folder, "two", "--num_workers", "2")
     assert (code, shards(finished[0])) == (0, before)
-    assert "nothing to do: all 6 shards in two are done" in out
+    assert (
+        "nothing to do: all 6 shards in two are done; of their rows 8 of 60 are not ok (2 encode_error, 5 image_error, "
+        "1 no_supervised_tokens): the column error says why, and --redo_status "
+        "encode_error,image_error,no_supervised_tokens measures them again"
+    ) in out
 
 
 def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finished: tuple[Path, str, str]) -> None:
@@ -219,6 +223,50 @@ def test_a_perturbed_measurement_leaves_pictures_for_a_look(tmp_path: Path, llav
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".cal"] == [
         "data-r000000000-000000020.parquet"
     ]
+
+
+def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(tmp_path: Path, llava: Family) -> None:
+    rows = [{"id": n, "conversations": [{"from": "human", "value": "Hello?"}]} for n in range(3)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "images").mkdir()
+    code, out, err = precompute(llava, tmp_path, "out")
+    assert code == 1, err
+    assert "more than 1 rows not ok would end the run (--max_error_fraction 0.5)" in err
+    assert "stopped: 3 of 3 rows so far are not ok (--max_error_fraction 0.5; 1 never stops)" in err
+    assert table(tmp_path / "out")["status"].tolist() == ["no_supervised_tokens"] * 3
+    code, out, err = precompute(llava, tmp_path, "out", "--max_error_fraction", "1")
+    assert code == 1, out
+    assert "of their rows 3 of 3 are not ok (3 no_supervised_tokens)" in out
+    assert "cal-precompute: no row is ok" in err
+
+
+def everything(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_a_folder_without_the_images_is_refused_before_work_and_leaves_nothing(
+    argv: Callable[..., list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty").mkdir()
+    for flags in (["--dry_run"], []):
+        said = refusal(capfd, argv("--output_dir", "new/out", "--image_folder", "empty", *flags))
+        assert "--data_path data.json: none of the 8 images looked at is found. The first is '0.png', and with" in said
+        assert f"--image_folder {folder}/empty that is {folder}/empty/0.png: image '0.png' is not a file in" in said
+        assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("output", ["two", "new/out"])
+def test_a_run_that_finds_no_cluster_leaves_its_output_as_it_was(
+    output: str, finished: tuple[Path, str, str], argv: Callable[..., list[str]], folder: Path, meeting: Family,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_parquet(folder / "more.parquet", count=2)
+    before = everything(folder)
+    flags = ["--data_path", "data.json", "more.parquet", "--ray_address", "127.0.0.1:1", "--carry", "paths"]
+    if output == "two":  # The plan on disk is that of the shards that are there.
+        flags = ["--ray_address", "127.0.0.1:1", "--redo_status", "image_error"]
+    assert "no Ray cluster at 127.0.0.1:1" in refusal(capfd, argv("--output_dir", output, *flags))
+    assert everything(folder) == before
 
 
 def refusal(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline import redo
 from cal_pipeline.pilot import limit_rows, sample_rows
-from cal_pipeline.redo import statuses, stored_rows
-from cal_pipeline.resume import Progress, compare_with_output, shards_to_redo, unplanned
+from cal_pipeline.redo import stored_rows
+from cal_pipeline.resume import Progress, compare_with_output, unplanned
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.locations import Location, open_parquet
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
 from examples_of import measurement_spec, shard_metadata
@@ -235,10 +237,30 @@ def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, pla
     finish(store, plan[:1])
     finish(store, plan[1:2], failed={1: "image_error"})
     finish(store, plan[2:], failed={0: "too_long"})
-    assert statuses(store.path(plan[1].name)) == {"ok", "image_error"}
-    assert shards_to_redo(plan, store, frozenset({"image_error"})) == (plan[1],)
-    assert shards_to_redo(plan, store, frozenset({"image_error", "too_long"})) == (plan[1], plan[2])
-    assert shards_to_redo(plan, store, frozenset({"non_finite"})) == ()
+    found = compare(store, plan)
+    assert found.done_with(frozenset({"image_error"})) == (plan[1],)
+    assert found.done_with(frozenset({"image_error", "too_long"})) == (plan[1], plan[2])
+    assert found.done_with(frozenset({"non_finite"})) == found.done_with(frozenset()) == ()
+
+
+def test_rows_by_status_are_those_of_the_file_and_all_ok_is_known_from_the_footer(
+    store: LocalStore, plan: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(store, plan[:1])
+    finish(store, plan[1:2], failed={1: "image_error"})
+    mixed, rows = plan[1].name, plan[1].num_rows
+    assert compare(store, plan).statuses == {
+        plan[0].name: {"ok": plan[0].num_rows}, mixed: {"ok": rows - 1, "image_error": 1},
+    }  # fmt: skip
+    opened: list[Location] = []
+
+    def opening(path: Location) -> pq.ParquetFile:
+        opened.append(path)
+        return open_parquet(path)
+
+    monkeypatch.setattr(redo, "open_parquet", opening)
+    compare(store, plan)
+    assert opened == [store.path(mixed)]
 
 
 @pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs")])

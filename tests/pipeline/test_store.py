@@ -85,6 +85,42 @@ def test_replace_puts_the_new_file_in_the_place_of_the_old(store: LocalStore) ->
     assert store.path("a").read_bytes() == b"second"
 
 
+@pytest.mark.parametrize("way", ["first", "replaces", "without hard links"])
+def test_a_shard_is_on_the_disk_before_it_is_published_and_its_name_before_the_commit_returns(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "replaces":
+        publish(store, "sub/a", b"old")
+    done: list[tuple[str, Path]] = []
+    sync, link, rename = os.fsync, os.link, os.rename
+
+    def recorded_sync(handle: int) -> None:
+        sync(handle)
+        done.append(("synced", Path(f"/proc/self/fd/{handle}").readlink()))
+
+    def recorded_link(source: Path, target: Path) -> None:
+        if way == "without hard links":
+            raise PermissionError(1, "Operation not permitted")
+        link(source, target)
+        done.append(("published", Path(target)))
+
+    def recorded_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append(("published", Path(target)))
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "link", recorded_link)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    monkeypatch.setattr(os, "replace", recorded_rename)
+    with store.staging("sub/a") as partial:
+        partial.write_bytes(b"whole")
+        assert store.commit(partial, "sub/a", replace=way == "replaces")
+        assert done == [
+            ("synced", partial), ("published", store.path("sub/a")),
+            ("synced", store.output_dir / "sub"), ("synced", store.output_dir),
+        ]  # fmt: skip
+
+
 def test_staging_is_removed_when_writing_fails(store: LocalStore) -> None:
     def fail() -> None:
         with store.staging("a") as partial:

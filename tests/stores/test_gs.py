@@ -73,7 +73,7 @@ def test_what_is_written_is_read_back_by_ranges_listed_and_deleted(bucket: Objec
     with pytest.raises(StoreError, match="gs://nowhere/x: no such bucket"):
         location("gs://nowhere/x").write_text("x")
     with pytest.raises(ConfigError, match=r"--output_dir gs://nowhere/out cannot be written: .*no such bucket"):
-        open_store("gs://nowhere/out", "run").prepare()
+        open_store("gs://nowhere/out", "run").check_writable()
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ def test_a_missing_bucket_and_wrong_credentials_are_said_plainly(
     with pytest.raises(StoreError, match="no such bucket"):
         keys(ObjectPath("s3", "nowhere-at-all"))
     with pytest.raises(ConfigError, match=r"--output_dir s3://nowhere-at-all/out cannot be written: .*no such bucket"):
-        open_store("s3://nowhere-at-all/out", "run").prepare()
+        open_store("s3://nowhere-at-all/out", "run").check_writable()
     proxy.faults.append("403")
     with pytest.raises(StoreError, match="ListObjectsV2 is forbidden"):
         keys(bucket)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from cal_pipeline.encode import Encoder
+from cal_pipeline.first_images import look_at_images
 from cal_pipeline.shards import Shard, plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import location
@@ -66,9 +67,11 @@ class SourceExamples(EncodesRows, Dataset[Example]):
 
 
 def plan_source(source_paths: Sequence[str], image_folders: Sequence[str]) -> list[Shard]:
-    """`plan_shards`, whose messages name the flag of cal-precompute, with that of cal-train."""
+    """`plan_shards`, and a look at a few images: their messages name the flag of cal-precompute, here cal-train's."""
     try:
-        return plan_shards(source_paths, image_folders)
+        shards = plan_shards(source_paths, image_folders)
+        look_at_images(shards)
+        return shards
     except ConfigError as error:
         raise ConfigError(str(error).replace("--data_path", "--source_path")) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.first_images import look_at_images
 from cal_pipeline.images import read_image_file
+from cal_pipeline.shards import plan_shards
 from cal_pipeline.store import ObjectStore, open_store
+from cal_pipeline.traces import Traces
 from cal_schemas import backends, s3
 from cal_schemas.errors import ConfigError, ImageError, StoreError
 from cal_schemas.locations import lies_in, location, open_parquet
@@ -266,6 +270,35 @@ def test_a_key_is_taken_as_it_is_spelled(bucket: ObjectPath) -> None:
     assert read_image_file(ImageRef(path="x.png"), location(f"{folder}/d//")) == b"imgs/d//x.png"
     with pytest.raises(ImageError, match=r"'d/x\.png' is not an object"):
         read_image_file(ImageRef(path="d/x.png"), folder)
+
+
+def test_a_prefix_without_the_images_is_refused_before_work(bucket: ObjectPath) -> None:
+    row = {"image": "a/1.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A."}]}
+    (bucket / "data/d.jsonl").write_text(json.dumps(row) + "\n")
+    (bucket / "images/a/1.png").write_bytes(b"picture")
+    look_at_images(plan_shards([str(bucket / "data")], [str(bucket / "images")]))
+    with pytest.raises(ConfigError) as refused:
+        look_at_images(plan_shards([str(bucket / "data")], [str(bucket / "images/a")]))
+    assert (
+        f"The first is 'a/1.png', and with --image_folder {bucket}/images/a that is {bucket}/images/a/a/1.png"
+        in str(refused.value)
+    )
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_a_refused_run_wrote_is_taken_away_and_nothing_else(bucket: ObjectPath, earlier: bool) -> None:
+    store = open_store(str(bucket / "out"), "run")
+    if earlier:
+        (store.internal / "plan.json").write_text("earlier")
+        (store.internal / "reports/run-1.json").write_text("{}")
+    before = keys(bucket)
+    traces = Traces(store)
+    store.prepare()
+    (store.internal / "plan.json").write_text("later")
+    (store.internal / "reports/run-2.json").write_text("{}")
+    traces.remove()
+    assert keys(bucket) == before
+    assert not earlier or (store.internal / "plan.json").read_text() == "earlier"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cal_schemas.errors import ConfigError
@@ -37,8 +38,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def plain_array(column: pa.Array) -> pa.Array:
     """The values of a column in its plain type, every text as bytes: what is no UTF-8 can then be read, too."""
-    while isinstance(column, pa.ExtensionArray) or pa.types.is_dictionary(column.type):
-        column = column.storage if isinstance(column, pa.ExtensionArray) else column.dictionary_decode()
+    if isinstance(column, pa.UuidArray):
+        return pa.array([item and str(item).encode() for item in column.to_pylist()], pa.large_binary())
+    if isinstance(column, pa.ExtensionArray):
+        return plain_array(column.storage)
+    if pa.types.is_dictionary(column.type):
+        return plain_array(column.dictionary_decode())
+    if isinstance(column, pa.ListViewArray | pa.LargeListViewArray):  # Arrow 26 casts those of structs to empty lists.
+        stops = np.cumsum([0, *(size or 0 for size in column.value_lengths().to_pylist())])
+        return pa.LargeListArray.from_arrays(stops, plain_array(column.flatten()), mask=column.is_null())
     return column.cast(_as_bytes(plain_type(column.type)))
 
 

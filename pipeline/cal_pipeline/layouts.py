@@ -81,7 +81,7 @@ def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple
             raise RowError(f"'history' {number} is no pair of a question and an answer")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     for role, key, said in (("user", question, asked), ("assistant", answer, answered)):
-        if not isinstance(said, str | list):
+        if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(t, Mapping) for t in said)):
             raise RowError(f"{key!r} is {type(said).__name__}; expected text or turns")
         turns += [{"role": role, "content": said}] if isinstance(said, str) else said
     if values.get("label") is False and question == "prompt":
@@ -145,16 +145,20 @@ def _as_annotated(inputs: str, talk: Talk, tools: list[Any] | None) -> tuple[Tal
 
 
 def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
-    for key in _PREFERENCES:
-        value = values.get(key)
-        if (key == "kto_tag" and value is not None) or (isinstance(value, str | list | dict) and not is_empty(value)):
-            raise RowError(f"the row has {key!r}: preferences are not learned here; leave it out, with the answer to "
-                           "learn as 'completion' or in 'messages'")  # fmt: skip
+    preferences = [
+        key
+        for key in _PREFERENCES
+        if (isinstance(value := values.get(key), str | list | Mapping) and not is_empty(value))
+        or (key == "kto_tag" and value is not None)
+    ]
+    if preferences:
+        raise RowError(f"the row has {' and '.join(map(repr, preferences))}: preferences are not learned here; leave "
+                       "them out, with the answer to learn as 'completion' or in 'messages'")  # fmt: skip
     for key in _WEIGHTS:
         if isinstance(weight := values.get(key), bool | int | float) and not learned(key, weight, "the row"):
             raise RowError(f"the row has {key!r} {weight!r}: nothing of it is learned; leave it out of the data")
     for key, way_out in (("functions", "give them as 'tools'"), ("chat_template_kwargs", "leave it out")):
-        if not is_empty(values.get(key)):
+        if json_value(values.get(key), repr(key)):
             raise RowError(f"the row has {key!r} {json.dumps(values[key], default=str)[:80]}, which chat templates do "
                            f"not get here: {way_out}")  # fmt: skip
     segments = values.get("segments")

@@ -28,7 +28,7 @@ _CALLS = ("function_call", "tool_call")
 _FOR_TEMPLATE = ("reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _READ = frozenset(
-    ["role", "from", "content", "value", "name", "function_call", *_FOR_TEMPLATE, *_OTHER_MEDIA, *IMAGE_KEYS]
+    ["role", "from", "content", "value", "function_call", "refusal", *_FOR_TEMPLATE, *_OTHER_MEDIA, *IMAGE_KEYS]
 )
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -65,6 +65,8 @@ def read_turns(value: Any) -> Talk:
         if not isinstance(item, Mapping):
             raise RowError(f"{where} is {type(item).__name__}; expected an object")
         refuse_other_media(item, where)
+        if not is_empty(item.get("refusal")):
+            raise RowError(f"{where} has 'refusal': what the assistant would not say is not learned here")
         for one, other in (("from", "role"), ("value", "content")):
             if not is_empty(item.get(one)) and not is_empty(item.get(other)) and item[one] != item[other]:
                 raise RowError(f"{where} has {one!r} and {other!r}, and they differ: keep one of the two")
@@ -85,7 +87,10 @@ def read_turns(value: Any) -> Talk:
         talk.turns.append(
             Turn(role=_ROLES[spelled], content=content, supervised=_learned(item, _ROLES[spelled], where), extra=extra)
         )
-        talk.unread |= {str(key) for key in item if key not in _READ and not is_learning_key(str(key))}
+        read = _READ | {"name"} if _ROLES[spelled] == "tool" else _READ
+        talk.unread |= {
+            str(key) for key in item if key not in read and not is_empty(item[key]) and not is_learning_key(str(key))
+        }
     return talk
 
 

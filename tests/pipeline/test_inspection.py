@@ -257,3 +257,16 @@ def test_frames_that_are_none_are_refused(directories: Directories) -> None:
         token_frame(load_annotated(directories.normal), directories.family.directory, pool="released")
     with pytest.raises(FormatError, match="row 0 has 2 label_ids"):
         sample_frame(frame_of(([1, 2], [0.5])))
+
+
+def test_an_answer_that_only_calls_a_tool_is_counted() -> None:
+    said = [("user", "?", {}), ("assistant", "", {"tool_calls": [{"function": {"name": "look"}}]}), ("tool", "42", {}),
+            ("assistant", "A cat.", {})]  # fmt: skip
+    turns = [Turn(role=role, content=content, extra=extra) for role, content, extra in said]
+    table = pa.table({
+        "messages": [[{"role": turn.role, "content": turn.content} for turn in turns]],
+        "template_inputs": [template_inputs(Sample(sample_id="s", images=(), messages=tuple(turns)))],
+    })  # fmt: skip
+    for positions, expected in (([1, 2, 9], [1, 1, 2]), ([1, 2], [1, 1])):
+        flat = FlatTokens.from_frame(frame_of((positions, [0.0] * len(positions))))
+        assert flat.turns(irregular_answers(table)).tolist() == expected

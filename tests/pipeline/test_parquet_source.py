@@ -1,5 +1,6 @@
 import datetime
 import decimal
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ def test_a_column_that_no_row_could_use_is_refused_by_its_type(
         find_columns(pq.read_schema(path), path)
 
 
+TENSOR = pa.ExtensionArray.from_storage(
+    pa.fixed_shape_tensor(pa.float32(), (2,)), pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+)
+UUID = pa.array([bytes(range(16))], pa.uuid())
 CARRIED = {
     "status": pa.array([3], pa.int8()),
     "uint64": pa.array([2**64 - 1], pa.uint64()),
@@ -145,6 +150,15 @@ CARRIED = {
     "null in depth": pa.array([{"a": [{"b": None}, None], "c": 1}]),
     "null in a map": pa.array([[("k", None)]], pa.map_(pa.string(), pa.null())),
     "nulls in a fixed list": pa.array([[None, None]], pa.list_(pa.null(), 2)),
+    "tensor": TENSOR,
+    "tensors": pa.ListArray.from_arrays([0, 1], TENSOR),
+    "uuids": pa.ListArray.from_arrays([0, 1], UUID),
+    "json": pa.array(['{"a": 1}'], pa.json_()),
+    "opaque": pa.ExtensionArray.from_storage(pa.opaque(pa.string(), "a", "b"), pa.array(["x"])),
+    "text view": pa.array(["x"], pa.string_view()),
+    "list view": pa.array([[1]], pa.list_view(pa.int64())),
+    "categories": pa.array([["x"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    "missing tensor": pa.nulls(1, TENSOR.type),
 }
 
 
@@ -163,6 +177,112 @@ def test_a_carried_column_comes_out_with_its_type_and_values(tmp_path: Path, nam
     assert out.combine_chunks().equals(CARRIED[name])
     # What a resume compares: the footer gives back the very schema that was planned.
     assert pq.read_schema(tmp_path / "out.parquet").equals(schema)
+
+
+TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+CATEGORY = pa.dictionary(pa.int32(), pa.string())
+READ = {
+    "messages": [
+        pa.list_(TURN), pa.large_list(TURN), pa.list_(TURN, 2), pa.list_view(TURN), pa.large_list_view(TURN),
+        pa.list_(pa.struct([("role", CATEGORY), ("content", pa.large_string())])),
+        pa.list_(pa.struct([("role", pa.string_view()), ("content", pa.string_view())])),
+    ],
+    "caption": [pa.string(), pa.large_string(), pa.string_view(), CATEGORY],
+    "images": [
+        pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(4), pa.dictionary(pa.int32(), pa.binary()),
+        *(make(pa.binary()) for make in (pa.list_, pa.large_list, pa.list_view, lambda item: pa.list_(item, 1))),
+        pa.list_(pa.dictionary(pa.int32(), pa.binary())), IMAGE, pa.large_list(IMAGE), pa.list_view(IMAGE),
+    ],
+    "id": [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary(4), CATEGORY],
+    "system": [pa.string(), pa.large_string(), pa.string_view(), CATEGORY],
+    "tools": [pa.string(), pa.large_string(), pa.json_(), pa.list_(pa.struct([("name", pa.string())])),
+              pa.large_list_view(pa.struct([("name", pa.large_string())]))],
+}  # fmt: skip
+READ_VALUES = {"messages": TALK, "caption": "A cat.", "images": b"png!", "id": "abcd", "system": "Be brief.",
+               "tools": [{"name": "look"}]}  # fmt: skip
+
+
+def as_type(value: Any, kind: pa.DataType) -> pa.Array:
+    """One value as an array of this type, as its writers spell it."""
+    if isinstance(value, list) and (pa.types.is_string(kind) or not pa.types.is_nested(kind)):
+        value = json.dumps(value)
+    if isinstance(value, bytes) and pa.types.is_struct(getattr(kind, "value_type", kind)):
+        value = {"bytes": value, "path": None}
+    if isinstance(value, bytes | dict) and hasattr(kind, "value_type") and not pa.types.is_dictionary(kind):
+        value = [value]
+    if isinstance(value, str) and any("binary" in str(item) for item in (kind,)):
+        value = value.encode()
+    if pa.types.is_dictionary(kind):
+        return pa.array([value], kind.value_type).dictionary_encode()
+    return pa.array([value], kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in READ.items() for kind in kinds], ids=lambda item: str(item)
+)
+def test_a_column_is_read_whatever_way_arrow_keeps_its_values(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    values = READ_VALUES if name != "caption" else {key: READ_VALUES[key] for key in ("id", "images", "caption")}
+    values = {key: value for key, value in values.items() if key != "caption" or name == "caption"}
+    table = {key: as_type(value, kind if key == name else READ[key][0]) for key, value in values.items()}
+    (sample,) = samples(write(tmp_path / "a.parquet", table))
+    (plain,) = samples(
+        write(tmp_path / "b.parquet", {key: as_type(value, READ[key][0]) for key, value in values.items()})
+    )
+    assert (sample.sample_id, sample.images, sample.messages, sample.tools, sample.problem) == (
+        "abcd", (ImageRef(data=b"png!"),), plain.messages, plain.tools, None,
+    )  # fmt: skip
+    assert sample.messages is not None
+    # Beside text that is no UTF-8 all columns are read another way.
+    (beside,) = samples(write(tmp_path / "c.parquet", {**table, "remark": text_with(b"\xff")}))
+    assert beside.carried["remark"] == "\ufffd"
+    assert (beside.sample_id, beside.images, beside.messages, beside.tools, beside.note) == (
+        "abcd", sample.images, sample.messages, sample.tools, None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        *(("caption", ["a"], make(pa.string()))
+          for make in (pa.list_, pa.large_list, pa.list_view, lambda item: pa.list_(item, 1))),
+        *(("messages", "[]", kind)
+          for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.json_(), CATEGORY)),
+        ("messages", [["hello"]], pa.large_list(pa.large_list(pa.string()))),
+        ("caption", 1, pa.dictionary(pa.int32(), pa.int64())),
+        ("id", ["a"], pa.list_(pa.string())), ("id", {"a": 1}, pa.struct([("a", pa.int64())])),
+        ("image", 7, pa.int64()), ("image", [[1.0]], pa.list_(pa.list_(pa.float32()))),
+        ("system", ["a"], pa.list_(pa.string())), ("tools", 3, pa.int64()),
+    ],
+)  # fmt: skip
+def test_a_type_that_no_row_can_be_read_from_is_refused_at_planning_by_its_column(
+    tmp_path: Path, column: str, values: Any, kind: pa.DataType
+) -> None:
+    array = (
+        pa.array([values], kind.value_type).dictionary_encode()
+        if pa.types.is_dictionary(kind)
+        else pa.array([values], kind)
+    )
+    table = {column: array} if column in ("caption", "messages") else {"caption": ["A cat."], column: array}
+    # Not through a file: Parquet keeps some of these types as others.
+    with pytest.raises(ConfigError, match=f"a.parquet: column '{column}' has type .*, expected "):
+        find_columns(pa.table(table).schema, tmp_path / "a.parquet")
+
+
+def test_rows_of_one_file_may_spell_their_columns_differently(tmp_path: Path) -> None:
+    other = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    table = pa.table({
+        "image": pa.array([b"1", None, None, b"1"]),
+        "images": pa.array([None, [b"2"], None, [b"2"]], pa.list_(pa.binary())),
+        "messages": pa.array([TALK, None, None, TALK], pa.list_(TURN)),
+        "conversations": [None, other, None, None],
+        "text": [None, "rendered", "A dog.", None],
+    })  # fmt: skip
+    first, second, third, fourth = samples(write(tmp_path / "a.parquet", table))
+    assert (first.images, first.messages) == ((ImageRef(data=b"1"),), TURNS)
+    assert (second.images, second.messages) == ((ImageRef(data=b"2"),), TURNS)
+    assert third.messages == (Turn(role="user", content=""), Turn(role="assistant", content="A dog."))
+    assert fourth.problem == "the row has other images in 'images' than in 'image': keep one of the two"
+    assert second.carried == {"text": pa.array(["rendered"])}
 
 
 def test_a_source_without_text_is_refused_with_its_columns(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cal_pipeline.json_source import sample_from_json
-from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from cal_schemas.sample import ImageRef, Sample, Turn, sample_key, template_inputs
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 TURNS = (Turn(role="user", content="<image>\nWhat?"), Turn(role="assistant", content="A cat."))
@@ -70,6 +71,22 @@ def test_an_id_of_any_type_is_text_and_a_missing_one_is_shard_and_row(source_id:
     assert row(id=source_id).sample_id == sample_id
 
 
+@pytest.mark.parametrize(
+    ("source_id", "sample_id", "note"),
+    [
+        (b"b3", "b3", None),
+        (b"", "", None),
+        (b"\xff\x01", "ff01", "the id is no UTF-8 text: its bytes in hexadecimal digits"),
+        (["a", 1], '["a", 1]', None),
+        (True, "true", None),
+        (1.5, "1.5", None),
+    ],
+)
+def test_no_id_is_spelled_as_python_would(source_id: Any, sample_id: str, note: str | None) -> None:
+    sample = row(id=source_id)
+    assert (sample.sample_id, sample.note) == (sample_id, note)
+
+
 def test_repeated_ids_are_kept_as_they_are() -> None:
     samples = [sample_from_json({"id": "x", "conversations": TALK}, f"s/{number}") for number in range(2)]
     assert [sample.sample_id for sample in samples] == ["x", "x"]
@@ -116,6 +133,113 @@ def test_a_caption_is_the_answer_to_its_images(images: Any, marks: str) -> None:
     assert sample.messages == (Turn(role="user", content=marks), Turn(role="assistant", content="A cat."))
 
 
+@pytest.mark.parametrize("empty", [{"bytes": None, "path": None}, [{"bytes": None, "path": None}], {"path": ""}, {}])
+def test_a_struct_of_nulls_is_no_image(empty: Any) -> None:
+    talk = [{"from": "human", "value": "What?"}, TALK[1]]
+    sample = row(image=empty, conversations=talk)
+    assert (sample.images, sample.problem) == ((), None)
+    assert row(image="a.png", images=empty).images == (ImageRef(path="a.png"),)
+
+
+def test_a_data_url_is_an_image_and_a_broken_one_a_problem() -> None:
+    assert row(image="data:image/png;base64,iVBORw0K").images == (ImageRef(data=b"\x89PNG\r\n"),)
+    assert "base64 is broken" in (row(image="data:image/png;base64,iVB?").problem or "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"images": ["b.png"]}, "other images in 'images' than in 'image'"),
+        ({"messages": TALK[:1]}, "the row has messages, and conversations, and they differ"),
+        ({"prompt": "Q", "completion": "B"}, "the row has conversations, and prompt with completion, and they differ"),
+        ({"system": "a", "conversations": [{"from": "system", "value": "b"}, *TALK]}, "'system' says 'a' and the sys"),
+        ({"system": "a", "system_prompt": "b"}, "'system_prompt' says 'b' and the system turn 'a'"),
+        ({"conversations": [{"from": "human", "value": "a", "content": "b"}]}, "turn 0 has 'value' and 'content'"),
+    ],
+)
+def test_two_keys_that_say_different_things_are_a_problem_that_names_both(changed: Any, problem: str) -> None:
+    assert problem in (row(**changed).problem or "")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images": ["a.png"]}, {"messages": [{"role": "user", "content": "<image>\nWhat?"}, TALK[1]]},
+        {"prompt": "<image>\nWhat?", "completion": "A cat."},
+    ],
+)  # fmt: skip
+def test_two_keys_that_say_the_same_are_one(changed: Any) -> None:
+    assert row(**changed) == row()
+
+
+def test_a_system_prompt_beside_the_turns_is_the_system_turn() -> None:
+    told = [{"from": "system", "value": "Be brief."}, *TALK]
+    assert row(system="Be brief.") == row(conversations=told) == row(system="Be brief. ", conversations=told)
+    assert sample_key(row(system="Be brief.")) != sample_key(row())
+
+
+def test_a_turn_that_is_not_learned_is_another_sample() -> None:
+    unlearned = row(conversations=[TALK[0], {**TALK[1], "loss": 0}])
+    assert unlearned.messages == (TURNS[0], Turn(role="assistant", content="A cat.", supervised=False))
+    assert sample_key(unlearned) != sample_key(row())
+    # What is said of a question changes nothing: it has no labels anyway.
+    assert row(conversations=[{**TALK[0], "loss": False, "weight": 0}, TALK[1]]) == row()
+
+
+def test_images_inside_turns_are_in_the_order_of_their_marks() -> None:
+    def part(name: str) -> dict[str, str]:
+        return {"type": "image", "image": name}
+
+    talk = [{"role": "user", "content": [part("a.png"), {"type": "text", "text": "Or"}, part("b.png")]}, TALK[1],
+            {"role": "user", "content": "<image>?", "images": ["c.png"]}, TALK[1]]  # fmt: skip
+    sample = row(image=None, conversations=talk)
+    assert [image.path for image in sample.images] == ["a.png", "b.png", "c.png"]
+    assert row(images=["a.png", "b.png", "c.png"], image=None, conversations=talk) == sample
+    assert "other images than its turns" in (row(image="d.png", conversations=talk).problem or "")
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("jpg", b"\xff\xd8\xff\xe0", True), ("anything", PNG, True), ("x", {"bytes": PNG, "path": None}, True),
+        ("img", "a.png", True), ("image_path", "coco/1", True), ("image_file", "a.webp", True), ("file", "a.JPG", True),
+        ("url", "https://example.org/a.jpg?w=3", True), ("pictures", ["a.png"], True), ("pixel_values", "x", True),
+        ("x", "data:image/png;base64,AA==", True),
+        ("image_id", "000017", False), ("image_id", 17, False), ("source", "coco", False),
+        ("note", "see a.png or b.jpg", False),
+        ("embedding", b"\x00\x01", False), ("image_caption", "A cat.", False), ("img", None, False), ("img", "", False),
+    ],
+)  # fmt: skip
+def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, found: bool) -> None:
+    talk = [{"from": "human", "value": "What?"}, TALK[1]]
+    sample = row(image=None, conversations=talk, **{key: value})
+    assert (sample.problem is not None) == found
+    if found:
+        assert (sample.problem or "").startswith(f"no image is set, and {key!r} holds ")
+    # Beside an image it is only listed.
+    assert row(**{key: value}).problem is None
+    assert row(**{key: value}).unread == ((key,) if value else ())
+
+
+def test_tools_may_be_objects_or_their_json_as_a_whole_or_each() -> None:
+    tool = {"name": "look", "parameters": {"at": {"type": "string"}}}
+    for spelled in ([tool], json.dumps([tool]), [json.dumps(tool)], [{**tool, "description": None}]):
+        assert row(tools=spelled).tools == [tool]
+    for empty in (None, [], "", "[]"):
+        assert row(tools=empty) == row()
+    assert "'tools' is text, and no JSON" in (row(tools="look").problem or "")
+
+
+def test_an_annotated_shard_measured_again_keeps_what_its_template_gets() -> None:
+    first = row(conversations=[TALK[0], {**TALK[1], "loss": 0, "reasoning_content": "hm"}], tools=[{"name": "look"}])
+    again = row(template_inputs=template_inputs(first))
+    assert (again.messages, again.tools) == (first.messages, first.tools)
+    assert "'template_inputs' does not fit" in (row(template_inputs='{"turns": [{}]}').problem or "")
+
+
 def test_lone_surrogates_are_replaced_wherever_text_is_and_the_note_names_the_places() -> None:
     talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\udc80\udc81 b"}]
     sample = row(id="\ud800", image="\udfff.png", conversations=talk)
@@ -129,14 +253,37 @@ ANYTHING = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["from", "value", "role", "content", "type", "text", "bytes", "path", "gpt", "image"]),
+            st.sampled_from(
+                [
+                    "from",
+                    "value",
+                    "role",
+                    "content",
+                    "type",
+                    "text",
+                    "bytes",
+                    "path",
+                    "gpt",
+                    "image",
+                    "loss",
+                    "tool_calls",
+                    "function",
+                    "name",
+                    "images",
+                    "mask",
+                    "train",
+                    "url",
+                ]
+            ),
             inner | st.sampled_from(["gpt", "text", "image"]),
             max_size=4,
         )
     ),
     max_leaves=10,
 )
-ROWS = st.dictionaries(st.sampled_from(["id", "image", "images", "conversations", "messages"]), ANYTHING) | ANYTHING
+KEYS = ["id", "image", "images", "conversations", "messages", "prompt", "completion", "query", "response", "history",
+        "text", "system", "tools", "template_inputs", "objects", "weight", "label", "img", "video"]  # fmt: skip
+ROWS = st.dictionaries(st.sampled_from(KEYS), ANYTHING) | ANYTHING
 
 
 @given(ROWS)
@@ -144,6 +291,7 @@ def test_any_row_becomes_a_sample_that_can_be_stored(value: Any) -> None:
     sample = sample_from_json(value, "s/0")
     assert (sample.messages is None) == (sample.problem is not None)
     sample_key(sample)
+    (template_inputs(sample) or "").encode("utf-8")
     texts = [sample.sample_id, sample.problem or "", sample.note or ""]
     texts += [turn.content for turn in sample.messages or ()] + [image.path or "" for image in sample.images]
     for text in texts:

@@ -2,8 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from cal_pipeline.shards import find_sources, plan_shards
+from cal_pipeline.shards import find_sources, plan_shards, read_samples
 from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
 from plain_sources import ids, write
@@ -274,3 +275,44 @@ def test_a_source_of_the_same_size_and_time_but_fewer_rows_is_a_shard_error(tmp_
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ShardError, match=r"a\.jsonl: 2 rows in the range, 3 planned"):
         ids([shard])
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("key", ["jpg", "img", "image_path"])
+def test_a_file_whose_images_stand_under_a_key_that_nobody_reads_is_refused(
+    tmp_path: Path, name: str, key: str
+) -> None:
+    value = PNG if key == "jpg" and name.endswith("parquet") else "a.png"
+    path = write(tmp_path / name, **{key: value} if not name.endswith("parquet") else {key: [value] * 3})
+    with pytest.raises(ConfigError, match=f"{name}: no image is set, and '{key}' holds .*: call it 'image', or leave"):
+        plan_shards([str(path)])
+
+
+def test_a_file_of_which_some_rows_have_images_is_not_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=[None, PNG, None], jpg=[PNG, PNG, None])
+    first, second, third = read_samples(plan_shards([str(path)])[0])
+    assert first.problem == "no image is set, and 'jpg' holds the bytes of an image: call it 'image', or leave it out"
+    assert (second.problem, second.unread) == (None, ("jpg",))
+    assert third.problem is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.zst"])
+def test_text_of_wide_characters_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
+    text = write(tmp_path / ("b.json" if name == "a.json" else "b.jsonl")).read_text()
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(zstandard.compress(data) if name.endswith("zst") else data)
+    with pytest.raises(ConfigError, match=f"{name} is UTF-16 or UTF-32 text, and JSON is read as UTF-8: iconv"):
+        plan_shards([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_of_utf8_is_no_part_of_the_first_row(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    samples = list(read_samples(plan_shards([str(path)])[0]))
+    assert len(samples) == 3
+    assert all(sample.problem is None for sample in samples)

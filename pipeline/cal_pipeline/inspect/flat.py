@@ -6,6 +6,7 @@ R rows, N supervised tokens of all of them together, in order.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,10 @@ from cal_schemas.weighting import Pool, check_weighting
 LIST_COLUMNS = ("label_ids", "label_positions", "delta_logits")
 ANSWER_COLUMNS = ("messages", "template_inputs")
 """What tells which spans belong to which answer, where a shard has it."""
+_TELLING = "supervised|tool_calls"
+"""In `template_inputs`: some answer is not learned, or has no words."""
 Answers: TypeAlias = Sequence[tuple[str, bool]]
-"""Content of every answer of a conversation, and whether it is learned."""
+"""What every answer of a conversation says, and whether it is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +180,7 @@ def irregular_answers(columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> dict
         return {row: answers_of(*cells[row]) for row in rows}
     found = _mentions_image(messages)
     if inputs is not None:
-        found |= np.asarray(pc.fill_null(pc.match_substring(inputs, "supervised"), False))
+        found |= np.asarray(pc.fill_null(pc.match_substring_regex(inputs, _TELLING), False))
     return {
         int(row): answers_of(messages[int(row)].as_py(), None if inputs is None else inputs[int(row)].as_py())
         for row in np.flatnonzero(found)
@@ -185,24 +188,26 @@ def irregular_answers(columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> dict
 
 
 def answers_of(messages: Sequence[Mapping[str, Any]], template_inputs: Any = None) -> Answers:
-    """Content of every answer of a conversation that says something, and whether it is learned."""
+    """What every answer of a conversation says, and whether it is learned."""
     given = json.loads(template_inputs).get("turns") if isinstance(template_inputs, str) else None
     pairs = zip(messages, given or [{} for _ in messages], strict=True)
     return [
-        (turn["content"], inputs.get("supervised", True))
+        (said, inputs.get("supervised", True))
         for turn, inputs in pairs
-        if is_answer(turn["role"], turn["content"])
+        if (said := said_by_answer(turn["role"], turn["content"], inputs))
     ]
 
 
-def is_answer(role: str, content: str) -> bool:
-    """Whether a turn counts as an answer: the assistant's, and it says something."""
-    return role == "assistant" and bool(content.strip())
+def said_by_answer(role: str, content: str, extra: Mapping[str, Any]) -> str:
+    """An assistant's words, or that it calls a tool; empty where a turn is no answer: not its, or says nothing."""
+    if role != "assistant":
+        return ""
+    return content if content.strip() else "(a call)" if extra.get("tool_calls") else ""
 
 
 def _is_irregular(turns: Any, template_inputs: Any) -> bool:
     return isinstance(turns, Sequence | np.ndarray) and (
-        (isinstance(template_inputs, str) and "supervised" in template_inputs)
+        (isinstance(template_inputs, str) and re.search(_TELLING, template_inputs) is not None)
         or any(turn["role"] == "assistant" and IMAGE_MARK in turn["content"] for turn in turns)
     )
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cal_pipeline.images import decode_image, read_image_file
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, is_answer
+from cal_pipeline.inspect.flat import LIST_COLUMNS, FlatTokens, said_by_answer
 from cal_pipeline.inspect.reading import read_batches
 from cal_pipeline.inspect.statistics import DeltaCounts
 from cal_pipeline.inspect.summary import measured_with
@@ -146,7 +146,11 @@ def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -
     weights = flat.weights(alpha=look.alpha, beta=look.beta, window=look.window)
     turns = flat.turns(
         {
-            number: [(t.content, t.supervised) for t in row.sample.messages if is_answer(t.role, t.content)]
+            number: [
+                (said, turn.supervised)
+                for turn in row.sample.messages
+                if (said := said_by_answer(turn.role, turn.content, turn.extra))
+            ]
             for number, row in enumerate(rows)
             if row.sample.messages is not None
         }
@@ -186,7 +190,7 @@ def turn_parts(messages: Sequence[Turn], turns: np.ndarray) -> list[dict[str, An
     answer = shown = 0
     for turn in messages:
         text = turn.content.replace(IMAGE_MARK, "[image]")
-        if is_answer(turn.role, turn.content):
+        if said_by_answer(turn.role, turn.content, turn.extra):
             answer += 1
             stop = int(np.searchsorted(turns, answer, side="right"))
             if stop > shown:

@@ -91,7 +91,10 @@ def own_offsets(ids: Tensor, offsets: Tensor, text: str, stripping: Mapping[int,
     Takes ids [T] and offsets [T, 2]. `stripping` has the added tokens that swallow the blanks beside them (`lstrip`,
     `rstrip`), with their text: a header does not reach into the answer behind it.
     """
-    starts, stops = (side.clone() for side in offsets.unbind(-1))
+    starts, stops = offsets.unbind(-1)
+    if not stripping:
+        return starts, stops
+    starts, stops = starts.clone(), stops.clone()
     for at in torch.isin(ids, torch.tensor(list(stripping), dtype=ids.dtype)).nonzero()[:, 0].tolist():
         own = stripping[int(ids[at])]
         begin = text.find(own, int(starts[at]), int(stops[at]))
@@ -101,8 +104,11 @@ def own_offsets(ids: Tensor, offsets: Tensor, text: str, stripping: Mapping[int,
 
 
 def overlapping_tokens(starts: Tensor, stops: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """[T] bool: tokens that cover at least one character of a span; tokens without text (BOS) cover none."""
+    """[T] bool: tokens that cover at least one character of a span.
+
+    A token without characters (BOS, or blanks that offsets leave out) counts where it stands amid a span.
+    """
     inside = torch.zeros_like(starts, dtype=torch.bool)
     for start, stop in spans:
-        inside |= (starts < stop) & (stops > start) & (stops > starts)
+        inside |= (starts < stop) & (stops > start)
     return inside

@@ -5,28 +5,19 @@ TRL's `*_training` templates mark what is to be learned themselves, so each is a
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cal_pipeline.chat import ChatTemplate
 from cal_pipeline.templates import Rendered
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Turn
-from template_only import TemplateOnly, supervised
-
-_TRL = importlib.util.find_spec("trl")  # Importing it would import its trainers.
-assert _TRL is not None
-assert _TRL.origin is not None
-SOURCES = {path.stem: path.read_text(encoding="utf-8")
-           for path in sorted((Path(_TRL.origin).parent / "chat_templates").glob("*.jinja"))}  # fmt: skip
-DATE = "2026-11-28"
+from template_only import supervised
+from trl_templates import SOURCES, TEMPLATES
 
 # By hand, by the first of these that a template's name begins with: what its model writes last in a turn.
 ENDS = {
@@ -41,14 +32,6 @@ BEFORE_LAST = {"gptoss": "<|end|>"}
 LEADS = ("", " ", "<think>\n\n</think>\n\n", "\n<think></think>\n", "<think></think>", "<|channel|>final<|message|>",
          " to=user<|message|>")  # fmt: skip
 """What templates write between header and answer, and what belongs to the model's own turn."""
-
-
-def made(name: str) -> ChatTemplate:
-    processor = TemplateOnly(SOURCES[name])
-    return ChatTemplate(processor, processor.specials, DATE)
-
-
-TEMPLATES = {name: made(name) for name in SOURCES}
 
 
 def turns(*contents: str, system: str | None = None) -> list[Turn]:

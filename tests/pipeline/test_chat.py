@@ -1,0 +1,179 @@
+"""What a chat template gets, and what becomes of a row whose keys or words it does not take."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cal_pipeline.chat import ChatTemplate
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import Turn
+from examples_of import conversation
+from template_only import TemplateOnly, rendered, supervised
+from trl_templates import SOURCES, TEMPLATES
+
+CALL = {"type": "function", "id": "c1", "function": {"name": "zoom", "arguments": {"at": "left", "n": 1}}}
+AT = {"type": "object", "properties": {"at": {"type": "string", "description": "Where."}}, "required": ["at"]}
+TOOL = {"type": "function", "function": {"name": "zoom", "description": "Zooms.", "parameters": AT}}
+ASKED = Turn(role="user", content="What?")
+
+
+def answered(content: str = "A cat.", **extra: Any) -> Turn:
+    return Turn(role="assistant", content=content, extra=extra)
+
+
+def called(content: str = "") -> list[Turn]:
+    result = Turn(role="tool", content='{"seen": "a \\"cat\\""}', extra={"tool_call_id": "c1", "name": "zoom"})
+    return [ASKED, answered(content, tool_calls=[CALL]), result, answered()]
+
+
+def labels(name: str, messages: list[Turn], tools: list[Any] | None = None) -> list[str]:
+    return supervised(TEMPLATES[name].render(messages, tools))
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize(("name", "thoughts"), [
+    ("qwen3", "<think>\nI look.\n</think>\n\n"), ("glm4moe", "\n<think>I look.</think>\n"),
+    ("gptoss", "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("gemma4_v5", "<|channel>thought\nI look.\n<channel|>"), ("nemotron_3_ultra", "<think>\nI look.</think>"),
+])  # fmt: skip
+def test_thoughts_of_the_last_answer_are_rendered_and_learned(name: str, thoughts: str, key: str) -> None:
+    (found,) = labels(name, [ASKED, answered(**{key: "I look."})])
+    assert found.startswith(thoughts + "A cat.")
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5_vl", "llava_next", "gemma3", "phi3"])
+def test_keys_that_a_template_does_not_take_refuse_the_row_by_name(name: str) -> None:
+    for key, value in (("reasoning_content", "I look."), ("tool_calls", [CALL]), ("audience", "all")):
+        with pytest.raises(SampleError, match=f"`{key}`") as error:
+            labels(name, [ASKED, answered(**{key: value})])
+        assert error.value.status == "encode_error"
+    with pytest.raises(SampleError, match="`tools`"):
+        labels(name, [ASKED, answered()], [TOOL])
+
+
+def test_thoughts_that_a_template_drops_in_earlier_turns_refuse_the_row() -> None:
+    with pytest.raises(SampleError, match="`reasoning_content` of turn 1"):
+        labels("qwen3", [ASKED, answered(reasoning_content="I look."), ASKED, answered()])
+
+
+def test_keys_without_a_value_say_nothing() -> None:
+    bare = labels("llama3", [ASKED, answered()], [])
+    assert labels("llama3", [ASKED, answered(tool_calls=[], reasoning_content="")], None) == bare
+
+
+@pytest.mark.parametrize(("name", "call"), [
+    ("qwen3", '<tool_call>\n{"name": "zoom", "arguments": {"at": "left", "n": 1}}\n</tool_call><|im_end|>'),
+    ("llama3_1", '{"name": "zoom", "parameters": {"at": "left", "n": 1}}<|eot_id|>'),
+    ("gptoss", ' to=functions.zoom<|channel|>commentary json<|message|>{"at": "left", "n": 1}<|call|>'),
+    ("lfm2_2_5", "<|tool_call_start|>[zoom(at='left', n=1)]<|tool_call_end|><|im_end|>"),
+    ("glm4moe", "\n<think></think>\n<tool_call>zoom\n<arg_key>at</arg_key>\n<arg_value>left</arg_value>\n"
+                "<arg_key>n</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),
+    ("qwen3_8", "<think>\n\n</think>\n\n<tool_call>\n<function=zoom>\n<parameter=at>\nleft\n</parameter>\n"
+                "<parameter=n>\n1\n</parameter>\n</function>\n</tool_call><|im_end|>"),
+])  # fmt: skip
+def test_a_turn_that_only_calls_a_tool_is_learned_to_its_end(name: str, call: str) -> None:
+    found = labels(name, called(), [TOOL])
+    assert found[0] == call
+    assert "A cat." in found[1]
+    assert "seen" not in "".join(found)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "lfm2_2_5", "nemotron_3_nano", "qwen3_6"])
+def test_words_before_a_call_are_learned_with_it(name: str) -> None:
+    first, second = labels(name, called("I zoom."))
+    assert first.index("I zoom.") < first.index("zoom", first.index("I zoom.") + 7) < first.index("<|im_end|>")
+    assert second.endswith("A cat.<|im_end|>")
+
+
+def test_words_that_a_template_leaves_out_beside_a_call_refuse_the_row() -> None:
+    with pytest.raises(SampleError, match="leaves out words of turn 1"):
+        labels("llama3_1", called("I zoom."))
+
+
+def test_a_call_whose_arguments_quote_the_end_token_refuses_the_row() -> None:
+    call = {**CALL, "function": {"name": "zoom", "arguments": {"at": "<|im_end|>"}}}
+    with pytest.raises(SampleError, match="tool calls of turn 1 hold"):
+        labels("qwen3", [ASKED, answered("", tool_calls=[call]), Turn(role="tool", content="x"), answered()])
+
+
+def test_tools_are_described_to_the_model_and_nothing_of_them_is_learned() -> None:
+    found = TEMPLATES["qwen2_5"].render([ASKED, answered()], [TOOL])
+    assert '"description": "Zooms."' in found.text
+    assert supervised(found) == ["A cat.<|im_end|>"]
+
+
+def test_a_template_that_takes_text_gets_it_with_the_image_token_where_the_mark_was() -> None:
+    messages = conversation("Is <image>\nred?", "Yes.").messages or ()
+    assert "user<|end_header_id|>\n\nIs <image>\nred?<|eot_id|>" in TEMPLATES["llama3"].render(messages).text
+
+
+def test_a_template_that_shows_no_image_among_parts_gets_text() -> None:
+    messages = conversation("<image>\nRed?", "Yes.").messages or ()
+    assert "<|user|>\n<image>\nRed?<|assistant|>" in TEMPLATES["glm4moe"].render(messages).text
+
+
+def test_an_image_that_a_template_leaves_out_refuses_the_row() -> None:
+    with pytest.raises(SampleError, match="leaves out the image of turn 1"):
+        labels("qwen3_vl", [ASKED, answered("Here <image> it is.")])
+
+
+def test_words_of_a_system_turn_that_a_template_rewrites_are_followed() -> None:
+    messages = [Turn(role="system", content="Reasoning effort: high for cats"), ASKED, answered()]
+    found = TEMPLATES["muse_glimmer"].render(messages)
+    assert "Reasoning strength: high for cats" in found.text
+    assert supervised(found) == [" to=user<|message|>A cat.<|eot|>"]
+
+
+def test_a_template_without_special_tokens_ends_a_turn_as_all_its_answers_end() -> None:
+    source = "{% for m in messages %}### {{ m.role }}: {{ m.content }}<stop>\n{% endfor %}"
+    assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], ["</s>"])) == [
+        "A cat.<stop>", "B<stop>",
+    ]  # fmt: skip
+
+
+def test_an_end_token_behind_the_last_answer_alone_leaves_the_others_without() -> None:
+    source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|endoftext|>"
+    specials = ["<|user|>", "<|assistant|>", "<|endoftext|>"]
+    assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], specials)) == [
+        "A cat.", "B<|endoftext|>",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("block", ["{%- generation %}", "{% generation %}\n", "{%- generation -%}\n  "])
+def test_generation_blocks_leave_out_what_they_do_not_hold(block: str) -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{% if loop.last %}" + block + "{{ m.content }}</s>"
+        "{%- endgeneration %}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")])) == ["B</s>"]
+
+
+def test_a_marker_s_own_words_in_the_conversation_are_words() -> None:
+    for words in ("qwslot0e", "qwslot", "qwslotwopen qwslot1e"):
+        messages = conversation(words, f"{words} A", words, f"B {words}").messages or ()
+        assert labels("qwen2_5", list(messages)) == [f"{words} A<|im_end|>", f"B {words}<|im_end|>"]
+
+
+def test_rows_of_one_layout_are_rendered_once_each() -> None:
+    processor = TemplateOnly(SOURCES["qwen2_5_vl"])
+    template = ChatTemplate(processor, processor.specials)
+    template.render(conversation("<image>\nWhat?", "A cat.", "Why?", "So.").messages or ())
+    before = processor.num_renderings
+    for number in range(10):
+        template.render(conversation(f"<image>\n{number}?", f"{number} cats.", "And?", "No more").messages or ())
+    assert processor.num_renderings == before + 10
+
+
+def test_threads_share_a_template() -> None:
+    processor = TemplateOnly(SOURCES["qwen3_training"])
+    template = ChatTemplate(processor, processor.specials)
+    rows = [conversation(*["What?", f"{number} cats."] * (1 + number % 5)).messages or () for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: supervised(template.render(row)), rows))
+    assert found == [
+        [f"<think>\n\n</think>\n\n{number} cats.<|im_end|>"] * (1 + number % 5) for number in range(200)
+    ]  # fmt: skip

@@ -11,10 +11,10 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from cal_trainer.dataset import BLANK
-from cal_trainer.sampling import EpochSampler, GroupBy, SetSamplerEpoch, StepShape, epoch_order
+from cal_trainer.sampling import EpochSampler, GroupBy, InOrder, SetSamplerEpoch, StepShape, epoch_order
 
 GROUPINGS: tuple[GroupBy, ...] = ("none", "length", "modality_length")
-SAMPLES = st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=60)
+SAMPLES = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=60)
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 
 
@@ -125,6 +125,26 @@ def test_set_epoch_decides_what_the_next_iteration_gives(group_by: GroupBy) -> N
     second = list(sampler)
     sampler.set_epoch(0)
     assert list(sampler) == first != second
+
+
+@pytest.mark.parametrize("group_by", GROUPINGS)
+def test_no_samples_are_no_steps(group_by: GroupBy) -> None:
+    nothing = np.zeros(0, np.int64)
+    sampler = EpochSampler(nothing, nothing.astype(bool), group_by=group_by, step_size=4, seed=0)
+    assert list(sampler) == []
+    assert sampler.steps_per_epoch == 0
+
+
+def test_evaluation_takes_every_row_once_in_order_and_fills_the_last_step() -> None:
+    assert list(InOrder(5, 4)) == [0, 1, 2, 3, 4, BLANK, BLANK, BLANK]
+    assert list(InOrder(4, 2)) == [0, 1, 2, 3]
+    assert len(InOrder(5, 4)) == 8
+    assert len(InOrder(4, 2)) == 4
+
+
+def test_a_step_is_the_micro_batches_of_all_ranks() -> None:
+    assert StepShape(batch_size=5).size == 5
+    assert StepShape(batch_size=5, accumulation_steps=2, world_size=3).size == 30
 
 
 @pytest.mark.parametrize("rank", [0, 1])

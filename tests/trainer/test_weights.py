@@ -70,9 +70,10 @@ def test_weights_equal_the_goldens(part: str, pool: Pool, name: str) -> None:
     np.testing.assert_allclose(token_weights(deltas, labels, pool=pool)[at].numpy(), expected[name], atol=1e-5)
 
 
-def test_released_pooling_needs_a_delta_everywhere() -> None:
+@pytest.mark.parametrize("deltas", [[0.0, 2.0, NAN, 1.0], [NAN, NAN, 2.0, NAN], [0.0, 2.0, 1.0, NAN]])
+def test_released_pooling_needs_a_delta_everywhere(deltas: list[float]) -> None:
     with pytest.raises(ConfigError, match="needs a delta for each"):
-        token_weights(torch.tensor([[0.0, 2.0, NAN, 1.0]]), torch.tensor([[-100, 3, -100, 1]]), pool="released")
+        token_weights(torch.tensor([deltas]), torch.tensor([[-100, 3, -100, 1]]), pool="released")
 
 
 def test_released_pooling_leaves_out_what_nothing_precedes() -> None:

@@ -58,9 +58,9 @@ def token_weights(
 
 
 def _mean_within_runs(values: Tensor, member: Tensor, window: int) -> Tensor:
-    """[B, T]: mean of the defined values within the window and within the same contiguous run of members."""
+    """[B, T]: mean of the defined values within the window and the same contiguous run of members; any for others."""
     starts = member & ~F.pad(member, (1, 0))[:, :-1]
-    run = starts.cumsum(1).where(member, 0)
+    run = starts.cumsum(1)
     defined = member & ~values.isnan()
     values = values.where(defined, 0.0)
     total, count = torch.zeros_like(values), torch.zeros_like(values)

@@ -54,6 +54,6 @@ def test_where_nothing_weighs_sum_share_and_gradient_are_zero(normalization: Nor
     nll = NLL.clone().requires_grad_()
     total, share = weighted_sum(nll, torch.zeros(2, 4), Weighting(normalization=normalization))
     total.backward()
-    assert (float(total), float(share)) == (0.0, 0.0)
+    assert (total.item(), share.item()) == (0.0, 0.0)
     assert nll.grad is not None
     assert nll.grad.tolist() == torch.zeros(2, 4).tolist()

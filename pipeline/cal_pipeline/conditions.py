@@ -159,5 +159,10 @@ def _windowed_masks(index: Tensor, real: Tensor, window: int, text_config: Any) 
         hidden = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return hidden.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
-    masks = {"full_attention": additive(causal), "sliding_attention": additive(causal & (distance < window))}
-    return masks if getattr(text_config, "layer_types", None) else masks["sliding_attention"]
+    full, near = additive(causal), additive(causal & (distance < window))
+    kinds = getattr(text_config, "layer_types", None)
+    if not kinds:
+        return near
+    # Decoders ask by the type of their layers; recurrent ones look at padding alone.
+    masks = {kind: near if "sliding" in kind else full for kind in ("full_attention", "sliding_attention", *kinds)}
+    return {**masks, "linear_attention": real.long()}

@@ -138,6 +138,8 @@ class Encoder:
         self._placeholders = torch.tensor(known or [getattr(processor, "image_token_id", own)])
         self.alike_batches = ALIKE_BATCHES.get(self._name)
         """Why samples in one batch must have pixel inputs of one shape, or None where they need not."""
+        self.one_by_one: str | None = None
+        """Why no two samples may share a batch, or None; the self-check of the model finds it out."""
         pad = processor.tokenizer.pad_token_id
         # Padding is masked everywhere, so any id will do where a tokenizer (LLaVA's old ones) has none.
         self.pad_token_id: int = 0 if pad is None else int(pad)

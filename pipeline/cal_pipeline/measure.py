@@ -65,7 +65,8 @@ def measure(
             results[index] = problem
     fit = [index for index in range(len(samples)) if index not in results]
     chosen_samples = [samples[index] for index in fit]
-    batches = batches_by_tokens(chosen_samples, tokens_per_batch, alike=encoder.alike_batches is not None)
+    tokens = 1 if encoder.one_by_one else tokens_per_batch
+    batches = batches_by_tokens(chosen_samples, tokens, alike=encoder.alike_batches is not None)
     queue = [[fit[at] for at in batch] for batch in reversed(batches)]
     budget: float = math.inf
     while queue:
@@ -95,7 +96,7 @@ def measure(
             outcomes = None
         except (torch.AcceleratorError, CalError):
             raise
-        except (IndexError, RuntimeError, ValueError) as error:
+        except (AttributeError, IndexError, RuntimeError, ValueError) as error:
             # A forward may refuse one row (a picture that its tables do not hold): that row says so, not its shard.
             _raise_if_lost()
             if len(chosen) > 1:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from PIL import Image, ImageDraw
@@ -16,35 +15,44 @@ from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.precision import Precision, watched
 from cal_pipeline.reference import contrast_logits, label_logits, without_padding_mask
+from cal_pipeline.row_check import check_gap, check_places, refusing
 from cal_pipeline.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import Condition, ContrastSpec
 
+_QUESTIONS: Final = (("A red disc on a white ground.", (96, 64), "red"), ("A blue egg.", (64, 96), "blue"))
+
 
 def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
-    """Two plain questions about one picture; ConfigError naming the model when it cannot encode even these.
+    """Two plain questions about two pictures; ConfigError naming the model when it cannot encode even these.
 
-    Under a contrast that perturbs, the perturbed picture has all its cells masked.
+    Under a contrast that perturbs, the perturbed pictures have all their cells masked.
     """
+    return [encode_question(encoder, model_id, contrast, number) for number in range(2)]
+
+
+def encode_question(
+    encoder: Encoder, model_id: str, contrast: ContrastSpec, number: int, times: int = 1
+) -> EncodedSample:
+    """A plain question with its answer, said several times; see `encode_questions`."""
     # The strongest one, whatever the run's: the self-check wants to see that the model sees it.
     contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
-    picture = Image.new("RGB", (96, 64), "white")
-    ImageDraw.Draw(picture).ellipse((20, 10, 70, 50), fill="red")
-    encoded = []
-    for answer in ("A red disc on a white ground.", "Red."):
-        turns = (
-            Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
-            Turn(role="assistant", content=answer),
-        )
-        try:
-            sample = Sample(sample_id="self-check", images=(), messages=turns)
-            encoded.append(encode_with_contrast(encoder, contrast, sample, [picture], "self-check"))
-        except CalError as error:
-            raise ConfigError(
-                f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
-            ) from error
-    return encoded
+    answer, size, colour = _QUESTIONS[number]
+    size = _QUESTIONS[0][1] if encoder.alike_batches else size
+    picture = Image.new("RGB", size, "white")
+    ImageDraw.Draw(picture).ellipse((20, 10, size[0] - 20, size[1] - 10), fill=colour)
+    turns = (
+        Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
+        Turn(role="assistant", content=" ".join([answer] * times)),
+    )
+    try:
+        sample = Sample(sample_id="self-check", images=(), messages=turns)
+        return encode_with_contrast(encoder, contrast, sample, [picture], "self-check")
+    except CalError as error:
+        raise ConfigError(
+            f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
+        ) from error
 
 
 def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
@@ -55,7 +63,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with the
     picture; with a contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's
     perturbed pictures must not. All within what the forward's own precision explains (`precision`). A decoder whose
-    mask is undefined is not compared with it.
+    mask is undefined must keep its words where they were beside the image.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())
@@ -63,11 +71,12 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         raise ConfigError(f"{name}: contrast 'mask' is not defined for {kind}: {undefined}; use --contrast drop")
     supervised = batch.labels[:, 1:] != IGNORE_INDEX
     with torch.no_grad():
-        output, precision = watched(model, lambda: model(**batch.inputs, use_cache=False))
+        with refusing(f"{name}: {kind} cannot measure a plain question: its forward"):
+            output, precision = watched(model, lambda: model(**batch.inputs, use_cache=False))
         full = output.logits[:, :-1]
         rows = full[supervised.to(full.device)].float().to(batch.labels.device)
         by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
-        with _refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
+        with refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
             by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
             unmasked = label_logits(model, without_padding_mask(model, batch.inputs), batch.labels)[:, 1:]
     disagreement = partial(_disagreement, precision)
@@ -87,7 +96,24 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         _check_perturbed(model, batch, contrast, name, disagreement)
         return
     if undefined:  # `drop` defines the deltas: there is nothing to compare it with.
+        check_places(model, batch, name)
+        check_gap(model, batch, name)
         return
+    _check_without_image(model, batch, contrast, name, disagreement)
+
+
+def check_long(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
+    """What `check_reference` says of the pass without the image, and nothing of full logits: rows may be long."""
+    if contrast.perturbs or mask_undefined(model.config.get_text_config()):
+        return
+    _, precision = watched(model, lambda: label_logits(model, batch.inputs, batch.labels))
+    _check_without_image(model, batch, contrast, name, partial(_disagreement, precision))
+
+
+def _check_without_image(
+    model: Any, batch: Batch, contrast: ContrastSpec, name: str, disagreement: Callable[..., tuple[float, bool]]
+) -> None:
+    kind = type(model).__name__
     after_image = torch.zeros_like(batch.image_mask)
     after_image[:, 1:] = batch.image_mask[:, :-1]
     compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
@@ -111,7 +137,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
                 f"masking does not hide the picture from this model ({kind}), use another --contrast"
             )
         return
-    with _refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
+    with refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
         dropped = without("drop", batch.inputs)
     size, wrong = disagreement(dropped, masked)
     if not wrong:
@@ -160,15 +186,3 @@ def _check_perturbed(
             f"{name}: no logit changes when all of the picture is masked; {type(model).__name__} does not see the "
             f"perturbed picture, use --contrast drop or mask"
         )
-
-
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """A model's own complaint becomes a refusal; running out of memory and lost devices stay what they are."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError, CalError):
-        raise
-    except Exception as error:  # Any model's forward may raise anything for inputs that it does not expect.
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{what} fails with {type(error).__name__}: {reason}") from error

@@ -16,12 +16,11 @@ import pyarrow as pa
 import torch
 
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
-from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec, rebuild_encoder
+from cal_pipeline.load_check import check_model
 from cal_pipeline.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.quantization import Quantization
-from cal_pipeline.self_check import check_reference, encode_questions
 from cal_pipeline.shards import Shard
 from cal_pipeline.store import Store
 from cal_schemas.errors import ConfigError, FormatError, ShardError
@@ -164,10 +163,8 @@ def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
 
 
 def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
-    """Runs `check_reference` on two generated samples, one longer than the other, through the real encoder."""
-    encoded = encode_questions(encoder, spec.model_id, spec.contrast)
-    batch = collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
-    check_reference(model, batch.to(model.device, model.dtype), spec.contrast, spec.model_id)
+    """Runs `check_model` for what this measurement asks of the model."""
+    check_model(model, encoder, spec.contrast, spec.model_id)
 
 
 def library_versions() -> tuple[tuple[str, str], ...]:

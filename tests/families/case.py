@@ -48,6 +48,8 @@ class Case:
     """How `image_mask` came about; docs/models.md explains the words."""
     alike_batches: str | None = None
     """Why samples that share a batch need pixel inputs of one shape, or None."""
+    one_by_one: str | None = None
+    """Why no two samples may share a batch, or None."""
 
     def batch(self, samples: Sequence[EncodedSample]) -> Batch:
         """Samples as the product collates them."""

@@ -6,9 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
-from cal_pipeline.self_check import check_reference, encode_questions
+from cal_pipeline.load_check import check_model
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
 
@@ -39,19 +38,21 @@ class SelfCheck(TrainerCallback):  # type: ignore[misc]
         contrast: of the online deltas.
         name: of the model, for the message.
 
-    `on_train_begin` raises ConfigError (see `cal_pipeline.self_check.check_reference`).
+    `on_train_begin` raises ConfigError (see `cal_pipeline.load_check.check_model`).
     """
 
     def __init__(self, encoder: Encoder, contrast: ContrastSpec, name: str) -> None:
         self._encoder, self._contrast, self._name = encoder, contrast, name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """All ranks check the same two samples."""
-        samples = encode_questions(self._encoder, self._name, self._contrast)
-        batch = collate(samples, pad_token_id=self._encoder.pad_token_id, batch_led=self._encoder.batch_led_inputs)
-        # Not the first parameter: that of a quantised layer is an integer.
-        parameter = next(item for item in model.parameters() if item.is_floating_point())
+        """All ranks check the same samples."""
         training = model.training
         model.eval()
-        check_reference(model, batch.to(parameter.device, parameter.dtype), self._contrast, self._name)
+        check_model(model, self._encoder, self._contrast, self._name)
         model.train(training)
+        if self._encoder.one_by_one and args.per_device_train_batch_size > 1:
+            raise ConfigError(
+                f"--per_device_train_batch_size {args.per_device_train_batch_size}: deltas of {self._name} would "
+                f"depend on a row's neighbours ({self._encoder.one_by_one}); give --per_device_train_batch_size 1, and "
+                "--gradient_accumulation_steps for larger steps"
+            )

@@ -96,6 +96,7 @@ class Session:
 
         from cal_pipeline import audit
         from cal_pipeline.encoding_spec import rebuild_encoder
+        from cal_pipeline.load_check import check_model
         from cal_pipeline.loading import Dtype, check_architecture, load_processor, load_reference, weights_digest
         from cal_pipeline.origin import find_reference
         from cal_pipeline.quantization import flag_of
@@ -122,6 +123,8 @@ class Session:
             quantization=flag_of(self.spec.quantization),
             trust_remote_code=trust,
         )
+        # Also finds out whether rows may share a batch.
+        check_model(self.model, self.encoder, self.spec.contrast, self.spec.model_id)
 
     def audit(self) -> AuditReport:
         """Measures the drawn rows again."""

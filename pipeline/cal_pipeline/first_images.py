@@ -57,8 +57,8 @@ def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> Non
     if missed and len(missed) == looked_at:
         path, folder, reason = missed[0]
         raise ConfigError(
-            f"--data_path {data_path}: none of the {looked_at} images looked at is found. The first is {path!r}, and "
-            f"with --image_folder {folder} that is {_joined(folder, path)}: {reason}{_elsewhere(folder, path)}"
+            f"--data_path {data_path}: none of the {looked_at} images looked at can be read. The first is {path!r}, "
+            f"and with --image_folder {folder} that is {_joined(folder, path)}: {reason}{_elsewhere(folder, path)}"
         )
     if missed:
         _log.warning("%s: %d of %d images looked at cannot be read; the first: %s", data_path, len(missed), looked_at,

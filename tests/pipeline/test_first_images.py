@@ -51,7 +51,7 @@ def test_a_folder_without_any_of_them_is_refused_with_both_paths(tmp_path: Path,
     with pytest.raises(ConfigError) as refused:
         look(data, folders=[images])
     assert str(refused.value) == (
-        f"--data_path {data}: none of the 8 images looked at is found. The first is 'val/0.png', and with "
+        f"--data_path {data}: none of the 8 images looked at can be read. The first is 'val/0.png', and with "
         f"--image_folder {images} that is {images}/val/0.png: image 'val/0.png' is not a file in {images}"
     )
 
@@ -124,5 +124,5 @@ def test_paths_in_parquet_are_looked_at(tmp_path: Path, images: Path) -> None:
     table = pa.table({"image": names(3), "text": ["A cat."] * 3})
     pq.write_table(table, tmp_path / "a.parquet")
     look(tmp_path / "a.parquet", folders=[images])
-    with pytest.raises(ConfigError, match="none of the 3 images looked at is found"):
+    with pytest.raises(ConfigError, match="none of the 3 images looked at can be read"):
         look(tmp_path / "a.parquet", folders=[images / "train"])

@@ -250,7 +250,9 @@ def test_a_folder_without_the_images_is_refused_before_work_and_leaves_nothing(
     (folder / "empty").mkdir()
     for flags in (["--dry_run"], []):
         said = refusal(capfd, argv("--output_dir", "new/out", "--image_folder", "empty", *flags))
-        assert "--data_path data.json: none of the 8 images looked at is found. The first is '0.png', and with" in said
+        assert (
+            "--data_path data.json: none of the 8 images looked at can be read. The first is '0.png', and with" in said
+        )
         assert f"--image_folder {folder}/empty that is {folder}/empty/0.png: image '0.png' is not a file in" in said
         assert not (folder / "new").exists()
 

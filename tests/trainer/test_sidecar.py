@@ -183,6 +183,16 @@ def test_a_source_that_cannot_be_read_says_so(data: Data, tmp_path: Path) -> Non
         data.open(tmp_path / "nothing.json")
 
 
+def test_a_source_whose_images_lie_elsewhere_is_refused_before_training(data: Data, tmp_path: Path) -> None:
+    rows = [row for number, row in enumerate(rows_of(data)) if number not in BAD_ROWS]
+    source = write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=rf"^--source_path {source}: none of the 8 images looked at can be read"):
+        SourceExamples(
+            [str(source)], data.family.encoder, image_folders=[str(tmp_path / "empty")], cache_dir=data.cache
+        )
+
+
 def test_an_unmeasured_source_trains_without_deltas(data: Data) -> None:
     examples = SourceExamples(
         [str(data.source)],

@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
+from cal_pipeline.column_types import is_image, plain_type
 from cal_pipeline.row_values import RowError, is_empty, words_of
 from cal_schemas.sample import ImageRef
 
@@ -63,15 +66,15 @@ def own_images(values: Mapping[str, Any], where: str) -> list[ImageRef]:
 
 def looks_like_image(key: str, value: Any) -> str | None:
     """What about a value that nobody claimed says that it is an image, in words; None where nothing does."""
-    if hasattr(value, "to_pylist"):
-        return looks_like_image(key, value.to_pylist())
+    if isinstance(value, pa.Array):  # A long list of numbers is not read for this.
+        return looks_like_image(key, value.to_pylist()) if is_image(plain_type(value.type)) else None
     if isinstance(value, list):
         return next((found for item in value[:4] if (found := looks_like_image(key, item))), None)
     if isinstance(value, Mapping):
         return looks_like_image(key, value.get("bytes")) or looks_like_image(key, value.get("path"))
     if isinstance(value, bytes):
-        is_image = value.startswith(_STARTS) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
-        return "the bytes of an image" if is_image or (value[:2] == b"BM" and value[6:10] == bytes(4)) else None
+        begins = value.startswith(_STARTS) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
+        return "the bytes of an image" if begins or (value[:2] == b"BM" and value[6:10] == bytes(4)) else None
     if not isinstance(value, str) or not value or (len(value) > _LONGEST_PATH and not _DATA_URL.match(value)):
         return None
     if _DATA_URL.match(value):

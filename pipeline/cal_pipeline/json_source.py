@@ -7,13 +7,14 @@ parse a JSON array incrementally too, but does not tell byte offsets.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cal_pipeline.compressed import BROKEN, open_at, open_binary, read_range
+from cal_pipeline.json_rows import decode, names_image_file, parse_line, sample_from_json
 from cal_pipeline.row_values import RowError, is_wide_text
-from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, sample_from_values
+from cal_pipeline.rows import MAX_ROW_TEXT_BYTES
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.locations import Location
 from cal_schemas.sample import Sample
@@ -98,7 +99,7 @@ def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool
                     "line; name it .json, or give --data_format json"
                 )
             # One picture settles it for the whole file, so this parses few lines: all only where none has one.
-            has_image = has_image or (b'"image' in line and _names_image_file(_parse_line(line)))
+            has_image = has_image or (b'"image' in line and names_image_file(parse_line(line), line.count(b'"image')))
             yield offset + skipped, offset + length, has_image
         offset += length
 
@@ -124,7 +125,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
     The bytes are decoded as Latin-1: one character per byte, so offsets in the text are offsets in the file, and
     the structure is untouched because UTF-8 uses no ASCII byte inside a character. Values are read for real elsewhere.
     """
-    decode = json.JSONDecoder(strict=False).raw_decode
+    read_value = json.JSONDecoder(strict=False).raw_decode
     head = file.read(len(_BOM))
     base = len(head) if head == _BOM else 0
     buffer = "" if head == _BOM else head.decode("latin-1")
@@ -160,7 +161,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
     while not closed:
         skip_space()
         try:
-            value, end = decode(buffer, at)
+            value, end = read_value(buffer, at)
             # "1" may go on as "1e-5": a number is whole when more than two characters follow it.
             complete = end + 2 < len(buffer) or ended
         except json.JSONDecodeError as error:
@@ -179,7 +180,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
             refill()
             continue
         chunk = _CHUNK
-        has_image = has_image or ('"image' in buffer[at:end] and _names_image_file(value))
+        has_image = has_image or names_image_file(value, buffer.count('"image', at, end))
         yield base + at, base + end, has_image
         at = end
         mark = skip_space()
@@ -190,10 +191,6 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
     at += 1
     if mark := skip_space():
         raise wrong(f"{mark!r} after the end of the array")
-
-
-def _names_image_file(value: Any) -> bool:
-    return any(image.data is None for image in sample_from_json(value, "").images)
 
 
 def read_rows(
@@ -221,7 +218,7 @@ def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: 
                 if line is None:
                     yield RowError(f"a line of {length} bytes; at most {MAX_ROW_TEXT_BYTES} are read")
                 elif line and not line.isspace():
-                    yield _parse_line(line)
+                    yield parse_line(line)
         if at < byte_stop:
             raise ShardError(changed)
         return
@@ -229,29 +226,6 @@ def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: 
     if len(raw) != byte_stop - byte_start:
         raise ShardError(changed)
     try:
-        yield from json.loads(f"[{_decode(raw)}]", strict=False)
+        yield from json.loads(f"[{decode(raw)}]", strict=False)
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
-
-
-def _decode(raw: bytes) -> str:
-    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_values.
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        return json.loads(_decode(line), strict=False)
-    except (ValueError, RecursionError) as error:
-        return RowError(f"malformed JSON line: {error}")
-
-
-def sample_from_json(value: Any, row_id: str) -> Sample:
-    """One row, whatever its layout, as a Sample."""
-    if isinstance(value, RowError):
-        return Sample(sample_id=row_id, images=(), messages=None, problem=str(value))
-    if not isinstance(value, Mapping):
-        return Sample(
-            sample_id=row_id, images=(), messages=None, problem=f"expected an object, got {type(value).__name__}"
-        )
-    return sample_from_values(value, row_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 _LEARNING = frozenset(["loss", "weight", "weights", "train", "trained", "trainable", "training", "learn", "learned",
@@ -25,20 +26,22 @@ def is_wide_text(head: bytes, *, json: bool = True) -> bool:
     )
 
 
-def words_of(key: str) -> set[str]:
+@lru_cache(1024)
+def words_of(key: str) -> frozenset[str]:
     """The words of a key: `loss_weight`, `lossWeight` and `loss-weight` have the same two."""
-    return {word.lower() for word in _WORD.findall(key)}
+    return frozenset(word.lower() for word in _WORD.findall(key))
 
 
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, empty text, or a list or object of such."""
-    if isinstance(value, Mapping):
-        return all(map(is_empty, value.values()))
-    if isinstance(value, list | tuple):
+    if not value:
+        return value is None or value is False or isinstance(value, (str, bytes, list, tuple, Mapping))
+    if isinstance(value, (list, tuple)):
         return all(map(is_empty, value))
-    return value is None or value is False or (isinstance(value, str | bytes) and not value)
+    return isinstance(value, Mapping) and all(map(is_empty, value.values()))
 
 
+@lru_cache(1024)
 def is_learning_key(key: str) -> bool:
     """Whether a turn's key says how much is learned from it."""
     return bool(words_of(key) & _LEARNING)

@@ -51,7 +51,7 @@ class Talk:
 def refuse_other_media(values: Mapping[str, Any], what: str) -> None:
     """RowError where a row or a turn shows a video or plays a sound."""
     for key in _OTHER_MEDIA:
-        if not is_empty(values.get(key)):
+        if key in values and not is_empty(values[key]):
             raise RowError(f"{what} has {key!r}: {'a video' if 'video' in key else 'sound'}; only images are known")
 
 
@@ -109,7 +109,11 @@ def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
 
 def _extra(item: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
     """What a chat template reads of a turn beside role and content."""
-    found = {key: json_value(item[key], f"{where}: {key!r}") for key in _FOR_TEMPLATE if not is_empty(item.get(key))}
+    found = {
+        key: json_value(item[key], f"{where}: {key!r}")
+        for key in _FOR_TEMPLATE
+        if key in item and not is_empty(item[key])
+    }
     if role == "tool" and not is_empty(item.get("name")):  # Of a person it is a label that templates do not show.
         found["name"] = json_value(item["name"], f"{where}: 'name'")
     if isinstance(calls := found.get("tool_calls"), str):

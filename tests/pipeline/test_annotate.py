@@ -197,6 +197,29 @@ def test_a_parquet_source_keeps_its_pictures_and_its_own_columns(run: Run, tmp_p
     assert [row["sample_id"] for row in rows] == [row["id"] for row in before]
 
 
+def test_what_a_row_says_beside_its_turns_is_measured(run: Run, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "On the left."},
+            {"role": "user", "content": "And what?"}, {"role": "assistant", "content": "A red cat."}]  # fmt: skip
+    told = [{"role": "system", "content": "Say what you see."}, *talk]
+    unlearned = [talk[0], {**talk[1], "loss": False}, *talk[2:]]
+    rows = [{"messages": talk}, {"messages": talk, "system": "Say what you see.", "score": 3}, {"messages": told},
+            {"messages": unlearned, "score": None}, {"messages": [*talk[:3], {**talk[3], "weight": 0.5}]}]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (plain, beside, turn, part, refused), report = run(plan_shards([str(tmp_path / "d.jsonl")])[0])
+    assert [row["status"] for row in (plain, beside, turn, part)] == ["ok"] * 4
+    same = ("sample_key", "messages", "label_ids", "label_positions", "delta_logits", "num_tokens", "template_inputs")
+    assert [beside[name] for name in same] == [turn[name] for name in same]
+    assert beside["num_tokens"] > plain["num_tokens"]
+    kept = len(part["label_ids"])
+    assert 0 < kept < len(plain["label_ids"])
+    assert part["label_ids"] == plain["label_ids"][-kept:]
+    assert part["label_positions"] == plain["label_positions"][-kept:]
+    assert json.loads(part["template_inputs"]) == {"turns": [{}, {"supervised": False}, {}, {}]}
+    assert plain["template_inputs"] is None
+    assert (refused["status"], refused["error"][:25]) == ("encode_error", "turn 3 has 'weight' 0.5; ")
+    assert report.unread == {"score": 1}
+
+
 def test_text_that_is_no_utf8_is_measured_and_said(run: Run, tmp_path: Path) -> None:
     row = {"id": "x", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "bad \ud800 one"}]}
     (tmp_path / "d.json").write_text(json.dumps([row]))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline import parquet_source
-from cal_pipeline.json_source import sample_from_json
+from cal_pipeline.json_rows import sample_from_json
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample
 

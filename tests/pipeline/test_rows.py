@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cal_pipeline.json_source import sample_from_json
+from cal_pipeline.json_rows import sample_from_json
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key, template_inputs
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]

@@ -185,10 +185,23 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
     "dots": ([("a.b.jpg", b"p"), ("a.txt", "t")], "'a.b.jpg': a key ends at its first dot"),
     "video": ([("a.mp4", b"p"), ("a.txt", "t")], "'a.mp4' is a video; only images are known"),
     "video named": ([("a.json", {"video": "x.mp4", "conversations": TALK})], "the row has 'video': a video"),
+    "videos named": ([("a.json", {"videos": ["x.mp4"], "conversations": TALK})], "the row has 'videos': a video"),
+    "weighed": ([("a.json", [TALK[0], {**TALK[1], "weight": 0.5}])], "turn 1 has 'weight' 0.5"),
+    "wide text": ([("a.jpg", b"p"), ("a.txt", "t".encode("utf-16"))], "member 'a.txt' is UTF-16 or UTF-32 text"),
+    "wide JSON": ([("a.json", "{}".encode("utf-16-le"))], "member 'a.json' is UTF-16 or UTF-32 text"),
+    "elsewhere": ([("a.json", {"messages": TALK[1:], "img": "a.png"})], "no image is set, and 'img' holds 'a.png'"),
     "upwards": ([("../a.jpg", b"p"), ("../a.txt", "t")], "member name '../a.jpg' leaves the archive"),
     "inside out": ([("x/../../a.jpg", b"p"), ("x/../../a.txt", "t")], "'x/../../a.jpg' leaves the archive"),
     "absolute": ([("/etc/a.jpg", b"p"), ("/etc/a.txt", "t")], "member name '/etc/a.jpg' leaves the archive"),
 }  # fmt: skip
+
+
+def test_json_of_an_archive_says_what_json_of_a_file_says(tmp_path: Path) -> None:
+    value = {"conversations": [TALK[0], {**TALK[1], "loss": 0}], "system": "Be brief.", "tools": [{"name": "look"}]}
+    sample = one(tmp_path, [("a.jpg", b"p"), ("a.json", value)])
+    assert words(sample) == ["Be brief.", "<image>\nq", "a"]
+    assert [turn.supervised for turn in sample.messages or ()] == [True, True, False]
+    assert sample.tools == [{"name": "look"}]
 
 
 @pytest.mark.parametrize("what", PROBLEMS)

@@ -22,6 +22,7 @@ from cal_schemas.errors import AlignmentError, ConfigError, MissingDeltaError
 from cal_trainer.dataset import BLANK, AnnotatedExamples, Example, ExampleCollator, blank_sample
 from cal_trainer.sidecar import ABSENT, SidecarExamples, key_array, match_keys
 from cal_trainer.source import SourceExamples
+from cal_trainer.streaming import StreamedExamples
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 from tiny_models import sample_image
@@ -103,6 +104,29 @@ def test_a_source_that_was_shuffled_filtered_and_resharded_keeps_its_deltas(data
     original = data.open()
     order = shuffled[0::2] + shuffled[1::2]
     identical(batches(joined, data, list(range(11))), batches(original, data, order))
+
+
+def test_turns_that_are_not_learned_train_as_they_were_measured(llava: Family, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "On the left.", "loss": False},
+            {"role": "user", "content": "And what?"}, {"role": "assistant", "content": "A red cat."}]  # fmt: skip
+    source = write(tmp_path / "a.jsonl", [{"messages": talk, "system": "See."}, {"messages": talk[2:]}])
+    shards = plan_shards([str(source)])
+    whole = annotate(tmp_path / "whole", shards, llava.encoder, llava.model)
+    sidecar = annotate(tmp_path / "sidecar", shards, llava.encoder, llava.model, carry="none")
+    cache = tmp_path / "cache"
+    readers = (
+        AnnotatedExamples(whole, llava.encoder, cache_dir=cache),
+        StreamedExamples(whole, llava.encoder),
+        SidecarExamples(sidecar, [str(source)], llava.encoder, cache_dir=cache),
+        SourceExamples([str(source)], llava.encoder, cache_dir=cache, use_deltas=False),
+    )
+    answers = []
+    for examples in readers:
+        labels = [examples[row].encoded.labels for row in range(2)]
+        answers.append([label[label != IGNORE_INDEX].tolist() for label in labels])
+    # The same answer in both rows, and no word of the first one.
+    assert answers == [answers[0]] * 4
+    assert answers[0][0] == answers[0][1]
 
 
 def test_a_source_row_that_the_sidecar_lacks_is_an_error_by_default(data: Data, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.locations import Location, open_parquet
 from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key, template_inputs
+from cal_schemas.spec import MESSAGE_NORMALIZATION
 
 _SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages", "template_inputs")
 _WORTH_SAYING: Final = 10e9
@@ -95,13 +96,13 @@ def _making_cache(cache_dir: Path | None) -> Iterator[str]:
 
 
 def map_source(shards: Sequence[Shard], cache_dir: Path | None) -> Any:
-    """A memory-mapped copy of a source, in plan order, made once: its name covers size and time of every file."""
+    """A memory-mapped copy of a source, in plan order, made once for each state of its files and rules of reading."""
     schema = annotated_schema(carry="images")
     schema = pa.schema([schema.field(name).with_nullable(True) for name in _SOURCE_COLUMNS])
     with _making_cache(cache_dir) as cache:
         rows: Any = datasets.Dataset.from_generator(
             _source_rows,
-            gen_kwargs={"shards": list(shards)},
+            gen_kwargs={"shards": list(shards), "rules": MESSAGE_NORMALIZATION},
             features=datasets.Features.from_arrow_schema(schema),
             cache_dir=cache,
             writer_batch_size=_ROWS_PER_WRITE,
@@ -109,7 +110,9 @@ def map_source(shards: Sequence[Shard], cache_dir: Path | None) -> Any:
     return rows.with_format("arrow")
 
 
-def _source_rows(shards: list[Shard]) -> Iterator[dict[str, Any]]:
+def _source_rows(shards: list[Shard], rules: int) -> Iterator[dict[str, Any]]:
+    # Size and time of every file, and the rules, name the copy: those of an older version would be taken for today's.
+    del rules
     for shard in shards:
         for sample in read_samples(shard):
             messages = sample.messages

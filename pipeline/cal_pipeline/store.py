@@ -273,9 +273,8 @@ def _local_staging() -> Path:
     return Path(tempfile.gettempdir()) / f"{_STAGING_PREFIX}-{os.getuid()}"
 
 
-def _remove_orphans(folder: Path) -> list[Path]:
+def _remove_orphans(folder: Path) -> None:
     """Staged files of processes that are gone; the name of each says whose it is."""
-    removed = []
     for leftover in folder.iterdir():
         pid = leftover.name.split(".")[-2:-1]
         if not leftover.is_file() or not pid or not pid[0].isdigit() or Path("/proc", pid[0]).exists():
@@ -284,8 +283,6 @@ def _remove_orphans(folder: Path) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > _ORPHAN_S:
                 leftover.unlink()
-                removed.append(leftover)
-    return removed
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,10 @@
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.heartbeat import Heartbeat
-from cal_pipeline.store import LocalStore
+from cal_pipeline.store import LocalStore, open_store
 from cal_schemas.errors import ConfigError
 
 
@@ -155,6 +158,35 @@ def test_without_hard_links_a_shard_that_is_there_stays(store: LocalStore, monke
     assert store.path("a").read_bytes() == b"first"
 
 
+def test_a_link_that_fails_otherwise_fails_the_commit_and_publishes_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(store, "a", b"whole")
+    assert store.finished() == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_and_at_the_start(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    for step in (store.check_writable, store.prepare):
+        with pytest.raises(ConfigError, match=rf"--output_dir {store.output_dir} cannot be written: .*Read-only"):
+            step()
+
+
+def test_staging_is_made_again_where_it_was_removed(store: LocalStore) -> None:
+    shutil.rmtree(store.internal)
+    assert publish(store, "a", b"whole")
+
+
 def test_a_deep_shard_name_fits_into_a_staging_name(store: LocalStore) -> None:
     name = "/".join(["é" * 50] * 6)
     assert publish(store, name, b"whole")
@@ -202,6 +234,7 @@ def test_what_checking_accepts_can_be_prepared_and_checking_leaves_nothing(tmp_p
 def test_preparing_twice_is_harmless_and_leaves_nothing_but_dot_cal(store: LocalStore) -> None:
     store.prepare()
     assert [item.name for item in store.output_dir.iterdir()] == [".cal"]
+    assert store.logs.is_dir()
     assert staged(store) == []
 
 
@@ -209,8 +242,38 @@ def test_only_this_runs_leftovers_are_cleared(store: LocalStore) -> None:
     other = LocalStore(output_dir=store.output_dir, run_id="run-2")
     for owner in (store, other):
         (owner.internal / "staging" / f"a.{owner.run_id}.0123").write_bytes(b"half")
-    store.clear_staging()
+    assert store.clear_staging() == [str(store.internal / "staging" / "a.run-1.0123")]
     assert [path.name for path in staged(store)] == ["a.run-2.0123"]
+    assert store.clear_staging(everybodys=True) == [str(store.internal / "staging" / "a.run-2.0123")]
+    assert staged(store) == []
+
+
+def test_what_an_ended_process_staged_for_an_object_store_goes_after_an_hour_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = open_store("s3://bucket/out", "run-1")
+    folder = tmp_path / f"cal-staging-{os.getuid()}"
+    assert store.logs == folder / "logs"
+    ended, alive = 2**31 - 1, os.getpid()  # no process number is as large as the first
+    old = [f"a.run-0.{ended}.0123", f"a.run-0.{alive}.0123", f"{ended}", "a.run-0.x1.0123"]
+    store.logs.mkdir(parents=True)
+    for name in old:
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (0, 0))
+    (folder / f"b.run-0.{ended}.0123").write_bytes(b"half")
+    (folder / f"c.run-0.{ended}.folder").mkdir()
+    os.utime(folder / f"c.run-0.{ended}.folder", (0, 0))
+    before = {path.name for path in folder.iterdir()}
+    name = "/".join(["deep"] * 60)
+    with store.staging(name) as partial:
+        assert {path.name for path in folder.iterdir()} == before - {old[0]}
+        assert partial.parent == folder
+        assert partial.name.startswith(f"{name.replace('/', '__')[-40:]}.run-1.{alive}.")
+        partial.write_bytes(b"half")
+    assert not partial.exists()
+    with store.staging("nothing is written"):
+        pass
 
 
 def test_finished_ignores_the_internal_directory_and_an_absent_output(store: LocalStore) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.checkpoint import raw_header, refuse_adapters
@@ -48,7 +49,17 @@ def model_directory(model_name_or_path: str, revision: str | None = None, *, tru
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it ({reason})"
+            f"{_cache_hint(error)}"
         ) from error
+
+
+def _cache_hint(error: Exception) -> str:
+    """The way out where an error is about the directory that models and their code are fetched into."""
+    place = Path(str(getattr(error, "filename", None) or "."))
+    home = Path(constants.HF_HOME)
+    if not (place.is_absolute() and (place.is_relative_to(home) or home.is_relative_to(place))):
+        return ""
+    return f" Set HF_HOME (now {home}) to a directory that can be written to."
 
 
 def weights_digest(directory: Path) -> str:
@@ -90,6 +101,7 @@ def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
         hint = " If you trust its code, pass --trust_remote_code." if "remote_code" in reason else ""
         if "does not support an attention implementation" in reason:
             hint = " Ask for --attn_implementation eager."
+        hint = hint or _cache_hint(error)
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.job_config import JobConfig
 from ray.util.metrics import Counter
 
 from cal_pipeline.annotate import ShardReport
@@ -55,6 +58,27 @@ class _Actor(WorkerProcess):
         """Host and process in words, Ray's id of the node, and the device in words."""
         node = ray.get_runtime_context().get_node_id()
         return f"{platform.node()}, pid {os.getpid()}", node, device_name(on_gpu)
+
+
+class _ImportsOfDriver(JobConfig):  # type: ignore[misc]
+    """Workers import what this program imports, no more and no less.
+
+    Ray itself puts the working directory first on their path, where a script of the user's may be called timeit.py.
+    Nodes of a cluster have environments of their own: they get that directory, and the script's, only if this program
+    searches it.
+    """
+
+    def __init__(self, *, local: bool) -> None:
+        super().__init__()
+        self._py_driver_sys_path: list[str] = []
+        self._local = local
+
+    def _get_proto_job_config(self) -> Any:
+        here = [path or str(Path.cwd()) for path in sys.path]
+        rays = self._py_driver_sys_path
+        # Workers insert them one by one, each in front of the last.
+        self._py_driver_sys_path = [path for path in reversed(here) if self._local or path in rays]
+        return super()._get_proto_job_config()
 
 
 class _Metrics:
@@ -119,11 +143,17 @@ def _init(
 ) -> None:
     where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    given["job_config"] = _ImportsOfDriver(local=not address)
     if address:
         check_reachable(address)
         given |= {"address": address}
     else:
         where = "Ray cannot start here"
+        # A container's user may have no home at all, which Path.home() does not bear.
+        token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111
+        if not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Ray would write one there, which a home may not allow; this Ray ends with this process.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
         given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
@@ -323,8 +353,10 @@ class _Run:
         # One bad node must not stop the others: those that are up, or still coming up, go on without it.
         self._max_workers = sum(other.state != "placing" for other in self._slots)
         if not self._max_workers:
-            log = f"; see {slot.log_path}" if self._broken else ""
-            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{log}")
+            # A process that died before its first line left no log; one on another node may have it there.
+            there = self._broken and (slot.node or slot.log_path.exists())
+            see = f"; see {slot.log_path}" if there else ""
+            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{see}")
 
     def _decide(self) -> None:
         """Whether a lost worker's node is lost too, or the shard is to blame."""
@@ -398,9 +430,9 @@ def _lost_nodes() -> set[str]:
 
 def _in_short(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text or "(OOM)" in text:
+        return "Ray ended it because its node ran out of memory"
     if isinstance(error, ray.exceptions.RayActorError) and "Traceback" not in text:
-        if "memory pressure" in text or "(OOM)" in text:
-            return "Ray ended it because its node ran out of memory"
         return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
     # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PARENT = Path("/tmp")
+from cal_schemas.errors import ConfigError
+
+_SHORT = Path("/tmp")
+_LONGEST = 26
+"""Characters of a parent: with what Ray appends, a socket's path has at most 107."""
 _PREFIX = "cal-ray-"
 _LOCK = "owner.lock"
 _FORGOTTEN_S = 86400.0
@@ -21,14 +25,15 @@ _END_S = 3.0
 
 
 @contextmanager
-def session_dir(parent: Path = _PARENT) -> Iterator[str]:
+def session_dir(parent: Path = _SHORT) -> Iterator[str]:
     """A new directory right below `parent` (Ray's sockets live in it, and socket paths are short); removed at the end.
+
+    Where `parent` cannot be written to it lies below TMPDIR; ConfigError where that cannot be, or is too long.
 
     Directories of drivers that were killed are removed first. A driver holds a lock on a file in its own for as long
     as it lives, and the kernel drops the lock with the process: no process id that could have been used again.
     """
-    remove_abandoned(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    folder = _new(parent)
     # Locked before it has its name: a directory with an unlocked owner.lock is abandoned, without exception.
     handle = os.open(folder / "new", os.O_CREAT | os.O_RDWR, 0o600)
     try:
@@ -39,6 +44,23 @@ def session_dir(parent: Path = _PARENT) -> Iterator[str]:
         _end_children(folder)
         _remove(folder)
         os.close(handle)
+
+
+def _new(parent: Path) -> Path:
+    reasons = []
+    for place in (parent, *map(Path, filter(None, [os.environ.get("TMPDIR")]))):
+        if place != parent and len(os.fsencode(place)) > _LONGEST:
+            reasons.append(f"TMPDIR {place} is longer than {_LONGEST} characters")
+            continue
+        try:
+            remove_abandoned(place)
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        except OSError as error:
+            reasons.append(f"{place} cannot be written to ({error.strerror or error})")
+    raise ConfigError(
+        f"Ray has no place for its sockets: {', and '.join(reasons)}. Set TMPDIR to a directory of this machine that "
+        f"can be written to, of at most {_LONGEST} characters"
+    )
 
 
 def _end_children(folder: Path) -> None:
@@ -67,7 +89,7 @@ def _children(folder: Path) -> set[int]:
     return found
 
 
-def remove_abandoned(parent: Path = _PARENT) -> None:
+def remove_abandoned(parent: Path) -> None:
     """Removes this user's session directories whose owner is dead.
 
     One without a lock file stays for a day: its driver may be about to lock it.

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -221,3 +224,23 @@ def test_an_incomplete_processor_is_named_with_what_it_lacks(copied: Path, lost:
     path.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=message):
         Encoder(load_processor(copied))
+
+
+def test_a_home_that_cannot_be_written_to_is_named_with_the_variable(copied: Path, tmp_path: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "own.py").write_text("import transformers\n\nclass Own(transformers.LlavaConfig):\n    pass\n")
+    (tmp_path / "file").write_text("")
+    code = (
+        "import sys; from pathlib import Path; from cal_pipeline.loading import load_config\n"
+        "load_config(Path(sys.argv[1]), trust_remote_code=True)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(copied)], capture_output=True, text=True, check=False,
+        env={**environment, "HF_HOME": str(tmp_path / "file" / "home"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    assert "ConfigError: cannot load the config" in said
+    assert f"Set HF_HOME (now {tmp_path / 'file' / 'home'}) to a directory that can be written to." in said

@@ -44,11 +44,13 @@ def command(found: Family, *flags: str, output: str) -> list[str]:
     return [str(PROGRAM), *kept, *flags]
 
 
-def precompute(found: Family, folder: Path, output: str, *flags: str) -> tuple[int, str, str]:
+def precompute(
+    found: Family, folder: Path, output: str, *flags: str, settings: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
         command(found, *flags, output=output), cwd=folder, text=True, capture_output=True, timeout=PATIENCE_S,
-        env={**environment, "HF_MODULES_CACHE": str(folder / "modules")}, check=False,
+        env={**environment, "HF_MODULES_CACHE": str(folder / "modules"), **(settings or {})}, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -79,8 +81,14 @@ def meeting(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, meeting: Family) -> tuple[Path, str, str]:
-    """One run shared by two workers and by the tests below: its output directory, stdout and stderr."""
-    code, out, err = precompute(meeting, folder, "two", "--num_workers", "2")
+    """One run shared by two workers and by the tests below: its output directory, stdout and stderr.
+
+    Where it is started lie scripts of the user's, named as modules that it imports; there is no home.
+    """
+    for name in ("timeit", "tokenizers", "pyarrow"):
+        (folder / f"{name}.py").write_text(f"open('{name}.was_run', 'w')")
+    home = {"HOME": "/proc/nowhere"}
+    code, out, err = precompute(meeting, folder, "two", "--num_workers", "2", settings=home)
     assert code == 0, err
     return folder / "two", out, err
 
@@ -106,6 +114,13 @@ def test_table_report_and_files_say_what_happened(finished: tuple[Path, str, str
         ".cal", *[f"data-r{n:09d}-{n + 10:09d}.parquet" for n in range(0, 60, 10)],
     ]  # fmt: skip
     assert list((output / ".cal" / "staging").iterdir()) == []
+
+
+def test_scripts_of_the_working_directory_are_not_imported_by_workers(
+    finished: tuple[Path, str, str], folder: Path
+) -> None:
+    assert (folder / "timeit.py").exists()
+    assert not list(folder.glob("*.was_run"))
 
 
 def test_metadata_tells_what_measured_it(finished: tuple[Path, str, str], llava: Family, folder: Path) -> None:

@@ -84,6 +84,8 @@ def test_workers_share_nothing_but_the_store_and_the_report_names_both_kinds(
     for path in (tmp_path / "in").rglob("*.*"):
         (bucket / "in" / path.relative_to(tmp_path / "in").as_posix()).upload(path, if_absent=True)
     (tmp_path / "driver").mkdir()
+    # A script of the user's, which workers would import if they searched the driver's working directory.
+    (tmp_path / "driver" / "timeit.py").write_text("raise SystemExit('the script was run')")
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "cal-precompute"), "--model_name_or_path", str(model),
@@ -118,4 +120,4 @@ def test_workers_share_nothing_but_the_store_and_the_report_names_both_kinds(
     for name in ("one", "two"):
         (staging,) = (tmp_path / "nodes" / name / "tmp").glob("cal-staging-*")
         assert list(staging.iterdir()) == []
-    assert list((tmp_path / "driver").iterdir()) == []
+    assert list((tmp_path / "driver").iterdir()) == [tmp_path / "driver" / "timeit.py"]

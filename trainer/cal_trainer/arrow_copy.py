@@ -78,7 +78,7 @@ def _making_cache(cache_dir: Path | None) -> Iterator[str]:
     ConfigError naming --cache_dir otherwise. Errors of ours that `datasets` wraps into its own come out as they are.
     """
     where = Path(datasets.config.HF_DATASETS_CACHE) if cache_dir is None else cache_dir.expanduser()
-    choose = "give a directory with --cache_dir, or train with --streaming, which makes no copy"
+    choose = "name another directory with --cache_dir"
     if _CHAIN in str(where.absolute()):
         raise ConfigError(f"the Arrow copy cannot be kept in {where}: `datasets` splits paths at {_CHAIN}; {choose}")
     try:

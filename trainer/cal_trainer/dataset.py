@@ -28,6 +28,7 @@ from cal_schemas.object_path import ObjectPath
 from cal_trainer.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
 from cal_trainer.arrow_copy import map_parquet
 from cal_trainer.resuming import annotated_shards
+from cal_trainer.shared_memory import refuse_full_memory
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
@@ -206,7 +207,9 @@ class ExampleCollator:
         }
         if batch.contrast_inputs:
             extra["contrast_inputs"] = batch.contrast_inputs
-        return {**batch.inputs, **extra}
+        made = {**batch.inputs, **extra}
+        refuse_full_memory(made)
+        return made
 
 
 __all__ = ["BLANK", "AnnotatedExamples", "Example", "ExampleCollator", "blank_sample", "scatter_deltas"]

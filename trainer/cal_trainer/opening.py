@@ -12,9 +12,10 @@ import numpy as np
 from cal_pipeline.encode import Encoder
 from cal_schemas.errors import ConfigError, SidecarError
 from cal_schemas.locations import Location, location
-from cal_trainer.alignment import RowOptions
+from cal_trainer.alignment import Example, RowOptions
 from cal_trainer.dataset import AnnotatedExamples
 from cal_trainer.sampling import EpochSampler, GroupBy, StepShape
+from cal_trainer.shared_memory import batch_bytes
 from cal_trainer.sidecar import OnMissing, SidecarExamples
 from cal_trainer.source import SourceExamples
 from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
@@ -160,3 +161,13 @@ def refuse_unusable(examples: Examples) -> None:
         f"none of the {len(rows)} rows looked at can be trained on (the first {_PROBED_FIRST}, and others spread over "
         f"all {total}); the warnings above say why"
     )
+
+
+def largest_of_first(examples: Examples) -> Example:
+    """Of the first few, the one whose tensors are largest."""
+
+    def size(example: Example) -> int:
+        inputs = (example.encoded.sequence_inputs, example.encoded.image_inputs, example.encoded.contrast_inputs)
+        return sum(map(batch_bytes, inputs))
+
+    return max((examples[row] for row in range(min(_PROBED_FIRST, len(examples)))), key=size)

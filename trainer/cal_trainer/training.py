@@ -26,13 +26,21 @@ from cal_trainer.dataset import ExampleCollator
 from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.drift import DriftLog, drift_batches
 from cal_trainer.lora import add_lora
-from cal_trainer.opening import Examples, open_evaluation, open_examples, refuse_unusable, train_sampler
+from cal_trainer.opening import (
+    Examples,
+    largest_of_first,
+    open_evaluation,
+    open_examples,
+    refuse_unusable,
+    train_sampler,
+)
 from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
 from cal_trainer.record import state_of, write_card
 from cal_trainer.refusals import prepare_output, refuse_flags, refuse_optimizer
 from cal_trainer.resuming import check_state, find_checkpoint, saved_date
 from cal_trainer.sampling import SetSamplerEpoch, StepShape
 from cal_trainer.self_check import SelfCheck, refuse_mixed_batches
+from cal_trainer.shared_memory import refuse_small_memory
 from cal_trainer.trainer import CalTrainer
 from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
@@ -106,6 +114,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     order_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     sampler = train_sampler(examples, shape, group_by=config.group_by, seed=order_seed)
     collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    if arguments.dataloader_num_workers:
+        refuse_small_memory(collator([largest_of_first(examples)]), arguments, evaluates=evaluation is not None)
     drift = None
     if config.drift_every:
         assert spec is not None  # cached deltas always have one

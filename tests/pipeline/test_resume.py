@@ -13,7 +13,7 @@ import pytest
 from cal_pipeline import redo
 from cal_pipeline.pilot import limit_rows, sample_rows
 from cal_pipeline.redo import stored_rows
-from cal_pipeline.resume import Progress, compare_with_output, unplanned
+from cal_pipeline.resume import Progress, check_published, compare_with_output, unplanned
 from cal_pipeline.shards import Shard, plan_shards, read_samples
 from cal_pipeline.store import LocalStore
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
@@ -61,11 +61,11 @@ def measured(sample: Sample, **changed: Any) -> AnnotatedRow:
 
 def finish(
     store: LocalStore, shards: Sequence[Shard], *, spec: MeasurementSpec = SPEC, schema: pa.Schema = SCHEMA,
-    carry: Carry = "paths", failed: dict[int, str] | None = None,
+    carry: Carry = "paths", failed: dict[int, str] | None = None, filters: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """What cal-precompute leaves for these shards; `failed` gives the statuses of some rows."""
     for shard in shards:
-        metadata = shard_metadata(spec=spec, source=shard.source, carry=carry)
+        metadata = shard_metadata(spec=spec, source=shard.source, carry=carry, filters=filters)
         with store.staging(shard.name) as partial:
             with ShardWriter(partial, schema, metadata) as writer:
                 for number, sample in enumerate(read_samples(shard)):
@@ -114,10 +114,10 @@ def test_another_measurement_is_refused_with_every_differing_field_and_both_valu
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("size", 1), ("mtime_ns", 1), ("num_rows", 1), ("row_start", 1), ("row_stop", 1)],
+    [("size", 1), ("mtime_ns", 1), ("num_rows", 1), ("row_start", 1), ("row_stop", 1), ("etag", "e")],
 )
 def test_a_changed_source_is_refused_with_both_values(
-    store: LocalStore, plan: list[Shard], field: str, value: int
+    store: LocalStore, plan: list[Shard], field: str, value: int | str
 ) -> None:
     finish(store, plan[:1])
     now = replace(plan[0], source=replace(plan[0].source, **{field: value}))
@@ -231,6 +231,34 @@ def test_a_link_to_a_finished_shard_is_that_shard(store: LocalStore, plan: list[
     path = store.path(plan[0].name)
     path.symlink_to(path.rename(tmp_path / "elsewhere.parquet"))
     assert compare(store, plan).done == (plan[0],)
+
+
+def test_a_part_of_a_shard_is_not_taken_for_the_whole(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1], filters=("mean > 1", "status == 'ok'"))
+    with pytest.raises(
+        ConfigError, match=r"a part of its shard's rows \(cal-inspect filter: mean > 1; status == 'ok'\)"
+    ):
+        compare(store, plan)
+
+
+def test_a_shard_that_another_driver_published_is_held_to_the_same(store: LocalStore, plan: list[Shard]) -> None:
+    shard = plan[0]
+
+    def check(found: Shard = shard, **changed: Any) -> None:
+        check_published(found, store=store, **{"spec": SPEC, "schema": SCHEMA, "carry": "paths", **changed})
+
+    store.path(shard.name).mkdir()
+    with pytest.raises(ConfigError, match="is a directory, and the shard"):
+        check()
+    store.path(shard.name).rmdir()
+    finish(store, [shard])
+    check()
+    with pytest.raises(ConfigError, match=r"holds another measurement \(dtype: 'float32' there, 'bfloat16' now\)"):
+        check(spec=measurement_spec(dtype="bfloat16"))
+    with pytest.raises(ConfigError, match=r"has changed since .*size was"):
+        check(replace(shard, source=replace(shard.source, size=1)))
+    with pytest.raises(ConfigError, match="was written with --carry paths, this run has images"):
+        check(carry="images")
 
 
 def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, plan: list[Shard]) -> None:

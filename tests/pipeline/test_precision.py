@@ -53,6 +53,8 @@ def test_weights_and_autocast_decide(weights: Any, autocast: str, expected: str,
     assert precision.name == expected
     assert precision.exact == (expected == "float32")
     assert output.logits.dtype == (AUTOCAST[autocast] or getattr(torch, weights))
+    # Rows without an image cost no pass.
+    assert watched(model, lambda: None)[1].name == weights
 
 
 def test_a_process_that_multiplies_float32_coarsely_is_not_exact(llava: Family) -> None:

@@ -28,6 +28,7 @@ from cal_schemas.spec import MeasurementSpec
 from conftest import Family
 from examples_of import conversation, measurement_spec
 from inspected_data import parquet_directory
+from tiny_data import write_parquet
 from tiny_models import build, sample_image
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -114,6 +115,12 @@ def test_a_checkpoint_s_own_quantisation_is_recorded_and_audited_as_what_it_is(
     assert name == f"bitsandbytes-{bits}bit"
     with pytest.raises(ConfigError, match=rf"--quantization 8bit: .* quantised as it is stored \({name}\)"):
         load_reference(stored, dtype="float32", device="cpu", quantization="8bit")
+    planned = job.prepare(
+        config(model_name_or_path=str(stored), output_dir=str(tmp_path / "out"), gpus_per_worker=0.0, dry_run=True,
+               data_path=[str(write_parquet(tmp_path / "planned.parquet", 1))])
+    )  # fmt: skip
+    assert planned.settings.spec.quantization == name
+    assert planned.settings.quantization == "none"
     quantised = Family(name="llava", directory=stored, model=model, encoder=whole.encoder)
     path = parquet_directory(quantised, tmp_path, count=8, quantization=name)
     # Other batches than those of the run: what 8 bits make of a row depends on its neighbours.

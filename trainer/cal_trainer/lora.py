@@ -56,12 +56,20 @@ def add_lora(
                           f"{', '.join(PARTS)}")  # fmt: skip
     if "language_model" not in parts:
         raise ConfigError("--lora_r adapts the language model: name language_model in --trainable, or drop --lora_r")
+    whole = [part for part in parts if part != "language_model"]
+    owners = part_of_each(model)
+    for name, parameter in model.named_parameters():
+        if owners[name] in whole and not parameter.is_floating_point():
+            raise ConfigError(
+                f"--trainable {owners[name]}: {name} is quantised ({parameter.dtype}) and cannot train; adapters "
+                "of the language model can (--trainable language_model)"
+            )
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=_targets(model, target),
-        modules_to_save=_whole_modules(model, [part for part in parts if part != "language_model"]) or None,
+        modules_to_save=_whole_modules(model, whole) or None,
         # No task type: the plain PeftModel hands every input, the picture's too, to the model as it came.
         task_type=None,
     )

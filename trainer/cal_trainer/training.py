@@ -53,6 +53,9 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     Raises ConfigError, FormatError or AlignmentError with one message.
     """
     refuse_flags(arguments, evaluates=config.eval_path is not None)
+    if (arguments.fp16 and config.dtype != "float32") or (arguments.bf16 and config.dtype == "float16"):
+        flag = "--fp16" if arguments.fp16 else "--bf16"
+        raise ConfigError(f"{flag} does not go with weights of --dtype {config.dtype}: leave one of the two out")
     resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
     bounds = resolve_bounds(
         config.bounds(), [location(path) for path in config.data_path], resume, crossfit=config.crossfit

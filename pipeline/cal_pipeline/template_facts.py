@@ -151,12 +151,11 @@ class TemplateFacts:
         last = four[3] if four else next(iter(self._tails(2)[1:]), "")
         first = four[1] if four else last
         run, earlier = self.run(last), self.run(first)
-        if run:
-            if common := self._common(run, earlier):
-                return (common,)
-            question = next(iter(self._tails(1)), "")
-            other = self._common(earlier, self.run(question)) if question else ""
-            return (run, other) if other else (run,)
+        if common := self._common(run, earlier):
+            return (common,)
+        question = next(iter(self._tails(1)), "")
+        if ends := tuple(filter(None, (run, self._common(earlier, self.run(question))))):
+            return ends
         at = common_start(first, last)
         text = first[: min(self._whole(tail, at) for tail in (first, last))].strip()
         if not text and self._text.source not in _warned:

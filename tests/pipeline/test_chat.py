@@ -142,6 +142,16 @@ def test_an_end_token_behind_the_last_answer_alone_leaves_the_others_without() -
     ]  # fmt: skip
 
 
+def test_answers_that_end_as_questions_do_are_learned_to_their_end_where_the_last_has_none() -> None:
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% if not (loop.last and m.role == 'assistant') %}<|end|>{% endif %}{% endfor %}"
+    )
+    assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], ["<|user|>", "<|end|>"])) == [
+        "A cat.<|end|>", "B",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("block", ["{%- generation %}", "{% generation %}\n", "{%- generation -%}\n  "])
 def test_generation_blocks_leave_out_what_they_do_not_hold(block: str) -> None:
     source = (

@@ -103,15 +103,15 @@ _JUDGEMENTS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     **dict.fromkeys(("images", "image"), (is_image, "a path, bytes, a struct of the two, or a list of those")),
     **dict.fromkeys(("prompt", "completion"), (is_text_or_turns, f"a string, or {_TURNS}")),
     **dict.fromkeys(("sample_id", "id"), (is_scalar, "one value a row")),
-    **dict.fromkeys(("caption", "text", "system", "system_prompt", "instruction", "input", "output", "query",
+    **dict.fromkeys(("caption", "text", "system", "instruction", "input", "output", "query",
                      "response", "template_inputs"), (is_text, "a string")),
     "tools": (is_text_or_list, "a list of functions, or a string of JSON"),
 }  # fmt: skip
 
 
-def check_type(name: str, kind: pa.DataType, path: Location) -> None:
-    """ConfigError where no row could be read from a column of this name and type."""
-    test, expected = _JUDGEMENTS.get(name, (lambda _: True, ""))
+def check_type(name: str, kind: pa.DataType, path: Location, role: str) -> None:
+    """ConfigError where no row could be read from a column of this type that plays the role of the key `role`."""
+    test, expected = _JUDGEMENTS.get(role, (lambda _: True, ""))
     if not test(plain_type(kind)):
         hint = ""
         if expected == _TURNS and is_text(plain_type(kind)):

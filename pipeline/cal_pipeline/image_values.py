@@ -23,6 +23,8 @@ _MEANS_IMAGE = frozenset(["image", "images", "img", "imgs", "picture", "pictures
                           "pixels", "jpg", "jpeg", "png", "webp"])  # fmt: skip
 _MEANS_FILE = frozenset(["path", "paths", "file", "files", "filename", "name", "names", "url", "urls", "uri", "src",
                          "bytes", "data", "base64", "b64", "values"])  # fmt: skip
+_OTHER_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wav", ".mp3", ".flac", ".m4a",
+                   ".ogg", ".opus")  # fmt: skip
 _LONGEST_PATH = 4096
 
 
@@ -65,7 +67,7 @@ def own_images(values: Mapping[str, Any], where: str) -> list[ImageRef]:
 
 
 def looks_like_image(key: str, value: Any) -> str | None:
-    """What about a value that nobody claimed says that it is an image, in words; None where nothing does."""
+    """What about a value that nobody claimed says that it is an image, a video or sound, in words; else None."""
     if isinstance(value, pa.Array):  # A long list of numbers is not read for this.
         return looks_like_image(key, value.to_pylist()) if is_image(plain_type(value.type)) else None
     if isinstance(value, list):
@@ -80,7 +82,7 @@ def looks_like_image(key: str, value: Any) -> str | None:
     if _DATA_URL.match(value):
         return "a data: URL"
     words = words_of(key)
-    a_name = not any(letter.isspace() for letter in value) and value.split("?")[0].lower().endswith(_SUFFIXES)
-    if a_name or (words & _MEANS_IMAGE and (words <= _MEANS_IMAGE | _MEANS_FILE)):
-        return repr(value[:80])
-    return None
+    is_name = not any(letter.isspace() for letter in value)
+    ends = value.split("?")[0].lower().endswith(_SUFFIXES + _OTHER_SUFFIXES)
+    says = bool(words & _MEANS_IMAGE) and words <= _MEANS_IMAGE | _MEANS_FILE
+    return repr(value[:80]) if (is_name and ends) or says else None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cal_pipeline.image_values import IMAGE_KEYS
-from cal_pipeline.row_values import RowError, is_empty, json_value, learned, parsed
+from cal_pipeline.row_values import RowError, is_empty, json_value, learned, parsed, words_of
 from cal_pipeline.turns import Talk, read_turns, refuse_other_media
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn, sample_from_columns
 
@@ -20,24 +20,37 @@ TURN_KEYS = ("messages", "conversations")
 CAPTION_KEYS = ("text", "caption")
 """The first that is set."""
 ID_KEYS = ("sample_id", "id")
-_SYSTEM_KEYS = ("system", "system_prompt")
+_SYSTEM_WORDS = frozenset(["system", "prompt", "message", "instruction"])
 PAIRS = (
     ("prompt", "completion", ()),
     ("instruction", "output", ("input", "history")),
     ("query", "response", ("history",)),
 )
 """(question, answer, what else belongs to them)."""
-_WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss_scale")
-BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_SYSTEM_KEYS, *_WEIGHTS, "tools", "template_inputs")
+_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale")
+BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
 """What is read of a row beside its turns."""
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
+_OTHER_MARK = re.compile(rf"(?:\s|{IMAGE_MARK})*<(video|audio)>\s*(?:\n|{IMAGE_MARK}|$)")
+"""Where LLaVA's data and LLaMA-Factory's have a video or a sound; in the midst of words it is taken for a tag."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
-    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_SYSTEM_KEYS, *_WEIGHTS, *_PREFERENCES, "template_inputs",
+    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_PREFERENCES, "template_inputs",
      "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", "video", "videos", "audio", "audios",
      *(key for question, answer, others in PAIRS for key in (question, answer, *others))]
 )  # fmt: skip
-"""Keys of a row that are looked at; of all others nothing is made."""
+"""Keys of a row that are looked at, beside those of the system prompt."""
+
+
+def is_system_key(key: str) -> bool:
+    """Whether a key of a row says the system prompt: `system`, `system_prompt`, `systemMessage` and the like."""
+    words = words_of(key)
+    return "system" in words and words <= _SYSTEM_WORDS
+
+
+def is_row_key(key: str) -> bool:
+    """Whether a row's key is looked at; of all others nothing is made."""
+    return key in ROW_KEYS or is_system_key(key)
 
 
 def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any] | None]:
@@ -56,8 +69,9 @@ def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any
     if isinstance(inputs := values.get("template_inputs"), str):
         talk, tools = _as_annotated(inputs, talk, tools)
     _refuse_boxes(values, talk)
+    _refuse_other_marks(talk)
     talk.turns = _with_system(values, talk.turns)
-    talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE)
+    talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE, *filter(is_system_key, values))
     return talk, tools
 
 
@@ -106,10 +120,12 @@ def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
 
 def _with_system(values: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
     """The turns after the system prompt that stands beside them."""
-    beside = {key: values[key] for key in _SYSTEM_KEYS if not is_empty(values.get(key))}
+    beside = {key: value for key, value in values.items() if is_system_key(key) and not is_empty(value)}
     for key, prompt in beside.items():
         if not isinstance(prompt, str):
             raise RowError(f"{key!r} is {type(prompt).__name__}; expected text")
+        if not prompt.strip():
+            continue
         if turns[0].role != "system":
             turns = [Turn(role="system", content=prompt), *turns]
         elif turns[0].content.strip() != prompt.strip():
@@ -172,3 +188,10 @@ def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
     ):
         raise RowError(f"the row has 'objects' for {found[0]}, whose spelling depends on the model: write the boxes "
                        "into the text")  # fmt: skip
+
+
+def _refuse_other_marks(talk: Talk) -> None:
+    for number, turn in enumerate(talk.turns):
+        mark = _OTHER_MARK.match(turn.content) if turn.role != "assistant" else None
+        if mark and f"</{mark[1]}>" not in turn.content:
+            raise RowError(f"turn {number} begins with the mark <{mark[1]}>; only images are known")

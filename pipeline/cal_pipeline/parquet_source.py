@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cal_pipeline.column_types import check_type, decoded, plain_array, plain_type
 from cal_pipeline.image_values import IMAGE_KEYS
-from cal_pipeline.layouts import BESIDE, CAPTION_KEYS, ID_KEYS, PAIRS, ROW_KEYS, TURN_KEYS
+from cal_pipeline.layouts import BESIDE, CAPTION_KEYS, ID_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.rows import sample_from_values
 from cal_schemas.annotated import RESERVED_COLUMNS
 from cal_schemas.errors import ConfigError, ShardError, StoreError
@@ -41,14 +41,14 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
         raise ConfigError(f"{path}: columns {names} hold no text; expected one of {listed}")
     ids = [name for name in ID_KEYS if name in names][:1]
     own = [*ids, *turns, *captions, *(name for name in IMAGE_KEYS if name in names)]
-    for name in (*own, *pairs, *(name for name in BESIDE if name in names)):
-        check_type(name, schema.field(name).type, path)
+    for name in (*own, *pairs, *(name for name in names if name in BESIDE or is_system_key(name))):
+        check_type(name, schema.field(name).type, path, "system" if is_system_key(name) else name)
     carried = {
         name: f"source_{name}" if name in RESERVED_COLUMNS else name
         for name in names
         if name not in own and name != "template_inputs"
     }
-    return ParquetColumns(read=tuple(name for name in names if name in ROW_KEYS), carried=carried)
+    return ParquetColumns(read=tuple(filter(is_row_key, names)), carried=carried)
 
 
 def carried_fields(path: Location) -> dict[str, pa.Field]:

@@ -9,7 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 _LEARNING = frozenset(["loss", "weight", "weights", "train", "trained", "trainable", "training", "learn", "learned",
-                       "learnable", "mask", "masked", "supervised"])  # fmt: skip
+                       "learnable", "mask", "supervised"])  # fmt: skip
+_LEAVES_OUT = frozenset(["masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded"])
+_DENIES = frozenset(["no", "not", "dont", "without"])
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 
 
@@ -44,16 +46,19 @@ def is_empty(value: Any) -> bool:
 @lru_cache(1024)
 def is_learning_key(key: str) -> bool:
     """Whether a turn's key says how much is learned from it."""
-    return bool(words_of(key) & _LEARNING)
+    words = words_of(key)
+    return bool(words & _LEARNING) or (bool(words & _LEAVES_OUT) and len(words) == 1)
 
 
 def learned(key: str, value: Any, where: str) -> bool:
     """Whether a learning key keeps its turn; RowError for all but 0 and 1 (or false and true)."""
-    if ("mask" in words_of(key) and isinstance(value, bool)) or "masked" in words_of(key):
-        raise RowError(
-            f"{where} has {key!r} {value!r}, which is learned in some layouts and left out in others: say it as "
-            "'loss': true or false"
-        )
+    words = words_of(key)
+    leaves_out = bool(words & (_LEAVES_OUT | _DENIES))
+    if leaves_out and is_empty(value or None):
+        return True
+    if leaves_out or ("mask" in words and isinstance(value, bool)):
+        raise RowError(f"{where} has {key!r} {value!r}, and layouts differ in whether that is learned or left out: say "
+                       "it as 'loss': true or false")  # fmt: skip
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     raise RowError(f"{where} has {key!r} {value!r}; only 0 and 1 (or false and true) are known: all learned tokens "

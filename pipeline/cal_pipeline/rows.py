@@ -66,7 +66,7 @@ def sample_from_values(
         unclaimed = {key: value for key, value in {**(others or {}), **values}.items() if key not in talk.keys}
         if not refs:
             _refuse_unclaimed_images(unclaimed)
-        keys = {key for key, value in unclaimed.items() if not is_empty(value)}
+        keys = {key for key, value in unclaimed.items() if value is False or not is_empty(value)}
         keys |= {f"{key} (of a turn)" for key in talk.unread}
         messages = tuple(
             replace(turn, content=clean(turn.content, f"turn {number}"), extra=clean_json(turn.extra, f"turn {number}"))
@@ -98,4 +98,4 @@ def _refuse_unclaimed_images(values: Mapping[str, Any]) -> None:
     """RowError naming a key that holds an image although the row, as it is read, has none."""
     for key, value in values.items():
         if found := looks_like_image(key, value):
-            raise RowError(f"{UNCLAIMED}{key!r} holds {found}: call it 'image', or leave it out")
+            raise RowError(f"{UNCLAIMED}{key!r} holds {found}: call it 'image' if it is one, or leave it out")

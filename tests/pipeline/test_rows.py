@@ -224,6 +224,19 @@ def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, f
     assert row(**{key: value}).unread == ((key,) if value else ())
 
 
+@pytest.mark.parametrize(
+    ("question", "refused"),
+    [
+        ("<video>\nWhat?", True), ("<image><video>\nWhat?", True), ("<audio>", True), ("<video><image>\nWhat?", True),
+        ("What does <video> mean?", False), ("<video>\n<source>\n</video>\nIs this right?", False),
+        ("<video> tags?", False),
+    ],
+)  # fmt: skip
+def test_the_mark_of_a_video_is_refused_and_a_tag_is_not(question: str, refused: bool) -> None:
+    sample = row(conversations=[{"from": "human", "value": question}, TALK[1]])
+    assert (sample.problem is not None) == refused
+
+
 def test_tools_may_be_objects_or_their_json_as_a_whole_or_each() -> None:
     tool = {"name": "look", "parameters": {"at": {"type": "string"}}}
     for spelled in ([tool], json.dumps([tool]), [json.dumps(tool)], [{**tool, "description": None}]):

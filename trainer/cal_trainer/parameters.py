@@ -24,6 +24,7 @@ from cal_schemas.errors import ConfigError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: Final[tuple[Part, ...]] = ("vision_tower", "projector", "language_model")
 ALL: Final = "all"
+_DROPS: Final = re.compile("dropout|droppath|dropblock|stochasticdepth")
 
 _PROJECTORS: Final = frozenset({
     "multi_modal_projector", "multimodal_projector", "mm_projector", "projector", "image_newline",  # LLaVA and its kin
@@ -188,12 +189,18 @@ def parameter_groups(
 
 
 def active_dropout(model: Any) -> list[str]:
-    """Where dropout acts in train mode: names of nn.Dropout modules with p > 0, and config settings above 0.
+    """Where dropout acts in train mode: names of modules that drop with a rate above 0, and such config settings.
 
-    Online deltas contrast two passes of the training forward, so they are refused with any.
+    Modules that drop values or paths are known by their class's name. Online deltas contrast two passes of the training
+    forward, so they are refused with any.
     """
-    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    modules = [name for name, module in model.named_modules() if _drops(module)]
     return modules + [f"config.{name}" for name in _dropout_settings(model.config)]
+
+
+def _drops(module: nn.Module) -> bool:
+    rates = [value for value in vars(module).values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return bool(_DROPS.search(type(module).__name__.lower())) and any(rate > 0 for rate in rates)
 
 
 def _dropout_settings(config: Any, prefix: str = "") -> Iterator[str]:

@@ -6,10 +6,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
+from cal_pipeline.collate import collate
 from cal_pipeline.encode import Encoder
 from cal_pipeline.load_check import check_model
+from cal_pipeline.self_check import encode_questions
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
+from cal_trainer.same_network import refuse_noise
 
 
 def refuse_mixed_batches(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
@@ -49,6 +52,16 @@ class SelfCheck(TrainerCallback):  # type: ignore[misc]
         training = model.training
         model.eval()
         check_model(model, self._encoder, self._contrast, self._name)
+        batch = collate(
+            encode_questions(self._encoder, self._name, self._contrast)[:1],
+            pad_token_id=self._encoder.pad_token_id,
+            batch_led=self._encoder.batch_led_inputs,
+        )
+        parameter = next(item for item in model.parameters() if item.is_floating_point())
+        placed = batch.to(parameter.device, parameter.dtype)
+        # The first batch of the data, which the trainer tries too, may be one without images.
+        model.train()
+        refuse_noise(model, placed.inputs, placed.labels)
         model.train(training)
         if self._encoder.one_by_one and args.per_device_train_batch_size > 1:
             raise ConfigError(

@@ -27,6 +27,7 @@ from cal_trainer.normalizing import known_denominator, weighted_sum
 from cal_trainer.parameters import parameter_groups
 from cal_trainer.refusals import refuse_disobeyed
 from cal_trainer.resuming import load_checkpoint, write_state
+from cal_trainer.same_network import SameNetwork
 from cal_trainer.sampling import InOrder
 from cal_trainer.sharding import has_state, load_schedule, name_layers_to_shard
 from cal_trainer.step_metrics import StepMetrics
@@ -59,6 +60,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
         self._source, self._weighting = delta_source, weighting
+        self._same_network = SameNetwork(self.model) if delta_source.needs_forward else None
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)
@@ -187,6 +189,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         released = training and self._weighting.pool == "released"
         # The released code pools over unsupervised tokens too, with the delta of token id 0.
         wanted = labels.where(labels != IGNORE_INDEX, 0) if released else labels
+        if training and self._same_network:
+            self._same_network(base, forward, labels)
         alone = rows_alone(innermost_decoder(base), forward.get("attention_mask"))
         online = training and self._source.needs_forward
         with captured_position_ids(base) as seen, label_rows(base, wanted, compare=online) as products, alone:

@@ -24,7 +24,7 @@ from cal_pipeline.heartbeat import Heartbeat
 from cal_pipeline.interruption import Interruption
 from cal_pipeline.job import Job, cluster_of, prepare
 from cal_pipeline.progress import ProgressListener
-from cal_pipeline.report import RunReport, now, print_report, projection
+from cal_pipeline.report import RunReport, not_ok, now, print_report, projection
 from cal_pipeline.resume import unplanned
 from cal_pipeline.store import open_store
 from cal_pipeline.traces import Traces
@@ -113,6 +113,8 @@ def _print_plan(job: Job) -> None:
                 console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
     for shard in job.broken:
         console.print(f"FAILED {shard.name}: {shard.problem}", markup=False)
+    if bad := not_ok(job.statuses_before()):
+        console.print(f"of the rows that are done {bad}", markup=False)
     rows = sum(shard.num_rows for shard in job.todo)
     console.print(
         f"{len(job.progress.done)} shards done, {len(job.progress.pending)} pending; this run would measure "

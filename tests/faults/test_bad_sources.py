@@ -140,7 +140,7 @@ def test_too_many_bad_rows_end_the_run_with_1_and_the_first_ten_errors_and_lose_
               flags=("--rows_per_shard", "10", "--num_workers", "1"))  # fmt: skip
     assert job.run("--max_error_fraction", "0.2") == 1, job.said()
     said = job.said()
-    assert "stopped: 14 of 30 rows so far are not ok (--max_error_fraction 0.2)" in said
+    assert "stopped: 14 of 30 rows so far are not ok (--max_error_fraction 0.2; 1 never stops)" in said
     assert said.count("encode_error: no conversation") == 10
     assert "10: encode_error: no conversation: neither messages" in said
     assert "and 4 more rows not ok" in said
@@ -148,6 +148,7 @@ def test_too_many_bad_rows_end_the_run_with_1_and_the_first_ten_errors_and_lose_
     assert job.staged() == []
     before = job.contents()
     assert job.run("--max_error_fraction", "0.2") == 0, job.said()
+    assert "in shards that were done before 14 of 30 are not ok (14 encode_error)" in job.said()
     assert len(job.done()) == 6
     assert {name: job.contents()[name] for name in before} == before
 

@@ -378,6 +378,7 @@ def test_dry_run_lists_done_and_pending_and_starts_nothing(
     out = capfd.readouterr().out
     assert out.count("done  ") == 6
     assert "6 shards done, 0 pending" in out
+    assert "of the rows that are done 8 of 60 are not ok (2 encode_error, 5 image_error" in out
     assert cli.run(argv("--output_dir", "fresh", "--dry_run")) == 0
     assert "0 shards done, 6 pending; this run would measure 6 shards with 60 rows" in capfd.readouterr().out
     assert not Path("fresh").exists()

@@ -1,14 +1,21 @@
-"""Measured labels against those of the encoding in training, on rows of a few tokens."""
+"""What was measured against what is trained: settings, and the labels of rows of a few tokens."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample
-from cal_schemas.errors import AlignmentError
-from cal_trainer.alignment import scatter_deltas
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_schemas.errors import AlignmentError, ConfigError
+from cal_schemas.spec import MeasurementSpec
+from cal_trainer.alignment import check_measurement, scatter_deltas
+from conftest import Family
+from examples_of import measurement_spec
 
 NAN = float("nan")
 MEASURED = [11, 12, 13]
@@ -52,3 +59,62 @@ def test_a_row_that_was_cut_takes_the_deltas_of_the_labels_that_it_kept() -> Non
 def test_other_labels_than_were_measured_are_refused(row: EncodedSample, message: str) -> None:
     with pytest.raises(AlignmentError, match=message):
         scattered(row)
+
+
+def spec_of(encoder: Encoder, *, label: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None) -> Any:
+    spec: MeasurementSpec = measurement_spec(
+        label=replace(label_spec(encoder), **label or {}), input=replace(input_spec(encoder), **inputs or {})
+    )
+    return spec
+
+
+def test_a_measurement_with_the_settings_of_training_is_taken_without_a_word(
+    llava: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        assert check_measurement(spec_of(llava.encoder), llava.encoder, "out") is True
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "way_out"),
+    [
+        ({"tokenizer_digest": "d"}, "train a model with the tokenizer of tiny, or run cal-precompute with this one"),
+        ({"chat_template_digest": "d"}, "give cal-precompute and cal-train the same --template (vicuna_v1, plain), or "
+         "train a model with the chat template of tiny"),
+        ({"template": "plain"}, "give --template plain, or run cal-precompute with --template auto"),
+        ({"message_normalization": 0}, "run cal-precompute again with this version"),
+        ({"date": "2020-02-02"}, "run cal-precompute again with this version"),
+        ({"tokenizer_digest": "d", "message_normalization": 0}, "train a model with the tokenizer of tiny, or run "
+         "cal-precompute with this one; run cal-precompute again with this version"),
+    ],
+)  # fmt: skip
+def test_every_setting_that_decides_labels_is_refused_with_both_values_and_its_way_out(
+    llava: Family, label: dict[str, Any], way_out: str
+) -> None:
+    mine = label_spec(llava.encoder)
+    listed = "; ".join(f"{name} is {value!r} there and {getattr(mine, name)!r} here" for name, value in label.items())
+    with pytest.raises(ConfigError) as error:
+        check_measurement(spec_of(llava.encoder, label=label), llava.encoder, "out")
+    assert str(error.value) == f"out was measured with other labels (tiny): {listed}. Way out: {way_out}"
+
+
+def test_what_follows_from_another_template_is_not_listed(llava: Family) -> None:
+    changed = {"template": "plain", "chat_template_digest": "d", "date": "2020-02-02"}
+    with pytest.raises(ConfigError) as error:
+        check_measurement(spec_of(llava.encoder, label=changed), llava.encoder, "out")
+    assert "template is 'plain' there and 'auto' here. Way out: give --template plain, or" in str(error.value)
+    assert "digest" not in str(error.value)
+    assert "date" not in str(error.value)
+
+
+def test_settings_that_decide_pixels_and_length_are_said_and_only_those_that_differ(
+    llava: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = spec_of(llava.encoder, inputs={"max_length": 7, "truncation": "tail"})
+    with caplog.at_level(logging.DEBUG):
+        assert check_measurement(spec, llava.encoder, "out") is False
+    assert [record.getMessage() for record in caplog.records] == [
+        "out was measured with other inputs than the model in training gets: "
+        "max_length was 7, is 2048; truncation was 'tail', is 'drop'"
+    ]

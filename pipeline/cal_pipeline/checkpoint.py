@@ -29,11 +29,11 @@ _DTYPES = {
 _log = logging.getLogger(__name__)
 
 
-def refuse_adapters(directory: Path) -> None:
+def refuse_adapters(directory: Path, *, trains: bool = False) -> None:
     """ConfigError for adapters without a model, and for adapters beside whole weights.
 
-    transformers applies the latter on top of what it loads, also where they were merged into it, and trains and saves
-    them in place of the model.
+    transformers applies the latter on top of what it loads, also where they were merged into it. What is trained on top
+    would be saved as adapters alone, and lost: then it is one also where the config names a model of other weights.
     """
     if not (directory / _ADAPTERS).is_file():
         return
@@ -46,6 +46,11 @@ def refuse_adapters(directory: Path) -> None:
             f"{directory} holds adapters ({_ADAPTERS}) beside whole weights ({whole[0]}), and transformers would apply "
             f"them on top: if these weights have them already, move {_ADAPTERS} and adapter_model.safetensors away; "
             f"else {_MERGE}"
+        )
+    if trains:
+        raise ConfigError(
+            f"{directory} holds adapters ({_ADAPTERS}) of another model: what is trained would be saved as adapters "
+            f"alone; {_MERGE}"
         )
 
 
@@ -94,13 +99,13 @@ def weight_files(directory: Path) -> list[Path]:
 def check_weights(directory: Path, outline: Any) -> None:
     """ConfigError naming weights that the files lack, have under other names, or in other shapes.
 
-    `outline` is the model without its weights. Does not look into adapters alone, quantised weights and formats that
-    cannot be loaded without content: loading does.
+    `outline` is the model without its weights. Does not look into adapters alone, quantised weights, pickles and
+    formats that cannot be loaded without content: loading does.
     """
     config = outline.config
     if (directory / _ADAPTERS).is_file() or getattr(config, "quantization_config", None) is not None:
         return
-    if getattr(config, "transformers_weights", None):
+    if getattr(config, "transformers_weights", None) or not any(directory.glob("*.safetensors")):
         return
     weights = {
         name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"], torch.float32), device="meta")

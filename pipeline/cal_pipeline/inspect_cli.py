@@ -65,10 +65,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
     except OSError as error:
-        # A path that the system does not even look at: any question about it is answered so.
-        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES):
+        # A path that the system does not even look at: any question about it is answered so. And matplotlib, which has
+        # no number for a machine on which nothing can be written.
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES) and "MPLCONFIGDIR" not in str(error):
             raise
-        print(f"cal-inspect: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        said = f"{error.filename}: {error.strerror}" if error.errno else " ".join(str(error).split())
+        print(f"cal-inspect: {said}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

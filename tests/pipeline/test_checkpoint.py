@@ -126,6 +126,23 @@ def test_adapters_alone_are_refused_with_a_way_that_merges_into_another_director
         check_architecture(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks under the old name.
+def test_training_on_top_of_adapters_is_refused_because_it_would_be_lost(
+    llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    adapted = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(llava.directory), LoraConfig(r=2, target_modules="all-linear")
+    )
+    adapted.save_pretrained(model)
+    shutil.copy(llava.directory / "config.json", model)
+    data = write_parquet(tmp_path / "data.parquet", count=2)
+    flags = ["--model_name_or_path", str(model), "--source_path", str(data), "--delta_source", "uniform"]
+    assert train_cli.run([*flags, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]) == 2
+    assert "would be saved as adapters alone" in capfd.readouterr().err
+    check_architecture(model)
+
+
 def test_renamed_weights_are_refused_before_a_worker_starts(
     copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import enable_full_determinism, set_seed
 from transformers.integrations import deepspeed
 
-from cal_pipeline.checkpoint import check_weights
+from cal_pipeline.checkpoint import check_weights, refuse_adapters
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor, model_directory
 from cal_pipeline.positions import learned_positions
@@ -69,6 +69,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
+    refuse_adapters(directory, trains=True)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
     with _without_deepspeed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -33,8 +34,10 @@ def look_at_images(shards: Sequence[Shard], *, max_image_pixels: int = DEFAULT_M
     for shard in shards:
         if shard.source.image_folder is not None and shard.problem is None:
             of_path.setdefault(shard.source.data_path, []).append(shard)
-    for data_path, found in of_path.items():
-        _look(data_path, _spread(found), max_image_pixels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # As in the workers: its chatter on odd metadata.
+        for data_path, found in of_path.items():
+            _look(data_path, _spread(found), max_image_pixels)
 
 
 def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> None:

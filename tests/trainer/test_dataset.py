@@ -23,6 +23,7 @@ from cal_pipeline.loading import load_processor
 from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn
+from cal_schemas.spec import ContrastSpec
 from cal_trainer.alignment import Example, RowEncoder, scatter_deltas
 from cal_trainer.dataset import BLANK, OWN_INPUTS, AnnotatedExamples, ExampleCollator, blank_sample
 from cal_trainer.parameters import set_trainable
@@ -172,14 +173,16 @@ def test_a_row_cut_at_the_end_takes_the_deltas_of_the_labels_it_kept(examples: A
         scatter_deltas("s", whole.encoded, row["label_ids"][:-1], np.zeros(0, np.float32))  # type: ignore[index]
 
 
+@pytest.mark.parametrize("use_deltas", [True, False])
 def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
-    data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, use_deltas: bool
 ) -> None:
     lengths = open_examples(data, tmp_path).lengths()
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=int(lengths.max()) - 1)
-    examples = open_examples(data, tmp_path, student)
+    examples = open_examples(data, tmp_path, student, use_deltas=use_deltas)
     with caplog.at_level(logging.WARNING):
         example = examples[int(lengths.argmax())]
+    assert example.unusable
     assert bool((example.encoded.labels == IGNORE_INDEX).all())
     assert "trains nothing: too_long" in caplog.text
 
@@ -254,6 +257,21 @@ def test_a_batch_without_a_picture_gets_the_blank_one(examples: AnnotatedExample
     assert bool((batch["labels"][1] == IGNORE_INDEX).all())
     assert bool(batch["image_mask"][1].any())
     assert len(collator([examples[text_only], examples[BLANK]])["labels"]) == 2
+
+
+def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictures_beside_them(
+    examples: AnnotatedExamples,
+) -> None:
+    assert examples.contrasted(ContrastSpec()) is examples
+    blurred = examples.contrasted(ContrastSpec(condition="gaussian_blur", blur_sigma=10.0))
+    row, twin = examples[0], blurred[0]
+    assert row.encoded.contrast_inputs == examples.blank.encoded.contrast_inputs == {}
+    same(dict(row.encoded.image_inputs), dict(twin.encoded.image_inputs))
+    torch.testing.assert_close(row.deltas, twin.deltas, equal_nan=True, rtol=0, atol=0)
+    shown, blurry = twin.encoded.image_inputs["pixel_values"], twin.encoded.contrast_inputs["pixel_values"]
+    assert shown.shape == blurry.shape
+    assert not torch.equal(shown, blurry)
+    same(dict(blurred.blank.encoded.image_inputs), dict(blurred.blank.encoded.contrast_inputs))
 
 
 def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data, tmp_path: Path) -> None:

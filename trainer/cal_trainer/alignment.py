@@ -185,8 +185,7 @@ class RowEncoder:
         encoder = encoder if spec is None else encoder.dated(spec.label.date)
         self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
         self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
-        compare = spec is not None and use_deltas
-        self._same_inputs = check_measurement(spec, encoder, where) if spec is not None and compare else False
+        self._same_inputs = spec is not None and use_deltas and check_measurement(spec, encoder, where)
         blank = blank_sample(encoder)
         self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
         self._contrast = ContrastSpec()

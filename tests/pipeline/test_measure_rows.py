@@ -15,7 +15,7 @@ import transformers as hf
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.positions import learned_positions
-from cal_schemas.errors import ConfigError, SampleError, TooLongError
+from cal_schemas.errors import ConfigError, NonFiniteError, OutOfMemoryError, SampleError, TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from examples_of import conversation
@@ -108,3 +108,76 @@ def test_a_lost_device_and_what_concerns_every_row_are_no_row_s_status(llava: Fa
             _measured(llava.model, llava.encoder, [sample, sample])
     finally:
         handle.remove()
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_is_what_is_no_smaller(
+    llava: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, model = llava.encoder, llava.model
+    answers = ["Yes."] * 5 + ["A small dog sits next to a large white cat. " * 8]
+    samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in answers]
+    short, long = samples[0].num_tokens, samples[-1].num_tokens
+    limit = 2 * short
+    assert long > limit
+    seen: list[int] = []
+
+    def fits(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if "pixel_values" in kwargs:
+            seen.append(len(kwargs["input_ids"]))
+        if kwargs["input_ids"].numel() > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    handle = model.register_forward_pre_hook(fits, with_kwargs=True)
+    try:
+        found = measure(
+            samples, model=model, encoder=encoder, contrast=ContrastSpec(), tokens_per_batch=max(long, 5 * short)
+        )
+    finally:
+        handle.remove()
+    problem = found[-1]
+    assert isinstance(problem, OutOfMemoryError)
+    assert str(problem) == f"{long} tokens do not fit into the accelerator's memory"
+    # The long one; all five, of which two fit; the other three are no smaller than what did not, and not tried.
+    assert seen == [1, 5, 2, 1, 2]
+    assert f"a batch of {5 * short} tokens does not fit" in caplog.text
+    for sample, row in zip(samples[:-1], found[:-1], strict=True):
+        (alone,) = _measured(model, encoder, [sample])
+        assert isinstance(row, MeasuredSample)
+        assert isinstance(alone, MeasuredSample)
+        np.testing.assert_allclose(row.delta_logits, alone.delta_logits, atol=1e-4)
+
+
+def test_tokens_beyond_the_embedding_are_that_row_s_problem_and_an_image_s_placeholders_are_not(llava: Family) -> None:
+    encoder, model = llava.encoder, llava.model
+    size = model.get_input_embeddings().weight.shape[0]
+    sample = encoder(conversation("<image>\nWhat?", "A cat."), [sample_image(1)])
+    for beyond, good in ((size, False), (size - 1, True)):
+        ids = sample.sequence_inputs["input_ids"].clone()
+        ids[-1] = beyond
+        changed = dataclasses.replace(sample, sequence_inputs={**sample.sequence_inputs, "input_ids": ids})
+        found, other = _measured(model, encoder, [changed, sample])
+        assert isinstance(other, MeasuredSample)
+        assert isinstance(found, MeasuredSample) == good
+        if not good:
+            assert str(found) == f"token id {size} is beyond the model's {size} embeddings"
+
+
+def test_a_row_whose_logits_are_not_finite_says_how_many(llava: Family) -> None:
+    encoder, model = llava.encoder, llava.model
+    samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat.", "Yes.")]
+    only = set(samples[0].labels.tolist()) - set(samples[1].labels.tolist()) - {-100}
+    head = model.get_output_embeddings().weight
+    rows = sorted(only)[:1]
+    kept = head[rows].clone()
+    with torch.no_grad():
+        head[rows] = torch.inf
+    try:
+        broken, good = _measured(model, encoder, samples)
+    finally:
+        with torch.no_grad():
+            head[rows] = kept
+    supervised = int((samples[0].labels != -100).sum())
+    count = int(torch.isin(samples[0].labels, torch.tensor(rows)).sum())
+    assert isinstance(broken, NonFiniteError)
+    assert str(broken) == f"{count} of {supervised} supervised tokens have non-finite logits"
+    assert isinstance(good, MeasuredSample)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from annotated_data import annotate
+from cal_pipeline import chat
 from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
@@ -164,3 +165,28 @@ def test_rows_that_turn_out_unusable_are_counted_in_the_log_and_in_the_card(
     assert counted == sorted(counted)
     assert counted[-1] == 2 * len(gone) > 0
     assert f"| rows that turned out unusable | {2 * len(gone)} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_template_reads_the_date_that_training_began_with_however_often_it_is_resumed(
+    llava: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = shutil.copytree(llava.directory, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%A %d %B') }}" + template.read_text())
+    data, images = write_llava_json(tmp_path / "data", 4)
+    flags = [
+        "--model_name_or_path", dated, "--source_path", data, "--image_folder", images, "--delta_source", "uniform",
+        "--cache_dir", tmp_path / "cache", "--use_cpu", "true", "--per_device_train_batch_size", 2, "--logging_steps",
+        1, "--disable_tqdm", "true", "--max_steps", 2, "--save_steps", 1, "--lr_scheduler_type", "constant",
+    ]  # fmt: skip
+
+    def run(day: str, output: str, *more: object) -> list[float]:
+        monkeypatch.setattr(chat, "today", lambda: day)
+        assert cli.run([str(part) for part in (*flags, "--output_dir", tmp_path / output, *more)]) == 0
+        return losses(tmp_path / output)
+
+    whole, other = run("2020-01-01", "whole"), run("2020-02-02", "other")
+    assert whole != other
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
+    assert run("2020-02-02", "cut", "--resume_from_checkpoint", "last") == whole

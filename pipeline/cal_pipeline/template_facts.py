@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 """Templates that were warned of already."""
 _TAG = r"<[^<>\s]{1,60}>"
+_BARRED = r"<[|\uff5c][^<>\s]{1,60}?[|\uff5c]>"
+"""What templates write for a special token, also where the tokenizer at hand has none such."""
 _QUESTION, _ANSWER = "qwslot0e", "qwslot1e"
 _CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
 _AT = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
@@ -67,7 +69,7 @@ class TemplateFacts:
     def __init__(self, text: TemplateText, specials: Sequence[str]) -> None:
         self._text = text
         by_length = sorted(filter(None, specials), key=len, reverse=True)
-        self._run = re.compile(f"(?:{'|'.join(map(re.escape, by_length))})+" if by_length else r"(?!)")
+        self._run = re.compile(f"(?:{'|'.join([*map(re.escape, by_length), _BARRED])})+")
         self._unbroken = re.compile("|".join([*map(re.escape, by_length), _TAG]))
         self._takes_parts: dict[str, bool] = {}
         self.header = self._find_header()

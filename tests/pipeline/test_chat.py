@@ -134,6 +134,14 @@ def test_a_template_without_special_tokens_ends_a_turn_as_all_its_answers_end() 
     ]  # fmt: skip
 
 
+def test_what_looks_like_a_special_token_ends_a_turn_though_the_tokenizer_has_none_such() -> None:
+    messages = [ASKED, answered(), ASKED, answered("B")]
+    for name in ("phi3", "gptoss", "qwen3", "llama3"):
+        assert rendered(SOURCES[name], messages, ["<s>", "</s>"]).label_spans == (
+            TEMPLATES[name].render(messages).label_spans
+        )
+
+
 def test_an_end_token_behind_the_last_answer_alone_leaves_the_others_without() -> None:
     source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|endoftext|>"
     specials = ["<|user|>", "<|assistant|>", "<|endoftext|>"]

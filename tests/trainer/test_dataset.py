@@ -187,8 +187,12 @@ def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
     assert "trains nothing: too_long" in caplog.text
 
 
-def test_a_picture_that_vanished_since_the_measurement_stops_the_run(data: Data, tmp_path: Path) -> None:
-    examples = open_examples(data, tmp_path, image_folder=tmp_path)
+@pytest.mark.parametrize("max_length", [2048, 2047])
+def test_a_picture_that_vanished_since_the_measurement_stops_the_run_whatever_the_student_s_inputs(
+    data: Data, tmp_path: Path, max_length: int
+) -> None:
+    student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=max_length)
+    examples = open_examples(data, tmp_path, student, image_folder=tmp_path)
     with pytest.raises(AlignmentError, match=r"id-0: measured ok.*not a file.*restore its pictures"):
         examples[0]
 

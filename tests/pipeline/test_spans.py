@@ -37,10 +37,18 @@ def test_runs_are_the_images_and_the_words_are_found_again(rendered: str, expand
         assert expanded[found.offset(at) : found.offset(at + 3)] == "cat"
 
 
-@pytest.mark.parametrize("expanded", ["a <image> dog", "a  cat", "x<image> cat", "a <image>! cat", "a <fake> cat"])
+@pytest.mark.parametrize(
+    "expanded", ["a <image> dog", "a  cat", "x<image> cat", "a <image>! cat", "a <fake> cat", "a <image><s> cat"]
+)
 def test_other_words_than_those_given_are_refused(expanded: str) -> None:
     with pytest.raises(SampleError, match="P changes the text around its images"):
         recovered("a <image> cat", expanded)
+
+
+def test_without_a_bos_the_run_is_the_image_s_all_the_same() -> None:
+    assert recovered("<image>cat", "<fake><image>cat", bos=None).inserted == ((0, 13),)
+    with pytest.raises(SampleError, match="changes the text"):
+        recovered("<image>cat", "<s><fake><image>cat", bos=None)
 
 
 def test_a_mismatch_behind_many_images_is_found_in_no_time() -> None:

@@ -26,7 +26,13 @@ def test_of_known_weights_step_counts_their_sum_sample_the_rows_that_weigh_and_m
 
 def test_before_the_forward_only_rows_and_micro_batches_can_be_counted() -> None:
     samples, batch = (Weighting(normalization=name) for name in ("sample", "micro_batch"))
-    for labels, count in ((LABELS, 1.0), (LABELS.flip(0)[:1], 0.0), (NOTHING, 0.0), (LABELS[:1].repeat(3, 1), 3.0)):
+    for labels, count in (
+        (LABELS, 1.0),
+        (LABELS.flip(0)[:1], 0.0),
+        (LABELS[:, :2], 1.0),
+        (NOTHING, 0.0),
+        (LABELS[:1].repeat(3, 1), 3.0),
+    ):
         known, one = known_denominator(labels, None, samples), known_denominator(labels, None, batch)
         assert known is not None
         assert one is not None

@@ -8,9 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+import torch
+
 from cal_pipeline.collate import Batch, collate
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.exact_part import exact_part
+from cal_pipeline.reference import label_logits
 from cal_pipeline.row_check import Collate, check_places, dependence, refusing
 from cal_pipeline.self_check import check_long, check_reference, encode_question, encode_questions
 from cal_pipeline.special_cases import mask_undefined
@@ -66,8 +69,14 @@ def check_samples(
             check_long(model, placed([sample]), contrast, name)
         return found.reason if found else None
 
-    with refusing(f"{name}: try another --contrast than {contrast.condition} with {type(model).__name__}: a pass"):
-        with exact_part(model, placed(short[:1]).inputs) as exact:
+    kind = type(model).__name__
+    with torch.no_grad(), refusing(f"{name}: {kind} does not take a plain question: its forward"):
+        first = placed(short[:1])
+        label_logits(model, first.inputs, first.labels)
+    with refusing(
+        f"{name}: try another --contrast than {contrast.condition} with {kind}: a pass over a plain question"
+    ):
+        with exact_part(model, first.inputs) as exact:
             reason = prove() if exact else None
         if not exact:
             return prove()

@@ -22,6 +22,7 @@ from cal_pipeline.self_check import encode_questions
 from cal_pipeline.shards import plan_shards
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
+from cal_trainer.label_rows import label_rows, supervised_ids
 from conftest import Family
 from tiny_data import write_llava_json
 from trained import command, losses
@@ -90,9 +91,15 @@ def test_a_sharded_model_that_stores_float32_and_multiplies_bfloat16_is_seen(ref
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
         for layer in innermost_decoder(model).layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
+        # Of its own, so that its weights go as soon as it has run.
+        fully_shard(model.get_output_embeddings(), mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh)
-        _, precision = watched(model, lambda: model(**batch.inputs))
+        with torch.no_grad(), label_rows(model, batch.labels, compare=True) as products:
+            output, precision = watched(model, lambda: model(**batch.inputs))
     finally:
         distributed.destroy_process_group()
     assert next(innermost_decoder(model).parameters()).dtype == model.dtype == torch.float32
     assert precision.name == "bfloat16"
+    of_labels = output.logits[0].gather(1, supervised_ids(batch.labels)[:, None])[:, 0].float()
+    assert torch.equal(of_labels, products[0].rounded)
+    assert 0 < float((of_labels - products[0].exact).abs().max()) < 0.1

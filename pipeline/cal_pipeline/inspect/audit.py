@@ -137,7 +137,7 @@ class Session:
         drawn = draw(candidates, count, np.random.default_rng([self.arguments.seed, 0]))
         rows = flags.counted(self.dataset.num_rows, "row")
         say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
-            f"{self.spec.dtype}")  # fmt: skip
+            f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
         stored = read_stored(self.dataset, drawn, self.arguments.image_folder)
         while window := list(islice(stored, WINDOW_ROWS)):

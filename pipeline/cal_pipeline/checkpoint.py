@@ -140,6 +140,21 @@ def check_weights(directory: Path, outline: Any) -> None:
         )
 
 
+def check_image_tokens(processor: Any, outline: Any) -> None:
+    """ConfigError where LLaVA's processor counts other tokens for an image than the model's vision tower makes."""
+    tower = next((one for one in outline.modules() if hasattr(one, "num_positions")), None)
+    given = getattr(processor, "num_additional_image_tokens", None)
+    if outline.config.model_type not in ("llava", "llava_next") or tower is None or given is None:
+        return
+    asked, does = (one.vision_feature_select_strategy == "default" for one in (processor, outline.config))
+    wanted = tower.num_positions - tower.num_patches - does + asked
+    if given != wanted:
+        raise ConfigError(
+            f"{type(processor).__name__} counts {given} tokens for an image beside its patches, the vision tower makes "
+            f"{wanted}: write num_additional_image_tokens {wanted} into processor_config.json"
+        )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' bar and table: what they tell is told in one line."""

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.carrying import carried_fields, embedded_image_bytes
-from cal_pipeline.checkpoint import check_weights
+from cal_pipeline.checkpoint import check_image_tokens, check_weights
 from cal_pipeline.cluster import Cluster
 from cal_pipeline.config import PrecomputeConfig
 from cal_pipeline.encode import Encoder
@@ -76,8 +77,11 @@ def prepare(config: PrecomputeConfig) -> Job:
     store.check_writable()
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
+    processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
     if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
-        check_weights(directory, load_outline(directory))
+        outline = load_outline(directory)
+        check_weights(directory, outline)
+        check_image_tokens(processor, outline)
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True,
@@ -90,7 +94,7 @@ def prepare(config: PrecomputeConfig) -> Job:
         shards = sample_rows(shards, config.sample, config.seed)
         if not shards:
             raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
-    spec = _measurement(config, directory, store)
+    spec = _measurement(config, directory, store, processor)
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
@@ -133,9 +137,9 @@ def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
-def _measurement(config: PrecomputeConfig, directory: Path, store: Store) -> MeasurementSpec:
+def _measurement(config: PrecomputeConfig, directory: Path, store: Store, processor: Any) -> MeasurementSpec:
     encoder = Encoder(
-        load_processor(directory, trust_remote_code=config.trust_remote_code),
+        processor,
         template=config.template,
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=config.max_length,

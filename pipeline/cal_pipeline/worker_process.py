@@ -38,7 +38,7 @@ class WorkerProcess:
 
     def __init__(self, log_path: str) -> None:
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)
-        self._log = open(log_path, "a", buffering=1)  # noqa: SIM115, PTH123  lives as long as the process
+        self._log = open(log_path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115, PTH123  lives with the process
         # What native code says as it dies goes to these two, and would be lost in Ray's own files.
         for descriptor in (1, 2):
             os.dup2(self._log.fileno(), descriptor)

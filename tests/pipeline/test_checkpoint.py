@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from cal_pipeline import cli
-from cal_pipeline.checkpoint import check_weights
-from cal_pipeline.loading import check_architecture, load_model, load_outline
+from cal_pipeline.checkpoint import check_image_tokens, check_weights
+from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli as train_cli
 from conftest import Family
@@ -118,6 +118,24 @@ def test_adapters_merged_where_they_lay_are_refused_by_both_programs(
     for left in copied.glob("adapter_*"):
         left.unlink()
     check_weights(copied, load_outline(copied))
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_a_processor_that_counts_other_image_tokens_than_the_tower_makes_is_refused(
+    family: Callable[[str], Family], name: str, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(family(name).directory, tmp_path / "model"))
+    file, outline = directory / "processor_config.json", load_outline(directory)
+    values = json.loads(file.read_text())
+    # The first token of the tower, which the model drops: a processor may count and drop it, or do neither.
+    for strategy, given, wanted in (("default", 1, None), ("default", 0, 1), ("full", 0, None), ("full", 1, 0)):
+        changed = {"vision_feature_select_strategy": strategy, "num_additional_image_tokens": given}
+        file.write_text(json.dumps(values | changed))
+        if wanted is None:
+            check_image_tokens(load_processor(directory), outline)
+            continue
+        with pytest.raises(ConfigError, match=f"write num_additional_image_tokens {wanted} into"):
+            check_image_tokens(load_processor(directory), outline)
 
 
 def test_adapters_alone_are_refused_with_a_way_that_merges_into_another_directory(tmp_path: Path) -> None:

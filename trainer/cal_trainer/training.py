@@ -12,7 +12,7 @@ from typing import Any
 from transformers import enable_full_determinism, set_seed
 from transformers.integrations import deepspeed
 
-from cal_pipeline.checkpoint import check_weights, refuse_adapters
+from cal_pipeline.checkpoint import check_image_tokens, check_weights, refuse_adapters
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor, model_directory
 from cal_pipeline.positions import learned_positions
@@ -75,6 +75,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     with _without_deepspeed():
         outline = load_outline(directory, trust_remote_code=config.trust_remote_code)
         check_weights(directory, outline)
+        check_image_tokens(processor, outline)
         num_embeddings = outline.get_input_embeddings().weight.shape[0]
         outline = _prepared_model(outline, config)
     refuse_optimizer(arguments, outline)

@@ -161,12 +161,11 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
     errors = [error for shard in report.shards for error in shard.errors]
     for error in errors[:_SHOWN_ERRORS]:
         console.print(f"  {error}", markup=False)
-    if (more := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
-        console.print(f"  and {more} more rows not ok: see the columns status and error")
+    if (others := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
+        console.print(f"  and {others} more rows not ok: see the columns status and error")
     if unread := report.unread():
-        listed = ", ".join(unread[:_SHOWN_KEYS]) + (
-            f" and {more} more" if (more := len(unread) - _SHOWN_KEYS) > 0 else ""
-        )
+        more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
+        listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
         console.print(f"nothing was made of these keys (a Parquet source's are carried): {listed}", markup=False)
     for name, reason in report.failed.items():
         console.print(f"FAILED {name}: {reason}", markup=False)

@@ -67,3 +67,19 @@ def test_nothing_to_do_names_them_too(capsys: pytest.CaptureFixture[str]) -> Non
 def test_rows_with_a_note_are_counted_and_the_first_is_quoted() -> None:
     shard = ShardReport(name="a", rows=2, statuses={"ok": 2}, noted=2, notes=["x: dark", "y: dark"])
     assert "2 rows have a note in the column error; the first: x: dark" in report(None, {}, shards=[shard]).warnings()
+
+
+def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shards = [
+        ShardReport(name=name, rows=1, statuses={"ok": 1}, unread={"score": 1, name: 1}) for name in ("b", "a\x1b")
+    ]
+    print_report(report(None, {}, shards=shards), "out", None)
+    assert (
+        "nothing was made of these keys (a Parquet source's are carried): 'a\\x1b', b, score\n"
+        in capsys.readouterr().out
+    )
+    many = ShardReport(name="a", rows=1, statuses={"ok": 1}, unread={f"key{number:02d}": 1 for number in range(33)})
+    print_report(report(None, {}, shards=[many]), "out", None)
+    assert "key28, key29 and 3 more\n" in capsys.readouterr().out
+    print_report(report({"ok": 1}, {}), "out", None)
+    assert "nothing was made" not in capsys.readouterr().out

@@ -27,7 +27,8 @@ def exact_part(model: Any, inputs: Mapping[str, Any]) -> Iterator[bool]:
     decoder: Any = innermost_decoder(model)
     layers: Any = getattr(decoder, "layers", None)
     places = {(tensor.device, type(tensor.data)) for tensor in model.parameters()}
-    whole = len(places) != 1 or is_quantized(model) or not isinstance(layers, nn.ModuleList)
+    spread = len(places) != 1 or torch.distributed.is_initialized()
+    whole = spread or is_quantized(model) or not isinstance(layers, nn.ModuleList)
     if whole or model.dtype == torch.float32 or any(not tensor.numel() for tensor in model.parameters()):
         yield False
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from cal_pipeline.encode import EncodedSample
 from cal_pipeline.reference import innermost_decoder
 from cal_schemas.errors import TooLongError
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"(^|_)(pos|positions?|wpe)(_|$)")
 
 
@@ -24,6 +26,15 @@ def learned_positions(model: Any) -> int | None:
         if isinstance(module, nn.Embedding) and _NAME.search(name.rsplit(".", 1)[-1])
     ]
     return min(sizes, default=None)
+
+
+def longest_row(model: Any, max_length: int) -> int:
+    """`max_length`, lowered to what the table holds: a longer row would end a training run."""
+    limit = learned_positions(model)
+    if limit is None or max_length <= limit:
+        return max_length
+    _log.warning("--max_length %d is lowered to %d: the model has no more learned positions", max_length, limit)
+    return limit
 
 
 def check_positions(sample: EncodedSample, limit: int | None) -> TooLongError | None:

@@ -14,7 +14,7 @@ import transformers as hf
 
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.measure import MeasuredSample, measure
-from cal_pipeline.positions import learned_positions
+from cal_pipeline.positions import learned_positions, longest_row
 from cal_schemas.errors import ConfigError, NonFiniteError, OutOfMemoryError, SampleError, TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
@@ -72,6 +72,16 @@ def test_rotary_decoders_have_no_such_limit_and_gpt_2_has(family: Callable[[str]
     assert learned_positions(family("gemma3").model) is None
     config = hf.GPT2Config(n_positions=48, n_embd=32, n_layer=1, n_head=2, vocab_size=50)
     assert learned_positions(hf.GPT2LMHeadModel(config)) == 48
+
+
+def test_training_on_learned_positions_lowers_the_longest_row_to_them(
+    blip_2: tuple[Any, Encoder], family: Callable[[str], Family], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert longest_row(blip_2[0], 256) == 256
+    assert longest_row(family("llava").model, 4096) == 4096
+    assert not caplog.text
+    assert longest_row(blip_2[0], 257) == 256
+    assert "--max_length 257 is lowered to 256: the model has no more learned positions" in caplog.text
 
 
 def test_a_row_that_the_forward_refuses_says_so_and_the_others_are_measured(llava: Family) -> None:

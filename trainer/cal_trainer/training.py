@@ -15,7 +15,7 @@ from transformers.integrations import deepspeed
 from cal_pipeline.checkpoint import check_image_tokens, check_weights, refuse_adapters
 from cal_pipeline.encode import Encoder
 from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor, model_directory
-from cal_pipeline.positions import learned_positions
+from cal_pipeline.positions import longest_row
 from cal_schemas.errors import ConfigError
 from cal_schemas.locations import location
 from cal_schemas.spec import MeasurementSpec
@@ -85,7 +85,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         processor,
         template=config.template,
         image_aspect_ratio=config.image_aspect_ratio,
-        max_length=_longest_row(outline, config.max_length),
+        max_length=longest_row(outline, config.max_length),
         truncation=config.truncation,
         date=None if resume is None else saved_date(Path(resume)),
     )
@@ -176,14 +176,6 @@ def _without_deepspeed() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
-
-
-def _longest_row(outline: Any, max_length: int) -> int:
-    limit = learned_positions(outline)
-    if limit is None or max_length <= limit:
-        return max_length
-    _log.warning("--max_length %d is lowered to %d: the model has no more learned positions", max_length, limit)
-    return limit
 
 
 def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples:

@@ -135,6 +135,11 @@ def test_no_samples_are_no_steps(group_by: GroupBy) -> None:
     assert sampler.steps_per_epoch == 0
 
 
+def test_blanks_are_shorter_than_any_sample() -> None:
+    order = epoch_order(np.zeros(5), np.zeros(5, bool), group_by="length", step_size=4, seed=0, epoch=0)
+    assert order[5:].tolist() == [BLANK] * 3
+
+
 def test_evaluation_takes_every_row_once_in_order_and_fills_the_last_step() -> None:
     assert list(InOrder(5, 4)) == [0, 1, 2, 3, 4, BLANK, BLANK, BLANK]
     assert list(InOrder(4, 2)) == [0, 1, 2, 3]

@@ -264,7 +264,7 @@ def test_a_batch_without_a_picture_gets_the_blank_one(examples: AnnotatedExample
 
 
 def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictures_beside_them(
-    examples: AnnotatedExamples,
+    examples: AnnotatedExamples, data: Data
 ) -> None:
     assert examples.contrasted(ContrastSpec()) is examples
     blurred = examples.contrasted(ContrastSpec(condition="gaussian_blur", blur_sigma=10.0))
@@ -276,6 +276,7 @@ def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictur
     assert shown.shape == blurry.shape
     assert not torch.equal(shown, blurry)
     same(dict(blurred.blank.encoded.image_inputs), dict(blurred.blank.encoded.contrast_inputs))
+    assert blank_sample(data.encoder, ContrastSpec()).contrast_inputs == {}
 
 
 def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ class RowRange:
     row_stop: int
     byte_start: int
     byte_stop: int
+    image_bytes: int
+    """Of its rows that hold a `data:` URL."""
     mentions_images: bool
     """Whether some row, here or earlier in the file, names an image file: then there must be an image folder."""
 
@@ -48,23 +50,24 @@ def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[Ro
     _refuse_other_encodings(path)
     ranges: list[RowRange] = []
     row, first_row, first_byte, images = 0, 0, 0, False
-    stop = 0
+    stop = image_bytes = 0
 
     def cut() -> None:
         ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                               mentions_images=images))  # fmt: skip
+                               image_bytes=image_bytes, mentions_images=images))  # fmt: skip
 
     try:
         with open_binary(path) as file:
             spans = _array_spans(file, path) if data_format == "json" else _line_spans(file, path)
-            for start, end, has_image in spans:
+            for start, end, has_image, embeds in spans:
                 full = row - first_row == rows_per_shard or end - first_byte > _MAX_RANGE_BYTES
                 if row > first_row and full:
                     cut()
                     first_row = row
                 if row == first_row:
-                    first_byte, images = start, False
+                    first_byte, images, image_bytes = start, False, 0
                 images |= has_image
+                image_bytes += (end - start) * embeds
                 row, stop = row + 1, end
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
@@ -86,11 +89,11 @@ def _refuse_other_encodings(path: Location) -> None:
         )
 
 
-def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool]]:
+def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
     offset, has_image = 0, False
     for length, line in _lines(file, offset):
         if line is None:
-            yield offset, offset + length, has_image
+            yield offset, offset + length, has_image, False
         elif line and not line.isspace():
             skipped = length - len(line)
             if offset == 0 and line.strip() in (b"[", b"{"):
@@ -100,7 +103,7 @@ def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool
                 )
             # One picture settles it for the whole file, so this parses few lines: all only where none has one.
             has_image = has_image or (b'"image' in line and names_image_file(parse_line(line), line.count(b'"image')))
-            yield offset + skipped, offset + length, has_image
+            yield offset + skipped, offset + length, has_image, b";base64," in line
         offset += length
 
 
@@ -119,7 +122,7 @@ def _lines(file: BinaryIO, offset: int, stop: int | None = None) -> Iterator[tup
         offset += length
 
 
-def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool]]:
+def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
     """Byte spans of the elements of a top-level JSON array.
 
     The bytes are decoded as Latin-1: one character per byte, so offsets in the text are offsets in the file, and
@@ -181,7 +184,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
             continue
         chunk = _CHUNK
         has_image = has_image or names_image_file(value, buffer.count('"image', at, end))
-        yield base + at, base + end, has_image
+        yield base + at, base + end, has_image, buffer.find(";base64,", at, end) >= 0
         at = end
         mark = skip_space()
         if mark not in ("]", ","):

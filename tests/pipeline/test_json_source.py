@@ -257,6 +257,15 @@ def test_only_a_row_with_a_picture_mentions_images(
     assert found.mentions_images == mentioned
 
 
+@pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
+def test_images_in_data_urls_are_counted_as_embedded(tmp_path: Path, data_format: str, form: str) -> None:
+    row = '{"image": "data:image/png;base64,iVBORw0KGgo="}'
+    (found,) = split_rows(write(tmp_path / "a.any", form % ("{}", row)), data_format, 4)
+    assert not found.mentions_images
+    assert len(row) <= found.image_bytes <= len(row) + 1
+    assert split_rows(write(tmp_path / "b.any", form % ("{}", "{}")), data_format, 4)[0].image_bytes == 0
+
+
 _PEAK = """
 import sys, tracemalloc
 from pathlib import Path

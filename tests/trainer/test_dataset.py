@@ -19,10 +19,12 @@ from transformers import AutoProcessor
 
 from annotated_data import annotate
 from cal_pipeline.encode import IGNORE_INDEX, Encoder
+from cal_pipeline.images import decode_images, read_images
 from cal_pipeline.loading import load_processor
+from cal_pipeline.perturbation import encode_with_contrast
 from cal_pipeline.shards import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
-from cal_schemas.sample import Sample, Turn
+from cal_schemas.sample import Sample, Turn, sample_from_columns
 from cal_schemas.spec import ContrastSpec
 from cal_trainer.alignment import Example, RowEncoder, scatter_deltas
 from cal_trainer.dataset import BLANK, OWN_INPUTS, AnnotatedExamples, ExampleCollator, blank_sample
@@ -277,6 +279,15 @@ def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictur
     assert not torch.equal(shown, blurry)
     same(dict(blurred.blank.encoded.image_inputs), dict(blurred.blank.encoded.contrast_inputs))
     assert blank_sample(data.encoder, ContrastSpec()).contrast_inputs == {}
+
+
+def test_the_cells_that_are_painted_over_are_those_of_the_measurement(examples: AnnotatedExamples, data: Data) -> None:
+    contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=0.5)
+    row = stored_rows(data.directory)[0]
+    sample = sample_from_columns(row)
+    pictures = decode_images(read_images(sample.images, data.images), MAX_IMAGE_PIXELS)
+    expected = encode_with_contrast(data.encoder, contrast, sample, pictures, str(row["sample_key"]))
+    same(dict(examples.contrasted(contrast)[0].encoded.contrast_inputs), dict(expected.contrast_inputs))
 
 
 def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from cal_pipeline.encode import Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.load_check import reach
 from cal_pipeline.loading import check_architecture, load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.reference import innermost_decoder
 from cal_pipeline.worker import check_same_encoding, self_check
@@ -244,3 +246,32 @@ def test_a_home_that_cannot_be_written_to_is_named_with_the_variable(copied: Pat
     said = done.stderr.splitlines()[-1]
     assert "ConfigError: cannot load the config" in said
     assert f"Set HF_HOME (now {tmp_path / 'file' / 'home'}) to a directory that can be written to." in said
+
+
+@pytest.mark.parametrize(
+    ("config", "max_length", "tokens"),
+    [
+        ({}, 2048, 0),
+        ({"sliding_window": 512}, 2048, 512),
+        ({"sliding_window": 512}, 512, 0),  # No row outgrows it.
+        ({"sliding_window": 4096}, 10_000, 0),
+        ({"sliding_window": 8, "index_topk": 64, "hidden_size": 300}, 2048, 64),
+        ({"sliding_window": 512, "_attn_implementation": "flash_attention_2"}, 2048, 0),
+        ({"use_sliding_window": True, "sliding_window": None}, 2048, 0),
+    ],
+)
+def test_the_long_row_of_the_self_check_outgrows_what_a_layer_sees(
+    config: dict[str, object], max_length: int, tokens: int
+) -> None:
+    assert reach(SimpleNamespace(**{"_attn_implementation": "sdpa", **config}), max_length) == tokens
+
+
+def test_the_self_check_measures_a_row_longer_than_the_window(family: Callable[[str], Family]) -> None:
+    found, lengths = family("gemma3"), []
+    handle = innermost_decoder(found.model).register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    self_check(found.model, found.encoder, spec_for(found))
+    handle.remove()
+    assert found.encoder.one_by_one is None
+    assert 512 < max(lengths) < 560

@@ -1,9 +1,12 @@
 import pytest
+from tokenizers import AddedToken
 
 from cal_pipeline import template_facts, templates
-from cal_pipeline.templates import render_plain, render_vicuna_v1
-from cal_schemas.errors import SampleError
+from cal_pipeline.loading import load_processor
+from cal_pipeline.templates import chat_template, check_template, render_plain, render_vicuna_v1, special_tokens
+from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.sample import Sample, Turn
+from conftest import Family
 from examples_of import conversation
 from template_only import rendered, supervised
 
@@ -118,3 +121,49 @@ def test_plain_shows_the_image_and_supervises_caption_and_newline() -> None:
 def test_plain_refuses_more_than_one_question() -> None:
     with pytest.raises(SampleError, match="one question and one answer"):
         render_plain(turns(conversation("a", "b", "c", "d")), "<image>")
+
+
+def test_what_is_not_to_be_learned_or_empty_has_no_span_in_the_built_in_templates() -> None:
+    asked, unlearned = Turn(role="user", content="?"), Turn(role="assistant", content="No.", supervised=False)
+    answered, empty = Turn(role="assistant", content="Yes."), Turn(role="assistant", content="")
+    assert supervised(render_plain([asked, answered], "<i>")) == ["Yes.\n"]
+    assert supervised(render_plain([asked, unlearned], "<i>")) == []
+    conversation_ = [asked, unlearned, asked, answered, asked, empty]
+    assert supervised(render_vicuna_v1(conversation_, "<i>", "</s>")) == [" Yes.</s>"]
+    only = render_vicuna_v1([Turn(role="system", content="Be brief.")], "<i>", "</s>")
+    assert (only.text, only.label_spans) == ("Be brief. ", ())
+
+
+def test_special_tokens_are_those_declared_and_those_only_marked_in_the_tokenizer(llava: Family) -> None:
+    tokenizer = load_processor(llava.directory).tokenizer
+    before = set(special_tokens(tokenizer))
+    assert {"<s>", "</s>", "<image>"} <= before
+    tokenizer.add_tokens([AddedToken("<marked>", special=True), AddedToken("<word>", special=False)])
+    assert set(special_tokens(tokenizer)) == before | {"<marked>"}
+
+
+def test_a_processor_s_own_template_comes_before_its_tokenizer_s_and_of_several_the_default_counts(
+    llava: Family,
+) -> None:
+    processor = load_processor(llava.directory)
+    processor.tokenizer.chat_template = "of the tokenizer"
+    processor.chat_template = {"tool_use": "with tools", "default": "without"}
+    assert chat_template(processor) == "without"
+    processor.chat_template = None
+    assert chat_template(processor) == "of the tokenizer"
+    processor.tokenizer.chat_template = None
+    assert chat_template(processor) == ""
+
+
+def test_templates_that_cannot_work_with_a_processor_are_refused_with_the_way_out(llava: Family) -> None:
+    processor = load_processor(llava.directory)
+    for template in ("auto", "plain", "vicuna_v1"):
+        check_template(template, processor)  # type: ignore[arg-type]
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match=r"LlavaProcessor has no chat template: use --template plain or vicuna_v1"):
+        check_template("auto", processor)
+    check_template("vicuna_v1", processor)
+    processor.tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="ends answers with the tokenizer's eos token, and it has none"):
+        check_template("vicuna_v1", processor)
+    check_template("plain", processor)

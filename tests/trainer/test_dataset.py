@@ -189,6 +189,20 @@ def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
     assert "trains nothing: too_long" in caplog.text
 
 
+def test_rows_that_train_nothing_are_said_twenty_times(
+    data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lengths = open_examples(data, tmp_path).lengths()
+    student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=int(lengths.max()) - 1)
+    examples = open_examples(data, tmp_path, student)
+    caplog.clear()
+    for _ in range(22):
+        examples[int(lengths.argmax())]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 20
+    assert [("further ones are counted only" in line) for line in said] == [*[False] * 19, True]
+
+
 @pytest.mark.parametrize("max_length", [2048, 2047])
 def test_a_picture_that_vanished_since_the_measurement_stops_the_run_whatever_the_student_s_inputs(
     data: Data, tmp_path: Path, max_length: int

@@ -174,7 +174,7 @@ def test_tokens_beyond_the_embedding_are_that_row_s_problem_and_an_image_s_place
 
 def test_a_row_whose_logits_are_not_finite_says_how_many(llava: Family) -> None:
     encoder, model = llava.encoder, llava.model
-    samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat.", "Yes.")]
+    samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat. " * 9, "Yes.")]
     only = set(samples[0].labels.tolist()) - set(samples[1].labels.tolist()) - {-100}
     head = model.get_output_embeddings().weight
     rows = sorted(only)[:1]

@@ -189,6 +189,16 @@ def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
     assert "trains nothing: too_long" in caplog.text
 
 
+def test_without_deltas_the_labels_are_the_same_and_every_delta_is_undefined(
+    examples: AnnotatedExamples, data: Data, tmp_path: Path
+) -> None:
+    uniform = open_examples(data, tmp_path, use_deltas=False)
+    for number in range(len(examples)):
+        assert torch.equal(uniform[number].encoded.labels, examples[number].encoded.labels)
+        assert bool(uniform[number].deltas.isnan().all())
+        assert not uniform[number].unusable
+
+
 def test_rows_that_train_nothing_are_said_twenty_times(
     data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,8 @@ from cal_pipeline.templates import Rendered, chat_template
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Turn
 
-_KEPT_SKELETONS = 4096
+_KEPT_CHARACTERS = 2**24
+"""Of the layouts whose skeletons are remembered: long ones are those that seldom come again."""
 
 
 class ChatTemplate:
@@ -40,6 +41,7 @@ class ChatTemplate:
         self._image_token = str(getattr(processor, "image_token", "<image>"))
         self._specials = specials
         self._skeletons: dict[str, Skeleton] = {}
+        self._kept_characters = 0
 
     @cached_property
     def _facts(self) -> TemplateFacts:
@@ -59,7 +61,9 @@ class ChatTemplate:
         failure: SampleError | None = None
         for coarse in (False, True):
             slots = Slots(stem=stem, answers=answers, coarse=coarse)
-            laid = conversation(messages, takes_parts=takes_parts, image_token=self._image_token, write=slots)
+            laid = conversation(
+                messages, takes_parts=takes_parts, image_token=self._image_token, write=slots, beside=slots.part_key
+            )
             try:
                 skeleton = self._skeleton(laid, tools, slots)
             except SampleError as error:
@@ -80,7 +84,9 @@ class ChatTemplate:
         key = json.dumps([laid, tools])
         if (found := self._skeletons.get(key)) is None:
             found = skeleton_of(laid, tools, slots, self._text, self._facts)
-            if len(self._skeletons) >= _KEPT_SKELETONS:
+            if self._kept_characters > _KEPT_CHARACTERS:
                 self._skeletons.clear()
+                self._kept_characters = 0
             self._skeletons[key] = found
+            self._kept_characters += len(key)
         return found

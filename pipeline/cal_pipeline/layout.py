@@ -31,12 +31,17 @@ class Writer(Protocol):
 
 
 def conversation(
-    messages: Sequence[Turn], *, takes_parts: Callable[[str], bool], image_token: str, write: Writer
+    messages: Sequence[Turn],
+    *,
+    takes_parts: Callable[[str], bool],
+    image_token: str,
+    write: Writer,
+    beside: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The turns as a template gets them, every text passed through `write`.
 
-    `takes_parts` says of a role whether its content is a list of typed parts, else it is text with `image_token`
-    where an image was. A newline beside an image among parts is the template's to choose.
+    `takes_parts` says of a role whether its content is a list of typed parts, each text with what is `beside` it; else
+    it is text with `image_token` where an image was. A newline beside an image among parts is the template's to choose.
     """
     found = []
     for number, turn in enumerate(messages):
@@ -50,12 +55,12 @@ def conversation(
             pieces = [write(number, "content", text) if text else "" for text in turn.content.split(IMAGE_MARK)]
             content = image_token.join(pieces)
         elif IMAGE_MARK not in turn.content:
-            content = [{"type": "text", "text": write(number, "content", turn.content)}]
+            content = [{"type": "text", "text": write(number, "content", turn.content), **(beside or {})}]
         else:
             content = []
             for at, text in enumerate(re.split(rf"\n?{re.escape(IMAGE_MARK)}\n?", turn.content)):
                 content += [{"type": "image"}] if at else []
-                content += [{"type": "text", "text": write(number, "content", text)}] if text else []
+                content += [{"type": "text", "text": write(number, "content", text), **(beside or {})}] if text else []
         found.append({"role": turn.role, "content": content, **extra})
     return found
 
@@ -96,6 +101,8 @@ class Slots:
         """`text` with slots for its words."""
         order = self._order.setdefault(turn, []) if key == "content" else []
         pieces = (_TAG if self.coarse else _THINK).split(text)
+        if not "".join(pieces[::2]).strip() and (turn in self.answers or not self.coarse):
+            pieces = [text]  # Tags alone are what is said.
         last = max((at for at in range(0, len(pieces), 2) if re.search(r"\w", pieces[at])), default=-1)
         for at in range(0, len(pieces), 2):
             piece, words = pieces[at], pieces[at].strip()
@@ -114,6 +121,11 @@ class Slots:
     def marker(self, number: int) -> str:
         """What stands for the words of this number."""
         return f"{self.stem}{number}e"
+
+    @property
+    def part_key(self) -> dict[str, str]:
+        """What stands beside the text of a typed part: a template that shows it prints the part instead of its text."""
+        return {f"{self.stem}key": ""}
 
     def thoughts(self) -> set[int]:
         """Slots of the answers that stand in the think block they open with: templates may leave those out."""

@@ -59,6 +59,8 @@ def skeleton_of(
     from the rest.
     """
     rendered = text(laid, tools)
+    if any(key in rendered for key in slots.part_key):
+        raise SampleError("the chat template writes the typed parts of a turn as they are, not their text")
     marks = [(found.start(), found.end(), int(found[1])) for found in re.finditer(slots.stem + r"(\d+)e", rendered)]
     _check_shown(laid, tools, slots, text, rendered, {number for _, _, number in marks})
     blocks = generation_blocks(laid, tools, slots.stem, text, rendered)
@@ -153,11 +155,14 @@ def _span(
 
     before = rendered[marks[first - 1][1] if first else 0 : marks[first][0]]
     start = marks[first][0] - len(before)
+    # Tags beside an answer's slots are its own words, though they read like a header or an end.
     lead, tail = _around(laid[turn]["content"], slots.stem)
-    if facts.header and facts.header in before:
-        start += before.rindex(facts.header) + len(facts.header)
-    elif "<think>" in before:
-        start += before.rindex("<think>")
+    own_lead, own_tail = lead.lstrip(), tail.rstrip()
+    header = before.removesuffix(own_lead).rfind(facts.header) if facts.header else -1
+    if header >= 0:
+        start += header + len(facts.header)
+    elif think := re.search(r"<think>(?:\s|</?think>)*$", before):
+        start += think.start()
     else:
         start += len(before) - _kept(lead, turn, laid, tools, text, rendered, marks[first][0])
 
@@ -167,10 +172,12 @@ def _span(
         )
     stop = marks[last][1]
     behind = rendered[stop : marks[last + 1][0] if last + 1 < len(marks) else len(rendered)]
-    end = facts.end(behind) or (facts.run(behind) if turn + 1 == len(laid) else "")
-    if end:
-        return start, stop + behind.index(end) + len(end)
-    return start, stop + next((len(part) for part in (tail, tail.rstrip()) if behind.startswith(part)), 0)
+    said = len(own_tail) if behind.startswith(own_tail) else 0
+    # What ends another turn, of which no word is shown, is not this one's.
+    rest = behind[said:].split(facts.header)[0] if facts.header else behind[said:]
+    if end := facts.end(rest) or (facts.run(rest) if turn + 1 == len(laid) else ""):
+        return start, stop + said + rest.index(end) + len(end)
+    return start, stop + (len(tail) if behind.startswith(tail) else said)
 
 
 def _end_of_calls(

@@ -19,7 +19,7 @@ _warned: set[str] = set()
 _TAG = r"<[^<>\s]{1,60}>"
 _BARRED = r"<[|\uff5c][^<>\s]{1,60}?[|\uff5c]>"
 """What templates write for a special token, also where the tokenizer at hand has none such."""
-_QUESTION, _ANSWER = "qwslot0e", "qwslot1e"
+_QUESTION, _PART_KEY = "qwslot0e", "qwslotkey"
 _CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
 _AT = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
 _TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": _AT}}
@@ -63,7 +63,8 @@ class TemplateText:
 class TemplateFacts:
     """Of one template: what content it takes, the header of an answer, and what ends a turn.
 
-    `specials` are the tokens that text is not normally made of.
+    `specials` are the tokens that text is not normally made of. Raises SampleError where the template shows no plain
+    question and answer, of which all this is learned.
     """
 
     def __init__(self, text: TemplateText, specials: Sequence[str]) -> None:
@@ -72,6 +73,8 @@ class TemplateFacts:
         self._run = re.compile(f"(?:{'|'.join([*map(re.escape, by_length), _BARRED])})+")
         self._unbroken = re.compile("|".join([*map(re.escape, by_length), _TAG]))
         self._takes_parts: dict[str, bool] = {}
+        self._openings = [[], [{"role": "system", **self._as(".", False)}], [{"role": "system", **self._as(".", True)}]]
+        """What a question may need before it; the one that it needs once a question was shown."""
         self.header = self._find_header()
         """What the template writes before an answer to come; empty where it writes nothing."""
         self.ends = self._find_ends()
@@ -97,18 +100,21 @@ class TemplateFacts:
             if role not in ("assistant", "system", "developer"):
                 before = [plain[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
         asked = {"role": role, **self._as(_QUESTION, parts)}
-        for end in (after, [{"role": "assistant", **self._as(".", parts)}]):
-            try:
-                text = self._text([*before, asked, *end])
-                # Templates that expect text print a list as Python or JSON would.
-                if _QUESTION not in text or re.search(rf"""['"]text['"]: ['"]{_QUESTION}""", text):
-                    return False
-                if role == "user" and parts:
-                    shown = {"role": role, "content": [{"type": "image"}, *asked["content"]]}
-                    return self._text([*before, shown, *end]) != text
-            except SampleError:
-                continue
-            return True
+        for opening in [[]] if role in ("system", "developer") else self._openings:
+            for end in (after, [{"role": "assistant", **self._as(".", parts)}]):
+                try:
+                    text = self._text([*opening, *before, asked, *end])
+                    if role == "user" and parts:
+                        image = {"role": role, "content": [{"type": "image"}, *asked["content"]]}
+                        if self._text([*opening, image, *end]) == text:
+                            return False
+                except SampleError:
+                    continue
+                # Templates that expect text print a list as it is, whatever they make of its quotes.
+                shown = _QUESTION in text and _PART_KEY not in text
+                if shown and role == "user":
+                    self._openings = [opening]
+                return shown
         return False
 
     def _of(self, words: str) -> dict[str, Any]:
@@ -116,7 +122,7 @@ class TemplateFacts:
 
     @staticmethod
     def _as(words: str, parts: bool) -> dict[str, Any]:
-        return {"content": [{"type": "text", "text": words}] if parts else words}
+        return {"content": [{"type": "text", "text": words, _PART_KEY: ""}] if parts else words}
 
     def _turn(self, role: str, words: str) -> dict[str, Any]:
         return {"role": role, **self._as(words, self.takes_parts(role))}
@@ -125,9 +131,8 @@ class TemplateFacts:
         """What stands behind each of `number` turns, by turns a question and an answer; empty when that fails."""
         words = [f"qwslot{at}e" for at in range(number)]
         try:
-            text = self._text(
-                [self._turn(("user", "assistant")[at % 2], word) for at, word in enumerate(words)], prompt=prompt
-            )
+            turns = [self._turn(("user", "assistant")[at % 2], word) for at, word in enumerate(words)]
+            text = self._text([*self._openings[0], *turns], prompt=prompt)
         except SampleError:
             return []
         found = re.split("|".join(words), text)[1:]
@@ -146,24 +151,28 @@ class TemplateFacts:
     def _find_ends(self) -> tuple[str, ...]:
         """The run of special tokens behind an answer, as far as it is the same behind every answer.
 
-        Some templates end the last answer otherwise than those before, which then end as a question does. Where no
-        token is special, it is the text that all answers end with.
+        Where no such token is special, it is the text that all answers end with. Some templates end the last answer
+        otherwise than those before, which then end as a question does.
         """
         four = self._tails(4)
-        last = four[3] if four else next(iter(self._tails(2)[1:]), "")
+        if not four and not self._tails(2):
+            told = [self._turn("user", _QUESTION), self._turn("assistant", ".")]
+            self._text([*self._openings[0], *told])  # It says why.
+            raise SampleError("the chat template does not show a plain question and answer, each once, as they are")
+        last = four[3] if four else self._tails(2)[1]
         first = four[1] if four else last
         run, earlier = self.run(last), self.run(first)
         if common := self._common(run, earlier):
             return (common,)
-        question = next(iter(self._tails(1)), "")
-        if ends := tuple(filter(None, (run, self._common(earlier, self.run(question))))):
-            return ends
         at = common_start(first, last)
-        text = first[: min(self._whole(tail, at) for tail in (first, last))].strip()
-        if not text and self._text.source not in _warned:
+        if text := first[: min(self._whole(tail, at) for tail in (first, last))].strip():
+            return (text,)
+        question = next(iter(self._tails(1)), "")
+        ends = tuple(filter(None, (run, self._common(earlier, self.run(question)))))
+        if not ends and self._text.source not in _warned:
             _warned.add(self._text.source)
             _log.warning("the chat template puts no end token behind an answer: its end will not be supervised")
-        return (text,) if text else ()
+        return ends
 
     def end(self, tail: str) -> str:
         """Which of `ends` comes first in what stands behind an answer, the longest of those; or nothing."""

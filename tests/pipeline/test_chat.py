@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cal_pipeline import chat
 from cal_pipeline.chat import ChatTemplate
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Turn
@@ -127,6 +128,93 @@ def test_words_of_a_system_turn_that_a_template_rewrites_are_followed() -> None:
     assert supervised(found) == [" to=user<|message|>A cat.<|eot|>"]
 
 
+ESCAPING = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content if m.role == 'assistant' else m.content | e }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Looks into what people say, so that an answer is cut at all its tags."""
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["<think>", "</think>", "<think> </think>", "<b>", "<|assistant|>", "<|end|>",
+                                    "<|assistant|>\nA", "A<|end|>", "<|end|>A <|assistant|>", "<p> <q>"])  # fmt: skip
+def test_tags_of_an_answer_are_learned_whatever_they_read_like(answer: str) -> None:
+    messages = [Turn(role="user", content="Is <b> & <i> 'bold'?"), answered(answer), ASKED, answered()]
+    assert supervised(rendered(ESCAPING, messages)) == [f"{answer}<|end|>", "A cat.<|end|>"]
+    assert supervised(rendered(MISTRAL, messages)) == [f"{answer}</s>", "A cat.</s>"]
+
+
+def test_a_template_that_drops_an_answer_of_tags_alone_refuses_the_row() -> None:
+    with pytest.raises(SampleError, match="changes words"):
+        labels("qwen3", [ASKED, answered("</think>"), ASKED, answered()])
+
+
+@pytest.mark.parametrize("question", ["<think>", "Explain <think>", "Explain <b> & <think>", "<think></think> <think>"])
+def test_a_think_tag_that_a_question_ends_with_is_no_answer(question: str) -> None:
+    for source in (MISTRAL, MISTRAL.replace("{{ m.content }} [/", "{{ m.content | e }} [/")):
+        messages = [Turn(role="user", content=question), answered()] * 2
+        assert supervised(rendered(source, messages)) == ["A cat.</s>"] * 2
+
+
+def test_an_answer_does_not_reach_to_the_end_of_a_later_one_that_says_nothing() -> None:
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}</s>"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    empty = [Turn(role="user", content=""), answered("")]
+    assert supervised(rendered(source, [ASKED, answered(), *empty])) == ["A cat."]
+
+
+def test_a_template_that_would_print_typed_parts_gets_text() -> None:
+    for how in ("m.content | e", "m.content | tojson", "m.content | string | upper | lower"):
+        source = f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{{{ {how} }}}}<|end|>{{% endfor %}}"
+        found = rendered(source, [Turn(role="user", content="q"), answered("cat")])
+        assert "text" not in found.text
+        assert len(found.label_spans) == 1
+
+
+def test_a_template_that_prints_the_parts_of_some_turns_refuses_the_row() -> None:
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if loop.index > 4 %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}{% endif %}<|end|>"
+        "{% endfor %}"
+    )
+    assert len(rendered(source, [ASKED, answered()] * 2).label_spans) == 2
+    with pytest.raises(SampleError, match="typed parts of a turn as they are"):
+        rendered(source, [ASKED, answered()] * 3)
+
+
+def test_a_template_that_needs_a_system_turn_is_looked_at_with_one() -> None:
+    chatml = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    source = "{% if messages[0].role != 'system' %}{{ raise_exception('No system') }}{% endif %}" + chatml
+    found = rendered(source, [Turn(role="system", content="S"), *[ASKED, answered()] * 2])
+    assert supervised(found) == ["A cat.<|im_end|>"] * 2
+    assert found.text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>")
+    with pytest.raises(SampleError, match="No system"):
+        rendered(source, [ASKED, answered()])
+
+
+def test_a_template_that_shows_no_plain_question_and_answer_refuses_every_row_with_its_reason() -> None:
+    source = "{% if messages | length < 5 %}{{ raise_exception('Too few') }}{% endif %}" + MISTRAL
+    with pytest.raises(SampleError, match="Too few"):
+        rendered(source, [ASKED, answered()] * 3)
+
+
+def test_an_end_that_is_no_special_token_comes_before_one_that_ends_the_conversation() -> None:
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}"
+    )
+    for specials in (["</s>"], ["</s>", "<|user|>", "<|assistant|>"]):
+        assert supervised(rendered(source, [ASKED, answered()] * 2, specials)) == ["A cat.<|end|>"] * 2
+
+
 def test_a_template_without_special_tokens_ends_a_turn_as_all_its_answers_end() -> None:
     source = "{% for m in messages %}### {{ m.role }}: {{ m.content }}<stop>\n{% endfor %}"
     assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], ["</s>"])) == [
@@ -184,6 +272,15 @@ def test_rows_of_one_layout_are_rendered_once_each() -> None:
     for number in range(10):
         template.render(conversation(f"<image>\n{number}?", f"{number} cats.", "And?", "No more").messages or ())
     assert processor.num_renderings == before + 10
+
+
+def test_what_is_remembered_of_layouts_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_KEPT_CHARACTERS", 10_000)
+    processor = TemplateOnly(ESCAPING)
+    template = ChatTemplate(processor, processor.specials)
+    for number in range(100):
+        template.render([Turn(role="user", content=f"<b> {'word ' * 200}{number}"), answered()])
+        assert sum(map(len, template._skeletons)) < 12_000
 
 
 def test_threads_share_a_template() -> None:

@@ -31,6 +31,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
                                    pa.types.is_list_view, pa.types.is_large_list_view)):  # fmt: skip
         return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, plain_type(field.type)) for field in kind])
     return kind
@@ -55,6 +57,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.large_binary()
     if pa.types.is_list(kind):
         return pa.large_list(_as_bytes(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
     return pa.struct([(field.name, _as_bytes(field.type)) for field in kind]) if pa.types.is_struct(kind) else kind
 
 
@@ -123,6 +127,9 @@ def decoded(value: Any, kind: pa.DataType, errors: str) -> Any:
     """A value of `plain_array`, with its text, which is where the plain type `kind` says, decoded."""
     if isinstance(value, list):
         return [decoded(item, kind.value_type, errors) for item in value]
+    if isinstance(value, dict) and pa.types.is_map(kind):
+        return {decoded(key, kind.key_type, errors): decoded(item, kind.item_type, errors)
+                for key, item in value.items()}  # fmt: skip
     if isinstance(value, dict):
         return {field.name: decoded(value[field.name], field.type, errors) for field in kind}
     return value.decode("utf-8", errors) if pa.types.is_string(kind) and isinstance(value, bytes) else value

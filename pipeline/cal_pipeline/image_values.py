@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cal_pipeline.column_types import is_image, plain_type
-from cal_pipeline.row_values import RowError, is_empty, words_of
+from cal_pipeline.row_values import RowError, is_empty, is_null, words_of
 from cal_schemas.sample import ImageRef
 
 IMAGE_KEYS = ("images", "image")
@@ -30,7 +30,7 @@ _LONGEST_PATH = 4096
 
 def image_refs(value: Any) -> list[ImageRef]:
     """Images in order; RowError for a value that is none. What has neither bytes nor a path is no image."""
-    if value is None:
+    if is_null(value):
         return []
     if isinstance(value, str):
         if found := _DATA_URL.match(value):

@@ -106,7 +106,7 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
 
 
 def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
-    """The image as RGB, as stored (EXIF rotation is not applied, like the released recipes); of an animation the first.
+    """The image as RGB; EXIF rotation is not applied, like in the released recipes; of several images the first.
 
     Of more than 8 bits a sample the upper 8 are taken; `note_of` says where that leaves doubt. The size is known before
     a pixel is decoded, so a bomb costs nothing. Raises ImageError.

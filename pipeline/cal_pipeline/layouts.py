@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from cal_pipeline.image_values import IMAGE_KEYS
@@ -20,14 +21,15 @@ TURN_KEYS = ("messages", "conversations")
 CAPTION_KEYS = ("text", "caption")
 """The first that is set."""
 ID_KEYS = ("sample_id", "id")
-_SYSTEM_WORDS = frozenset(["system", "prompt", "message", "instruction"])
+_SYSTEM_WORDS = frozenset(["system", "prompt", "message", "instruction", "instructions"])
 PAIRS = (
     ("prompt", "completion", ()),
     ("instruction", "output", ("input", "history")),
     ("query", "response", ("history",)),
 )
 """(question, answer, what else belongs to them)."""
-_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale")
+_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask")
+_FLAGS = ("loss", "train", "trainable")
 BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
 """What is read of a row beside its turns."""
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
@@ -35,7 +37,7 @@ _OTHER_MARK = re.compile(rf"(?:\s|{IMAGE_MARK})*<(video|audio)>\s*(?:\n|{IMAGE_M
 """Where LLaVA's data and LLaMA-Factory's have a video or a sound; in the midst of words it is taken for a tag."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
-    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_PREFERENCES, "template_inputs",
+    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
      "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", "video", "videos", "audio", "audios",
      *(key for question, answer, others in PAIRS for key in (question, answer, *others))]
 )  # fmt: skip
@@ -77,7 +79,7 @@ def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any
 
 def _talks(values: Mapping[str, Any]) -> list[Talk]:
     """Every conversation that the row spells out."""
-    found = [replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if values.get(key) is not None]
+    found = [replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if not is_empty(values.get(key))]
     for question, answer, others in PAIRS:
         if not is_empty(values.get(question)) and not is_empty(values.get(answer)):
             found.append(_paired(values, question, answer, others))
@@ -86,11 +88,16 @@ def _talks(values: Mapping[str, Any]) -> list[Talk]:
 
 def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Talk:
     asked, answered = values[question], values[answer]
-    if "input" in others and isinstance(more := values.get("input"), str) and more and isinstance(asked, str):
+    if "input" in others and not is_empty(more := values.get("input")):
+        if not (isinstance(asked, str) and isinstance(more, str)):
+            raise RowError(f"'input' is {type(more).__name__} beside {question!r} of {type(asked).__name__}; both must "
+                           "be text")  # fmt: skip
         asked = f"{asked}\n{more}"
-    history = values.get("history") if "history" in others else None
+    history = values.get("history") if "history" in others and not is_empty(values.get("history")) else []
+    if not isinstance(history, list | tuple):
+        raise RowError(f"'history' is {type(history).__name__}; expected a list of questions with their answers")
     turns: list[Any] = []
-    for number, pair in enumerate(history or ()):
+    for number, pair in enumerate(history):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RowError(f"'history' {number} is no pair of a question and an answer")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
@@ -105,7 +112,8 @@ def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple
 
 def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
     """The caption as the answer to the images; an assistant's turn that no question goes before is none."""
-    for key in CAPTION_KEYS:
+    said = [key for key in CAPTION_KEYS if not is_empty(values.get(key))]
+    for key in said or CAPTION_KEYS:
         caption = values.get(key)
         if caption is not None:
             if not isinstance(caption, str):
@@ -113,6 +121,9 @@ def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
             marks = "\n".join([IMAGE_MARK] * num_images)
             turns = [Turn(role="user", content=marks), Turn(role="assistant", content=caption)]
             return Talk(turns=turns, keys=(key,))
+    for key in TURN_KEYS:
+        if values.get(key) is not None:  # Turns that say nothing: it tells what is wrong with them.
+            return read_turns(values[key])
     raise RowError(
         "no conversation: neither messages, conversations, text nor caption is set, nor a question with its answer"
     )
@@ -151,7 +162,7 @@ def _as_annotated(inputs: str, talk: Talk, tools: list[Any] | None) -> tuple[Tal
     messages = [{"role": turn.role, "content": turn.content} for turn in talk.turns]
     try:
         sample: Sample = sample_from_columns({"sample_id": "", "messages": messages, "template_inputs": inputs})
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise RowError(f"'template_inputs' does not fit the messages: {error}") from error
     talk.turns = [
         replace(theirs, supervised=mine.supervised and theirs.supervised, extra={**mine.extra, **theirs.extra})
@@ -165,21 +176,36 @@ def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
         key
         for key in _PREFERENCES
         if (isinstance(value := values.get(key), str | list | Mapping) and not is_empty(value))
-        or (key == "kto_tag" and value is not None)
+        or (key == "kto_tag" and isinstance(value, bool))
     ]
     if preferences:
         raise RowError(f"the row has {' and '.join(map(repr, preferences))}: preferences are not learned here; leave "
                        "them out, with the answer to learn as 'completion' or in 'messages'")  # fmt: skip
     for key in _WEIGHTS:
-        if isinstance(weight := values.get(key), bool | int | float) and not learned(key, weight, "the row"):
+        weight = values.get(key)
+        numbers = any(map(_is_number, weight if isinstance(weight, list) else [weight]))
+        if numbers and not learned(key, weight, "the row"):
             raise RowError(f"the row has {key!r} {weight!r}: nothing of it is learned; leave it out of the data")
+    for key in _FLAGS:
+        if values.get(key) is False:
+            raise RowError(f"the row has {key!r} False: leave it out of the data, if nothing of it is to be learned")
     for key, way_out in (("functions", "give them as 'tools'"), ("chat_template_kwargs", "leave it out")):
-        if json_value(values.get(key), repr(key)):
-            raise RowError(f"the row has {key!r} {json.dumps(values[key], default=str)[:80]}, which chat templates do "
+        if isinstance(value := values.get(key), str | list | Mapping) and json_value(value, repr(key)):
+            raise RowError(f"the row has {key!r} {json.dumps(value, default=str)[:80]}, which chat templates do "
                            f"not get here: {way_out}")  # fmt: skip
     segments = values.get("segments")
     if isinstance(segments, list) and any(isinstance(item, Mapping) and "text" in item for item in segments):
         raise RowError("the row has 'segments', text that follows no chat template: give turns as 'messages'")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number or spells one: other weights are those of things."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+    return isinstance(value, bool | int | float | Decimal | str)
 
 
 def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:

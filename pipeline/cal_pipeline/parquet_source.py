@@ -34,7 +34,8 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: columns {twice} occur more than once; rename them")
     turns = [name for name in TURN_KEYS if name in names]
-    pairs = [name for pair in PAIRS if set(pair[:2]) <= set(names) for name in pair[:2]]
+    pairs = [name for question, answer, others in PAIRS if {question, answer} <= set(names)
+             for name in (question, answer, *others) if name in names]  # fmt: skip
     captions = [] if turns or pairs else [name for name in CAPTION_KEYS if name in names]
     if not (turns or pairs or captions):
         listed = ", ".join((*TURN_KEYS, *CAPTION_KEYS, *(f"{question} with {answer}" for question, answer, _ in PAIRS)))
@@ -119,7 +120,7 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
     """Of every row what is read, as Python values, and what is carried, by output name."""
     text_is_checked = True
     try:
-        read = batch.select(columns.read).to_pylist()
+        read = batch.select(columns.read).to_pylist(maps_as_pydicts="strict")
         for name in columns.carried:
             batch.column(name).validate(full=True)
     except (UnicodeDecodeError, pa.ArrowInvalid):
@@ -128,6 +129,8 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
         # Lone surrogates for what is no UTF-8, as from JSON: sample_from_values replaces them and says so.
         read = _decoded(batch.select(columns.read), "surrogateescape")
         replaced = _decoded(batch.select(list(columns.carried)), "replace")
+    except (OverflowError, KeyError) as error:  # A date after the year 9999, a map with one key twice.
+        raise ShardError(f"a value that cannot be read: {error}") from error
     for row, values in enumerate(read):
         yield (
             values,
@@ -144,5 +147,5 @@ def _decoded(batch: pa.RecordBatch, errors: str) -> list[dict[str, Any]]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         raw = plain_array(column)
         kind = plain_type(column.type)
-        columns[name] = [decoded(value, kind, errors) for value in raw.to_pylist()]
+        columns[name] = [decoded(value, kind, errors) for value in raw.to_pylist(maps_as_pydicts="strict")]
     return [{name: values[row] for name, values in columns.items()} for row in range(batch.num_rows)]

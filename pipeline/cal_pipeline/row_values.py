@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 _LEARNING = frozenset(["loss", "weight", "weights", "train", "trained", "trainable", "training", "learn", "learned",
-                       "learnable", "mask", "supervised"])  # fmt: skip
-_LEAVES_OUT = frozenset(["masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded"])
+                       "learnable", "mask", "supervise", "supervised"])  # fmt: skip
+_LEAVES_OUT = frozenset(["masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded",
+                         "unsupervised"])  # fmt: skip
+_FILLERS = frozenset(["is", "be", "to"])
 _DENIES = frozenset(["no", "not", "dont", "without"])
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 
@@ -34,20 +37,27 @@ def words_of(key: str) -> frozenset[str]:
     return frozenset(word.lower() for word in _WORD.findall(key))
 
 
+def is_null(value: Any) -> bool:
+    """Null, or NaN, which is pandas' null."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, empty text, or a list or object of such."""
     if not value:
         return value is None or value is False or isinstance(value, (str, bytes, list, tuple, Mapping))
     if isinstance(value, (list, tuple)):
         return all(map(is_empty, value))
-    return isinstance(value, Mapping) and all(map(is_empty, value.values()))
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    return is_null(value)
 
 
 @lru_cache(1024)
 def is_learning_key(key: str) -> bool:
     """Whether a turn's key says how much is learned from it."""
     words = words_of(key)
-    return bool(words & _LEARNING) or (bool(words & _LEAVES_OUT) and len(words) == 1)
+    return bool(words & _LEARNING) or (bool(words & _LEAVES_OUT) and words <= _LEAVES_OUT | _FILLERS)
 
 
 def learned(key: str, value: Any, where: str) -> bool:
@@ -59,7 +69,7 @@ def learned(key: str, value: Any, where: str) -> bool:
     if leaves_out or ("mask" in words and isinstance(value, bool)):
         raise RowError(f"{where} has {key!r} {value!r}, and layouts differ in whether that is learned or left out: say "
                        "it as 'loss': true or false")  # fmt: skip
-    if isinstance(value, bool | int | float) and value in (0, 1):
+    if isinstance(value, bool | int | float | Decimal) and value in (0, 1):
         return bool(value)
     raise RowError(f"{where} has {key!r} {value!r}; only 0 and 1 (or false and true) are known: all learned tokens "
                    "count alike before CAL weighs them")  # fmt: skip

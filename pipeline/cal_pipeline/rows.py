@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from cal_pipeline.image_values import looks_like_image, own_images
 from cal_pipeline.layouts import ID_KEYS, read_row
-from cal_pipeline.row_values import RowError, is_empty
+from cal_pipeline.row_values import RowError, is_empty, is_null
 from cal_schemas.sample import ImageRef, Sample, Turn
 
 MAX_ROW_TEXT_BYTES = 64 * 2**20
@@ -51,7 +53,7 @@ def sample_from_values(
     tools: Any = None
     notes: list[str] = []
     keys: set[str] = set()
-    source_id = next((values[key] for key in ID_KEYS if values.get(key) is not None), None)
+    source_id = next((values[key] for key in ID_KEYS if not is_null(values.get(key))), None)
     sample_id = row_id if source_id is None else clean(_id_text(source_id, notes), "id")
     try:
         refs = clean_refs(own_images(values, "the row"))
@@ -66,7 +68,7 @@ def sample_from_values(
         unclaimed = {key: value for key, value in {**(others or {}), **values}.items() if key not in talk.keys}
         if not refs:
             _refuse_unclaimed_images(unclaimed)
-        keys = {key for key, value in unclaimed.items() if value is False or not is_empty(value)}
+        keys = {key for key, value in unclaimed.items() if _is_set(value)}
         keys |= {f"{key} (of a turn)" for key in talk.unread}
         messages = tuple(
             replace(turn, content=clean(turn.content, f"turn {number}"), extra=clean_json(turn.extra, f"turn {number}"))
@@ -82,6 +84,12 @@ def sample_from_values(
         tools=tools, carried=others or {},
         unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
     )  # fmt: skip
+
+
+def _is_set(value: Any) -> bool:
+    if isinstance(value, pa.Array):
+        return bool(value.null_count == 0)
+    return value is False or not is_empty(value)
 
 
 def _id_text(value: Any, notes: list[str]) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cal_pipeline.image_values import IMAGE_KEYS, own_images
 from cal_pipeline.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
-from cal_pipeline.row_values import RowError, is_wide_text
+from cal_pipeline.row_values import RowError, is_empty, is_wide_text
 from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.tar_members import Member
 from cal_schemas.sample import Sample
@@ -65,11 +66,12 @@ def sample_from_group(group: Group) -> Sample:
         _check_members(group)
         value = _json_value(group)
         values = {"messages": value} if isinstance(value, list) else dict(value or {})
-        named = values.get("image") or values.get("images")
+        own_images(values, f"{group.key!r}.json")  # Refuses names that are none, or two keys that differ.
+        named = next((values[key] for key in IMAGE_KEYS if not is_empty(values.get(key))), None)
         text = _text_of(group, "txt")
         if text is not None:  # A text file ends with a newline; a caption does not.
             values["text"] = text.strip()
-        elif values.get("caption") is not None:
+        elif not is_empty(values.get("caption")):
             values["text"] = None
         values |= {"image": None, "images": _pictures(group, named)}
     except RowError as error:
@@ -141,7 +143,7 @@ def _pictures(group: Group, named: Any) -> Any:
             raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
                            f"{len(members)} for this key")  # fmt: skip
     elif names:
-        return names  # sample_from_values says what is wrong with them.
+        return names
     if members and not in_order:
         raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and a picture's suffix is its type, "
                        "or a number and its type")  # fmt: skip

@@ -33,7 +33,7 @@ _READ = frozenset(
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_SOURCES = ("image", "image_url", "path", "url", "base64", "bytes")
-_HARMLESS_IN_PART = ("type", "text", "detail", "id", "index")
+_HARMLESS_IN_PART = ("type", "detail", "id", "index")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,10 +70,11 @@ def read_turns(value: Any) -> Talk:
         for one, other in (("from", "role"), ("value", "content")):
             if not is_empty(item.get(one)) and not is_empty(item.get(other)) and item[one] != item[other]:
                 raise RowError(f"{where} has {one!r} and {other!r}, and they differ: keep one of the two")
-        spelled = item.get("role") if item.get("from") is None else item["from"]
+        spelled = item.get("role") if is_empty(item.get("from")) else item["from"]
         if not isinstance(spelled, str) or spelled not in _ROLES:
             raise RowError(f"{where} has the role {spelled!r}; expected one of {', '.join(_ROLES)}")
-        content, inline = _content(item.get("content") if item.get("value") is None else item["value"], item, where)
+        said = "value" if item.get("content") is None or not is_empty(item.get("value")) else "content"
+        content, inline = _content(item.get(said), item, where)
         if beside := own_images(item, where):
             if (inline and inline != beside) or len(beside) != content.count(IMAGE_MARK):
                 raise RowError(f"{where} has {len(beside)} images of its own and {content.count(IMAGE_MARK)} marks "
@@ -89,7 +90,9 @@ def read_turns(value: Any) -> Talk:
         )
         read = _READ | {"name"} if _ROLES[spelled] == "tool" else _READ
         talk.unread |= {
-            str(key) for key in item if key not in read and not is_empty(item[key]) and not is_learning_key(str(key))
+            str(key)
+            for key, value in item.items()
+            if key not in read and (value is False or not is_empty(value)) and not is_learning_key(str(key))
         }
     return talk
 
@@ -97,8 +100,8 @@ def read_turns(value: Any) -> Talk:
 def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
     kept = True
     for key, value in item.items():
-        # An empty list, of stretches of the turn say, says nothing.
-        if value is None or value == [] or key in _READ or not is_learning_key(str(key)):
+        # An empty list, of stretches of the turn say, says nothing; NaN may be a weight that went wrong.
+        if value in (None, "", [], {}) or key in _READ or not is_learning_key(str(key)):
             continue
         mine = learned(str(key), value, where)
         if mine and role != "assistant" and "train" in str(key).lower():
@@ -157,6 +160,9 @@ def _content(value: Any, item: Mapping[str, Any], where: str) -> tuple[str, list
         elif kind in _TEXT_PARTS:
             if not isinstance(text := part.get("text"), str):
                 raise RowError(f"{where} has a text part whose text is {type(text).__name__}")
+            if shown := [key for key in (*IMAGE_KEYS, "image_url", *_OTHER_MEDIA) if not is_empty(part.get(key))]:
+                raise RowError(f"{where} has a text part with {shown[0]!r}, which some chat templates show and others "
+                               "do not: make it a part of its own")  # fmt: skip
             parts.append(text)
         else:
             raise RowError(f"{where} has a content part of type {kind!r}; expected 'text' or 'image'")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.parquet_source import carried_fields, embedded_image_bytes, find_columns, read_rows
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from examples_of import shard_metadata
@@ -251,7 +251,7 @@ def test_a_column_is_read_whatever_way_arrow_keeps_its_values(tmp_path: Path, na
         ("caption", 1, pa.dictionary(pa.int32(), pa.int64())),
         ("id", ["a"], pa.list_(pa.string())), ("id", {"a": 1}, pa.struct([("a", pa.int64())])),
         ("image", 7, pa.int64()), ("image", [[1.0]], pa.list_(pa.list_(pa.float32()))),
-        ("system", ["a"], pa.list_(pa.string())), ("tools", 3, pa.int64()),
+        ("system", ["a"], pa.list_(pa.string())), ("tools", 3, pa.int64()), ("input", 3, pa.int64()),
     ],
 )  # fmt: skip
 def test_a_type_that_no_row_can_be_read_from_is_refused_at_planning_by_its_column(
@@ -262,7 +262,9 @@ def test_a_type_that_no_row_can_be_read_from_is_refused_at_planning_by_its_colum
         if pa.types.is_dictionary(kind)
         else pa.array([values], kind)
     )
-    table = {column: array} if column in ("caption", "messages") else {"caption": ["A cat."], column: array}
+    table = (
+        {column: array} if column in ("caption", "messages") else {"instruction": ["Q"], "output": ["A"], column: array}
+    )
     # Not through a file: Parquet keeps some of these types as others.
     with pytest.raises(ConfigError, match=f"a.parquet: column '{column}' has type .*, expected "):
         find_columns(pa.table(table).schema, tmp_path / "a.parquet")
@@ -347,6 +349,40 @@ def test_text_that_is_no_utf8_gets_a_replacement_character_and_a_note(tmp_path: 
     assert second.messages == (Turn(role="user", content="a\ufffdb"),)
     assert second.note == "characters that are not UTF-8 were replaced by U+FFFD in: turn 0"
     assert second.carried == {"extra": "é", "number": None}
+
+
+TEXTS = pa.map_(pa.string(), pa.string())
+
+
+@pytest.mark.parametrize("note", [pa.array(["fine"]), text_with(b"\xff")], ids=["text", "no UTF-8"])
+def test_a_map_is_an_object(tmp_path: Path, note: pa.Array) -> None:
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()),
+                      ("tool_calls", pa.list_(pa.struct([("name", pa.string()), ("arguments", TEXTS)])))])  # fmt: skip
+    call = {"name": "look", "arguments": [("at", "1")]}
+    talk = [TALK[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    path = write(tmp_path / "a.parquet", {
+        "messages": pa.array([talk], pa.list_(turn)), "tools": pa.array([[[("name", "look")]]], pa.list_(TEXTS)),
+        "other": pa.array([[("a", "b")]], TEXTS), "note": note,
+    })  # fmt: skip
+    (sample,) = samples(path)
+    assert sample.messages is not None
+    called = {"type": "function", "function": {"name": "look", "arguments": {"at": "1"}}}
+    assert sample.messages[1].extra == {"tool_calls": [called]}
+    assert sample.tools == [{"name": "look"}]
+    schema = annotated_schema(carry="paths", carried=list(carried_fields(path).values()))
+    row = AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="encode_error", error="no")
+    assert rows_to_table([row], schema, "paths").column("other").to_pylist() == [[("a", "b")]]
+
+
+def test_a_value_that_python_cannot_hold_fails_the_file_and_not_the_worker(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"messages": [TALK], "id": pa.array([10**18], pa.timestamp("us"))})
+    with pytest.raises(ShardError, match="cannot be read"):
+        samples(path)
+
+
+def test_only_columns_with_a_value_are_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"messages": [TALK, TALK], "a": pa.nulls(2), "b": [None, "x"], "c": [1, 2]})
+    assert [sample.unread for sample in samples(path)] == [("c",), ("b", "c")]
 
 
 def test_embedded_image_bytes_counts_the_image_column_alone(tmp_path: Path) -> None:

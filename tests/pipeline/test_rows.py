@@ -1,4 +1,6 @@
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -186,6 +188,42 @@ def test_a_turn_that_is_not_learned_is_another_sample() -> None:
     assert row(conversations=[{**TALK[0], "loss": False, "weight": 0}, TALK[1]]) == row()
 
 
+def test_nan_is_null_as_pandas_writes_it() -> None:
+    nulls = {"image": math.nan, "system": math.nan, "tools": math.nan, "video": math.nan, "history": math.nan}
+    talk = [{"from": "human", "value": "What?"}, TALK[1]]
+    assert row(id=math.nan, conversations=talk, messages=math.nan, **nulls) == row(
+        id=None, image=None, conversations=talk
+    )
+    assert "'weight' nan" in (row(weight=math.nan).problem or "")
+
+
+def test_an_empty_spelling_of_a_turn_does_not_hide_the_other() -> None:
+    talk = [{"from": "", "role": "user", "value": "", "content": "<image>\nWhat?"},
+            {"from": None, "role": "assistant", "value": "", "content": "A cat."}]  # fmt: skip
+    assert row(conversations=talk) == row()
+    assert row(conversations=[{"from": "gpt", "value": ""}]).messages == (Turn(role="assistant", content=""),)
+
+
+def test_empty_turns_give_way_to_what_else_the_row_says() -> None:
+    assert row(conversations=[], prompt="<image>\nWhat?", completion="A cat.") == row()
+    assert row(conversations=None, text="", caption="A cat.") == row(conversations=None, caption="A cat.")
+    assert "an empty list" in (row(conversations=[]).problem or "")
+
+
+@pytest.mark.parametrize("weight", [0.5, "0.5", "0", Decimal("0.5"), [0, 1], [0.5]])
+def test_the_weight_of_a_row_is_refused_however_it_is_spelled(weight: Any) -> None:
+    assert "'weight'" in (row(weight=weight).problem or "")
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, False, Decimal("0.00")])
+def test_zero_of_any_type_leaves_a_turn_unlearned(zero: Any) -> None:
+    assert row(conversations=[TALK[0], {**TALK[1], "loss": zero}]) == row(
+        conversations=[TALK[0], {**TALK[1], "loss": False}]
+    )
+    for nothing in (None, "", [], {}):
+        assert row(conversations=[TALK[0], {**TALK[1], "loss": nothing}]) == row()
+
+
 def test_images_inside_turns_are_in_the_order_of_their_marks() -> None:
     def part(name: str) -> dict[str, str]:
         return {"type": "image", "image": name}
@@ -250,7 +288,8 @@ def test_an_annotated_shard_measured_again_keeps_what_its_template_gets() -> Non
     first = row(conversations=[TALK[0], {**TALK[1], "loss": 0, "reasoning_content": "hm"}], tools=[{"name": "look"}])
     again = row(template_inputs=template_inputs(first))
     assert (again.messages, again.tools) == (first.messages, first.tools)
-    assert "'template_inputs' does not fit" in (row(template_inputs='{"turns": [{}]}').problem or "")
+    for unfit in ('{"turns": [{}]}', '{"turns": [[], []]}', "[]", '{"turns": {"a": 1}}'):
+        assert "'template_inputs' does not fit" in (row(template_inputs=unfit).problem or "")
 
 
 def test_lone_surrogates_are_replaced_wherever_text_is_and_the_note_names_the_places() -> None:
@@ -295,6 +334,7 @@ ANYTHING = st.recursive(
     max_leaves=10,
 )
 KEYS = ["id", "image", "images", "conversations", "messages", "prompt", "completion", "query", "response", "history",
+        "instruction", "output", "input",
         "text", "system", "tools", "template_inputs", "objects", "weight", "label", "img", "video"]  # fmt: skip
 ROWS = st.dictionaries(st.sampled_from(KEYS), ANYTHING) | ANYTHING
 

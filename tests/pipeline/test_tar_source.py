@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import random
 import tarfile
 import tracemalloc
@@ -157,6 +158,16 @@ def test_json_says_which_pictures_and_in_which_order(tmp_path: Path, names: Any,
     members = [("d/a.0.jpg", b"0"), ("d/a.1.jpg", b"1"), ("d/a.mask.png", b"m"),
                ("d/a.json", {key: names, "caption": "c"})]  # fmt: skip
     assert pictures(one(tmp_path, members)) == found
+
+
+def test_json_that_names_two_pictures_for_one_is_refused_and_empty_keys_name_none(tmp_path: Path) -> None:
+    def named(**keys: Any) -> Sample:
+        return one(tmp_path, [("a.0.jpg", b"0"), ("a.1.jpg", b"1"), ("a.json", {"caption": "c", **keys})])
+
+    assert "other images in 'images' than in 'image'" in (named(image="0.jpg", images=["1.jpg"]).problem or "")
+    assert pictures(named(image="1.jpg", images=["1.jpg"])) == [b"1"]
+    assert pictures(named(image=math.nan, images=[])) == [b"0", b"1"]
+    assert words(named(caption="", text="t"))[1] == "t"
 
 
 def test_names_of_pictures_that_are_not_in_the_archive_are_paths_below_the_image_folder(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def audited(path: Path, *flags: object) -> tuple[int, dict[str, Any]]:
     """Exit code and figures of an audit of every row."""
     report = path.parent / "audit.json"
     code = run(["audit", str(path), "--fraction", "1", "--json", str(report), "--device", "cpu", *map(str, flags)])
-    return code, json.loads(report.read_text())
+    return code, json.loads(report.read_text(encoding="utf-8"))
 
 
 def rewrite(file: Path, column: str, change: Callable[[list[Any]], None]) -> None:
@@ -150,7 +150,7 @@ def test_another_tokenizer_and_template_are_found(llava: Family, tmp_path: Path)
     path = parquet_directory(llava, tmp_path, count=4)
     other = tmp_path / "retokenized"
     shutil.copytree(llava.directory, other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, found = audited(path, "--swap", 0, "--model_name_or_path", other)
@@ -160,7 +160,9 @@ def test_another_tokenizer_and_template_are_found(llava: Family, tmp_path: Path)
 
     shutil.copytree(llava.directory, tmp_path / "retemplated")
     template = tmp_path / "retemplated" / "chat_template.jinja"
-    template.write_text(template.read_text().replace("ASSISTANT:", "ROBOT:").replace("upper()", "lower()"))
+    template.write_text(
+        template.read_text(encoding="utf-8").replace("ASSISTANT:", "ROBOT:").replace("upper()", "lower()")
+    )
     code, found = audited(path, "--swap", 0, "--model_name_or_path", tmp_path / "retemplated")
     assert code == 1
     assert [item["field"] for item in found["spec_differences"]] == ["label.chat_template_digest"]

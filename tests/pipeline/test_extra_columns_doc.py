@@ -33,7 +33,7 @@ def test_scores_follow_from_the_columns(llava: Family, tmp_path: Path, monkeypat
             shard, encoder=llava.encoder, model=llava.model, spec=measurement_spec(), store=store, options=options
         )
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.S)
+    snippets = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
     (snippet,) = [text for text in snippets if "perplexity_ratio" in text]
     names: dict[str, Any] = {}
     exec(snippet, names)

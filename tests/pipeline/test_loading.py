@@ -222,7 +222,7 @@ def test_an_incomplete_processor_is_named_with_what_it_lacks(copied: Path, lost:
     for name in lost:
         values.pop(name, None)
         if name in values["image_processor"]:
-            values["image_processor"][name] = [0.5]
+            values["image_processor"][name] = [0.5, 0.5]
     path.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=message):
         Encoder(load_processor(copied))

@@ -60,7 +60,7 @@ def test_a_picture_of_the_terminal_loads_nothing(directories: Directories, nasty
     for annotated in (directories.normal, nasty):
         given = ["show", annotated, "#0", "--tokenizer", directories.family.directory, "--output", tmp_path / "a.svg"]
         assert run([str(part) for part in given]) == 0
-        svg = (tmp_path / "a.svg").read_text()
+        svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
         ElementTree.fromstring(svg)
         assert "url(" not in svg.replace("url(#", "")
         assert "<script" not in svg
@@ -129,9 +129,9 @@ def test_the_page_of_a_sample_is_self_contained_and_escaped(
     given = ["show", annotated, "#0", "--tokenizer", directories.family.directory, "--output", path]
     assert run([str(part) for part in given]) == 0
     page = Page()
-    page.feed(path.read_text())
+    page.feed(path.read_text(encoding="utf-8"))
     assert not page.tags & {"script", "b", "link", "iframe"}
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert len(page.sources) == 1
     assert page.titles == len(load_annotated(directories.normal)["label_ids"][0])
-    assert "default-src 'none'" in path.read_text()
+    assert "default-src 'none'" in path.read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Famil
 
 
 def values_of(recipe: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load(recipe.read_text(), Loader=yaml.BaseLoader)
+    found: dict[str, Any] = yaml.load(recipe.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     return found
 
 

@@ -331,7 +331,7 @@ def test_raw_data_without_its_pictures_is_refused_before_the_model_is_loaded(
     kept = command(llava, tmp_path, tmp_path / "out", *flags)
     at = kept.index("--data_path")
     assert cli.run(kept[:at] + kept[at + 2 :]) == 2
-    assert "none of the 11 rows looked at can be trained on" in capfd.readouterr().err
+    assert "none of the 8 images looked at can be read" in capfd.readouterr().err
 
 
 def test_flags_of_deltas_are_said_to_have_no_effect_with_uniform_weights(

@@ -161,6 +161,12 @@ def _span(
     header = before.removesuffix(own_lead).rfind(facts.header) if facts.header else -1
     if header >= 0:
         start += header + len(facts.header)
+    elif slots.owners[marks[first][2]][1] == "tool_calls":
+        # What is written before the name of the function is the call's, behind what is there without this turn.
+        begin = facts.whole(rendered, common_start(text(laid[:turn], tools), rendered))
+        if begin < start:
+            raise SampleError(f"where the tool calls of turn {turn} begin cannot be told in the rendering")
+        start = begin
     elif think := re.search(r"<think>(?:\s|</?think>)*$", before):
         start += think.start()
     else:

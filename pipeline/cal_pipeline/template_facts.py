@@ -76,7 +76,7 @@ class TemplateFacts:
         self._openings = [[], [{"role": "system", **self._as(".", False)}], [{"role": "system", **self._as(".", True)}]]
         """What a question may need before it; the one that it needs once a question was shown."""
         self.header = self._find_header()
-        """What the template writes before an answer to come; empty where it writes nothing."""
+        """What the template writes before an answer; empty where it writes nothing."""
         self.ends = self._find_ends()
         """What may end a turn."""
 
@@ -139,14 +139,17 @@ class TemplateFacts:
         return found if len(found) == number else []
 
     def _find_header(self) -> str:
-        """What asking for an answer adds to a question, up to a think block: that is the model's own."""
-        asked, told = self._tails(1, prompt=True), self._tails(1)
-        if not asked:
-            return ""
-        told = told or self._tails(2)
-        at = self._whole(asked[0], common_start(asked[0], told[0]) if told else 0)
-        header = asked[0][at:].split("<think>")[0]
-        return header if header.strip() else ""
+        """What asking for an answer adds to a question, up to a think block: that is the model's own.
+
+        Where asking adds nothing, what an answer itself has before its words.
+        """
+        told = self._tails(1)
+        for more in (self._tails(1, prompt=True), self._tails(2)):
+            if more:
+                at = self.whole(more[0], common_start(more[0], told[0]) if told else 0)
+                if (header := more[0][at:].split("<think>")[0]).strip():
+                    return header
+        return ""
 
     def _find_ends(self) -> tuple[str, ...]:
         """The run of special tokens behind an answer, as far as it is the same behind every answer.
@@ -165,7 +168,7 @@ class TemplateFacts:
         if common := self._common(run, earlier):
             return (common,)
         at = common_start(first, last)
-        if text := first[: min(self._whole(tail, at) for tail in (first, last))].strip():
+        if text := first[: min(self.whole(tail, at) for tail in (first, last))].strip():
             return (text,)
         question = next(iter(self._tails(1)), "")
         ends = tuple(filter(None, (run, self._common(earlier, self.run(question)))))
@@ -189,9 +192,9 @@ class TemplateFacts:
         return found[0] if found else ""
 
     def _common(self, one: str, other: str) -> str:
-        return one[: self._whole(one, common_start(one, other))]
+        return one[: self.whole(one, common_start(one, other))]
 
-    def _whole(self, text: str, at: int) -> int:
+    def whole(self, text: str, at: int) -> int:
         """`at`, or where the token or tag that it would cut begins."""
         return next((found.start() for found in self._unbroken.finditer(text) if found.start() < at < found.end()), at)
 

@@ -82,6 +82,29 @@ def test_a_turn_that_only_calls_a_tool_is_learned_to_its_end(name: str, call: st
     assert "seen" not in "".join(found)
 
 
+CALLING = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% elif m.role == 'tool' %}"
+    "[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]{% elif m.tool_calls %}"
+    "[TOOL_CALLS] [{{ m.tool_calls[0].function | tojson }}]</s>{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+def test_a_call_is_learned_from_its_beginning_where_no_header_stands_before_an_answer() -> None:
+    call = '[TOOL_CALLS] [{"name": "zoom", "arguments": {"at": "left", "n": 1}}]</s>'
+    assert supervised(rendered(CALLING, [*called(), *called()])) == [call, "A cat.</s>"] * 2
+    headed = CALLING.replace("[TOOL_CALLS] [", "ASSISTANT: [").replace(
+        "%} {{ m.content }}</s>", "%}ASSISTANT: {{ m.content }}</s>"
+    )
+    assert supervised(rendered(headed, called())) == [call.removeprefix("[TOOL_CALLS] "), "A cat.</s>"]
+
+
+def test_a_call_whose_beginning_cannot_be_told_refuses_the_row() -> None:
+    counting = "{{ messages | length }}" + CALLING
+    with pytest.raises(SampleError, match="tool calls of turn 1 begin"):
+        rendered(counting, called())
+    assert supervised(rendered(counting, [ASKED, answered()])) == ["A cat.</s>"]
+
+
 @pytest.mark.parametrize("name", ["qwen3", "lfm2_2_5", "nemotron_3_nano", "qwen3_6"])
 def test_words_before_a_call_are_learned_with_it(name: str) -> None:
     first, second = labels(name, called("I zoom."))

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from transformers.utils import is_torchvision_available
 
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
 from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.loading import load_processor
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import Sample, Turn
 from conftest import Family
 from examples_of import conversation
+from families import processors
 from tiny_models import FAMILIES, sample_image
 
 PICTURE = sample_image(1, (60, 40))
@@ -286,3 +289,34 @@ def test_inputs_of_tokens_are_found_by_their_shape_not_by_their_name(llava: Fami
     assert words.image_inputs == {}, "a row without a picture has no second pass"
     cut = Encoder(processor, max_length=shown.num_tokens - 2, truncation="tail")(question, [sample_image(1)])
     assert len(cut.sequence_inputs["expert_ids"]) == cut.num_tokens
+
+
+def test_what_cannot_encode_is_refused_when_the_encoder_is_made(llava: Family) -> None:
+    processor = load_processor(llava.directory)
+    with pytest.raises(ConfigError, match="max_length must be positive, got 0"):
+        Encoder(processor, max_length=0)
+    assert Encoder(processor, max_length=1).max_length == 1
+    with pytest.raises(ConfigError, match="is no image-text processor"):
+        Encoder(processor.tokenizer)
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="LlavaProcessor has no chat template"):
+        Encoder(processor)
+    processor.image_token = None
+    with pytest.raises(ConfigError, match=r"LlavaProcessor is no image-text processor \(no image token\)"):
+        Encoder(processor, template="plain")
+
+
+def test_a_picture_that_stands_before_all_text_takes_its_mark_and_newline_along(tmp_path: Path) -> None:
+    processors.BUILDERS["blip_2"](tmp_path)
+    encoder = Encoder(processors.load(tmp_path, "blip_2")[1].processor, template="vicuna_v1")
+    bos = encoder.processor.tokenizer.bos_token_id
+    found = [
+        encoder(conversation(question, "A cat.", "And?", "A dog."), [PICTURE])
+        for question in ("<image>\nWhat?", "<image> What?", "What? <image>")
+    ]
+    for one in found:
+        prefix = int(one.image_mask.sum())
+        assert torch.equal(one.image_mask, torch.arange(one.num_tokens) < prefix)
+        assert decoded(encoder, one, one.labels != IGNORE_INDEX) == " A cat.<eos> A dog.<eos>"
+        assert "USER: What? ASSISTANT: A cat.<eos>USER: And? ASSISTANT:" in decoded(encoder, one, ~one.image_mask)
+        assert int((one.sequence_inputs["input_ids"][prefix:] == bos).sum()) == 1

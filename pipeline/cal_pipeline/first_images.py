@@ -78,7 +78,7 @@ def _spread(shards: Sequence[Shard]) -> list[Shard]:
 
 def _named_images(shard: Shard) -> Iterator[ImageRef]:
     """Images of its first rows that are named and not embedded, one a row."""
-    if shard.source.data_format == "parquet" and not parquet_source.names_image_files(location(shard.source.uri)):
+    if shard.source.data_format == "parquet" and not parquet_source.named_image_bytes(location(shard.source.uri)):
         return  # Its images would be read to see that they are there.
     try:
         for sample in islice(read_samples(shard), _FIRST_ROWS):

@@ -69,9 +69,9 @@ def holds_images(path: Location) -> bool:
     return bool(_image_leaves(path, embedded=True) or _image_leaves(path, embedded=False))
 
 
-def names_image_files(path: Location) -> bool:
-    """Whether the image column holds paths and no bytes, so that an image folder is needed."""
-    return not embedded_image_bytes(path) and _image_leaves(path, embedded=False) > 0
+def named_image_bytes(path: Location) -> int:
+    """Compressed size of the image column's text, paths or `data:` URLs, where it has no bytes beside them."""
+    return 0 if embedded_image_bytes(path) else _image_leaves(path, embedded=False)
 
 
 def _image_leaves(path: Location, *, embedded: bool) -> int:
@@ -129,7 +129,8 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
         # Lone surrogates for what is no UTF-8, as from JSON: sample_from_values replaces them and says so.
         read = _decoded(batch.select(columns.read), "surrogateescape")
         replaced = _decoded(batch.select(list(columns.carried)), "replace")
-    except (OverflowError, KeyError) as error:  # A date after the year 9999, a map with one key twice.
+    except (OverflowError, KeyError, ValueError) as error:
+        # A date after the year 9999, a map with one key twice, nanoseconds where there is no pandas.
         raise ShardError(f"a value that cannot be read: {error}") from error
     for row, values in enumerate(read):
         yield (

@@ -55,7 +55,7 @@ class Shard:
     byte_stop: int = 0
     """Range in the decompressed file; not of Parquet."""
     embedded_bytes: int = 0
-    """Of the pictures in an archive's rows; Parquet footers say it themselves."""
+    """Of the pictures in an archive's rows, and of `data:` URLs; Parquet footers tell of bytes."""
     problem: str | None = None
     """Why the source cannot be read, found out at planning: the shard has failed before it is tried."""
 
@@ -197,11 +197,15 @@ def _file_shards(
         except pa.ArrowException as error:
             raise ShardError(f"{file}: not a readable Parquet file: {error}") from error
         parquet_source.find_columns(schema, file)
-        if folder is None and rows and parquet_source.names_image_files(file):
-            raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+        in_text = 0
+        if folder is None and rows and (in_text := parquet_source.named_image_bytes(file)):
+            probed = islice(parquet_source.read_rows(file, stem, 0, rows), _PROBED_ROWS)
+            refs = [ref for sample in probed for ref in sample.images]
+            if not refs or any(ref.data is None for ref in refs):  # Not all are data: URLs.
+                raise ConfigError(f"{file} names image files: say with --image_folder where they are")
         if not parquet_source.holds_images(file):
             _refuse_unclaimed(file, parquet_source.read_rows(file, stem, 0, rows))
-        return [Shard(name=stem, source=source(0, rows))]
+        return [Shard(name=stem, source=source(0, rows), embedded_bytes=in_text)]
     ranges: Sequence[json_source.RowRange | tar_source.TarRange]
     if kind == "webdataset":
         ranges = tar_source.split_rows(file, rows_per_shard)

@@ -1,12 +1,17 @@
+import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from cal_pipeline.carrying import embedded_image_bytes
 from cal_pipeline.shards import find_sources, plan_shards, read_samples
 from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.sample import ImageRef
 from plain_sources import ids, write
 
 
@@ -223,6 +228,20 @@ def test_json_that_names_images_needs_an_image_folder(tmp_path: Path, name: str)
     with pytest.raises(ConfigError, match=rf"{name} names image files: say with --image_folder where they are"):
         plan_shards([str(path)])
     assert len(plan_shards([str(path)], [str(tmp_path)])) == 1
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+def test_data_urls_need_no_folder_and_count_as_embedded_images(tmp_path: Path, name: str) -> None:
+    url, talk = f"data:image/png;base64,{'AAAA' * 100}", [{"role": "user", "content": "<image>"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"image": url, "messages": talk}]))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": url, "messages": talk}) + "\n")
+    pq.write_table(pa.table({"image": [url], "messages": [talk]}), tmp_path / "a.parquet", compression="none")
+    (shard,) = shards = plan_shards([str(tmp_path / name)])
+    assert [sample.images for sample in read_samples(shard)] == [(ImageRef(data=bytes(300)),)]
+    assert embedded_image_bytes(shards) > 300
+    pq.write_table(pa.table({"image": [url, "a.png"], "messages": [talk] * 2}), tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match="names image files"):
+        plan_shards([str(tmp_path / "b.parquet")])
 
 
 def test_no_rows_at_all_is_refused_and_one_empty_file_is_named_in_a_warning(

@@ -196,6 +196,11 @@ class Encoder:
             raise SampleError(f"the text itself holds the model's image token {token!r}")
         return self._fit(encoded)
 
+    def pad_within(self, num_embeddings: int) -> None:
+        """Padding gets an id that a model of so many embeddings has: not all were resized for a pad token of their own."""
+        if self.pad_token_id >= num_embeddings:
+            self.pad_token_id = 0
+
     def dated(self, date: str | None) -> Encoder:
         """This encoder, or its like whose template reads another date; None leaves it."""
         if self._chat is None or self.date is None or date in (None, self.date):

@@ -18,12 +18,14 @@ _NAME = re.compile(r"(^|_)(pos|positions?|wpe)(_|$)")
 
 def learned_positions(model: Any) -> int | None:
     """How many tokens a row may have where the decoder looks its positions up in a table (OPT, GPT-2); else None."""
-    decoder = innermost_decoder(model)
+    decoder, tower = innermost_decoder(model), model.get_encoder(modality="image")
+    # Idefics' decoder holds its vision tower, whose table is of patches. A model without a tower answers with itself.
+    patches = set() if tower is model or decoder in tower.modules() else set(tower.modules())
     sizes = [
         # OPT leaves the first entries of its table unused.
         module.num_embeddings - int(getattr(module, "offset", 0))
         for name, module in decoder.named_modules()
-        if isinstance(module, nn.Embedding) and _NAME.search(name.rsplit(".", 1)[-1])
+        if module not in patches and isinstance(module, nn.Embedding) and _NAME.search(name.rsplit(".", 1)[-1])
     ]
     return min(sizes, default=None)
 

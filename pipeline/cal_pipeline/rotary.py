@@ -20,10 +20,11 @@ def varying_rotary(decoder: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def rows_alone(decoder: nn.Module, attention_mask: Tensor | None) -> Iterator[None]:
+def rows_alone(decoder: nn.Module, attention_mask: Any) -> Iterator[None]:
     """Within it a row's rotary embedding is what the row gets in a batch of its own, after no other batch.
 
-    Takes the mask [B, T] of the batch: padding has positions too, and does not lengthen a row.
+    Takes the mask [B, T] of the batch: padding has positions too, and does not lengthen a row. Masks of another form, as
+    contrast `drop` makes them for windows, say nothing here: its padding repeats the positions of first tokens.
     """
     with ExitStack() as stack:
         for module in varying_rotary(decoder):
@@ -41,14 +42,14 @@ def _takes_positions(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _row_by_row(module: Any, attention_mask: Tensor | None) -> Iterator[None]:
+def _row_by_row(module: Any, attention_mask: Any) -> Iterator[None]:
     before = module.__dict__.get("forward")
     whole = module.forward
 
     def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows, length = len(x), position_ids.shape[-1]
         positions = position_ids.expand(*position_ids.shape[:-2], rows, length)
-        if attention_mask is not None and attention_mask.shape == (rows, length):
+        if isinstance(attention_mask, Tensor) and attention_mask.shape == (rows, length):
             positions = positions * attention_mask.to(positions.device).bool()
         longest = positions.reshape(-1, rows, length).amax((0, 2))
         found: list[tuple[Tensor, ...]] = []

@@ -163,7 +163,8 @@ def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
 
 
 def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
-    """Runs `check_model` for what this measurement asks of the model."""
+    """Runs `check_model` for what this measurement asks of the model, and lets the encoder pad with what it has."""
+    encoder.pad_within(model.get_input_embeddings().weight.shape[0])
     check_model(model, encoder, spec.contrast, spec.model_id)
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -109,6 +110,16 @@ def test_self_check_passes_on_every_family(family: Callable[[str], Family], name
 def test_self_check_passes_in_bfloat16(llava: Family) -> None:
     model = load_reference(llava.directory, dtype="bfloat16")
     self_check(model, llava.encoder, spec_for(llava))
+
+
+def test_self_check_pads_with_what_the_model_has(llava: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """Else rows would be measured one at a time on a CPU, and padding would cost the device on CUDA."""
+    encoder = copy.copy(llava.encoder)
+    encoder.pad_token_id = llava.model.get_input_embeddings().weight.shape[0]
+    self_check(llava.model, encoder, spec_for(llava))
+    assert encoder.pad_token_id == 0
+    assert encoder.one_by_one is None
+    assert not caplog.text
 
 
 def test_self_check_names_the_model_and_contrast_mask_when_dropping_is_not_masking(copied: Path, llava: Family) -> None:

@@ -15,6 +15,7 @@ import transformers as hf
 from cal_pipeline.encode import EncodedSample, Encoder
 from cal_pipeline.measure import MeasuredSample, measure
 from cal_pipeline.positions import learned_positions, longest_row
+from cal_pipeline.reference import innermost_decoder
 from cal_schemas.errors import ConfigError, NonFiniteError, OutOfMemoryError, SampleError, TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
@@ -72,6 +73,14 @@ def test_rotary_decoders_have_no_such_limit_and_gpt_2_has(family: Callable[[str]
     assert learned_positions(family("gemma3").model) is None
     config = hf.GPT2Config(n_positions=48, n_embd=32, n_layer=1, n_head=2, vocab_size=50)
     assert learned_positions(hf.GPT2LMHeadModel(config)) == 48
+
+
+def test_a_table_of_patches_is_no_limit_of_tokens() -> None:
+    """Idefics' decoder holds its vision tower."""
+    with torch.device("meta"):
+        model = hf.IdeficsForVisionText2Text(hf.IdeficsConfig(num_hidden_layers=1))
+    assert any("position_embedding" in name for name, _ in innermost_decoder(model).named_modules())
+    assert learned_positions(model) is None
 
 
 def test_training_on_learned_positions_lowers_the_longest_row_to_them(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -59,6 +60,15 @@ def _gemma3() -> Any:
     return build(hf.Gemma3ForConditionalGeneration, config)
 
 
+def _windowed() -> Any:
+    """With a window shorter than the rows: `drop` then gives each type of layers a mask of its own."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "use_sliding_window": True}
+    text = hf.Qwen2Config(**_TEXT, max_position_embeddings=_LIMIT, rope_parameters=_DYNAMIC, **layers)
+    vision = hf.CLIPVisionConfig(**_LAYERS, image_size=16, patch_size=8, projection_dim=HIDDEN)
+    config = hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=4)
+    return build(hf.LlavaForConditionalGeneration, config)
+
+
 def _gemma_picture(seed: int) -> Picture:
     return Picture(ids=[1, 3, 3, 3, 3, 2], inputs={"pixel_values": pixels(seed, 1, 3, 28, 28)})
 
@@ -106,6 +116,17 @@ def test_a_row_is_measured_as_if_alone_whatever_it_shares_a_batch_with(case: Cas
         with_image, without = by_hand(case.model, sample)
         torch.testing.assert_close(torch.from_numpy(row.logits_with_image), with_image, atol=1e-4, rtol=0)
         torch.testing.assert_close(torch.from_numpy(row.logits_without_image), without, atol=1e-4, rtol=0)
+
+
+def test_in_windows_too() -> None:
+    case = Case(model=_windowed(), samples=token_samples(_picture))
+    given = {"model": case.model, "encoder": case, "contrast": ContrastSpec()}
+    together = measure(case.samples, tokens_per_batch=10_000, **given)  # type: ignore[arg-type]
+    for sample, row in zip(case.samples, together, strict=True):
+        (alone,) = measure([sample], tokens_per_batch=1, **given)  # type: ignore[arg-type]
+        assert isinstance(row, MeasuredSample)
+        assert isinstance(alone, MeasuredSample)
+        np.testing.assert_allclose(row.delta_logits, alone.delta_logits, atol=1e-4)
 
 
 def test_what_was_measured_before_leaves_no_trace(case: Case) -> None:

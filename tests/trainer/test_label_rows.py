@@ -117,10 +117,11 @@ def test_what_the_head_rounds_is_undone_where_all_logits_are_scaled_alike(build:
     label_ids = supervised_ids(batch.labels)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         with label_rows(model, batch.labels, compare=True) as products:
-            rounded = model(**batch.inputs, use_cache=False).logits[0].gather(1, label_ids[:, None])[:, 0].float()
+            rows = model(**batch.inputs, use_cache=False).logits[0].float()
         expected = label_logits(model, batch.inputs, batch.labels)[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX]
     (product,) = products
-    found = product.undo_rounding(scale * rounded)
+    rounded = rows.gather(1, label_ids[:, None])[:, 0]
+    found = product.undo_rounding(scale * rounded, scale * rows[:1])
     if "capped" in kind:
         assert torch.equal(found, scale * rounded)
         return
@@ -130,11 +131,31 @@ def test_what_the_head_rounds_is_undone_where_all_logits_are_scaled_alike(build:
 
 
 def test_logits_of_zero_have_no_rounding_to_undo() -> None:
-    zeros = torch.zeros(3)
-    assert torch.equal(HeadProducts(rounded=zeros, exact=zeros).undo_rounding(zeros), zeros)
-    some = HeadProducts(rounded=torch.tensor([0.0, 2.0]), exact=torch.tensor([1e-3, 2.01]))
-    torch.testing.assert_close(some.undo_rounding(torch.tensor([0.0, 4.0])), torch.tensor([2e-3, 4.02]))
-    assert HeadProducts(rounded=zeros[:0], exact=zeros[:0]).undo_rounding(zeros[:0]).shape == (0,)
+    zeros, rounding = torch.zeros(3), 2**-8
+    none = HeadProducts(rounded=zeros, exact=zeros, row=zeros[None], rounding=rounding)
+    assert torch.equal(none.undo_rounding(zeros, zeros[None]), zeros)
+    row = torch.tensor([[1.0, 0.0, -8.0]])
+    some = HeadProducts(rounded=torch.tensor([0.0, 2.0]), exact=torch.tensor([1e-3, 2.01]), row=row, rounding=rounding)
+    torch.testing.assert_close(some.undo_rounding(torch.tensor([0.0, 4.0]), 2 * row), torch.tensor([2e-3, 4.02]))
+    empty = HeadProducts(rounded=zeros[:0], exact=zeros[:0], row=row[:0], rounding=rounding)
+    assert empty.undo_rounding(zeros[:0], row[:0]).shape == (0,)
+
+
+def test_a_cap_that_bends_the_labels_alike_is_seen_by_the_other_logits() -> None:
+    """One label alone always looks scaled; and so do two that differ by less than rounding."""
+    cap, row = 30.0, torch.tensor([[-9.0, 0.5, 3.0, 18.0]])
+    for labels in ([18.0], [17.75, 18.0]):
+        rounded = torch.tensor(labels)
+        product = HeadProducts(rounded=rounded, exact=rounded + 0.05, row=row, rounding=2**-8)
+        capped = cap * torch.tanh(rounded / cap)
+        assert torch.equal(product.undo_rounding(capped, cap * torch.tanh(row / cap)), capped)
+
+
+def test_without_rounding_a_slight_cap_is_no_scale() -> None:
+    rounded, cap = torch.tensor([2.0, 6.0]), 30.0
+    product = HeadProducts(rounded=rounded, exact=rounded, row=rounded[None], rounding=2**-24)
+    capped = cap * torch.tanh(rounded / cap)
+    assert torch.equal(product.undo_rounding(capped, capped[None]), capped)
 
 
 def test_gemma_ties_its_embeddings(build: Any) -> None:

@@ -343,6 +343,24 @@ def test_flags_of_deltas_are_said_to_have_no_effect_with_uniform_weights(
 
 
 @pytest.mark.parametrize("source", ["uniform", "online"])
+def test_a_pad_token_that_the_model_was_not_resized_for_pads_nothing(
+    llava: Family, tmp_path: Path, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(llava.directory, tmp_path / "model"))
+    processor: Any = AutoProcessor.from_pretrained(model)
+    processor.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    processor.save_pretrained(model)
+    turns = [[{"from": "human", "value": "Where?"}, {"from": "gpt", "value": words}] for words in ("At a.", "There.")]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": str(at), "conversations": both} for at, both in enumerate(turns)]))
+    flags: list[object] = ["--model_name_or_path", model, "--source_path", data, "--delta_source", source]
+    flags += ["--cache_dir", tmp_path / "cache", "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    flags += ["--use_cpu", "true", "--dataloader_num_workers", 0, "--per_device_train_batch_size", 2]
+    assert cli.run([str(part) for part in flags]) == 0
+    assert "trains nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("source", ["uniform", "online"])
 def test_a_token_beyond_the_embedding_makes_its_row_train_nothing(
     llava: Family, tmp_path: Path, source: str, caplog: pytest.LogCaptureFixture
 ) -> None:

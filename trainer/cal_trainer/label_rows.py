@@ -13,8 +13,9 @@ from torch import Tensor
 from cal_pipeline.encode import IGNORE_INDEX
 from cal_pipeline.reference import label_products
 
-_BENT = 2**-6
-"""By how much the scales of single logits may differ: four roundings of bfloat16."""
+_BENT, _SMALL = 4, 2**-6
+"""By how many roundings of the head's format the scales of single logits may differ; logits that are a smaller share of
+the largest have no scale that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,18 +24,28 @@ class HeadProducts:
 
     rounded: Tensor
     exact: Tensor
+    row: Tensor
+    """[1, V] as the head gave it, [0, V] where there is no token: all logits of the first one. They tell a scale from a
+    bend, which the labels' own may be too few or too much alike for."""
+    rounding: float
+    """The share of a number that rounding to the head's format takes at most."""
 
-    def undo_rounding(self, logits: Tensor) -> Tensor:
+    def undo_rounding(self, logits: Tensor, row: Tensor) -> Tensor:
         """[N] float32: the labels' logits [N] of the model's output, as the label head would have given them.
+
+        row: [1, V] of the output, the first token's; [0, V] where there is none.
 
         In half precision the head rounds a logit of 20 by up to 0.06, and the label head of the pass without the image,
         which multiplies in float32, does not: that would be noise in every delta. What the model does to its logits
         after the head is kept where it scales them all alike; where it bends them (a soft cap) they stay as they are.
         """
         logits = logits.float()
-        scales = torch.where(self.rounded == 0, torch.nan, logits / self.rounded)
+        size = min(row.shape[-1], self.row.shape[-1])
+        before = torch.cat([self.rounded, self.row[:, :size].flatten()])
+        small = before.abs() <= _SMALL * before.abs().amax() if len(before) else before.bool()
+        scales = torch.where(small, torch.nan, torch.cat([logits, row[:, :size].flatten().float()]) / before)
         scale = scales.nanmedian()
-        bent = ((scales / scale - 1).abs() > _BENT).any()
+        bent = ((scales / scale - 1).abs() > _BENT * self.rounding).any()
         return torch.where(bent | scale.isnan(), logits, self.exact * scale)
 
 
@@ -58,7 +69,14 @@ def label_rows(model: Any, labels: Tensor, *, compare: bool = False) -> Iterator
     def multiply(module: Any, args: tuple[Tensor, ...], logits: Tensor) -> None:
         label_ids = supervised_ids(labels).to(logits.device)
         rounded = logits[0].gather(1, label_ids[:, None])[:, 0].float()
-        seen.append(HeadProducts(rounded=rounded, exact=label_products(head, args[0][0], label_ids)))
+        seen.append(
+            HeadProducts(
+                rounded=rounded,
+                exact=label_products(head, args[0][0], label_ids),
+                row=logits[0, :1].float().clone(),
+                rounding=torch.finfo(logits.dtype).eps / 2,
+            )
+        )
 
     handles = [head.register_forward_pre_hook(gather)]
     if compare:

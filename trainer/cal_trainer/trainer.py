@@ -207,7 +207,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             return (loss, {"loss": loss}) if return_outputs else loss
         with torch.no_grad():
             of_labels = logits.detach().gather(1, label_ids[:, None])[:, 0]
-            with_image = at_tokens(products[0].undo_rounding(of_labels) if online else of_labels, wanted)
+            with_image = at_tokens(products[0].undo_rounding(of_labels, logits[:1]) if online else of_labels, wanted)
             step = StepBatch(
                 model=base, inputs=forward, labels=wanted, image_mask=batch["image_mask"],
                 stored_deltas=batch.get("deltas"), contrast_inputs=batch.get("contrast_inputs"),

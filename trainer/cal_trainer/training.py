@@ -89,6 +89,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
         truncation=config.truncation,
         date=None if resume is None else saved_date(Path(resume)),
     )
+    encoder.pad_within(num_embeddings)
     refuse_mixed_batches(encoder, arguments, evaluates=config.eval_path is not None or config.drift_every > 0)
     prepare_output(str(arguments.output_dir), resumes=resume is not None)
     rows = RowOptions(

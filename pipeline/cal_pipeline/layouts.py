@@ -33,8 +33,8 @@ _FLAGS = ("loss", "train", "trainable")
 BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
 """What is read of a row beside its turns."""
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
-_OTHER_MARK = re.compile(rf"(?:\s|{IMAGE_MARK})*<(video|audio)>\s*(?:\n|{IMAGE_MARK}|$)")
-"""Where LLaVA's data and LLaMA-Factory's have a video or a sound; in the midst of words it is taken for a tag."""
+_OTHER_MARK = re.compile(rf"^(?:[^\S\n]|{IMAGE_MARK})*<(video|audio)>[^\S\n]*(?:{IMAGE_MARK}|$)", re.MULTILINE)
+"""On a line of its own LLaVA's data and LLaMA-Factory's have a video or a sound; beside words it is taken for a tag."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
     [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
@@ -218,6 +218,6 @@ def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
 
 def _refuse_other_marks(talk: Talk) -> None:
     for number, turn in enumerate(talk.turns):
-        mark = _OTHER_MARK.match(turn.content) if turn.role != "assistant" else None
+        mark = _OTHER_MARK.search(turn.content) if turn.role != "assistant" else None
         if mark and f"</{mark[1]}>" not in turn.content:
-            raise RowError(f"turn {number} begins with the mark <{mark[1]}>; only images are known")
+            raise RowError(f"turn {number} has the mark <{mark[1]}>; only images are known")

@@ -267,7 +267,9 @@ def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, f
     [
         ("<video>\nWhat?", True), ("<image><video>\nWhat?", True), ("<audio>", True), ("<video><image>\nWhat?", True),
         ("What does <video> mean?", False), ("<video>\n<source>\n</video>\nIs this right?", False),
-        ("<video> tags?", False),
+        ("<video> tags?", False), ("What?\n<video>", True), ("What?\n<audio> \nSay.", True),
+        ("\r\n<video>\r\nWhat?", True),
+        ("What?\n<video>\n</video>", False), ("Is\n<video> a tag?", False),
     ],
 )  # fmt: skip
 def test_the_mark_of_a_video_is_refused_and_a_tag_is_not(question: str, refused: bool) -> None:

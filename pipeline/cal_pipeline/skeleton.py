@@ -158,9 +158,11 @@ def _span(
     # Tags beside an answer's slots are its own words, though they read like a header or an end.
     lead, tail = _around(laid[turn]["content"], slots.stem)
     own_lead, own_tail = lead.lstrip(), tail.rstrip()
-    header = before.removesuffix(own_lead).rfind(facts.header) if facts.header else -1
-    if header >= 0:
-        start += header + len(facts.header)
+    headed = before.removesuffix(own_lead)
+    # One header each is that of answers before it which say nothing.
+    silent = slots.answers.intersection(range(slots.owners[marks[first - 1][2]][0] + 1 if first else 0, turn))
+    if facts.header and headed.count(facts.header) > len(silent):
+        start += headed.rindex(facts.header) + len(facts.header)
     elif slots.owners[marks[first][2]][1] == "tool_calls":
         # What is written before the name of the function is the call's, behind what is there without this turn.
         begin = facts.whole(rendered, common_start(text(laid[:turn], tools), rendered))

@@ -191,6 +191,15 @@ def test_an_answer_does_not_reach_to_the_end_of_a_later_one_that_says_nothing() 
     assert supervised(rendered(source, [ASKED, answered(), *empty])) == ["A cat."]
 
 
+def test_an_answer_does_not_begin_at_the_numbered_header_of_one_before_it_that_says_nothing() -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }} {{ loop.index }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant {{ messages | length + 1 }}: {% endif %}"
+    )
+    for between in ([], [Turn(role="user", content="")]):
+        assert supervised(rendered(source, [ASKED, answered(""), *between, answered()])) == ["A cat.</s>"]
+
+
 def test_a_template_that_would_print_typed_parts_gets_text() -> None:
     for how in ("m.content | e", "m.content | tojson", "m.content | string | upper | lower"):
         source = f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{{{ {how} }}}}<|end|>{{% endfor %}}"

@@ -197,7 +197,7 @@ class Encoder:
         return self._fit(encoded)
 
     def pad_within(self, num_embeddings: int) -> None:
-        """Padding gets an id that a model of so many embeddings has: not all were resized for a pad token of their own."""
+        """Pads with an id that a model of so many embeddings has: not all were resized for a new pad token."""
         if self.pad_token_id >= num_embeddings:
             self.pad_token_id = 0
 

@@ -23,8 +23,8 @@ def varying_rotary(decoder: nn.Module) -> list[nn.Module]:
 def rows_alone(decoder: nn.Module, attention_mask: Any) -> Iterator[None]:
     """Within it a row's rotary embedding is what the row gets in a batch of its own, after no other batch.
 
-    Takes the mask [B, T] of the batch: padding has positions too, and does not lengthen a row. Masks of another form, as
-    contrast `drop` makes them for windows, say nothing here: its padding repeats the positions of first tokens.
+    Takes the mask [B, T] of the batch: padding has positions too, and does not lengthen a row. Masks of another form
+    say nothing: contrast `drop` makes them for windows, and its padding repeats the positions of first tokens.
     """
     with ExitStack() as stack:
         for module in varying_rotary(decoder):

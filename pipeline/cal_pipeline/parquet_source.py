@@ -118,35 +118,33 @@ def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Itera
 
 def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Of every row what is read, as Python values, and what is carried, by output name."""
-    text_is_checked = True
+    # Some writers do not check their text: it is then read as bytes, and what the schema says is text is decoded.
     try:
         read = batch.select(columns.read).to_pylist(maps_as_pydicts="strict")
-        for name in columns.carried:
-            batch.column(name).validate(full=True)
-    except (UnicodeDecodeError, pa.ArrowInvalid):
-        # Some writers do not check their text: read it as bytes, and decode what the schema says is text.
-        text_is_checked = False
+    except UnicodeDecodeError:
         # Lone surrogates for what is no UTF-8, as from JSON: sample_from_values replaces them and says so.
-        read = _decoded(batch.select(columns.read), "surrogateescape")
-        replaced = _decoded(batch.select(list(columns.carried)), "replace")
+        by_column = {name: _decoded(batch.column(name), "surrogateescape") for name in columns.read}
+        read = [dict(zip(by_column, row, strict=True)) for row in zip(*by_column.values(), strict=True)]
     except (OverflowError, KeyError, ValueError) as error:
         # A date after the year 9999, a map with one key twice, nanoseconds where there is no pandas.
         raise ShardError(f"a value that cannot be read: {error}") from error
+    # Other carried values stay Arrow's: Python's types would round some (nanoseconds), and lack others.
+    replaced: dict[str, list[Any]] = {}
+    for name in columns.carried:
+        try:
+            batch.column(name).validate(full=True)
+        except pa.ArrowInvalid:
+            replaced[name] = _decoded(batch.column(name), "replace")
     for row, values in enumerate(read):
         yield (
             values,
             {
-                # Carried values stay Arrow's: Python's types would round some (nanoseconds).
-                output: batch.column(name).slice(row, 1) if text_is_checked else replaced[row][name]
+                output: replaced[name][row] if name in replaced else batch.column(name).slice(row, 1)
                 for name, output in columns.carried.items()
             },
         )
 
 
-def _decoded(batch: pa.RecordBatch, errors: str) -> list[dict[str, Any]]:
-    columns = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        raw = plain_array(column)
-        kind = plain_type(column.type)
-        columns[name] = [decoded(value, kind, errors) for value in raw.to_pylist(maps_as_pydicts="strict")]
-    return [{name: values[row] for name, values in columns.items()} for row in range(batch.num_rows)]
+def _decoded(column: pa.Array, errors: str) -> list[Any]:
+    kind = plain_type(column.type)
+    return [decoded(value, kind, errors) for value in plain_array(column).to_pylist(maps_as_pydicts="strict")]

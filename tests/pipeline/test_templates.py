@@ -3,7 +3,14 @@ from tokenizers import AddedToken
 
 from cal_pipeline import template_facts, templates
 from cal_pipeline.loading import load_processor
-from cal_pipeline.templates import chat_template, check_template, render_plain, render_vicuna_v1, special_tokens
+from cal_pipeline.templates import (
+    chat_template,
+    check_template,
+    image_first,
+    render_plain,
+    render_vicuna_v1,
+    special_tokens,
+)
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.sample import Sample, Turn
 from conftest import Family
@@ -129,7 +136,9 @@ def test_what_is_not_to_be_learned_or_empty_has_no_span_in_the_built_in_template
     assert supervised(render_plain([asked, answered], "<i>")) == ["Yes.\n"]
     assert supervised(render_plain([asked, unlearned], "<i>")) == []
     conversation_ = [asked, unlearned, asked, answered, asked, empty]
-    assert supervised(render_vicuna_v1(conversation_, "<i>", "</s>")) == [" Yes.</s>"]
+    found = render_vicuna_v1(conversation_, "<i>", "</s>")
+    assert supervised(found) == [" Yes.</s>"]
+    assert found.text.endswith("ASSISTANT: Yes.</s>USER: ? ASSISTANT:")
     only = render_vicuna_v1([Turn(role="system", content="Be brief.")], "<i>", "</s>")
     assert (only.text, only.label_spans) == ("Be brief. ", ())
 
@@ -167,3 +176,11 @@ def test_templates_that_cannot_work_with_a_processor_are_refused_with_the_way_ou
     with pytest.raises(ConfigError, match="ends answers with the tokenizer's eos token, and it has none"):
         check_template("vicuna_v1", processor)
     check_template("plain", processor)
+
+
+def test_a_question_s_only_image_mark_moves_to_its_front() -> None:
+    for content, moved in {
+        "What <image> is it?": "<image>\nWhat  is it?", "What?\n<image>": "<image>\nWhat?", "<image>": "<image>",
+        "No mark.": "No mark.", " <image> and <image>": " <image> and <image>",
+    }.items():  # fmt: skip
+        assert image_first(Turn(role="user", content=content)) == Turn(role="user", content=moved)

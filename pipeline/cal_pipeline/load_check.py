@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 def check_model(model: Any, encoder: Encoder, contrast: ContrastSpec, name: str) -> None:
     """ConfigError naming the model where its numbers are not what they claim to be, on questions that are made here.
 
-    Where they are a row's own only if it is alone in its batch, `encoder.one_by_one` says why afterwards.
+    Where they are a row's own only if it is alone in its batch, `encoder.one_by_one` says why afterwards. A long row
+    for which there is no memory is left out.
     """
     samples = encode_questions(encoder, name, contrast)
     if long := _long_question(encoder, name, contrast, reach(model.config.get_text_config(), encoder.max_length)):
@@ -39,7 +40,18 @@ def check_model(model: Any, encoder: Encoder, contrast: ContrastSpec, name: str)
     def collated(rows: Sequence[EncodedSample]) -> Batch:
         return collate(rows, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
 
-    encoder.one_by_one = check_samples(model, samples, collated, contrast, name)
+    fits = True
+    try:
+        encoder.one_by_one = check_samples(model, samples, collated, contrast, name)
+    except torch.OutOfMemoryError:
+        if torch.distributed.is_initialized():  # All ranks run the same passes.
+            raise
+        fits = False
+    if not fits:  # Outside the handler: inside it the traceback still holds the tensors.
+        _make_room()
+        if long:
+            _log.warning("%s: two rows of %d tokens do not fit into memory; tried on short ones", name, long.num_tokens)
+        encoder.one_by_one = check_samples(model, samples[:2], collated, contrast, name)
     if encoder.one_by_one:
         _log.warning("%s: rows are measured one at a time: %s", name, encoder.one_by_one)
 
@@ -76,12 +88,22 @@ def check_samples(
     with refusing(
         f"{name}: try another --contrast than {contrast.condition} with {kind}: a pass over a plain question"
     ):
-        with exact_part(model, first.inputs) as exact:
-            reason = prove() if exact else None
+        reason, exact = None, False
+        try:
+            with exact_part(model, first.inputs) as exact:
+                reason = prove() if exact else None
+        except torch.OutOfMemoryError:  # In float32 it takes more than the whole as it is.
+            exact = False
         if not exact:
+            _make_room()
             return prove()
         check_reference(model, placed(short[:1] if reason else short), contrast, name)
         return reason
+
+
+def _make_room() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def reach(text_config: Any, max_length: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -286,3 +287,36 @@ def test_the_self_check_measures_a_row_longer_than_the_window(family: Callable[[
     handle.remove()
     assert found.encoder.one_by_one is None
     assert 512 < max(lengths) < 560
+
+
+def _short_of_memory(model: Any, full: Callable[[Any], bool]) -> list[torch.Size]:
+    """Forwards fail where `full` says so of their ids; shapes of the ids of the others."""
+    shapes: list[torch.Size] = []
+
+    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if full(kwargs["input_ids"]):
+            raise torch.OutOfMemoryError("no room")
+        shapes.append(kwargs["input_ids"].shape)
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    return shapes
+
+
+def test_a_long_row_that_memory_does_not_hold_is_left_out_of_the_self_check(
+    family: Callable[[str], Family], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = family("gemma3")
+    model = load_reference(found.directory, dtype="float32")
+    shapes = _short_of_memory(model, lambda ids: ids.numel() > 512)
+    self_check(model, found.encoder, spec_for(found))
+    assert "do not fit into memory; tried on short ones" in caplog.text
+    assert max(rows for rows, _ in shapes) == 2
+
+
+def test_a_model_that_memory_does_not_hold_in_float32_is_checked_as_it_is(llava: Family) -> None:
+    model = load_reference(llava.directory, dtype="bfloat16")
+    head = model.get_output_embeddings()
+    shapes = _short_of_memory(model, lambda ids: head.weight.dtype == torch.float32 and len(ids) > 1)
+    self_check(model, llava.encoder, spec_for(llava))
+    assert max(rows for rows, _ in shapes) == 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

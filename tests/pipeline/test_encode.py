@@ -1,5 +1,7 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import transformers
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square
+from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square, token_aligned
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_pipeline.loading import load_processor
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
@@ -55,6 +57,7 @@ def test_image_mask_covers_every_inserted_token_and_no_word(family: Callable[[st
     encoded = encoder(conversation("<image>\nWhat is this?", "A red cat."), [PICTURE])
     ids = encoded.sequence_inputs["input_ids"]
     placeholder = family(name).model.config.image_token_id
+    assert bool((ids == placeholder).any())
     assert bool(encoded.image_mask[ids == placeholder].all())
     rest = decoded(encoder, encoded, ~encoded.image_mask)
     for marker in ("<image>", "<row_", "<global-img>", "<fake_token", "<start_of_image>", "<end_of_image>"):
@@ -127,8 +130,14 @@ def test_marks_must_equal_images(llava: Family, turns: tuple[str, ...], images: 
 
 @pytest.mark.parametrize("turns", [("What?",), ("What?", "   ")])
 def test_a_conversation_without_assistant_words_has_no_supervised_tokens(llava: Family, turns: tuple[str, ...]) -> None:
-    with pytest.raises(NoSupervisedTokensError):
-        llava.encoder(conversation(*turns), [])
+    with pytest.raises(NoSupervisedTokensError, match="no assistant turn with words to be learned"):
+        llava.encoder.check(conversation(*turns))
+
+
+def test_an_answer_that_the_template_skips_leaves_no_token_to_learn(llava: Family) -> None:
+    sample = conversation(messages=(Turn(role="assistant", content="Welcome."), Turn(role="user", content="What?")))
+    with pytest.raises(NoSupervisedTokensError, match="no token of this encoding is supervised"):
+        Encoder(llava.encoder.processor, template="vicuna_v1")(sample, [])
 
 
 def test_a_processor_s_own_image_token_in_the_words_is_an_encode_error(family: Callable[[str], Family]) -> None:
@@ -158,7 +167,7 @@ def test_truncation_drop_refuses_and_tail_cuts_the_end(llava: Family) -> None:
     whole = llava.encoder(sample, [PICTURE])
     limit = whole.num_tokens - 3
     processor = llava.encoder.processor
-    with pytest.raises(TooLongError, match=f"{whole.num_tokens} tokens, --max_length {limit}") as error:
+    with pytest.raises(TooLongError, match=f"^{whole.num_tokens} .*{limit}; --truncation tail") as error:
         Encoder(processor, max_length=limit)(sample, [PICTURE])
     assert error.value.num_tokens == whole.num_tokens
     cut = Encoder(processor, max_length=limit, truncation="tail")(sample, [PICTURE])
@@ -196,6 +205,20 @@ def test_aspect_ratio_modes_give_other_pixels_and_the_same_tokens(llava: Family)
 def test_square_is_refused_where_the_processor_does_not_crop(family: Callable[[str], Family]) -> None:
     with pytest.raises(ConfigError, match="use native or pad"):
         Encoder(family("idefics3").encoder.processor, image_aspect_ratio="square")
+    processor = copy.copy(family("llava").encoder.processor)
+    processor.image_processor = object()  # It knows of no such setting.
+    with pytest.raises(ConfigError, match="object does not do"):
+        Encoder(processor, image_aspect_ratio="square")
+
+
+def test_square_crops_also_where_the_processor_would_pad(llava: Family) -> None:
+    processor = load_processor(llava.directory)
+    sample = conversation("<image>\nWhat?", "A cat.")
+    cropped, padding = (Encoder(processor, image_aspect_ratio=mode) for mode in ("square", "native"))
+    processor.image_processor.do_pad = True
+    expected = llava.encoder(sample, [PICTURE]).image_inputs["pixel_values"]
+    assert torch.equal(cropped(sample, [PICTURE]).image_inputs["pixel_values"], expected)
+    assert not torch.equal(padding(sample, [PICTURE]).image_inputs["pixel_values"], expected)
 
 
 def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
@@ -209,17 +232,42 @@ def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
     assert input_spec(llava.encoder).image_processor_backend == backend
 
 
-def test_a_slow_tokenizer_is_refused(llava: Family) -> None:
-    class Slow:
-        is_fast = False
-
-    class Processor:
-        image_token = "<image>"
-        image_processor = None
-        tokenizer = Slow()
-
+@pytest.mark.parametrize("known", [{"is_fast": False}, {}])
+def test_a_slow_tokenizer_is_refused(known: dict[str, bool]) -> None:
+    slow = type("Slow", (), known)()
+    processor = SimpleNamespace(image_token="<image>", image_processor=None, tokenizer=slow)
     with pytest.raises(ConfigError, match="Slow gives no character offsets"):
-        Encoder(Processor())
+        Encoder(processor)
+
+
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
+def test_what_only_chat_templates_take_refuses_the_row_elsewhere(
+    family: Callable[[str], Family], template: Any
+) -> None:
+    llava, thought = family("llava").encoder, Turn(role="assistant", content="A.", extra={"reasoning_content": "I."})
+    question = Turn(role="user", content="What?")
+    with_keys = [
+        (conversation(messages=(question, thought)), "`reasoning_content`"),
+        (conversation("What?", "A.", tools=[{}]), "`tools`"),
+    ]
+    for sample, named in with_keys:
+        with pytest.raises(SampleError, match=f"only chat templates take {named}, .* --template {template}$"):
+            Encoder(llava.processor, template=template).check(sample)
+        with pytest.raises(SampleError, match=f"{named}, .* --template auto of PaliGemmaProcessor$"):
+            family("paligemma").encoder.check(sample)
+        llava.check(sample)  # Its template may take them: rendering tells.
+
+
+def test_more_pictures_than_tokens_are_too_many_before_one_is_opened(llava: Family) -> None:
+    encoder = Encoder(llava.encoder.processor, max_length=2)
+    encoder.check(conversation("<image><image>?", "A."), 2)
+    with pytest.raises(TooLongError, match="3 images are more than the 2 tokens"):
+        encoder.check(conversation("<image><image><image>?", "A."), 3)
+
+
+def test_a_template_that_reads_no_date_is_the_same_on_every_day(llava: Family) -> None:
+    assert llava.encoder.dated("2020-02-29") is llava.encoder
+    assert llava.encoder.dated("2020-02-29").date is None
 
 
 def test_paligemma_takes_one_question_and_one_answer(family: Callable[[str], Family]) -> None:
@@ -320,3 +368,12 @@ def test_a_picture_that_stands_before_all_text_takes_its_mark_and_newline_along(
         assert decoded(encoder, one, one.labels != IGNORE_INDEX) == " A cat.<eos> A dog.<eos>"
         assert "USER: What? ASSISTANT: A cat.<eos>USER: And? ASSISTANT:" in decoded(encoder, one, ~one.image_mask)
         assert int((one.sequence_inputs["input_ids"][prefix:] == bos).sum()) == 1
+    late = encoder(conversation("What?", "A cat.", "<image>\nAnd?", "A dog."), [PICTURE])
+    assert torch.equal(late.sequence_inputs["input_ids"], found[0].sequence_inputs["input_ids"])
+    assert torch.equal(late.labels, found[0].labels)
+
+
+def test_inputs_of_tokens_have_their_shape_and_whole_numbers() -> None:
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    found = token_aligned({"input_ids": ids, "areas": ids / 2, "sizes": ids[:, :2], "names": ["a"]})
+    assert found == {"input_ids"}

@@ -1,7 +1,8 @@
 """What was measured against what is trained: settings, and the labels of rows of a few tokens."""
 
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
 from cal_pipeline.encoding_spec import input_spec, label_spec
 from cal_schemas.errors import AlignmentError, ConfigError
-from cal_schemas.spec import MeasurementSpec
-from cal_trainer.alignment import check_measurement, scatter_deltas
+from cal_schemas.sample import Sample
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_trainer.alignment import RowEncoder, check_measurement, scatter_deltas
 from conftest import Family
-from examples_of import measurement_spec
+from examples_of import conversation, measurement_spec
+from tiny_models import sample_image
 
 NAN = float("nan")
 MEASURED = [11, 12, 13]
@@ -118,3 +121,43 @@ def test_settings_that_decide_pixels_and_length_are_said_and_only_those_that_dif
         "out was measured with other inputs than the model in training gets: "
         "max_length was 7, is 2048; truncation was 'tail', is 'drop'"
     ]
+
+
+def row_of(sample: Sample, **more: Any) -> dict[str, Any]:
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages or ()]
+    return {"sample_id": sample.sample_id, "images": [], "messages": turns, **more}
+
+
+def test_rows_that_nobody_measured_train_without_deltas(llava: Family) -> None:
+    sample = conversation("What?", "A cat.")
+    example = RowEncoder(llava.encoder, None)(row_of(sample), None)
+    assert torch.equal(example.encoded.labels, llava.encoder(sample, []).labels)
+    assert bool(example.deltas.isnan().all())
+    assert not example.unusable
+
+
+def test_what_is_wrong_with_the_words_is_said_before_a_picture_is_opened(
+    llava: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = row_of(conversation("<image>\nWhat?", " "), images=[{"path": "lost.png", "bytes": None}])
+    assert RowEncoder(llava.encoder, None)(row, None).unusable
+    assert "s trains nothing: no_supervised_tokens: " in caplog.text
+
+
+def test_a_measured_row_whose_perturbed_picture_gets_other_tokens_trains_nothing_and_is_said(
+    family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As by a processor that crops to content: the perturbed picture comes out narrower, and tiles otherwise.
+    monkeypatch.setattr("cal_pipeline.perturbation.perturbed", lambda image, *_: image.crop((0, 0, 20, image.height)))
+    encoder, sample, picture = family("llava_next").encoder, conversation("<image>\nWhat?", "A cat."), io.BytesIO()
+    sample_image(1, (90, 60)).save(picture, "PNG")
+    ids = [label for label in encoder(sample, [sample_image(1, (90, 60))]).labels.tolist() if label != IGNORE_INDEX]
+    row = row_of(
+        sample, images=[{"path": None, "bytes": picture.getvalue()}], sample_key="k", label_ids=ids,
+        delta_logits=[0.0] * len(ids),
+    )  # fmt: skip
+    rows = RowEncoder(encoder, spec_of(encoder))
+    assert not rows(row, None).unusable
+    blurred = rows.contrasted(ContrastSpec(condition="gaussian_blur", blur_sigma=2.0))
+    assert blurred(row, None).unusable
+    assert "s trains nothing: encode_error: contrast gaussian_blur: the processor makes other tokens" in caplog.text

@@ -76,8 +76,9 @@ def node_at_work(cluster: Cluster) -> tuple[ClusterNode, list[int]]:
 def test_a_cluster_without_a_free_gpu_ends_the_wait_and_names_what_is_asked_and_there(job: Job) -> None:
     process = job.start("--gpus_per_worker", "0.5", "--idle_timeout_s", "3")
     assert job.finish(process) == 2, job.said()
-    assert "stopped: no worker could be placed for 3 s: each needs 0.5 GPU and 1 CPU; the cluster has " in job.said()
-    assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in job.said()
+    said = job.said()
+    assert "cal-precompute: no worker could be placed for 3 s: each needs 0.5 GPU and 1 CPU; the cluster has " in said
+    assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in said
 
 
 def test_two_workers_share_a_gpu_and_a_third_is_not_placed(tmp_path: Path, cluster: Cluster) -> None:

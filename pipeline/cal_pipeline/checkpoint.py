@@ -134,6 +134,11 @@ def check_weights(directory: Path, outline: Any) -> None:
             f"{directory} has {len(mismatched)} weights of other shapes than its config.json asks for: {name} is "
             f"{list(there)}, the model's is {list(wanted)}"
         )
+    if lora := sorted(name for name in info["unexpected_keys"] if ".lora_" in name):
+        raise ConfigError(
+            f"{directory} has adapters among its weights ({_some(lora)}), which would be left out without a trace: "
+            f"{_MERGE}"
+        )
     if unused := sorted(info["unexpected_keys"]):
         _log.warning(
             "%s: %d weights of the files are of no use to the model: %s", directory, len(unused), _some(unused)

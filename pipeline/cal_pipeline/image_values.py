@@ -25,6 +25,7 @@ _MEANS_FILE = frozenset(["path", "paths", "file", "files", "filename", "name", "
                          "bytes", "data", "base64", "b64", "values"])  # fmt: skip
 _OTHER_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wav", ".mp3", ".flac", ".m4a",
                    ".ogg", ".opus")  # fmt: skip
+_CHANGES_IMAGE = frozenset(["crop", "pixels", "resized", "rotate", "rotation", "page", "frame"])
 _LONGEST_PATH = 4096
 
 
@@ -52,6 +53,9 @@ def image_refs(value: Any) -> list[ImageRef]:
             if others := sorted(str(key) for key, item in value.items() if not is_empty(item)):
                 raise RowError(f"image is an object with {', '.join(others)}; expected bytes or a path")
             return []
+        changing = [key for key, item in value.items() if words_of(str(key)) & _CHANGES_IMAGE and not is_empty(item)]
+        if changing:
+            raise RowError(f"image has {changing[0]!r}, which nothing is made of: store the image as it is to be seen")
         return [ImageRef(data=data, path=path)]
     if isinstance(value, list):
         return [ref for item in value for ref in image_refs(item)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cal_pipeline.compressed import BROKEN, open_at, open_binary, read_range
-from cal_pipeline.json_rows import decode, names_image_file, parse_line, sample_from_json
+from cal_pipeline.json_rows import decode, names_image_file, parse, parse_line, sample_from_json
 from cal_pipeline.row_values import RowError, is_wide_text
 from cal_pipeline.rows import MAX_ROW_TEXT_BYTES
 from cal_schemas.errors import ConfigError, ShardError
@@ -229,6 +229,6 @@ def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: 
     if len(raw) != byte_stop - byte_start:
         raise ShardError(changed)
     try:
-        yield from json.loads(f"[{decode(raw)}]", strict=False)
+        yield from parse(f"[{decode(raw)}]")
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error

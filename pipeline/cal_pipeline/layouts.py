@@ -28,13 +28,19 @@ PAIRS = (
     ("query", "response", ("history",)),
 )
 """(question, answer, what else belongs to them)."""
-_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask")
+_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask",
+            "token_weights", "completion_mask", "assistant_masks")  # fmt: skip
 _FLAGS = ("loss", "train", "trainable")
 BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
 """What is read of a row beside its turns."""
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _OTHER_MARK = re.compile(rf"^(?:[^\S\n]|{IMAGE_MARK})*<(video|audio)>[^\S\n]*(?:{IMAGE_MARK}|$)", re.MULTILINE)
 """On a line of its own LLaVA's data and LLaMA-Factory's have a video or a sound; beside words it is taken for a tag."""
+_PICTURE_MARK = re.compile(
+    r"<img>[^<>\n]+</img>|<\|(?:image|image_\d+|image_pad|vision_start)\|>|<image[ _]?\d+>"
+    r"|<(?:ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
+)
+"""A picture as the data of Qwen-VL, Phi-3, Qwen2-VL, MMMU, InternLM, InternVL, DeepSeek-VL and Gemma spell it."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
     [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
@@ -71,7 +77,7 @@ def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any
     if isinstance(inputs := values.get("template_inputs"), str):
         talk, tools = _as_annotated(inputs, talk, tools)
     _refuse_boxes(values, talk)
-    _refuse_other_marks(talk)
+    _refuse_other_marks(talk, num_images + len(talk.images))
     talk.turns = _with_system(values, talk.turns)
     talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE, *filter(is_system_key, values))
     return talk, tools
@@ -216,8 +222,14 @@ def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
                        "into the text")  # fmt: skip
 
 
-def _refuse_other_marks(talk: Talk) -> None:
+def _refuse_other_marks(talk: Talk, num_images: int) -> None:
+    """RowError for the mark of a video or a sound, and for a picture of another spelling in a row that has none."""
     for number, turn in enumerate(talk.turns):
-        mark = _OTHER_MARK.search(turn.content) if turn.role != "assistant" else None
+        if turn.role == "assistant":
+            continue
+        mark = _OTHER_MARK.search(turn.content)
         if mark and f"</{mark[1]}>" not in turn.content:
             raise RowError(f"turn {number} has the mark <{mark[1]}>; only images are known")
+        if not num_images and (spelled := _PICTURE_MARK.search(turn.content)):
+            raise RowError(f"turn {number} has {spelled[0][:80]!r} and the row no image: give it as 'image', with the "
+                           f"mark {IMAGE_MARK}")  # fmt: skip

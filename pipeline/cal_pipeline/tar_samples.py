@@ -5,7 +5,6 @@ The key ends at the first dot of the file name. What does not fit becomes the sa
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from cal_pipeline.image_values import IMAGE_KEYS, own_images
 from cal_pipeline.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
+from cal_pipeline.json_rows import parse, said_twice
 from cal_pipeline.row_values import RowError, is_empty, is_wide_text
 from cal_pipeline.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.tar_members import Member
@@ -113,11 +113,13 @@ def _json_value(group: Group) -> Any:
     if (text := _text_of(group, "json")) is None:
         return None
     try:
-        value = json.loads(text, strict=False)
+        value = parse(text)
     except (ValueError, RecursionError) as error:
         raise RowError(f"malformed JSON in {group.key!r}.json: {error}") from error
     if not isinstance(value, dict | list):
         raise RowError(f"{group.key!r}.json holds {type(value).__name__}; expected an object or a list of turns")
+    if isinstance(value, dict) and (problem := said_twice(value)):
+        raise RowError(problem)
     return value
 
 

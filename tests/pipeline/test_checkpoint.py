@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -81,6 +82,11 @@ def test_missing_and_renamed_weights_are_named_on_both_sides(copied: Path) -> No
 def test_weights_of_other_shapes_are_named_with_both(copied: Path) -> None:
     rewrite(copied, lambda w: {key: w[key][1:].clone() if "lm_head" in key else w[key] for key in w})
     refused(copied, r"lm_head\.weight is \[387, 32\], the model's is \[388, 32\]")
+
+
+def test_adapters_among_the_weights_are_refused_because_they_would_not_be_applied(copied: Path) -> None:
+    rewrite(copied, lambda w: w | {"model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(1, 32)})
+    assert "merge them" in refused(copied, r"adapters among its weights \(.*q_proj\.lora_A\.weight\)")
 
 
 def test_files_that_are_absent_or_cut_off_are_named(copied: Path) -> None:

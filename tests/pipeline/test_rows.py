@@ -1,13 +1,15 @@
 import json
 import math
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cal_pipeline.json_rows import sample_from_json
+from cal_pipeline.json_rows import parse, sample_from_json
+from cal_pipeline.shards import plan_shards, read_samples
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key, template_inputs
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
@@ -351,3 +353,66 @@ def test_any_row_becomes_a_sample_that_can_be_stored(value: Any) -> None:
     texts += [turn.content for turn in sample.messages or ()] + [image.path or "" for image in sample.images]
     for text in texts:
         text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("question", "refused"),
+    [
+        ("Picture 1: <img>a.png</img>\nWhat?", True), ("<|image_1|>\nWhat?", True), ("<image 1> What?", True),
+        ("<|vision_start|><|image_pad|><|vision_end|>What?", True), ("<ImageHere>What?", True),
+        ('Is <img src="a.png"> right?', False), ("<image> and <img> tags?", False), ("<img></img>", False),
+    ],
+)  # fmt: skip
+def test_a_picture_as_other_models_data_spell_it_is_refused_where_the_row_has_none(
+    question: str, refused: bool
+) -> None:
+    talk = [{"from": "human", "value": question}, TALK[1]]
+    assert (row(image=None, conversations=talk).problem is not None) == refused
+    assert row(conversations=talk).problem is None  # There the marks of the row's own images decide.
+    answer = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": question}]
+    assert row(image=None, conversations=answer).problem is None
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [({"crop": [0, 0, 9, 9]}, True), ({"max_pixels": 100}, True), ({"page": 2}, True), ({"crop": None}, False),
+     ({"width": 9, "height": 9}, False)],
+)  # fmt: skip
+def test_an_image_whose_object_says_to_show_only_part_of_it_is_refused(more: dict[str, Any], refused: bool) -> None:
+    sample = row(image={"path": "a.png", **more})
+    assert (sample.problem is not None) == refused
+    assert not refused or f"image has {next(iter(more))!r}" in (sample.problem or "")
+
+
+@pytest.mark.parametrize("key", ["token_weights", "completion_mask", "assistant_masks"])
+def test_a_list_of_what_is_learned_of_a_row_s_tokens_is_refused(key: str) -> None:
+    assert f"the row has {key!r} [0, 1]" in (row(**{key: [0, 1]}).problem or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"image": "a.png", "image": "b.png", "conversations": %s}', "the row has 'image' twice: 'a.png'"),
+        ('{"image": "a.png", "train": false, "train": true, "conversations": %s}', "the row has 'train' twice"),
+        ('{"image": "a.png", "conversations": [], "conversations": %s}', "the row has 'conversations' twice"),
+        ('{"image": {"path": "a.png", "path": "b.png"}, "conversations": %s}', "a path of TwoValues"),
+        ('{"image": "a.png", "image": "a.png", "conversations": %s}', None),
+        ('{"image": "a.png", "score": 1, "score": 2, "conversations": %s}', None),
+    ],
+)
+def test_a_key_that_an_object_has_twice_is_refused_where_it_is_read_and_the_values_differ(
+    text: str, found: str | None
+) -> None:
+    sample = sample_from_json(parse(text % json.dumps(TALK)), "s/7")
+    assert (sample.problem is None) == (found is None)
+    assert (found or "") in (sample.problem or "")
+
+
+@pytest.mark.parametrize("keys", ['"value": "A", "value": "B"', '"value": "A", "weight": 0, "weight": 1'])
+def test_a_turn_with_a_key_twice_is_refused_and_only_its_row(tmp_path: Path, keys: str) -> None:
+    good = json.dumps({"image": "a.png", "conversations": TALK})
+    bad = '{"image": "a.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", %s}]}' % keys  # noqa: UP031
+    for name, text in (("a.json", f"[{good}, {bad}, {good}]"), ("a.jsonl", f"{good}\n{bad}\n{good}\n")):
+        (tmp_path / name).write_text(text)
+        (shard,) = plan_shards([str(tmp_path / name)], [str(tmp_path)])
+        assert [sample.problem is None for sample in read_samples(shard)] == [True, False, True]

@@ -184,6 +184,7 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
     "no text": ([("a.jpg", b"p")], "no conversation: neither messages, conversations, text nor caption is set"),
     "no caption": ([("a.jpg", b"p"), ("a.json", {"url": "x"})], "no conversation"),
     "malformed": ([("a.jpg", b"p"), ("a.json", '{"id": ')], "malformed JSON in 'a'.json: Expecting value"),
+    "key twice": ([("a.jpg", b"p"), ("a.json", '{"image": "x", "image": "0.jpg", "text": "A"}')], "'image' twice: 'x'"),
     "deep": ([("a.json", "[" * 100_000)], "malformed JSON in 'a'.json: maximum recursion"),
     "scalar": ([("a.json", "3")], "'a'.json holds int; expected an object"),
     "caption type": ([("a.jpg", b"p"), ("a.json", {"caption": 3})], "'caption' is int; expected text"),

@@ -55,6 +55,15 @@ def test_keys_that_a_template_does_not_take_refuse_the_row_by_name(name: str) ->
         labels(name, [ASKED, answered()], [TOOL])
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_name_that_a_template_does_not_take_refuses_the_row_unless_a_tool_has_it(role: str) -> None:
+    messages = [Turn(role="system", content="S"), ASKED, answered()]
+    named = [Turn(role=one.role, content=one.content, extra={"name": "Ann"} if one.role == role else {})
+             for one in messages]  # fmt: skip
+    with pytest.raises(SampleError, match="does not take `name`"):
+        labels("qwen2_5", named)
+
+
 def test_thoughts_that_a_template_drops_in_earlier_turns_refuse_the_row() -> None:
     with pytest.raises(SampleError, match="`reasoning_content` of turn 1"):
         labels("qwen3", [ASKED, answered(reasoning_content="I look."), ASKED, answered()])
@@ -103,6 +112,18 @@ def test_a_call_whose_beginning_cannot_be_told_refuses_the_row() -> None:
     with pytest.raises(SampleError, match="tool calls of turn 1 begin"):
         rendered(counting, called())
     assert supervised(rendered(counting, [ASKED, answered()])) == ["A cat.</s>"]
+
+
+def test_a_last_call_ends_as_an_answer_does_and_where_that_cannot_be_told_the_row_is_refused() -> None:
+    calling = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.tool_calls[0].function | tojson if m.tool_calls else m.content }}"
+    )
+    asking = "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% else %}</s>{% endif %}"
+    call, messages = '{"name": "zoom", "arguments": {"at": "left", "n": 1}}', [ASKED, answered("", tool_calls=[CALL])]
+    assert supervised(rendered(calling + "<|end|>" + asking, messages)) == [f"{call}<|end|>"]
+    endless = "{{ messages | length }}" + calling + asking.replace("</s>", "")
+    with pytest.raises(SampleError, match="tool calls of turn 1 end"):
+        rendered(endless, [*messages, *called()[2:]])
 
 
 @pytest.mark.parametrize("name", ["qwen3", "lfm2_2_5", "nemotron_3_nano", "qwen3_6"])
@@ -168,6 +189,18 @@ def test_tags_of_an_answer_are_learned_whatever_they_read_like(answer: str) -> N
     messages = [Turn(role="user", content="Is <b> & <i> 'bold'?"), answered(answer), ASKED, answered()]
     assert supervised(rendered(ESCAPING, messages)) == [f"{answer}<|end|>", "A cat.<|end|>"]
     assert supervised(rendered(MISTRAL, messages)) == [f"{answer}</s>", "A cat.</s>"]
+    in_parts = "{% for m in messages %}", "{% for m in messages %}{% for part in m.content %}"
+    for source, end in ((ESCAPING, "<|end|>"), (MISTRAL, "</s>")):
+        taking = source.replace(*in_parts).replace("m.content", "part.text").replace("in part.text", "in m.content")
+        taking = taking.replace("{% endfor %}", "{% endfor %}{% endfor %}", 1)
+        assert supervised(rendered(taking, messages)) == [f"{answer}{end}", f"A cat.{end}"]
+
+
+def test_a_tag_that_a_template_drops_behind_an_answer_leaves_its_end_where_it_is() -> None:
+    source = ESCAPING.replace("{{ m.content if", "{{ m.content | replace('<b>', '') if")
+    assert supervised(rendered(source, [ASKED, answered("A cat<b>"), ASKED, answered()])) == [
+        "A cat<|end|>", "A cat.<|end|>",
+    ]  # fmt: skip
 
 
 def test_a_template_that_drops_an_answer_of_tags_alone_refuses_the_row() -> None:
@@ -268,6 +301,16 @@ def test_an_end_token_behind_the_last_answer_alone_leaves_the_others_without() -
     assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], specials)) == [
         "A cat.", "B<|endoftext|>",
     ]  # fmt: skip
+    assert supervised(rendered(source, [ASKED, answered(), ASKED], specials)) == ["A cat."]
+
+
+def test_an_end_that_only_some_conversations_have_is_learned_of_their_last_answer() -> None:
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{{ '<|eot|>' if messages[0].role == 'system' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    assert supervised(rendered(source, [Turn(role="system", content="S"), ASKED, answered()])) == ["A cat.<|eot|>"]
 
 
 def test_answers_that_end_as_questions_do_are_learned_to_their_end_where_the_last_has_none() -> None:
@@ -290,6 +333,17 @@ def test_generation_blocks_leave_out_what_they_do_not_hold(block: str) -> None:
     assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")])) == ["B</s>"]
 
 
+def test_generation_blocks_side_by_side_are_one_span_and_what_stands_between_others_is_none() -> None:
+    block, shut = "{% generation %}", "{% endgeneration %}"
+    for between, expected in (("", ["A cat.!</s>"]), ("|", ["A cat.", "!</s>"])):
+        source = (
+            "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}" + block + "{{ m.content }}" + shut
+            + between + block + "!" + shut + block + "</s>" + shut + "{% else %}{{ m.content }}</s>{% endif %}"
+            "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        )  # fmt: skip
+        assert supervised(rendered(source, [ASKED, answered()] * 2)) == expected * 2
+
+
 def test_a_marker_s_own_words_in_the_conversation_are_words() -> None:
     for words in ("qwslot0e", "qwslot", "qwslotwopen qwslot1e"):
         messages = conversation(words, f"{words} A", words, f"B {words}").messages or ()
@@ -310,9 +364,12 @@ def test_what_is_remembered_of_layouts_does_not_grow_with_the_rows(monkeypatch: 
     monkeypatch.setattr(chat, "_KEPT_CHARACTERS", 10_000)
     processor = TemplateOnly(ESCAPING)
     template = ChatTemplate(processor, processor.specials)
+    sizes = []
     for number in range(100):
-        template.render([Turn(role="user", content=f"<b> {'word ' * 200}{number}"), answered()])
-        assert sum(map(len, template._skeletons)) < 12_000
+        template.render([Turn(role="user", content=f"{number} <b> {'word ' * 200}"), answered()])
+        sizes.append(sum(map(len, template._skeletons)))
+    assert 8_000 < max(sizes[:50]) < 12_000
+    assert 8_000 < max(sizes[50:]) < 12_000
 
 
 def test_threads_share_a_template() -> None:

@@ -69,6 +69,13 @@ def test_thoughts_that_a_template_drops_in_earlier_turns_refuse_the_row() -> Non
         labels("qwen3", [ASKED, answered(reasoning_content="I look."), ASKED, answered()])
 
 
+def test_thoughts_within_an_earlier_answer_may_be_left_out_and_the_words_before_them_may_not() -> None:
+    thought = "<think>\nI look.\n</think>\n\nA cat."
+    assert labels("qwen3", [ASKED, answered(thought), ASKED, answered("B")])[0] == "A cat.<|im_end|>"
+    with pytest.raises(SampleError, match="leaves out words of turn 1"):
+        labels("qwen3", [ASKED, answered("Hm. " + thought), ASKED, answered("B")])
+
+
 def test_keys_without_a_value_say_nothing() -> None:
     bare = labels("llama3", [ASKED, answered()], [])
     assert labels("llama3", [ASKED, answered(tool_calls=[], reasoning_content="")], None) == bare
@@ -348,6 +355,8 @@ def test_a_marker_s_own_words_in_the_conversation_are_words() -> None:
     for words in ("qwslot0e", "qwslot", "qwslotwopen qwslot1e"):
         messages = conversation(words, f"{words} A", words, f"B {words}").messages or ()
         assert labels("qwen2_5", list(messages)) == [f"{words} A<|im_end|>", f"B {words}<|im_end|>"]
+    call = {**CALL, "function": {"name": "zoom", "arguments": {"at": "qwslot0e"}}}
+    assert '"arguments": {"at": "qwslot0e"}' in labels("qwen2_5", [ASKED, answered("", tool_calls=[call])])[0]
 
 
 def test_rows_of_one_layout_are_rendered_once_each() -> None:

@@ -112,6 +112,27 @@ def test_a_row_that_the_forward_refuses_says_so_and_the_others_are_measured(llav
     _same_as_alone(model, encoder, samples, [0, 2])
 
 
+@pytest.mark.parametrize("error", [AttributeError, IndexError, RuntimeError, ValueError])
+def test_of_two_rows_the_one_that_fails_says_how_and_the_other_is_measured(
+    llava: Family, error: type[Exception]
+) -> None:
+    samples = [llava.encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat.", "No.")]
+    refused = samples[0].num_tokens
+
+    def fail(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] == refused:
+            raise error("no such\n table")
+
+    assert samples[1].num_tokens < refused
+    handle = llava.model.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        problem, other = _measured(llava.model, llava.encoder, samples)
+    finally:
+        handle.remove()
+    assert str(problem) == f"the model cannot take this row: {error.__name__}: no such table"
+    assert isinstance(other, MeasuredSample)
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.AcceleratorError("CUDA error (simulated)"), KeyError("a fault of the code"), ConfigError("use --contrast")],

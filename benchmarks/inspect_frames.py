@@ -56,6 +56,7 @@ def rows(generator: np.random.Generator, start: int, stop: int, schema: pa.Schem
         "images": pa.array([[{"bytes": None, "path": f"{row}.jpg"}] for row in range(start, stop)],
                            schema.field("images").type),
         "messages": pa.array(messages, schema.field("messages").type),
+        "template_inputs": pa.nulls(count, pa.string()),
         "status": pa.array(["ok"] * count),
         "error": pa.nulls(count, pa.string()),
         "label_ids": pa.ListArray.from_arrays(offsets, ids),

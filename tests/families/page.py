@@ -91,18 +91,20 @@ def alike(one: list[str], other: list[str]) -> bool:
 
 
 def _alike_cells(one: str, other: str) -> bool:
-    values = [_value(cell) for cell in (one, other)]
-    if None in values:
+    values, remarks = zip(*map(_value_and_remark, (one, other)), strict=True)
+    if None in values or remarks[0] != remarks[1]:
         return one == other
     low, high = sorted(max(value or 0.0, 1e-6) for value in values)
     return high <= 10 * low
 
 
-def _value(cell: str) -> float | None:
+def _value_and_remark(cell: str) -> tuple[float | None, str]:
+    """`2e-6 (alike rows)` is a figure and what is said of it."""
+    figure, _, remark = cell.removeprefix("< ").partition(" (")
     try:
-        return float(cell.removeprefix("< "))
+        return float(figure), remark
     except ValueError:
-        return None
+        return None, remark
 
 
 def write() -> None:

@@ -30,16 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 def refuse_adapters(directory: Path, *, trains: bool = False) -> None:
-    """ConfigError for adapters without a model, and for adapters beside whole weights.
+    """ConfigError for adapters without a model's weights, naming their base, and for adapters beside whole weights.
 
     transformers applies the latter on top of what it loads, also where they were merged into it. What is trained on top
     would be saved as adapters alone, and lost: then it is one also where the config names a model of other weights.
     """
     if not (directory / _ADAPTERS).is_file():
         return
+    base = _value_in(directory / _ADAPTERS, "base_model_name_or_path")
+    gone = " (no such directory)" if Path(str(base)).is_absolute() and not Path(str(base)).is_dir() else ""
+    of = f"of {base}{gone}" if base else "of a model that it does not name"
     if not (directory / "config.json").is_file():
         raise ConfigError(
-            f"{directory} holds adapters ({_ADAPTERS}) and no model: name the model they were trained on, or {_MERGE}"
+            f"{directory} holds adapters ({_ADAPTERS}) {of} and no model: name the model they were trained on, or "
+            f"{_MERGE}"
         )
     if whole := [name for name in (_WHOLE, _INDEX) if (directory / name).is_file()]:
         raise ConfigError(
@@ -47,11 +51,22 @@ def refuse_adapters(directory: Path, *, trains: bool = False) -> None:
             f"them on top: if these weights have them already, move {_ADAPTERS} and adapter_model.safetensors away; "
             f"else {_MERGE}"
         )
+    if not _value_in(directory / "config.json", "transformers_weights"):
+        # With a config.json beside them transformers never looks for the model that they name.
+        raise ConfigError(f"{directory} holds adapters ({_ADAPTERS}) {of} and none of its weights: {_MERGE}")
     if trains:
         raise ConfigError(
             f"{directory} holds adapters ({_ADAPTERS}) of another model: what is trained would be saved as adapters "
             f"alone; {_MERGE}"
         )
+
+
+def _value_in(file: Path, key: str) -> Any:
+    """What a file of JSON has under a key; None also where it is not to be read, of which loading complains."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def raw_header(file: Path) -> bytes:

@@ -159,12 +159,34 @@ def test_training_on_top_of_adapters_is_refused_because_it_would_be_lost(
         AutoModelForImageTextToText.from_pretrained(llava.directory), LoraConfig(r=2, target_modules="all-linear")
     )
     adapted.save_pretrained(model)
-    shutil.copy(llava.directory / "config.json", model)
+    config = json.loads((llava.directory / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"transformers_weights": "whole.safetensors"}))
+    shutil.copy(llava.directory / "model.safetensors", model / "whole.safetensors")
     data = write_parquet(tmp_path / "data.parquet", count=2)
     flags = ["--model_name_or_path", str(model), "--source_path", str(data), "--delta_source", "uniform"]
     assert train_cli.run([*flags, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]) == 2
     assert "would be saved as adapters alone" in capfd.readouterr().err
     check_architecture(model)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("/no/such/base", "/no/such/base (no such directory)"),
+        ("some-people/a-model", "some-people/a-model"),
+        (None, "a model that it does not name"),
+    ],
+)
+def test_adapters_beside_a_config_are_refused_before_a_worker_starts_whatever_base_they_name(
+    copied: Path, tmp_path: Path, base: str | None, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    LoraConfig(r=2, base_model_name_or_path=base).save_pretrained(copied)
+    (copied / "model.safetensors").rename(copied / "adapter_model.safetensors")
+    data = write_parquet(tmp_path / "data.parquet", count=2)
+    flags = ["--model_name_or_path", str(copied), "--data_path", str(data), "--output_dir", str(tmp_path / "out")]
+    assert cli.run([*flags, "--dry_run"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cal-precompute: ")]
+    assert f"{copied} holds adapters (adapter_config.json) of {said} and none of its weights: merge them" in line
 
 
 def test_renamed_weights_are_refused_before_a_worker_starts(

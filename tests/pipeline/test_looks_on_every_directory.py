@@ -100,4 +100,4 @@ def test_a_directory_of_adapters_is_no_model_in_one_line(
     flags = [part.format(out=tmp_path / "out") for part in COMMANDS[name]]
     assert run([name, str(kinds / "normal"), *flags, "--model_name_or_path", str(adapters)]) == EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{adapters} holds adapters (adapter_config.json) and no model" in line
+    assert f"{adapters} holds adapters (adapter_config.json) of {llava.directory} and no model" in line

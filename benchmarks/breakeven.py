@@ -16,7 +16,7 @@ from operator import sub
 from statistics import median
 
 from baselines import plain_forward
-from cal_pipeline.reference import contrast_logits
+from cal_pipeline.measuring.contrast import contrast_logits
 from measuring import interleave, ratio
 from reporting import add_device_flags, begin, dtype_of, make_parser, print_table, suffix_of, write_report
 from shapes import add_shape_flags, build_batch, build_model, shape_of

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from baselines import plain_forward, released_passes, two_full_forwards
-from cal_pipeline.reference import contrast_logits, label_logits
+from cal_pipeline.measuring.contrast import contrast_logits, label_logits
 from cal_schemas.spec import ContrastSpec
 from measuring import count_flops, interleave, peak_memory, synchronize
 from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report

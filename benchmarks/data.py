@@ -16,13 +16,13 @@ from itertools import islice
 from pathlib import Path
 
 from cal_pipeline.annotate import annotate_shard
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_reference
-from cal_pipeline.shards import plan_shards
-from cal_pipeline.store import LocalStore
-from cal_trainer.dataset import ExampleCollator
-from cal_trainer.opening import Examples, open_examples, train_sampler
-from cal_trainer.sampling import StepShape
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_reference
+from cal_pipeline.output.store import LocalStore
+from cal_pipeline.sources.formats import plan_shards
+from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.data.factory import Examples, open_examples, train_sampler
+from cal_trainer.data.sampling import StepShape
 from measuring import cpu_ratio, interleave, ratio
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from shapes import SHAPES

@@ -68,7 +68,7 @@ def rows(generator: np.random.Generator, start: int, stop: int, schema: pa.Schem
 
 
 def measure_frames(folder: Path, tokenizer: Path) -> dict[str, float]:
-    from cal_pipeline.inspection import load_annotated, sample_frame, token_frame
+    from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame, token_frame
 
     watch = Stopwatch()
     frame = load_annotated(folder)
@@ -83,8 +83,8 @@ def measure_frames(folder: Path, tokenizer: Path) -> dict[str, float]:
 
 
 def measure_summary(folder: Path) -> dict[str, float]:
-    from cal_pipeline.inspect.reading import open_paths
-    from cal_pipeline.inspect.summary import summarise
+    from cal_pipeline.inspect.commands.summary import summarise
+    from cal_pipeline.inspect.tables.reading import open_paths
 
     before, watch = resident_mb(), Stopwatch()
     found = summarise(open_paths(folder))

@@ -20,14 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cal_pipeline import parquet_source, ray_driver
 from cal_pipeline.annotate import ShardReport
-from cal_pipeline.carrying import carried_fields
-from cal_pipeline.cluster import Cluster, RunOutcome
-from cal_pipeline.resume import compare_with_output
-from cal_pipeline.shards import Shard, plan_shards
-from cal_pipeline.store import LocalStore
-from cal_pipeline.worker import Outcome
+from cal_pipeline.output.resume import compare_with_output
+from cal_pipeline.output.store import LocalStore
+from cal_pipeline.runtime import ray_driver
+from cal_pipeline.runtime.cluster import Cluster, RunOutcome
+from cal_pipeline.runtime.worker import Outcome
+from cal_pipeline.sources import parquet as parquet_source
+from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.pass_through import carried_fields
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
 from cal_schemas.sample import Sample
 from measuring import Stopwatch, in_own_process, load_average, resident_mb

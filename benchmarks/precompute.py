@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cal_pipeline.collate import Batch, batches_by_tokens, collate
-from cal_pipeline.encode import EncodedSample, Encoder
-from cal_pipeline.images import decode_images, read_images
-from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.reference import contrast_logits
-from cal_pipeline.shards import plan_shards, read_samples
+from cal_pipeline.encoding.collate import Batch, batches_by_tokens, collate
+from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.measuring.contrast import contrast_logits
+from cal_pipeline.models.loading import load_processor, load_reference
+from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.images import decode_images, read_images
 from reporting import add_device_flags, begin, make_parser, print_table, suffix_of, write_report
 from shapes import Shape, add_shape_flags, shape_of
 from workload import draw_text_tokens, write_checkpoint, write_source

@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from cal_pipeline.encode import IGNORE_INDEX
+from cal_pipeline.encoding.encoder import IGNORE_INDEX
 
 PAD_TOKEN, IMAGE_TOKEN = 2, 4
 """As in the tokenizer of `workload`."""
@@ -188,7 +188,7 @@ def _side(shape: Shape) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledBatch:
-    """What the two passes take; entries as in `cal_pipeline.collate.Batch`."""
+    """What the two passes take; entries as in `cal_pipeline.encoding.collate.Batch`."""
 
     inputs: dict[str, Tensor]
     labels: Tensor

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import zstandard
 
 from cal_pipeline.annotate import annotate_shard
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.shards import plan_shards
-from cal_pipeline.store import LocalStore
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor, load_reference
+from cal_pipeline.output.store import LocalStore
+from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.annotated import open_annotated, parquet_writer
 from measuring import interleave
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report

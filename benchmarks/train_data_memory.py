@@ -19,15 +19,15 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_pipeline.loading import load_processor
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.models.loading import load_processor
+from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
-from cal_trainer.dataset import AnnotatedExamples
-from cal_trainer.sampling import EpochSampler, StepShape
-from cal_trainer.sidecar import SidecarExamples
-from cal_trainer.streaming import StreamedExamples, StreamSampler
+from cal_trainer.data.dataset import AnnotatedExamples
+from cal_trainer.data.sampling import EpochSampler, StepShape
+from cal_trainer.data.sidecar import SidecarExamples
+from cal_trainer.data.streaming import StreamedExamples, StreamSampler
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
 from reporting import make_parser, print_table, write_report
 from tiny_models import build_llava, sample_image

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from baselines import ReleasedTrainer
 from cal_schemas.spec import ContrastSpec
-from cal_trainer.delta_source import CachedDeltas, OnlineDeltas, UniformWeights
+from cal_trainer.objective.delta_source import CachedDeltas, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from measuring import count_flops, interleave, peak_memory
 from reporting import add_device_flags, begin, compare, dtype_of, make_parser, suffix_of, write_report

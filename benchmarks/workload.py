@@ -18,8 +18,8 @@ import transformers as hf
 from PIL import Image
 
 from cal_pipeline.annotate import AnnotateOptions
-from cal_pipeline.encode import Encoder
-from cal_pipeline.encoding_spec import input_spec, label_spec
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_schemas.annotated import Carry, ShardMetadata, ShardSource, annotated_schema
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
 from shapes import IMAGE_TOKEN, PAD_TOKEN, PATCH, Shape, build_model

@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.encode import IGNORE_INDEX, Encoder
-from cal_trainer.dataset import OWN_INPUTS, AnnotatedExamples, ExampleCollator
-from cal_trainer.label_rows import label_rows, supervised_ids
-from cal_trainer.loss import weighted_nll
-from cal_trainer.weights import token_weights
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_trainer.data.dataset import OWN_INPUTS, AnnotatedExamples, ExampleCollator
+from cal_trainer.objective.label_rows import label_rows, supervised_ids
+from cal_trainer.objective.loss import weighted_nll
+from cal_trainer.objective.weights import token_weights
 
 BATCH_SIZE, EPOCHS = 8, 3
 ALPHA, BETA, WINDOW = 1.0, 5.0, 3

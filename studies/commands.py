@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TextIO
 
 from cal_pipeline import cli as precompute_cli
-from cal_pipeline import inspect_cli
+from cal_pipeline.inspect import cli
 from cal_trainer import cli as train_cli
 
 _PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "cal-precompute": precompute_cli.run,
     "cal-train": train_cli.run,
-    "cal-inspect": inspect_cli.run,
+    "cal-inspect": cli.run,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_pipeline.encode import EncodedSample, Encoder
+from cal_pipeline.encoding.encoder import EncodedSample, Encoder
 from cal_schemas.sample import Sample
 
 

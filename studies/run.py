@@ -163,7 +163,7 @@ def small_ray(units: Sequence[Unit], num_workers: int) -> Iterator[str]:
         return
     import ray
 
-    from cal_pipeline.session_dir import session_dir
+    from cal_pipeline.runtime.session_dir import session_dir
 
     with session_dir() as temporary:
         context = ray.init(

@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor, load_reference
 from families import processors
 from mini_gemini_data import MINI_GEMINI
 from tiny_models import FAMILIES

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotated_data import annotate
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.annotated import open_annotated, parquet_writer
 from conftest import Family
 from tiny_data import write_llava_json

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from annotated_data import annotate
-from cal_pipeline.loading import weights_digest
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.models.loading import weights_digest
+from cal_pipeline.sources.formats import plan_shards
 from conftest import Family
 from tiny_data import write_llava_json, write_parquet
 from tiny_models import sample_image

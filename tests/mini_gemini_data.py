@@ -11,7 +11,7 @@ from typing import Any, Final
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cal_pipeline.models.convert_mini_gemini import convert
+from cal_pipeline.models.mini_gemini.convert import convert
 
 GOLDENS: Final = Path(__file__).parent / "goldens" / "mgm"
 KINDS: Final = ("llama", "gemma")

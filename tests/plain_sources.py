@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from cal_pipeline.shards import Shard, read_samples
+from cal_pipeline.sources.formats import Shard, read_samples
 
 
 def rows(count: int, **more: Any) -> list[dict[str, Any]]:

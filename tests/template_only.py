@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cal_pipeline.chat import ChatTemplate
-from cal_pipeline.templates import Rendered
+from cal_pipeline.encoding.chat import ChatTemplate
+from cal_pipeline.encoding.templates import Rendered
 from cal_schemas.sample import Turn
 
 _SPECIAL = re.compile(r"<[|\uff5c][^<>\s]+?>|<[^<>\s]+?[|\uff5c]>|<(?:start|end)_of_\w+>")

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from cal_pipeline.reference import innermost_decoder
+from cal_pipeline.measuring.contrast import innermost_decoder
 
 HIDDEN: Final = 32
 LOGIT_STD: Final = 3.0

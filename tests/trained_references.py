@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from cal_pipeline.collate import collate
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.models.convert_mini_gemini import convert
-from cal_pipeline.reference import label_logits
-from cal_trainer.label_rows import label_rows, supervised_ids
+from cal_pipeline.encoding.collate import collate
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.measuring.contrast import label_logits
+from cal_pipeline.models.loading import load_processor, load_reference
+from cal_pipeline.models.mini_gemini.convert import convert
+from cal_trainer.objective.label_rows import label_rows, supervised_ids
 from examples_of import conversation
 from mini_gemini_data import MINI_GEMINI
 from tiny_models import FAMILIES, sample_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from cal_pipeline.chat import ChatTemplate
+from cal_pipeline.encoding.chat import ChatTemplate
 from template_only import TemplateOnly
 
 _TRL = importlib.util.find_spec("trl")  # Importing it would import its trainers.

@@ -26,7 +26,7 @@ import reference
 import words
 import world
 from accuracy import word_accuracy
-from cal_pipeline.inspect.page import read_page_data
+from cal_pipeline.inspect.commands.page import read_page_data
 
 TRAIN_SAMPLES, DIRTY_SAMPLES, HELD_OUT_SAMPLES, SHARDS = 4000, 1500, 300, 6
 WRONG_SHARE = 0.3

@@ -18,15 +18,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from cal_pipeline.encode import Encoder
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
-from cal_pipeline.measure import MeasuredSample, measure
-from cal_pipeline.overlap import one_ahead
-from cal_pipeline.preparing import PreparedRow, prepare_rows, windows
-from cal_pipeline.redo import stored_rows
-from cal_pipeline.resume import check_published
-from cal_pipeline.shards import Shard
-from cal_pipeline.store import Store
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.one_ahead import one_ahead
+from cal_pipeline.encoding.prefetch import PreparedRow, prepare_rows, windows
+from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.output.redo import stored_rows
+from cal_pipeline.output.resume import check_published
+from cal_pipeline.output.store import Store
+from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
 from cal_schemas.errors import STATUS_OK, SampleError, ShardError
 from cal_schemas.spec import MeasurementSpec

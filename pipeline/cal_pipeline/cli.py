@@ -15,21 +15,21 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from cal_pipeline.arguments import chosen, parse_config
-from cal_pipeline.clean import clean
-from cal_pipeline.cluster import RunOutcome
-from cal_pipeline.config import PrecomputeConfig, maintenance_config
 from cal_pipeline.console import Console, escape_unprintable, printing
-from cal_pipeline.contrast_images import save_contrast_images
-from cal_pipeline.heartbeat import Heartbeat
-from cal_pipeline.interruption import Interruption
-from cal_pipeline.job import Job, cluster_of, prepare
-from cal_pipeline.progress import ProgressListener
-from cal_pipeline.report import RunReport, not_ok, now, print_report, projection
-from cal_pipeline.resume import unplanned
-from cal_pipeline.store import open_store
-from cal_pipeline.traces import Traces
-from cal_pipeline.verify import print_verification, verify
-from cal_pipeline.watchdog import Watchdog
+from cal_pipeline.encoding.contrast_images import save_contrast_images
+from cal_pipeline.output.clean import clean
+from cal_pipeline.output.heartbeat import Heartbeat
+from cal_pipeline.output.resume import unplanned
+from cal_pipeline.output.store import open_store
+from cal_pipeline.output.traces import Traces
+from cal_pipeline.output.verify import print_verification, verify
+from cal_pipeline.runtime.cluster import RunOutcome
+from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
+from cal_pipeline.runtime.plan import Job, cluster_of, prepare
+from cal_pipeline.runtime.progress import ProgressListener
+from cal_pipeline.runtime.report import RunReport, not_ok, now, print_report, projection
+from cal_pipeline.runtime.signals import Interruption
+from cal_pipeline.runtime.watchdog import Watchdog
 from cal_schemas.errors import CalError, ConfigError
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -139,7 +139,7 @@ def _save_contrast_images(job: Job) -> None:
 
 def _execute(job: Job, interruption: Interruption) -> int:
     # Ray is imported only by those who run it.
-    from cal_pipeline import ray_driver
+    from cal_pipeline.runtime import ray_driver
 
     config, store = job.config, job.settings.store
     started, at = now(), time.monotonic()

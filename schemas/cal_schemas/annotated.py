@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, StoreError
-from cal_schemas.locations import Location, files_below, open_parquet, read_footer
-from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import Sample, template_inputs
 from cal_schemas.spec import MeasurementSpec
+from cal_schemas.storage.locations import Location, files_below, open_parquet, read_footer
+from cal_schemas.storage.object_path import ObjectPath
 
 FORMAT_VERSION = 1
 DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]

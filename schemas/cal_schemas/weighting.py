@@ -7,7 +7,7 @@ from typing import Literal
 from cal_schemas.errors import ConfigError
 
 Pool = Literal["span", "joined", "released"]
-"""Which tokens are neighbours, see `cal_trainer.weights.token_weights`."""
+"""Which tokens are neighbours, see `cal_trainer.objective.weights.token_weights`."""
 
 
 def check_weighting(*, alpha: float, beta: float, window: int) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from cal_pipeline.collate import Batch, collate
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample
+from cal_pipeline.encoding.collate import Batch, collate
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
 
 FIRST_WORD: Final = 16
 """Ids below are special tokens of the model-level families."""

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
 from families.table import NAMES, NOT_BUILT, REQUIRED
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
@@ -153,7 +153,7 @@ def _tail() -> str:
 
 
 _UNLISTED: Final = """
-These lists are `cal_pipeline/special_cases.py`; everything else is general rules.
+These lists are `cal_pipeline/models/special_cases.py`; everything else is general rules.
 
 ## A model that is not in the table
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 import torch
 import transformers as hf
 
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.templates import Template
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.templates import Template
+from cal_pipeline.models.loading import load_processor, load_reference
 from examples_of import conversation
 from families.case import Case
 from tiny_models import FAMILIES, HIDDEN, build, sample_image, text_config_values, train_tokenizer

@@ -12,17 +12,17 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample
-from cal_pipeline.measure import MeasuredSample, measure
-from cal_pipeline.reference import contrast_logits, label_logits
-from cal_pipeline.special_cases import mask_undefined
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
+from cal_pipeline.measuring.contrast import contrast_logits, label_logits
+from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
-from cal_trainer.alignment import Example, scatter_deltas
-from cal_trainer.dataset import ExampleCollator
-from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
-from cal_trainer.label_rows import label_rows, supervised_ids
-from cal_trainer.parameters import PARTS, active_dropout, part_of_each
+from cal_trainer.data.alignment import Example, scatter_deltas
+from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
+from cal_trainer.objective.label_rows import label_rows, supervised_ids
+from cal_trainer.run.parameters import PARTS, active_dropout, part_of_each
 from cal_trainer.trainer import CalTrainer, Weighting
 from families import page
 from families.case import Case

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.encode import IGNORE_INDEX, EncodedSample, Encoder
-from cal_pipeline.loading import load_processor
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.models.loading import load_processor
 from examples_of import conversation
 from families.processors import BUILDERS, TEMPLATES
 from tiny_models import build_gemma3, sample_image

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cal_pipeline.loading import load_processor
+from cal_pipeline.models.loading import load_processor
 from cal_trainer import cli
 from families import page
 from families.processors import ATTENTION, BUILDERS, TEMPLATES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from cal_pipeline.loading import load_reference
+from cal_pipeline.models.loading import load_reference
 from cal_trainer import cli
 from families.processors import BUILDERS
 from tiny_data import write_parquet

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cal_pipeline.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
 from families import page
 from families.table import NAMES, NOT_BUILT
 

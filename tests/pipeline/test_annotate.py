@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cal_pipeline import annotate, preparing, reference
+from cal_pipeline import annotate
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
-from cal_pipeline.carrying import carried_fields
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
-from cal_pipeline.shards import Shard, plan_shards
-from cal_pipeline.store import LocalStore
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor, load_reference
+from cal_pipeline.output.store import LocalStore
+from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.pass_through import carried_fields
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.spec import MeasurementSpec
@@ -117,7 +117,7 @@ def test_columns_are_those_of_masked_padding_and_of_one_window_after_the_other(
 ) -> None:
     rows, _ = run(shard)
     monkeypatch.setattr(annotate, "one_ahead", lambda windows: windows)
-    monkeypatch.setattr(reference, "without_padding_mask", lambda model, inputs: inputs)
+    monkeypatch.setattr(contrast, "without_padding_mask", lambda model, inputs: inputs)
     plain, _ = replace(run, output=tmp_path / "plain")(shard, encode_threads=1)
     for one, two in zip(rows, plain, strict=True):
         assert [one[name] for name in one if name != "delta_logits"] == [
@@ -130,7 +130,7 @@ def test_windows_do_not_change_the_result(
     run: Run, shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, _ = run(shard)
-    monkeypatch.setattr(preparing, "_WINDOW_ROWS", 3)
+    monkeypatch.setattr(prefetch, "_WINDOW_ROWS", 3)
     small, _ = replace(run, output=tmp_path / "b")(shard)
     assert [row["status"] for row in small] == [row["status"] for row in rows]
     for one, two in zip(rows, small, strict=True):
@@ -305,7 +305,7 @@ def test_after_out_of_memory_later_batches_are_halved_untried_and_the_next_windo
     shard = plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0]
     calm, _ = run(shard, tokens_per_batch=4096)
     length = calm[0]["num_tokens"]
-    monkeypatch.setattr(preparing, "_WINDOW_ROWS", 12)
+    monkeypatch.setattr(prefetch, "_WINDOW_ROWS", 12)
     # Batches of 4 rows where 3 fit: in each of two windows the first one fails, the other two are halved untried.
     model = SmallMemory(run.found.model, limit=3 * length)
     found, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4 * length)

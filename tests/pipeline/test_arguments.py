@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.arguments import chosen, parse_config
-from cal_pipeline.config import PrecomputeConfig
-from cal_pipeline.images import PILLOW_MAX_PIXELS
+from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.sources.images import PILLOW_MAX_PIXELS
 from cal_schemas.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from annotated_data import annotate
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from conftest import Family
 from inspected_data import conversations
 
@@ -42,7 +42,7 @@ def said(module: str, *words: object, **environment: str) -> tuple[int, str]:
 def test_cal_inspect_escapes_what_its_output_cannot_show(folder: Path, llava: Family, encoding: str) -> None:
     def show(sample: str) -> tuple[int, str]:
         words = ("show", folder / "annotated", sample, "--tokenizer", llava.directory)
-        return said("cal_pipeline.inspect_cli", *words, PYTHONIOENCODING=encoding)
+        return said("cal_pipeline.inspect.cli", *words, PYTHONIOENCODING=encoding)
 
     code, out = show("köln-0")
     assert code == 0, out

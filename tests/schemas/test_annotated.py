@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.redo import stored_rows
+from cal_pipeline.output.redo import stored_rows
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_from_columns, sample_key

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cal_schemas import backends
-from cal_schemas.locations import location
-from cal_schemas.object_path import ObjectPath
+from cal_schemas.storage import protocol
+from cal_schemas.storage.locations import location
+from cal_schemas.storage.object_path import ObjectPath
 from s3_server import CREDENTIALS, FaultyProxy, s3_server
 
 _numbers = itertools.count()
@@ -29,26 +29,26 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectPat
         monkeypatch.delenv(name)
     for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
-    backends._backend.cache_clear()
+    protocol._backend.cache_clear()
     found = location(f"s3://bucket-{next(_numbers)}")
     assert isinstance(found, ObjectPath)
     client().create_bucket(Bucket=found.bucket)
     yield found
-    backends._backend.cache_clear()
+    protocol._backend.cache_clear()
 
 
 @pytest.fixture
 def proxy(bucket: ObjectPath, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """Between this process and the server; the waits between tries are short."""
-    from cal_schemas import s3
+    from cal_schemas.storage import s3
 
     with FaultyProxy(endpoint) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
         monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
-        backends._backend.cache_clear()
+        protocol._backend.cache_clear()
         yield found
 
 
 def client():  # type: ignore[no-untyped-def]
     """boto3's own client, for looking at the store from outside."""
-    return backends.backend("s3")._client  # type: ignore[attr-defined]
+    return protocol.backend("s3")._client  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from cal_schemas.errors import StoreError
-from cal_schemas.fsspec_store import FsspecStore
+from cal_schemas.storage.fsspec_store import FsspecStore
 
 
 def test_what_a_file_system_lacks_is_an_error_of_the_store_and_not_tried_again(

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from cal_pipeline.shards import plan_shards, read_samples
-from cal_pipeline.store import open_store
-from cal_schemas import backends
+from cal_pipeline.output.store import open_store
+from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError, StoreError
-from cal_schemas.locations import location
-from cal_schemas.object_path import ObjectPath
+from cal_schemas.storage import protocol
+from cal_schemas.storage.locations import location
+from cal_schemas.storage.object_path import ObjectPath
 from conftest import Family
 from fault_job import PATIENCE_S
 from tiny_data import write_parquet
@@ -47,11 +47,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectPath]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{int(process.stdout.readline())}")
         # Newer gcsfs asks Google itself for the kind of the bucket otherwise.
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        backends._backend.cache_clear()
+        protocol._backend.cache_clear()
         found = location("gs://shards")
         assert isinstance(found, ObjectPath)
         yield found
-        backends._backend.cache_clear()
+        protocol._backend.cache_clear()
         process.kill()
 
 

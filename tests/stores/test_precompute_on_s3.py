@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor
-from cal_pipeline.shards import plan_shards, read_samples
-from cal_pipeline.store import ObjectStore
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor
+from cal_pipeline.output.store import ObjectStore
+from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_schemas.annotated import annotated_schema, open_annotated
 from cal_schemas.errors import ConfigError, ShardError
-from cal_schemas.locations import open_parquet
-from cal_schemas.object_path import ObjectPath
-from cal_schemas.s3 import PART_BYTES
-from cal_trainer.dataset import AnnotatedExamples
-from cal_trainer.streaming import StreamedExamples
+from cal_schemas.storage.locations import open_parquet
+from cal_schemas.storage.object_path import ObjectPath
+from cal_schemas.storage.s3 import PART_BYTES
+from cal_trainer.data.dataset import AnnotatedExamples
+from cal_trainer.data.streaming import StreamedExamples
 from conftest import Family
 from examples_of import measurement_spec
 from fault_job import PATIENCE_S, cut_power, wait_for

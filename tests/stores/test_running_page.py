@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from cal_pipeline.arguments import parse_config
-from cal_pipeline.cluster import RunOutcome
-from cal_pipeline.config import PrecomputeConfig, maintenance_config
+from cal_pipeline.runtime.cluster import RunOutcome
+from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
 from cal_trainer.config import CalTrainingArguments, TrainConfig
 from conftest import Family
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
@@ -77,7 +77,7 @@ def test_every_flag_and_counter_that_the_text_names_exists() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - others
     assert {flag for flag in named if flag.removeprefix("--") not in known} == set()
     assert "devices" in {field.name for field in dataclasses.fields(RunOutcome)}
-    driver = Path(sys.modules["cal_pipeline.cluster"].__file__ or "").with_name("ray_driver.py").read_text()
+    driver = Path(sys.modules["cal_pipeline.runtime.cluster"].__file__ or "").with_name("ray_driver.py").read_text()
     for counter in re.findall(r"`cal_(\w+)_total`", text):
         assert f'"{counter}"' in driver or f"cal_{counter}_total" in driver, counter
 

@@ -17,11 +17,10 @@ import pytest
 import zstandard
 
 from cal_pipeline import cli
-from cal_pipeline.shards import Shard, plan_shards, read_samples
-from cal_pipeline.store import Store, open_store
-from cal_pipeline.stored import source_samples
-from cal_pipeline.verify import verify
-from cal_schemas import backends
+from cal_pipeline.output.row_reader import source_samples
+from cal_pipeline.output.store import Store, open_store
+from cal_pipeline.output.verify import verify
+from cal_pipeline.sources.formats import Shard, plan_shards, read_samples
 from cal_schemas.annotated import (
     AnnotatedRow,
     DataFormat,
@@ -30,9 +29,10 @@ from cal_schemas.annotated import (
     annotated_schema,
     read_shard_metadata,
 )
-from cal_schemas.locations import Location, location
-from cal_schemas.object_path import ObjectPath
 from cal_schemas.sample import sample_key
+from cal_schemas.storage import protocol
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.object_path import ObjectPath
 from examples_of import measurement_spec
 
 SCHEMA = annotated_schema(carry="paths")
@@ -217,10 +217,10 @@ def test_a_plan_that_cannot_be_read_is_said_and_breaks_nothing(output: Path) -> 
 
 
 def test_a_filtered_shard_may_hold_fewer_rows_than_its_source(output: Path, tmp_path: Path) -> None:
-    from cal_pipeline import inspect_cli
+    from cal_pipeline.inspect import cli
 
     kept = tmp_path / "kept"
-    assert inspect_cli.run(["filter", str(output), "num_tokens > 0", "--output", str(kept)]) == 0
+    assert cli.run(["filter", str(output), "num_tokens > 0", "--output", str(kept)]) == 0
     found = verify(kept)
     assert not any(shard.problems for shard in found.shards)
     assert found.ok
@@ -329,7 +329,7 @@ def test_an_object_store_is_verified_and_cleaned_the_same_way(
 ) -> None:
     output = bucket / "out"
     finished(tmp_path, output)
-    client = backends.backend("s3")._client  # type: ignore[attr-defined]
+    client = protocol.backend("s3")._client  # type: ignore[attr-defined]
     for key in ("out/sub/x.parquet", "outside/y.parquet"):
         client.create_multipart_upload(Bucket=bucket.bucket, Key=key)
     assert cli.run(["--verify", "--output_dir", str(output)]) == 0

@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText
 
 import distributed_cli
 from annotated_data import annotate
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from cal_trainer import cli
-from cal_trainer.sharding import layers_to_shard
+from cal_trainer.run.sharding import layers_to_shard
 from conftest import Family
 from tiny_data import write_llava_json
 from trained import command, losses

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline import inspect_cli
+from cal_pipeline.inspect import cli as inspect_cli
 from cal_trainer import cli
 from conftest import Family
 from tiny_data import write_llava_json

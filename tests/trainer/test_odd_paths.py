@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotated_data import annotate
-from cal_pipeline import inspect_cli
-from cal_pipeline.shards import plan_shards
+from cal_pipeline.inspect import cli as inspect_cli
+from cal_pipeline.sources.formats import plan_shards
 from cal_trainer import cli
-from cal_trainer.dataset import AnnotatedExamples
+from cal_trainer.data.dataset import AnnotatedExamples
 from conftest import Family
 from tiny_data import write_llava_json
 from trained import command
@@ -70,7 +70,7 @@ def test_a_cache_that_datasets_could_not_open_is_refused_by_its_flag(
     (tmp_path / "file").write_text("")
     for cache, reason in (("c::d", "splits paths at ::"), ("file/c", "Not a directory")):
         flags = command(llava, annotated, tmp_path / "t", "--cache_dir", tmp_path / cache, "--max_steps", 1)
-        assert cli.run(flags) == 2
+        assert inspect_cli.run(flags) == 2
         err = capfd.readouterr().err
         assert reason in err
         assert "--cache_dir" in err

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from cal_trainer.parameters import PARTS, parse_lr_multipliers
+from cal_trainer.run.parameters import PARTS, parse_lr_multipliers
 from cal_trainer.trainer import Weighting
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.yaml"))

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from cal_pipeline.arguments import parse_configs
 from cal_pipeline.console import escape_unprintable
+from cal_pipeline.models.assemble import assemble, parse_assemble
 from cal_schemas.errors import CalError
-from cal_trainer.assemble import assemble, parse_assemble
 from cal_trainer.config import CalTrainingArguments, TrainConfig
 from cal_trainer.training import train
 

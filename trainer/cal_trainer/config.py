@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from cal_pipeline.encode import AspectRatio, Truncation
-from cal_pipeline.images import DEFAULT_MAX_IMAGE_PIXELS
-from cal_pipeline.loading import Dtype
-from cal_pipeline.templates import Template
+from cal_pipeline.encoding.encoder import AspectRatio, Truncation
+from cal_pipeline.encoding.templates import Template
+from cal_pipeline.models.loading import Dtype
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
-from cal_trainer.bounds import Quantile, parse_bound
-from cal_trainer.sampling import GroupBy
-from cal_trainer.sidecar import OnMissing
-from cal_trainer.streaming import DEFAULT_SHUFFLE_ROWS
-from cal_trainer.weighting import Normalization
-from cal_trainer.weights import Pool
+from cal_trainer.data.sampling import GroupBy
+from cal_trainer.data.sidecar import OnMissing
+from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS
+from cal_trainer.objective.weighting import Normalization
+from cal_trainer.objective.weights import Pool
+from cal_trainer.run.bounds import Quantile, parse_bound
 
 Source = Literal["cached", "online", "uniform"]
 Preset = Literal["equations", "released"]

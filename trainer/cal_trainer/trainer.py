@@ -15,23 +15,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.reference import captured_position_ids, innermost_decoder
-from cal_pipeline.rotary import rows_alone
+from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_pipeline.measuring.contrast import captured_position_ids, innermost_decoder
+from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import ConfigError
-from cal_trainer.dataset import OWN_INPUTS
-from cal_trainer.delta_source import DeltaSource, StepBatch
-from cal_trainer.label_rows import at_tokens, label_rows, supervised_ids
-from cal_trainer.loss import token_nll
-from cal_trainer.normalizing import known_denominator, weighted_sum
-from cal_trainer.parameters import parameter_groups
-from cal_trainer.refusals import refuse_disobeyed
-from cal_trainer.resuming import load_checkpoint, write_state
-from cal_trainer.same_network import SameNetwork
-from cal_trainer.sampling import InOrder
-from cal_trainer.sharding import has_state, load_schedule, name_layers_to_shard
-from cal_trainer.step_metrics import StepMetrics
-from cal_trainer.weighting import UNIFORM, Weighting, check_combination
+from cal_trainer.data.dataset import OWN_INPUTS
+from cal_trainer.data.sampling import InOrder
+from cal_trainer.objective.delta_source import DeltaSource, StepBatch
+from cal_trainer.objective.label_rows import at_tokens, label_rows, supervised_ids
+from cal_trainer.objective.loss import token_nll
+from cal_trainer.objective.normalizing import known_denominator, weighted_sum
+from cal_trainer.objective.step_metrics import StepMetrics
+from cal_trainer.objective.weighting import UNIFORM, Weighting, check_combination
+from cal_trainer.run.parameters import parameter_groups
+from cal_trainer.run.resuming import load_checkpoint, write_state
+from cal_trainer.run.same_network import SameNetwork
+from cal_trainer.run.sharding import has_state, load_schedule, name_layers_to_shard
+from cal_trainer.run.validation import refuse_disobeyed
 
 _log = logging.getLogger(__name__)
 

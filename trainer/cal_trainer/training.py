@@ -12,21 +12,17 @@ from typing import Any
 from transformers import enable_full_determinism, set_seed
 from transformers.integrations import deepspeed
 
-from cal_pipeline.checkpoint import check_image_tokens, check_weights, refuse_adapters
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import check_architecture, load_model, load_outline, load_processor, model_directory
-from cal_pipeline.positions import longest_row
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.measuring.positions import longest_row
+from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, refuse_adapters
+from cal_pipeline.models.loading import check_architecture, load_model, load_outline, load_processor, model_directory
 from cal_schemas.errors import ConfigError
-from cal_schemas.locations import location
 from cal_schemas.spec import MeasurementSpec
-from cal_trainer.alignment import RowOptions
-from cal_trainer.bounds import resolve_bounds
+from cal_schemas.storage.locations import location
 from cal_trainer.config import CalTrainingArguments, TrainConfig
-from cal_trainer.dataset import ExampleCollator
-from cal_trainer.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
-from cal_trainer.drift import DriftLog, drift_batches
-from cal_trainer.lora import add_lora
-from cal_trainer.opening import (
+from cal_trainer.data.alignment import RowOptions
+from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.data.factory import (
     Examples,
     largest_of_first,
     open_evaluation,
@@ -34,15 +30,19 @@ from cal_trainer.opening import (
     refuse_unusable,
     train_sampler,
 )
-from cal_trainer.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
-from cal_trainer.record import state_of, write_card
-from cal_trainer.refusals import prepare_output, refuse_flags, refuse_optimizer
-from cal_trainer.resuming import check_state, find_checkpoint, saved_date
-from cal_trainer.sampling import SetSamplerEpoch, StepShape
-from cal_trainer.self_check import SelfCheck, refuse_mixed_batches
-from cal_trainer.shared_memory import refuse_small_memory
+from cal_trainer.data.sampling import SetSamplerEpoch, StepShape
+from cal_trainer.data.shared_memory import refuse_small_memory
+from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
+from cal_trainer.objective.drift import DriftLog, drift_batches
+from cal_trainer.objective.weighting import UNIFORM, Weighting, check_combination
+from cal_trainer.run.bounds import resolve_bounds
+from cal_trainer.run.lora import add_lora
+from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
+from cal_trainer.run.record import state_of, write_card
+from cal_trainer.run.resuming import check_state, find_checkpoint, saved_date
+from cal_trainer.run.self_check import SelfCheck, refuse_mixed_batches
+from cal_trainer.run.validation import prepare_output, refuse_flags, refuse_optimizer
 from cal_trainer.trainer import CalTrainer
-from cal_trainer.weighting import UNIFORM, Weighting, check_combination
 
 _log = logging.getLogger("cal-train")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cal_pipeline.console import Console
 from cal_schemas.errors import ConfigError
-from cal_schemas.locations import location
+from cal_schemas.storage.locations import location
 from cal_schemas.weighting import check_weighting
 
 WIDTH = 140

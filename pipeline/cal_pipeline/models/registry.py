@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.models.mini_gemini import MiniGeminiForConditionalGeneration, MiniGeminiModel
-from cal_pipeline.models.mini_gemini_config import MiniGeminiConfig
-from cal_pipeline.models.mini_gemini_processor import MiniGeminiImageProcessor, MiniGeminiProcessor
+from cal_pipeline.models.mini_gemini.configuration import MiniGeminiConfig
+from cal_pipeline.models.mini_gemini.modeling import MiniGeminiForConditionalGeneration, MiniGeminiModel
+from cal_pipeline.models.mini_gemini.processor import MiniGeminiImageProcessor, MiniGeminiProcessor
 
 
 def register() -> None:

@@ -1,0 +1,65 @@
+"""An encoder's identity: the parts of the measurement spec that decide ids, labels and pixels; and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cal_pipeline.encoding import templates
+from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.spec import InputSpec, LabelSpec, MeasurementSpec, digest_json
+
+
+def label_spec(encoder: Encoder) -> LabelSpec:
+    """What decides the labels, as digests."""
+    tokenizer = json.loads(encoder.processor.tokenizer.backend_tokenizer.to_str())
+    for setting in ("truncation", "padding"):  # State of the last call, not part of the tokenizer.
+        tokenizer.pop(setting, None)
+    source = "" if encoder.template != "auto" else templates.chat_template(encoder.processor) or "suffix"
+    return LabelSpec(
+        tokenizer_digest=digest_json(tokenizer),
+        chat_template_digest=digest_json(source),
+        template=encoder.template,
+        date=encoder.date,
+    )
+
+
+def input_spec(encoder: Encoder) -> InputSpec:
+    """What decides the pixels and the length."""
+    image_processor = encoder.processor.image_processor
+    settings = {key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type")}
+    layout = {
+        key: value
+        for key, value in vars(encoder.processor).items()
+        if isinstance(value, bool | int | float | str | type(None)) and key != "chat_template"
+    }
+    return InputSpec(
+        image_processor=type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
+        image_processor_backend=str(getattr(image_processor, "backend", "unknown")),
+        image_processor_digest=digest_json(_json_ready({"image": settings, "layout": layout})),
+        image_aspect_ratio=encoder.image_aspect_ratio,
+        max_length=encoder.max_length,
+        truncation=encoder.truncation,
+    )
+
+
+def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
+    """An encoder with the settings of a stored measurement, on whatever processor is given."""
+    return Encoder(
+        processor,
+        template=spec.label.template,  # type: ignore[arg-type]
+        image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
+        max_length=spec.input.max_length,
+        truncation=spec.input.truncation,  # type: ignore[arg-type]
+        date=spec.label.date,
+    )
+
+
+def _json_ready(value: Any) -> Any:
+    """Settings of a processor as plain JSON values; anything exotic by its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)

@@ -1,0 +1,114 @@
+"""`cal-inspect`: look at annotated shards. A module per subcommand in `cal_pipeline.inspect`, imported when asked.
+
+A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, the exit code. Most need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cal_pipeline.console import escape_unprintable, printing
+from cal_schemas.errors import CalError, ConfigError
+
+EXIT_DONE, EXIT_REFUSED = 0, 2
+
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "summary": ("cal_pipeline.inspect.commands.summary", "counts, quantiles of delta, delta by turn, what measured it"),
+    "tokens": ("cal_pipeline.inspect.commands.tokens", "tokens with the highest and lowest deltas, with context"),
+    "plot": ("cal_pipeline.inspect.commands.plot", "histogram of delta with alpha, beta and the cumulative share"),
+    "show": ("cal_pipeline.inspect.commands.show", "one sample: its picture and its words shaded by delta or weight"),
+    "filter": (
+        "cal_pipeline.inspect.commands.filter_rows",
+        "rows that fulfil a condition: ids, or a new annotated directory",
+    ),
+    "compare": ("cal_pipeline.inspect.commands.compare", "two measurements of the same samples, token by token"),
+    "export": (
+        "cal_pipeline.inspect.commands.export",
+        "per-token weights for other trainers, or a sheet for people to mark",
+    ),
+    "agreement": (
+        "cal_pipeline.inspect.commands.agreement",
+        "how well deltas agree with what people marked on the sheet",
+    ),
+    "page": (
+        "cal_pipeline.inspect.commands.page",
+        "one HTML file: summary, plots, searchable gallery with shaded words",
+    ),
+    "audit": (
+        "cal_pipeline.inspect.commands.audit",
+        "measure a part again; swap control: is the reference fit for the data",
+    ),
+    "attention": (
+        "cal_pipeline.inspect.commands.attention",
+        "where in the picture the words attend to (LLaVA, LLaVA-NeXT)",
+    ),
+    "patch-words": ("cal_pipeline.inspect.commands.patch_words", "the nearest words of each patch (LLaVA, LLaVA-NeXT)"),
+}
+"""Name -> module, what it is for."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (cal-inspect --help, or cal-inspect SUBCOMMAND --help, tells more)")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Console entry point; exits 0 done, 1 a check of the subcommand failed, 2 refused, 130 interrupted."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The same as an exit code."""
+    escape_unprintable()
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        given = list(sys.argv[1:] if argv is None else argv)
+        with printing():
+            parser, module = _parser(given)
+            arguments = parser.parse_args(given)
+            return int(module.run(arguments)) if module else EXIT_DONE
+    except CalError as error:
+        print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("pandas", "matplotlib"):
+            raise
+        print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except OSError as error:
+        # A path that the system does not even look at: any question about it is answered so. And matplotlib, which has
+        # no number for a machine on which nothing can be written.
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES) and "MPLCONFIGDIR" not in str(error):
+            raise
+        said = f"{error.filename}: {error.strerror}" if error.errno else " ".join(str(error).split())
+        print(f"cal-inspect: {said}", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
+    """The parser with the flags of the subcommand that is asked for, and that subcommand's module."""
+    parser = _Parser(prog="cal-inspect", description="Look at annotated shards.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    module = None
+    for name, (path, purpose) in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
+        if name == chosen:
+            module = importlib.import_module(path)
+            subparser.description = module.__doc__
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(subparser)
+    return parser, module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Two measurements of the same samples, joined by sample_key: how far their deltas and weights are apart.
+
+    cal-inspect compare annotated_7b/ annotated_13b/ --output scatter.png
+
+Equal samples have equal keys; where a key occurs several times the first is joined to the first, and so on. B's token
+columns are held in memory (12 bytes a token), A streams by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.reading import open_paths, read_batches
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import STATUS_OK, ConfigError
+
+MOVED = 0.05
+"""A clamped weight that differs by more has moved."""
+_NAMED = 5
+_RANGE, _BINS = 20.0, 160
+"""The scatter plot's square in logits (what lies outside is drawn at its edge), and its bins."""
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Sums over the tokens that both measured, filled batch by batch."""
+
+    alpha: float
+    beta: float
+    rows_a: int = 0
+    rows_b: int = 0
+    joined: int = 0
+    both_ok: int = 0
+    other_labels: int = 0
+    examples: list[str] = field(default_factory=list)
+    """sample_ids of the first rows whose label ids differ."""
+    tokens: int = 0
+    undefined_in_one: int = 0
+    moved: int = 0
+    max_difference: float = 0.0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(7))
+    """Of a, b, a*a, b*b, a*b, a-b, |a-b|."""
+    grid: np.ndarray = field(default_factory=lambda: np.zeros((_BINS, _BINS), np.int64))
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Counts deltas [N] of the same tokens in A and B, NaN where undefined."""
+        defined = ~(np.isnan(a) | np.isnan(b))
+        self.undefined_in_one += int((np.isnan(a) != np.isnan(b)).sum())
+        a, b = a[defined].astype(np.float64), b[defined].astype(np.float64)
+        if not len(a):
+            return
+        difference = a - b
+        self.tokens += len(a)
+        self.sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b, difference.sum(), np.abs(difference).sum()]
+        self.max_difference = max(self.max_difference, float(np.abs(difference).max()))
+        clamped = [np.clip(values, self.alpha, self.beta) for values in (a, b)]
+        self.moved += int((np.abs(clamped[0] - clamped[1]) > MOVED).sum())
+        bins = [np.clip((values + _RANGE) * (_BINS / (2 * _RANGE)), 0, _BINS - 1).astype(np.int64) for values in (a, b)]
+        self.grid += np.bincount(bins[0] * _BINS + bins[1], minlength=_BINS * _BINS).reshape(_BINS, _BINS)
+
+    @staticmethod
+    def edges() -> np.ndarray:
+        """[_BINS + 1] borders of the grid, in logits."""
+        return np.linspace(-_RANGE, _RANGE, _BINS + 1)
+
+    def result(self) -> dict[str, Any]:
+        """Plain values, null where nothing was compared; differences are A minus B, in logits."""
+        n = self.tokens
+        if not n:
+            return self._counts()
+        a, b, aa, bb, ab, signed, absolute = self.sums
+        variances = (aa - a * a / n) * (bb - b * b / n)
+        correlation = (ab - a * b / n) / math.sqrt(variances) if variances > 1e-12 * (aa * bb or 1.0) else None
+        return {
+            **self._counts(),
+            "correlation": None if correlation is None else min(1.0, max(-1.0, correlation)),
+            "mean_difference": signed / n,
+            "mean_absolute_difference": absolute / n,
+            "rms_difference": math.sqrt(max(aa + bb - 2 * ab, 0.0) / n),
+            "max_difference": self.max_difference,
+            "share_moved": self.moved / n,
+        }
+
+    def _counts(self) -> dict[str, Any]:
+        names = ("rows_a", "rows_b", "joined", "both_ok", "other_labels", "examples", "tokens", "undefined_in_one")
+        return {name: getattr(self, name) for name in names}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect compare`."""
+    parser.add_argument("a", type=Path, metavar="A", help="annotated directory")
+    parser.add_argument("b", type=Path, metavar="B", help="another measurement of the same samples")
+    flags.add_weighting(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="scatter plot as .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the comparison; 0. Two directories with nothing to compare are refused."""
+    weighting = flags.weighting_of(arguments)
+    a, b = open_paths(arguments.a), open_paths(arguments.b)
+    path = None
+    if arguments.output:
+        from cal_pipeline.inspect.page import plots
+
+        path = flags.new_file(arguments.output, *plots.FIGURE_SUFFIXES)
+    found = compare(a, b, alpha=weighting["alpha"], beta=weighting["beta"])
+    _refuse_nothing(found, arguments)
+    result = found.result()
+    differing = {name: [one, other] for name, one, other in a.spec.differences(b.spec)}
+    if arguments.json:
+        print(json.dumps({**result, "spec_differences": differing}, indent=1, allow_nan=False))  # noqa: T201
+    else:
+        _print(result, differing, arguments)
+    if path:
+        names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
+        figure = plots.scatter_figure(
+            *_trimmed(found), names=names, alpha=found.alpha, beta=found.beta, title=_title(result)
+        )
+        plots.save(figure, path)
+        if not arguments.json:
+            print(path)  # noqa: T201
+    return 0
+
+
+def _refuse_nothing(found: Comparison, arguments: argparse.Namespace) -> None:
+    if found.tokens:
+        return
+    reason = (
+        "no sample_key is in both: were the pictures embedded in one and named by path in the other?"
+        if not found.joined
+        else f"of {found.joined} joined rows none is ok in both"
+        if not found.both_ok
+        else f"all {found.other_labels} rows that are ok in both have other label ids ({', '.join(found.examples)}): "
+        "another tokenizer or template"
+        if found.other_labels == found.both_ok
+        else "no token has a defined delta in both"
+    )
+    raise ConfigError(f"nothing to compare in {arguments.a} ({found.rows_a} rows) and {arguments.b} ({found.rows_b} "
+                      f"rows): {reason}")  # fmt: skip
+
+
+def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: float) -> Comparison:
+    """Joins by key and counts; see `Comparison`."""
+    found = Comparison(alpha=alpha, beta=beta, rows_a=a.num_rows, rows_b=b.num_rows)
+    columns = ["sample_id", "sample_key", "status", *LIST_COLUMNS]
+    batches = [batch.data for batch in read_batches(b, columns[1:])]
+    if not batches:
+        return found
+    table = pa.Table.from_batches(batches)
+    theirs = _Side(table)
+    row_of = {key: row for row, key in enumerate(_numbered(table.column("sample_key").to_pandas(), {}))}
+    seen: dict[str, int] = {}
+    for batch in read_batches(a, columns):
+        mine = _Side(batch.data)
+        match = np.array(
+            [row_of.get(key, -1) for key in _numbered(batch.data.column("sample_key").to_pandas(), seen)], np.int64
+        )
+        rows = np.flatnonzero(match >= 0)
+        found.joined += len(rows)
+        rows = rows[mine.ok[rows] & theirs.ok[match[rows]]]
+        found.both_ok += len(rows)
+        same = mine.flat.lengths[rows] == theirs.flat.lengths[match[rows]]
+        tokens = mine.tokens(rows[same]), theirs.tokens(match[rows[same]])
+        lengths = mine.flat.lengths[rows[same]]
+        unequal = mine.flat.label_ids[tokens[0]] != theirs.flat.label_ids[tokens[1]]
+        differing = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[unequal], minlength=len(lengths)) > 0
+        kept = np.repeat(~differing, lengths)
+        found.add(mine.flat.deltas[tokens[0][kept]], theirs.flat.deltas[tokens[1][kept]])
+        others = np.sort(np.concatenate([rows[~same], rows[same][differing]]))
+        found.other_labels += len(others)
+        ids = batch.data.column("sample_id")
+        found.examples += [ids[int(row)].as_py() for row in others[: max(0, _NAMED - len(found.examples))]]
+    return found
+
+
+class _Side:
+    """Rows of one side, with where their tokens are."""
+
+    def __init__(self, data: pa.Table | pa.RecordBatch) -> None:
+        self.flat = FlatTokens.from_arrow(data)
+        self.ok = np.asarray(data.column("status").to_pandas() == STATUS_OK, bool)
+        self._starts = np.cumsum(self.flat.lengths) - self.flat.lengths
+
+    def tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Indices of the tokens of these rows, in the order of the rows."""
+        lengths = self.flat.lengths[rows]
+        first = np.repeat(self._starts[rows] - (np.cumsum(lengths) - lengths), lengths)
+        return first + np.arange(int(lengths.sum()))
+
+
+def _numbered(keys: pd.Series, seen: dict[str, int]) -> list[tuple[str, int]]:
+    """(key, how often it came before); `seen` goes on from batch to batch."""
+    numbered = []
+    for key in keys.tolist():
+        count = seen.get(key, 0)
+        seen[key] = count + 1
+        numbered.append((key, count))
+    return numbered
+
+
+def _trimmed(found: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    """The square around 0 that holds every counted token."""
+    middle = _BINS // 2
+    used = np.flatnonzero(found.grid.any(0) | found.grid.any(1))
+    half = int(np.clip(max(middle - used.min(), used.max() + 1 - middle) + 2, 8, middle))
+    inner = slice(middle - half, middle + half)
+    return found.grid[inner, inner], found.edges()[middle - half : middle + half + 1]
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
+
+
+def _correlation(result: Mapping[str, Any]) -> str:
+    value = result["correlation"]
+    return "undefined (no spread)" if value is None else f"{value:.4f}"
+
+
+def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    def say(text: str) -> None:
+        print(text)  # noqa: T201
+
+    say(f"A: {arguments.a}, {result['rows_a']:,} rows\nB: {arguments.b}, {result['rows_b']:,} rows")
+    only = [result[f"rows_{side}"] - result["joined"] for side in "ab"]
+    say(f"{result['joined']:,} rows joined by sample_key ({only[0]:,} only in A, {only[1]:,} only in B); "
+        f"{result['both_ok']:,} are ok in both")  # fmt: skip
+    if result["other_labels"]:
+        say(
+            f"{result['other_labels']:,} of them have other label ids and are left out: {', '.join(result['examples'])}"
+        )
+    undefined = result["undefined_in_one"]
+    note = f"; {undefined:,} are undefined in one of the two" if undefined else ""
+    say(f"{result['tokens']:,} tokens compared{note}")
+    say(f"correlation               {_correlation(result)}")
+    say(f"mean difference, A - B    {result['mean_difference']:+#.4g} logits")
+    say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g} logits")
+    say(f"rms difference            {result['rms_difference']:#.4g} logits")
+    say(f"max difference            {result['max_difference']:#.4g} logits")
+    say(f"clamped weight moved by more than {MOVED}: {result['share_moved']:.2%} of the tokens")
+    say("measured alike" if not differing else "measured differently:")
+    for name, (one, other) in differing.items():
+        say(f"  {name}: {one!r} in A, {other!r} in B")

@@ -1,0 +1,84 @@
+"""Per-token weights for other trainers, or a sheet for people to mark.
+
+    cal-inspect export annotated/ --to messages-jsonl --model_name_or_path MODEL --output for_others/
+    cal-inspect export annotated/ --to hf-dataset --model_name_or_path MODEL --output for_others/
+    cal-inspect export annotated/ --to labelling-sheet --num_samples 100 --output sheet/
+
+The first two encode every usable row again, with MODEL's processor and the flags of the measurement, and refuse labels
+other than the measured ones. Columns: sample_id, sample_key, messages, template_inputs, images, input_ids, labels (-100
+where nothing is supervised), loss_weights (0 there). What is lost is in docs/inspecting.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import ConfigError
+
+FORMATS = ("messages-jsonl", "hf-dataset", "labelling-sheet")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect export`."""
+    flags.add_annotated(parser)
+    flags.add_weighting(parser)
+    parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory")
+    parser.add_argument("--model_name_or_path", help="whose processor encodes (not for labelling-sheet)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--image_folder", type=Path, help="where image paths start (default: as measured)")
+    parser.add_argument("--max_image_pixels", type=int, default=DEFAULT_MAX_IMAGE_PIXELS, help="as in cal-precompute")
+    parser.add_argument("--num_samples", type=int, default=100, help="of the labelling sheet (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the labelling sheet's draw")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the directory in one step and says what is in it; 0."""
+    opened = open_paths(arguments.annotated)
+    flags.weighting_of(arguments)
+    if "messages" not in opened.schema.names:
+        raise ConfigError(
+            "this is a sidecar (--carry none): it holds no messages and pictures to export; measure with "
+            "--carry images or paths"
+        )
+    output: Path = arguments.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output} is there already; give a new directory")
+    partial = output.absolute().with_name(f".{output.absolute().name}.partial")
+    write = _writer(arguments)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        said = write(opened, partial, arguments)
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{output}: {said}")  # noqa: T201
+    return 0
+
+
+def _writer(arguments: argparse.Namespace) -> Callable[[AnnotatedDataset, Path, argparse.Namespace], str]:
+    if arguments.to == "labelling-sheet":
+        from cal_pipeline.inspect.tables.labelling_sheet import write_sheet
+
+        return write_sheet
+    if not arguments.model_name_or_path:
+        raise ConfigError(f"--to {arguments.to} encodes every row again: name the model with --model_name_or_path")
+    # Only here torch is needed.
+    from cal_pipeline.inspect.with_model import weighted_examples
+
+    return {
+        "messages-jsonl": weighted_examples.write_messages_jsonl,
+        "hf-dataset": weighted_examples.write_hf_dataset,
+    }[arguments.to]

@@ -1,0 +1,117 @@
+"""Writes one self-contained HTML file: summary, plots, and a gallery of samples with shaded words.
+
+It needs no network and no server, and its own content security policy lets nothing run but its own script. Text of the
+dataset is data to that script, never markup. Sliders for alpha and beta weigh and shade anew at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import html
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.commands.summary import summarise
+from cal_pipeline.inspect.page.page_data import Look, page_data
+from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
+from cal_schemas.errors import ConfigError
+from cal_schemas.weighting import check_weighting
+
+_UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect page`."""
+    flags.add_annotated(parser)
+    flags.add_tokenizer(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page")
+    parser.add_argument("--samples", type=int, default=500, help="cards in the gallery, at most (default 500)")
+    parser.add_argument(
+        "--pick", choices=["random", "first", "lowest", "highest"], default="random",
+        help="which rows: drawn, the first, or those of the lowest or highest mean delta (default random)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the rows drawn")
+    parser.add_argument("--alpha", type=float, default=1.0, help="where the slider stands at first (default 1)")
+    parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")
+    parser.add_argument("--window", type=int, default=3, help="tokens averaged at first, odd (default 3)")
+    parser.add_argument("--thumbnail_px", type=int, default=320, help="longer side of a picture (default 320)")
+    parser.add_argument(
+        "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
+    )
+    parser.add_argument("--title", help="of the page; default the directory's name")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the page; 0."""
+    check_weighting(alpha=arguments.alpha, beta=arguments.beta, window=arguments.window)
+    if not math.isfinite(arguments.beta):
+        raise ConfigError("--beta of a page is a place on a slider and must be finite")
+    if arguments.samples < 0 or arguments.thumbnail_px < 16 or arguments.seed < 0:
+        raise ConfigError("--samples and --seed are not negative, --thumbnail_px is at least 16")
+    target = flags.new_file(arguments.output, ".html", ".htm")
+    dataset = open_paths(arguments.annotated)
+    summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
+    pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
+    look = Look(
+        samples=arguments.samples,
+        pick=arguments.pick,
+        seed=arguments.seed,
+        alpha=arguments.alpha,
+        beta=arguments.beta,
+        window=arguments.window,
+        thumbnail_px=arguments.thumbnail_px,
+        image_folder=arguments.image_folder,
+    )
+    title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
+    text = page_text(page_data(dataset, summary, pieces, look, title=title))
+    target.write_text(text, encoding="utf-8")
+    print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
+    return 0
+
+
+def page_text(data: dict[str, Any]) -> str:
+    """The whole HTML file: `title` enters the markup escaped, everything else as JSON without `<`, `>` and `&`."""
+    parts = resources.files("cal_pipeline.inspect.page") / "parts"
+    style, script = ((parts / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {_source_hash(script)}",
+            f"style-src {_source_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    values = {
+        "POLICY": policy,
+        "TITLE": html.escape(data["title"]),
+        "STYLE": style,
+        # ASCII, so that U+2028 and lone halves of surrogates are escaped as well.
+        "DATA": json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).translate(_UNSAFE),
+        "SCRIPT": script,
+    }
+    pieces = (parts / "page.html").read_text(encoding="utf-8").split("%")
+    # Every second piece is a name: values are put in once and never looked through for names themselves.
+    return "".join(values[piece] if at % 2 else piece for at, piece in enumerate(pieces))
+
+
+def _source_hash(content: str) -> str:
+    """As a content security policy names the inline element of exactly this content."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def read_page_data(path: Path) -> dict[str, Any]:
+    """The data that a page carries: the inverse of `page_text`, for tests and for other programs."""
+    text = path.read_text(encoding="utf-8")
+    start = text.index('<script type="application/json" id="data">')
+    start = text.index(">", start) + 1
+    value: dict[str, Any] = json.loads(text[start : text.index("</script>", start)])
+    return value

@@ -1,0 +1,94 @@
+"""The nearest words of each patch of a picture, for one LLaVA-type checkpoint or two side by side (CAL, Fig. 6).
+
+    cal-inspect patch-words annotated/ --sample 000123 --model_name_or_path before/ after/ --output words.png
+
+Nearest is the token whose input embedding has the highest cosine with the patch after the projector; special tokens and
+tokens that spell nothing are left out. LLaVA-NeXT: the patches of the whole picture, not those of its tiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.with_model import checkpoints
+from cal_schemas.errors import ConfigError
+
+_MAX_DRAWN = 24
+"""Patches a side that still have room for a word; larger grids are drawn larger."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect patch-words`."""
+    checkpoints.add_arguments(parser)
+    parser.add_argument("--top", type=int, default=3, help="words of each patch in --csv (default 3); one is drawn")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write row, column, rank, word, cosine")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws the words over the picture; 0."""
+    if arguments.top < 1:
+        raise ConfigError(f"--top must be positive, got {arguments.top}")
+    target = flags.new_file(arguments.output, *checkpoints.FIGURE_SUFFIXES)
+    table_target = flags.new_file(arguments.csv, ".csv") if arguments.csv else None
+    found = []
+    for sight in checkpoints.sights(arguments, attn_implementation="sdpa"):
+        from cal_pipeline.inspect.with_model.visualization import nameable_words, patch_words
+
+        tokenizer = sight.encoder.processor.tokenizer
+        vocabulary = nameable_words(sight.model, tokenizer)
+        top = min(arguments.top, len(vocabulary))
+        ids, cosines = patch_words(sight.model, sight.encoded, vocabulary=vocabulary, top=top)
+        words = np.array([[tokenizer.decode([token]).strip() for token in row] for row in ids.tolist()], object)
+        found.append({"name": sight.name, "words": words, "cosines": cosines, "side": sight.tokens.grid_side,
+                      "picture": sight.tokens.picture})  # fmt: skip
+        print(f"{sight.name}: {len(set(words[:, 0]))} different words for {len(words)} patches, "  # noqa: T201
+              f"mean cosine {cosines[:, 0].mean():.3f}")  # fmt: skip
+    draw(found, target)
+    print(f"words: {target}")  # noqa: T201
+    if table_target:
+        write_table(found, table_target)
+    return 0
+
+
+def draw(found: list[dict[str, Any]], target: Path) -> None:
+    """One panel for each checkpoint: the picture, dimmed, with the nearest word in each patch."""
+    from matplotlib.patheffects import withStroke
+
+    side = max(item["side"] for item in found)
+    size = max(5.0, 0.55 * side)
+    figure, axes = checkpoints.figure_of(len(found), width=size, height=size + 0.4)
+    for one, item in zip(axes, found, strict=True):
+        cells = item["side"]
+        one.imshow(item["picture"].resize((336, 336)), extent=(0, cells, cells, 0), alpha=0.45)
+        for patch, word in enumerate(item["words"][:, 0]):
+            row, column = divmod(patch, cells)
+            # Dollar signs would start formulas; long words are cut to stay in their cell.
+            text = str(word).replace("$", r"\$")
+            one.text(column + 0.5, row + 0.5, text if len(text) < 12 else text[:10] + "..", ha="center", va="center",
+                     fontsize=6 if cells > _MAX_DRAWN // 3 else 11,
+                     path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        for line in range(cells + 1):
+            one.plot([0, cells], [line, line], [line, line], [0, cells], color="white", linewidth=0.4)
+        one.set_title(f"{item['name']}: mean cosine {item['cosines'][:, 0].mean():.3f}", fontsize=10)
+    with warnings.catch_warnings():
+        # A word in a script that the font lacks shows as a box; --csv has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(target, dpi=110)
+
+
+def write_table(found: list[dict[str, Any]], target: Path) -> None:
+    """One line for each checkpoint, patch and rank."""
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["checkpoint", "row", "column", "rank", "word", "cosine"])
+        for item in found:
+            for patch, (words, cosines) in enumerate(zip(item["words"], item["cosines"], strict=True)):
+                for rank, (word, cosine) in enumerate(zip(words, cosines, strict=True), 1):
+                    table.writerow([item["name"], *divmod(patch, item["side"]), rank, word, f"{cosine:.5f}"])

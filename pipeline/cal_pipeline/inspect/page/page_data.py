@@ -1,0 +1,225 @@
+"""What a page shows, as plain JSON values: facts, a histogram, and a card for each drawn sample."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.commands.summary import measured_with
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, said_by_answer
+from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.statistics import DeltaCounts
+from cal_pipeline.inspect.tables.token_text import Pieces
+from cal_pipeline.output.row_reader import StoredRow, read_stored
+from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
+from cal_schemas.storage.locations import Location
+
+Pick = Literal["random", "first", "lowest", "highest"]
+MAX_THUMBNAIL_BYTES = 32 * 1024
+"""Of one picture in the page, before base64."""
+NUM_BINS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What is drawn and how it is weighed at first."""
+
+    samples: int
+    pick: Pick
+    seed: int
+    alpha: float
+    beta: float
+    window: int
+    thumbnail_px: int
+    image_folder: Location | None
+
+
+def page_data(
+    dataset: AnnotatedDataset, summary: Mapping[str, Any], pieces: Pieces | None, look: Look, *, title: str
+) -> dict[str, Any]:
+    """Everything the page's script needs; `summary` is `summarise`'s, `pieces` may be None where no row has tokens.
+
+    Reads the columns of numbers once more, for the histogram and the choice of rows, and only the chosen rows whole.
+    """
+    counts, means = _scan(dataset)
+    chosen = choose(means, look.pick, look.samples, look.seed)
+    rows = list(read_stored(dataset, chosen, look.image_folder))
+    edges = _edges(counts, look)
+    top = counts.quantile(0.995) if counts.defined else 0.0
+    return {
+        "title": title,
+        "rows": dataset.num_rows,
+        "alpha": look.alpha,
+        "beta": look.beta,
+        "window": look.window,
+        "sliderMax": float(np.ceil(max(10.0, look.beta, top))),
+        "facts": facts(summary, look),
+        "settings": measured_with(summary),
+        "histogram": {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.histogram(edges).tolist()},
+        "turns": [{"name": name, "mean": values["mean"]} for name, values in summary["turns"].items()],
+        "samples": samples_data(rows, pieces, look),
+    }
+
+
+def _scan(dataset: AnnotatedDataset) -> tuple[DeltaCounts, np.ndarray]:
+    """Counts of all deltas, and the mean delta of every row [R] float32, NaN where none is defined."""
+    counts, means = DeltaCounts(), [np.empty(0, np.float32)]
+    for batch in read_batches(dataset, LIST_COLUMNS):
+        flat = FlatTokens.from_arrow(batch.data)
+        counts.add(flat.deltas)
+        defined = ~np.isnan(flat.deltas)
+        number = np.bincount(flat.row[defined], minlength=len(flat.lengths))
+        total = np.bincount(flat.row[defined], weights=flat.deltas[defined], minlength=len(flat.lengths))
+        mean = np.divide(total, number, out=np.full(len(number), np.nan), where=number > 0)
+        means.append(mean.astype(np.float32))
+    return counts, np.concatenate(means)
+
+
+def choose(means: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
+    """Row numbers, ascending: `random` and `first` of all rows, `lowest` and `highest` of those with a mean delta."""
+    rows = len(means)
+    if pick == "random":
+        chosen = np.random.default_rng(seed).permutation(rows)[:count]
+    elif pick == "first":
+        chosen = np.arange(min(count, rows))
+    else:
+        defined = np.flatnonzero(~np.isnan(means))
+        order = np.argsort(means[defined] * (1 if pick == "lowest" else -1), kind="stable")
+        chosen = defined[order][:count]
+    return np.sort(chosen)
+
+
+def _edges(counts: DeltaCounts, look: Look) -> np.ndarray:
+    low = min(-1.0, counts.quantile(0.005)) if counts.defined else -1.0
+    high = max(look.beta + 1.0, counts.quantile(0.995)) if counts.defined else look.beta + 1.0
+    return np.linspace(np.floor(low), np.ceil(high), NUM_BINS + 1)
+
+
+def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
+    """Name and value of every fact in the page's head."""
+    delta = summary["delta"]
+
+    def logits(name: str) -> str:
+        return "-" if delta[name] is None else f"{delta[name]:.2f}"
+
+    def share(name: str) -> str:
+        return "-" if delta[name] is None else f"{delta[name]:.1%}"
+
+    found = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
+    found += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
+    if summary["images"] is not None:
+        found += [("pictures", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]
+    found += [
+        ("supervised tokens", f"{summary['tokens']:,}"),
+        *([("undefined deltas", f"{summary['undefined']:,}")] if summary["undefined"] else []),
+        ("mean delta", logits("mean")),
+        ("10%, 50%, 90% quantile", ", ".join(logits(name) for name in ("q10", "q50", "q90"))),
+        ("deltas below 0", share("share_negative")),
+        (f"deltas below {look.alpha:g}", share("share_below_alpha")),
+        (f"deltas below {look.beta:g}", share("share_below_beta")),
+    ]
+    return found
+
+
+def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -> list[dict[str, Any]]:
+    """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
+    flat = FlatTokens.from_arrow(
+        pa.table(
+            {
+                "label_ids": pa.array([row.label_ids for row in rows], pa.list_(pa.int32())),
+                "label_positions": pa.array([row.label_positions for row in rows], pa.list_(pa.int32())),
+                "delta_logits": pa.array([row.delta_logits for row in rows], pa.list_(pa.float32())),
+            }
+        )
+    )
+    weights = flat.weights(alpha=look.alpha, beta=look.beta, window=look.window)
+    turns = flat.turns(
+        {
+            number: [
+                (said, turn.supervised)
+                for turn in row.sample.messages
+                if (said := said_by_answer(turn.role, turn.content, turn.extra))
+            ]
+            for number, row in enumerate(rows)
+            if row.sample.messages is not None
+        }
+    )
+    cards = []
+    stop = 0
+    for row, length in zip(rows, flat.lengths.tolist(), strict=True):
+        own = slice(stop, stop := stop + length)
+        ids = row.label_ids.tolist()
+        assert pieces is not None or not ids
+        special = [at for at, token in enumerate(ids) if pieces is not None and pieces.is_special(token)]
+        cards.append(
+            {
+                "id": row.sample.sample_id,
+                "row": row.number,
+                "status": row.status,
+                "error": row.error,
+                "images": [thumbnail(image, row.image_folder, look.thumbnail_px) for image in row.sample.images],
+                "tokens": [] if pieces is None else pieces.spelled(ids),
+                "special": special,
+                "deltas": [None if np.isnan(delta) else round(float(delta), 5) for delta in row.delta_logits],
+                "weights": [round(float(weight), 5) for weight in weights[own]],
+                "spans": np.flatnonzero(flat.starts[own]).tolist(),
+                "turns": turn_parts(row.sample.messages or (), turns[own]),
+            }
+        )
+    return cards
+
+
+def turn_parts(messages: Sequence[Turn], turns: np.ndarray) -> list[dict[str, Any]]:
+    """The conversation in order: turns with their text, and measured answers as a range of tokens.
+
+    `turns` [S] is the number of the answer, from 1, that each supervised token belongs to. Every token is in exactly
+    one part, also where a row holds no messages.
+    """
+    parts: list[dict[str, Any]] = []
+    answer = shown = 0
+    for turn in messages:
+        text = turn.content.replace(IMAGE_MARK, "[image]")
+        if said_by_answer(turn.role, turn.content, turn.extra):
+            answer += 1
+            stop = int(np.searchsorted(turns, answer, side="right"))
+            if stop > shown:
+                parts.append({"role": "assistant", "from": shown, "to": stop})
+                shown = stop
+                continue
+        parts.append({"role": turn.role, "text": text})
+    if shown < len(turns):
+        parts.append({"role": "assistant", "from": shown, "to": len(turns)})
+    return parts
+
+
+def thumbnail(image: ImageRef, image_folder: Location | None, side_px: int) -> dict[str, str]:
+    """`{"uri": data URI}` of a small JPEG or PNG made anew, or `{"problem": why there is none}`.
+
+    At most MAX_THUMBNAIL_BYTES and `side_px` on its longer side, less where the bytes demand it.
+    """
+    try:
+        picture = decode_image(read_image_file(image, image_folder))
+    except SampleError as error:
+        return {"problem": str(error)}
+    while True:
+        picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+        for kind, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": 85}), ("JPEG", {"quality": 60})):
+            # PNG is exact and small for drawings; a photograph is a JPEG.
+            file = io.BytesIO()
+            picture.save(file, kind, **options)
+            limit = MAX_THUMBNAIL_BYTES // 2 if kind == "PNG" else MAX_THUMBNAIL_BYTES
+            if file.tell() <= limit:
+                data = base64.b64encode(file.getvalue()).decode()
+                return {"uri": f"data:image/{kind.lower()};base64,{data}"}
+        side_px //= 2

@@ -1,0 +1,149 @@
+"""Annotated shards as pandas frames: a row per sample, or a row per supervised token. Needs no torch.
+
+    frame = load_annotated("annotated/")
+    samples = sample_frame(frame)
+    tokens = token_frame(frame, "path/to/the/reference")   # or AutoTokenizer.from_pretrained(...)
+
+R rows, N supervised tokens of all of them. docs/inspecting.md has every column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cal_pipeline.inspect.tables import conditions
+from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
+from cal_pipeline.inspect.tables.statistics import sample_columns
+from cal_pipeline.inspect.tables.stored_columns import addresses
+from cal_pipeline.inspect.tables.token_text import as_pieces
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import ConfigError
+from cal_schemas.weighting import Pool
+
+__all__ = ["load_annotated", "sample_frame", "token_frame"]
+
+
+def load_annotated(
+    path: str | Path | Sequence[str | Path],
+    *,
+    columns: Sequence[str] | None = None,
+    filter: str | pc.Expression | None = None,  # noqa: A002 - the word pandas and pyarrow use
+) -> pd.DataFrame:
+    """Rows of annotated shards, in file order then row order; R rows, index 0 to R - 1.
+
+    Args:
+        path: a shard, a directory of them, or several of one measurement.
+        columns: which columns; by default all, where `images` names the pictures but leaves their bytes out. Name
+            `images` to have those too.
+        filter: which rows: an expression in text over the shards' columns and those of `sample_frame`
+            (`"status == 'ok' and mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.
+
+    List columns hold one NumPy array per row: `label_ids` and `label_positions` int32 [S], `delta_logits` float32 [S],
+    NaN where undefined. Only rows that pass the filter are ever held, so a filter bounds memory. Raises ConfigError for
+    unknown columns, naming those there are, and FormatError for what is no annotated shard.
+    """
+    opened = open_paths(path)
+    wanted = _physical_columns(opened, columns)
+    test = None if filter is None else conditions.row_test(filter, opened.schema)
+    extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
+    tables = []
+    for batch in read_batches(opened, [*wanted, *extra]):
+        data = batch.data
+        if test is not None:
+            data = data.filter(test(data))
+        tables.append(data.select([name for name in data.schema.names if name not in extra]))
+    schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
+    frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()
+    return frame if columns is None else frame[list(columns)]
+
+
+def _physical_columns(opened: AnnotatedDataset, columns: Sequence[str] | None) -> list[str]:
+    if columns is None:
+        return [IMAGE_PATHS if name == "images" else name for name in opened.schema.names]
+    if unknown := [name for name in columns if name not in opened.schema.names]:
+        raise ConfigError(f"no columns {unknown} in these shards; they have {opened.schema.names}")
+    return list(columns)
+
+
+def sample_frame(
+    frame: pd.DataFrame, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span"
+) -> pd.DataFrame:
+    """One row per row of `frame`, same index: what its tokens say together; R rows.
+
+    Columns: those of `frame` that hold one value a row (`sample_id`, `status`, `num_tokens`, a source's own columns),
+    then `images`, `tokens`, `undefined`, `turns` (int), and over the tokens with a defined delta `mean_delta`,
+    `min_delta`, `max_delta` (logits), `share_negative`, `share_below_alpha`, `share_above_beta`, `mean_weight` and
+    `visual_dependence` (0 to 1); NaN where a row has no such token. `visual_dependence` is the mean of
+    (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds;
+    it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
+    `source_NAME`.
+    """
+    flat = FlatTokens.from_frame(frame)
+    turns = flat.turns(irregular_answers(frame))
+    values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
+    listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
+    own = frame[[name for name in frame.columns if name not in listed]]
+    own = own.rename(columns={name: address for address, name in addresses(frame.columns).items()})
+    if "images" in frame:
+        own["images"] = [0 if images is None else len(images) for images in frame["images"]]
+    return own.assign(**values)
+
+
+def _is_nested(column: pd.Series) -> bool:
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return bool(pa.types.is_nested(column.dtype.pyarrow_dtype))
+    if column.dtype != object:
+        return False
+    return any(isinstance(value, np.ndarray | list | dict | tuple) for value in column.dropna().head(1))
+
+
+def token_frame(
+    frame: pd.DataFrame,
+    tokenizer: Any,
+    *,
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    window: int = 3,
+    pool: Pool = "span",
+) -> pd.DataFrame:
+    r"""One row per supervised token of every row of `frame`, in order; N rows, index 0 to N - 1.
+
+    Args:
+        frame: with `label_ids`, `label_positions`, `delta_logits`, from `load_annotated` or `pandas.read_parquet`.
+        tokenizer: that of the measurement: a directory, a tokenizer.json, or a fast tokenizer.
+        alpha: see cal_trainer.objective.weights.token_weights, whose weights these are, to the bit.
+        beta: the same.
+        window: the same.
+        pool: `span` or `joined`; `released` needs what no cache holds (ConfigError).
+
+    Columns: `row` (index of the sample in `frame`), `sample_id` (category), `turn` (int32, which answer, from 1),
+    `position` (int32, in the reference's encoding), `token_id` (int32), `token` (category: its text, leading space
+    included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined), `weight`
+    (float32). Rows without tokens (status not ok) have none.
+    """
+    pieces = as_pieces(tokenizer)
+    flat = FlatTokens.from_frame(frame)
+    codes, texts = pieces.texts(flat.label_ids)
+    columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}
+    if "sample_id" in frame:
+        ids, names = pd.factorize(frame["sample_id"])
+        columns["sample_id"] = pd.Categorical.from_codes(ids[flat.row], pd.Index(names))
+    return pd.DataFrame(
+        {
+            **columns,
+            "turn": flat.turns(irregular_answers(frame)),
+            "position": flat.positions,
+            "token_id": flat.label_ids,
+            "token": pd.Categorical.from_codes(codes, pd.Index(texts, dtype="str")),
+            "delta": flat.deltas,
+            "weight": flat.weights(alpha=alpha, beta=beta, window=window, pool=pool),
+        }
+    )

@@ -1,0 +1,109 @@
+"""The labelling sheet: random samples for people to mark those whose text contradicts the picture (CAL, Fig. 1b).
+
+sheet.csv and images/ go to the people; measured.csv, with the scores, stays with whoever asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cal_pipeline.inspect.commands.agreement import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
+from cal_pipeline.inspect.tables.conditions import row_values
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
+from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.storage.locations import Location
+
+SHEET = "sheet.csv"
+_LONGEST_SIDE = 1024
+
+
+def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
+    """Writes the sheet, its pictures and the scores; says how many rows there are."""
+    if arguments.num_samples < 1:
+        raise ConfigError(f"--num_samples must be positive, got {arguments.num_samples}")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed is not negative, got {arguments.seed}")
+    (folder / "images").mkdir()
+    with (
+        # The mark in front tells a spreadsheet that this is UTF-8.
+        (folder / SHEET).open("w", encoding="utf-8-sig", newline="") as sheet,
+        (folder / MEASURED).open("w", encoding="utf-8", newline="") as measured,
+    ):
+        sheet_rows, measured_rows = csv.writer(sheet), csv.writer(measured)
+        sheet_rows.writerow(["number", KEY_COLUMN, "image", "question", "answer", MARK_COLUMN, "remark"])
+        measured_rows.writerow([KEY_COLUMN, "sample_id", *SCORES])
+        seen: set[str] = set()
+        for place in _drawn(opened, arguments.seed):
+            if len(seen) == arguments.num_samples:
+                break
+            table = read_row(place)
+            row = table.select(["sample_id", "sample_key", "images", "messages"]).to_pylist()[0]
+            if row["sample_key"] in seen:  # An equal sample is on the sheet already.
+                continue
+            seen.add(row["sample_key"])
+            number = len(seen)
+            values = row_values(table.combine_chunks().to_batches()[0], list(SCORES), alpha=arguments.alpha,
+                                beta=arguments.beta, window=arguments.window, pool=arguments.pool)  # fmt: skip
+            names = _write_images(row, image_folder_of(opened, place.file, arguments.image_folder), folder, number)
+            texts = [_said(row["messages"], role) for role in ("user", "assistant")]
+            key = KEY_PREFIX + row["sample_key"]
+            sheet_rows.writerow([number, key, names, *map(guarded, texts), "", ""])
+            measured_rows.writerow(
+                [key, guarded(row["sample_id"]), *(f"{values[name].iloc[0]:.6g}" for name in SCORES)]
+            )
+    return (
+        f"{len(seen)} samples in {SHEET}, for people to write yes or no into {MARK_COLUMN!r}; keep {MEASURED} from "
+        f"them, then: cal-inspect agreement {arguments.output / SHEET}"
+    )
+
+
+def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
+    """All rows that are ok and show a picture, in random order."""
+    eligible: list[np.ndarray] = []
+    places: list[tuple[Location, int, int]] = []
+    start = 0
+    for batch in read_batches(opened, ["status", IMAGE_PATHS]):
+        ok = np.asarray(pc.equal(batch.data.column("status"), STATUS_OK))
+        shows = np.asarray(pc.list_value_length(batch.data.column("images"))) > 0
+        eligible.append(np.flatnonzero(ok & shows) + start)
+        places.append((batch.file, batch.row, start))
+        start += batch.data.num_rows
+    rows = np.concatenate([np.empty(0, np.int64), *eligible])
+    if not len(rows):
+        raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows a picture: there is nothing to mark")
+    starts = np.array([item[2] for item in places])
+    for row in np.random.default_rng(seed).permutation(rows).tolist():
+        file, first, start = places[int(np.searchsorted(starts, row, side="right")) - 1]
+        yield Place(file=file, row=first + row - start, number=row)
+
+
+def _write_images(row: dict[str, Any], image_folder: Location | None, folder: Path, number: int) -> str:
+    names = []
+    for at, (_, picture) in enumerate(row_images(row["images"], image_folder), start=1):
+        if isinstance(picture, str):
+            names.append(f"({picture})")
+            continue
+        name = f"images/{number:04d}-{at}.jpg"
+        (folder / name).write_bytes(small_jpeg(picture, _LONGEST_SIDE))
+        names.append(name)
+    return " ".join(names)
+
+
+def _said(messages: list[dict[str, str]] | None, role: str) -> str:
+    return "\n---\n".join(
+        turn["content"].replace("<image>", "").strip() for turn in messages or () if turn["role"] == role
+    )
+
+
+def guarded(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

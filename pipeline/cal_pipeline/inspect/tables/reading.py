@@ -1,0 +1,63 @@
+"""Annotated shards for looking: one batch after the other, with where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from cal_schemas.annotated import AnnotatedDataset, open_annotated
+from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.storage.locations import Location, location, open_parquet
+from cal_schemas.storage.object_path import ObjectPath
+
+BATCH_ROWS = 8192
+IMAGE_PATHS = "images.list.element.path"
+"""Names the pictures of a row without reading a byte of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Consecutive rows of one shard."""
+
+    file: Location
+    row: int
+    """Number of the first row inside its file."""
+    data: pa.RecordBatch
+
+
+def column_of(name: str) -> str:
+    """The column that is read: a dot in any other name is its own."""
+    return "images" if name == IMAGE_PATHS else name
+
+
+def open_paths(paths: str | Location | Sequence[str | Location]) -> AnnotatedDataset:
+    """Shards or directories of shards as one; FormatError or ConfigError with the reason otherwise."""
+    listed = [location(path) for path in ([paths] if isinstance(paths, str | Path | ObjectPath) else paths)]
+    if not listed:
+        raise ConfigError("no annotated directory is given")
+    for path in listed:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file or directory")
+    return open_annotated(listed)
+
+
+def read_batches(opened: AnnotatedDataset, columns: Sequence[str], batch_rows: int = BATCH_ROWS) -> Iterator[Batch]:
+    """Rows in file order then row order, never more than one row group in memory.
+
+    `columns` that the shards do not have (images and messages of a sidecar) are left out. Raises FormatError naming a
+    file whose pages cannot be read.
+    """
+    there = [name for name in columns if column_of(name) in opened.schema.names]
+    for path in opened.files:
+        row = 0
+        try:
+            with open_parquet(path) as file:
+                for data in file.iter_batches(batch_size=batch_rows, columns=there):
+                    yield Batch(file=path, row=row, data=data)
+                    row += data.num_rows
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise FormatError(f"{path}: broken after row {row}: {reason}; measure this shard again") from error

@@ -1,0 +1,172 @@
+"""Single rows of annotated shards, found by id, with their words in the order of the conversation."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.token_text import Pieces
+from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import ConfigError, FormatError, ImageError
+from cal_schemas.sample import ImageRef
+from cal_schemas.storage.locations import Location, location, open_parquet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a row is."""
+
+    file: Location
+    row: int
+    number: int
+    """Among the rows of all files, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownToken:
+    """One supervised token as people read it."""
+
+    text: str
+    """Joined in order these are the answer; see `Pieces.spelled`."""
+    delta: float
+    """Logits, NaN where undefined."""
+    weight: float
+    position: int
+    turn: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+    """One turn of a conversation: plain words, or the tokens that are supervised in it."""
+
+    role: str
+    text: str
+    tokens: tuple[ShownToken, ...] = ()
+
+
+def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
+    """Rows with this `sample_id` or `sample_key`, or row number N of all for `#N`; ConfigError when there is none."""
+    places = []
+    number = 0
+    by_number = int(wanted[1:]) if re.fullmatch(r"#[0-9]{1,18}", wanted) else None
+    for batch in read_batches(opened, ["sample_id", "sample_key"]):
+        rows = batch.data.num_rows
+        if by_number is not None and number <= by_number < number + rows:
+            at = by_number - number
+            return [Place(file=batch.file, row=batch.row + at, number=by_number)]
+        ids, keys = (np.asarray(batch.data.column(name)) for name in ("sample_id", "sample_key"))
+        places += [
+            Place(file=batch.file, row=batch.row + int(at), number=number + int(at))
+            for at in np.flatnonzero((ids == wanted) | (keys == wanted))
+        ]
+        number += rows
+    if not places and by_number is not None and number:
+        raise ConfigError(f"no row {wanted}: there are #0 to #{number - 1}, and no sample_id is {wanted!r}")
+    if not places:
+        raise ConfigError(
+            f"no row has the sample_id or sample_key {wanted!r} (looked at {opened.num_rows} rows); "
+            "#0 is the first row, and cal-inspect filter --ids lists ids"
+        )
+    return places
+
+
+def read_row(place: Place) -> pa.Table:
+    """The row as a table of one; FormatError when its row group cannot be read."""
+    row = place.row
+    try:
+        with open_parquet(place.file) as file:
+            for number in range(file.num_row_groups):
+                size = file.metadata.row_group(number).num_rows
+                if row < size:
+                    return file.read_row_group(number).slice(row, 1)
+                row -= size
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{place.file}: row {place.row} cannot be read: {error}") from error
+    raise FormatError(f"{place.file} has no row {place.row}")
+
+
+def shown_tokens(table: pa.Table, pieces: Pieces, **weighting: Any) -> list[list[ShownToken]]:
+    """Tokens of every row of the table."""
+    flat = FlatTokens.from_arrow(table.select(LIST_COLUMNS))
+    turns = flat.turns(irregular_answers(table))
+    weights = flat.weights(**weighting)
+    stops = np.cumsum(flat.lengths)
+    rows = []
+    for start, stop in zip(stops - flat.lengths, stops, strict=True):
+        texts = pieces.spelled(flat.label_ids[start:stop].tolist())
+        values = (column[start:stop].tolist() for column in (flat.deltas, weights, flat.positions, turns))
+        rows.append(
+            [
+                ShownToken(text=text, delta=delta, weight=weight, position=position, turn=turn)
+                for text, delta, weight, position, turn in zip(texts, *values, strict=True)
+            ]
+        )
+    return rows
+
+
+def conversation(messages: Sequence[Mapping[str, Any]] | None, tokens: Sequence[ShownToken]) -> list[Utterance]:
+    """Turns in order, the supervised ones by their tokens; a sidecar's row has only those."""
+    by_turn: dict[int, list[ShownToken]] = {}
+    for token in tokens:
+        by_turn.setdefault(token.turn, []).append(token)
+    answers = iter(sorted(by_turn.items()))
+    pending = next(answers, None)
+    said = []
+    for turn in messages or ():
+        content = turn["content"]
+        learned = turn.get("supervised", True)
+        if turn["role"] == "assistant" and learned and pending is not None and _spells(pending[1], content):
+            said.append(Utterance(role="assistant", text=content, tokens=tuple(pending[1])))
+            pending = next(answers, None)
+        else:
+            said.append(Utterance(role=turn["role"], text=content))
+    while pending is not None:  # No messages, or words that the tokens do not spell: shown all the same.
+        said.append(Utterance(role="assistant", text="", tokens=tuple(pending[1])))
+        pending = next(answers, None)
+    return said
+
+
+def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
+    """Whether the words are those of the tokens, blanks and markup around them aside."""
+    spelled = "".join("".join(token.text for token in tokens).split())
+    words = "".join(content.replace("<image>", "").split())
+    return bool(words) and (words in spelled or (len(spelled) > 8 and spelled[: len(words)] == words[: len(spelled)]))
+
+
+def row_images(images: Sequence[Mapping[str, Any]], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
+    """(name, picture as RGB, or why there is none) of every image of a row."""
+    for number, image in enumerate(images):
+        name = image.get("path") or f"image {number} ({len(image.get('bytes') or b''):,} bytes, no path)"
+        try:
+            yield name, decode_image(read_image_file(ImageRef(data=image.get("bytes"), path=image.get("path")), folder))
+        except ImageError as error:
+            yield name, str(error)
+
+
+def image_folder_of(opened: AnnotatedDataset, file: Location, given: Location | None) -> Location | None:
+    """Where a shard's image paths start: the folder given, or the one it was measured with."""
+    if given is not None:
+        if not given.is_dir():
+            raise ConfigError(f"--image_folder {given}: no such directory")
+        return given
+    measured = opened.metadata[opened.files.index(file)].source.image_folder
+    return None if measured is None else location(measured)
+
+
+def small_jpeg(picture: Image.Image, longest_side: int) -> bytes:
+    """The picture scaled down to a longest side and encoded anew: nothing of the original file goes along."""
+    small = picture.copy()
+    small.thumbnail((longest_side, longest_side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=88)
+    return file.getvalue()

@@ -1,0 +1,189 @@
+"""Is a cache what its reference would measure today, and is the reference fit for the data at all?
+
+The first question compares stored deltas with deltas measured again. The second needs no truth: deltas with a sample's
+own picture are compared with deltas of the same words beside another sample's picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.inspect.tables.statistics import auc
+from cal_pipeline.measuring.measure import MeasuredSample
+from cal_pipeline.models.precision import FLOAT32, Precision
+from cal_pipeline.output.row_reader import StoredRow
+from cal_schemas.errors import SampleError
+from cal_schemas.spec import MeasurementSpec
+
+FIT_AUC = 0.7
+FEW_SAMPLES = 30
+
+Verdict = Literal["agrees", "deltas", "labels", "sample", "unmeasurable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One row, stored against measured again."""
+
+    number: int
+    sample_id: str
+    verdict: Verdict
+    reason: str = ""
+    num_tokens: int = 0
+    """With a defined delta on both sides."""
+    max_difference: float = 0.0
+    """In logits."""
+    squared: float = 0.0
+    """Sum of squared differences."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AuditReport:
+    """Everything the comparison found."""
+
+    dtype: str
+    spec_differences: list[tuple[str, object, object]]
+    """(dotted field, stored, today's): other weights, another tokenizer, template or image processor."""
+    precision: Precision = FLOAT32
+    """In which the rows were measured again."""
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cache is what would be measured today."""
+        return not self.spec_differences and all(item.verdict == "agrees" for item in self.comparisons)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwapReport:
+    """Mean delta of N samples with their own picture against another sample's."""
+
+    own: np.ndarray
+    """[N] float64 in logits: mean delta of the sample's supervised tokens, its own picture(s)."""
+    other: np.ndarray
+    """[N] float64: the same words, the picture(s) of another sample."""
+    skipped: int
+    """Drawn, but not measurable with the other picture (too long, say)."""
+
+    @property
+    def auc(self) -> float:
+        """Chance that a random sample with its own picture is above a random one with another's; ties count half."""
+        return auc(self.own, self.other)
+
+    @property
+    def win_share(self) -> float:
+        """Share of samples whose mean delta is higher with their own picture; ties count half."""
+        return float(np.mean((self.own > self.other) + 0.5 * (self.own == self.other)))
+
+
+def spec_differences(
+    spec: MeasurementSpec, encoder: Encoder, weights: str, *, attn_implementation: str
+) -> list[tuple[str, object, object]]:
+    """(field, stored, now) for what is not as it was: the encoder, the digest of the weights, the attention."""
+    now = replace(
+        spec,
+        label=label_spec(encoder),
+        input=input_spec(encoder),
+        weights_digest=weights,
+        attn_implementation=attn_implementation,
+    )
+    return [*spec.differences(now)]
+
+
+def compare(row: StoredRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:
+    """A stored row against what was measured now, with this precision."""
+
+    def found(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
+        return Comparison(number=row.number, sample_id=row.sample.sample_id, verdict=verdict, reason=reason, **sizes)
+
+    if not row.key_matches:
+        return found("sample", "images or messages are not those of its sample_key")
+    if isinstance(again, SampleError):
+        return found("unmeasurable", f"{again.status}: {again}")
+    if not np.array_equal(row.label_ids, again.label_ids):
+        at = _first_difference(row.label_ids, again.label_ids)
+        sizes = f"{len(row.label_ids)} label ids stored, {len(again.label_ids)} now"
+        return found("labels", f"{sizes}, the first other one at {at}")
+    stored, now = row.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
+    if (undefined := np.isnan(stored) != np.isnan(now)).any():
+        return found("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
+    defined = ~np.isnan(stored)
+    difference = np.abs(stored - now)[defined]
+    # Of the difference of two logits: of what is subtracted, the size of the larger decides.
+    logits = np.maximum(np.abs(again.logits_with_image), np.abs(again.logits_without_image))[defined]
+    size = precision.size(torch.from_numpy(difference))
+    tolerance = precision.tolerance(torch.from_numpy(logits))
+    verdict: Verdict = "agrees" if size <= tolerance else "deltas"
+    kind = "max" if precision.exact else "rms"
+    reason = "" if verdict == "agrees" else f"{kind} difference {size:.3g} logits, tolerance {tolerance:.3g}"
+    return found(
+        verdict, reason, num_tokens=len(difference), max_difference=float(difference.max(initial=0.0)),
+        squared=float(np.square(difference).sum()),
+    )  # fmt: skip
+
+
+def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
+    length = min(len(one), len(other))
+    unequal = np.flatnonzero(one[:length] != other[:length])
+    return int(unequal[0]) if len(unequal) else length
+
+
+def swap_partners(digests: Sequence[str], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs (sample, the sample that lends its pictures) without a fixed point, in words and in pictures.
+
+    Takes a digest of the pictures of every sample [N]. Each sample lends at most once and nobody gets a picture
+    equal to its own: samples are put in a random order of pictures, equal ones side by side, and shifted by the most
+    frequent picture's count. Of a picture that more than half the samples share, the surplus is left out. Ascending
+    by sample.
+    """
+    rank = {digest: place for place, digest in enumerate(rng.permutation(sorted(set(digests))).tolist())}
+    order = sorted(range(len(digests)), key=lambda at: (rank[digests[at]], at))
+    counts = np.bincount(np.array([rank[digest] for digest in digests], np.int64), minlength=1)
+    most = int(counts.argmax())
+    surplus = int(2 * counts[most] - counts.sum())
+    if surplus > 0:
+        shared = [at for at in order if rank[digests[at]] == most]
+        left_out = set(rng.permutation(shared)[:surplus].tolist())
+        order = [at for at in order if at not in left_out]
+        counts[most] -= surplus
+    shift = int(counts.max(initial=0))
+    return sorted((own, order[(place + shift) % len(order)]) for place, own in enumerate(order))
+
+
+def mean_delta(deltas: np.ndarray) -> float:
+    """Mean over the defined deltas [S] of a sample, NaN where none is."""
+    defined = deltas[~np.isnan(deltas)]
+    return float(defined.mean(dtype=np.float64)) if len(defined) else float("nan")
+
+
+def swap_report(
+    own: Sequence[MeasuredSample | SampleError], other: Sequence[MeasuredSample | SampleError]
+) -> SwapReport:
+    """Of the same samples measured with their own and with another's pictures, side by side."""
+    pairs = []
+    for mine, theirs in zip(own, other, strict=True):
+        if isinstance(mine, SampleError) or isinstance(theirs, SampleError):
+            continue
+        # A picture of more tokens may have cut the words' end (truncation tail): the common ones are compared.
+        length = min(len(mine.label_ids), len(theirs.label_ids))
+        if not np.array_equal(mine.label_ids[:length], theirs.label_ids[:length]):
+            continue
+        pair = mean_delta(mine.delta_logits[:length]), mean_delta(theirs.delta_logits[:length])
+        if not np.isnan(pair).any():
+            pairs.append(pair)
+    values = np.array(pairs, np.float64).reshape(-1, 2)
+    return SwapReport(own=values[:, 0], other=values[:, 1], skipped=len(own) - len(pairs))
+
+
+def draw(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the row numbers [R], or all of them, at random and ascending."""
+    if count >= len(candidates):
+        return candidates
+    return np.sort(rng.choice(candidates, count, replace=False))

@@ -1,0 +1,115 @@
+"""What an audit found, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cal_pipeline.inspect.with_model.audit import AuditReport, SwapReport
+
+_SHOWN = 10
+
+
+def print_audit(report: AuditReport) -> None:
+    """Differences of the specs, figures over all tokens, the worst rows, the verdict."""
+    from cal_pipeline.models.precision import EXACT_TOLERANCE
+
+    for name, stored, now in report.spec_differences:
+        _say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
+    compared = [item for item in report.comparisons if item.num_tokens]
+    if compared:
+        largest, rms = _sizes(report)
+        precision = report.precision
+        tolerance = (
+            f"{EXACT_TOLERANCE:g} on the max of a row"
+            if precision.exact
+            else f"{precision.share():.1%} of a row's logits on the rms of the row"
+        )
+        _say(
+            f"{sum(item.num_tokens for item in compared)} deltas of {len(compared)} rows compared: largest difference "
+            f"{largest:.2g}, rms {rms:.2g} logits (tolerance: {tolerance}, for {precision.name})"
+        )
+    bad = sorted(
+        (item for item in report.comparisons if item.verdict != "agrees"),
+        key=lambda item: (item.verdict, -item.max_difference),
+    )
+    for item in bad[:_SHOWN]:
+        _say(f"DIFFERS  row {item.number} ({item.sample_id}): {item.verdict}: {item.reason}")
+    if len(bad) > _SHOWN:
+        kinds = Counter(item.verdict for item in bad)
+        _say(f"         and so on: {', '.join(f'{count} {verdict}' for verdict, count in kinds.most_common())}")
+    rows = len(report.comparisons)
+    if report.passed:
+        _say(f"The cache agrees: {rows} of {rows} rows are what is measured now.")
+    elif bad:
+        _say(f"THE CACHE DOES NOT AGREE: {len(bad)} of {rows} rows differ.")
+    else:
+        _say(f"THE CACHE DOES NOT AGREE: it was made with something else, though {rows} rows come out the same.")
+
+
+def _sizes(report: AuditReport) -> tuple[float, float]:
+    compared = [item for item in report.comparisons if item.num_tokens]
+    tokens = sum(item.num_tokens for item in compared)
+    squared = sum(item.squared for item in compared)
+    return max(item.max_difference for item in compared), math.sqrt(squared / tokens)
+
+
+def print_swap(report: SwapReport) -> None:
+    """Means, AUC and wins, with the warnings that belong to them."""
+    from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC
+
+    count = len(report.own)
+    if not count:
+        _say(f"Swap control: none of {report.skipped} samples could be measured with another's picture")
+        return
+    _say(
+        f"  mean delta {report.own.mean():.3f} logits with the own picture, {report.other.mean():.3f} with another's"
+        + (f" ({report.skipped} samples skipped: not measurable with both)" if report.skipped else "")
+    )
+    _say(f"  AUC  {report.auc:.3f}  a random sample with its own picture is above a random one with another's")
+    _say(f"  wins {report.win_share:.3f}  the same sample is higher with its own picture than with another's")
+    if report.auc < FIT_AUC:
+        _say(
+            f"WARNING: a swap control under {FIT_AUC} says that this reference hardly tells the right picture from a "
+            "wrong one on this data: its deltas are mostly noise here. Is it trained for such pictures and texts, and "
+            "are --template and --image_aspect_ratio those it was trained with?"
+        )
+    if count < FEW_SAMPLES:
+        _say(f"WARNING: {count} samples give a rough figure only; some hundred are better")
+
+
+def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
+    """Plain values for JSON; null where there is nothing to say."""
+    compared = [item for item in report.comparisons if item.num_tokens]
+    largest, rms = _sizes(report) if compared else (None, None)
+    return {
+        "passed": report.passed,
+        "dtype": report.dtype,
+        "precision": report.precision.name,
+        "spec_differences": [
+            {"field": name, "stored": stored, "now": now} for name, stored, now in report.spec_differences
+        ],
+        "rows": len(report.comparisons),
+        "tokens": sum(item.num_tokens for item in compared),
+        "max_difference": largest,
+        "rms_difference": rms,
+        "verdicts": dict(Counter(item.verdict for item in report.comparisons)),
+        "differing": [asdict(item) for item in report.comparisons if item.verdict != "agrees"],
+        "swap": None
+        if swap is None or not len(swap.own)
+        else {
+            "samples": len(swap.own),
+            "skipped": swap.skipped,
+            "auc": swap.auc,
+            "win_share": swap.win_share,
+            "mean_own": float(swap.own.mean()),
+            "mean_other": float(swap.other.mean()),
+        },
+    }
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201

@@ -1,0 +1,64 @@
+"""Samples measured once more, through the same `Encoder` and `measure` as `cal-precompute`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.perturbation import encode_with_contrast
+from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_schemas.errors import SampleError
+from cal_schemas.sample import Sample
+from cal_schemas.spec import MeasurementSpec
+
+WINDOW_ROWS = 128
+"""Rows that are encoded and held together; batches are made inside a window."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToMeasure:
+    """A conversation and the pictures to measure it with: its own, or another sample's."""
+
+    sample: Sample
+    sample_key: str
+    """As stored: what is painted over a picture depends on it, where the contrast perturbs pictures."""
+    pictures: list[Image.Image] | SampleError
+    """In the order of the marks, or why there are none."""
+
+
+def measure_again(
+    samples: Sequence[ToMeasure],
+    *,
+    model: Any,
+    encoder: Encoder,
+    spec: MeasurementSpec,
+    tokens_per_batch: int,
+    encode_threads: int = 4,
+) -> list[MeasuredSample | SampleError]:
+    """Results in the order given; a SampleError in place of pictures, or one while encoding, is its sample's result."""
+
+    def encode(item: ToMeasure) -> EncodedSample | SampleError:
+        if isinstance(item.pictures, SampleError):
+            return item.pictures
+        try:
+            return encode_with_contrast(encoder, spec.contrast, item.sample, item.pictures, item.sample_key)
+        except SampleError as error:
+            return error
+
+    with ThreadPoolExecutor(encode_threads) as pool:
+        encoded = list(pool.map(encode, samples))
+    found = iter(
+        measure(
+            [item for item in encoded if isinstance(item, EncodedSample)],
+            model=model,
+            encoder=encoder,
+            contrast=spec.contrast,
+            tokens_per_batch=tokens_per_batch,
+        )
+    )
+    return [next(found) if isinstance(item, EncodedSample) else item for item in encoded]

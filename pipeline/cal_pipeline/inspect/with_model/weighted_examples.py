@@ -1,0 +1,243 @@
+"""Rows encoded again, with a weight for every token: what trainers that know nothing of deltas can read."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.samples import image_folder_of
+from cal_pipeline.models.loading import load_processor, model_directory
+from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
+from cal_schemas.sample import sample_from_columns
+from cal_schemas.spec import MeasurementSpec
+from cal_schemas.storage.locations import Location
+
+_BATCH_ROWS = 64
+"""Rows held at a time, pictures included."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedExample:
+    """One row as another trainer takes it; T tokens."""
+
+    sample_id: str
+    sample_key: str
+    messages: list[dict[str, str]]
+    template_inputs: str | None
+    """What a chat template got, or labels depended on, beside them (docs/data-format.md)."""
+    images: list[tuple[str | None, bytes]]
+    """(path as the row has it, the encoded file) in the order of the marks."""
+    image_paths: list[Location | None]
+    """The file on disk, where the row names one."""
+    input_ids: np.ndarray
+    """[T] int32, image tokens included."""
+    labels: np.ndarray
+    """[T] int32, -100 where unsupervised."""
+    loss_weights: np.ndarray
+    """[T] float32, 0 where unsupervised."""
+
+
+def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
+    """The model's processor with the flags of the measurement; ConfigError when it makes other labels."""
+    directory = model_directory(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    encoder = rebuild_encoder(spec, load_processor(directory, trust_remote_code=arguments.trust_remote_code))
+    for what, mine, theirs in (
+        ("labels", asdict(label_spec(encoder)), asdict(spec.label)),
+        ("inputs", asdict(input_spec(encoder)), asdict(spec.input)),
+    ):
+        if differing := [name for name in theirs if mine[name] != theirs[name]]:
+            listed = "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in differing)
+            message = (
+                f"--model_name_or_path {arguments.model_name_or_path}: other {what} than {spec.model_id}: {listed}"
+            )
+            if what == "labels":
+                raise ConfigError(message + ". Name a model with the tokenizer and template of the measurement")
+            _log.warning("%s", message)
+    return encoder
+
+
+def weighted_examples(
+    opened: AnnotatedDataset, encoder: Encoder, arguments: argparse.Namespace
+) -> Iterator[WeightedExample]:
+    """Every usable row, in order.
+
+    Raises AlignmentError for a row whose labels are not those that were measured, or that cannot be encoded any more.
+    """
+    weighting = flags.weighting_of(arguments)
+    columns = ["sample_id", "sample_key", "status", "images", *ANSWER_COLUMNS]
+    for batch in read_batches(opened, [*columns, *LIST_COLUMNS], _BATCH_ROWS):
+        folder = image_folder_of(opened, batch.file, arguments.image_folder)
+        flat = FlatTokens.from_arrow(batch.data)
+        weights = flat.weights(**weighting)
+        stops = np.cumsum(flat.lengths)
+        for number, row in enumerate(batch.data.drop_columns([*LIST_COLUMNS]).to_pylist()):
+            if row["status"] == STATUS_OK:
+                own = slice(int(stops[number] - flat.lengths[number]), int(stops[number]))
+                yield _example(row, flat.label_ids[own], weights[own], encoder, folder, arguments.max_image_pixels)
+
+
+def _example(
+    row: dict[str, Any],
+    label_ids: np.ndarray,
+    weights: np.ndarray,
+    encoder: Encoder,
+    folder: Location | None,
+    pixels: int,
+) -> WeightedExample:
+    sample = sample_from_columns(row)
+    try:
+        files = [read_image_file(ref, folder) for ref in sample.images]
+        encoded = encoder(sample, [decode_image(data, pixels) for data in files])
+    except SampleError as error:
+        raise AlignmentError(
+            f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Restore its pictures "
+            "(--image_folder), or leave the row out with cal-inspect filter"
+        ) from error
+    labels = encoded.labels.numpy()
+    supervised = labels != IGNORE_INDEX
+    if not np.array_equal(labels[supervised], label_ids):
+        raise AlignmentError(
+            f"{sample.sample_id}: {len(label_ids)} supervised tokens were measured, this encoding has "
+            f"{int(supervised.sum())}, or other ids: name the model whose tokenizer and template it was measured with"
+        )
+    loss_weights = np.zeros(len(labels), np.float32)
+    loss_weights[supervised] = weights
+    return WeightedExample(
+        sample_id=row["sample_id"],
+        sample_key=row["sample_key"],
+        messages=row["messages"],
+        template_inputs=row.get("template_inputs"),
+        images=[(ref.path, data) for ref, data in zip(sample.images, files, strict=True)],
+        image_paths=[None if ref.data is not None or folder is None else (folder / str(ref.path)).resolve()
+                     for ref in sample.images],
+        input_ids=encoded.sequence_inputs["input_ids"].numpy().astype(np.int32),
+        labels=labels.astype(np.int32),
+        loss_weights=loss_weights,
+    )  # fmt: skip
+
+
+def _counted(opened: AnnotatedDataset, count: int, name: str) -> str:
+    if not count:
+        raise ConfigError(f"nothing to export: none of the {opened.num_rows} rows is ok (cal-inspect summary)")
+    return f"{count:,} rows in {name}, {opened.num_rows - count:,} rows that are not ok left out"
+
+
+def _write_about(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> None:
+    about = {
+        "weighting": flags.weighting_of(arguments),
+        "encoded_with": arguments.model_name_or_path,
+        "measurement_spec": asdict(opened.spec),
+        "fingerprint": opened.spec.fingerprint(),
+    }
+    if about["weighting"]["beta"] == float("inf"):
+        about["weighting"]["beta"] = "inf"
+    (folder / "cal_export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
+    """data.jsonl, one object a row; embedded pictures go to images/, others are named by their absolute path."""
+    encoder = encoder_of(opened.spec, arguments)
+    count = 0
+    with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
+        for example in weighted_examples(opened, encoder, arguments):
+            names = []
+            for number, ((_, data), path) in enumerate(zip(example.images, example.image_paths, strict=True)):
+                names.append(str(path) if path else _embedded(folder, f"{count:08d}-{number}", data))
+            row = {
+                "sample_id": example.sample_id,
+                "sample_key": example.sample_key,
+                "messages": example.messages,
+                "template_inputs": example.template_inputs,
+                "images": names,
+                "input_ids": example.input_ids.tolist(),
+                "labels": example.labels.tolist(),
+                "loss_weights": example.loss_weights.tolist(),
+            }
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    _write_about(opened, folder, arguments)
+    return _counted(opened, count, "data.jsonl")
+
+
+def _embedded(folder: Path, name: str, data: bytes) -> str:
+    """The picture's own bytes under a name of ours: what a dataset calls its files is never a path on this disk."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp"}
+    suffix = next((kind for start, kind in kinds.items() if data.startswith(start)), "img")
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images" / f"{name}.{suffix}").write_bytes(data)
+    return f"images/{name}.{suffix}"
+
+
+def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
+    """What `datasets.load_from_disk` opens, pictures embedded."""
+    import datasets
+
+    if "::" in str(folder):
+        raise ConfigError(f"--output {folder.parent}: `datasets` splits paths at ::, and could not open it there")
+    encoder = encoder_of(opened.spec, arguments)
+    features = datasets.Features(
+        {
+            "sample_id": datasets.Value("string"),
+            "sample_key": datasets.Value("string"),
+            "messages": datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
+            "template_inputs": datasets.Value("string"),
+            "images": datasets.List(datasets.Image()),
+            "input_ids": datasets.List(datasets.Value("int32")),
+            "labels": datasets.List(datasets.Value("int32")),
+            "loss_weights": datasets.List(datasets.Value("float32")),
+        }
+    )
+    schema = features.arrow_schema
+    rows = folder / "rows.parquet"
+    count = 0
+    pending: list[dict[str, Any]] = []
+    with pq.ParquetWriter(rows, schema) as writer:
+
+        def flush() -> None:
+            if pending:
+                writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+                pending.clear()
+
+        for example in weighted_examples(opened, encoder, arguments):
+            count += 1
+            images = [{"bytes": data, "path": path} for path, data in example.images]
+            values = {name: getattr(example, name) for name in features if name != "images"}
+            pending.append({**values, "images": images})
+            if len(pending) >= _BATCH_ROWS:
+                flush()
+        flush()
+    said = _counted(opened, count, "a dataset for datasets.load_from_disk")
+    data = datasets.Dataset.from_parquet(glob.escape(str(rows)), features=features, cache_dir=str(folder / "cache"))
+    data.save_to_disk(str(folder / "dataset"))
+    del data
+    rows.unlink()
+    _remove_cache(folder)
+    for item in (folder / "dataset").iterdir():
+        item.rename(folder / item.name)
+    (folder / "dataset").rmdir()
+    _write_about(opened, folder, arguments)
+    return said
+
+
+def _remove_cache(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder / "cache")

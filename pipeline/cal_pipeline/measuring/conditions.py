@@ -1,0 +1,168 @@
+"""What "without the image" means: the inputs of the second pass.
+
+B batch, T padded tokens, K tokens of the second pass. Text keeps the position ids it had beside the image: closing
+the gap would measure a shift of position, not the loss of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, token_aligned
+from cal_pipeline.models.special_cases import mask_undefined
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import PERTURBING, Condition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithoutImage:
+    """Model inputs of the second pass and where its tokens were in the first."""
+
+    inputs: dict[str, Any]
+    labels: Tensor
+    """[B, K]."""
+    index: Tensor
+    """[B, K] int64: token k of the second pass is token index[b, k] of the first."""
+
+
+def without_image(
+    condition: Condition,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    image_mask: Tensor,
+    position_ids: Tensor | None,
+    text_config: Any,
+    contrast_inputs: Mapping[str, Tensor] | None = None,
+    demanded: Collection[str] = (),
+) -> WithoutImage:
+    """Inputs of the pass that does not see the image.
+
+    Args:
+        condition: see ContrastSpec.
+        inputs: of the first pass, input_ids and attention_mask [B, T] among them.
+        labels: [B, T].
+        image_mask: [B, T] bool.
+        position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
+            sections, or None where the decoder counts by itself.
+        text_config: of the decoder; its sliding window decides whether explicit masks are needed.
+        contrast_inputs: pixel inputs of the perturbed pictures, for the conditions that show those.
+        demanded: image inputs without which the forward cannot be called; `drop` passes them on, and as no token
+            stands for them they add nothing.
+
+    Raises ConfigError where the condition has no meaning for this decoder.
+    """
+    batch, length = labels.shape
+    if condition in PERTURBING:
+        # The model makes the same positions of the same ids and picture sizes as in the first pass.
+        index = torch.arange(length, device=labels.device).expand(batch, length)
+        return WithoutImage(inputs={**inputs, **(contrast_inputs or {})}, labels=labels, index=index)
+    if position_ids is None:
+        # Over the real tokens: so counts OPT, and rotary decoders, which count from the row's start, see differences.
+        position_ids = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
+    if condition == "mask":
+        if reason := mask_undefined(text_config):
+            raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
+        attention_mask = inputs["attention_mask"] * ~image_mask
+        masked = {**inputs, "attention_mask": attention_mask, "position_ids": position_ids}
+        index = torch.arange(length, device=labels.device).expand(batch, length)
+        return WithoutImage(inputs=masked, labels=labels, index=index)
+    kept = inputs["attention_mask"].bool() & ~image_mask
+    count = kept.sum(-1)
+    index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
+    real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
+    # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its picture.
+    index = torch.where(real, index, index[:, :1])
+    dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in token_aligned(inputs)}
+    dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in dropped}
+    dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
+    dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
+    window = sliding_window(text_config)
+    chunk = getattr(text_config, "attention_chunk_size", None)
+    if chunk and length > chunk:
+        raise ConfigError(f"contrast 'drop' over chunked attention of {chunk} tokens is not exact: use --contrast mask")
+    if window is not None and length > window:
+        dropped["attention_mask"] = _windowed_masks(index, real, window, text_config)
+    return WithoutImage(inputs=dropped, labels=torch.where(real, labels.gather(1, index), IGNORE_INDEX), index=index)
+
+
+def check_contrast_inputs(
+    condition: Condition, inputs: Mapping[str, Tensor], contrast_inputs: Mapping[str, Tensor] | None
+) -> None:
+    """ConfigError unless the perturbed pictures are there for the conditions that show them, and for no other.
+
+    They must be inputs of the first pass, of the same shape: ids, positions and labels are reused.
+    """
+    if condition not in PERTURBING:
+        if contrast_inputs is not None:
+            raise ConfigError(f"contrast {condition!r} removes the image and takes no contrast_inputs")
+        return
+    if contrast_inputs is None:
+        raise ConfigError(
+            f"contrast {condition!r} needs contrast_inputs: the pixel inputs of the perturbed pictures "
+            "(perturbation.encode_with_contrast and collate make them)"
+        )
+    for key, value in contrast_inputs.items():
+        if key not in inputs or key == "input_ids":
+            images = sorted(set(inputs) - token_aligned(inputs))
+            raise ConfigError(f"contrast_inputs has {key!r}, which is no image input of the first pass ({images})")
+        if value.shape != inputs[key].shape:
+            raise ConfigError(
+                f"contrast_inputs[{key!r}] has the shape {list(value.shape)}, the picture itself "
+                f"{list(inputs[key].shape)}: both passes must have the same tokens"
+            )
+
+
+def defined_tokens(labels: Tensor, attention_mask: Tensor, image_mask: Tensor, condition: Condition = "drop") -> Tensor:
+    """[B, T] bool: supervised tokens with at least one kept token before them; elsewhere no delta exists.
+
+    Where another picture is shown instead of none, its tokens are kept too.
+    """
+    kept = attention_mask.bool() if condition in PERTURBING else attention_mask.bool() & ~image_mask
+    kept = kept.long()
+    before = kept.cumsum(-1) - kept
+    return (labels != IGNORE_INDEX) & (before > 0)
+
+
+def sliding_window(text_config: Any) -> int | None:
+    """The decoder's attention window, or None when every layer sees everything."""
+    window = getattr(text_config, "sliding_window", None)
+    layer_types = getattr(text_config, "layer_types", None)
+    if not window or (layer_types and "sliding_attention" not in layer_types):
+        return None
+    return None if getattr(text_config, "use_sliding_window", True) is False else int(window)
+
+
+def _windowed_masks(index: Tensor, real: Tensor, window: int, text_config: Any) -> Any:
+    """Additive masks [B, 1, K, K] that count the window in the tokens of the first pass.
+
+    Dropping tokens would otherwise let a window of the same width reach further back than it did with the image.
+    """
+    implementation = getattr(text_config, "_attn_implementation", None)
+    if implementation not in ("sdpa", "eager"):
+        raise ConfigError(
+            f"contrast 'drop' over a sliding window of {window} tokens needs explicit masks, which attention "
+            f"{implementation!r} does not take: use --attn_implementation sdpa, or --contrast mask"
+        )
+    distance = index[:, :, None] - index[:, None, :]
+    causal = (distance >= 0) & real[:, None, :]
+    # A padded query must see something, else its softmax is undefined; nobody reads it.
+    causal |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    dtype = getattr(text_config, "dtype", None) or torch.float32
+
+    def additive(allowed: Tensor) -> Tensor:
+        hidden = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return hidden.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+    full, near = additive(causal), additive(causal & (distance < window))
+    kinds = getattr(text_config, "layer_types", None)
+    if not kinds:
+        return near
+    # Decoders ask by the type of their layers; recurrent ones look at padding alone.
+    masks = {kind: near if "sliding" in kind else full for kind in ("full_attention", "sliding_attention", *kinds)}
+    return {**masks, "linear_attention": real.long()}

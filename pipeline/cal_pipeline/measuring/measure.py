@@ -1,0 +1,177 @@
+"""Encoded samples to per-token numbers: batching, the two passes, and what can go wrong in them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cal_pipeline.encoding.collate import batches_by_tokens, collate
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.measuring.conditions import defined_tokens
+from cal_pipeline.measuring.contrast import contrast_logits
+from cal_pipeline.measuring.logprobs import label_logits_and_logprobs
+from cal_pipeline.measuring.positions import check_positions, learned_positions
+from cal_schemas.annotated import ExtraColumn
+from cal_schemas.errors import CalError, NonFiniteError, OutOfMemoryError, SampleError
+from cal_schemas.spec import ContrastSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredSample:
+    """Numbers of one sample's S supervised tokens, in order."""
+
+    label_ids: np.ndarray
+    """[S] int32."""
+    label_positions: np.ndarray
+    """[S] int32."""
+    delta_logits: np.ndarray
+    """[S] float32 in logits, NaN where undefined."""
+    logits_with_image: np.ndarray
+    """[S] float32, NaN where the delta is undefined; zeros for text-only samples unless they were asked for."""
+    logits_without_image: np.ndarray
+    logprobs_with_image: np.ndarray | None = None
+    """[S] float32, only when they were asked for; NaN where the delta is undefined."""
+    logprobs_without_image: np.ndarray | None = None
+
+
+def measure(
+    samples: Sequence[EncodedSample],
+    *,
+    model: Any,
+    encoder: Encoder,
+    contrast: ContrastSpec,
+    tokens_per_batch: int,
+    extra_columns: Collection[ExtraColumn] = (),
+) -> list[MeasuredSample | SampleError]:
+    """Measures samples in batches of at most `tokens_per_batch` tokens; results in the order given.
+
+    A batch that does not fit into the accelerator's memory is halved until it does, and so is every later batch that
+    is no smaller; the next call starts with the whole budget again. A single sample that does not fit, that the model's
+    forward refuses, or whose logits are not finite, is returned as the SampleError that says so. Text-only samples have
+    delta 0 by definition and cost no pass, unless extra columns want their numbers.
+    """
+    results: dict[int, MeasuredSample | SampleError] = {}
+    limit, num_embeddings = learned_positions(model), model.get_input_embeddings().weight.shape[0]
+    for index, sample in enumerate(samples):
+        if problem := unknown_token(sample, num_embeddings) or check_positions(sample, limit):
+            results[index] = problem
+    fit = [index for index in range(len(samples)) if index not in results]
+    chosen_samples = [samples[index] for index in fit]
+    tokens = 1 if encoder.one_by_one else tokens_per_batch
+    batches = batches_by_tokens(chosen_samples, tokens, alike=encoder.alike_batches is not None)
+    queue = [[fit[at] for at in batch] for batch in reversed(batches)]
+    budget: float = math.inf
+    while queue:
+        chosen = queue.pop()
+        batch_samples = [samples[index] for index in chosen]
+        padded = len(chosen) * max(sample.num_tokens for sample in batch_samples)
+        half = len(chosen) // 2
+        if padded > budget and half:
+            queue += [chosen[half:], chosen[:half]]
+            continue
+        if not batch_samples[0].image_inputs and not extra_columns:
+            results.update(zip(chosen, map(_text_only, batch_samples), strict=True))
+            continue
+        try:
+            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast, "logprobs" in extra_columns))
+        except torch.OutOfMemoryError:
+            if half:
+                budget = padded // 2
+                queue += [chosen[half:], chosen[:half]]
+                _log.warning(
+                    "a batch of %d tokens does not fit into the accelerator's memory; going on with at most %d for a "
+                    "while: lower --tokens_per_batch (%d) if this repeats", padded, budget, tokens_per_batch,
+                )  # fmt: skip
+            else:
+                tokens = batch_samples[0].num_tokens
+                results[chosen[0]] = OutOfMemoryError(f"{tokens} tokens do not fit into the accelerator's memory")
+            outcomes = None
+        except (torch.AcceleratorError, CalError):
+            raise
+        except (AttributeError, IndexError, RuntimeError, ValueError) as error:
+            # A forward may refuse one row (a picture that its tables do not hold): that row says so, not its shard.
+            _raise_if_lost()
+            if len(chosen) > 1:
+                queue += [[index] for index in reversed(chosen)]
+            else:
+                reason = " ".join(str(error).split())[:300]
+                results[chosen[0]] = SampleError(f"the model cannot take this row: {type(error).__name__}: {reason}")
+            outcomes = None
+        if outcomes is None:
+            # Outside the handler: inside it the traceback still holds the failed pass's tensors.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        results.update(zip(chosen, outcomes, strict=True))
+    return [results[index] for index in range(len(samples))]
+
+
+def _raise_if_lost() -> None:
+    """A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _measure_batch(
+    samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec, logprobs: bool
+) -> Iterator[MeasuredSample | SampleError]:
+    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    # Not the first parameter's dtype: that of a quantised layer is an integer.
+    placed = batch.to(model.device, model.dtype)
+    contrast_inputs = placed.contrast_inputs if contrast.perturbs else None
+    found = contrast_logits(
+        model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs,
+        label_logits_and_logprobs if logprobs else None,
+    )  # fmt: skip
+    # [2 passes, 1 or 2 kinds of numbers, B, T]
+    values = torch.stack([one if logprobs else one[None] for one in found]).cpu()
+    defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask, contrast.condition)
+    for row, sample in enumerate(samples):
+        positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
+        of_row = values[:, :, row, positions]
+        broken = defined[row, positions] & ~of_row.isfinite().all(0).all(0)
+        if bool(broken.any()):
+            yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
+            continue
+        with_image, without = of_row.numpy()
+        yield MeasuredSample(
+            label_ids=sample.labels[positions].numpy().astype(np.int32),
+            label_positions=positions.numpy().astype(np.int32),
+            delta_logits=with_image[0] - without[0],
+            logits_with_image=with_image[0],
+            logits_without_image=without[0],
+            logprobs_with_image=with_image[1] if logprobs else None,
+            logprobs_without_image=without[1] if logprobs else None,
+        )
+
+
+def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | None:
+    """A token that the tokenizer has and the model's embedding has not would fail the batch, on CUDA the device.
+
+    Placeholders of images may lie outside: the model replaces them.
+    """
+    words = sample.sequence_inputs["input_ids"][~sample.image_mask]
+    if not len(words) or int(words.max()) < num_embeddings:
+        return None
+    return SampleError(f"token id {int(words.max())} is beyond the model's {num_embeddings} embeddings")
+
+
+def _text_only(sample: EncodedSample) -> MeasuredSample:
+    positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
+    zeros = np.zeros(len(positions), np.float32)
+    zeros[positions.numpy() == 0] = np.nan  # Nothing precedes the first token: undefined, as with an image.
+    return MeasuredSample(
+        label_ids=sample.labels[positions].numpy().astype(np.int32),
+        label_positions=positions.numpy().astype(np.int32),
+        delta_logits=zeros,
+        logits_with_image=zeros,
+        logits_without_image=zeros,
+    )

@@ -1,0 +1,183 @@
+"""`cal-convert-mgm`: checkpoints of other layouts become one Mini-Gemini in Hugging Face's.
+
+Three kinds of source: a published Mini-Gemini (`mgm`, `mgm_gemma`); with --untrained a language model (`llama`,
+`gemma`), which gets a fresh projector: what pretraining starts from; with --hd a Mini-Gemini of ours (or one of the
+former two) whose pictures become larger: what HD finetuning starts from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig
+
+from cal_pipeline.models import registry
+from cal_pipeline.models.mini_gemini import tensor_names as keys
+from cal_pipeline.models.mini_gemini.configuration import MiniGeminiConfig
+from cal_pipeline.models.mini_gemini.modeling import MiniGeminiForConditionalGeneration
+from cal_pipeline.models.mini_gemini.parts import (
+    fresh_tensors,
+    make_config,
+    make_processor,
+    parameter_shapes,
+)
+from cal_pipeline.models.mini_gemini.processor import MiniGeminiProcessor
+from cal_pipeline.models.tensor_files import Piece, load, read_json, tensors_of, write_checkpoint
+from cal_schemas.errors import CalError, ConfigError
+
+_PUBLISHED: Final = {"mgm": "llama", "mgm_gemma": "gemma"}
+_UNTRAINED: Final = {"llama": "llama", "gemma": "gemma"}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; 0 on success, 2 for anything that cannot be converted."""
+    parser = argparse.ArgumentParser(prog="cal-convert-mgm", description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
+    parser.add_argument("--vision", type=Path, help="folder of its CLIP (openai/clip-vit-large-patch14-336)")
+    parser.add_argument("--aux_vision", type=Path, help="folder of its OpenCLIP (CLIP-convnext_large_d_320)")
+    parser.add_argument("--tokenizer", type=Path, help="folder or tokenizer.model, when it is not in the source")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist yet")
+    parser.add_argument("--untrained", action="store_true", help="source is a language model; projector starts fresh")
+    parser.add_argument("--hd", action="store_true", help="grid of 2 x 2 crops and a global view, 1536 pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
+    parser.add_argument("--dry_run", action="store_true", help="check everything, print the mapping, write nothing")
+    given = parser.parse_args(argv)
+    try:
+        convert(
+            given.source, vision=given.vision, aux_vision=given.aux_vision, output=given.output,
+            tokenizer=given.tokenizer, untrained=given.untrained, hd=given.hd, seed=given.seed, dry_run=given.dry_run,
+        )  # fmt: skip
+    except CalError as error:
+        print(f"cal-convert-mgm: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def convert(
+    source: Path, *, output: Path, vision: Path | None = None, aux_vision: Path | None = None,
+    tokenizer: Path | None = None, untrained: bool = False, hd: bool = False, seed: int = 0, dry_run: bool = False,
+) -> None:  # fmt: skip
+    """Writes `output`, which appears complete or not at all; the source's tensors win over the towers' own.
+
+    Raises ConfigError, before anything is written, for folders that are no such checkpoints and for every tensor that
+    is missing, left over or of another shape.
+    """
+    registry.register()
+    if output.exists():
+        raise ConfigError(f"--output {output} exists already: name another, or remove it")
+    described = read_json(source / "config.json")
+    kind = described.get("model_type")
+    if kind == MiniGeminiConfig.model_type:
+        if not hd or untrained:
+            raise ConfigError(f"{source} is a {kind} already; --hd makes it one of larger pictures")
+        config, processor, pieces = _enlarged(source)
+        useless: list[str] = []
+        fresh: Mapping[str, torch.Tensor] = {}
+    else:
+        languages = _UNTRAINED if untrained else _PUBLISHED
+        if kind not in languages:
+            wanted = " or ".join(languages)
+            raise ConfigError(f"{source} holds a {kind!r} model; {wanted} is wanted {_with(untrained)} --untrained")
+        if vision is None or aux_vision is None:
+            raise ConfigError(f"a {kind} is converted with both of its towers: give --vision and --aux_vision")
+        pieces, useless = plan(source, vision, aux_vision, untrained=untrained)
+        try:
+            config = make_config(described, languages[kind], vision, pieces, hd=hd)
+        except CalError:
+            raise
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the configs of {source} and its towers make no Mini-Gemini: {reason}") from error
+        fresh = fresh_tensors(config, seed) if untrained else {}
+        pad = described.get("image_aspect_ratio", "pad") == "pad"
+        processor = make_processor(config, languages[kind], vision, tokenizer or source, pad=pad)
+        config.image_token_index = processor.image_token_id
+        useless += _drop_tied_head(config, pieces, source)
+    shapes = {name: tuple(tensor.shape) for name, tensor in fresh.items()}
+    keys.check_complete({name: piece.shape for name, piece in pieces.items()} | shapes, parameter_shapes(config))
+    summary = f"{len(pieces) + len(fresh)} tensors, {len(useless)} of the sources not used"
+    if dry_run:
+        _print_plan(pieces, fresh, useless)
+        print(f"{summary}; every parameter has its tensor. Nothing was written to {output}")  # noqa: T201
+        return
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_checkpoint(pieces, fresh, partial)
+    config.architectures = [MiniGeminiForConditionalGeneration.__name__]
+    config.save_pretrained(partial)
+    ids = {name: getattr(config.text_config, name) for name in ("bos_token_id", "eos_token_id")}
+    GenerationConfig(**ids, pad_token_id=processor.tokenizer.pad_token_id).save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.rename(output)
+    print(f"{summary} -> {output}")  # noqa: T201
+
+
+def plan(source: Path, vision: Path, aux_vision: Path, *, untrained: bool) -> tuple[dict[str, Piece], list[str]]:
+    """Name here -> its tensor in the sources, and those that are of no use; reads headers only."""
+    pieces: dict[str, Piece] = {}
+    useless: list[str] = []
+    # In this order: what the source holds overlays the towers' checkpoints, as the released loader does.
+    for folder, rules in ((vision, keys.CLIP), (aux_vision, keys.OPEN_CLIP), (source, keys.PUBLISHED)):
+        # Towers and language models are published as pickles, Mini-Gemini is not.
+        found = tensors_of(folder, pickled=untrained or folder is not source)
+        renamed, unused = keys.rename(found, rules, str(folder))
+        useless += [f"{folder}: {name}" for name in unused]
+        towers = {new: pieces[new] for new in renamed.values() if new in pieces}
+        useless += [f"{piece.file}: {piece.name} (the source has its own)" for piece in towers.values()]
+        pieces.update({new: found[old] for old, new in renamed.items()})
+    return pieces, useless
+
+
+def _enlarged(source: Path) -> tuple[MiniGeminiConfig, MiniGeminiProcessor, dict[str, Piece]]:
+    """A Mini-Gemini of ours with HD's pictures: the same weights see a grid of crops and the whole."""
+    config = MiniGeminiConfig.from_pretrained(source)
+    if config.image_grid != 1:
+        raise ConfigError(f"{source} has a grid of {config.image_grid} already")
+    small, large = config.aux_vision_config.image_size, 2 * config.aux_vision_config.image_size
+    config.aux_vision_config.image_size = large
+    values = config.to_dict()
+    values.update(image_grid=2, image_global=True)
+    processor = MiniGeminiProcessor.from_pretrained(source)
+    images = processor.image_processor
+    if images.size["shortest_edge"] != small:
+        raise ConfigError(f"{source}: the processor's pictures have {images.size['shortest_edge']} pixels, not {small}")
+    settings = {**images.to_dict(), "image_grid": 2, "image_global": True}
+    settings.update(size={"shortest_edge": large}, crop_size={"height": large, "width": large})
+    processor.image_processor = type(images).from_dict(settings)
+    return MiniGeminiConfig(**values), processor, tensors_of(source)
+
+
+def _drop_tied_head(config: MiniGeminiConfig, pieces: dict[str, Piece], source: Path) -> list[str]:
+    if not config.tie_word_embeddings or _HEAD not in pieces:
+        return []
+    head, embedding = (load(pieces[name].file, [pieces[name].name])[pieces[name].name] for name in (_HEAD, _EMBEDDING))
+    if not torch.equal(head, embedding):
+        raise ConfigError(f"{source}: {_HEAD} differs from the embedding that its config ties it to")
+    del pieces[_HEAD]
+    return [f"{source}: {_HEAD} (the embedding once more)"]
+
+
+def _print_plan(pieces: Mapping[str, Piece], fresh: Mapping[str, Any], useless: Sequence[str]) -> None:
+    for name, piece in sorted(pieces.items()):
+        print(f"{piece.file}: {piece.name} -> {name} {list(piece.shape)}")  # noqa: T201
+    for name, tensor in sorted(fresh.items()):
+        print(f"fresh -> {name} {list(tensor.shape)}")  # noqa: T201
+    for name in sorted(useless):
+        print(f"not used: {name}")  # noqa: T201
+
+
+def _with(flag: bool) -> str:
+    return "with" if flag else "without"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""`cal-precompute --clean`: removes what dead runs left behind; never a final shard, a report or a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cal_pipeline.output.heartbeat import Heartbeat
+from cal_pipeline.output.store import ObjectStore, Store
+from cal_pipeline.runtime.report import now
+from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import Location
+
+
+def clean(store: Store) -> list[str]:
+    """Removes staged files, probes, and in an object store the uploads that nobody will end; returns what it removed.
+
+    Raises ConfigError while a driver is alive: its shards are on their way through the same places. A driver that was
+    killed on another machine counts as alive for a minute.
+    """
+    if not store.output_dir.is_dir():
+        raise ConfigError(f"--output_dir {store.output_dir}: no such directory")
+    if others := Heartbeat(store.internal, now()).others():
+        raise ConfigError(
+            f"a driver works on {store.output_dir} ({'; '.join(others)}), and its files look like leftovers: stop it, "
+            "or wait until it has ended (a killed one is forgotten after a minute)"
+        )
+    removed = store.clear_staging(everybodys=True)
+    for pattern in ("probe.*", "driver-*.new", "plan.json.*"):
+        found: Iterator[Location] = iter(store.internal.glob(pattern))
+        for leftover in [*found]:
+            leftover.unlink(missing_ok=True)
+            removed.append(str(leftover))
+    if isinstance(store, ObjectStore):
+        root = store.output_dir
+        for key, upload in root.unfinished_uploads():
+            root.abort_upload(key, upload)
+            removed.append(f"unfinished upload of {root.scheme}://{root.bucket}/{key}")
+    return removed

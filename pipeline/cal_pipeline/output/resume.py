@@ -1,0 +1,146 @@
+"""What is already done, and whether it was done to the same data, with the same measurement."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline.output import redo
+from cal_pipeline.output.store import Store
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.annotated import (
+    ShardMetadata,
+    read_annotated_footer,
+    read_annotated_footers,
+    read_shard_metadata,
+)
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import MeasurementSpec
+from cal_schemas.storage.locations import Location
+
+_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
+_ANOTHER = "choose another --output_dir, or remove the old shards"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Shards of the plan, split by whether their final file is there."""
+
+    done: tuple[Shard, ...]
+    pending: tuple[Shard, ...]
+    statuses: Mapping[str, Counter[str]] = field(default_factory=dict, compare=False)
+    """Name of each done shard -> its rows by status."""
+
+    def done_with(self, wanted: frozenset[str]) -> tuple[Shard, ...]:
+        """Finished shards that hold at least one row of a wanted status."""
+        return tuple(shard for shard in self.done if self.statuses[shard.name].keys() & wanted)
+
+
+def compare_with_output(
+    shards: Sequence[Shard], *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: Store
+) -> Progress:
+    """Splits the plan into done and pending.
+
+    Raises ConfigError, naming the file, what differs and both values, when a finished shard belongs to another
+    measurement, another source (edited or split otherwise), another plan, or has other columns, or when something that
+    is no file has the name of a pending one.
+    """
+    planned = {store.path(shard.name): shard for shard in shards}
+    done: dict[str, Counter[str]] = {}
+    finished = store.finished()
+    for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
+        metadata = read_shard_metadata(path, footer)
+        _check_measurement(path, metadata, spec)
+        shard = planned.get(path)
+        if shard is None:
+            raise ConfigError(
+                f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} "
+                f"of {metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
+                f"Otherwise {_ANOTHER}"
+            )
+        _check_source(path.name, metadata, shard)
+        _check_columns(path, footer, metadata, schema, carry)
+        done[shard.name] = redo.statuses(path, footer)
+    pending = tuple(shard for shard in shards if shard.name not in done)
+    for shard in pending:
+        store.check_name(shard.name)
+    return Progress(done=tuple(shard for shard in shards if shard.name in done), pending=pending, statuses=done)
+
+
+def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, carry: str, store: Store) -> None:
+    """The same for the file of one shard, which another driver may have published since planning.
+
+    Raises ConfigError as `compare_with_output` does, FormatError when the file is no annotated shard.
+    """
+    store.check_name(shard.name)
+    path = store.path(shard.name)
+    footer = read_annotated_footer(path)
+    metadata = read_shard_metadata(path, footer)
+    _check_measurement(path, metadata, spec)
+    _check_source(path.name, metadata, shard)
+    _check_columns(path, footer, metadata, schema, carry)
+
+
+def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
+    """Final shards of the plan's sources that the plan does not have: those of a driver that split them otherwise.
+
+    Shards of other sources belong to a driver that found more data: they fit beside these.
+    """
+    planned = {store.path(shard.name) for shard in shards}
+    uris = {shard.source.uri for shard in shards}
+    others = [path for path in store.finished() if path not in planned]
+    footers = zip(others, read_annotated_footers(others), strict=True)
+    return [path for path, footer in footers if read_shard_metadata(path, footer).source.uri in uris]
+
+
+def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:
+    if differing := metadata.spec.differences(spec):
+        listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
+        raise ConfigError(f"{path} holds another measurement ({listed}); {_ANOTHER}")
+    if metadata.filters:
+        raise ConfigError(
+            f"{path} holds a part of its shard's rows (cal-inspect filter: {'; '.join(metadata.filters)}): "
+            "measuring would take them for all; choose another --output_dir"
+        )
+
+
+def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
+    drawn = [(source.sample_fraction, source.sample_seed) for source in (metadata.source, shard.source)]
+    if drawn[0] != drawn[1]:
+        raise ConfigError(
+            f"{name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
+            f"{drawn[1][0]:g} (seed {drawn[1][1]}): a pilot (--sample) needs an --output_dir of its own"
+        )
+    differing = [
+        f"{field} was {getattr(metadata.source, field)}, is {getattr(shard.source, field)}"
+        for field in _SAME_SOURCE
+        if getattr(metadata.source, field) != getattr(shard.source, field)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{shard.source.uri} has changed since {name} was written ({'; '.join(differing)}): remove that shard to "
+            "measure it again, or choose another --output_dir"
+        )
+
+
+def _check_columns(
+    path: Location, footer: pq.FileMetaData, metadata: ShardMetadata, schema: pa.Schema, carry: str
+) -> None:
+    if not (found := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
+        raise ConfigError(
+            f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
+            f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"
+        )
+    if metadata.carry != carry:
+        raise ConfigError(
+            f"{path} was written with --carry {metadata.carry}, this run has {carry}; give --carry {metadata.carry}, "
+            f"{_ANOTHER}"
+        )
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

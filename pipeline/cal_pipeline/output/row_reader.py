@@ -1,0 +1,169 @@
+"""Rows of an annotated directory by their number, as the samples that they were measured from. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.images import read_images
+from cal_pipeline.sources.subset import drawn_rows
+from cal_schemas.annotated import AnnotatedDataset, ShardMetadata, ShardSource
+from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.sample import ImageRef, Sample, sample_from_columns, sample_key
+from cal_schemas.storage.locations import Location, location, open_parquet
+
+_COLUMNS = (
+    "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "error", "label_ids",
+    "label_positions", "delta_logits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRow:
+    """A row as it lies in its file, with its sample; S supervised tokens."""
+
+    number: int
+    """Of the whole directory, from 0: files in their order, rows in theirs."""
+    sample: Sample
+    image_folder: Location | None
+    """Where the paths of its pictures start."""
+    status: str
+    error: str | None
+    label_ids: np.ndarray
+    """[S] int32."""
+    label_positions: np.ndarray
+    """[S] int32."""
+    delta_logits: np.ndarray
+    """[S] float32 in logits, NaN where undefined."""
+    sample_key: str
+
+    @property
+    def key_matches(self) -> bool:
+        """Whether images and messages are still those that `sample_key` was made from."""
+        # Bytes that were embedded on the way out are not what the key was made from; the path then was.
+        by_path = replace(self.sample, images=tuple(ImageRef(path=image.path) for image in self.sample.images))
+        return self.sample_key in (sample_key(self.sample), sample_key(by_path))
+
+    def with_pictures(self) -> Sample:
+        """The sample with the bytes of its pictures; ImageError where one cannot be read."""
+        files = read_images(self.sample.images, self.image_folder)
+        pairs = zip(self.sample.images, files, strict=True)
+        return replace(self.sample, images=tuple(ImageRef(data=data, path=image.path) for image, data in pairs))
+
+
+def read_stored(
+    dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Location | None = None
+) -> Iterator[StoredRow]:
+    """The rows of these numbers, each once and ascending; holds one row group at a time.
+
+    Samples that a file does not hold (`carry` none, or paths into embedded pictures) are read from its source.
+    `image_folder` replaces the one the file names. Raises ConfigError when such a source is gone or has changed since
+    it was measured, FormatError naming a file that cannot be read.
+    """
+    wanted = np.unique(np.asarray(numbers, np.int64))
+    columns = [name for name in _COLUMNS if name in dataset.schema.names]
+    first = 0
+    for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
+        folder = image_folder or (location(metadata.source.image_folder) if metadata.source.image_folder else None)
+        with open_parquet(path) as file:
+            mine = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
+            outside = metadata.carry == "none" or (metadata.carry == "paths" and folder is None)
+            samples = _samples(path, metadata, mine) if len(mine) and outside else {}
+            group_first = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                inside = mine[(mine >= group_first) & (mine < group_first + rows)]
+                if len(inside):
+                    chosen = _read_group(path, file, group, columns).take(pa.array(inside - group_first))
+                    for row, values in zip(inside.tolist(), chosen.to_pylist(), strict=True):
+                        yield _stored_row(first + row, values, samples.get(row), folder)
+                group_first += rows
+            first += file.metadata.num_rows
+
+
+def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    try:
+        return file.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FormatError(f"{path}: row group {group} cannot be read: {reason}") from error
+
+
+def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Location | None) -> StoredRow:
+    return StoredRow(
+        number=number,
+        sample=from_source or sample_from_columns(values),
+        image_folder=folder,
+        status=values["status"],
+        error=values["error"],
+        label_ids=np.array(values["label_ids"], np.int32),
+        label_positions=np.array(values["label_positions"], np.int32),
+        delta_logits=np.array(values["delta_logits"], np.float32),  # None becomes NaN
+        sample_key=values["sample_key"],
+    )
+
+
+def _samples(path: Location, metadata: ShardMetadata, rows: np.ndarray) -> dict[int, Sample]:
+    wanted = set(rows.tolist())
+    return {row: sample for row, sample in enumerate(source_samples(path, metadata)) if row in wanted}
+
+
+def source_samples(path: Location, metadata: ShardMetadata) -> Iterator[Sample]:
+    """The samples that a shard was measured from, one for each of its rows, read from its source.
+
+    Raises ConfigError when the source is gone or is no longer the file that was measured.
+    """
+    samples = _measured_samples(metadata)
+    return _left_by_filter(path, samples) if metadata.filters else samples
+
+
+def _left_by_filter(path: Location, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Of all samples those whose rows a filter left: they are known by their keys and keep their order."""
+    with open_parquet(path) as file:
+        keys = iter(file.read(columns=["sample_key"]).column(0).to_pylist())
+    key = next(keys, None)
+    for sample in samples:
+        if key is not None and sample_key(sample) == key:
+            yield sample
+            key = next(keys, None)
+    if key is not None:
+        raise ConfigError(f"{path}: its source holds no sample with the key {key}, in the order of the rows")
+
+
+def _measured_samples(metadata: ShardMetadata) -> Iterator[Sample]:
+    source = metadata.source
+    if not location(source.uri).is_file():
+        raise ConfigError(
+            f"{source.uri} is gone, and the samples of this shard (carry {metadata.carry!r}) are in there: put it "
+            "back, or measure with --carry images"
+        )
+    drawn = drawn_rows(source)
+    last = 0
+    folders = [source.image_folder] if source.image_folder else []
+    for shard in plan_shards([source.uri], folders, data_format=source.data_format):
+        now = shard.source
+        if shard.problem:
+            raise FormatError(shard.problem)
+        if (now.size, now.mtime_ns, now.etag) != (source.size, source.mtime_ns, source.etag):
+            raise ConfigError(
+                f"{source.uri} has {now.size} bytes, {_state(now)}; when it was measured it had {source.size}, "
+                f"{_state(source)}: the deltas are of an older source"
+            )
+        last = now.row_stop
+        if now.row_stop <= source.row_start or now.row_start >= source.row_stop:
+            continue
+        for number, sample in enumerate(read_samples(shard), now.row_start):
+            if source.row_start <= number < source.row_stop and drawn[number - source.row_start]:
+                yield sample
+    if last < source.row_stop:
+        raise ConfigError(f"{source.uri} has {last} rows; {source.row_stop} were there when it was measured")
+
+
+def _state(source: ShardSource) -> str:
+    return f"etag {source.etag}" if source.etag else f"modified at {source.mtime_ns} ns"

@@ -1,0 +1,132 @@
+"""Whatever one annotated shard promises by itself, checked row by row and page by page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cal_pipeline.sources.subset import drawn_rows
+from cal_schemas.annotated import EXTRA_COLUMNS, ShardMetadata, read_shard_metadata
+from cal_schemas.errors import STATUS_OK, CalError, StoreError
+from cal_schemas.storage.locations import Location, open_parquet
+
+_LISTS = ("label_ids", "label_positions", "delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
+_MAY_BE_NULL = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
+_FILLED = ("sample_id", "sample_key", "status", *_LISTS)
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardCheck:
+    """What one file turned out to be."""
+
+    name: str
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    metadata: ShardMetadata | None = None
+    schema: pa.Schema | None = None
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, "S16"))
+    """[rows] S16."""
+
+
+def check_shard(file: Location, name: str) -> ShardCheck:
+    """Reads one file to its end. A store that gives no answer is raised: it says nothing about the file."""
+    check = ShardCheck(name=name)
+    try:
+        with open_parquet(file, verify=True) as parquet:
+            check.metadata = read_shard_metadata(file, parquet.metadata)
+            check.schema = parquet.schema_arrow.remove_metadata()
+            check.problems += _metadata_problems(parquet.metadata, check.metadata, name)
+            if lacking := [column for column in _FILLED[:6] if column not in check.schema.names]:
+                check.problems.append(f"lacks the columns {', '.join(lacking)}")
+                return check
+            _check_rows(parquet, check)
+        expected = int(drawn_rows(check.metadata.source).sum())
+        filtered = bool(check.metadata.filters)
+        if check.rows > expected or (check.rows < expected and not filtered):
+            check.problems.append(f"{check.rows} rows, but its source gave {expected}")
+    except StoreError:
+        raise
+    except CalError as error:
+        check.problems.append(str(error))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        check.problems.append(f"broken after row {check.rows}: {' '.join(str(error).split())[:300]}")
+    return check
+
+
+def _metadata_problems(footer: pq.FileMetaData, metadata: ShardMetadata, name: str) -> Iterator[str]:
+    pairs = footer.metadata or {}
+    if (stored := pairs.get(b"cal.fingerprint", b"").decode()) != metadata.spec.fingerprint():
+        yield f"its fingerprint {stored} is not that of its measurement, {metadata.spec.fingerprint()}"
+    source = metadata.source
+    if source.row_stop - source.row_start != source.num_rows:
+        yield f"says rows {source.row_start}-{source.row_stop} of its source and {source.num_rows} rows"
+    if (named := re.search(r"-r(\d{9,})-(\d{9,})(?:-first\d+)?\.parquet$", name)) and int(named[1]) != source.row_start:
+        yield f"its name says row {int(named[1])}, its metadata {source.row_start}: was it renamed?"
+
+
+def _check_rows(parquet: pq.ParquetFile, check: ShardCheck) -> None:
+    keys: list[np.ndarray] = []
+    counts: Counter[str] = Counter()
+    for number in range(parquet.num_row_groups):
+        # All columns: pictures too are read, and every page has a checksum.
+        for batch in parquet.iter_batches(batch_size=1024, row_groups=[number]):
+            batch.validate(full=True)
+            counts.update(_batch_problems(batch))
+            check.statuses.update(
+                {item["values"]: item["counts"] for item in pc.value_counts(batch["status"]).to_pylist()}
+            )
+            good = [key if key and _KEY.fullmatch(key) else "0" * 32 for key in batch["sample_key"].to_pylist()]
+            keys.append(np.frombuffer(bytes.fromhex("".join(good)), "S16"))
+            check.rows += batch.num_rows
+    check.keys = np.concatenate([check.keys, *keys])
+    check.problems += [f"{count} rows {what}" for what, count in counts.items()]
+
+
+def _batch_problems(batch: pa.RecordBatch) -> dict[str, int]:
+    """What is wrong -> in how many rows of the batch."""
+    found: dict[str, int] = {}
+
+    def count(what: str, mask: Any) -> None:
+        if number := int(np.asarray(pc.fill_null(mask, True), bool).sum()):
+            found[what] = number
+
+    names = [name for name in _LISTS if name in batch.schema.names]
+    for name in (*_FILLED[:3], *names):
+        count(f"have no {name}", pc.is_null(batch[name]))
+    lengths = pc.list_value_length(batch["label_ids"])
+    for name in names[1:]:
+        count(
+            f"have lists of different lengths (label_ids, {name})",
+            pc.not_equal(pc.list_value_length(batch[name]), lengths),
+        )
+    for name in names:
+        parents = pc.list_parent_indices(batch[name])
+        values = batch[name].flatten()
+
+        def rows_with(mask: Any, parents: Any = parents) -> Any:
+            rows = np.zeros(batch.num_rows, bool)
+            rows[np.asarray(parents)[np.asarray(pc.fill_null(mask, False), bool)]] = True
+            return pa.array(rows)
+
+        if name not in _MAY_BE_NULL:
+            count(f"have null in {name}", rows_with(pc.is_null(values)))
+        if pa.types.is_floating(values.type):
+            count(f"have NaN or infinity in {name}", rows_with(pc.invert(pc.is_finite(values))))
+    ok = pc.equal(batch["status"], STATUS_OK)
+    count("are ok and have no labels", pc.and_(ok, pc.equal(lengths, 0)))
+    count("are not ok and have labels", pc.and_(pc.invert(ok), pc.greater(lengths, 0)))
+    if "error" in batch.schema.names:
+        count("are not ok and do not say why", pc.and_(pc.invert(ok), pc.is_null(batch["error"])))
+    bad_keys = [key is not None and not _KEY.fullmatch(key) for key in batch["sample_key"].to_pylist()]
+    count("have a sample_key that is no digest", pa.array(bad_keys, pa.bool_()))
+    return found

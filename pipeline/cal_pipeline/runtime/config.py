@@ -1,0 +1,249 @@
+"""Every flag of `cal-precompute`. Only cli.py sees this whole; everything below takes the values it needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from typing import Any, Literal, get_type_hints
+
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cal_pipeline.encoding.encoder import AspectRatio, Truncation
+from cal_pipeline.encoding.templates import Template
+from cal_pipeline.models.loading import Dtype
+from cal_pipeline.models.quantization import Quantization
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
+from cal_schemas.annotated import EXTRA_COLUMNS, Carry, DataFormat, ExtraColumn
+from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
+from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.storage.locations import location
+
+_POSITIVE = (
+    "rows_per_shard",
+    "max_length",
+    "max_image_pixels",
+    "num_workers",
+    "tokens_per_batch",
+    "encode_threads",
+    "max_tries",
+    "shard_timeout_s",
+    "start_timeout_s",
+    "idle_timeout_s",
+    "cpus_per_worker",
+)
+_COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
+_KEEP_EMBEDDED_BYTES = 10 * 10**9
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+def maintenance_config() -> type[Any]:
+    """The same flags with nothing required but `--output_dir`, for `--verify` and `--clean`: a whole command fits."""
+    hints = get_type_hints(PrecomputeConfig)
+    made: list[tuple[str, Any, Any]] = []
+    for item in fields(PrecomputeConfig):
+        default: dict[str, Any] = {}
+        if item.default is not MISSING:
+            default = {"default": item.default}
+        elif item.default_factory is not MISSING:
+            default = {"default_factory": item.default_factory}
+        elif item.name != "output_dir":
+            default = {"default_factory": list} if item.name == "data_path" else {"default": ""}
+        made.append((item.name, hints[item.name], field(metadata=item.metadata, **default)))
+    return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecomputeConfig:
+    """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
+
+    model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
+    output_dir: str = field(
+        metadata=_help("annotated shards go here, local or s3://, gs://; rerun the same command to resume")
+    )
+    data_path: list[str] = field(
+        metadata=_help("files, directories, globs, a-{00..99}.tar, also s3://: LLaVA .json(l), .parquet, WebDataset")
+    )
+
+    revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
+    dtype: Dtype = field(default="bfloat16", metadata=_help("of the reference; float32 is reproducible bit by bit"))
+    attn_implementation: str = field(
+        default="sdpa", metadata=_help("attention of the reference: sdpa, eager, flash_attention_2")
+    )
+    quantization: Quantization = field(
+        default="none", metadata=_help("of the reference: 8bit or 4bit through bitsandbytes, or none")
+    )
+    trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
+    reference_saw_data: Literal["yes", "no", "unknown"] = field(
+        default="unknown",
+        metadata=_help("whether the reference was trained on these samples: such deltas favour what it memorised"),
+    )
+
+    image_folder: list[str] = field(
+        default_factory=list, metadata=_help("where image paths start: none, one for all data paths, or one for each")
+    )
+    data_format: DataFormat = field(default="auto", metadata=_help("auto goes by the file name"))
+    rows_per_shard: int = field(
+        default=4096, metadata=_help("a JSON or JSONL file or an archive is split into shards of so many rows")
+    )
+    limit: int | None = field(default=None, metadata=_help("pilot: only the first so many rows"))
+    sample: float | None = field(default=None, metadata=_help("pilot: a random fraction of the rows"))
+    seed: int = field(default=0, metadata=_help("of --sample"))
+
+    template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
+    image_aspect_ratio: AspectRatio = field(
+        default="native", metadata=_help("native leaves the picture to the processor")
+    )
+    max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens, image tokens included"))
+    truncation: Truncation = field(
+        default="drop", metadata=_help("what happens to a longer row: status too_long, or its end is cut")
+    )
+    max_image_pixels: int = field(
+        default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger picture is an image_error")
+    )
+
+    contrast: Condition = field(
+        default="drop",
+        metadata=_help(
+            "without the image: its tokens dropped (the paper) or masked (released code), or another picture: parts of "
+            "it painted over (patch_mask) or all of it blurred (gaussian_blur)"
+        ),
+    )
+    patch_mask_ratio: float | None = field(
+        default=None, metadata=_help("of patch_mask: share of the 10 x 20 cells that are painted over, e.g. 0.7")
+    )
+    blur_sigma: float | None = field(
+        default=None, metadata=_help("of gaussian_blur: standard deviation in pixels of the picture as stored")
+    )
+    save_contrast_images: int = field(
+        default=0, metadata=_help("write so many pictures and their perturbed forms into .cal/contrast_images")
+    )
+    extra_columns: str | None = field(
+        default=None,
+        metadata=_help(
+            "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
+        ),
+    )
+    carry: Literal["auto", Carry] = field(
+        default="auto",
+        metadata=_help(
+            "what of the sample goes along: the bytes of all images, of embedded ones, paths alone, or neither images "
+            "nor messages"
+        ),
+    )
+    redo_status: str | None = field(
+        default=None, metadata=_help("measure rows of these statuses again (comma-separated), e.g. image_error")
+    )
+
+    num_workers: int = field(default=1, metadata=_help("processes that hold a model each"))
+    gpus_per_worker: float | None = field(
+        default=None, metadata=_help("a fraction shares a GPU, 2 or more spread one model; default 1 or 0")
+    )
+    cpus_per_worker: float = field(default=1.0, metadata=_help("CPUs that Ray sets aside for a worker"))
+    tokens_per_batch: int = field(default=16384, metadata=_help("padded tokens of a batch, image tokens included"))
+    encode_threads: int = field(default=4, metadata=_help("threads of a worker that decode and encode samples"))
+    ray_address: str | None = field(
+        default=None, metadata=_help("an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
+    )
+    max_error_fraction: float = field(
+        default=0.5, metadata=_help("stop when more than this share of the run's rows is not ok; 1 never stops")
+    )
+    max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
+    shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))
+    start_timeout_s: float = field(
+        default=1800.0, metadata=_help("a worker that takes longer to load its model counts as hung")
+    )
+    idle_timeout_s: float = field(default=600.0, metadata=_help("give up when no worker can be placed for so long"))
+    dry_run: bool = field(
+        default=False, metadata=_help("check model, data and output, list what is done and pending, do nothing")
+    )
+
+    verify: bool = field(
+        default=False,
+        metadata=_help("read every shard of --output_dir and say what is wrong (no other flag counts)"),
+    )
+    clean: bool = field(
+        default=False, metadata=_help("remove what dead runs left behind in --output_dir, never a final shard")
+    )
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            # NaN is not positive either; only a time limit may be infinite.
+            if not value > 0 or (value == math.inf and not name.endswith("_timeout_s")):
+                raise ConfigError(f"--{name} must be positive, got {value}")
+        for flag, paths in (
+            ("output_dir", [self.output_dir]), ("data_path", self.data_path), ("image_folder", self.image_folder),
+        ):  # fmt: skip
+            if not all(paths):
+                raise ConfigError(f"--{flag} is empty")
+            for path in paths:
+                if _COLLAPSED.match(str(path)):
+                    raise ConfigError(f"--{flag} {path}: a URL has two slashes after its colon")
+                try:
+                    location(path)
+                except ConfigError as error:
+                    raise ConfigError(f"--{flag} {error}") from error
+        if self.limit is not None and self.sample is not None:
+            raise ConfigError("--limit and --sample are two ways to run a pilot: give one")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit must be positive, got {self.limit}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+        if self.max_image_pixels > PILLOW_MAX_PIXELS:
+            raise ConfigError(
+                f"--max_image_pixels {self.max_image_pixels}: pillow opens no picture over {PILLOW_MAX_PIXELS} pixels"
+            )
+        if not 0 <= self.max_error_fraction <= 1:
+            raise ConfigError(f"--max_error_fraction is a fraction from 0 to 1, got {self.max_error_fraction}")
+        if self.sample is not None and not 0 < self.sample <= 1:
+            raise ConfigError(f"--sample is a fraction above 0 and up to 1, got {self.sample}")
+        gpus = self.gpus_per_worker
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+            raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
+        self.extra()
+        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+        # A slash names a kernel of the hub.
+        if self.attn_implementation not in known and "/" not in self.attn_implementation:
+            raise ConfigError(
+                f"--attn_implementation {self.attn_implementation}: expected one of {', '.join(sorted(known))}"
+            )
+        contrast = self.contrast_spec()
+        if self.save_contrast_images < 0:
+            raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
+        if self.save_contrast_images and not contrast.perturbs:
+            raise ConfigError(
+                f"--save_contrast_images writes perturbed pictures, and --contrast {self.contrast} makes none: use "
+                "patch_mask or gaussian_blur"
+            )
+        if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
+            raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")
+
+    def contrast_spec(self) -> ContrastSpec:
+        """What the second pass sees; ConfigError for a parameter that is missing, or of another condition."""
+        return ContrastSpec(condition=self.contrast, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
+
+    def extra(self) -> tuple[ExtraColumn, ...]:
+        """What is stored beside the deltas; ConfigError for a name that is none."""
+        wanted = [part.strip() for part in (self.extra_columns or "").split(",") if part.strip()]
+        if unknown := [name for name in wanted if name not in EXTRA_COLUMNS]:
+            raise ConfigError(f"--extra_columns {unknown[0]}: expected some of {', '.join(EXTRA_COLUMNS)}")
+        return tuple(name for name in EXTRA_COLUMNS if name in wanted)
+
+    def redo_statuses(self) -> frozenset[str]:
+        """Statuses whose rows are measured again; empty in a normal run."""
+        return frozenset(part.strip() for part in (self.redo_status or "").split(",") if part.strip())
+
+    def resolved_carry(self, embedded_bytes: int) -> tuple[Carry, str]:
+        """What `--carry` comes to for a source that embeds so many bytes of pictures, and why, in words."""
+        if self.carry != "auto":
+            return self.carry, f"--carry {self.carry}"
+        size = f"{embedded_bytes / 1e6:.1f} MB of embedded pictures"
+        if embedded_bytes > _KEEP_EMBEDDED_BYTES:
+            return "none", f"--carry auto: {size} are not copied; the output is a sidecar of the source"
+        if embedded_bytes:
+            return "embedded", f"--carry auto: {size} are copied; those named by path stay where they are"
+        return "paths", "--carry auto: the pictures stay where they are, rows hold their paths"

@@ -1,0 +1,230 @@
+"""What a run of `cal-precompute` is to do: everything checked that can be checked before work, nothing started."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cal_pipeline.annotate import AnnotateOptions
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.measuring.self_check import encode_questions
+from cal_pipeline.models.checkpoint import check_image_tokens, check_weights
+from cal_pipeline.models.loading import (
+    brings_code,
+    check_architecture,
+    load_config,
+    load_outline,
+    load_processor,
+    model_directory,
+    weights_digest,
+)
+from cal_pipeline.models.quantization import check_quantization, resolve_quantization
+from cal_pipeline.output.resume import Progress, compare_with_output
+from cal_pipeline.output.store import Store, open_store
+from cal_pipeline.runtime.cluster import Cluster
+from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
+from cal_pipeline.sources.first_images import look_at_images
+from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.pass_through import carried_fields, embedded_image_bytes
+from cal_pipeline.sources.subset import limit_rows, sample_rows
+from cal_schemas.annotated import annotated_schema, read_shard_metadata
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import MeasurementSpec
+from cal_schemas.storage.locations import lies_in, location
+
+_log = logging.getLogger("cal-precompute")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A checked run: everything is known, nothing has been started."""
+
+    config: PrecomputeConfig
+    settings: WorkerSettings
+    progress: Progress
+    todo: tuple[Shard, ...]
+    broken: tuple[Shard, ...]
+    """Shards whose source planning could not read: they have failed, the others go on."""
+    gpus_per_worker: float
+    rows_of_all: int
+    """Rows of the whole input, of which a pilot takes a part."""
+
+    def statuses_before(self) -> Counter[str]:
+        """Rows of finished shards that this run leaves as they are, by status."""
+        kept = {shard.name for shard in self.progress.done} - {shard.name for shard in self.todo}
+        return sum((self.progress.statuses[name] for name in kept), Counter[str]())
+
+
+def prepare(config: PrecomputeConfig) -> Job:
+    """Checks output, model config, data, processor and weights (cheapest first), and what is already done.
+
+    Raises ConfigError or FormatError with one message for whatever stands in the way; leaves nothing behind.
+    """
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    store = open_store(config.output_dir, run_id)
+    store.check_writable()
+    directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
+    check_architecture(directory, trust_remote_code=config.trust_remote_code)
+    processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
+    if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
+        outline = load_outline(directory)
+        check_weights(directory, outline)
+        check_image_tokens(processor, outline)
+    shards = plan_shards(
+        config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
+        list_broken=True,
+    )  # fmt: skip
+    _refuse_own_output(config.output_dir, shards)
+    rows_of_all = sum(shard.source.num_rows for shard in shards)
+    if config.limit is not None:
+        shards = limit_rows(shards, config.limit)
+    if config.sample is not None:
+        shards = sample_rows(shards, config.sample, config.seed)
+        if not shards:
+            raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
+    spec = _measurement(config, directory, store, processor)
+    options = _options(config, shards)
+    progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
+    redo = config.redo_statuses()
+    gpus = _gpus_per_worker(config)
+    check_device(config, gpus)
+    todo = (*(shard for shard in progress.pending if shard.problem is None), *progress.done_with(redo))
+    look_at_images(todo, max_image_pixels=config.max_image_pixels)
+    return Job(
+        config=config,
+        progress=progress,
+        todo=todo,
+        broken=tuple(shard for shard in progress.pending if shard.problem is not None),
+        gpus_per_worker=gpus,
+        rows_of_all=rows_of_all,
+        settings=WorkerSettings(
+            # A local path must not depend on the worker's working directory; a hub id is resolved on its node.
+            model_name_or_path=str(directory.absolute())
+            if Path(config.model_name_or_path).is_dir()
+            else config.model_name_or_path,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            trust_remote_code=config.trust_remote_code,
+            device="cuda" if gpus else "cpu",
+            num_devices=max(1, int(gpus)),
+            spec=spec,
+            store=store,
+            options=options,
+            redo=redo,
+            environment=store_environment(),
+        ),
+    )
+
+
+def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
+    inside = location(output_dir).resolve()
+    if own := next((uri for uri in {shard.source.uri for shard in shards} if lies_in(location(uri), inside)), None):
+        raise ConfigError(f"{own} lies in --output_dir {output_dir}: keep input and output apart")
+    for path in {location(shard.source.data_path) for shard in shards}:
+        if lies_in(inside, path.resolve()) and path.is_dir():
+            raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
+
+
+def _measurement(config: PrecomputeConfig, directory: Path, store: Store, processor: Any) -> MeasurementSpec:
+    encoder = Encoder(
+        processor,
+        template=config.template,
+        image_aspect_ratio=config.image_aspect_ratio,
+        max_length=config.max_length,
+        truncation=config.truncation,
+    )
+    if encoder.date is not None:
+        begun = next((read_shard_metadata(path).spec.label.date for path in store.finished()), None)
+        encoder = encoder.dated(begun)
+        _log.info("the chat template reads the clock: in every row it is %s, which is part of the fingerprint",
+                  encoder.date)  # fmt: skip
+    local = Path(config.model_name_or_path).is_dir()
+    # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
+    contrast = config.contrast_spec()
+    encode_questions(encoder, config.model_name_or_path, contrast)
+    return MeasurementSpec(
+        label=label_spec(encoder),
+        input=input_spec(encoder),
+        contrast=contrast,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        model_id=directory.resolve().name if local else config.model_name_or_path,
+        revision=config.revision,
+        weights_digest=weights_digest(directory),
+        reference_saw_data=config.reference_saw_data,
+        quantization=resolve_quantization(
+            config.quantization, load_config(directory, trust_remote_code=config.trust_remote_code)
+        ),
+    )
+
+
+def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptions:
+    carry, why = config.resolved_carry(embedded_image_bytes(shards))
+    _log.info(why)
+    several = len(config.data_path) > 1
+    return AnnotateOptions(
+        schema=annotated_schema(
+            carry=carry, extra_columns=config.extra(), source_column=several, carried=carried_fields(shards)
+        ),
+        carry=carry,
+        tokens_per_batch=config.tokens_per_batch,
+        extra_columns=config.extra(),
+        source_label=several,
+        encode_threads=config.encode_threads,
+        max_image_pixels=config.max_image_pixels,
+        library_versions=library_versions(),
+    )
+
+
+def check_device(config: PrecomputeConfig, gpus: float) -> None:
+    """What a worker without a GPU cannot do is refused here, and not by each worker as it starts."""
+    if not gpus and config.attn_implementation.startswith("flash_attention"):
+        raise ConfigError(
+            f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
+            "(--gpus_per_worker 0): use sdpa or eager"
+        )
+    if not (config.ray_address or os.environ.get("RAY_ADDRESS")):  # A cluster's nodes have packages of their own.
+        check_quantization(config.quantization, "cuda" if gpus else "cpu")
+
+
+def _gpus_per_worker(config: PrecomputeConfig) -> float:
+    wanted = config.gpus_per_worker
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is not None:
+        if wanted > there and not (config.ray_address or os.environ.get("RAY_ADDRESS")):
+            raise ConfigError(
+                f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the "
+                "CPU), or name a cluster with --ray_address"
+            )
+        return wanted
+    found = 1.0 if torch.cuda.is_available() else 0.0
+    _log.info("--gpus_per_worker %g, because this machine has %s GPU", found, "a" if found else "no")
+    return found
+
+
+def cluster_of(job: Job) -> Cluster:
+    """What the driver asks of Ray for it."""
+    config = job.config
+    return Cluster(
+        num_workers=min(config.num_workers, max(1, len(job.todo))),
+        gpus_per_worker=job.gpus_per_worker,
+        cpus_per_worker=config.cpus_per_worker,
+        address=config.ray_address,
+        max_tries=config.max_tries,
+        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in job.todo)),
+        shard_timeout_s=config.shard_timeout_s,
+        start_timeout_s=config.start_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )

@@ -1,0 +1,445 @@
+"""Spreads shards over Ray workers. The only module that imports Ray.
+
+One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
+and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
+
+Over 300 lines, because the states of workers and shards are one machine: halves of it could disagree. What needs no Ray
+is elsewhere already (cluster, worker, worker_process, session_dir), and no other module may import Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import secrets
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.job_config import JobConfig
+from ray.util.metrics import Counter
+
+from cal_pipeline.annotate import ShardReport
+from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, check_reachable
+from cal_pipeline.runtime.session_dir import session_dir
+from cal_pipeline.runtime.worker import Outcome, WorkerSettings
+from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.errors import STATUS_OK, ConfigError
+
+_TICK_S = 0.5
+_BACKOFF_S = 1.0
+_MAX_NODE_LOSSES = 10
+_KILL_S = 2.0
+_RAY_STARTS = 3
+_NODE_NEWS_S, _UNREACHABLE_S = 10.0, 60.0
+_OBJECT_STORE_BYTES = 200 * 2**20
+_TOKEN_HINT = (
+    ". If the cluster asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
+)
+_log = logging.getLogger(__name__)
+
+
+class _AbortError(Exception):
+    """The run cannot go on; ends the loop."""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Actor(WorkerProcess):
+    def where(self, on_gpu: bool) -> tuple[str, str, str]:
+        """Host and process in words, Ray's id of the node, and the device in words."""
+        node = ray.get_runtime_context().get_node_id()
+        return f"{platform.node()}, pid {os.getpid()}", node, device_name(on_gpu)
+
+
+class _ImportsOfDriver(JobConfig):  # type: ignore[misc]
+    """Workers import what this program imports, no more and no less.
+
+    Ray itself puts the working directory first on their path, where a script of the user's may be called timeit.py.
+    Nodes of a cluster have environments of their own: they get that directory, and the script's, only if this program
+    searches it.
+    """
+
+    def __init__(self, *, local: bool) -> None:
+        super().__init__()
+        self._py_driver_sys_path: list[str] = []
+        self._local = local
+
+    def _get_proto_job_config(self) -> Any:
+        here = [path or str(Path.cwd()) for path in sys.path]
+        rays = self._py_driver_sys_path
+        # Workers insert them one by one, each in front of the last.
+        self._py_driver_sys_path = [path for path in reversed(here) if self._local or path in rays]
+        return super()._get_proto_job_config()
+
+
+class _Metrics:
+    """Counters for whoever scrapes Ray's metrics; where nobody does they cost nothing."""
+
+    def __init__(self) -> None:
+        self._counts = {
+            name: Counter(f"cal_{name}_total", description=f"{name.replace('_', ' ')} of finished shards")
+            for name in ("shards", "rows", "rows_not_ok", "tokens", "bytes")
+        }
+        self._seconds = Counter(
+            "cal_stage_seconds_total", description="seconds that workers spent in a stage", tag_keys=("stage",)
+        )
+
+    def add(self, report: ShardReport) -> None:
+        not_ok = report.rows - report.statuses.get(STATUS_OK, 0)
+        counts = {"shards": 1, "rows": report.rows, "rows_not_ok": not_ok, "tokens": report.tokens}
+        for name, value in {**counts, "bytes": report.bytes}.items():
+            if value:  # Ray refuses to count nothing.
+                self._counts[name].inc(value)
+        for stage, seconds in report.seconds.items():
+            if seconds > 0:
+                self._seconds.inc(seconds, tags={"stage": stage})
+
+
+@dataclass(kw_only=True, slots=True)
+class _Slot:
+    """One actor and what it is doing: placing -> starting -> idle <-> busy."""
+
+    actor: Any
+    log_path: Path
+    state: str
+    ref: Any
+    since: float
+    shard: Shard | None = None
+    where: str = "?"
+    node: str = ""
+    device: str = ""
+
+
+@contextmanager
+def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine.
+
+    `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
+    at the address, or Ray cannot start here.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    with nullcontext() if address else session_dir() as temporary:
+        try:
+            _init(cluster, address, temporary, starting)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(
+    cluster: Cluster,
+    address: str | None,
+    temporary: str | None,
+    starting: Callable[[], AbstractContextManager[None]],
+) -> None:
+    where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    given["job_config"] = _ImportsOfDriver(local=not address)
+    if address:
+        check_reachable(address)
+        given |= {"address": address}
+    else:
+        where = "Ray cannot start here"
+        # A container's user may have no home at all, which Path.home() does not bear.
+        token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111
+        if not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Ray would write one there, which a home may not allow; this Ray ends with this process.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
+        given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
+        given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
+    for tries_left in reversed(range(1 if address else _RAY_STARTS)):
+        try:
+            with starting():
+                ray.init(**given)
+            return
+        except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
+            reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            if not tries_left:
+                # Ray itself does not send its token to an address that was named, and does not say so.
+                hint = "" if not address or "RAY_AUTH_MODE" in os.environ else _TOKEN_HINT
+                raise ConfigError(reason + hint) from error
+            _log.warning("%s; trying again", reason)
+            ray.shutdown()
+
+
+def run_shards(
+    shards: Sequence[Shard],
+    settings: WorkerSettings,
+    cluster: Cluster,
+    log_dir: Path,
+    listener: Listener,
+    outcome: RunOutcome,
+) -> None:
+    """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
+
+    Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is
+    `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times in a row and
+    none is left, the Ray node of this program has died, or a worker reports that no shard can succeed (disk full,
+    other columns).
+    """
+    run = _Run(shards, settings, cluster, log_dir, listener, outcome)
+    try:
+        run.loop()
+    except _AbortError as error:
+        run.outcome.aborted = str(error)
+        run.outcome.refused = run.refused
+    finally:
+        run.stop_all()
+
+
+class _Run:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        settings: WorkerSettings,
+        cluster: Cluster,
+        log_dir: Path,
+        listener: Listener,
+        outcome: RunOutcome,
+    ) -> None:
+        self._waiting: deque[tuple[Shard, float]] = deque((shard, 0.0) for shard in shards)
+        self._tries: dict[str, int] = {}
+        self._node_losses: dict[str, int] = {}
+        self._undecided: list[tuple[Shard, str, str, float]] = []
+        self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
+        self._slots: list[_Slot] = []
+        self._max_workers = cluster.num_workers
+        self._metrics = _Metrics()
+        self._started = 0
+        self._start_failures = 0
+        self._broken = False
+        self._rows = self._rows_not_ok = 0
+        self._last_alive = self._last_home_check = time.monotonic()
+        self._home = ray.get_runtime_context().get_node_id()
+        self.outcome = outcome
+
+    def loop(self) -> None:
+        while self._waiting or self._undecided or any(slot.state == "busy" for slot in self._slots):
+            self._fill_slots()
+            self._hand_out()
+            refs = {slot.ref: slot for slot in self._slots if slot.ref is not None}
+            if refs:
+                for ref in ray.wait(list(refs), timeout=_TICK_S)[0]:
+                    self._resolve(refs[ref])
+            else:
+                time.sleep(_TICK_S)
+            self._end_hung()
+            self._decide()
+            self._check_home()
+            self._check_idle()
+            self._listener.tick()
+
+    @property
+    def refused(self) -> bool:
+        """Whether no worker ever came up, and none broke: there is nothing to look up in a log."""
+        return self.outcome.first_worker_at is None and not self._broken
+
+    def stop_all(self) -> None:
+        """Ends every worker; on return none of them writes any more, unless its node is out of reach."""
+        for slot in self._slots:
+            ray.kill(slot.actor, no_restart=True)
+        if any(slot.state == "busy" for slot in self._slots):
+            # A kill is a message. What a worker stages after the driver has cleared staging would stay behind.
+            time.sleep(_KILL_S)
+        self._slots = []
+
+    def _fill_slots(self) -> None:
+        busy = sum(slot.state == "busy" for slot in self._slots)
+        while len(self._slots) < min(self._max_workers, busy + len(self._waiting) + len(self._undecided)):
+            self._started += 1
+            log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
+            actor = _Actor.options(  # type: ignore[attr-defined]
+                num_gpus=self._cluster.gpus_per_worker, num_cpus=self._cluster.cpus_per_worker
+            ).remote(str(log_path))
+            self._slots.append(
+                _Slot(
+                    actor=actor,
+                    log_path=log_path,
+                    state="placing",
+                    ref=actor.where.remote(self._cluster.gpus_per_worker > 0),
+                    since=time.monotonic(),
+                )
+            )
+
+    def _hand_out(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.state != "idle" or not self._waiting:
+                continue
+            # A shard that waits out its backoff lets the others pass.
+            due = next((i for i, (_, earliest) in enumerate(self._waiting) if earliest <= now), None)
+            if due is None:
+                return
+            slot.shard, _ = self._waiting[due]
+            del self._waiting[due]
+            slot.state, slot.since, slot.ref = "busy", now, slot.actor.run.remote(slot.shard)
+
+    def _resolve(self, slot: _Slot) -> None:
+        try:
+            value = ray.get(slot.ref)
+        except ray.exceptions.RayError as error:
+            # The process or its node is gone (or out of reach, which must be treated as gone).
+            reason = f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}"
+            unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
+            self._lose(slot, reason, patience_s=_UNREACHABLE_S if unreachable else _NODE_NEWS_S)
+            return
+        self._last_alive = time.monotonic()
+        slot.since = self._last_alive
+        if slot.state == "placing":
+            slot.where, slot.node, slot.device = value
+            if on_node := _accelerators(slot.node):
+                slot.device = f"{slot.device} (on a node with {on_node})"
+            self.outcome.workers.append(slot.where)
+            self.outcome.devices[slot.device] = self.outcome.devices.get(slot.device, 0) + 1
+            slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
+        elif slot.state == "starting":
+            if value.kind != "done":
+                self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "abort")
+                return
+            self._start_failures = 0
+            if self.outcome.first_worker_at is None:
+                self.outcome.first_worker_at = self._last_alive
+            slot.state, slot.ref = "idle", None
+        else:
+            self._take(slot, value)
+
+    def _take(self, slot: _Slot, outcome: Outcome) -> None:
+        shard, slot.shard, slot.state, slot.ref = slot.shard, None, "idle", None
+        assert shard is not None
+        if outcome.kind == "abort":
+            raise _AbortError(outcome.message)
+        if outcome.report is None:
+            self._retry(shard, outcome.message)
+        else:
+            outcome.report.worker, outcome.report.device = slot.where, slot.device
+            self.outcome.reports.append(outcome.report)
+            self._metrics.add(outcome.report)
+            self._listener.finished(outcome.report)
+            self._count_rows(outcome.report)
+
+    def _count_rows(self, report: ShardReport) -> None:
+        # Running sums: adding up all reports after each shard would take quadratic time.
+        self._rows += report.rows
+        self._rows_not_ok += report.rows - report.statuses.get(STATUS_OK, 0)
+        if self._rows_not_ok > self._cluster.max_rows_not_ok:
+            self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
+            raise _AbortError(self.outcome.too_many_not_ok)
+
+    def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0, refused: bool = False) -> None:
+        """Drops a dead or useless actor; its shard, if it had one, is tried again."""
+        ray.kill(slot.actor, no_restart=True)
+        self._slots.remove(slot)
+        if slot.shard is not None:
+            # That a worker is gone is known at once, that its node is gone only after some missed health checks. The
+            # fresh worker is loading its model meanwhile.
+            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + patience_s))
+            self._decide()
+            return
+        self._start_failures += 1
+        self._broken |= not refused
+        _log.warning("%s (failed starts in a row: %d)", reason, self._start_failures)
+        if self._start_failures < self._cluster.max_tries:
+            return
+        # One bad node must not stop the others: those that are up, or still coming up, go on without it.
+        self._max_workers = sum(other.state != "placing" for other in self._slots)
+        if not self._max_workers:
+            # A process that died before its first line left no log; one on another node may have it there.
+            there = self._broken and (slot.node or slot.log_path.exists())
+            see = f"; see {slot.log_path}" if there else ""
+            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{see}")
+
+    def _decide(self) -> None:
+        """Whether a lost worker's node is lost too, or the shard is to blame."""
+        if not self._undecided:
+            return
+        lost = _lost_nodes()
+        undecided, self._undecided = self._undecided, []
+        for shard, node, reason, until in undecided:
+            if node in lost:
+                self._move(shard, f"the node of {reason}")
+            elif time.monotonic() >= until:
+                self._retry(shard, reason)
+            else:
+                self._undecided.append((shard, node, reason, until))
+
+    def _retry(self, shard: Shard, reason: str) -> None:
+        tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
+        if tries >= self._cluster.max_tries:
+            _log.error("shard %s failed %d times, last: %s", shard.name, tries, reason)
+            self.outcome.failed[shard.name] = reason
+            return
+        _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._cluster.max_tries, reason)
+        self.outcome.retries += 1
+        self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
+
+    def _move(self, shard: Shard, reason: str) -> None:
+        """A lost node is not the shard's fault and costs no try; a shard that loses ten of them may be at fault."""
+        losses = self._node_losses[shard.name] = self._node_losses.get(shard.name, 0) + 1
+        if losses > _MAX_NODE_LOSSES:
+            self._retry(shard, reason)
+            return
+        _log.warning("shard %s moves to another node: %s", shard.name, reason)
+        self.outcome.retries += 1
+        self._waiting.append((shard, time.monotonic() + _BACKOFF_S))
+
+    def _end_hung(self) -> None:
+        limits = {"busy": "shard_timeout_s", "starting": "start_timeout_s"}
+        for slot in [slot for slot in self._slots if slot.state in limits]:
+            limit = getattr(self._cluster, limits[slot.state])
+            if time.monotonic() - slot.since > limit:
+                self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--{limits[slot.state]})")
+
+    def _check_home(self) -> None:
+        """Stops a driver whose own node has died, which Ray does not (it does when the cluster's head has).
+
+        Whatever other nodes there are, nothing it asks for is placed any more, and some answers never come.
+        """
+        if time.monotonic() - self._last_home_check < _NODE_NEWS_S:
+            return
+        self._last_home_check = time.monotonic()
+        if self._home in _lost_nodes():
+            raise _AbortError("the Ray node that this program is attached to has died")
+
+    def _check_idle(self) -> None:
+        if any(slot.state != "placing" for slot in self._slots):
+            self._last_alive = time.monotonic()
+        if time.monotonic() - self._last_alive <= self._cluster.idle_timeout_s:
+            return
+        wanted = f"{self._cluster.gpus_per_worker:g} GPU and {self._cluster.cpus_per_worker:g} CPU"
+        there = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise _AbortError(
+            f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
+            f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
+        )
+
+
+def _lost_nodes() -> set[str]:
+    return {found["NodeID"] for found in ray.nodes() if not found["Alive"]}
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text or "(OOM)" in text:
+        return "Ray ended it because its node ran out of memory"
+    if isinstance(error, ray.exceptions.RayActorError) and "Traceback" not in text:
+        return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
+    # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _accelerators(node: str) -> str:
+    """What Ray found in a node, such as H100, in words."""
+    resources: dict[str, float] = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
+    return ", ".join(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))

@@ -1,0 +1,192 @@
+"""The end of a run: a table for people, a JSON file for programs, warnings that say what to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cal_pipeline.annotate import ShardReport
+from cal_pipeline.console import Console
+from cal_pipeline.runtime.progress import duration
+from cal_schemas.errors import STATUS_OK, STATUSES
+from cal_schemas.storage.locations import Location
+
+_MOSTLY_FLOOR = 0.95
+_RARELY_BELOW_BETA = 0.80
+_SHOWN_ERRORS = 10
+_SHOWN_KEYS = 30
+_MANY_LOST = 0.2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """Everything said about one run of `cal-precompute`."""
+
+    run_id: str
+    config: dict[str, Any]
+    fingerprint: str
+    started: str
+    seconds: float
+    """Wall time from the first shard handed out to the last one done, workers' start included."""
+    workers: Sequence[str]
+    devices: dict[str, int]
+    """What the workers computed on -> how many of them."""
+    seconds_to_first_worker: float
+    """Of those: until the first model was loaded and checked."""
+    shards_done_before: int
+    statuses_before: dict[str, int]
+    """Their rows by status, without those shards that were measured again."""
+    shards: Sequence[ShardReport]
+    failed: dict[str, str]
+    aborted: str | None
+    retries: int
+
+    def statuses(self) -> Counter[str]:
+        """Rows of this run by status."""
+        return sum((Counter(report.statuses) for report in self.shards), Counter[str]())
+
+    def none_is_ok(self) -> bool:
+        """Whether there are rows, of this run or else of those before it, and not one of them is ok."""
+        statuses = self.statuses() or Counter(self.statuses_before)
+        return statuses.total() > 0 and not statuses[STATUS_OK]
+
+    def total(self, name: str) -> int:
+        """Sum of one count over the shards."""
+        return sum(getattr(report, name) for report in self.shards)
+
+    def unread(self) -> list[str]:
+        """Keys of the rows that nothing was made of, by name."""
+        return sorted({key for shard in self.shards for key in shard.unread})
+
+    def write(self, folder: Location) -> Location | None:
+        """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
+        path = folder / f"run-{self.run_id}.json"
+        value = asdict(self) | {"host": platform.node(), "statuses": dict(self.statuses())}
+        try:
+            path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        except OSError as error:
+            _log.warning("no report was written: %s", error)
+            path.unlink(missing_ok=True)
+            return None
+        return path
+
+    def warnings(self) -> list[str]:
+        """What the deltas' distribution and the row counts ask the user to look at."""
+        found = []
+        rows, lost = self.total("rows"), self.total("rows") - self.statuses()[STATUS_OK]
+        if rows and lost / rows > _MANY_LOST:
+            status, count = max(
+                ((s, c) for s, c in self.statuses().items() if s != STATUS_OK), key=lambda pair: pair[1]
+            )
+            found.append(f"{lost / rows:.0%} of the rows are not ok, {count} of them {status}: see the column error")
+        if len(self.devices) > 1 and self.config.get("dtype") != "float32":
+            found.append(
+                f"{len(self.devices)} kinds of device measured ({', '.join(self.devices)}): in {self.config['dtype']} "
+                "their deltas differ a little; the run report says which shard is whose"
+            )
+        tokens = self.total("image_label_tokens")
+        if tokens:
+            floor, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens
+            if floor > _MOSTLY_FLOOR:
+                found.append(
+                    f"{floor:.1%} of deltas are at or under alpha = 1: the weights will be almost uniform. Is the "
+                    "reference fit for these images, and --template and --image_aspect_ratio those it was trained with?"
+                )
+            if below < _RARELY_BELOW_BETA:
+                found.append(
+                    f"only {below:.1%} of deltas are below beta = 5 (the paper finds about 90 %): alpha and beta were "
+                    "chosen on LLaVA's logit scale; choose others for training from this model's quantiles"
+                )
+        if before := not_ok(self.statuses_before):
+            found.append(f"of the rows in shards that were done before {before}")
+        if cut := self.total("truncated"):
+            found.append(f"{cut} rows were cut at --max_length (--truncation tail)")
+        if long := self.statuses()["too_long"]:
+            found.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
+        if noted := self.total("noted"):
+            first = next(note for shard in self.shards for note in shard.notes)
+            found.append(f"{noted} rows have a note in the column error; the first: {first}")
+        return found
+
+
+def not_ok(statuses: Mapping[str, int]) -> str:
+    """How many rows are not ok, by status, and what measures them again; empty where all are."""
+    lost = {status: count for status, count in statuses.items() if status != STATUS_OK and count}
+    if not lost:
+        return ""
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(lost.items()))
+    known = ",".join(sorted(lost.keys() & set(STATUSES)))
+    return (
+        f"{sum(lost.values())} of {sum(statuses.values())} are not ok ({listed}): the column error says why, and "
+        f"--redo_status {known} measures them again"
+    )
+
+
+def print_report(report: RunReport, output_dir: object, path: object) -> None:
+    """The final table, on standard output."""
+    console = Console(soft_wrap=True, highlight=False)
+    statuses, rows = report.statuses(), report.total("rows")
+    if not report.shards and not report.failed and not report.aborted:
+        bad = not_ok(report.statuses_before)
+        rest = f"; of their rows {bad}" if bad else ""
+        console.print(
+            f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done{rest}", markup=False
+        )
+        return
+    table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
+    for name in ("status", "rows", "share"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for status, count in sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1])):
+        table.add_row(status, str(count), f"{count / rows:.1%}")
+    console.print(table)
+    console.print(
+        f"{len(report.shards)} shards with {rows} rows and {report.total('label_tokens')} supervised tokens in "
+        f"{duration(report.seconds)}, {duration(report.seconds_to_first_worker)} of it until the first worker was "
+        f"ready; {report.shards_done_before} shards were done before; {report.total('bytes') / 1e6:.1f} MB written"
+    )
+    if kept := report.total("kept_rows"):
+        console.print(f"{kept} of those rows were taken over unchanged (--redo_status)")
+    if late := sum(not shard.committed for shard in report.shards):
+        console.print(f"{late} of those shards had been published by another driver meanwhile; its files stay")
+    errors = [error for shard in report.shards for error in shard.errors]
+    for error in errors[:_SHOWN_ERRORS]:
+        console.print(f"  {error}", markup=False)
+    if (others := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
+        console.print(f"  and {others} more rows not ok: see the columns status and error")
+    if unread := report.unread():
+        more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
+        listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
+        console.print(f"nothing was made of these keys (a Parquet source's are carried): {listed}", markup=False)
+    for name, reason in report.failed.items():
+        console.print(f"FAILED {name}: {reason}", markup=False)
+    for warning in report.warnings():
+        console.print(f"WARNING: {warning}", markup=False)
+    if path:
+        console.print(f"report: {path}", markup=False)
+
+
+def projection(report: RunReport, rows_of_all: int) -> str:
+    """Time and bytes that the whole input would take, judged by this pilot; workers' start counted once."""
+    rows = report.total("rows")
+    start = report.seconds_to_first_worker
+    steady = max(report.seconds - start, 1e-9)
+    return (
+        f"pilot: {rows} of {rows_of_all} rows; the whole would take about "
+        f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
+        f"{report.total('bytes') * rows_of_all / rows / 1e9:.3g} GB"
+    )
+
+
+def now() -> str:
+    """Local time to the second, with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,180 @@
+"""What one worker process holds: a model, an encoder, and the way to a finished shard. No Ray in here."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import logging
+import os
+import platform
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+
+from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
+from cal_pipeline.measuring.load_check import check_model
+from cal_pipeline.models.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.models.quantization import Quantization
+from cal_pipeline.output.store import Store
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.errors import ConfigError, FormatError, ShardError
+from cal_schemas.spec import MeasurementSpec
+from cal_schemas.storage.object_path import ObjectPath
+
+_STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_STORE_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "STORAGE_EMULATOR_HOST",
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """Everything a worker needs to start, on whatever node."""
+
+    model_name_or_path: str
+    dtype: Dtype
+    quantization: Quantization
+    trust_remote_code: bool
+    device: str
+    num_devices: int
+    spec: MeasurementSpec
+    store: Store
+    options: AnnotateOptions
+    redo: frozenset[str]
+    environment: tuple[tuple[str, str], ...] = ()
+    """Of the driver: which object store is meant. Credentials do not travel; every node has its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How an attempt at a shard ended: data, not an exception, so that the driver decides."""
+
+    kind: Literal["done", "retry", "abort"]
+    report: ShardReport | None = None
+    message: str = ""
+
+
+class Worker:
+    """A loaded reference that annotates shards, one at a time."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        for name, value in settings.environment:
+            os.environ.setdefault(name, value)
+        check_reachable(settings.store)
+        # Our own limits decide; pillow's chatter about odd metadata would fill the log of a week-long run.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        directory = model_directory(
+            settings.model_name_or_path, settings.spec.revision, trust_remote_code=settings.trust_remote_code
+        )
+        if (found := weights_digest(directory)) != settings.spec.weights_digest:
+            raise ConfigError(
+                f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {found}, "
+                f"driver {settings.spec.weights_digest}): name a --revision, or copy the same files to every node"
+            )
+        processor = load_processor(directory, trust_remote_code=settings.trust_remote_code)
+        self._encoder = rebuild_encoder(settings.spec, processor)
+        check_same_encoding(settings.spec, self._encoder)
+        self._model = load_reference(
+            directory,
+            dtype=settings.dtype,
+            attn_implementation=settings.spec.attn_implementation,
+            device=settings.device,
+            num_devices=settings.num_devices,
+            quantization=settings.quantization,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self_check(self._model, self._encoder, settings.spec)
+
+    def run(self, shard: Shard) -> Outcome:
+        """Annotates one shard; a CUDA error other than out of memory is raised, because the device is lost."""
+        settings = self._settings
+        try:
+            report = annotate_shard(
+                shard,
+                encoder=self._encoder,
+                model=self._model,
+                spec=settings.spec,
+                store=settings.store,
+                options=settings.options,
+                redo=settings.redo,
+            )
+        except torch.AcceleratorError:
+            raise
+        except ShardError as error:
+            return Outcome(kind="retry", message=str(error))
+        except (ConfigError, FormatError) as error:
+            return Outcome(kind="abort", message=str(error))
+        except OSError as error:
+            kind: Literal["abort", "retry"] = "abort" if error.errno in _STOP_AT_ONCE else "retry"
+            return Outcome(kind=kind, message=f"{shard.name}: {error}")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            return Outcome(kind="abort", message=f"{shard.name} does not fit the output's columns: {error}")
+        except Exception as error:
+            _log.exception("shard %s", shard.name)
+            if torch.cuda.is_available():
+                # A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises.
+                torch.cuda.synchronize()
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+            return Outcome(kind="retry", message=f"{type(error).__name__}: {error} ({where})")
+        return Outcome(kind="done", report=report)
+
+
+def store_environment() -> tuple[tuple[str, str], ...]:
+    """Variables of this process that name an object store, none of them secret."""
+    return tuple((name, os.environ[name]) for name in _STORE_VARIABLES if name in os.environ)
+
+
+def check_reachable(store: Store) -> None:
+    """ConfigError naming this node when it cannot see the output's object store (no credentials, no route)."""
+    if isinstance(store.output_dir, ObjectPath):
+        try:
+            store.output_dir.is_dir()
+        except OSError as error:
+            raise ConfigError(f"{platform.node()} cannot reach --output_dir {store.output_dir}: {error}") from error
+
+
+def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
+    """ConfigError when this machine would encode differently from the one that planned the run."""
+    for name, planned, here in (
+        ("label", spec.label, label_spec(encoder)),
+        ("input", spec.input, input_spec(encoder)),
+    ):
+        if planned != here:
+            raise ConfigError(
+                f"{platform.node()} would make other {name}s than the driver planned: {here} here, {planned} planned "
+                "(is torchvision installed on one of them only, or another version of transformers?)"
+            )
+
+
+def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
+    """Runs `check_model` for what this measurement asks of the model, and lets the encoder pad with what it has."""
+    encoder.pad_within(model.get_input_embeddings().weight.shape[0])
+    check_model(model, encoder, spec.contrast, spec.model_id)
+
+
+def library_versions() -> tuple[tuple[str, str], ...]:
+    """Versions of what can change a delta, for the file's metadata."""
+    names = ("cal-vlm", "torch", "transformers", "tokenizers", "pillow", "torchvision", "numpy", "pyarrow")
+    found = []
+    for name in names:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)

@@ -1,0 +1,86 @@
+"""A worker as a process: its log, its death, and its last words for the driver to quote. No Ray in here."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import platform
+import re
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.errors import CalError
+
+_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
+"""Lines of Ray's own, of ours that report no trouble, and progress bars."""
+_TAIL_BYTES = 64 * 1024
+
+
+def device_name(on_gpu: bool) -> str:
+    """What this process computes on, in words."""
+    if on_gpu:
+        with suppress(RuntimeError, AssertionError):  # The start says what is wrong with the GPU.
+            return str(torch.cuda.get_device_name(0))
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+class WorkerProcess:
+    """A Worker in a process of its own. The constructor does little, so that a failing start can be told as data."""
+
+    def __init__(self, log_path: str) -> None:
+        Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+        self._log = open(log_path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115, PTH123  lives with the process
+        # What native code says as it dies goes to these two, and would be lost in Ray's own files.
+        for descriptor in (1, 2):
+            os.dup2(self._log.fileno(), descriptor)
+        faulthandler.enable(self._log)
+        logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
+
+    def start(self, settings: WorkerSettings) -> Outcome:
+        """`done`; `abort` where the worker says itself why it refuses, `retry` where it broke."""
+        try:
+            self._worker = Worker(settings)
+        except BaseException as error:
+            self._note(traceback.format_exc())
+            if isinstance(error, CalError):
+                return Outcome(kind="abort", message=str(error))
+            return Outcome(kind="retry", message=f"{type(error).__name__}: {error}")
+        return Outcome(kind="done")
+
+    def run(self, shard: Shard) -> Outcome:
+        """How the attempt at the shard ended; does not return after an error that only a fresh process gets over."""
+        try:
+            return self._worker.run(shard)
+        except BaseException:
+            # A CUDA error is sticky: only a fresh process gets a working device.
+            self._note(traceback.format_exc())
+            os._exit(1)
+
+    def _note(self, text: str) -> None:
+        with suppress(OSError):  # The log may lie on the disk that is full.
+            self._log.write(text)
+
+
+def last_words(log_path: Path) -> str:
+    """What a dead worker's log ends with: the signal that was fatal, else the last line."""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return "it wrote no log"
+    said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
+    if not said:
+        return f"its log {log_path} says nothing"
+    # After a fatal signal the log ends with stacks; the line above them names the signal.
+    last = next((line for line in reversed(said) if line.startswith("Fatal Python error")), said[-1])
+    return f"its log ends with: {last}"

@@ -1,0 +1,140 @@
+"""From what a user gives as `--data_path` to files: a file, a directory, a glob, or numbered names in braces."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import Location, counts_as_file, files_below, location
+from cal_schemas.storage.object_path import ObjectPath
+
+_INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MAX_NAMES = 1_000_000
+_GLOB_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
+_GLOB_MARKS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def find_files(data_path: str) -> tuple[Location, list[Location]]:
+    """(base, files) of one data path; names of outputs are relative to the base.
+
+    A directory is searched recursively, as is `**` in a glob: linked folders too, each folder once, dot files left out
+    (`files_below`). Braces and globs name files from their first pattern on. A dangling link counts as a file. Raises
+    ConfigError when there is nothing, or when some of the names in braces are not there.
+    """
+    path = location(data_path)
+    nothing = ConfigError(
+        f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
+    )
+    if isinstance(path, ObjectPath):
+        base_key, objects = _find_objects(path)
+        if not objects:
+            raise nothing
+        return base_key, objects
+    data_path = str(path)
+    files: list[Location]
+    if path.is_dir():
+        files = files_below(path)
+        base = path
+    elif path.is_file():
+        base, files = path.parent, [path]
+    else:
+        names = expand_braces(data_path)
+        if len(names) == 1 and not glob.has_magic(data_path):
+            raise nothing
+        base = _literal_part(path, lambda part: glob.has_magic(part) or "{" in part)
+        files = []
+        for name in names:
+            found: list[Location] = [Path(name)] if Path(name).is_file() else []
+            if not found and glob.has_magic(name):
+                found = _matching(Path(name))
+            if not found and Path(name).is_dir():
+                found = files_below(Path(name))
+            if not found and len(names) > 1:
+                raise ConfigError(f"--data_path {data_path}: of its {len(names)} names {name} is not there")
+            files += found
+        files = list(dict.fromkeys(files))
+    if not files:
+        raise nothing
+    return base, files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{000..012}.tar` and `a.{x,y}` as all their names, in order; a leading zero keeps the width.
+
+    Braces without `..` or `,` are literal, as in a shell. Raises ConfigError for more than a million names.
+    """
+    for match in _INNERMOST_BRACES.finditer(pattern):
+        inside = match[1]
+        if found := _RANGE.fullmatch(inside):
+            first, last = int(found[1]), int(found[2])
+            if abs(last - first) >= _MAX_NAMES:
+                raise ConfigError(f"--data_path {pattern}: more than {_MAX_NAMES} names")
+            padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-").startswith("0") for end in found.groups())
+            width = max(map(len, found.groups())) if padded else 0
+            step = 1 if last >= first else -1
+            parts = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+        elif "," in inside:
+            parts = inside.split(",")
+        else:
+            continue
+        names = []
+        for part in parts:
+            names += expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
+            if len(names) > _MAX_NAMES:
+                raise ConfigError(f"--data_path {pattern}: more than {_MAX_NAMES} names")
+        return names
+    return [pattern]
+
+
+def _literal_part(path: Path, is_pattern: Callable[[str], bool]) -> Path:
+    return Path(*path.parts[: next(i for i, part in enumerate(path.parts) if is_pattern(part))])
+
+
+def _matching(pattern: Path) -> list[Location]:
+    """Files that a glob names, sorted."""
+    if "**" not in pattern.parts:
+        return [*sorted(item for item in map(Path, glob.glob(str(pattern))) if counts_as_file(item))]
+    base = _literal_part(pattern, glob.has_magic)
+    form = re.compile(_glob_to_regex(pattern.relative_to(base).as_posix()))
+    return files_below(base, lambda file: bool(form.fullmatch(file.relative_to(base).as_posix())))  # type: ignore[arg-type]
+
+
+def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
+    """As in a file system: one object, all below a prefix, or those that braces and globs name."""
+    if path.key and path.is_file():
+        return path.parent, [replace(path, known=path.stat())]
+    names = expand_braces(path.key)
+    if len(names) == 1 and not glob.has_magic(path.key):
+        return path, files_below(path)
+    parts = path.key.split("/")
+    literal = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part)]
+    base = replace(path, key="/".join(literal))
+    # One listing serves all names.
+    there = {item.key: item for item in base.files()}
+    files: dict[str, ObjectPath] = {}
+    for name in names:
+        pattern = re.compile(_glob_to_regex(name))
+        found = [name] if name in there else [key for key in there if glob.has_magic(name) and pattern.fullmatch(key)]
+        found = found or [key for key in there if key.startswith(f"{name}/")]
+        if not found and len(names) > 1:
+            raise ConfigError(f"--data_path {path}: of its {len(names)} names {name} is not there")
+        files |= {key: there[key] for key in sorted(found)}
+    return base, [*files.values()]
+
+
+def _glob_to_regex(pattern: str) -> str:
+    """A shell pattern as a regular expression: `*`, `?`, `[…]` stay within a part, `**/` spans any number of them."""
+    found = ""
+    for token in _GLOB_TOKEN.findall(pattern):
+        if token in _GLOB_MARKS:
+            found += _GLOB_MARKS[token]
+        elif len(token) > 1:
+            found += token.replace("\\", r"\\").replace("[!", "[^", 1)
+        else:
+            found += re.escape(token)
+    return found

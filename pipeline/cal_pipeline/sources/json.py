@@ -1,0 +1,234 @@
+"""LLaVA JSON and JSONL, plain or `.zst`: finding virtual shards in one streaming pass, and reading one of them.
+
+A virtual shard is a byte range of its file, so a worker seeks to its rows and parses no others. (ijson would
+parse a JSON array incrementally too, but does not tell byte offsets.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from cal_pipeline.sources.compression import BROKEN, open_at, open_binary, read_range
+from cal_pipeline.sources.json_rows import decode, names_image_file, parse, parse_line, sample_from_json
+from cal_pipeline.sources.row_values import RowError, is_wide_text
+from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
+from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.sample import Sample
+from cal_schemas.storage.locations import Location
+
+_CHUNK = 4 * 2**20
+_BOM = b"\xef\xbb\xbf"
+_SPACE = " \t\r\n"
+_LONGEST_TOKEN = len("-Infinity")
+_MAX_RANGE_BYTES = 256 * 2**20
+"""A virtual shard is read into memory: it ends early rather than grow beyond."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowRange:
+    """Rows [row_start, row_stop) of a file lie in its (decompressed) bytes [byte_start, byte_stop)."""
+
+    row_start: int
+    row_stop: int
+    byte_start: int
+    byte_stop: int
+    image_bytes: int
+    """Of its rows that hold a `data:` URL."""
+    mentions_images: bool
+    """Whether some row, here or earlier in the file, names an image file: then there must be an image folder."""
+
+
+def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[RowRange]:
+    """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
+
+    A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
+    no array, and ShardError when the array is malformed or cut off, or the compression is broken.
+    """
+    _refuse_other_encodings(path)
+    ranges: list[RowRange] = []
+    row, first_row, first_byte, images = 0, 0, 0, False
+    stop = image_bytes = 0
+
+    def cut() -> None:
+        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
+                               image_bytes=image_bytes, mentions_images=images))  # fmt: skip
+
+    try:
+        with open_binary(path) as file:
+            spans = _array_spans(file, path) if data_format == "json" else _line_spans(file, path)
+            for start, end, has_image, embeds in spans:
+                full = row - first_row == rows_per_shard or end - first_byte > _MAX_RANGE_BYTES
+                if row > first_row and full:
+                    cut()
+                    first_row = row
+                if row == first_row:
+                    first_byte, images, image_bytes = start, False, 0
+                images |= has_image
+                image_bytes += (end - start) * embeds
+                row, stop = row + 1, end
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
+    if row > first_row:
+        cut()
+    return ranges
+
+
+def _refuse_other_encodings(path: Location) -> None:
+    """ConfigError for UTF-16 and UTF-32: a byte order mark, or a zero byte in the first character of JSON."""
+    try:
+        with open_binary(path) as file:
+            head = file.read(4)
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
+    if is_wide_text(head):
+        raise ConfigError(
+            f"{path} is UTF-16 or UTF-32 text, and JSON is read as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+        )
+
+
+def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
+    offset, has_image = 0, False
+    for length, line in _lines(file, offset):
+        if line is None:
+            yield offset, offset + length, has_image, False
+        elif line and not line.isspace():
+            skipped = length - len(line)
+            if offset == 0 and line.strip() in (b"[", b"{"):
+                raise ConfigError(
+                    f"{path}: its first line is {line.strip().decode()!r}: an indented JSON file, not one sample a "
+                    "line; name it .json, or give --data_format json"
+                )
+            # One picture settles it for the whole file, so this parses few lines: all only where none has one.
+            has_image = has_image or (b'"image' in line and names_image_file(parse_line(line), line.count(b'"image')))
+            yield offset + skipped, offset + length, has_image, b";base64," in line
+        offset += length
+
+
+def _lines(file: BinaryIO, offset: int, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """(bytes, line) of every line from byte `offset` on, None in place of one too long to hold."""
+    while (stop is None or offset < stop) and (line := file.readline(MAX_ROW_TEXT_BYTES)):
+        length = len(line)
+        if length == MAX_ROW_TEXT_BYTES and not line.endswith(b"\n"):
+            while rest := file.readline(_CHUNK):
+                length += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield length, None
+        else:
+            yield length, line.removeprefix(_BOM) if offset == 0 else line
+        offset += length
+
+
+def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
+    """Byte spans of the elements of a top-level JSON array.
+
+    The bytes are decoded as Latin-1: one character per byte, so offsets in the text are offsets in the file, and
+    the structure is untouched because UTF-8 uses no ASCII byte inside a character. Values are read for real elsewhere.
+    """
+    read_value = json.JSONDecoder(strict=False).raw_decode
+    head = file.read(len(_BOM))
+    base = len(head) if head == _BOM else 0
+    buffer = "" if head == _BOM else head.decode("latin-1")
+    at, ended, chunk, has_image = 0, False, _CHUNK, False
+
+    def refill() -> bool:
+        nonlocal base, buffer, at, ended, chunk
+        block = file.read(chunk)
+        ended = not block
+        base, buffer, at = base + at, buffer[at:] + block.decode("latin-1"), 0
+        return not ended
+
+    def skip_space() -> str:
+        nonlocal at
+        while True:
+            while at < len(buffer) and buffer[at] in _SPACE:
+                at += 1
+            if at < len(buffer):
+                return buffer[at]
+            if not refill():
+                return ""
+
+    def wrong(what: str, where: int | None = None) -> ShardError:
+        byte = base + (at if where is None else where)
+        return ShardError(f"{path}: {what} at byte {byte}; expected a JSON array of samples")
+
+    if (mark := skip_space()) != "[":
+        what = "an object, not '[' (one object per line is --data_format jsonl)," if mark == "{" else "no '['"
+        # Another kind of file is a mistake in the command; one without any content is damaged like one that is cut.
+        raise ConfigError(str(wrong(what))) if mark else wrong(what)
+    at += 1
+    closed = skip_space() == "]"
+    while not closed:
+        skip_space()
+        try:
+            value, end = read_value(buffer, at)
+            # "1" may go on as "1e-5": a number is whole when more than two characters follow it.
+            complete = end + 2 < len(buffer) or ended
+        except json.JSONDecodeError as error:
+            # A value that goes on beyond the buffer fails at the buffer's end, or inside a string.
+            if ended or (error.pos + _LONGEST_TOKEN < len(buffer) and not error.msg.startswith("Unterminated")):
+                raise wrong(f"malformed JSON ({error.msg})", error.pos) from error
+            complete = False
+        except ValueError as error:  # More digits than Python converts.
+            raise wrong("an integer of too many digits") from error
+        except RecursionError as error:
+            raise wrong("nested too deeply") from error
+        if not complete:
+            if len(buffer) - at > MAX_ROW_TEXT_BYTES:
+                raise wrong(f"an element of more than {MAX_ROW_TEXT_BYTES} bytes")
+            chunk = max(_CHUNK, len(buffer))  # Doubling keeps one huge element linear.
+            refill()
+            continue
+        chunk = _CHUNK
+        has_image = has_image or names_image_file(value, buffer.count('"image', at, end))
+        yield base + at, base + end, has_image, buffer.find(";base64,", at, end) >= 0
+        at = end
+        mark = skip_space()
+        if mark not in ("]", ","):
+            raise wrong("the array is cut off" if not mark else f"unexpected {mark!r}")
+        closed = mark == "]"
+        at += not closed
+    at += 1
+    if mark := skip_space():
+        raise wrong(f"{mark!r} after the end of the array")
+
+
+def read_rows(
+    path: Location, data_format: str, byte_start: int, byte_stop: int, name: str, row_start: int
+) -> Iterator[Sample]:
+    """Samples of one byte range, in order; a malformed line is a sample with a `problem`, not an error.
+
+    Raises ShardError when the range is no longer what planning saw.
+    """
+    try:
+        values = _range_values(path, data_format, byte_start, byte_stop)
+        for row, value in enumerate(values, row_start):
+            yield sample_from_json(value, f"{name}/{row}")
+    except BROKEN as error:
+        raise ShardError(f"{path}: broken compressed stream: {error}") from error
+
+
+def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: int) -> Iterator[Any]:
+    changed = f"{path}: ends before byte {byte_stop}; it was changed after planning"
+    if data_format == "jsonl":
+        at = byte_start
+        with open_at(path, byte_start) as file:
+            for length, line in _lines(file, byte_start, byte_stop):
+                at += length
+                if line is None:
+                    yield RowError(f"a line of {length} bytes; at most {MAX_ROW_TEXT_BYTES} are read")
+                elif line and not line.isspace():
+                    yield parse_line(line)
+        if at < byte_stop:
+            raise ShardError(changed)
+        return
+    raw = read_range(path, byte_start, byte_stop)
+    if len(raw) != byte_stop - byte_start:
+        raise ShardError(changed)
+    try:
+        yield from parse(f"[{decode(raw)}]")
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error

@@ -1,0 +1,235 @@
+"""Which keys of a source row make its conversation; what would change it and cannot be honoured is refused by name.
+
+docs/data-format.md, section 7, has the table of the layouts that people have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+from cal_pipeline.sources.image_values import IMAGE_KEYS
+from cal_pipeline.sources.row_values import RowError, is_empty, json_value, learned, parsed, words_of
+from cal_pipeline.sources.turns import Talk, read_turns, refuse_other_media
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn, sample_from_columns
+
+TURN_KEYS = ("messages", "conversations")
+CAPTION_KEYS = ("text", "caption")
+"""The first that is set."""
+ID_KEYS = ("sample_id", "id")
+_SYSTEM_WORDS = frozenset(["system", "prompt", "message", "instruction", "instructions"])
+PAIRS = (
+    ("prompt", "completion", ()),
+    ("instruction", "output", ("input", "history")),
+    ("query", "response", ("history",)),
+)
+"""(question, answer, what else belongs to them)."""
+_WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask",
+            "token_weights", "completion_mask", "assistant_masks")  # fmt: skip
+_FLAGS = ("loss", "train", "trainable")
+BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
+"""What is read of a row beside its turns."""
+_PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
+_OTHER_MARK = re.compile(rf"^(?:[^\S\n]|{IMAGE_MARK})*<(video|audio)>[^\S\n]*(?:{IMAGE_MARK}|$)", re.MULTILINE)
+"""On a line of its own LLaVA's data and LLaMA-Factory's have a video or a sound; beside words it is taken for a tag."""
+_PICTURE_MARK = re.compile(
+    r"<img>[^<>\n]+</img>|<\|(?:image|image_\d+|image_pad|vision_start)\|>|<image[ _]?\d+>"
+    r"|<(?:ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
+)
+"""A picture as the data of Qwen-VL, Phi-3, Qwen2-VL, MMMU, InternLM, InternVL, DeepSeek-VL and Gemma spell it."""
+_BOXES = re.compile(r"<(bbox|ref-object)>")
+ROW_KEYS = frozenset(
+    [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
+     "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", "video", "videos", "audio", "audios",
+     *(key for question, answer, others in PAIRS for key in (question, answer, *others))]
+)  # fmt: skip
+"""Keys of a row that are looked at, beside those of the system prompt."""
+
+
+def is_system_key(key: str) -> bool:
+    """Whether a key of a row says the system prompt: `system`, `system_prompt`, `systemMessage` and the like."""
+    words = words_of(key)
+    return "system" in words and words <= _SYSTEM_WORDS
+
+
+def is_row_key(key: str) -> bool:
+    """Whether a row's key is looked at; of all others nothing is made."""
+    return key in ROW_KEYS or is_system_key(key)
+
+
+def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any] | None]:
+    """The conversation of a row, and its tools; RowError naming a key that would change it and cannot be honoured.
+
+    `num_images` are marked in a caption's question.
+    """
+    refuse_other_media(values, "the row")
+    _refuse_unknown_objectives(values)
+    talk, *rest = _talks(values) or [_captioned(values, num_images)]
+    for other in rest:
+        if other.turns != talk.turns:
+            raise RowError(f"the row has {' with '.join(talk.keys[:2])}, and {' with '.join(other.keys[:2])}, and they "
+                           "differ: keep one of the two")  # fmt: skip
+    tools = _tools(values.get("tools"))
+    if isinstance(inputs := values.get("template_inputs"), str):
+        talk, tools = _as_annotated(inputs, talk, tools)
+    _refuse_boxes(values, talk)
+    _refuse_other_marks(talk, num_images + len(talk.images))
+    talk.turns = _with_system(values, talk.turns)
+    talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE, *filter(is_system_key, values))
+    return talk, tools
+
+
+def _talks(values: Mapping[str, Any]) -> list[Talk]:
+    """Every conversation that the row spells out."""
+    found = [replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if not is_empty(values.get(key))]
+    for question, answer, others in PAIRS:
+        if not is_empty(values.get(question)) and not is_empty(values.get(answer)):
+            found.append(_paired(values, question, answer, others))
+    return found
+
+
+def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Talk:
+    asked, answered = values[question], values[answer]
+    if "input" in others and not is_empty(more := values.get("input")):
+        if not (isinstance(asked, str) and isinstance(more, str)):
+            raise RowError(f"'input' is {type(more).__name__} beside {question!r} of {type(asked).__name__}; both must "
+                           "be text")  # fmt: skip
+        asked = f"{asked}\n{more}"
+    history = values.get("history") if "history" in others and not is_empty(values.get("history")) else []
+    if not isinstance(history, list | tuple):
+        raise RowError(f"'history' is {type(history).__name__}; expected a list of questions with their answers")
+    turns: list[Any] = []
+    for number, pair in enumerate(history):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RowError(f"'history' {number} is no pair of a question and an answer")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    for role, key, said in (("user", question, asked), ("assistant", answer, answered)):
+        if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(t, Mapping) for t in said)):
+            raise RowError(f"{key!r} is {type(said).__name__}; expected text or turns")
+        turns += [{"role": role, "content": said}] if isinstance(said, str) else said
+    if values.get("label") is False and question == "prompt":
+        raise RowError("'label' is false: this completion is not wanted, and preferences are not learned here")
+    return replace(read_turns(turns), keys=(question, answer, *others))
+
+
+def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
+    """The caption as the answer to the images; an assistant's turn that no question goes before is none."""
+    said = [key for key in CAPTION_KEYS if not is_empty(values.get(key))]
+    for key in said or CAPTION_KEYS:
+        caption = values.get(key)
+        if caption is not None:
+            if not isinstance(caption, str):
+                raise RowError(f"{key!r} is {type(caption).__name__}; expected text")
+            marks = "\n".join([IMAGE_MARK] * num_images)
+            turns = [Turn(role="user", content=marks), Turn(role="assistant", content=caption)]
+            return Talk(turns=turns, keys=(key,))
+    for key in TURN_KEYS:
+        if values.get(key) is not None:  # Turns that say nothing: it tells what is wrong with them.
+            return read_turns(values[key])
+    raise RowError(
+        "no conversation: neither messages, conversations, text nor caption is set, nor a question with its answer"
+    )
+
+
+def _with_system(values: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
+    """The turns after the system prompt that stands beside them."""
+    beside = {key: value for key, value in values.items() if is_system_key(key) and not is_empty(value)}
+    for key, prompt in beside.items():
+        if not isinstance(prompt, str):
+            raise RowError(f"{key!r} is {type(prompt).__name__}; expected text")
+        if not prompt.strip():
+            continue
+        if turns[0].role != "system":
+            turns = [Turn(role="system", content=prompt), *turns]
+        elif turns[0].content.strip() != prompt.strip():
+            raise RowError(f"{key!r} says {prompt[:60]!r} and the system turn {turns[0].content[:60]!r}: keep one of "
+                           "the two")  # fmt: skip
+    return turns
+
+
+def _tools(value: Any) -> list[Any] | None:
+    if isinstance(value, str):
+        value = parsed(value, "'tools'") if value.strip() else None
+    if is_empty(value):
+        return None
+    if not isinstance(value, list):
+        raise RowError(f"'tools' is {type(value).__name__}; expected a list of functions")
+    # Each as text is how a column of Parquet keeps objects that differ.
+    items = [parsed(item, "'tools'") if isinstance(item, str) else item for item in value]
+    return [json_value(item, "'tools'") for item in items]
+
+
+def _as_annotated(inputs: str, talk: Talk, tools: list[Any] | None) -> tuple[Talk, list[Any] | None]:
+    """What an annotated shard, measured once more, says of its turns."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in talk.turns]
+    try:
+        sample: Sample = sample_from_columns({"sample_id": "", "messages": messages, "template_inputs": inputs})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RowError(f"'template_inputs' does not fit the messages: {error}") from error
+    talk.turns = [
+        replace(theirs, supervised=mine.supervised and theirs.supervised, extra={**mine.extra, **theirs.extra})
+        for mine, theirs in zip(talk.turns, sample.messages or (), strict=True)
+    ]
+    return talk, tools if sample.tools is None else list(sample.tools)
+
+
+def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
+    preferences = [
+        key
+        for key in _PREFERENCES
+        if (isinstance(value := values.get(key), str | list | Mapping) and not is_empty(value))
+        or (key == "kto_tag" and isinstance(value, bool))
+    ]
+    if preferences:
+        raise RowError(f"the row has {' and '.join(map(repr, preferences))}: preferences are not learned here; leave "
+                       "them out, with the answer to learn as 'completion' or in 'messages'")  # fmt: skip
+    for key in _WEIGHTS:
+        weight = values.get(key)
+        numbers = any(map(_is_number, weight if isinstance(weight, list) else [weight]))
+        if numbers and not learned(key, weight, "the row"):
+            raise RowError(f"the row has {key!r} {weight!r}: nothing of it is learned; leave it out of the data")
+    for key in _FLAGS:
+        if values.get(key) is False:
+            raise RowError(f"the row has {key!r} False: leave it out of the data, if nothing of it is to be learned")
+    for key, way_out in (("functions", "give them as 'tools'"), ("chat_template_kwargs", "leave it out")):
+        if isinstance(value := values.get(key), str | list | Mapping) and json_value(value, repr(key)):
+            raise RowError(f"the row has {key!r} {json.dumps(value, default=str)[:80]}, which chat templates do "
+                           f"not get here: {way_out}")  # fmt: skip
+    segments = values.get("segments")
+    if isinstance(segments, list) and any(isinstance(item, Mapping) and "text" in item for item in segments):
+        raise RowError("the row has 'segments', text that follows no chat template: give turns as 'messages'")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number or spells one: other weights are those of things."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+    return isinstance(value, bool | int | float | Decimal | str)
+
+
+def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
+    if not is_empty(values.get("objects")) and (
+        found := next((match for turn in talk.turns if (match := _BOXES.search(turn.content))), None)
+    ):
+        raise RowError(f"the row has 'objects' for {found[0]}, whose spelling depends on the model: write the boxes "
+                       "into the text")  # fmt: skip
+
+
+def _refuse_other_marks(talk: Talk, num_images: int) -> None:
+    """RowError for the mark of a video or a sound, and for a picture of another spelling in a row that has none."""
+    for number, turn in enumerate(talk.turns):
+        if turn.role == "assistant":
+            continue
+        mark = _OTHER_MARK.search(turn.content)
+        if mark and f"</{mark[1]}>" not in turn.content:
+            raise RowError(f"turn {number} has the mark <{mark[1]}>; only images are known")
+        if not num_images and (spelled := _PICTURE_MARK.search(turn.content)):
+            raise RowError(f"turn {number} has {spelled[0][:80]!r} and the row no image: give it as 'image', with the "
+                           f"mark {IMAGE_MARK}")  # fmt: skip

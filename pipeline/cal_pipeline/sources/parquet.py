@@ -1,0 +1,150 @@
+"""Parquet with images and messages, conversations or captions: which columns mean what, and reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cal_pipeline.sources.column_types import check_type, decoded, plain_array, plain_type
+from cal_pipeline.sources.image_values import IMAGE_KEYS
+from cal_pipeline.sources.layouts import BESIDE, CAPTION_KEYS, ID_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
+from cal_pipeline.sources.rows import sample_from_values
+from cal_schemas.annotated import RESERVED_COLUMNS
+from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.sample import Sample
+from cal_schemas.storage.locations import Location, open_parquet, read_footer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParquetColumns:
+    """What is made of a Parquet source's columns; one may be both."""
+
+    read: tuple[str, ...]
+    """Those that the keys of a row are known by."""
+    carried: Mapping[str, str]
+    """Column of the source -> its name in the output."""
+
+
+def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
+    """Assigns roles by name; ConfigError when there is no text column, or one that no row can be read from."""
+    names = schema.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: columns {twice} occur more than once; rename them")
+    turns = [name for name in TURN_KEYS if name in names]
+    pairs = [name for question, answer, others in PAIRS if {question, answer} <= set(names)
+             for name in (question, answer, *others) if name in names]  # fmt: skip
+    captions = [] if turns or pairs else [name for name in CAPTION_KEYS if name in names]
+    if not (turns or pairs or captions):
+        listed = ", ".join((*TURN_KEYS, *CAPTION_KEYS, *(f"{question} with {answer}" for question, answer, _ in PAIRS)))
+        raise ConfigError(f"{path}: columns {names} hold no text; expected one of {listed}")
+    ids = [name for name in ID_KEYS if name in names][:1]
+    own = [*ids, *turns, *captions, *(name for name in IMAGE_KEYS if name in names)]
+    for name in (*own, *pairs, *(name for name in names if name in BESIDE or is_system_key(name))):
+        check_type(name, schema.field(name).type, path, "system" if is_system_key(name) else name)
+    carried = {
+        name: f"source_{name}" if name in RESERVED_COLUMNS else name
+        for name in names
+        if name not in own and name != "template_inputs"
+    }
+    return ParquetColumns(read=tuple(filter(is_row_key, names)), carried=carried)
+
+
+def carried_fields(path: Location) -> dict[str, pa.Field]:
+    """The source's other columns -> fields of the output, nullable because another source may lack them."""
+    schema = read_footer(path).schema.to_arrow_schema().remove_metadata()
+    columns = find_columns(schema, path)
+    return {name: pa.field(output, schema.field(name).type) for name, output in columns.carried.items()}
+
+
+def embedded_image_bytes(path: Location) -> int:
+    """Compressed size of the pictures in the image column, from the footer."""
+    return _image_leaves(path, embedded=True)
+
+
+def holds_images(path: Location) -> bool:
+    """Whether the image columns hold anything, bytes or paths."""
+    return bool(_image_leaves(path, embedded=True) or _image_leaves(path, embedded=False))
+
+
+def named_image_bytes(path: Location) -> int:
+    """Compressed size of the image column's text, paths or `data:` URLs, where it has no bytes beside them."""
+    return 0 if embedded_image_bytes(path) else _image_leaves(path, embedded=False)
+
+
+def _image_leaves(path: Location, *, embedded: bool) -> int:
+    """Compressed size of the image column's binary leaves, or of its text leaves; chunks of nulls count nothing."""
+    footer = read_footer(path)
+    total = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for index in range(group.num_columns):
+            column, leaf = group.column(index), footer.schema.column(index)
+            is_text = leaf.logical_type.type == "STRING"
+            if column.path_in_schema.split(".")[0] not in IMAGE_KEYS or "BYTE_ARRAY" not in leaf.physical_type:
+                continue
+            statistics = column.statistics
+            all_null = (
+                statistics is not None and statistics.has_null_count and statistics.null_count >= column.num_values
+            )
+            if is_text != embedded and not all_null:
+                total += column.total_compressed_size
+    return total
+
+
+def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
+    """Samples of rows [row_start, row_stop), in order; holds a few dozen rows at a time.
+
+    Raises ShardError when the file turns out to be corrupt.
+    """
+    try:
+        with open_parquet(path) as file:
+            columns = find_columns(file.schema_arrow, path)
+            row = 0
+            for batch in file.iter_batches(batch_size=32):
+                if row >= row_stop:
+                    return
+                if row + len(batch) > row_start:
+                    for number, (values, others) in enumerate(_values(batch, columns), row):
+                        if row_start <= number < row_stop:
+                            yield sample_from_values(values, f"{name}/{number}", others=others)
+                row += len(batch)
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path}: corrupt Parquet file: {error}") from error
+
+
+def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of every row what is read, as Python values, and what is carried, by output name."""
+    # Some writers do not check their text: it is then read as bytes, and what the schema says is text is decoded.
+    try:
+        read = batch.select(columns.read).to_pylist(maps_as_pydicts="strict")
+    except UnicodeDecodeError:
+        # Lone surrogates for what is no UTF-8, as from JSON: sample_from_values replaces them and says so.
+        by_column = {name: _decoded(batch.column(name), "surrogateescape") for name in columns.read}
+        read = [dict(zip(by_column, row, strict=True)) for row in zip(*by_column.values(), strict=True)]
+    except (OverflowError, KeyError, ValueError) as error:
+        # A date after the year 9999, a map with one key twice, nanoseconds where there is no pandas.
+        raise ShardError(f"a value that cannot be read: {error}") from error
+    # Other carried values stay Arrow's: Python's types would round some (nanoseconds), and lack others.
+    replaced: dict[str, list[Any]] = {}
+    for name in columns.carried:
+        try:
+            batch.column(name).validate(full=True)
+        except pa.ArrowInvalid:
+            replaced[name] = _decoded(batch.column(name), "replace")
+    for row, values in enumerate(read):
+        yield (
+            values,
+            {
+                output: replaced[name][row] if name in replaced else batch.column(name).slice(row, 1)
+                for name, output in columns.carried.items()
+            },
+        )
+
+
+def _decoded(column: pa.Array, errors: str) -> list[Any]:
+    kind = plain_type(column.type)
+    return [decoded(value, kind, errors) for value in plain_array(column).to_pylist(maps_as_pydicts="strict")]

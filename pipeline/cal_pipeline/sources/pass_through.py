@@ -1,0 +1,62 @@
+"""What the sources of a plan hold that may be carried into the output: pictures and other columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from cal_pipeline.sources import parquet as parquet_source
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import location
+
+
+def embedded_image_bytes(shards: Sequence[Shard]) -> int:
+    """Size of the pictures that the sources hold, as far as footers and headers tell."""
+    inside = sum(parquet_source.embedded_image_bytes(location(uri)) for uri in _parquet_files(shards))
+    return inside + sum(shard.embedded_bytes for shard in shards)
+
+
+def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
+    """The other columns of all Parquet sources, as one list; a part without any value takes its type from another file.
+
+    Raises ConfigError when two columns would share a name in the output, or two files give one name two types.
+    """
+    fields: dict[str, tuple[pa.Field, str, str]] = {}
+    for uri in _parquet_files(shards):
+        for name, field in parquet_source.carried_fields(location(uri)).items():
+            known, known_name, owner = fields.get(field.name, (field, name, uri))
+            if name != known_name:
+                of_owner = "" if owner == uri else f" of {owner}"
+                raise ConfigError(
+                    f"columns {known_name!r}{of_owner} and {name!r} of {uri} would both be {field.name!r} in the "
+                    "output: rename or remove one of them"
+                )
+            merged = _without_null(known.type, field.type)
+            if merged != _without_null(field.type, known.type):
+                raise ConfigError(
+                    f"column {name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
+                    "or run cal-precompute on each alone"
+                )
+            fields[field.name] = (field.with_type(merged), name, owner if merged == known.type else uri)
+    return [field for field, _, _ in fields.values()]
+
+
+def _without_null(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """`kind`; where it, or a part of it, is null for want of a value, the type that stands there in `other`."""
+    if pa.types.is_null(kind):
+        return other
+    if pa.types.is_list(kind) and pa.types.is_list(other):
+        return pa.list_(kind.value_field.with_type(_without_null(kind.value_type, other.value_type)))
+    if pa.types.is_struct(kind) and pa.types.is_struct(other) and kind.names == other.names:
+        return pa.struct(
+            [mine.with_type(_without_null(mine.type, its.type)) for mine, its in zip(kind, other, strict=True)]
+        )
+    return kind
+
+
+def _parquet_files(shards: Sequence[Shard]) -> list[str]:
+    """Files whose footers can be asked, each once."""
+    readable = (shard for shard in shards if shard.source.data_format == "parquet" and shard.problem is None)
+    return [*dict.fromkeys(shard.source.uri for shard in readable)]

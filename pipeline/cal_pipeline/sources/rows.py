@@ -1,0 +1,109 @@
+"""From the loosely typed values of any source row to a Sample; what does not fit becomes its `problem`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from cal_pipeline.sources.image_values import looks_like_image, own_images
+from cal_pipeline.sources.layouts import ID_KEYS, read_row
+from cal_pipeline.sources.row_values import RowError, is_empty, is_null
+from cal_schemas.sample import ImageRef, Sample, Turn
+
+MAX_ROW_TEXT_BYTES = 64 * 2**20
+"""Of one row as its source spells it; a longer one is not read into memory."""
+_SURROGATES = re.compile("[\ud800-\udfff]+")
+_LONGEST_KEY = 100
+UNCLAIMED = "no image is set, and "
+"""How the problem of a row begins whose image stands under a key that nobody reads."""
+
+
+def sample_from_values(
+    values: Mapping[str, Any], row_id: str, *, others: Mapping[str, Any] | None = None, problem: str | None = None
+) -> Sample:
+    """Builds a Sample from a row, read from what it has: ROW_KEYS as far as they are set.
+
+    Args:
+        values: Python values by key.
+        row_id: `<shard>/<row>`, used when the source has no id of its own.
+        others: a Parquet source's other columns, under their output names, which are carried.
+        problem: why the row cannot be used, where that is known before.
+    """
+    replaced: list[str] = []
+
+    def clean(text: str, where: str) -> str:
+        if _SURROGATES.search(text):
+            replaced.append(where)
+            return _SURROGATES.sub("\ufffd", text)
+        return text
+
+    def clean_json(value: Any, where: str) -> Any:
+        return json.loads(clean(json.dumps(value, ensure_ascii=False), where)) if value else value
+
+    def clean_refs(found: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+        return tuple(replace(ref, path=None if ref.path is None else clean(ref.path, "image path")) for ref in found)
+
+    refs: tuple[ImageRef, ...] = ()
+    messages: tuple[Turn, ...] | None = None
+    tools: Any = None
+    notes: list[str] = []
+    keys: set[str] = set()
+    source_id = next((values[key] for key in ID_KEYS if not is_null(values.get(key))), None)
+    sample_id = row_id if source_id is None else clean(_id_text(source_id, notes), "id")
+    try:
+        refs = clean_refs(own_images(values, "the row"))
+        if problem is not None:
+            raise RowError(problem)
+        talk, tools = read_row(values, len(refs))
+        if talk.images:
+            inside = clean_refs(talk.images)
+            if refs and refs != inside:
+                raise RowError("the row has other images than its turns: keep one of the two")
+            refs = inside
+        unclaimed = {key: value for key, value in {**(others or {}), **values}.items() if key not in talk.keys}
+        if not refs:
+            _refuse_unclaimed_images(unclaimed)
+        keys = {key for key, value in unclaimed.items() if _is_set(value)}
+        keys |= {f"{key} (of a turn)" for key in talk.unread}
+        messages = tuple(
+            replace(turn, content=clean(turn.content, f"turn {number}"), extra=clean_json(turn.extra, f"turn {number}"))
+            for number, turn in enumerate(talk.turns)
+        )
+        tools = clean_json(tools, "tools")
+    except RowError as error:
+        problem, messages, tools = clean(str(error), "problem"), None, None
+    if replaced:
+        notes.append(f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}")
+    return Sample(
+        sample_id=sample_id, images=refs, messages=messages, problem=problem, note="; ".join(notes) or None,
+        tools=tools, carried=others or {},
+        unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
+    )  # fmt: skip
+
+
+def _is_set(value: Any) -> bool:
+    if isinstance(value, pa.Array):
+        return bool(value.null_count == 0)
+    return value is False or not is_empty(value)
+
+
+def _id_text(value: Any, notes: list[str]) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            notes.append("the id is no UTF-8 text: its bytes in hexadecimal digits")
+            return value.hex()
+    return json.dumps(value, default=str) if isinstance(value, list | dict | bool) else str(value)
+
+
+def _refuse_unclaimed_images(values: Mapping[str, Any]) -> None:
+    """RowError naming a key that holds an image although the row, as it is read, has none."""
+    for key, value in values.items():
+        if found := looks_like_image(key, value):
+            raise RowError(f"{UNCLAIMED}{key!r} holds {found}: call it 'image' if it is one, or leave it out")

@@ -1,0 +1,48 @@
+"""Pilot runs: a plan of the first rows only, or of a seeded random part of all."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cal_schemas.annotated import ShardSource
+
+if TYPE_CHECKING:
+    from cal_pipeline.sources.formats import Shard
+
+
+def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
+    """The first `limit` rows of the plan; the last shard is cut and its name says so."""
+    kept: list[Shard] = []
+    for shard in shards:
+        if limit == 0:
+            break
+        take = min(limit, shard.source.num_rows)
+        limit -= take
+        if take < shard.source.num_rows:
+            start = shard.source.row_start
+            source = replace(shard.source, num_rows=take, row_stop=start + take)
+            shard = replace(shard, name=f"{shard.name}-first{take}", source=source)
+        kept.append(shard)
+    return kept
+
+
+def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Shard]:
+    """Every shard with a seeded random `fraction` of its rows; shards of which nothing is drawn are left out."""
+    drawn = [
+        replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
+    ]
+    return [shard for shard in drawn if shard.num_rows or shard.problem]
+
+
+def drawn_rows(source: ShardSource) -> np.ndarray:
+    """[num_rows] bool: which rows of the shard's range are measured."""
+    if source.sample_fraction >= 1.0:
+        return np.ones(source.num_rows, bool)
+    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
+    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction

@@ -1,0 +1,132 @@
+"""WebDataset tar shards: which members make a sample, finding virtual shards in one pass, and reading one of them.
+
+Adjacent members `<key>.<suffix>` are one sample; the key ends at the first dot of the file name. Pictures and texts are
+read into memory one sample at a time; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cal_pipeline.sources.compression import BROKEN, is_compressed, open_at
+from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
+from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
+from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
+from cal_pipeline.sources.webdataset_samples import (
+    IMAGES,
+    MAX_MEMBERS,
+    TEXTS,
+    Group,
+    ending,
+    sample_from_group,
+    split_name,
+)
+from cal_schemas.errors import ShardError
+from cal_schemas.sample import Sample
+from cal_schemas.storage.locations import Location
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarRange:
+    """Rows [row_start, row_stop) of an archive lie in its (decompressed) bytes [byte_start, byte_stop)."""
+
+    row_start: int
+    row_stop: int
+    byte_start: int
+    byte_stop: int
+    image_bytes: int
+    """Of the pictures in these rows, as they are encoded."""
+
+
+def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Group]:
+    group: Group | None = None
+    for member in stream.members(stop):
+        if (parts := split_name(member.name)) is None:
+            continue
+        key, suffix = parts
+        if group is None or group.key != key:
+            if group is not None:
+                yield group
+            group = Group(key=key)
+        group.members.append((suffix, member))
+        if len(group.members) > MAX_MEMBERS:
+            raise DamagedTarError(f"key {key!r} has more than {MAX_MEMBERS} members")
+        if load and member.is_file and ending(suffix) in IMAGES | TEXTS:
+            is_text = ending(suffix) in TEXTS
+            room = MAX_ROW_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
+            room = min(room, MAX_ROW_IMAGE_BYTES - sum(map(len, group.data.values())))
+            if member.size <= room:
+                group.data[member.name] = stream.read(member.size)
+    if group is not None:
+        yield group
+
+
+def split_rows(path: Location, rows_per_shard: int) -> list[TarRange]:
+    """Cuts the archive into ranges of `rows_per_shard` samples (the last may be shorter); reads headers only.
+
+    A compressed archive is decompressed once. Raises ShardError for a damaged or cut archive, and for one that has the
+    members of a sample in two places.
+    """
+    ranges: list[TarRange] = []
+    seen: set[bytes] = set()
+    row = first_row = first_byte = stop = image_bytes = others = 0
+    first_other = ""
+
+    def cut() -> None:
+        ranges.append(TarRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
+                               image_bytes=image_bytes))  # fmt: skip
+
+    with _reading(path), open_at(path, 0) as file:
+        for group in _groups(TarStream(file, can_seek=not is_compressed(path)), None, load=False):
+            if not group.is_row:
+                others += 1
+                first_other = first_other or group.members[0][1].name
+                continue
+            digest = hashlib.blake2b(group.key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+            if digest in seen:
+                raise DamagedTarError(
+                    f"key {group.key!r} comes again at byte {group.members[0][1].start}; files of one sample must "
+                    "stand together, and each key once: pack it again, sorted by name"
+                )
+            seen.add(digest)
+            if row == first_row:
+                first_byte, image_bytes = group.members[0][1].start, 0
+            row += 1
+            stop = group.members[-1][1].stop
+            image_bytes += sum(member.size for suffix, member in group.members if ending(suffix) in IMAGES)
+            if row - first_row == rows_per_shard:
+                cut()
+                first_row = row
+    if row > first_row:
+        cut()
+    if others:
+        _log.warning("%s: %d keys have no picture, .json or .txt and make no row; the first is of %r", path, others,
+                     first_other)  # fmt: skip
+    return ranges
+
+
+def read_rows(path: Location, byte_start: int, byte_stop: int) -> Iterator[Sample]:
+    """Samples of one byte range, in order; a group that makes no usable sample is one with a `problem`.
+
+    Raises ShardError when the range is no longer what planning saw.
+    """
+    with _reading(path), open_at(path, byte_start) as file:
+        stream = TarStream(file, byte_start, can_seek=not is_compressed(path))
+        for group in _groups(stream, byte_stop, load=True):
+            if group.is_row:
+                yield sample_from_group(group)
+
+
+@contextmanager
+def _reading(path: Location) -> Iterator[None]:
+    """Turns what a broken archive raises into a ShardError that names it."""
+    try:
+        yield
+    except (DamagedTarError, *BROKEN) as error:
+        raise ShardError(f"{path}: broken tar archive: {error}") from error

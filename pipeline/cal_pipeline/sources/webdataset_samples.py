@@ -1,0 +1,168 @@
+"""Which members of a WebDataset archive make a sample: adjacent ones `<key>.<suffix>`.
+
+The key ends at the first dot of the file name. What does not fit becomes the sample's `problem`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cal_pipeline.sources.image_values import IMAGE_KEYS, own_images
+from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
+from cal_pipeline.sources.json_rows import parse, said_twice
+from cal_pipeline.sources.row_values import RowError, is_empty, is_wide_text
+from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_values
+from cal_pipeline.sources.tar_reader import Member
+from cal_schemas.sample import Sample
+
+IMAGES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "heic", "heif",
+                    "ppm", "pgm", "pbm", "pnm"])  # fmt: skip
+TEXTS = frozenset(["json", "txt"])
+MAX_MEMBERS = 20_000
+"""Of one key."""
+_VIDEOS = frozenset(["mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg"])
+_PICTURE_SUFFIX = re.compile(r"(?:(\d{1,9})\.)?(\w+)")
+_META = re.compile(r"__.*__")
+
+
+@dataclass(kw_only=True, slots=True)
+class Group:
+    """Adjacent members of one key; `data` is filled only when rows are read."""
+
+    key: str
+    members: list[tuple[str, Member]] = field(default_factory=list)
+    """(suffix in lower case, member)."""
+    data: dict[str, bytes] = field(default_factory=dict)
+    """Member name -> its bytes."""
+
+    @property
+    def is_row(self) -> bool:
+        """Whether any member is a picture or a text."""
+        return any(ending(suffix) in IMAGES | TEXTS for suffix, _ in self.members)
+
+
+def ending(suffix: str) -> str:
+    """The file type: what follows the last dot."""
+    return suffix.rpartition(".")[2]
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, suffix), None for names that no sample has: without a dot, hidden, or WebDataset's own `__meta__`."""
+    directory, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not stem or not dot or not suffix or _META.fullmatch(stem):
+        return None
+    return directory + slash + stem, suffix.lower()
+
+
+def sample_from_group(group: Group) -> Sample:
+    """One sample, whatever the members are; `data` must hold those that were small enough to read."""
+    values: dict[str, Any] = {}
+    problem: str | None = None
+    try:
+        _check_members(group)
+        value = _json_value(group)
+        values = {"messages": value} if isinstance(value, list) else dict(value or {})
+        own_images(values, f"{group.key!r}.json")  # Refuses names that are none, or two keys that differ.
+        named = next((values[key] for key in IMAGE_KEYS if not is_empty(values.get(key))), None)
+        text = _text_of(group, "txt")
+        if text is not None:  # A text file ends with a newline; a caption does not.
+            values["text"] = text.strip()
+        elif not is_empty(values.get("caption")):
+            values["text"] = None
+        values |= {"image": None, "images": _pictures(group, named)}
+    except RowError as error:
+        problem = str(error)
+    return sample_from_values({**values, "sample_id": group.key}, group.key, problem=problem)
+
+
+def _check_members(group: Group) -> None:
+    seen = set()
+    for suffix, member in group.members:
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise RowError(f"member name {member.name!r} leaves the archive")
+        if ending(suffix) in _VIDEOS:
+            raise RowError(f"member {member.name!r} is a video; only images are known")
+        if ending(suffix) not in IMAGES | TEXTS:
+            continue
+        if suffix in seen:
+            raise RowError(f"two members are named {member.name!r}")
+        seen.add(suffix)
+        if not member.is_file:
+            raise RowError(f"member {member.name!r} is a link or a device, not a file")
+        if member.name not in group.data:
+            limit = MAX_ROW_TEXT_BYTES if ending(suffix) in TEXTS else MAX_IMAGE_BYTES
+            raise RowError(
+                f"member {member.name!r} of {member.size} bytes is too large: at most {limit}, and "
+                f"{MAX_ROW_IMAGE_BYTES} for all of a sample"
+            )
+
+
+def _text_of(group: Group, wanted: str) -> str | None:
+    name = next((member.name for suffix, member in group.members if suffix == wanted), None)
+    if name is not None and is_wide_text(group.data[name], json=wanted == "json"):
+        raise RowError(f"member {name!r} is UTF-16 or UTF-32 text; only UTF-8 is read")
+    # Bytes that are no UTF-8 become lone surrogates here, and U+FFFD with a note in sample_from_values.
+    return None if name is None else group.data[name].decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def _json_value(group: Group) -> Any:
+    if (text := _text_of(group, "json")) is None:
+        return None
+    try:
+        value = parse(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"malformed JSON in {group.key!r}.json: {error}") from error
+    if not isinstance(value, dict | list):
+        raise RowError(f"{group.key!r}.json holds {type(value).__name__}; expected an object or a list of turns")
+    if isinstance(value, dict) and (problem := said_twice(value)):
+        raise RowError(problem)
+    return value
+
+
+def _pictures(group: Group, named: Any) -> Any:
+    """The sample's pictures: as its JSON names them, else `<key>.jpg`, then `<key>.0.jpg`, `<key>.1.jpg`, ….
+
+    Names that fit no member stay paths below the image folder where the archive has no picture for this key.
+    """
+    members = [(suffix, member.name) for suffix, member in group.members if ending(suffix) in IMAGES]
+    in_order = _in_order(members)
+    names = [named] if isinstance(named, str) else named
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        by_name = {spelling: name for suffix, name in members
+                   for spelling in (suffix, name.rpartition("/")[2], name)}  # fmt: skip
+        found = [by_name.get(name.removeprefix("./")) for name in names]
+        if None not in found:
+            return [_ref(group, name) for name in found if name is not None]
+        if not members:
+            return names
+        # The names of where the pictures came from, as LLaVA's data has them.
+        if any(found) or len(names) != len(in_order):
+            missing = names[found.index(None)]
+            raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
+                           f"{len(members)} for this key")  # fmt: skip
+    elif names:
+        return names
+    if members and not in_order:
+        raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and a picture's suffix is its type, "
+                       "or a number and its type")  # fmt: skip
+    return [_ref(group, name) for name in in_order]
+
+
+def _in_order(members: Sequence[tuple[str, str]]) -> list[str]:
+    """Names of `<key>.jpg` and `<key>.<number>.jpg` by number; others, such as `<key>.mask.png`, only when named."""
+    places: dict[int, str] = {}
+    for suffix, name in members:
+        if match := _PICTURE_SUFFIX.fullmatch(suffix):
+            place = -1 if match[1] is None else int(match[1])
+            if place in places:
+                raise RowError(f"{places[place]!r} and {name!r} are two pictures for one place")
+            places[place] = name
+    return [places[place] for place in sorted(places)]
+
+
+def _ref(group: Group, name: str) -> dict[str, Any]:
+    return {"bytes": group.data[name], "path": name}

@@ -1,0 +1,127 @@
+"""Files wherever they are: `pathlib.Path` for local ones, `ObjectPath` for objects in `s3://` and `gs://` stores."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.parquet as pq
+
+from cal_schemas.errors import ConfigError
+from cal_schemas.storage.object_path import ObjectPath
+
+Location: TypeAlias = Path | ObjectPath
+
+_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs"}
+_BACKSLASH_OR_NUL = ("\\", "\0")
+_log = logging.getLogger(__name__)
+
+
+def partial_of(path: Location) -> Location:
+    """What `write_whole` writes to before the name is right."""
+    return path.with_suffix(".new")
+
+
+def write_whole(path: Location, text: str) -> None:
+    """Writes a small file in one step: readers see the old one or the new one."""
+    if isinstance(path, ObjectPath):
+        path.write_text(text)
+        return
+    partial = partial_of(path)
+    assert isinstance(partial, Path)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def lies_in(inner: Location, outer: Location) -> bool:
+    """Whether one resolved location is the other or lies below it."""
+    if isinstance(inner, Path) and isinstance(outer, Path):
+        return inner.is_relative_to(outer)
+    return isinstance(inner, ObjectPath) and inner.is_relative_to(outer)
+
+
+def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
+    """What the user typed, as something to open: a path, `file://`, `s3://bucket/key` or `gs://bucket/key`.
+
+    Raises ConfigError for any other scheme, and for a URL without a bucket.
+    """
+    if isinstance(path, ObjectPath):
+        return path
+    text = os.fspath(path)
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return Path(text)
+    if scheme == "file":
+        parsed = urlsplit(text)
+        if parsed.netloc not in ("", "localhost"):
+            raise ConfigError(f"{text}: a file:// URL of another host; write file:///path")
+        return Path(unquote(parsed.path))
+    if scheme not in _SCHEMES:
+        raise ConfigError(f"{text}: no store is known for {scheme}://; expected a path, file://, s3:// or gs://")
+    bucket, _, key = rest.partition("/")
+    if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
+        raise ConfigError(f"{text}: expected {scheme}://bucket/key")
+    return ObjectPath(_SCHEMES[scheme], bucket, key.removesuffix("/"))
+
+
+def counts_as_file(path: Path) -> bool:
+    """A file, or a dangling link: what it names is missed and not passed over."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _: True) -> list[Location]:
+    """All files below that are `wanted`, sorted; names that start with a dot, and what lies below them, are left out.
+
+    Linked folders are searched as well, after all others: a file that has a name without links keeps it. No folder is
+    searched twice, and a link to a folder above itself is not followed. A folder that cannot be read is a warning.
+    """
+    if isinstance(folder, ObjectPath):
+        shown = (item for item in folder.files() if not any(p.startswith(".") for p in item.relative_to(folder).parts))
+        return [item for item in shown if wanted(item)]
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            _log.warning("%s cannot be searched, so what it holds is left out: %s", error.filename, error.strerror)
+
+    found: list[Path] = []
+    searched: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links: list[Path] = []
+        for top in waiting:
+            for at, folders, names in os.walk(top, onerror=unreadable):
+                if (real := os.path.realpath(at)) in searched:
+                    folders.clear()
+                    continue
+                searched.add(real)
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                links += [
+                    link
+                    for link in (Path(at, name) for name in folders)
+                    if link.is_symlink() and not Path(real).is_relative_to(link.resolve())
+                ]
+                files = (Path(at, name) for name in names if not name.startswith("."))
+                # The name first: asking a file system about a million pictures takes long.
+                found += [file for file in files if wanted(file) and counts_as_file(file)]
+        waiting = sorted(links)
+    return [*sorted(found)]
+
+
+def open_parquet(path: str | Location, *, verify: bool = False) -> pq.ParquetFile:
+    """A Parquet file of any place, open for reading; a context manager. `verify`: pages against their checksums."""
+    where = location(path)
+    if isinstance(where, ObjectPath):
+        # Columns of a row group are fetched in few large requests.
+        return pq.ParquetFile(where.open_random(), pre_buffer=True, page_checksum_verification=verify)
+    # Absolute: Arrow takes `a::b` and `~` at the beginning of a path for a URI and a home.
+    return pq.ParquetFile(where.absolute(), page_checksum_verification=verify)
+
+
+def read_footer(path: str | Location) -> pq.FileMetaData:
+    """Row counts, statistics, key-value pairs and schema of a Parquet file."""
+    with open_parquet(path) as file:
+        return file.metadata

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline.inspect.cli import run
+from cal_pipeline.inspect.tables.frames import load_annotated, token_frame
+from inspect_data import Directories, cut, write
+
+
+def changed(source: Path, target: Path, **columns: Any) -> Path:
+    """Shards with columns rewritten by functions of the row; rows of each file in reverse order."""
+    target.mkdir()
+    for path in sorted(source.glob("*.parquet")):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for name, function in columns.items():
+            at = table.schema.get_field_index(name)
+            values = pa.array([function(row) for row in rows], table.schema.field(at).type)
+            table = table.set_column(at, table.schema.field(at), values)
+        write(target / path.name, table.take(list(range(len(rows)))[::-1]))
+    return target
+
+
+def compared(one: Path, other: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(["compare", str(one), str(other), "--json", *flags]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_measurement_equals_itself_in_any_order(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compared(directories.normal, changed(directories.normal, tmp_path / "reversed"), capsys)
+    frame = load_annotated(directories.normal)
+    assert found["joined"] == len(frame)
+    assert found["both_ok"] == (frame["status"] == "ok").sum()
+    assert found["correlation"] == pytest.approx(1.0)
+    assert found["max_difference"] == found["share_moved"] == found["other_labels"] == 0
+    assert found["spec_differences"] == {}
+
+
+def test_figures_by_numpy(directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = changed(
+        directories.normal,
+        tmp_path / "b",
+        delta_logits=lambda row: [delta * 0.9 + 0.2 for delta in row["delta_logits"]],
+    )
+    found = compared(directories.normal, other, capsys, "--output", str(tmp_path / "scatter.png"))
+    a = token_frame(load_annotated(directories.normal), directories.family.directory)["delta"].to_numpy(np.float64)
+    b = (a * 0.9 + 0.2).astype(np.float32).astype(np.float64)
+    assert found["tokens"] == len(a)
+    assert found["correlation"] == pytest.approx(1.0, abs=1e-6)
+    assert found["mean_difference"] == pytest.approx((a - b).mean(), abs=1e-6)
+    assert found["mean_absolute_difference"] == pytest.approx(np.abs(a - b).mean(), abs=1e-6)
+    assert found["max_difference"] == pytest.approx(np.abs(a - b).max(), abs=1e-5)
+    moved = np.abs(np.clip(a, 1, 5) - np.clip(b, 1, 5)) > 0.05
+    assert found["share_moved"] == pytest.approx(moved.mean(), abs=2 / len(a))
+    assert 0 < moved.mean() < 1
+    assert (tmp_path / "scatter.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_with_other_label_ids_are_named_and_left_out(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other_ids(row: dict[str, Any]) -> list[int]:
+        ids: list[int] = row["label_ids"]
+        return [ids[0] + 1, *ids[1:]] if ids and row["sample_id"] == "id-0" else ids
+
+    found = compared(directories.normal, changed(directories.normal, tmp_path / "b", label_ids=other_ids), capsys)
+    frame = load_annotated(directories.normal, filter="status == 'ok' and sample_id == 'id-0'")
+    assert found["other_labels"] == len(frame) > 0
+    assert found["examples"] == ["id-0"] * len(frame)
+    assert (
+        found["tokens"] == load_annotated(directories.normal, filter="sample_id != 'id-0'")["label_ids"].map(len).sum()
+    )
+
+
+def test_undefined_deltas_and_missing_rows_are_counted(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = cut(directories.normal, tmp_path / "part", lambda row: row["images"])
+    other = changed(
+        part, tmp_path / "b", delta_logits=lambda row: [None, *row["delta_logits"][1:]] if row["delta_logits"] else []
+    )
+    found = compared(directories.normal, other, capsys)
+    rows = load_annotated(part)
+    assert found["rows_b"] == found["joined"] == len(rows) < found["rows_a"]
+    assert found["undefined_in_one"] == (rows["status"] == "ok").sum()
+    assert found["max_difference"] == 0
+
+
+def test_equal_samples_are_joined_one_to_one(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = changed(directories.normal, tmp_path / "same", sample_key=lambda row: "k" * 32)
+    found = compared(same, same, capsys)
+    assert found["joined"] == found["rows_a"]
+    assert found["max_difference"] == 0
+    assert found["correlation"] == pytest.approx(1.0)
+
+
+def test_text_only_rows_have_no_correlation(directories: Directories, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared(directories.text_only, directories.text_only, capsys)["correlation"] is None
+    assert run(["compare", str(directories.text_only), str(directories.text_only)]) == 0
+    assert "undefined (no spread)" in capsys.readouterr().out

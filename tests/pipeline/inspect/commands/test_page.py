@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from browser import Page, browser, find_browser
+from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_pipeline.inspect.cli import run
+from cal_pipeline.inspect.commands.page import page_text, read_page_data
+from cal_pipeline.inspect.page.page_data import MAX_THUMBNAIL_BYTES, choose, thumbnail, turn_parts
+from cal_schemas.sample import ImageRef, Turn
+from cal_trainer.objective.weights import token_weights
+from conftest import Family
+from inspected_data import conversations, llava_directory, measured, parquet_directory
+from tiny_models import sample_image
+
+HOSTILE = (
+    "<script>window.hacked = 1</script> & </script><img src=x onerror='window.hacked = 2'>",
+    '"><svg onload=window.hacked=3> <!-- <script>',
+    "line\u2028separator\u2029 ${window.hacked = 4} `'\" %DATA% %SCRIPT%",
+    "]]> \u202egnp.exe \x07 \U0001f600 é",
+)
+
+
+def python_weights(sample: dict[str, Any], alpha: float, beta: float, window: int) -> np.ndarray:
+    """What training would give the sample's tokens, from the page's deltas and spans alone."""
+    deltas, labels = [], []
+    for token, delta in enumerate(sample["deltas"]):
+        if token in sample["spans"]:
+            deltas.append(float("nan"))
+            labels.append(IGNORE_INDEX)
+        deltas.append(float("nan") if delta is None else delta)
+        labels.append(1)
+    weights = token_weights(
+        torch.tensor([deltas]), torch.tensor([labels]), alpha=alpha, beta=beta, window=window, pool="span"
+    )
+    return weights[0][torch.tensor(labels) != IGNORE_INDEX].numpy()
+
+
+def test_the_page_holds_the_directory_s_rows_with_deltas_and_weights(llava: Family, tmp_path: Path) -> None:
+    path = llava_directory(llava, tmp_path)
+    assert run(["page", str(path), "--output", str(tmp_path / "out" / "report.html"), "--samples", "100"]) == 0
+    data = read_page_data(tmp_path / "out" / "report.html")
+    table = pq.read_table(path)
+    assert len(data["samples"]) == len(table) == data["rows"]
+    for sample, row in zip(data["samples"], table.to_pylist(), strict=True):
+        assert (sample["id"], sample["status"], sample["error"]) == (row["sample_id"], row["status"], row["error"])
+        np.testing.assert_allclose(np.array(sample["deltas"], float), row["delta_logits"], atol=1e-5)
+        np.testing.assert_allclose(sample["weights"], python_weights(sample, 1.0, 5.0, 3), atol=1e-4)
+        said = [turn["content"] for turn in row["messages"] or [] if turn["role"] == "assistant"]
+        spoken = ["".join(sample["tokens"][t["from"] : t["to"]]) for t in sample["turns"] if "from" in t]
+        if row["status"] == "ok":
+            assert [text.removesuffix("</s>").strip() for text in spoken] == [text.strip() for text in said]
+            assert all("uri" in image for image in sample["images"])
+        else:
+            assert not sample["tokens"]
+    counts = data["histogram"]["counts"]
+    assert sum(counts) == sum(map(len, table["delta_logits"].to_pylist()))
+
+
+def test_text_of_the_dataset_cannot_leave_its_script_element(llava: Family, tmp_path: Path) -> None:
+    data = conversations(tmp_path / "data", HOSTILE, ids=HOSTILE)
+    path = measured(llava, tmp_path / "annotated", [data], tmp_path / "data" / "images", carry="paths")
+    title = "</title><script>alert(1)</script>"
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html"), "--title", title]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"<script", text)) == len(re.findall(r"</script", text)) == 2
+    assert not set(text) & {"\u2028", "\u2029", "\u202e"}
+    stored = read_page_data(tmp_path / "report.html")
+    assert [sample["id"] for sample in stored["samples"]] == list(HOSTILE)
+    for sample, answer in zip(stored["samples"], HOSTILE, strict=True):
+        assert "".join(sample["tokens"]).removesuffix("</s>").strip() == answer.strip()
+
+
+def test_the_policy_names_the_page_s_own_script_and_style_and_nothing_else() -> None:
+    text = page_text({"title": "t"})
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    assert "unsafe" not in policy[1]
+    assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert not re.search(r"\sstyle=|\son\w+=", text.split("<script")[0].split("</style>")[1])
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+def test_rows_are_picked_as_asked() -> None:
+    means = np.array([3.0, np.nan, -1.0, 2.0, np.nan, 5.0])
+    assert choose(means, "first", 2, 0).tolist() == [0, 1]
+    assert choose(means, "lowest", 2, 0).tolist() == [2, 3]
+    assert choose(means, "highest", 9, 0).tolist() == [0, 2, 3, 5]
+    drawn = choose(means, "random", 3, 1)
+    assert len(set(drawn.tolist())) == 3
+    assert np.array_equal(drawn, choose(means, "random", 3, 1))
+
+
+def test_thumbnails_are_small_and_made_anew(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 480, 3), dtype=np.uint8)
+    from PIL import Image
+
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    found = thumbnail(ImageRef(path="noise.png"), tmp_path, 2000)
+    assert found["uri"].startswith("data:image/jpeg;base64,")
+    assert len(found["uri"]) <= MAX_THUMBNAIL_BYTES * 4 / 3 + 40
+    sample_image(0).save(tmp_path / "small.png")
+    assert thumbnail(ImageRef(path="small.png"), tmp_path, 320)["uri"].startswith("data:image/png;base64,")
+    assert "not a file" in thumbnail(ImageRef(path="gone.png"), tmp_path, 320)["problem"]
+    assert "cannot be decoded" in thumbnail(ImageRef(data=b"<svg onload=alert(1)>"), None, 320)["problem"]
+
+
+def test_every_token_is_in_one_part_of_the_conversation() -> None:
+    said = [("user", "<image>\nA?"), ("assistant", "one"), ("assistant", " "), ("user", "B?"), ("assistant", "two"),
+            ("assistant", "cut off")]  # fmt: skip
+    messages = [Turn(role=role, content=content) for role, content in said]
+    parts = turn_parts(messages, np.array([1, 1, 2]))
+    assert [(part["role"], part.get("from"), part.get("to"), part.get("text")) for part in parts] == [
+        ("user", None, None, "[image]\nA?"), ("assistant", 0, 2, None), ("assistant", None, None, " "),
+        ("user", None, None, "B?"), ("assistant", 2, 3, None), ("assistant", None, None, "cut off"),
+    ]  # fmt: skip
+    assert turn_parts([], np.array([1, 2, 2])) == [{"role": "assistant", "from": 0, "to": 3}]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--beta", "inf"], "finite"),
+        (["--window", "2"], "odd"),
+        (["--alpha", "6"], "alpha <= beta"),
+        (["--samples", "-1"], "not negative"),
+    ],
+)
+def test_a_page_that_makes_no_sense_is_refused(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["page", str(tmp_path), "--output", str(tmp_path / "a.html"), *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+# --- in a real browser ----------------------------------------------------------------------------------------------
+
+BROWSER = find_browser()
+in_browser = [
+    pytest.mark.full,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium (.ci/run does it)"),
+]
+browser_test = lambda test: in_browser[0](in_browser[1](test))  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(str(BROWSER), tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(chromium: Page) -> Page:
+    """The one browser of this module, with what earlier pages said and set forgotten."""
+    chromium.problems.clear()
+    chromium.requests.clear()
+    chromium.prefer("")
+    return chromium
+
+
+@browser_test
+def test_no_caption_runs_and_nothing_is_fetched(page: Page, llava: Family, tmp_path: Path) -> None:
+    data = conversations(tmp_path / "data", HOSTILE, ids=HOSTILE)
+    path = measured(llava, tmp_path / "annotated", [data], tmp_path / "data" / "images", carry="paths")
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html"), "--title", HOSTILE[0]]) == 0
+    page.open(tmp_path / "report.html")
+    page.frame()
+    assert page.js("typeof window.hacked") == "undefined"
+    assert page.js("document.querySelectorAll('#gallery script, #gallery svg, #gallery [onerror]').length") == 0
+    shown = page.js("[...document.querySelectorAll('.card h3')].map((title) => title.textContent)")
+    assert shown == list(HOSTILE)
+    assert page.js("document.querySelector('h1').textContent") == HOSTILE[0]
+    assert page.js("[...document.querySelectorAll('img')].every((image) => image.complete && image.naturalWidth > 0)")
+    assert page.problems == []
+    assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
+    # The policy is not only written but holds: an injected script is refused.
+    page.js("(() => { const s = document.createElement('script'); s.textContent = 'window.hacked = 5';"
+            " document.body.append(s); })()")  # fmt: skip
+    page.js("(() => { const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"hacked=6\">';"
+            " document.body.append(d); })()")  # fmt: skip
+    page.frame()
+    assert page.js("typeof window.hacked") == "undefined"
+    assert any("Content Security Policy" in problem for problem in page.problems)
+
+
+@browser_test
+def test_search_sort_sliders_hover_and_keys_work(page: Page, llava: Family, tmp_path: Path) -> None:
+    path = llava_directory(llava, tmp_path)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    data = read_page_data(tmp_path / "report.html")
+    samples = data["samples"]
+    page.open(tmp_path / "report.html")
+    order = "[...document.querySelectorAll('.card')].filter((c) => !c.hidden).map((c) => Number(c.dataset.index))"
+
+    # Search: words of the answer, statuses; all words must be there; nothing found is said.
+    page.js("document.getElementById('search').focus()")
+    page.write("on the LEFT")
+    found = page.js(order)
+    said = ["".join(sample["tokens"]) + sample["status"] + (sample["error"] or "") for sample in samples]
+    assert set(found) >= {at for at, text in enumerate(said) if "on the left" in text.lower()}
+    assert 0 < len(found) < len(samples)
+    words = ["".join(samples[at]["tokens"]) + json.dumps(samples[at]["turns"]) for at in found]
+    assert all(word in text.lower() for text in words for word in ("on", "the", "left"))
+    page.js("document.getElementById('search').value = ''")
+    page.write("image_error")
+    assert page.js(order) == [at for at, sample in enumerate(samples) if sample["status"] == "image_error"]
+    page.js("document.getElementById('search').value = ''")
+    page.write("no such word at all")
+    assert page.js(order) == []
+    assert page.js("document.getElementById('count').textContent").startswith("0 of 40 samples")
+    page.js("(() => { const s = document.getElementById('search'); s.value = '';"
+            " s.dispatchEvent(new Event('input')); })()")  # fmt: skip
+
+    # Sort: mean delta both ways, rows without deltas last.
+    page.js("(() => { const s = document.getElementById('sort'); s.value = 'mean';"
+            " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    means = [np.mean(sample["deltas"]) if sample["deltas"] else np.nan for sample in samples]
+    measured_rows = [at for at in range(len(samples)) if samples[at]["deltas"]]
+    shown = [at for at in page.js(order) if samples[at]["deltas"]]
+    assert page.js(order)[: len(measured_rows)] == shown
+    assert np.all(np.diff([means[at] for at in shown]) >= -1e-9)
+    page.click("document.getElementById('direction')")
+    shown = [at for at in page.js(order) if samples[at]["deltas"]]
+    assert np.all(np.diff([means[at] for at in shown]) <= 1e-9)
+    assert page.js("document.getElementById('direction').getAttribute('aria-pressed')") == "true"
+
+    # The sliders weigh and colour anew, and the weights are those of training.
+    target = next(at for at in measured_rows if samples[at]["images"])
+    colours = f"[...document.querySelectorAll('[data-index=\"{target}\"] .t')].map((t) => t.style.backgroundColor)"
+    for alpha, beta, window in ((0.25, 1.5, 3), (0.0, 9.0, 5), (2.0, 2.5, 1)):
+        before = page.js(colours)
+        for name, value in (("beta", beta), ("alpha", alpha)):
+            page.js(f"(() => {{ const s = document.getElementById('{name}'); s.value = {value};"
+                    " s.dispatchEvent(new Event('input')); })()")  # fmt: skip
+        page.js(f"(() => {{ const s = document.getElementById('window'); s.value = {window};"
+                " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
+        page.frame()
+        for at in measured_rows:
+            expected = python_weights(samples[at], alpha, beta, window)
+            np.testing.assert_allclose(page.js(f"calPage.weightsOf({at})"), expected, atol=1e-5)
+        after = page.js(colours)
+        assert after != before
+        # 64 steps up to an opacity of 0.65, blue: the weight's place between alpha and beta.
+        spread = (python_weights(samples[target], alpha, beta, window) - alpha) / (beta - alpha)
+        opacities = [float(colour.split(",")[3].rstrip(")")) if colour else 0.0 for colour in after]
+        np.testing.assert_allclose(opacities, 0.65 * spread, atol=0.65 / 128 + 0.002)
+        assert all(not colour or colour.startswith("rgba(30, 120, 255, ") for colour in after)
+    # A bound that passes the other takes it along; the keyboard moves it.
+    page.js("document.getElementById('alpha').focus()")
+    page.key("End", 35)
+    assert page.js("[calPage.settings.alpha, calPage.settings.beta]") == [data["sliderMax"]] * 2
+
+    # Hover: token, delta, weight.
+    token = 2
+    page.point(f'document.querySelector(\'[data-index="{target}"] [data-token="{token}"]\')')
+    tip = page.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    assert json.dumps(samples[target]["tokens"][token]) in tip
+    assert f"delta {samples[target]['deltas'][token]:.3f}" in tip
+    assert f"weight {page.js(f'calPage.weightsOf({target})[{token}]'):.3f}" in tip
+
+    # Keys: tab to the words, arrows from token to token, Escape away.
+    page.js(f"document.querySelector('[data-index=\"{target}\"] .words').focus()")
+    page.key("ArrowRight", 39)
+    page.key("Home", 36)
+    page.key("ArrowRight", 39)
+    tip = page.js("document.getElementById('tip').textContent")
+    assert json.dumps(samples[target]["tokens"][1]) in tip
+    page.key("Escape", 27)
+    assert page.js("document.getElementById('tip').hidden")
+    assert page.problems == []
+
+
+@browser_test
+def test_light_and_dark_follow_the_system_and_the_button(page: Page, llava: Family, tmp_path: Path) -> None:
+    path = parquet_directory(llava, tmp_path, count=3)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    page.open(tmp_path / "report.html")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen = {}
+    for scheme in ("light", "dark"):
+        page.prefer(scheme)
+        seen[scheme] = page.js(ground)
+    assert seen["light"] != seen["dark"]
+    page.click("document.getElementById('theme')")
+    assert page.js(ground) == seen["light"]
+    page.click("document.getElementById('theme')")
+    assert page.js(ground) == seen["dark"]
+    assert page.problems == []
+
+
+@browser_test
+def test_five_hundred_samples_render_in_under_ten_seconds(page: Page, llava: Family, tmp_path: Path) -> None:
+    """A page of 500 samples of 150 tokens with a picture each, written from copies of one card."""
+    path = parquet_directory(llava, tmp_path, count=2)
+    assert run(["page", str(path), "--output", str(tmp_path / "one.html")]) == 0
+    data = read_page_data(tmp_path / "one.html")
+    sample = next(item for item in data["samples"] if item["deltas"])
+    deltas = np.random.default_rng(0).normal(1.0, 3.0, (500, 150)).round(4).tolist()
+    data["samples"] = []
+    for number, values in enumerate(deltas):
+        card = {**sample, "id": f"row-{number}", "row": number, "deltas": values, "spans": [0, 75]}
+        card["tokens"] = [sample["tokens"][at % len(sample["tokens"])] for at in range(150)]
+        card["special"], card["turns"] = [], [{"role": "assistant", "from": 0, "to": 150}]
+        card["weights"] = python_weights(card, 1.0, 5.0, 3).tolist()
+        data["samples"].append(card)
+    (tmp_path / "many.html").write_text(page_text(data), encoding="utf-8")
+    page.open(tmp_path / "one.html")  # the browser itself is up
+    seconds = page.open(tmp_path / "many.html")
+    page.frame()
+    assert page.js("document.querySelectorAll('.card').length") == 500
+    assert page.js("document.querySelectorAll('.t').length") == 500 * 150
+    assert page.js("document.getElementById('banner').hidden")
+    assert page.problems == []
+    # Measured: 1.5 s and 0.4 s on two cores that eight others share.
+    recolour_ms = page.js(
+        "(async () => { const s = document.getElementById('beta'); const from = performance.now(); s.value = 2;"
+        " s.dispatchEvent(new Event('input')); await new Promise((d) => requestAnimationFrame(() =>"
+        " requestAnimationFrame(d))); return performance.now() - from; })()"
+    )
+    assert seconds < 10
+    assert recolour_ms < 5000
+
+
+@browser_test
+def test_a_page_whose_weights_were_tampered_with_says_so(page: Page, llava: Family, tmp_path: Path) -> None:
+    path = parquet_directory(llava, tmp_path, count=2)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    data = read_page_data(tmp_path / "report.html")
+    data["samples"][0]["weights"][0] += 0.5
+    (tmp_path / "changed.html").write_text(page_text(data), encoding="utf-8")
+    page.open(tmp_path / "changed.html")
+    assert not page.js("document.getElementById('banner').hidden")
+
+
+def test_a_page_of_a_shard_alone_and_of_a_sidecar_shows_the_same_words(llava: Family, tmp_path: Path) -> None:
+    whole = parquet_directory(llava, tmp_path, count=4)
+    sidecar = measured(llava, tmp_path / "sidecar", [tmp_path / "data" / "a.parquet"], carry="none")
+    assert "images" not in pq.read_schema(sidecar / "a.parquet").names
+    assert run(["page", str(whole / "a.parquet"), "--output", str(tmp_path / "one.html")]) == 0
+    assert run(["page", str(sidecar), "--output", str(tmp_path / "two.html")]) == 0
+    assert read_page_data(tmp_path / "one.html")["samples"] == read_page_data(tmp_path / "two.html")["samples"]

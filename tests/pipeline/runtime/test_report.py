@@ -1,0 +1,85 @@
+"""What the end of a run says of rows that are not ok, and when there is none that is."""
+
+from typing import Any
+
+import pytest
+
+from cal_pipeline.annotate import ShardReport
+from cal_pipeline.runtime.report import RunReport, not_ok, print_report
+
+
+def report(statuses: dict[str, int] | None, before: dict[str, int], **changed: Any) -> RunReport:
+    shards = [] if statuses is None else [ShardReport(name="a", rows=sum(statuses.values()), statuses=statuses)]
+    values: dict[str, Any] = {
+        "run_id": "1", "config": {}, "fingerprint": "f", "started": "now", "seconds": 1.0, "workers": [], "devices": {},
+        "seconds_to_first_worker": 0.0, "shards_done_before": 2, "statuses_before": before, "shards": shards,
+        "failed": {}, "aborted": None, "retries": 0,
+    }  # fmt: skip
+    return RunReport(**{**values, **changed})
+
+
+def test_rows_that_are_not_ok_are_counted_by_status_with_the_flag_that_measures_them_again() -> None:
+    assert not_ok({"ok": 7}) == not_ok({}) == not_ok({"ok": 3, "too_long": 0}) == ""
+    assert not_ok({"too_long": 2, "ok": 7, "image_error": 1}) == (
+        "3 of 10 are not ok (1 image_error, 2 too_long): the column error says why, and --redo_status "
+        "image_error,too_long measures them again"
+    )
+    assert "(1 of_tomorrow, 1 too_long)" in not_ok({"of_tomorrow": 1, "too_long": 1})
+    assert "--redo_status too_long measures" in not_ok({"of_tomorrow": 1, "too_long": 1})
+
+
+@pytest.mark.parametrize(
+    ("statuses", "before", "expected"),
+    [
+        ({"ok": 1, "image_error": 9}, {}, False),
+        ({"image_error": 9}, {}, True),
+        ({"image_error": 9}, {"ok": 5}, True),
+        ({"ok": 1}, {"image_error": 5}, False),
+        (None, {"image_error": 5}, True),
+        (None, {"image_error": 5, "ok": 1}, False),
+        (None, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_no_row_is_ok_where_there_are_rows_of_this_run_or_else_before_it_and_all_failed(
+    statuses: dict[str, int] | None, before: dict[str, int], expected: bool
+) -> None:
+    assert report(statuses, before).none_is_ok() is expected
+
+
+def test_a_resumed_run_names_the_rows_that_an_earlier_one_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report({"ok": 3}, {"ok": 2, "image_error": 4}), "out", None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: of the rows in shards that were done before 4 of 6 are not ok (4 image_error)" in said
+    print_report(report({"ok": 3}, {"ok": 6}), "out", None)
+    assert "done before 4" not in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_to_do_names_them_too(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(None, {"ok": 2, "image_error": 4}), "out", None)
+    assert "nothing to do: all 2 shards in out are done; of their rows 4 of 6 are not ok (4 image_error)" in (
+        capsys.readouterr().out
+    )
+    print_report(report(None, {"ok": 6}), "out", None)
+    assert capsys.readouterr().out == "nothing to do: all 2 shards in out are done\n"
+
+
+def test_rows_with_a_note_are_counted_and_the_first_is_quoted() -> None:
+    shard = ShardReport(name="a", rows=2, statuses={"ok": 2}, noted=2, notes=["x: dark", "y: dark"])
+    assert "2 rows have a note in the column error; the first: x: dark" in report(None, {}, shards=[shard]).warnings()
+
+
+def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shards = [
+        ShardReport(name=name, rows=1, statuses={"ok": 1}, unread={"score": 1, name: 1}) for name in ("b", "a\x1b")
+    ]
+    print_report(report(None, {}, shards=shards), "out", None)
+    assert (
+        "nothing was made of these keys (a Parquet source's are carried): 'a\\x1b', b, score\n"
+        in capsys.readouterr().out
+    )
+    many = ShardReport(name="a", rows=1, statuses={"ok": 1}, unread={f"key{number:02d}": 1 for number in range(33)})
+    print_report(report(None, {}, shards=[many]), "out", None)
+    assert "key28, key29 and 3 more\n" in capsys.readouterr().out
+    print_report(report({"ok": 1}, {}), "out", None)
+    assert "nothing was made" not in capsys.readouterr().out

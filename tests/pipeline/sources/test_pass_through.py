@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.pass_through import carried_fields
+from cal_schemas.annotated import AnnotatedRow, annotated_schema, rows_to_table
+from cal_schemas.errors import ConfigError
+from cal_schemas.sample import sample_key
+from plain_sources import write
+
+
+def test_a_column_without_a_value_in_one_file_takes_its_type_from_another(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", score=[None] * 3)
+    write(tmp_path / "b.parquet", score=[0.5] * 3)
+    write(tmp_path / "c.parquet", score=[None] * 3)
+    assert carried_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
+
+
+def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_are_carried(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", 2, meta=[{"license": None, "tags": [None]}, None])
+    write(tmp_path / "b.parquet", 1, meta=[{"license": "MIT", "tags": ["x"]}])
+    write(tmp_path / "c.parquet", 1, meta=[{"license": None, "tags": []}])
+    shards = plan_shards([str(tmp_path)])
+    fields = carried_fields(shards)
+    assert fields == [pa.field("meta", pa.struct({"license": pa.string(), "tags": pa.list_(pa.string())}))]
+    rows = [
+        AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="too_long")
+        for shard in shards
+        for sample in read_samples(shard)
+    ]
+    table = rows_to_table(rows, annotated_schema(carry="paths", carried=fields), "paths")
+    assert table["meta"].to_pylist() == [
+        {"license": None, "tags": [None]}, None, {"license": "MIT", "tags": ["x"]}, {"license": None, "tags": []},
+    ]  # fmt: skip
+    write(tmp_path / "d.parquet", 1, meta=[{"license": 7, "tags": None}])
+    with pytest.raises(ConfigError, match=r"'meta' is struct<.*> in .*b\.parquet and struct<license: int64.*d\.p"):
+        carried_fields(plan_shards([str(tmp_path)]))
+
+
+def test_two_columns_that_would_share_a_name_are_refused_naming_both_and_their_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", status=["A"] * 3, source_status=["B"] * 3)
+    with pytest.raises(ConfigError) as error:
+        carried_fields(plan_shards([str(tmp_path)]))
+    assert str(error.value) == (
+        f"columns 'status' and 'source_status' of {tmp_path / 'a.parquet'} would both be 'source_status' in the "
+        "output: rename or remove one of them"
+    )
+    # Of different types, as where an annotated shard is measured again, and in two files.
+    write(tmp_path / "a.parquet", status=[1] * 3, source_status=["B"] * 3)
+    with pytest.raises(ConfigError, match=r"columns 'status' and 'source_status' of \S+ would"):
+        carried_fields(plan_shards([str(tmp_path)]))
+    write(tmp_path / "a.parquet", status=["A"] * 3)
+    write(tmp_path / "b.parquet", source_status=["B"] * 3)
+    with pytest.raises(ConfigError, match=r"'status' of .*a\.parquet and 'source_status' of .*b\.parquet would"):
+        carried_fields(plan_shards([str(tmp_path)]))
+
+
+def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", score=[1, 2, 3])
+    write(tmp_path / "b.parquet", label=["x"] * 3, score=[1, 2, 3])
+    write(tmp_path / "c.json")
+    plan = plan_shards([str(tmp_path)])
+    assert carried_fields(plan) == [pa.field("score", pa.int64()), pa.field("label", pa.string())]
+    write(tmp_path / "d.parquet", score=[0.5] * 3)
+    with pytest.raises(ConfigError, match=r"column 'score' is int64 in .*a\.parquet and double in .*d\.parquet: make"):
+        carried_fields(plan_shards([str(tmp_path)]))

@@ -1,0 +1,88 @@
+"""The card names data, measurement and weights, and its front matter is YAML that the hub takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+from cal_trainer.run.model_card import model_card, write_model_card
+from cal_trainer.trainer import Weighting
+
+SPEC = MeasurementSpec(
+    label=LabelSpec(tokenizer_digest="t", chat_template_digest="c", template="vicuna_v1"),
+    input=InputSpec(
+        image_processor="LlavaImageProcessor", image_processor_backend="pil", image_processor_digest="i",
+        image_aspect_ratio="pad", max_length=2048, truncation="tail",
+    ),
+    contrast=ContrastSpec(condition="mask"), dtype="bfloat16", attn_implementation="sdpa",
+    model_id="llava-hf/llava-1.5-7b-hf", revision=None, weights_digest="w" * 32, reference_saw_data="yes",
+)  # fmt: skip
+FACTS: dict[str, Any] = {
+    "name": "out", "base_model": "llava-hf/llava-1.5-7b-hf", "data_path": ["annotated/a|b"], "num_rows": 90,
+    "skipped": {"image_error": 7, "too_long": 3}, "delta_source": "cached", "spec": SPEC,
+    "weighting": Weighting(alpha=0.5, beta=float("inf"), window=5, pool="joined", normalization="sample"),
+    "trainable": ["projector", "language_model"],
+}  # fmt: skip
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, front, _ = card.split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_card_names_data_measurement_and_weights() -> None:
+    card = model_card(**FACTS, num_trainable=7_000_000, lr_multipliers={"vision_tower": 0.1})
+    for fact in (
+        "| data | annotated/a\\|b |", "| rows | 90 |", "| skipped rows | 10 (image_error 7, too_long 3) |",
+        f"| fingerprint | {SPEC.fingerprint()} |", "| reference | llava-hf/llava-1.5-7b-hf (weights wwww",
+        "| contrast | mask |", "| dtype | bfloat16 |", "| reference saw the data | yes |", "cached: measured",
+        "| alpha | 0.5 |", "| beta | inf |", "| window | 5 |", "| pool | joined |", "| normalization | sample |",
+        "| base model | llava-hf/llava-1.5-7b-hf |", "| trained parts | projector, language_model |",
+        "| trained parameters | 7,000,000 |", "| learning rate multipliers | vision_tower 0.1 |", "| transformers | ",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert front_matter(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["cal", "contrastive-alignment", "vision-language"],
+        "base_model": "llava-hf/llava-1.5-7b-hf",
+    }
+    parsed = ModelCard(card, ignore_metadata_errors=False)
+    assert parsed.data.base_model == "llava-hf/llava-1.5-7b-hf"
+
+
+def test_online_and_uniform_say_that_stored_deltas_were_not_used() -> None:
+    online = model_card(**{**FACTS, "delta_source": "online", "contrast": ContrastSpec()})
+    assert "labels only" in online
+    assert "| contrast | drop |" in online
+    uniform = model_card(**{**FACTS, "delta_source": "uniform"})
+    assert "| alpha |" not in uniform
+    assert "fingerprint" not in model_card(**{**FACTS, "delta_source": "uniform", "spec": None})
+
+
+def test_an_adapters_card_says_so_and_a_directory_is_no_hub_id(tmp_path: Path) -> None:
+    card = model_card(**{**FACTS, "base_model": str(tmp_path)}, lora={"r": 8, "alpha": 16})
+    front = front_matter(card)
+    assert front["library_name"] == "peft"
+    assert "lora" in front["tags"]
+    assert "base_model" not in front
+    assert f"| base model | {tmp_path} |" in card
+    assert "| LoRA | r 8, alpha 16 |" in card
+
+
+@pytest.mark.parametrize("before", [None, "a card of peft's"])
+def test_it_is_written_as_the_readme_whole(tmp_path: Path, before: str | None) -> None:
+    if before:
+        (tmp_path / "README.md").write_text(before)
+    facts = {key: value for key, value in FACTS.items() if key != "name"}
+    written = write_model_card(tmp_path, **facts)
+    assert written == tmp_path / "README.md"
+    assert f"# {tmp_path.name}\n" in written.read_text(encoding="utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]

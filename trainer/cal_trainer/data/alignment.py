@@ -1,0 +1,238 @@
+"""What was measured against what is trained: the specs up front, then the label ids of every row."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.encoding.perturbation import encode_with_contrast
+from cal_pipeline.measuring.measure import unknown_token
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
+from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
+from cal_schemas.sample import Sample, Turn, sample_from_columns
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.storage.locations import Location
+
+_MAX_WARNINGS = 20
+_BLANK_SIZES = ((32, 32), (8, 256), (256, 8))
+"""(width, height). A thinner strip would leave no row of tiles at all, and LLaVA-NeXT's newline without a gradient."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One encoded row and its deltas."""
+
+    encoded: EncodedSample
+    deltas: Tensor
+    """[T] float32, NaN where unsupervised or undefined."""
+    unusable: bool = False
+    """The blank example in place of a row that this model's encoding cannot hold."""
+
+
+def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) -> bool:
+    """Compares a measurement with the encoder of the model to be trained; True when inputs are equal too.
+
+    A difference in what decides the labels raises ConfigError with both values and the way out; one in what decides
+    the pixels and the length is logged: deltas of one model may train another.
+    """
+    way_out = {
+        "tokenizer_digest": f"train a model with the tokenizer of {spec.model_id}, or run cal-precompute with this one",
+        "chat_template_digest": "give cal-precompute and cal-train the same --template (vicuna_v1, plain), or train a "
+        f"model with the chat template of {spec.model_id}",
+        "template": f"give --template {spec.label.template}, or run cal-precompute with --template {encoder.template}",
+        "message_normalization": "run cal-precompute again with this version",
+        "date": "run cal-precompute again with this version",
+    }
+    mine, theirs = asdict(label_spec(encoder)), asdict(spec.label)
+    differing = [name for name in theirs if mine[name] != theirs[name]]
+    if "template" in differing:  # The digest of the chat template follows from it.
+        differing = [name for name in differing if name != "chat_template_digest"]
+    if len(differing) > 1 and "date" in differing:  # Whether there is one follows from the template.
+        differing.remove("date")
+    if differing:
+        listed = "; ".join(f"{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in differing)
+        raise ConfigError(
+            f"{where} was measured with other labels ({spec.model_id}): {listed}. "
+            f"Way out: {'; '.join(way_out[name] for name in differing)}"
+        )
+    mine, theirs = asdict(input_spec(encoder)), asdict(spec.input)
+    differing = [name for name in theirs if mine[name] != theirs[name]]
+    if differing:
+        listed = "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in differing)
+        _log.warning("%s was measured with other inputs than the model in training gets: %s", where, listed)
+    return not differing
+
+
+def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[int], deltas: np.ndarray) -> Tensor:
+    """Stored deltas [S] at the supervised tokens of this encoding, in order; [T] float32, NaN elsewhere.
+
+    An encoding whose end was cut off takes the deltas of the labels it kept. Raises AlignmentError unless the
+    supervised ids are exactly those that were measured.
+    """
+    supervised = encoded.labels != IGNORE_INDEX
+    present = encoded.labels[supervised].tolist()
+    kept = len(present) if encoded.truncated else max(len(present), len(label_ids))
+    if present != list(label_ids)[:kept]:
+        at = next((i for i, pair in enumerate(zip(present, label_ids, strict=False)) if pair[0] != pair[1]), None)
+        where = (
+            "" if at is None else f"; the first difference is label {at}: {label_ids[at]} measured, {present[at]} now"
+        )
+        raise AlignmentError(
+            f"{sample_id}: {len(label_ids)} supervised tokens were measured, this encoding has {len(present)}{where}. "
+            "Train with the tokenizer, template, max length and truncation of the measurement, or run cal-precompute "
+            "again with this model's"
+        )
+    scattered = torch.full(encoded.labels.shape, torch.nan)
+    scattered[supervised] = torch.from_numpy(deltas[: len(present)])
+    return scattered
+
+
+def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
+    """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
+
+    Of a few small pictures it takes the one with the fewest tokens: processors that cut pictures into tiles enlarge a
+    square to several of them, and a strip to fewer (LLaVA-NeXT 1190 and 614 tokens, Idefics3 2926 and 871).
+
+    Under a contrast that perturbs its perturbed picture is the picture itself: nobody reads its deltas.
+
+    Raises ConfigError when not even that fits into the encoder's max length.
+    """
+    from PIL import Image
+
+    turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
+    found: list[EncodedSample] = []
+    for size in _BLANK_SIZES:
+        try:
+            found.append(encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", size)]))
+        except SampleError as error:
+            problem = error
+    if not found:
+        raise ConfigError(f"one small picture and a word cannot be encoded for this model: {problem}") from problem
+    encoded = min(found, key=lambda item: item.num_tokens)
+    return EncodedSample(
+        sequence_inputs=encoded.sequence_inputs,
+        image_inputs=encoded.image_inputs,
+        labels=torch.full_like(encoded.labels, IGNORE_INDEX),
+        image_mask=encoded.image_mask,
+        contrast_inputs=encoded.image_inputs if contrast is not None and contrast.perturbs else {},
+    )
+
+
+class RowOptions(TypedDict, total=False):
+    """How rows are read, whatever holds them: what every dataset hands on to RowEncoder."""
+
+    use_deltas: bool
+    """False trains without them (uniform, online): nothing is compared, all deltas are NaN. True by default."""
+    max_image_pixels: int
+    """As in cal-precompute."""
+    num_embeddings: int | None
+    """Of the model to be trained: a row with a token beyond them trains nothing. None, the default, looks at none."""
+
+
+class EncodesRows:
+    """A dataset whose rows become examples through `_encode`."""
+
+    _encode: RowEncoder
+
+    @property
+    def blank(self) -> Example:
+        """What stands at index BLANK: trains nothing."""
+        return self._encode.blank
+
+    def contrasted(self, contrast: ContrastSpec) -> Self:
+        """The same rows, with the perturbed pictures that online deltas and the drift log need under `contrast`."""
+        if not contrast.perturbs:
+            return self
+        twin = copy.copy(self)
+        twin._encode = self._encode.contrasted(contrast)
+        return twin
+
+
+class RowEncoder:
+    """A stored row to an Example, in whatever process asks for it.
+
+    Args:
+        encoder: of the model to be trained.
+        spec: of the measurement; None for rows that nobody measured.
+        where: directory of the measurement, for messages.
+        use_deltas, max_image_pixels, num_embeddings: see RowOptions.
+
+    `contrasted` gives one that encodes perturbed pictures too.
+
+    Raises ConfigError when the measurement decides labels differently.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        spec: MeasurementSpec | None,
+        *,
+        where: object = "",
+        use_deltas: bool = True,
+        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        num_embeddings: int | None = None,
+    ) -> None:
+        encoder = encoder if spec is None else encoder.dated(spec.label.date)
+        self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
+        self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
+        self._same_inputs = spec is not None and use_deltas and check_measurement(spec, encoder, where)
+        blank = blank_sample(encoder)
+        self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
+        self._contrast = ContrastSpec()
+        self._num_warned = 0
+
+    def contrasted(self, contrast: ContrastSpec) -> RowEncoder:
+        """The same, whose examples also hold what a second pass under `contrast` needs of their pictures."""
+        twin = copy.copy(self)
+        twin._contrast = contrast
+        twin.blank = replace(self.blank, encoded=blank_sample(self._encoder, contrast))
+        return twin
+
+    def __call__(self, row: Mapping[str, Any], image_folder: Location | None) -> Example:
+        """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
+
+        A row that only this model cannot take (too long under other inputs, a token beyond its embeddings, or never
+        measured and bad) becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels
+        other than the measured ones.
+        """
+        measured = row.get("label_ids") is not None
+        sample = sample_from_columns(row)
+        key = row["sample_key"] if self._contrast.perturbs else ""
+        try:
+            self._encoder.check(sample)
+            pictures = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
+            encoded = encode_with_contrast(self._encoder, self._contrast, sample, pictures, key)
+        except SampleError as error:
+            too_long_now = isinstance(error, TooLongError) and not self._same_inputs
+            if not measured or too_long_now or isinstance(error, ContrastError):
+                return self._unusable(sample, error)
+            assert self._spec is not None
+            raise AlignmentError(
+                f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
+                f"measurement (template {self._spec.label.template}, max length {self._spec.input.max_length}), "
+                "restore its pictures, or measure again"
+            ) from error
+        if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
+            return self._unusable(sample, problem)
+        if not measured or not self._use_deltas:
+            return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
+        stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
+        return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))
+
+    def _unusable(self, sample: Sample, error: SampleError) -> Example:
+        """Logs the first few, in whatever process meets them; all are counted in the metrics of training."""
+        self._num_warned += 1
+        if self._num_warned <= _MAX_WARNINGS:
+            more = "; further ones are counted only (unusable_rows)" if self._num_warned == _MAX_WARNINGS else ""
+            _log.warning("%s trains nothing: %s: %s%s", sample.sample_id, error.status, error, more)
+        return replace(self.blank, unusable=True)

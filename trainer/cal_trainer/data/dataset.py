@@ -1,0 +1,215 @@
+"""Annotated shards as a map-style dataset of training examples, and the collator that batches them.
+
+Rows are memory-mapped through `datasets`, which copies Parquet (pictures included) into its Arrow cache once; for
+shards that do not fit twice on the disk see streaming.py. Pictures are decoded on access, so in the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import Dataset
+
+from cal_pipeline.encoding.collate import collate
+from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.object_path import ObjectPath
+from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
+from cal_trainer.data.arrow_copy import map_parquet
+from cal_trainer.data.shared_memory import refuse_full_memory
+from cal_trainer.run.resuming import annotated_shards
+
+BLANK = -1
+"""Index of an example that trains nothing: it fills the last step of an epoch."""
+COLUMNS = (
+    "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "label_ids", "delta_logits",
+    "num_tokens",
+)  # fmt: skip
+"""What training reads of a self-contained row; files from before `template_inputs` have all but that."""
+OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
+"""What a batch holds beside the model's inputs, in this order."""
+_log = logging.getLogger(__name__)
+
+
+class AnnotatedExamples(EncodesRows, Dataset[Example]):
+    """Usable rows of annotated shards, encoded on access; index BLANK is the blank example.
+
+    Args:
+        path: directory of annotated shards (self-contained: with images and messages).
+        encoder: of the model to be trained.
+        image_folder: where image paths start; by default what each shard's metadata names.
+        cache_dir: of `datasets`, for the Arrow copy.
+        crossfit: whether shards may be of different references, each of other rows.
+        options: how rows are read (`alignment.RowOptions`).
+
+    Raises ConfigError for a sidecar and for labels that were decided differently, FormatError for what is no annotated
+    directory. Reading a row whose labels are not those that were measured raises AlignmentError.
+    """
+
+    def __init__(
+        self,
+        path: Location | Sequence[Location],
+        encoder: Encoder,
+        *,
+        image_folder: Location | None = None,
+        cache_dir: Path | None = None,
+        crossfit: bool = False,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        opened = open_self_contained(path, crossfit=crossfit)
+        self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
+        self._rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
+        rows_by_shard = [footer.num_rows for footer in read_annotated_footers(opened.files)]
+        self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
+        table = self._rows.data.table
+        self._usable = np.flatnonzero(is_ok(table))
+        self.skipped = count_skipped(table)
+        report_skipped(named(path), len(self._usable), self.skipped)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def lengths(self) -> np.ndarray:
+        """[len] int64: encoded length with the reference's processor, a hint for grouping."""
+        return num_tokens(self._rows.data.table)[self._usable]
+
+    def has_image(self) -> np.ndarray:
+        """[len] bool."""
+        return has_image(self._rows.data.table)[self._usable]
+
+    def __getitem__(self, index: int) -> Example:
+        if index == BLANK:
+            return self.blank
+        row = int(self._usable[index])
+        return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
+
+
+def named(path: Location | Sequence[Location]) -> str:
+    """One or more directories, for messages."""
+    return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
+
+
+def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
+    """`open_annotated`, with the way out where only the reference differs."""
+    try:
+        return open_annotated(path, crossfit=crossfit)
+    except SeveralReferencesError as error:
+        raise FormatError(f"{error}. If each reference measured rows that it was not trained on, a cross-fit: "
+                          "--crossfit true") from error  # fmt: skip
+
+
+def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
+    """Opens shards that carry their images and messages; SidecarError for those that do not."""
+    opened = open_measured(path, crossfit=crossfit)
+    if "messages" not in opened.schema.names:
+        raise SidecarError(
+            f"{named(path)} is a sidecar (--carry none) of "
+            f"{sorted({item.source.data_path for item in opened.metadata})}: "
+            "it holds no images and messages to train on. Say with --source_path where they are"
+        )
+    return opened
+
+
+def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> list[Location | None]:
+    """Of every shard: the one given, or the one it was measured with."""
+    if image_folder is not None:
+        return [image_folder] * len(opened.files)
+    measured = [item.source.image_folder for item in opened.metadata]
+    return [None if folder is None else location(folder) for folder in measured]
+
+
+class FolderOfRow:
+    """Which image folder a row's paths start in; rows of a shard lie together."""
+
+    def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Location | None]) -> None:
+        self._stops = np.cumsum(rows_by_shard)
+        self._folders = list(folders)
+
+    def __call__(self, row: int) -> Location | None:
+        """Folder of row number `row`."""
+        return self._folders[int(np.searchsorted(self._stops, row, side="right"))]
+
+
+def is_ok(table: pa.Table) -> np.ndarray:
+    """[rows] bool, from the status column alone."""
+    return np.asarray(pc.equal(table.column("status"), STATUS_OK))
+
+
+def count_skipped(table: pa.Table) -> Counter[str]:
+    """Rows by status, those that are ok left out."""
+    counts = pc.value_counts(table.column("status")).to_pylist()
+    return Counter({item["values"]: item["counts"] for item in counts if item["values"] != STATUS_OK})
+
+
+def report_skipped(path: str, num_usable: int, skipped: Counter[str]) -> None:
+    """Logs how many rows are skipped and why; ConfigError when none is left."""
+    if not num_usable:
+        raise ConfigError(
+            f"{path}: none of its {skipped.total()} rows is ok ({dict(skipped)}); "
+            "look at their errors, mend the source, and run cal-precompute --redo_status"
+        )
+    if skipped:
+        _log.warning("%s: %d of %d rows are skipped: %s", path, skipped.total(), skipped.total() + num_usable,
+                     dict(skipped))  # fmt: skip
+
+
+def num_tokens(table: pa.Table) -> np.ndarray:
+    """[rows] int64, 0 where unknown."""
+    return np.asarray(pc.fill_null(table.column("num_tokens"), 0), np.int64)
+
+
+def has_image(table: pa.Table) -> np.ndarray:
+    """[rows] bool, from the list offsets: no picture is touched."""
+    return np.asarray(pc.fill_null(pc.list_value_length(table.column("images")), 0)) > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleCollator:
+    """Examples to the dict a training step takes: model inputs, and `labels`, `image_mask`, `deltas` [B, T].
+
+    With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
+
+    A micro-batch without a picture gets the blank sample as its last row: under data parallelism every rank then runs
+    the same passes, and no parameter of the vision side is left without a gradient. Not so where a picture in a
+    neighbour's row would change this one's logits (special_cases.ALIKE_BATCHES).
+    """
+
+    encoder: Encoder
+    blank: EncodedSample
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Pads and stacks; with perturbed pictures also `contrast_inputs`, their pixel inputs by name."""
+        encoded = [example.encoded for example in examples]
+        deltas = [example.deltas for example in examples]
+        if self.encoder.alike_batches is None and not any(item.image_inputs for item in encoded):
+            encoded.append(self.blank)
+            deltas.append(torch.full((self.blank.num_tokens,), torch.nan))
+        batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_led=self.encoder.batch_led_inputs)
+        length = batch.labels.shape[1]
+        padded = [torch.nn.functional.pad(item, (0, length - len(item)), value=torch.nan) for item in deltas]
+        extra: dict[str, Any] = {
+            "labels": batch.labels,
+            "image_mask": batch.image_mask,
+            "deltas": torch.stack(padded),
+            "num_unusable": torch.tensor(sum(example.unusable for example in examples)),
+        }
+        if batch.contrast_inputs:
+            extra["contrast_inputs"] = batch.contrast_inputs
+        made = {**batch.inputs, **extra}
+        refuse_full_memory(made)
+        return made
+
+
+__all__ = ["BLANK", "AnnotatedExamples", "Example", "ExampleCollator", "blank_sample", "scatter_deltas"]

@@ -1,0 +1,173 @@
+"""From the data flags of `cal-train` to a dataset and its sampler; combinations that mean nothing are refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias, Unpack
+
+import numpy as np
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.errors import ConfigError, SidecarError
+from cal_schemas.storage.locations import Location, location
+from cal_trainer.data.alignment import Example, RowOptions
+from cal_trainer.data.dataset import AnnotatedExamples
+from cal_trainer.data.sampling import EpochSampler, GroupBy, StepShape
+from cal_trainer.data.shared_memory import batch_bytes
+from cal_trainer.data.sidecar import OnMissing, SidecarExamples
+from cal_trainer.data.source import SourceExamples
+from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
+
+_PROBED_FIRST, _PROBED_ROWS = 16, 256
+_log = logging.getLogger(__name__)
+
+Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | StreamedExamples
+
+
+def open_examples(
+    data_path: Location | Sequence[Location] | None,
+    encoder: Encoder,
+    *,
+    source_paths: Sequence[str] = (),
+    image_folders: Sequence[str] = (),
+    on_missing: OnMissing = "error",
+    streaming: bool = False,
+    shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
+    cache_dir: Path | None = None,
+    crossfit: bool = False,
+    **options: Unpack[RowOptions],
+) -> Examples:
+    """Annotated shards, a sidecar with its source, or a source alone.
+
+    Args:
+        data_path: annotated shards; None trains a source that nobody measured.
+        encoder: of the model to be trained.
+        source_paths: what the annotated shards are joined to, instead of their own images and messages.
+        image_folders: where image paths start: none, one, or one for each source path.
+        on_missing: for source rows without a measurement.
+        streaming: read row groups where they are, instead of a memory-mapped copy.
+        shuffle_rows: of streaming.
+        cache_dir: of `datasets`.
+        crossfit: whether the annotated shards may be of different references, each of other rows.
+        options: how rows are read (`alignment.RowOptions`).
+
+    Raises ConfigError naming the flags that do not go together, and what the datasets raise.
+    """
+    if streaming and source_paths:
+        raise ConfigError(
+            "--streaming reads annotated shards in their own order, and --source_path is joined through a "
+            "memory-mapped copy: leave one out, or run cal-precompute with --carry images"
+        )
+    if not source_paths and on_missing != "error":
+        raise ConfigError(
+            f"--on_missing {on_missing} is about source rows that the annotated shards lack: give --source_path"
+        )
+    if source_paths and data_path is not None:
+        return SidecarExamples(
+            data_path,
+            source_paths,
+            encoder,
+            image_folders=image_folders,
+            on_missing=on_missing,
+            cache_dir=cache_dir,
+            crossfit=crossfit,
+            **options,
+        )
+    if data_path is None:
+        if not source_paths:
+            raise ConfigError("nothing to train on: give --data_path, --source_path or both")
+        if options.get("use_deltas", True):
+            raise ConfigError(
+                "--delta_source cached needs a measurement: give the annotated shards with --data_path (cal-precompute "
+                "writes them), or use --delta_source online or uniform"
+            )
+        return SourceExamples(source_paths, encoder, image_folders=image_folders, cache_dir=cache_dir, **options)
+    if len(image_folders) > 1:
+        raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
+                          "that each shard was measured with")  # fmt: skip
+    folder = _directory("--image_folder", image_folders[0]) if image_folders else None
+    if streaming:
+        return StreamedExamples(
+            data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, crossfit=crossfit, **options
+        )
+    return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options)
+
+
+def open_evaluation(
+    eval_path: Location,
+    encoder: Encoder,
+    *,
+    image_folder: str | None = None,
+    cache_dir: Path | None = None,
+    crossfit: bool = False,
+    **options: Unpack[RowOptions],
+) -> AnnotatedExamples:
+    """Annotated shards to evaluate on: with pictures and words of their own, their deltas left aside.
+
+    Arguments as of `open_examples`; without `image_folder` each shard's paths start where they did in the measurement.
+
+    Raises ConfigError naming the flag, and what AnnotatedExamples raises.
+    """
+    folder = _directory("--eval_image_folder", image_folder) if image_folder else None
+    options["use_deltas"] = False
+    try:
+        return AnnotatedExamples(
+            eval_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options
+        )
+    except SidecarError as error:
+        raise ConfigError(
+            f"--eval_path {eval_path} is a sidecar (--carry none), and evaluation joins no source to one: measure it "
+            "with cal-precompute --carry images or --carry paths"
+        ) from error
+
+
+def _directory(flag: str, given: str) -> Location:
+    folder = location(given)
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {folder}: no such directory")
+    return folder
+
+
+def train_sampler(
+    examples: Examples, shape: StepShape, *, group_by: GroupBy, seed: int
+) -> EpochSampler | StreamSampler:
+    """The sampler of the global epoch; ConfigError for grouping what is streamed."""
+    if isinstance(examples, StreamedExamples):
+        if group_by != "none":
+            raise ConfigError(
+                f"--group_by {group_by} needs to know all rows at once, which --streaming does not: leave one out"
+            )
+        return StreamSampler(examples, shape, seed=seed)
+    return EpochSampler(examples.lengths(), examples.has_image(), group_by=group_by, step_size=shape.size, seed=seed)
+
+
+def refuse_unusable(examples: Examples) -> None:
+    """Encodes rows until one can be trained on: wrong labels or a wrong image folder show before the model is loaded.
+
+    Looks at the first few, then at more that are spread over all of the data. Raises ConfigError when none of
+    them is of any use, and what reading a row raises.
+    """
+    total = len(examples)
+    spread = np.linspace(0, total - 1, num=min(_PROBED_ROWS, total)).round().astype(int).tolist()
+    rows = list(dict.fromkeys([*range(min(_PROBED_FIRST, total)), *spread]))
+    for number, row in enumerate(rows):
+        if not examples[row].unusable:
+            if number:
+                _log.warning("%d rows were unusable before the first that can be trained on", number)
+            return
+    raise ConfigError(
+        f"none of the {len(rows)} rows looked at can be trained on (the first {_PROBED_FIRST}, and others spread over "
+        f"all {total}); the warnings above say why"
+    )
+
+
+def largest_of_first(examples: Examples) -> Example:
+    """Of the first few, the one whose tensors are largest."""
+
+    def size(example: Example) -> int:
+        inputs = (example.encoded.sequence_inputs, example.encoded.image_inputs, example.encoded.contrast_inputs)
+        return sum(map(batch_bytes, inputs))
+
+    return max((examples[row] for row in range(min(_PROBED_FIRST, len(examples)))), key=size)

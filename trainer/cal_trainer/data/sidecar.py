@@ -1,0 +1,153 @@
+"""A sidecar (deltas without images and messages) joined to its source, however that was reordered since.
+
+The source is read once, in whatever format it has, into a memory-mapped Arrow copy; the deltas stay in theirs. Keys are
+joined as sorted arrays of 16 bytes a row, so what is held in memory is about 50 bytes a row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Unpack
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch.utils.data import Dataset
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.errors import STATUS_OK, MissingDeltaError
+from cal_schemas.storage.locations import Location
+from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_trainer.data.arrow_copy import map_parquet, map_source
+from cal_trainer.data.dataset import BLANK, has_image, is_ok, named, num_tokens, open_measured, report_skipped
+from cal_trainer.data.source import folders_of, plan_source
+from cal_trainer.run.resuming import annotated_shards, source_shards
+
+OnMissing = Literal["error", "uniform"]
+ABSENT = -1
+"""Row number where the sidecar has no row."""
+_SIDECAR_COLUMNS = ("sample_key", "status", "label_ids", "delta_logits", "num_tokens")
+_KEYS_PER_READ = 65536
+_log = logging.getLogger(__name__)
+
+
+class SidecarExamples(EncodesRows, Dataset[Example]):
+    """Rows of a source with the deltas of its sidecar; index BLANK is the blank example.
+
+    Args:
+        path: directory of annotated shards; whether they carry messages does not matter.
+        source_paths: files, directories or globs, as `cal-precompute --data_path` takes them.
+        encoder: of the model to be trained.
+        image_folders: none, one for all source paths, or one for each; none takes the measurement's, if it had one.
+        on_missing: what becomes of a source row that the sidecar lacks: `error`, or `uniform`: it trains with
+            undefined deltas, which weigh alpha.
+        cache_dir: of `datasets`, for the Arrow copies.
+        crossfit: as in AnnotatedExamples.
+        options: how rows are read (`alignment.RowOptions`).
+
+    Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read or for labels that
+    were decided differently. Reading a row whose labels are not those that were measured raises AlignmentError.
+    """
+
+    def __init__(
+        self,
+        path: Location | Sequence[Location],
+        source_paths: Sequence[str],
+        encoder: Encoder,
+        *,
+        image_folders: Sequence[str] = (),
+        on_missing: OnMissing = "error",
+        cache_dir: Path | None = None,
+        crossfit: bool = False,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        opened = open_measured(path, crossfit=crossfit)
+        self.spec = opened.spec
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
+        if not image_folders:
+            measured = {item.source.image_folder for item in opened.metadata} - {None}
+            image_folders = [str(folder) for folder in measured] if len(measured) == 1 else []
+        shards = plan_source(source_paths, image_folders)
+        self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
+        self._folders = folders_of(shards)
+        self._source = map_source(shards, cache_dir)
+        self._sidecar = map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
+        source, sidecar = self._source.data.table, self._sidecar.data.table
+        ok = is_ok(sidecar)
+        match = match_keys(key_array(source.column("sample_key")), key_array(sidecar.column("sample_key")), ok)
+        self.num_missing = int((match == ABSENT).sum())
+        if self.num_missing and on_missing == "error":
+            first = source.column("sample_id")[int((match == ABSENT).argmax())].as_py()
+            raise MissingDeltaError(
+                f"{named(path)} has no row for {self.num_missing} of the {len(match)} rows of "
+                f"{', '.join(source_paths)}; the first is {first}. Measure them with cal-precompute, or train them "
+                "with weight alpha: "
+                "--on_missing uniform"
+            )
+        if self.num_missing:
+            _log.warning("%s has no row for %d of %d source rows: they train with weight alpha", named(path),
+                         self.num_missing, len(match))  # fmt: skip
+        readable = np.asarray(pc.is_valid(source.column("messages")))
+        usable = np.where(match == ABSENT, readable, ok[match])
+        self.skipped = _skipped(sidecar, match[~usable])
+        self._usable = np.flatnonzero(usable)
+        self._match = match[self._usable]
+        report_skipped(named(path), len(self._usable), self.skipped)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def lengths(self) -> np.ndarray:
+        """[len] int64: encoded length with the reference's processor; the known rows' median where it is unknown."""
+        known = num_tokens(self._sidecar.data.table)[self._match]
+        present = self._match != ABSENT
+        return np.where(present, known, int(np.median(known[present])) if present.any() else 1)
+
+    def has_image(self) -> np.ndarray:
+        """[len] bool."""
+        return has_image(self._source.data.table)[self._usable]
+
+    def __getitem__(self, index: int) -> Example:
+        if index == BLANK:
+            return self.blank
+        row, match = int(self._usable[index]), int(self._match[index])
+        values = self._source[row].to_pylist()[0]
+        if match != ABSENT:
+            values |= self._sidecar[match].to_pylist()[0]
+        return self._encode(values, self._folders(row))
+
+
+def key_array(keys: pa.ChunkedArray) -> np.ndarray:
+    """Keys of 32 hex digits as [rows] S16, which sorts and compares as the digits do."""
+    parts = [np.empty(0, "S16")]
+    for start in range(0, len(keys), _KEYS_PER_READ):
+        digits = "".join(keys.slice(start, _KEYS_PER_READ).to_pylist())
+        parts.append(np.frombuffer(bytes.fromhex(digits), "S16"))
+    return np.concatenate(parts)
+
+
+def match_keys(wanted: np.ndarray, stored: np.ndarray, ok: np.ndarray) -> np.ndarray:
+    """Row of `stored` that has each wanted key, ABSENT where none has; among rows of one key an ok one, the first.
+
+    wanted [N], stored [M] S16; ok [M] bool. Returns [N] int64.
+    """
+    if not len(stored):
+        return np.full(len(wanted), ABSENT, np.int64)
+    order = np.concatenate([np.flatnonzero(ok), np.flatnonzero(~ok)])
+    order = order[np.argsort(stored[order], kind="stable")]
+    ranked = stored[order]
+    at = np.minimum(np.searchsorted(ranked, wanted), len(ranked) - 1)
+    return np.where(ranked[at] == wanted, order[at], ABSENT)
+
+
+def _skipped(sidecar: pa.Table, rows: np.ndarray) -> Counter[str]:
+    """Statuses of the sidecar's rows that are skipped; one it lacks was not readable either."""
+    statuses = sidecar.column("status").take(pa.array(rows[rows != ABSENT])).to_pylist()
+    counts = Counter(statuses)
+    if absent := int((rows == ABSENT).sum()):
+        counts["encode_error"] += absent
+    assert STATUS_OK not in counts
+    return counts

@@ -1,0 +1,96 @@
+"""A source in any input format, memory-mapped: for training without a measurement, and for joining one to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch.utils.data import Dataset
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.sources.first_images import look_at_images
+from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import location
+from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_trainer.data.arrow_copy import map_source
+from cal_trainer.data.dataset import BLANK, FolderOfRow, has_image, report_skipped
+from cal_trainer.run.resuming import source_shards
+
+
+class SourceExamples(EncodesRows, Dataset[Example]):
+    """Rows of a source that nobody measured, for weights that need no cache; index BLANK is the blank example.
+
+    Arguments as in SidecarExamples. A row that cannot be encoded trains nothing, with a warning when it is read.
+    """
+
+    def __init__(
+        self,
+        source_paths: Sequence[str],
+        encoder: Encoder,
+        *,
+        image_folders: Sequence[str] = (),
+        cache_dir: Path | None = None,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        self._encode = RowEncoder(encoder, None, **options)
+        shards = plan_source(source_paths, image_folders)
+        self.shards = {"source_path": source_shards(shards)}
+        self._folders = folders_of(shards)
+        self._source = map_source(shards, cache_dir)
+        readable = np.asarray(pc.is_valid(self._source.data.table.column("messages")))
+        self._usable = np.flatnonzero(readable)
+        self.skipped = Counter({"encode_error": int((~readable).sum())}) if not readable.all() else Counter()
+        report_skipped(", ".join(source_paths), len(self._usable), self.skipped)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def lengths(self) -> np.ndarray:
+        """[len] int64: bytes of the conversation, which order rows of one modality about as tokens would."""
+        return text_bytes(self._source.data.table)[self._usable]
+
+    def has_image(self) -> np.ndarray:
+        """[len] bool."""
+        return has_image(self._source.data.table)[self._usable]
+
+    def __getitem__(self, index: int) -> Example:
+        if index == BLANK:
+            return self.blank
+        row = int(self._usable[index])
+        return self._encode(self._source[row].to_pylist()[0], self._folders(row))
+
+
+def plan_source(source_paths: Sequence[str], image_folders: Sequence[str]) -> list[Shard]:
+    """`plan_shards`, and a look at a few images: their messages name the flag of cal-precompute, here cal-train's."""
+    try:
+        shards = plan_shards(source_paths, image_folders)
+        look_at_images(shards)
+        return shards
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--data_path", "--source_path")) from error
+
+
+def folders_of(shards: Sequence[Shard]) -> FolderOfRow:
+    """Image folder of every row of the planned shards."""
+    folders = [shard.source.image_folder for shard in shards]
+    return FolderOfRow(
+        [shard.num_rows for shard in shards], [None if folder is None else location(folder) for folder in folders]
+    )
+
+
+def text_bytes(table: pa.Table) -> np.ndarray:
+    """[rows] int64: bytes of all turns of a conversation."""
+    found: list[np.ndarray] = [np.empty(0, np.int64)]
+    for chunk in table.column("messages").chunks:
+        sizes = np.asarray(pc.fill_null(pc.binary_length(chunk.flatten().field("content")), 0), np.int64)
+        counts = np.asarray(pc.fill_null(pc.list_value_length(chunk), 0), np.int64)
+        stops = np.cumsum(counts)
+        total = np.append(0, np.cumsum(sizes))
+        found.append(total[stops] - total[stops - counts])
+    return np.concatenate(found)

@@ -1,0 +1,230 @@
+"""Annotated shards read row group by row group, for data that does not fit into the Arrow cache a second time.
+
+Still a map-style dataset, whose sampler asks for rows that lie together: `set_epoch`, skipping on resume and the split
+over ranks are then those of the mapped dataset, exact and without decoding a picture. `datasets`' own streaming gives
+whole files to ranks (unequal rows hang a run) and loses the content of its shuffle buffer on resume.
+
+A batch i of the global epoch belongs to lane i % (world_size * num_workers), which is one worker of one rank. The
+epoch's shuffled row groups are cut into one stretch per lane; a lane shuffles the rows of as many consecutive row
+groups as make up `shuffle_rows`, which is what its worker holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Unpack
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import Dataset, Sampler
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.storage.locations import Location, open_parquet
+from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_trainer.data.dataset import (
+    BLANK,
+    COLUMNS,
+    count_skipped,
+    image_folders,
+    is_ok,
+    named,
+    open_self_contained,
+    report_skipped,
+)
+from cal_trainer.data.sampling import StepShape
+from cal_trainer.run.resuming import annotated_shards
+
+DEFAULT_SHUFFLE_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowGroups:
+    """All row groups of a dataset, in order of files; U of them."""
+
+    shard: np.ndarray
+    """[U] int64: index of the file."""
+    number: np.ndarray
+    """[U] int64: row group of that file."""
+    starts: np.ndarray
+    """[U + 1] int64: index of the group's first usable row; the last entry is their number."""
+
+
+class StreamedExamples(EncodesRows, Dataset[Example]):
+    """Usable rows of annotated shards, read in row groups of which the last few are held; index BLANK is blank.
+
+    Any order of access gives the same rows; only that of `StreamSampler` is fast.
+
+    Args:
+        shuffle_rows: rows that are shuffled among each other; a worker holds those and two row groups more.
+
+    Other arguments, and errors, as in AnnotatedExamples.
+    """
+
+    def __init__(
+        self,
+        path: Location | Sequence[Location],
+        encoder: Encoder,
+        *,
+        image_folder: Location | None = None,
+        shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
+        crossfit: bool = False,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        if shuffle_rows < 1:
+            raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
+        opened = open_self_contained(path, crossfit=crossfit)
+        self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
+        self.shuffle_rows = shuffle_rows
+        self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
+        self._files = opened.files
+        self._columns = [name for name in COLUMNS if name != "num_tokens" and name in opened.schema.names]
+        self._folders = image_folders(opened, image_folder)
+        self.groups, self.skipped = scan_row_groups(opened)
+        report_skipped(named(path), len(self), self.skipped)
+        self._held: OrderedDict[int, tuple[pa.Table, np.ndarray]] = OrderedDict()
+        self._held_rows = 0
+        # All that the sampler shuffles together: fewer rows than shuffle_rows, the group that made it enough, and the
+        # part of the first group that belongs to another lane.
+        self._capacity = shuffle_rows + 2 * int(np.diff(self.groups.starts).max())
+        self.num_reads = 0
+
+    def __len__(self) -> int:
+        return int(self.groups.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_held": OrderedDict(), "_held_rows": 0}
+
+    def __getitem__(self, index: int) -> Example:
+        if index == BLANK:
+            return self.blank
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        group = int(np.searchsorted(self.groups.starts, index, side="right")) - 1
+        table, usable = self._read(group)
+        row = int(usable[index - int(self.groups.starts[group])])
+        return self._encode(table.slice(row, 1).to_pylist()[0], self._folders[int(self.groups.shard[group])])
+
+    def _read(self, group: int) -> tuple[pa.Table, np.ndarray]:
+        if group in self._held:
+            self._held.move_to_end(group)
+            return self._held[group]
+        with open_parquet(self._files[int(self.groups.shard[group])]) as file:
+            table = file.read_row_group(int(self.groups.number[group]), columns=self._columns)
+        self.num_reads += 1
+        found = table, np.flatnonzero(is_ok(table))
+        self._held_rows += len(found[1])
+        while self._held_rows > self._capacity:
+            _, (_, dropped) = self._held.popitem(last=False)
+            self._held_rows -= len(dropped)
+        self._held[group] = found
+        return found
+
+
+def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
+    """Row groups with their usable rows, and the others by status.
+
+    Reads footers, and the status column of those row groups whose statistics do not say that all are ok.
+    """
+    shards, numbers, sizes, skipped = [], [], [0], Counter[str]()
+    for shard, path in enumerate(opened.files):
+        with open_parquet(path) as file:
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                usable = group.num_rows
+                if not _all_ok(group):
+                    statuses = file.read_row_group(number, columns=["status"])
+                    usable = int(is_ok(statuses).sum())
+                    skipped += count_skipped(statuses)
+                shards.append(shard)
+                numbers.append(number)
+                sizes.append(usable)
+    return RowGroups(
+        shard=np.array(shards, np.int64), number=np.array(numbers, np.int64), starts=np.cumsum(sizes, dtype=np.int64)
+    ), skipped
+
+
+def _all_ok(group: Any) -> bool:
+    column = next(
+        item for item in map(group.column, range(group.num_columns)) if item.path_in_schema == "status"
+    ).statistics
+    return bool(column is not None and column.has_min_max and column.min == column.max == STATUS_OK)
+
+
+def lane_sizes(num_rows: int, num_lanes: int, batch_size: int) -> np.ndarray:
+    """[num_lanes] int64: rows of each lane when batch i is of lane i % num_lanes and only the last one is short."""
+    full, rest = divmod(num_rows, batch_size)
+    sizes = np.full(num_lanes, full // num_lanes * batch_size, np.int64)
+    sizes[: full % num_lanes] += batch_size
+    sizes[full % num_lanes] += rest
+    return sizes
+
+
+def lane_indices(
+    starts: np.ndarray, group_order: np.ndarray, start: int, stop: int, *, shuffle_rows: int, seed: list[int]
+) -> Iterator[int]:
+    """Indices of one lane: rows [start, stop) of the row groups in this order, shuffled among neighbouring groups."""
+    rng = np.random.default_rng(seed)
+    held: list[np.ndarray] = []
+    at = 0
+    for group in group_order:
+        first, size = int(starts[group]), int(starts[group + 1] - starts[group])
+        low, high = max(start - at, 0), min(stop - at, size)
+        at += size
+        if low < high:
+            held.append(np.arange(first + low, first + high))
+        if sum(map(len, held)) >= shuffle_rows:
+            yield from rng.permutation(np.concatenate(held)).tolist()
+            held = []
+        if at >= stop:
+            break
+    if held:
+        yield from rng.permutation(np.concatenate(held)).tolist()
+
+
+class StreamSampler(Sampler[int]):
+    """Indices of the global epoch, BLANK included, such that each worker of each rank reads row groups of its own.
+
+    Every row once an epoch, whatever the numbers; the order is one of seed, epoch and all numbers here, so a resumed
+    run must keep them.
+
+    Args:
+        examples: what is sampled.
+        shape: of a step, and of the workers that read it.
+        seed: of the run; the same on all ranks.
+    """
+
+    def __init__(self, examples: StreamedExamples, shape: StepShape, *, seed: int) -> None:
+        self._groups, self._shuffle_rows = examples.groups, examples.shuffle_rows
+        self._batch_size, self._seed = shape.batch_size, seed
+        self._num_lanes = shape.world_size * max(1, shape.num_workers)
+        self.steps_per_epoch = -(-len(examples) // shape.size)
+        self._num_indices = self.steps_per_epoch * shape.size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._num_indices
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        starts = self._groups.starts
+        seed = [self._seed, self.epoch]
+        order = np.random.default_rng(seed).permutation(len(starts) - 1)
+        cuts = np.append(0, np.cumsum(lane_sizes(int(starts[-1]), self._num_lanes, self._batch_size)))
+        lanes = [
+            lane_indices(
+                starts, order, int(cuts[lane]), int(cuts[lane + 1]),
+                shuffle_rows=self._shuffle_rows, seed=[*seed, lane],
+            )
+            for lane in range(self._num_lanes)
+        ]  # fmt: skip
+        for batch in range(self._num_indices // self._batch_size):
+            indices = list(islice(lanes[batch % self._num_lanes], self._batch_size))
+            yield from indices + [BLANK] * (self._batch_size - len(indices))

@@ -1,0 +1,102 @@
+"""Training without wasted logits: only hidden rows that predict a label go through the output head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_pipeline.measuring.contrast import label_products
+
+_BENT, _SMALL = 4, 2**-6
+"""By how many roundings of the head's format the scales of single logits may differ; logits that are a smaller share of
+the largest have no scale that is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadProducts:
+    """Of one forward's N supervised tokens: the label's logit as the head gave it, and multiplied in float32."""
+
+    rounded: Tensor
+    exact: Tensor
+    row: Tensor
+    """[1, V] as the head gave it, [0, V] where there is no token: all logits of the first one. They tell a scale from a
+    bend, which the labels' own may be too few or too much alike for."""
+    rounding: float
+    """The share of a number that rounding to the head's format takes at most."""
+
+    def undo_rounding(self, logits: Tensor, row: Tensor) -> Tensor:
+        """[N] float32: the labels' logits [N] of the model's output, as the label head would have given them.
+
+        row: [1, V] of the output, the first token's; [0, V] where there is none.
+
+        In half precision the head rounds a logit of 20 by up to 0.06, and the label head of the pass without the image,
+        which multiplies in float32, does not: that would be noise in every delta. What the model does to its logits
+        after the head is kept where it scales them all alike; where it bends them (a soft cap) they stay as they are.
+        """
+        logits = logits.float()
+        size = min(row.shape[-1], self.row.shape[-1])
+        before = torch.cat([self.rounded, self.row[:, :size].flatten()])
+        small = before.abs() <= _SMALL * before.abs().amax() if len(before) else before.bool()
+        scales = torch.where(small, torch.nan, torch.cat([logits, row[:, :size].flatten().float()]) / before)
+        scale = scales.nanmedian()
+        bent = ((scales / scale - 1).abs() > _BENT * self.rounding).any()
+        return torch.where(bent | scale.isnan(), logits, self.exact * scale)
+
+
+@contextmanager
+def label_rows(model: Any, labels: Tensor, *, compare: bool = False) -> Iterator[list[HeadProducts]]:
+    """Within it the model's `logits` are [1, N, V]: one row for each of the N supervised tokens, by row then position.
+
+    Takes unshifted labels [B, T]; the row of token t is the hidden state at t - 1. Hooks on the head, so tied, sharded
+    and soft-capped heads work as they are, and gradients are those of the full logits. With `compare` it yields the
+    products of each forward.
+    """
+    supervised = labels[:, 1:] != IGNORE_INDEX
+    head = model.get_output_embeddings()
+    seen: list[HeadProducts] = []
+
+    def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = args
+        return hidden[:, :-1][supervised.to(hidden.device)][None], *rest
+
+    @torch.no_grad()
+    def multiply(module: Any, args: tuple[Tensor, ...], logits: Tensor) -> None:
+        label_ids = supervised_ids(labels).to(logits.device)
+        rounded = logits[0].gather(1, label_ids[:, None])[:, 0].float()
+        seen.append(
+            HeadProducts(
+                rounded=rounded,
+                exact=label_products(head, args[0][0], label_ids),
+                row=logits[0, :1].float().clone(),
+                rounding=torch.finfo(logits.dtype).eps / 2,
+            )
+        )
+
+    handles = [head.register_forward_pre_hook(gather)]
+    if compare:
+        # Before hooks that free a sharded head's weights.
+        handles.append(head.register_forward_hook(multiply, prepend=True))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def supervised_ids(labels: Tensor) -> Tensor:
+    """[N] int64: the label of each row that `label_rows` yields, in its order."""
+    shifted = labels[:, 1:]
+    return shifted[shifted != IGNORE_INDEX]
+
+
+def at_tokens(values: Tensor, labels: Tensor) -> Tensor:
+    """[B, T] float32 with the [N] values at the supervised tokens (t > 0), NaN elsewhere."""
+    placed = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=values.device)
+    placed[:, 1:][labels[:, 1:].to(values.device) != IGNORE_INDEX] = values.float()
+    return placed

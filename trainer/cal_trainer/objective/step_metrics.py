@@ -1,0 +1,62 @@
+"""What the log says about the weights of the steps since the last log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cal_pipeline.encoding.encoder import IGNORE_INDEX
+
+
+class StepMetrics:
+    """Sums over micro-batches, kept on the device until a log asks for them: a step waits for nothing.
+
+    Args:
+        alpha: lower bound of the weights.
+        beta: upper bound.
+    """
+
+    def __init__(self, *, alpha: float, beta: float) -> None:
+        self._alpha, self._beta = alpha, beta
+        self._sums: Tensor | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything was added since the last `take`."""
+        return self._sums is not None
+
+    def add(self, weights: Tensor, nll: Tensor, labels: Tensor, num_unusable: Tensor | None) -> None:
+        """One micro-batch: weights, nll and unshifted labels [B, T]; its rows that were unusable, a scalar."""
+        supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
+        values = (
+            supervised.sum(),
+            weights.sum(),
+            (supervised & (weights <= self._alpha)).sum(),
+            (supervised & (weights >= self._beta)).sum(),
+            nll.where(supervised, 0.0).sum(),  # released pooling has values at other tokens too
+            (nll * weights).sum(),
+            labels.new_zeros(()) if num_unusable is None else num_unusable,
+        )
+        found = torch.stack([value.double() for value in values])
+        self._sums = found if self._sums is None else self._sums + found
+
+    def take(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Mean weight, shares at the bounds, loss with and without weights, and unusable rows; starts anew.
+
+        over_ranks: sums a tensor over all ranks, all of which call this.
+        """
+        assert self._sums is not None
+        tokens, weight, at_alpha, at_beta, nll, weighted, unusable = over_ranks(self._sums).tolist()
+        self._sums = None
+        tokens = max(tokens, 1.0)
+        return {
+            "mean_weight": weight / tokens,
+            "share_at_alpha": at_alpha / tokens,
+            "share_at_beta": at_beta / tokens,
+            "unweighted_loss": nll / tokens,
+            "weighted_loss": weighted / max(weight, 1e-12),
+            "unusable_rows": unusable,
+        }

@@ -1,0 +1,185 @@
+"""What a checkpoint needs to be resumed, and what a resumed run must have in common with the one that saved it.
+
+A place in the data and an optimizer's state mean something only for the run that they belong to. So every checkpoint
+holds the settings that decide the order of samples, their labels and weights, and what the optimizer holds; resuming
+under others is refused. Everything else may change: more epochs, logging, saving, evaluation, precision.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cal_pipeline.sources.formats import Shard
+from cal_schemas.annotated import AnnotatedDataset
+from cal_schemas.errors import ConfigError, FormatError
+
+STATE_NAME: Final = "cal_train_state.json"
+DATE_NAME: Final = "date that the template reads"
+_VERSION: Final = 1
+_SHARDS_NAMED: Final = 3
+_STEP_SIZE: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
+_log = logging.getLogger(__name__)
+
+Shards = Mapping[str, Sequence[Any]]
+"""By name: number of rows, then what else tells whether the file is still the same."""
+
+
+def annotated_shards(opened: AnnotatedDataset) -> dict[str, list[int]]:
+    """Rows and bytes of each file, named below the directory that holds them all, which may be moved."""
+    # Posix rules do for URLs too: only what differs below the common part is kept.
+    top = os.path.commonpath([str(file.parent) for file in opened.files])
+    return {
+        Path(os.path.relpath(str(file), top)).as_posix(): [
+            item.source.row_stop - item.source.row_start,
+            file.stat().st_size,
+        ]
+        for file, item in zip(opened.files, opened.metadata, strict=True)
+    }
+
+
+def source_shards(shards: Sequence[Shard]) -> dict[str, list[int]]:
+    """The same of planned shards of a source."""
+    return {shard.name: [shard.num_rows, shard.source.size] for shard in shards}
+
+
+def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact: bool) -> dict[str, Any]:
+    """What a checkpoint remembers of its run.
+
+    Args:
+        settings: by flag, or by a name of several words; JSON values. The step's size is the product of
+            `per_device_train_batch_size`, `gradient_accumulation_steps` and `number of processes`.
+        data: shards by flag (`data_path`, `source_path`).
+        exact: whether a step's gradient and the order of samples depend on the product of these three alone, so that
+            the split may change: mapped data, normalization step or sample.
+    """
+    kept = dict(settings)
+    if exact:
+        sizes = [int(kept.pop(name)) for name in _STEP_SIZE]
+        kept["samples in a step"] = sizes[0] * sizes[1] * sizes[2]
+    # Infinity is no JSON. What is no flag has a name in words.
+    shown = {
+        name if " " in name else f"--{name}": str(value) if isinstance(value, float) and math.isinf(value) else value
+        for name, value in kept.items()
+    }
+    return {"version": _VERSION, "settings": shown, "data": {flag: dict(shards) for flag, shards in data.items()}}
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Puts the state into a checkpoint that is about to be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def saved_date(checkpoint: Path) -> str | None:
+    """The date that the template read in the run that saved it; None also where `check_state` refuses it."""
+    try:
+        found = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"].get(DATE_NAME)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def check_state(checkpoint: Path, present: Mapping[str, Any]) -> None:
+    """ConfigError unless the run goes on as the checkpoint's began: names every difference with both values."""
+    try:
+        saved = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        settings, data, version = saved["settings"], saved["data"], saved["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{checkpoint / STATE_NAME} cannot be read: {error!r}. {_way_out(checkpoint)}") from error
+    if version != _VERSION:
+        raise ConfigError(f"{checkpoint} is of version {version}, this program resumes {_VERSION}. "
+                          f"{_way_out(checkpoint)}")  # fmt: skip
+    # Values of this run take the same way through JSON: a tuple is a list there.
+    now = json.loads(json.dumps(present))
+    differing = [
+        f"{name} was {_shown(settings.get(name))}, is {_shown(now['settings'].get(name))}"
+        for name in dict.fromkeys([*settings, *now["settings"]])
+        if settings.get(name) != now["settings"].get(name)
+    ]
+    for flag in dict.fromkeys([*data, *now["data"]]):
+        differing += _shard_differences(flag, data.get(flag, {}), now["data"].get(flag, {}))
+    if differing:
+        raise ConfigError(f"{checkpoint} cannot be resumed by this run: {'; '.join(differing)}. {_way_out(checkpoint)}")
+
+
+def _way_out(checkpoint: Path) -> str:
+    return (
+        "Its place in the data and its optimizer belong to the run that saved it: give the values of that run, or "
+        f"start a new one from its weights (--model_name_or_path {checkpoint}, another --output_dir)"
+    )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shard_differences(flag: str, there: Shards, here: Shards) -> list[str]:
+    found = []
+    for name in dict.fromkeys([*there, *here]):
+        if name not in here:
+            found.append(f"--{flag}: {name} ({there[name][0]} rows) is no longer there")
+        elif name not in there:
+            found.append(f"--{flag}: {name} ({here[name][0]} rows) is new")
+        elif list(there[name]) != list(here[name]):
+            rows, size = zip(there[name], here[name], strict=True)
+            found.append(f"--{flag}: {name} had {rows[0]} rows in {size[0]} bytes, has {rows[1]} in {size[1]}")
+    if not found and list(there) != list(here):
+        was, now = next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
+        found.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
+    more = len(found) - _SHARDS_NAMED
+    return [*found[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else found
+
+
+def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
+    """`--resume_from_checkpoint` as a path: `last` (or true) is the newest complete one in --output_dir.
+
+    Raises ConfigError when there is none, or the one that is named lacks something.
+    """
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() in ("last", "true"):
+        there = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdecimal()]
+        for path in sorted(there, key=lambda path: -int(path.name[11:])):
+            if not (lacking := _lacking(path)):
+                return path
+            _log.warning("%s is passed over: it lacks %s (was the run ended while it saved?)", path, lacking)
+        raise ConfigError(
+            f"--resume_from_checkpoint last: no checkpoint in --output_dir {output_dir}"
+            + (" is complete" if there else "")
+        )
+    if not Path(wanted).is_dir():
+        raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
+    if lacking := _lacking(Path(wanted)):
+        raise ConfigError(f"--resume_from_checkpoint {wanted} is incomplete: it lacks {lacking}")
+    return Path(wanted)
+
+
+def _lacking(checkpoint: Path) -> str:
+    """What a checkpoint needs and has not, in words; empty when it is whole."""
+    needed = {
+        "trainer_state.json": ("trainer_state.json",),
+        STATE_NAME: (STATE_NAME,),
+        "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
+        "the optimizer": ("optimizer*", "global_step*"),
+        "the schedule": ("scheduler.pt", "global_step*"),
+    }
+    return ", ".join(name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs))
+
+
+def load_checkpoint(model: Any, checkpoint: str) -> None:
+    """Weights of a checkpoint into the model, through `from_pretrained`.
+
+    transformers 5.23 saves many vision-language models under other parameter names than they have in memory, and its
+    Trainer loads them back by name: nothing would match, and training would go on from the wrong weights with no more
+    than a log line. Raises FormatError when a parameter is missing.
+    """
+    loaded, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise FormatError(f"{checkpoint} has no weights for {len(missing)} parameters ({missing[0]}, …)")
+    model.load_state_dict(loaded.state_dict())

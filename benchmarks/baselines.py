@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import innermost_decoder
+from cal_schemas.spec import IGNORE_INDEX
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cal_pipeline.annotate import ShardReport
 from cal_pipeline.output.resume import compare_with_output
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.runtime import ray_driver
 from cal_pipeline.runtime.cluster import Cluster, RunOutcome

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from cal_pipeline.encoding.collate import Batch, batches_by_tokens, collate
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.sources.formats import plan_shards, read_samples

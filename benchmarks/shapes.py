@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_schemas.spec import IGNORE_INDEX
 
 PAD_TOKEN, IMAGE_TOKEN = 2, 4
 """As in the tokenizer of `workload`."""

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.dataset import OWN_INPUTS, AnnotatedExamples, ExampleCollator
 from cal_trainer.objective.label_rows import label_rows, supervised_ids
 from cal_trainer.objective.loss import weighted_nll

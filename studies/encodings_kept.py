@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.sample import Sample
 
 

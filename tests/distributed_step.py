@@ -19,10 +19,10 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import Sample, Turn
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.dataset import Example, ExampleCollator, blank_sample
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting

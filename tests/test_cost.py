@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from baselines import gathered, released_passes
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import contrast_logits, innermost_decoder, without_padding_mask
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from contrast import variants
 from cost_model import sample_bytes, sample_cost
 from estimate import REFERENCES, gpu_hours

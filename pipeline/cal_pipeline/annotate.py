@@ -12,18 +12,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.encoding.one_ahead import one_ahead
-from cal_pipeline.encoding.prefetch import PreparedRow, prepare_rows, windows
+from cal_pipeline.encoding.prefetch import PreparedRow, one_ahead, prepare_rows, windows
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_pipeline.output.redo import stored_rows
 from cal_pipeline.output.resume import check_published
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.formats import Shard
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
@@ -48,42 +48,6 @@ class AnnotateOptions:
     encode_threads: int = 4
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     library_versions: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(kw_only=True, slots=True)
-class ShardReport:
-    """Counts of one finished shard; travels to the driver and into the run report."""
-
-    name: str
-    rows: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    tokens: int = 0
-    """Encoded tokens of the measured rows, padding not counted."""
-    label_tokens: int = 0
-    image_label_tokens: int = 0
-    """Supervised tokens with a defined delta in rows with an image; the next two count among them."""
-    at_most_alpha: int = 0
-    below_beta: int = 0
-    truncated: int = 0
-    noted: int = 0
-    """Rows whose error holds a note on what stands in the source, whatever became of them; `notes` are the first."""
-    unread: dict[str, int] = field(default_factory=dict)
-    """Keys of the rows that nothing was made of -> how many rows have them; the first 100."""
-    kept_rows: int = 0
-    """Rows taken over from the earlier file by a redo."""
-    errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("load", "encode", "forward", "write", "total"), 0.0)
-    )
-    """`load` (reading rows and pictures) and `encode` add up their threads, `write` is of its own; the others are of
-    the main thread."""
-    bytes: int = 0
-    worker: str = ""
-    device: str = ""
-    """Who measured it and on what, in words; set by the driver."""
-    committed: bool = False
-    """False when another writer had published the shard first."""
 
 
 def annotate_shard(

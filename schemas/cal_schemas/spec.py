@@ -12,6 +12,17 @@ from cal_schemas.errors import ConfigError, FormatError
 MESSAGE_NORMALIZATION = 2
 """Version of the rules by which the encoder brings a source's turns into template form; raise on any change."""
 
+IGNORE_INDEX = -100
+"""The label of a token that is not supervised, as in torch's and transformers' losses."""
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+Template = Literal["auto", "plain", "vicuna_v1"]
+AspectRatio = Literal["square", "pad", "native"]
+Truncation = Literal["drop", "tail"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "8bit", "4bit"]
 Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 PERTURBING: tuple[Condition, ...] = ("patch_mask", "gaussian_blur")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cal_pipeline.encoding.collate import Batch, collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_schemas.spec import IGNORE_INDEX
 
 FIRST_WORD: Final = 16
 """Ids below are special tokens of the model-level families."""

@@ -13,8 +13,8 @@ import torch
 import transformers as hf
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.encoding.templates import Template
 from cal_pipeline.models.loading import load_processor, load_reference
+from cal_schemas.spec import Template
 from examples_of import conversation
 from families.case import Case
 from tiny_models import FAMILIES, HIDDEN, build, sample_image, text_config_values, train_tokenizer

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import contrast_logits, label_logits
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 from cal_trainer.data.alignment import Example, scatter_deltas
 from cal_trainer.data.dataset import ExampleCollator
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
+from cal_schemas.spec import IGNORE_INDEX
 from examples_of import conversation
 from families.processors import BUILDERS, TEMPLATES
 from tiny_models import build_gemma3, sample_image

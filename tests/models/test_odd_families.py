@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits
 from cal_pipeline.measuring.load_check import check_samples
 from cal_pipeline.measuring.measure import MeasuredSample, measure

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 from cal_pipeline import annotate
-from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
+from cal_pipeline.encoding import prefetch
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.measuring import contrast
 from cal_pipeline.models.loading import load_processor, load_reference
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.formats import Shard, plan_shards
 from cal_pipeline.sources.pass_through import carried_fields

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import ObjectStore
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_schemas.annotated import annotated_schema, open_annotated

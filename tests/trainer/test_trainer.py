@@ -13,12 +13,11 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import innermost_decoder, label_logits
 from cal_pipeline.models.loading import load_reference
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample, Turn
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.dataset import Example, ExampleCollator, blank_sample
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, StepBatch, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting

@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from cal_pipeline.encoding.encoder import AspectRatio, Truncation
-from cal_pipeline.encoding.templates import Template
-from cal_pipeline.models.loading import Dtype
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import AspectRatio, Condition, ContrastSpec, Dtype, Template, Truncation
 from cal_trainer.data.sampling import GroupBy
 from cal_trainer.data.sidecar import OnMissing
 from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS

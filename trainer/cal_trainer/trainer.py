@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import captured_position_ids, innermost_decoder
 from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.dataset import OWN_INPUTS
 from cal_trainer.data.sampling import InOrder
 from cal_trainer.objective.delta_source import DeltaSource, StepBatch

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_schemas.spec import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

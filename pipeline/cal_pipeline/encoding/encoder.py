@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,43 +19,19 @@ from torch import Tensor
 
 from cal_pipeline.encoding import templates
 from cal_pipeline.encoding.chat import ChatTemplate
+from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.processing import Processed, complete, process, with_all_offsets
 from cal_pipeline.encoding.spans import overlapping_tokens, own_offsets
-from cal_pipeline.encoding.templates import Rendered, Template
+from cal_pipeline.encoding.templates import Rendered
 from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_PROCESSORS
 from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-
-IGNORE_INDEX = -100
-AspectRatio = Literal["square", "pad", "native"]
-Truncation = Literal["drop", "tail"]
+from cal_schemas.spec import IGNORE_INDEX, AspectRatio, Template, Truncation
 
 _WORDS = " What is in it? No words are like these."
 _NO_INPUTS = {"labels", "offset_mapping", "text_replacement_offsets"}
 _LONGEST_CUT_TEXT = 2**20
 """Characters of a row that `--truncation tail` still cuts; a longer one costs gigabytes to encode."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedSample:
-    """One sample, ready to be batched; T tokens."""
-
-    sequence_inputs: Mapping[str, Tensor]
-    """Each [T]: input_ids and what else the processor gives of every token."""
-    image_inputs: Mapping[str, Tensor]
-    """Pixel inputs with the leading dimension the processor gave them; empty for text-only samples."""
-    labels: Tensor
-    """[T] int64, not shifted: labels[t] == input_ids[t] where token t is supervised, IGNORE_INDEX elsewhere."""
-    image_mask: Tensor
-    """[T] bool: tokens the processor inserted for images, row, column and tile markers included."""
-    truncated: bool = False
-    contrast_inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Pixel inputs of the perturbed pictures, each of the shape in `image_inputs`; empty unless a contrast has any."""
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return len(self.labels)
 
 
 class Encoder:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import ContrastError, SampleError
 from cal_schemas.sample import Sample
 from cal_schemas.spec import PATCH_COLUMNS, PATCH_ROWS, ContrastSpec

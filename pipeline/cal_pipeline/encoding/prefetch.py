@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.sources.formats import Shard, read_samples
 from cal_pipeline.sources.images import decode_images, note_of, read_images
@@ -18,6 +20,7 @@ from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import ContrastSpec
 from cal_schemas.storage.locations import location
 
+_Item = TypeVar("_Item")
 _WINDOW_ROWS = 1024
 _WINDOW_BATCHES = 16
 _WINDOW_BYTES = 2**30
@@ -137,3 +140,19 @@ def _in_threads(
                 yield ahead.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_ahead(items: Generator[_Item, None, None]) -> Generator[_Item, None, None]:
+    """The same items in the same order, errors at their place; at most one is waiting.
+
+    Leaving early waits for the one in the making and closes `items`.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        try:
+            following = pool.submit(next, items, None)
+            while (item := following.result()) is not None:
+                following = pool.submit(next, items, None)
+                yield item
+        finally:
+            pool.shutdown(wait=True)
+            items.close()

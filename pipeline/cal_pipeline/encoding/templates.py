@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.sample import IMAGE_MARK, Turn
-
-Template = Literal["auto", "plain", "vicuna_v1"]
-
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
+from cal_schemas.spec import VICUNA_SYSTEM, Template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

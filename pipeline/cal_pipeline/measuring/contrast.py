@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.conditions import check_contrast_inputs, defined_tokens, without_image
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
 Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
 """Of one pass, given model, inputs and labels [B, T]: numbers of every supervised token, [..., B, T] float32."""

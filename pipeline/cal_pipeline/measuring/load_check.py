@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 
 from cal_pipeline.encoding.collate import Batch, collate
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import label_logits
 from cal_pipeline.measuring.exact_part import exact_part
 from cal_pipeline.measuring.row_check import Collate, check_places, dependence, refusing

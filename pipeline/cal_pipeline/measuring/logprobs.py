@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, token_aligned
+from cal_pipeline.encoding.encoder import token_aligned
 from cal_pipeline.measuring.contrast import label_logits
+from cal_schemas.spec import IGNORE_INDEX
 
 CHUNK_BYTES = 64 * 2**20
 """Of full rows held at a time, [rows, V] float32; with their temporaries a pass holds a few times as much."""

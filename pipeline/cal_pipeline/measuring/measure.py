@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from cal_pipeline.encoding.collate import batches_by_tokens, collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.conditions import defined_tokens
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.measuring.logprobs import label_logits_and_logprobs
 from cal_pipeline.measuring.positions import check_positions, learned_positions
 from cal_schemas.annotated import ExtraColumn
 from cal_schemas.errors import CalError, NonFiniteError, OutOfMemoryError, SampleError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cal_pipeline.encoding.encoder import EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_schemas.errors import TooLongError
 

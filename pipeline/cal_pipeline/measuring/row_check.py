@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cal_pipeline.encoding.collate import Batch
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, token_aligned
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import token_aligned
 from cal_pipeline.measuring.conditions import without_image
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits, innermost_decoder, label_logits
 from cal_pipeline.models.precision import watched
 from cal_schemas.errors import CalError, ConfigError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
 Collate: TypeAlias = Callable[[Sequence[EncodedSample]], Batch]
 _FEW, _SHARE = 8, 0.02

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from cal_pipeline.encoding.collate import Batch
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.conditions import defined_tokens
 from cal_pipeline.measuring.contrast import contrast_logits, label_logits, without_padding_mask
@@ -19,7 +20,7 @@ from cal_pipeline.models.precision import Precision, watched
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 
 _QUESTIONS: Final = (("A red disc on a white ground.", (96, 64), "red"), ("A blue egg.", (64, 96), "blue"))
 

@@ -19,9 +19,9 @@ import transformers as hf
 from torch import nn
 from transformers.utils import is_torchvision_available
 
-from cal_pipeline.encoding.templates import VICUNA_SYSTEM
 from cal_pipeline.models.loading import model_directory
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import VICUNA_SYSTEM
 
 Kind = Literal["llava", "llava_next"]
 _IMAGE_TOKEN: Final = "<image>"

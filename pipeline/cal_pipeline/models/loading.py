@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants
@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from cal_pipeline.models import registry
 from cal_pipeline.models.checkpoint import raw_header, refuse_adapters
 from cal_pipeline.models.quantization import (
-    Quantization,
     accept_maps,
     check_quantization,
     quantization_config,
@@ -24,9 +23,8 @@ from cal_pipeline.models.quantization import (
 )
 from cal_pipeline.models.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import digest_json
+from cal_schemas.spec import Dtype, Quantization, digest_json
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 _MIB = 2**20
 _PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
 _FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]

@@ -6,15 +6,14 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from cal_schemas.errors import ConfigError
-
-Quantization = Literal["none", "8bit", "4bit"]
+from cal_schemas.spec import Quantization
 
 
 def flag_of(recorded: str | None) -> Quantization:

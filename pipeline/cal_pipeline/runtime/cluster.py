@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cal_pipeline.annotate import ShardReport
+from cal_pipeline.output.shard_report import ShardReport
 from cal_schemas.errors import ConfigError
 
 _CONNECT_S = 20.0

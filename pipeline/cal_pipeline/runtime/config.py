@@ -9,14 +9,10 @@ from typing import Any, Literal, get_type_hints
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cal_pipeline.encoding.encoder import AspectRatio, Truncation
-from cal_pipeline.encoding.templates import Template
-from cal_pipeline.models.loading import Dtype
-from cal_pipeline.models.quantization import Quantization
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, Carry, DataFormat, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import AspectRatio, Condition, ContrastSpec, Dtype, Quantization, Template, Truncation
 from cal_schemas.storage.locations import location
 
 _POSITIVE = (

@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cal_pipeline.annotate import ShardReport
+from cal_pipeline.output.shard_report import ShardReport
 from cal_schemas.errors import STATUS_OK
 
 _LOG_EVERY_S = 30.0

@@ -27,7 +27,7 @@ import ray.exceptions
 from ray.job_config import JobConfig
 from ray.util.metrics import Counter
 
-from cal_pipeline.annotate import ShardReport
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, check_reachable
 from cal_pipeline.runtime.session_dir import session_dir
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings

@@ -14,8 +14,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cal_pipeline.annotate import ShardReport
 from cal_pipeline.console import Console
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.progress import duration
 from cal_schemas.errors import STATUS_OK, STATUSES
 from cal_schemas.storage.locations import Location

@@ -15,16 +15,16 @@ from typing import Any, Literal
 import pyarrow as pa
 import torch
 
-from cal_pipeline.annotate import AnnotateOptions, ShardReport, annotate_shard
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.measuring.load_check import check_model
-from cal_pipeline.models.loading import Dtype, load_processor, load_reference, model_directory, weights_digest
-from cal_pipeline.models.quantization import Quantization
+from cal_pipeline.models.loading import load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.formats import Shard
 from cal_schemas.errors import ConfigError, FormatError, ShardError
-from cal_schemas.spec import MeasurementSpec
+from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
 from cal_schemas.storage.object_path import ObjectPath
 
 _STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cal_pipeline.encoding.collate import batches_by_tokens, collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_schemas.spec import IGNORE_INDEX
 
 
 def encoded(length: int, **image_inputs: torch.Tensor) -> EncodedSample:

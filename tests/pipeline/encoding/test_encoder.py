@@ -10,11 +10,13 @@ import transformers
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder, pad_to_square, token_aligned
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder, pad_to_square, token_aligned
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.models.loading import load_processor
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import Sample, Turn
+from cal_schemas.spec import IGNORE_INDEX
 from conftest import Family
 from examples_of import conversation
 from families import processors

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import label_spec
 from cal_pipeline.encoding.spans import overlapping_tokens
 from cal_schemas.errors import NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import Sample, Turn
+from cal_schemas.spec import IGNORE_INDEX
 from conftest import Family
 from examples_of import conversation
 from tiny_models import FAMILIES, sample_image

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
-from cal_pipeline.encoding.one_ahead import one_ahead
+from cal_pipeline.encoding.prefetch import one_ahead
 
 
 def test_items_come_in_order_and_the_next_is_made_meanwhile() -> None:

@@ -7,10 +7,10 @@ import torch
 import transformers as hf
 
 from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.models.loading import load_processor, load_reference
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from examples_of import conversation
 from tiny_models import HIDDEN, sample_image, train_tokenizer
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cal_pipeline.encoding.collate import Batch, collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.conditions import sliding_window
 from cal_pipeline.measuring.contrast import contrast_logits, delta_logits, innermost_decoder, label_logits
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 from conftest import Family
 from examples_of import conversation
 from tiny_models import FAMILIES, build_gemma3, build_qwen2_5_vl_model, sample_image

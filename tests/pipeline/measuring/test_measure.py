@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_schemas.spec import ContrastSpec
 from conftest import Family

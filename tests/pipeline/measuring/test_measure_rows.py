@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers as hf
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_pipeline.measuring.positions import learned_positions, longest_row

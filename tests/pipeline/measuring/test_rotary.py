@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import contrast_logits, innermost_decoder
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary

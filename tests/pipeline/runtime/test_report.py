@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.annotate import ShardReport
+from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.report import RunReport, not_ok, print_report
 
 

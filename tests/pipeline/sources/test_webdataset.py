@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cal_pipeline.sources import webdataset
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_schemas.errors import AlignmentError, ConfigError
 from cal_schemas.sample import Sample
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_trainer.data.alignment import RowEncoder, check_measurement, scatter_deltas
 from conftest import Family
 from examples_of import conversation, measurement_spec

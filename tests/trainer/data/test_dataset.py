@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 from annotated_data import annotate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import decode_images, read_images
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn, sample_from_columns
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example, RowEncoder, scatter_deltas
 from cal_trainer.data.dataset import BLANK, OWN_INPUTS, AnnotatedExamples, ExampleCollator, blank_sample
 from cal_trainer.run.parameters import set_trainable

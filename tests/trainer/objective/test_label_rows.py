@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, PaliGemmaProcessor
 
 from cal_pipeline.encoding.collate import Batch, collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import label_logits
 from cal_schemas.sample import Sample, Turn
+from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.label_rows import HeadProducts, at_tokens, label_rows, supervised_ids
 from conftest import Family
 from tiny_models import sample_image

@@ -12,9 +12,8 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example
 from cal_trainer.data.dataset import ExampleCollator
 from cal_trainer.objective.delta_source import OnlineDeltas

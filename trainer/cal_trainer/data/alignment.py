@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.measure import unknown_token
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
 from cal_schemas.sample import Sample, Turn, sample_from_columns
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
 _MAX_WARNINGS = 20

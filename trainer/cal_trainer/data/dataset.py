@@ -20,15 +20,16 @@ import torch
 from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
 from cal_trainer.data.arrow_copy import map_parquet
+from cal_trainer.data.shards import annotated_shards
 from cal_trainer.data.shared_memory import refuse_full_memory
-from cal_trainer.run.resuming import annotated_shards
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""

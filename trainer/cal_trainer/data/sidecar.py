@@ -23,8 +23,8 @@ from cal_schemas.storage.locations import Location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
 from cal_trainer.data.dataset import BLANK, has_image, is_ok, named, num_tokens, open_measured, report_skipped
+from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
-from cal_trainer.run.resuming import annotated_shards, source_shards
 
 OnMissing = Literal["error", "uniform"]
 ABSENT = -1

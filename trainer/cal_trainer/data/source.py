@@ -20,7 +20,7 @@ from cal_schemas.storage.locations import location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_source
 from cal_trainer.data.dataset import BLANK, FolderOfRow, has_image, report_skipped
-from cal_trainer.run.resuming import source_shards
+from cal_trainer.data.shards import source_shards
 
 
 class SourceExamples(EncodesRows, Dataset[Example]):

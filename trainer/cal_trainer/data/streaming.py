@@ -37,7 +37,7 @@ from cal_trainer.data.dataset import (
     report_skipped,
 )
 from cal_trainer.data.sampling import StepShape
-from cal_trainer.run.resuming import annotated_shards
+from cal_trainer.data.shards import annotated_shards
 
 DEFAULT_SHUFFLE_ROWS = 1024
 

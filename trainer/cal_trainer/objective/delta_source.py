@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.conditions import check_contrast_inputs, defined_tokens
 from cal_pipeline.measuring.contrast import logits_without_image
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,10 +10,9 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import delta_logits
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.dataset import OWN_INPUTS
 from cal_trainer.objective.weighting import Weighting
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.measuring.contrast import label_products
+from cal_schemas.spec import IGNORE_INDEX
 
 _BENT, _SMALL = 4, 2**-6
 """By how many roundings of the head's format the scales of single logits may differ; logits that are a smaller share of

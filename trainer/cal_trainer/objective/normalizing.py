@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.weighting import Weighting
 
 _RELEASED_EPSILON = 1e-6

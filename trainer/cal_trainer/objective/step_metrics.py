@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
+from cal_schemas.spec import IGNORE_INDEX
 
 
 class StepMetrics:

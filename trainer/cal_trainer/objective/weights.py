@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import IGNORE_INDEX
 from cal_schemas.weighting import Pool, check_weighting
 
 __all__ = ["Pool", "check_weighting", "token_weights"]

@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cal_pipeline.sources.formats import Shard
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError, FormatError
+from cal_trainer.data.shards import Shards
 
 STATE_NAME: Final = "cal_train_state.json"
 DATE_NAME: Final = "date that the template reads"
@@ -25,27 +23,6 @@ _VERSION: Final = 1
 _SHARDS_NAMED: Final = 3
 _STEP_SIZE: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
 _log = logging.getLogger(__name__)
-
-Shards = Mapping[str, Sequence[Any]]
-"""By name: number of rows, then what else tells whether the file is still the same."""
-
-
-def annotated_shards(opened: AnnotatedDataset) -> dict[str, list[int]]:
-    """Rows and bytes of each file, named below the directory that holds them all, which may be moved."""
-    # Posix rules do for URLs too: only what differs below the common part is kept.
-    top = os.path.commonpath([str(file.parent) for file in opened.files])
-    return {
-        Path(os.path.relpath(str(file), top)).as_posix(): [
-            item.source.row_stop - item.source.row_start,
-            file.stat().st_size,
-        ]
-        for file, item in zip(opened.files, opened.metadata, strict=True)
-    }
-
-
-def source_shards(shards: Sequence[Shard]) -> dict[str, list[int]]:
-    """The same of planned shards of a source."""
-    return {shard.name: [shard.num_rows, shard.source.size] for shard in shards}
 
 
 def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact: bool) -> dict[str, Any]:

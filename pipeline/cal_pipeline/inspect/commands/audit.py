@@ -99,14 +99,9 @@ class Session:
         from cal_pipeline.inspect.with_model import audit
         from cal_pipeline.inspect.with_model.resolve_reference import find_reference
         from cal_pipeline.measuring.load_check import check_model
-        from cal_pipeline.models.loading import (
-            Dtype,
-            check_architecture,
-            load_processor,
-            load_reference,
-            weights_digest,
-        )
+        from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
         from cal_pipeline.models.quantization import flag_of
+        from cal_schemas.spec import Dtype
 
         disable_progress_bar()  # of loading: what is printed here is the report
         if self.spec.dtype not in get_args(Dtype):

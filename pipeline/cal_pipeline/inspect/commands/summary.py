@@ -20,8 +20,8 @@ from rich.table import Table
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, open_paths, read_batches
-from cal_pipeline.inspect.tables.statistics import DeltaCounts
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedDataset
+from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.storage.locations import read_footer
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cal_pipeline.inspect.tables.statistics import DeltaCounts
+from cal_schemas.delta_counts import DeltaCounts
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 BINS = 80

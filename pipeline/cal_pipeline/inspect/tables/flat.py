@@ -99,7 +99,7 @@ class FlatTokens:
         )
 
     def weights(self, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span") -> np.ndarray:
-        """[N] float32: exactly what `cal_trainer.objective.weights.token_weights` gives each token of its row (CAL, Eq. 4).
+        """[N] float32: exactly what `cal_trainer.token_weights` gives each token of its row (CAL, Eq. 4).
 
         Raises ConfigError for bounds or a window that make no sense, and for `released`, which needs deltas of
         unsupervised tokens too.

@@ -15,7 +15,8 @@ from cal_pipeline.output.row_reader import read_stored
 from cal_schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+    from cal_pipeline.encoding.encoded import EncodedSample
+    from cal_pipeline.encoding.encoder import Encoder
     from cal_pipeline.inspect.with_model.image_tokens import PictureTokens
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import EncodedSample
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.models.mini_gemini.configuration import grid_boxes
 from cal_schemas.errors import ConfigError
 
 LLAVA_TYPES = ("llava", "llava_next")
@@ -81,12 +82,6 @@ def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> Pictur
         )
     picture = _seen(whole, processor.image_processor)
     return PictureTokens(positions=positions, boxes=boxes, grid_side=side, picture=picture)
-
-
-def grid_boxes(side: int) -> np.ndarray:
-    """[side * side, 4] float64: the cells of a grid over the whole picture, row by row."""
-    rows, columns = np.divmod(np.arange(side * side), side)
-    return np.stack([rows, columns, rows + 1, columns + 1], axis=1) / side
 
 
 def _tiled_boxes(model: Any, pixels: Tensor, image_sizes: Tensor, side: int) -> np.ndarray:

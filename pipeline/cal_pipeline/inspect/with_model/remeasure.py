@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.measure import MeasuredSample, measure
 from cal_schemas.errors import SampleError

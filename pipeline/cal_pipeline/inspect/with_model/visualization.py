@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import IGNORE_INDEX
 
 Queries = Literal["answer", "text"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline.encoding.encoder import IGNORE_INDEX, Encoder
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens
@@ -26,7 +26,7 @@ from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
 from cal_schemas.sample import sample_from_columns
-from cal_schemas.spec import MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
 _BATCH_ROWS = 64

@@ -9,8 +9,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlavaConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from cal_pipeline.inspect.with_model.image_tokens import grid_boxes
-
 
 @strict
 class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
@@ -77,3 +75,9 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
         corners = [(row, column, row, column) for row in range(grid) for column in range(grid)]
         crops = [(view + corner) / grid for corner in corners]
         return np.concatenate([view, *crops] if self.image_global else crops)
+
+
+def grid_boxes(side: int) -> np.ndarray:
+    """[side * side, 4] float64: the cells of a grid over the whole picture, row by row."""
+    rows, columns = np.divmod(np.arange(side * side), side)
+    return np.stack([rows, columns, rows + 1, columns + 1], axis=1) / side

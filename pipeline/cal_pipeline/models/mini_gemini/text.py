@@ -15,8 +15,8 @@ from typing import Any, Final
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AutoTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from cal_pipeline.encoding.templates import VICUNA_SYSTEM
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import VICUNA_SYSTEM
 
 IMAGE_TOKEN: Final = "<image>"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from browser import Page, browser, find_browser
-from cal_pipeline.encoding.encoder import IGNORE_INDEX
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.page import page_text, read_page_data
 from cal_pipeline.inspect.page.page_data import MAX_THUMBNAIL_BYTES, choose, thumbnail, turn_parts
 from cal_schemas.sample import ImageRef, Turn
+from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.weights import token_weights
 from conftest import Family
 from inspected_data import conversations, llava_directory, measured, parquet_directory

@@ -10,7 +10,8 @@ from cal_pipeline.inspect.commands.plot import count_groups, shown_groups
 from cal_pipeline.inspect.page import plots, shading
 from cal_pipeline.inspect.tables.frames import load_annotated, token_frame
 from cal_pipeline.inspect.tables.reading import open_paths
-from cal_pipeline.inspect.tables.statistics import DeltaCounts, auc
+from cal_pipeline.inspect.tables.statistics import auc
+from cal_schemas.delta_counts import DeltaCounts
 from inspect_data import Directories
 
 FLOATS = st.lists(st.one_of(st.floats(-50, 50, width=32), st.just(float("nan"))), min_size=1, max_size=60)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoder import EncodedSample, Encoder
+from cal_pipeline.encoding.encoded import EncodedSample
+from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.with_model.image_tokens import picture_tokens
 from cal_pipeline.inspect.with_model.visualization import image_attention, nameable_words, patch_words, query_mask

@@ -83,8 +83,8 @@ def measure_frames(folder: Path, tokenizer: Path) -> dict[str, float]:
 
 
 def measure_summary(folder: Path) -> dict[str, float]:
-    from cal_pipeline.inspect.commands.summary import summarise
     from cal_pipeline.inspect.tables.reading import open_paths
+    from cal_pipeline.inspect.tables.summary import summarise
 
     before, watch = resident_mb(), Stopwatch()
     found = summarise(open_paths(folder))

@@ -27,8 +27,9 @@ from cal_pipeline.runtime import ray_driver
 from cal_pipeline.runtime.cluster import Cluster, RunOutcome
 from cal_pipeline.runtime.worker import Outcome
 from cal_pipeline.sources import parquet as parquet_source
-from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.pass_through import carried_fields
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
 from cal_schemas.sample import Sample
 from measuring import Stopwatch, in_own_process, load_average, resident_mb

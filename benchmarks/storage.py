@@ -30,7 +30,8 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import open_annotated, parquet_writer
+from cal_schemas.annotated import parquet_writer
+from cal_schemas.opened import open_annotated
 from measuring import interleave
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from workload import annotate_options, measurement

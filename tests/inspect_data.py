@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import open_annotated, parquet_writer
+from cal_schemas.annotated import parquet_writer
+from cal_schemas.opened import open_annotated
 from conftest import Family
 from tiny_data import write_llava_json
 

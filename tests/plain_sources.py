@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from cal_pipeline.sources.formats import Shard, read_samples
+from cal_pipeline.sources.formats import read_samples
+from cal_pipeline.sources.shard import Shard
 
 
 def rows(count: int, **more: Any) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from cal_pipeline.output.redo import stored_rows
 from cal_pipeline.output.resume import check_published
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
-from cal_pipeline.sources.formats import Shard
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import EXTRA_COLUMNS, AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
 from cal_schemas.errors import STATUS_OK, SampleError, ShardError
 from cal_schemas.spec import MeasurementSpec

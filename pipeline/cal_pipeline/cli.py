@@ -18,7 +18,7 @@ from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.console import Console, escape_unprintable, printing
 from cal_pipeline.encoding.contrast_images import save_contrast_images
 from cal_pipeline.output.clean import clean
-from cal_pipeline.output.heartbeat import Heartbeat
+from cal_pipeline.output.heartbeat import Heartbeat, now
 from cal_pipeline.output.resume import unplanned
 from cal_pipeline.output.store import open_store
 from cal_pipeline.output.traces import Traces
@@ -27,7 +27,7 @@ from cal_pipeline.runtime.cluster import RunOutcome
 from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.plan import Job, cluster_of, prepare
 from cal_pipeline.runtime.progress import ProgressListener
-from cal_pipeline.runtime.report import RunReport, not_ok, now, print_report, projection
+from cal_pipeline.runtime.report import RunReport, not_ok, print_report, projection
 from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.watchdog import Watchdog
 from cal_schemas.errors import CalError, ConfigError

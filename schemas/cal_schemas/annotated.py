@@ -22,11 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, StoreError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
 from cal_schemas.sample import Sample, template_inputs
 from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location, files_below, open_parquet, read_footer
+from cal_schemas.storage.locations import Location, read_footer
 from cal_schemas.storage.object_path import ObjectPath
 
 FORMAT_VERSION = 1
@@ -339,84 +338,3 @@ def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = N
         raise FormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{path}: broken metadata of an annotated shard: {error!r}") from error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnnotatedDataset:
-    """Annotated shards of one measurement, opened by `open_annotated`."""
-
-    files: tuple[Location, ...]
-    metadata: tuple[ShardMetadata, ...]
-    """One per file, all with the same spec; of a cross-fit they differ in the reference."""
-    schema: pa.Schema
-    num_rows: int
-
-    @property
-    def spec(self) -> MeasurementSpec:
-        """The measurement all shards share; of a cross-fit it names all references."""
-        return crossfit_spec([item.spec for item in self.metadata])
-
-    def batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
-        """Rows in file order then row order, never more than one row group in memory."""
-        for path in self.files:
-            with open_parquet(path) as file:
-                yield from file.iter_batches(batch_size=batch_size, columns=columns)
-
-
-def annotated_files(path: Location) -> list[Location]:
-    """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
-    return [path] if path.is_file() else files_below(path, lambda file: file.suffix == ".parquet")
-
-
-def _refuse_named_twice(files: Sequence[Location]) -> None:
-    seen: dict[Location, Location] = {}
-    for file in files:
-        place = file.resolve()
-        if place in seen:
-            same = "" if str(seen[place]) == str(file) else f" ({seen[place]} is the same file)"
-            raise ConfigError(
-                f"{file} is named twice{same}: its rows would be counted and trained twice. Name it once; rows that "
-                "are to come more often are copies of the file, under another name"
-            )
-        seen[place] = file
-
-
-def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
-    """Opens a shard, a directory of shards, or several of them as one, checking every footer.
-
-    Args:
-        path: one or more.
-        crossfit: shards may be of different references, each of other samples; all else must agree.
-
-    Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
-    (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
-    references of a cross-fit measured the same sample; ConfigError for a file that is named twice. Differing library
-    versions are logged.
-    """
-    files: list[Location] = []
-    for one in [path] if isinstance(path, Path | ObjectPath) else path:
-        if not (found := annotated_files(one)):
-            raise FormatError(f"{one}: no annotated shards (*.parquet) here")
-        files += found
-    _refuse_named_twice(files)
-    where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
-    footers = list(read_annotated_footers(files))
-    metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
-    for file, other in zip(files[1:], metadata[1:], strict=True):
-        allowed = REFERENCE_FIELDS if crossfit else ()
-        if differing := [item for item in metadata[0].spec.differences(other.spec) if item[0] not in allowed]:
-            listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
-            only_the_reference = all(name in REFERENCE_FIELDS for name, _, _ in differing)
-            kind = SeveralReferencesError if only_the_reference else FormatError
-            raise kind(f"{where} mixes shards of different measurements: {listed}")
-        if other.library_versions != metadata[0].library_versions:
-            _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
-                         dict(other.library_versions))  # fmt: skip
-    schema = footers[0].schema.to_arrow_schema()
-    for file, footer in zip(files[1:], footers[1:], strict=True):
-        if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
-            raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
-    if crossfit:
-        refuse_measured_twice(files, metadata)
-    rows = sum(footer.num_rows for footer in footers)
-    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
 
+from cal_schemas.annotated import ShardMetadata
 from cal_schemas.errors import STATUS_OK, FormatError
 from cal_schemas.spec import MeasurementSpec, digest_json
-from cal_schemas.storage.locations import open_parquet
-
-if TYPE_CHECKING:
-    from cal_schemas.annotated import ShardMetadata
-    from cal_schemas.storage.locations import Location
+from cal_schemas.storage.locations import Location, open_parquet
 
 REFERENCE_FIELDS = ("model_id", "revision", "weights_digest")
 """Of a spec: which model measured, and nothing else."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cal_schemas.annotated import open_annotated
+from cal_schemas.opened import open_annotated
 from fault_job import PATIENCE_S, Job, alive, descendants, frozen, wait_for
 
 SHARDS = 16

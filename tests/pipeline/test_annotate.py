@@ -19,8 +19,9 @@ from cal_pipeline.measuring import contrast
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.pass_through import carried_fields
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.spec import MeasurementSpec

@@ -20,7 +20,7 @@ import pytest
 
 from cal_pipeline import cli
 from cal_pipeline.encoding.identity import label_spec
-from cal_schemas.annotated import open_annotated
+from cal_schemas.opened import open_annotated
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from fault_job import PATIENCE_S, Job, frozen

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.output.redo import stored_rows
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, open_annotated, read_shard_metadata
+from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, read_shard_metadata
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
+from cal_schemas.opened import open_annotated
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_from_columns, sample_key
 from examples_of import conversation, measurement_spec, shard_metadata
 

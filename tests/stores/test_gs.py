@@ -16,8 +16,8 @@ import pytest
 
 from cal_pipeline.output.store import open_store
 from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError, StoreError
+from cal_schemas.opened import open_annotated
 from cal_schemas.storage import protocol
 from cal_schemas.storage.locations import location
 from cal_schemas.storage.object_path import ObjectPath

@@ -20,8 +20,9 @@ from cal_pipeline.models.loading import load_processor
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import ObjectStore
 from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_schemas.annotated import annotated_schema, open_annotated
+from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.opened import open_annotated
 from cal_schemas.storage.locations import open_parquet
 from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.storage.s3 import PART_BYTES

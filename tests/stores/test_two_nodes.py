@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cal_schemas.annotated import open_annotated
+from cal_schemas.opened import open_annotated
 from cal_schemas.storage.object_path import ObjectPath
 from fault_job import PATIENCE_S, wait_for
 from faulty_model import build_faulty_llava

@@ -20,7 +20,8 @@ from cal_pipeline import cli
 from cal_pipeline.output.row_reader import source_samples
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.output.verify import verify
-from cal_pipeline.sources.formats import Shard, plan_shards, read_samples
+from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import (
     AnnotatedRow,
     DataFormat,

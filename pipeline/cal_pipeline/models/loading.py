@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.models import registry
 from cal_pipeline.models.checkpoint import raw_header, refuse_adapters
+from cal_pipeline.models.mini_gemini import registry
 from cal_pipeline.models.quantization import (
     accept_maps,
     check_quantization,

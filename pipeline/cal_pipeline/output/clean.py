@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cal_pipeline.output.heartbeat import Heartbeat
+from cal_pipeline.output.heartbeat import Heartbeat, now
 from cal_pipeline.output.store import ObjectStore, Store
-from cal_pipeline.runtime.report import now
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import Location
 

@@ -68,3 +68,8 @@ class Heartbeat:
                 path.unlink(missing_ok=True)
         except OSError as error:  # It is stale in a minute anyway.
             _log.warning("cannot remove the heartbeat: %s", error)
+
+
+def now() -> str:
+    """Local time to the second, with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

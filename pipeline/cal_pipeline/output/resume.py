@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.output import redo
 from cal_pipeline.output.store import Store
-from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import (
     ShardMetadata,
     read_annotated_footer,

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.images import read_images
-from cal_pipeline.sources.subset import drawn_rows
-from cal_schemas.annotated import AnnotatedDataset, ShardMetadata, ShardSource
+from cal_pipeline.sources.shard import drawn_rows
+from cal_schemas.annotated import ShardMetadata, ShardSource
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Sample, sample_from_columns, sample_key
 from cal_schemas.storage.locations import Location, location, open_parquet
 

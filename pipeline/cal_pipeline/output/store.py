@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cal_schemas.annotated import annotated_files
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location, location, read_footer
 from cal_schemas.storage.object_path import ObjectPath
 

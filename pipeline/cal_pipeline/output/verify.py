@@ -20,8 +20,8 @@ from rich.text import Text
 from cal_pipeline.console import Console
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.formats import count_rows
-from cal_schemas.annotated import annotated_files
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
+from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location, location
 
 _THREADS = 4

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cal_pipeline.sources.subset import drawn_rows
+from cal_pipeline.sources.shard import drawn_rows
 from cal_schemas.annotated import EXTRA_COLUMNS, ShardMetadata, read_shard_metadata
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.storage.locations import Location, open_parquet

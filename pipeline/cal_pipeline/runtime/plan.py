@@ -36,8 +36,9 @@ from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
-from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.pass_through import carried_fields, embedded_image_bytes
+from cal_pipeline.sources.shard import Shard
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_schemas.annotated import annotated_schema, read_shard_metadata
 from cal_schemas.errors import ConfigError

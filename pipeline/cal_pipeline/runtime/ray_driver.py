@@ -32,7 +32,7 @@ from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, check_re
 from cal_pipeline.runtime.session_dir import session_dir
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
-from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import STATUS_OK, ConfigError
 
 _TICK_S = 0.5

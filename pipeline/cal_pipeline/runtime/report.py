@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -185,8 +184,3 @@ def projection(report: RunReport, rows_of_all: int) -> str:
         f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
         f"{report.total('bytes') * rows_of_all / rows / 1e9:.3g} GB"
     )
-
-
-def now() -> str:
-    """Local time to the second, with its offset."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -22,7 +22,7 @@ from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import load_processor, load_reference, model_directory, weights_digest
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
-from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError, FormatError, ShardError
 from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
 from cal_schemas.storage.object_path import ObjectPath

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
-from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import CalError
 
 _NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cal_pipeline.sources import parquet as parquet_source
 from cal_pipeline.sources.compression import is_compressed
-from cal_pipeline.sources.formats import Shard, read_samples
+from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError, ImageError, ShardError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location, location

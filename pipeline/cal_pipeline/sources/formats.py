@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -20,7 +19,7 @@ from cal_pipeline.sources import parquet as parquet_source
 from cal_pipeline.sources import webdataset
 from cal_pipeline.sources.data_paths import find_files
 from cal_pipeline.sources.rows import UNCLAIMED
-from cal_pipeline.sources.subset import drawn_rows
+from cal_pipeline.sources.shard import Shard, drawn_rows
 from cal_schemas.annotated import DataFormat, ShardSource
 from cal_schemas.errors import ConfigError, ShardError, StoreError
 from cal_schemas.sample import Sample
@@ -44,27 +43,6 @@ _MAX_NAME_BYTES = 255
 _ALL_ROWS = 2**62
 _PROBED_ROWS = 32
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """What one task reads and what one output file will be called."""
-
-    name: str
-    """Output path without `.parquet`, relative to the output directory; stable from run to run."""
-    source: ShardSource
-    byte_start: int = 0
-    byte_stop: int = 0
-    """Range in the decompressed file; not of Parquet."""
-    embedded_bytes: int = 0
-    """Of the pictures in an archive's rows, and of `data:` URLs; Parquet footers tell of bytes."""
-    problem: str | None = None
-    """Why the source cannot be read, found out at planning: the shard has failed before it is tried."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that will come out, one for each that goes in."""
-        return int(drawn_rows(self.source).sum())
 
 
 def find_sources(data_path: str, data_format: DataFormat) -> list[tuple[Location, str, DataFormat]]:

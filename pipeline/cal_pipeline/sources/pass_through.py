@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from cal_pipeline.sources import parquet as parquet_source
-from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cal_schemas.annotated import ShardSource
-
-if TYPE_CHECKING:
-    from cal_pipeline.sources.formats import Shard
+from cal_pipeline.sources.shard import Shard
 
 
 def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
@@ -38,11 +30,3 @@ def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Sha
         replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
     ]
     return [shard for shard in drawn if shard.num_rows or shard.problem]
-
-
-def drawn_rows(source: ShardSource) -> np.ndarray:
-    """[num_rows] bool: which rows of the shard's range are measured."""
-    if source.sample_fraction >= 1.0:
-        return np.ones(source.num_rows, bool)
-    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
-    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from cal_schemas.storage.protocol import Backend, ObjectInfo, backend
+from cal_schemas.storage.factory import backend
+from cal_schemas.storage.protocol import Backend, ObjectInfo
 
 _READ_AHEAD = 8 * 2**20
 

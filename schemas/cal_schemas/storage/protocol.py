@@ -1,9 +1,7 @@
-"""What every kind of object store must be able to do, and which one serves a scheme."""
+"""What every kind of object store must be able to do."""
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,19 +55,3 @@ class Backend(Protocol):
 
     def abort_upload(self, bucket: str, key: str, upload: str) -> None:
         """Gives its storage back."""
-
-
-def backend(scheme: str) -> Backend:
-    """The store of a scheme; one client per process, because connections do not survive a fork."""
-    return _backend(scheme, os.getpid())
-
-
-@functools.lru_cache(maxsize=4)
-def _backend(scheme: str, _pid: int) -> Backend:
-    if scheme == "s3":
-        from cal_schemas.storage.s3 import S3
-
-        return S3()
-    from cal_schemas.storage.fsspec_store import google_storage
-
-    return google_storage()

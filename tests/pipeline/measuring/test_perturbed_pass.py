@@ -17,8 +17,8 @@ from cal_pipeline.encoding.perturbation import encode_with_contrast, perturbed
 from cal_pipeline.measuring.contrast import contrast_logits, delta_logits, innermost_decoder, label_logits
 from cal_pipeline.measuring.self_check import check_reference, encode_questions
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import open_annotated
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
 from examples_of import conversation

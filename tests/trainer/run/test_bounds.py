@@ -13,8 +13,8 @@ import pytest
 
 from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import open_annotated
 from cal_trainer import cli
 from cal_trainer.run import bounds
 from cal_trainer.run.bounds import Quantile, parse_bound, quantiles_of

@@ -14,10 +14,12 @@ from typing import Any, Final
 import datasets
 import pyarrow as pa
 
-from cal_pipeline.sources.formats import Shard, read_samples
+from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.parquet import embedded_image_bytes
-from cal_schemas.annotated import AnnotatedDataset, annotated_schema
+from cal_pipeline.sources.shard import Shard
+from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import sample_key, template_inputs
 from cal_schemas.spec import MESSAGE_NORMALIZATION
 from cal_schemas.storage.locations import Location, open_parquet

@@ -22,8 +22,9 @@ from torch.utils.data import Dataset
 from cal_pipeline.encoding.collate import collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
-from cal_schemas.annotated import AnnotatedDataset, open_annotated, read_annotated_footers
+from cal_schemas.annotated import read_annotated_footers
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
+from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas

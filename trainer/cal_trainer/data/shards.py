@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cal_pipeline.sources.formats import Shard
-from cal_schemas.annotated import AnnotatedDataset
+from cal_pipeline.sources.shard import Shard
+from cal_schemas.opened import AnnotatedDataset
 
 Shards = Mapping[str, Sequence[Any]]
 """By name: number of rows, then what else tells whether the file is still the same."""

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.sources.first_images import look_at_images
-from cal_pipeline.sources.formats import Shard, plan_shards
+from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions

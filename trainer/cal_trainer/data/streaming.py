@@ -22,8 +22,8 @@ import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location, open_parquet
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.dataset import (

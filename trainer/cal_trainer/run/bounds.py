@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
 from cal_schemas.weighting import check_weighting
 from cal_trainer.data.dataset import open_measured

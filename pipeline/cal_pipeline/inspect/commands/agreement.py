@@ -23,16 +23,11 @@ import numpy as np
 
 from cal_pipeline.inspect.tables.conditions import row_values
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import auc
 from cal_schemas.errors import ConfigError
 
-KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
-KEY_PREFIX = "k"
-"""Before the sample_key: a spreadsheet would read some digests as numbers."""
-MEASURED = "measured.csv"
-SCORES = {"mean_delta": -1, "min_delta": -1, "share_negative": 1, "visual_dependence": -1}
-"""What is scored, and whether a contradictory sample should have more (1) or less (-1) of it."""
 _YES = {
     "1",
     "x",

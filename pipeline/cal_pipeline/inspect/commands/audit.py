@@ -25,8 +25,8 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.with_model import audit_report
 from cal_pipeline.output.row_reader import StoredRow, read_stored, source_samples
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError, SampleError
+from cal_schemas.opened import AnnotatedDataset
 
 if TYPE_CHECKING:
     from cal_pipeline.inspect.with_model.audit import AuditReport, SwapReport

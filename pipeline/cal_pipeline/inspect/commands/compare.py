@@ -23,8 +23,8 @@ import pyarrow as pa
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 
 MOVED = 0.05
 """A clamped weight that differs by more has moved."""

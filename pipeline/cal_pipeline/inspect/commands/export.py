@@ -19,8 +19,8 @@ from pathlib import Path
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 
 FORMATS = ("messages-jsonl", "hf-dataset", "labelling-sheet")
 

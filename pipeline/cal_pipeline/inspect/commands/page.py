@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.commands.summary import summarise
 from cal_pipeline.inspect.page.page_data import Look, page_data
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.summary import summarise
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import check_weighting

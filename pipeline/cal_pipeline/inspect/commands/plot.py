@@ -18,9 +18,9 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 
 OTHERS = "(others)"
 MAX_SHOWN = 8

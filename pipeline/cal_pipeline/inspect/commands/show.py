@@ -24,7 +24,6 @@ from rich.text import Text
 
 from cal_pipeline.console import Console
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.commands.tokens import printable
 from cal_pipeline.inspect.page import shading
 from cal_pipeline.inspect.tables.samples import (
     Place,
@@ -38,10 +37,10 @@ from cal_pipeline.inspect.tables.samples import (
     shown_tokens,
     small_jpeg,
 )
-from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
+from cal_pipeline.inspect.tables.token_text import pieces_of_measurement, printable
 from cal_pipeline.output.row_reader import read_stored
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 
 PICTURE_WIDTH = 48
 """Of a picture in the terminal, in columns."""

@@ -20,9 +20,9 @@ from rich.text import Text
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
-from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement
-from cal_schemas.annotated import AnnotatedDataset
+from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement, printable
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 
 CONTEXT = 8
 """Tokens shown on each side."""
@@ -132,14 +132,6 @@ def _occurrence(flat: FlatTokens, at: int, sample_ids: object, batch: int) -> Oc
         before=tuple(flat.label_ids[max(start, at - CONTEXT) : at].tolist()),
         token_id=int(flat.label_ids[at]),
         after=tuple(flat.label_ids[at + 1 : min(stop, at + 1 + CONTEXT)].tolist()),
-    )
-
-
-def printable(text: str) -> str:
-    """On one line, and without what would steer a terminal: line breaks and control characters are shown as escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
     )
 
 

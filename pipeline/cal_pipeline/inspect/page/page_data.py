@@ -13,15 +13,15 @@ import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.commands.summary import measured_with
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, said_by_answer
 from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.summary import measured_with
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import StoredRow, read_stored
 from cal_pipeline.sources.images import decode_image, read_image_file
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import SampleError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
 from cal_schemas.storage.locations import Location
 

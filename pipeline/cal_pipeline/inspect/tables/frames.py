@@ -24,8 +24,8 @@ from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_pat
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
 from cal_pipeline.inspect.tables.token_text import as_pieces
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.weighting import Pool
 
 __all__ = ["load_annotated", "sample_frame", "token_frame"]

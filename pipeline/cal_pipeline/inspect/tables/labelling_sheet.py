@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.commands.agreement import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.conditions import row_values
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
 
+KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
+KEY_PREFIX = "k"
+"""Before the sample_key: a spreadsheet would read some digests as numbers."""
+MEASURED = "measured.csv"
+SCORES = {"mean_delta": -1, "min_delta": -1, "share_negative": 1, "visual_dependence": -1}
+"""What is scored, and whether a contradictory sample should have more (1) or less (-1) of it."""
 SHEET = "sheet.csv"
 _LONGEST_SIDE = 1024
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cal_schemas.annotated import AnnotatedDataset, open_annotated
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.storage.locations import Location, location, open_parquet
 from cal_schemas.storage.object_path import ObjectPath
 

@@ -16,8 +16,8 @@ from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.sources.images import decode_image, read_image_file
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError, FormatError, ImageError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location, location, open_parquet
 

@@ -18,8 +18,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cal_pipeline.output.run_reports import reported_model
-from cal_schemas.annotated import AnnotatedDataset
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import digest_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -232,3 +232,11 @@ def _of_processor(path: Path) -> Any:
     from cal_pipeline.models.loading import load_processor
 
     return load_processor(path)
+
+
+def printable(text: str) -> str:
+    """On one line, and without what would steer a terminal: line breaks and control characters are shown as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 
-from cal_pipeline.models import registry
+from cal_pipeline.models.mini_gemini import registry
 from cal_pipeline.models.mini_gemini import tensor_names as keys
 from cal_pipeline.models.mini_gemini.configuration import MiniGeminiConfig
 from cal_pipeline.models.mini_gemini.modeling import MiniGeminiForConditionalGeneration

@@ -12,8 +12,8 @@ from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.row_reader import read_stored
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import open_annotated
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import open_annotated
 from cal_trainer.data.dataset import AnnotatedExamples
 from inspect_data import Directories
 from tiny_data import MAX_IMAGE_PIXELS

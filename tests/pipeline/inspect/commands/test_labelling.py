@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
-from cal_pipeline.inspect.commands.agreement import MEASURED
 from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame, token_frame
-from cal_pipeline.inspect.tables.labelling_sheet import SHEET, guarded
+from cal_pipeline.inspect.tables.labelling_sheet import MEASURED, SHEET, guarded
 from cal_schemas.spec import IGNORE_INDEX
 from inspect_data import Directories
 

@@ -16,9 +16,9 @@ from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.inspect.commands.plot import count_groups
 from cal_pipeline.inspect.page.plots import delta_figure
 from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame
-from cal_schemas.annotated import open_annotated
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import open_annotated
 from inspect_data import Directories, write
 
 ROWS = 24

@@ -1,0 +1,141 @@
+"""Summarises annotated shards: counts by status, quantiles of delta, delta by turn, bytes per token.
+
+Reads one batch of rows after the other: memory does not grow with the rows. Everything is exact up to a million tokens;
+quantiles of more are right to 1 part in 4096 (by turn 1 in 1024), all else stays exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
+from cal_schemas.annotated import EXTRA_COLUMNS
+from cal_schemas.delta_counts import DeltaCounts
+from cal_schemas.errors import STATUS_OK
+from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import read_footer
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+MAX_TURNS = 20
+"""Later turns are counted together."""
+
+
+def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0) -> dict[str, Any]:
+    """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined."""
+    borders = (0.0, alpha, beta)
+    total = DeltaCounts(below=borders)
+    by_turn: dict[int, DeltaCounts] = {}
+    statuses: Counter[str] = Counter()
+    images = text_only = encoded = 0
+    # Messages tell which spans belong to one answer; most rows never need them, but only they know.
+    for batch in read_batches(opened, ["status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS]):
+        data = batch.data
+        for item in pc.value_counts(data.column("status")).to_pylist():
+            statuses[item["values"]] += item["counts"]
+        flat = FlatTokens.from_arrow(data)
+        encoded += pc.sum(pc.filter(data.column("num_tokens"), pc.equal(data.column("status"), STATUS_OK))).as_py() or 0
+        if "images" in data.schema.names:
+            counts = np.asarray(pc.list_value_length(data.column("images")))
+            images += int(counts.sum())
+            text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
+        turns = np.minimum(flat.turns(irregular_answers(data)), MAX_TURNS)
+        total.add(flat.deltas)
+        for turn in np.unique(turns):
+            by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=borders)).add(flat.deltas[turns == turn])
+    tokens = total.defined + total.undefined
+    carried = "images" in opened.schema.names
+    return {
+        "files": len(opened.files),
+        "rows": opened.num_rows,
+        "statuses": dict(sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1]))),
+        "images": images if carried else None,
+        "text_only_rows": text_only if carried else None,
+        "tokens": tokens,
+        "encoded_tokens": encoded,
+        "undefined": total.undefined,
+        "alpha": alpha,
+        "beta": None if beta == float("inf") else beta,
+        "delta": _described(total, borders),
+        "turns": {
+            f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, borders)
+            for turn, counts in sorted(by_turn.items())
+        },
+        "bytes": bytes_on_disk(opened, tokens),
+        "spec": asdict(opened.spec),
+        "fingerprint": opened.spec.fingerprint(),
+        "sources": sorted({item.source.data_path for item in opened.metadata}),
+        "carry": sorted({item.carry for item in opened.metadata}),
+    }
+
+
+def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict[str, Any]:
+    below_zero, below_alpha, below_beta = (counts.share_below(value) for value in borders)
+    values: dict[str, Any] = {
+        "tokens": counts.defined,
+        "mean": counts.mean,
+        "std": counts.std,
+        "min": counts.min,
+        "max": counts.max,
+        "share_negative": below_zero,
+        "share_below_alpha": below_alpha,
+        "share_below_beta": below_beta,
+        **{
+            f"q{share:.0%}".rstrip("%"): value
+            for share, value in zip(QUANTILES, counts.quantiles(QUANTILES), strict=True)
+        },
+    }
+    return {name: None if value != value else value for name, value in values.items()}
+
+
+def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
+    """Compressed bytes of the token columns, of the pictures, and of the files, from the footers alone."""
+    by_column: Counter[str] = Counter()
+    for path in opened.files:
+        footer = read_footer(path)
+        for group in range(footer.num_row_groups):
+            row_group = footer.row_group(group)
+            for number in range(row_group.num_columns):
+                column = row_group.column(number)
+                by_column[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    extra = [name for names in EXTRA_COLUMNS.values() for name in names]
+    of_tokens = sum(by_column[name] for name in (*LIST_COLUMNS, *extra))
+    return {
+        "files": sum(path.stat().st_size for path in opened.files),
+        "images": by_column["images"],
+        "token_columns": of_tokens,
+        "per_token": of_tokens / tokens if tokens else None,
+    }
+
+
+def measured_with(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of everything that the deltas depend on, and where the rows are from."""
+    spec = summary["spec"]
+    label, inputs = spec["label"], spec["input"]
+    quantized = f", {spec['quantization']} weights" if spec["quantization"] else ""
+    contrast = [
+        f"{name} {value}" for name, value in spec["contrast"].items() if name != "condition" and value is not None
+    ]
+    return [
+        ("reference", spec["model_id"] + (f" at {spec['revision']}" if spec["revision"] else "")),
+        ("weights", spec["weights_digest"]),
+        ("precision", f"{spec['dtype']}{quantized}, {spec['attn_implementation']} attention"),
+        ("saw the data", spec["reference_saw_data"]),
+        ("without image", ", ".join([spec["contrast"]["condition"], *contrast])),
+        ("template", f"{label['template']}, message normalization {label['message_normalization']}"
+                     + (f", at {label['date']}" if label.get("date") else "")),
+        ("tokenizer", label["tokenizer_digest"]),
+        ("chat template", label["chat_template_digest"]),
+        ("image input", f"{inputs['image_processor']} ({inputs['image_processor_backend']}), aspect ratio "
+                        f"{inputs['image_aspect_ratio']}, digest {inputs['image_processor_digest']}"),
+        ("length", f"at most {inputs['max_length']} tokens, truncation {inputs['truncation']}"),
+        ("fingerprint", summary["fingerprint"]),
+        ("carried", ", ".join(summary["carry"])),
+        ("from", ", ".join(summary["sources"])),
+    ]  # fmt: skip

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from cal_pipeline.encode import IGNORE_INDEX
-from cal_pipeline.spans import overlapping_tokens
-from cal_pipeline.templates import image_first, render_plain, render_vicuna_v1
 from transformers import PreTrainedTokenizerFast
 
+from cal_pipeline.encoding.spans import overlapping_tokens
+from cal_pipeline.encoding.templates import image_first, render_plain, render_vicuna_v1
 from cal_schemas.sample import Turn
+from cal_schemas.spec import IGNORE_INDEX
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "labels"
 CONVERSATIONS: list[dict[str, Any]] = json.loads((GOLDENS / "labels_legacy_true.json").read_text())

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from cal_pipeline.encode import Encoder
-from cal_pipeline.loading import load_processor, load_reference
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import Sample, Turn
 from mini_gemini_data import GOLDENS, KINDS, build_mini_gemini
 

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
+from rich.console import Console
+
 from cal_pipeline.arguments import chosen, parse_config
-from cal_pipeline.console import Console, escape_unprintable, printing
+from cal_pipeline.console import printing
 from cal_pipeline.encoding.contrast_images import save_contrast_images
 from cal_pipeline.output.clean import clean
 from cal_pipeline.output.heartbeat import Heartbeat, now
@@ -42,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run(argv))
 
 
+@printing()
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
-    escape_unprintable()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -56,8 +58,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
             job = prepare(config)
             if config.dry_run:
-                with printing():
-                    _print_plan(job)
+                _print_plan(job)
                 return EXIT_SHARDS_FAILED if job.broken else EXIT_DONE
             return _execute(job, interruption)
         except CalError as error:
@@ -85,15 +86,13 @@ def _maintain(argv: Sequence[str] | None) -> int:
     store = open_store(config.output_dir, "maintenance")
     if config.clean:
         removed = clean(store)
-        with printing():
-            for item in removed:
-                print(f"removed {item}")  # noqa: T201
-            print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
+        for item in removed:
+            print(f"removed {item}")  # noqa: T201
+        print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
     if not config.verify:
         return EXIT_DONE
     found = verify(store.output_dir)
-    with printing():
-        print_verification(found, store.output_dir)
+    print_verification(found, store.output_dir)
     return EXIT_DONE if found.ok else EXIT_SHARDS_FAILED
 
 
@@ -216,13 +215,11 @@ def _execute(job: Job, interruption: Interruption) -> int:
     path = report.write(store.internal / "reports")
     if interrupted:
         raise InterruptedRunError(f"{len(outcome.reports)} of {len(job.todo)} shards were done")
-    with printing():
-        print_report(report, config.output_dir, path)
+    print_report(report, config.output_dir, path)
     if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(f"stopped: {outcome.aborted}. Finished shards are intact; the same command resumes")
     if report.total("rows") and (config.limit is not None or config.sample is not None):
-        with printing():
-            print(projection(report, job.rows_of_all))  # noqa: T201
+        print(projection(report, job.rows_of_all))  # noqa: T201
     if outcome.too_many_not_ok:
         print(  # noqa: T201
             f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; "

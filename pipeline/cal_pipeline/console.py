@@ -7,32 +7,50 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import rich.console
-
-
-class Console(rich.console.Console):
-    """Rich's, which would end the program with 1 when its reader has gone."""
-
-    def on_broken_pipe(self) -> None:
-        """Called while the error is handled: `printing` knows what to do."""
-        raise
+from typing import Any, TextIO, cast
 
 
-def escape_unprintable() -> None:
-    r"""From now on a character that an output cannot show (ASCII, Latin-1) is escaped, `\xe4`, and no error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+class _WhileRead:
+    """A stream that goes nowhere from the moment that its reader has gone; the program goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._or_nowhere():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._or_nowhere():
+            self._stream.flush()
+
+    @contextmanager
+    def _or_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Under the stream itself, which the interpreter flushes at its end and others may hold.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Within it a reader that has gone (`… | head`) is no error; what is said afterwards goes nowhere."""
+    r"""Within it a reader that goes (`… | head`) is no error, and a character that an output cannot show is `\xe4`."""
+    outputs = sys.stdout, sys.stderr
+    for stream in outputs:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # One that was closed before the start is None.
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _WhileRead(stream)) for stream in outputs)
     try:
         yield
-        if sys.stdout:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter would complain when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        sys.stdout, sys.stderr = outputs

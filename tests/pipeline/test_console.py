@@ -14,6 +14,7 @@ from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
 from conftest import Family
 from inspected_data import conversations
+from trained import command
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,30 @@ def test_cal_train_refuses_in_one_line_on_an_output_of_ascii(tmp_path: Path, lla
     assert "Traceback" not in out
 
 
-def test_a_reader_that_goes_does_not_change_the_exit_code_of_cal_precompute(folder: Path) -> None:
+def unread(module: str, *words: object, error: bool = False) -> tuple[int, str]:
+    """Exit code and standard error where nobody reads the output; nor the error, which is then empty here."""
     gone, output = os.pipe()
     os.close(gone)
     done = subprocess.run(
-        [sys.executable, "-m", "cal_pipeline.cli", "--output_dir", str(folder / "annotated"), "--verify"],
-        stdout=output, stderr=subprocess.PIPE, text=True, check=False,
+        [sys.executable, "-m", module, *map(str, words)], stdout=output,
+        stderr=output if error else subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     os.close(output)
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stderr or ""
+
+
+def test_a_reader_that_goes_does_not_change_the_exit_code_of_cal_precompute(folder: Path) -> None:
+    assert unread("cal_pipeline.cli", "--output_dir", folder / "annotated", "--verify") == (0, "")
+
+
+def test_cal_inspect_does_what_it_was_asked_to_when_its_reader_goes(folder: Path, tmp_path: Path) -> None:
+    filtering = ("filter", folder / "annotated", "tokens > 0", "--output", tmp_path / "kept")
+    assert unread("cal_pipeline.inspect.cli", *filtering) == (0, "")
+    assert list((tmp_path / "kept").glob("*.parquet"))
+
+
+def test_cal_train_trains_to_its_end_when_its_reader_goes(folder: Path, llava: Family, tmp_path: Path) -> None:
+    flags = (*command(llava, folder / "annotated", tmp_path / "out"), "--max_steps", 2, "--disable_tqdm", "false")
+    code, _ = unread("cal_trainer.cli", *flags, "--cache_dir", tmp_path / "cache", error=True)
+    assert code == 0
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2

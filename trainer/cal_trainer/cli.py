@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cal_pipeline.arguments import parse_configs
-from cal_pipeline.console import escape_unprintable
+from cal_pipeline.console import printing
 from cal_pipeline.models.assemble import assemble, parse_assemble
 from cal_schemas.errors import CalError
 from cal_trainer.config import CalTrainingArguments, TrainConfig
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run(argv))
 
 
+@printing()
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
-    escape_unprintable()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cal_pipeline.console import escape_unprintable, printing
+from cal_pipeline.console import printing
 from cal_schemas.errors import CalError, ConfigError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
@@ -64,16 +64,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run(argv))
 
 
+@printing()
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
-    escape_unprintable()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         given = list(sys.argv[1:] if argv is None else argv)
-        with printing():
-            parser, module = _parser(given)
-            arguments = parser.parse_args(given)
-            return int(module.run(arguments)) if module else EXIT_DONE
+        parser, module = _parser(given)
+        arguments = parser.parse_args(given)
+        return int(module.run(arguments)) if module else EXIT_DONE
     except CalError as error:
         print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cal_pipeline.console import Console
+from rich.console import Console
+
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 from cal_schemas.weighting import check_weighting

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cal_pipeline.console import Console
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.formats import count_rows
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError

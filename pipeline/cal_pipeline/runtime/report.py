@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cal_pipeline.console import Console
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.progress import duration
 from cal_schemas.errors import STATUS_OK, STATUSES

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from cal_pipeline.console import Console
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.page import shading
 from cal_pipeline.inspect.tables.samples import (

@@ -3,7 +3,7 @@
     python benchmarks/data.py
 
 All three go through the trainer's own dataset, sampler and collator, in one process (a DataLoader's workers multiply
-all alike); pictures are decoded and encoded for a LLaVA-1.5 input, 336 pixels a side. `source` is what training would
+all alike); images are decoded and encoded for a LLaVA-1.5 input, 336 pixels a side. `source` is what training would
 read without this project's columns: the same rows, memory-mapped, no labels compared and no deltas scattered.
 """
 

@@ -26,7 +26,7 @@ ANSWER = "The cat sits on a red mat near the window and looks at the bird outsid
 
 
 def write_shards(folder: Path, num_rows: int) -> None:
-    """Rows of about 150 supervised tokens (50 to 250, in one or two answers), with messages, without pictures."""
+    """Rows of about 150 supervised tokens (50 to 250, in one or two answers), with messages, without images."""
     generator = np.random.default_rng(0)
     schema = annotated_schema(carry="paths")
     for start in range(0, num_rows, ROWS_PER_FILE):

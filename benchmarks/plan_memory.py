@@ -18,7 +18,7 @@ from reporting import make_parser, print_table, write_report
 
 
 def write_rows(path: Path, num_rows: int) -> None:
-    """Rows of about 1.1 kB, a third of them without a picture."""
+    """Rows of about 1.1 kB, a third of them without an image."""
     answer = "The cat sits on a red mat near the window and looks at the bird outside. " * 12
     array = path.suffix == ".json"
     with path.open("w", encoding="utf-8") as file:
@@ -28,7 +28,7 @@ def write_rows(path: Path, num_rows: int) -> None:
                 "id": f"{number:012d}",
                 "image": f"coco/train2017/{number:012d}.jpg",
                 "conversations": [
-                    {"from": "human", "value": "<image>\nWhat is in the picture?"},
+                    {"from": "human", "value": "<image>\nWhat is in the image?"},
                     {"from": "gpt", "value": f"{number}: {answer}"},
                 ],
             }

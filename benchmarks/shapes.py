@@ -96,7 +96,7 @@ SHAPES = {
 }  # fmt: skip
 PATCH = 14
 QWEN_WINDOW, QWEN_FULL_ATTENTION = 8 * PATCH, (7, 15, 23, 31)
-"""Pixels of a side; layers of the tower that see all of the picture."""
+"""Pixels of a side; layers of the tower that see all of the image."""
 
 
 def add_shape_flags(parser: ArgumentParser, default: str = "cpu") -> None:
@@ -229,6 +229,6 @@ def build_batch(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch
 
 
 def _grid(image_tokens: int) -> tuple[int, int]:
-    """Patches, height and width, of a picture with so many merged tokens, as square as it gets."""
+    """Patches, height and width, of an image with so many merged tokens, as square as it gets."""
     height = next(side for side in range(math.isqrt(image_tokens), 0, -1) if image_tokens % side == 0)
     return 2 * height, 2 * image_tokens // height

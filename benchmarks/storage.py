@@ -5,7 +5,7 @@
 
 Compared: JSON lines, plain and zstd; Parquet with the writer's defaults and with the defaults and zstd; the format of
 annotated shards, and the same with float16 deltas, which the format does not have. Only label_ids, label_positions and
-delta_logits are counted: pictures and words are the source's. Every way writes and reads the same rows; random access
+delta_logits are counted: images and words are the source's. Every way writes and reads the same rows; random access
 is the mean of reading single rows, as a map-style dataset does without a copy.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/train_data_memory.py --rows 1000 10000 100000
 
-Rows have a small picture each and about 60 supervised tokens; a few hundred of them are encoded. Each line is measured
+Rows have a small image each and about 60 supervised tokens; a few hundred of them are encoded. Each line is measured
 in processes of its own.
 """
 
@@ -55,7 +55,7 @@ def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
         file = io.BytesIO()
         sample_image(seed).save(file, "PNG")
         pictures.append(file.getvalue())
-    turns = (Turn(role="user", content="<image>\nWhat is in the picture?"), Turn(role="assistant", content=ANSWER))
+    turns = (Turn(role="user", content="<image>\nWhat is in the image?"), Turn(role="assistant", content=ANSWER))
     first = Sample(sample_id="0", images=(), messages=turns)
     encoded = encoder(first, [sample_image(0)])
     positions = np.flatnonzero(encoded.labels.numpy() != IGNORE_INDEX).astype(np.int32)

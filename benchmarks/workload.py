@@ -1,6 +1,6 @@
-"""What `cal-precompute` and `cal-train` work on in benchmarks: a checkpoint on disk, and shards of pictures and talk.
+"""What `cal-precompute` and `cal-train` work on in benchmarks: a checkpoint on disk, and shards of images and talk.
 
-Pictures are JPEGs of about COCO's size; answers vary in length as captions and conversations do.
+Images are JPEGs of about COCO's size; answers vary in length as captions and conversations do.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> Any:
 
 
 def write_source(folder: Path, rows_per_shard: list[int], text_tokens: int, *, every_text_only: int = 0) -> None:
-    """Parquet shards with embedded pictures; of every so many rows, one has none."""
+    """Parquet shards with embedded images; of every so many rows, one has none."""
     rng = np.random.default_rng(0)
     pictures = [_picture(rng, size) for size in _PICTURE_SIZES * 4]
     folder.mkdir(parents=True)

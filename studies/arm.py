@@ -39,7 +39,7 @@ class Arm:
     gain_of: str = ""
     """The condition whose gain over the first is the whole that others recover a share of."""
     with_text: bool = False
-    """Whether samples without a picture are asked about too."""
+    """Whether samples without an image are asked about too."""
     seeds: int = 8
 
     def runs(self, world: WorldName, seed: int, only: Collection[str] | None = None) -> list[Run]:

@@ -104,7 +104,7 @@ def _source(label: str) -> str:
 
 
 def noise_table(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) -> str:
-    """Every source of weights by share of exchanged pictures: gain in nll, then in accuracy."""
+    """Every source of weights by share of exchanged images: gain in nll, then in accuracy."""
     cells = {(line.label, line.group): line for line in comparison.noise_lines(world, runs)}
     groups = [f"p = {noise:g}" for noise in NOISES]
     tables = []

@@ -1,6 +1,6 @@
 """A generated world that must be read: a number of two digits above a chart of two bars, and captions about both.
 
-The paper gains most where pictures hold text. Each word of a caption has a known truth, as in the world of shapes
+The paper gains most where images hold text. Each word of a caption has a known truth, as in the world of shapes
 (examples/shapes/world.py), whose way to tell a sentence of a scene it shares.
 """
 
@@ -34,7 +34,7 @@ PATTERNS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What a picture shows; each field is the word a true caption uses."""
+    """What an image shows; each field is the word a true caption uses."""
 
     tens: str
     ones: str
@@ -54,7 +54,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """RGB picture of world.IMAGE_PX squared: digits in the upper half, bars in the lower, all moved a little."""
+    """RGB image of world.IMAGE_PX squared: digits in the upper half, bars in the lower, all moved a little."""
     px, half = world.IMAGE_PX, world.IMAGE_PX // 2
     ground = rng.integers(15, 50) + rng.integers(-10, 11, size=3)
     image = Image.new("RGB", (px, px), tuple(int(value) for value in ground))

@@ -31,7 +31,7 @@ class Line:
     group: str
     label: str
     nll: Estimate | None
-    """Of words that are true of clean pictures."""
+    """Of words that are true of clean images."""
     gain: Estimate | None
     """How much lower it is."""
     share: Estimate | None
@@ -39,7 +39,7 @@ class Line:
     accuracy: Estimate | None
     accuracy_gain: Estimate | None
     text_nll: Estimate | None
-    """Of the answers of samples without a picture; NaN where the data has none."""
+    """Of the answers of samples without an image; NaN where the data has none."""
     text_change: Estimate | None
     """How much higher it is, as a share of the first condition's mean over the same seeds."""
 

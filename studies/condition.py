@@ -70,7 +70,7 @@ class Sizes:
     """That they are trained on."""
     held_out: int = 300
     held_out_texts: int = 200
-    """Samples without a picture, for `text_nll`."""
+    """Samples without an image, for `text_nll`."""
     swap_rows: int = 256
     """Of the swap control."""
 
@@ -95,7 +95,7 @@ class Measurement:
     """As it is typed, with its parameter behind it: `drop`, `patch_mask 0.7`, `gaussian_blur 10`."""
     dtype: str = "float32"
     text_share: float = 0.0
-    """Of samples without a picture in the mix; they are added to the data."""
+    """Of samples without an image in the mix; they are added to the data."""
     answers: int = 1
     """Of a sample; the second one is a caption of the same scene, asked for before."""
 

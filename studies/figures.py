@@ -29,7 +29,7 @@ def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
 
 
 def noise(runs: Rows) -> Figure:
-    """Gain over uniform by share of exchanged pictures."""
+    """Gain over uniform by share of exchanged images."""
     figure, panels = _panels("share of exchanged pictures", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = list(comparison.noise_lines(world, runs))

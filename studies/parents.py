@@ -1,4 +1,4 @@
-"""What students are made of, as LLaVA is of CLIP and Vicuna: a tower that knows pictures, a model that knows sentences.
+"""What students are made of, as LLaVA is of CLIP and Vicuna: a tower that knows images, a model that knows sentences.
 
 One of each for all seeds of a world; a student's projector starts from noise of its own.
 """
@@ -20,7 +20,7 @@ from reference import encode
 
 
 def train_tower(directory: Path, world: str, seed: int) -> None:
-    """Trains the tower of the model saved there to tell the attributes of clean pictures, in place.
+    """Trains the tower of the model saved there to tell the attributes of clean images, in place.
 
     From the mean over its patches, so that whoever attends to them finds the attributes. Stands for CLIP; no caption is
     involved.

@@ -22,7 +22,7 @@ from workshop import HELD_OUT, Workshop
 
 
 def score_student(shop: Workshop, run: Run) -> dict[str, float]:
-    """On clean held-out pictures: `accuracy` and `nll` of the words that are true of them; `text_nll` without any."""
+    """On clean held-out images: `accuracy` and `nll` of the words that are true of them; `text_nll` without any."""
     return score_model(shop, shop.student(run), with_text=run.text_share > 0)
 
 

@@ -68,7 +68,7 @@ class Workshop:
         return target
 
     def _parent_texts(self) -> Path:
-        """Shards without pictures, which both sizes of parents read."""
+        """Shards without images, which both sizes of parents read."""
         target = self.folder.parent / f"texts-{self.world}"
         with exclusively(target):
             if not target.exists():

@@ -1,4 +1,4 @@
-"""The worlds of the study: pictures with captions of known truth, some of whose pictures were exchanged."""
+"""The worlds of the study: images with captions of known truth, some of whose images were exchanged."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ WORLDS = {
 
 
 def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[WorldSample]:
-    """Samples of the world `name`; the share `noise` of the pictures, up to rounding, is exchanged among its samples.
+    """Samples of the world `name`; the share `noise` of the images, up to rounding, is exchanged among its samples.
 
-    A sample that takes part has a picture that belongs to another caption, whose words may be true of it by chance.
-    With the same seed a higher noise exchanges more of the same pictures and changes nothing else.
+    A sample that takes part has an image that belongs to another caption, whose words may be true of it by chance.
+    With the same seed a higher noise exchanges more of the same images and changes nothing else.
     """
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise is a share of the samples, between 0 and 1, got {noise}")
@@ -86,7 +86,7 @@ def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[
 
 
 def texts(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]]]:
-    """Conversations without a picture: the questions and captions of scenes that nobody drew."""
+    """Conversations without an image: the questions and captions of scenes that nobody drew."""
     chosen = WORLDS[name]
     rng = np.random.default_rng([seed, 1])
     found = []
@@ -121,7 +121,7 @@ Conversations = Sequence[list[dict[str, str]]]
 
 
 def write(samples: list[WorldSample], texts: Conversations, directory: Path, earlier: Conversations = ()) -> None:
-    """Two Parquet shards, each with half of the pictures and then half of the texts, whose words are irrelevant.
+    """Two Parquet shards, each with half of the images and then half of the texts, whose words are irrelevant.
 
     `earlier` begins the conversations of the samples; `word_kinds` stay those of their last answer.
     """

@@ -81,7 +81,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def mllama(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Of a family whose rows know of their neighbours' pictures."""
+    """Of a family whose rows know of their neighbours' images."""
     directory = tmp_path_factory.mktemp("mllama")
     processors.BUILDERS["mllama"](directory)
     return processors.load(directory, "mllama")[1]

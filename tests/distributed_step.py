@@ -73,7 +73,7 @@ TEXT_CASES = {
     "text_rank_online": Case(source="drop", **_SECOND_RANK_TEXT),
     "text_rank_online_mask": Case(source="mask", normalization="sample", **_SECOND_RANK_TEXT),
     "text_rank_projector": Case(trainable="multi_modal_projector", **_SECOND_RANK_TEXT),
-    # Batches of one: each rank has a picture in one micro-batch and none in the next.
+    # Batches of one: each rank has an image in one micro-batch and none in the next.
     "text_micro_batch": Case(accumulation=2, **_SECOND_RANK_TEXT),
 }
 FSDP_CASES = {
@@ -101,7 +101,7 @@ class Seen:
     losses: list[float]
     """Of each step, as logged."""
     text_only_batches: int
-    """Micro-batches that held no picture but the blank one."""
+    """Micro-batches that held no image but the blank one."""
     wrapper: str
     """Class of the model that the training step called."""
 
@@ -113,7 +113,7 @@ def examples(encoder: Encoder, text_only: frozenset[int]) -> list[Example]:
     for number in range(GLOBAL_BATCH * STEPS):
         place = number % GLOBAL_BATCH
         picture = place not in text_only
-        question = ("<image>\n" if picture else "") + "What is in the picture?"
+        question = ("<image>\n" if picture else "") + "What is in the image?"
         answer = ANSWERS[(place + number // GLOBAL_BATCH) % len(ANSWERS)]
         turns = (Turn(role="user", content=question), Turn(role="assistant", content=answer))
         sample = Sample(sample_id=str(number), images=(), messages=turns)

@@ -52,7 +52,7 @@ def text_bomb() -> bytes:
 
 
 def write_hostile_rows(folder: Path, url: str) -> tuple[Path, Path, dict[str, tuple[str, str]]]:
-    """LLaVA rows with pictures in `images`, secrets beside it; returns both and id -> (status, reason).
+    """LLaVA rows with images in `images`, secrets beside it; returns both and id -> (status, reason).
 
     Args:
         folder: where to.
@@ -152,7 +152,7 @@ def write_hostile_tar(path: Path, outside: Path) -> Path:
 
 
 def write_member_bomb(path: Path, gigabytes: int) -> Path:
-    """A small `.tar.gz` with a picture of so many GiB of zeros, and a good row after it."""
+    """A small `.tar.gz` with an image of so many GiB of zeros, and a good row after it."""
     info = tarfile.TarInfo("bomb.jpg")
     info.size = gigabytes * 2**30
     picture = io.BytesIO()

@@ -24,7 +24,7 @@ class Directories:
     family: Family
     images: Path
     normal: Path
-    """Pictures embedded, three shards, leftovers in .cal."""
+    """Images embedded, three shards, leftovers in .cal."""
     paths: Path
     """The same with --carry paths."""
     sidecar: Path

@@ -38,7 +38,7 @@ def llava_directory(family: Family, folder: Path, count: int = 40) -> Path:
 
 
 def conversations(folder: Path, answers: Sequence[str], *, pictures: bool = True, ids: Sequence[str] = ()) -> Path:
-    """A LLaVA JSON with one answer a row, its pictures beside it in `images/`."""
+    """A LLaVA JSON with one answer a row, its images beside it in `images/`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, answer in enumerate(answers):

@@ -27,7 +27,7 @@ def source(kind: str) -> dict[str, Path]:
 
 
 def build_mini_gemini(directory: Path, kind: str = "llama", **options: Any) -> Path:
-    """A whole tiny Mini-Gemini: 16 image tokens of 56 pixels, mined from pictures of 128."""
+    """A whole tiny Mini-Gemini: 16 image tokens of 56 pixels, mined from images of 128."""
     convert(**{**source(kind), "output": directory, **options})
     return directory
 

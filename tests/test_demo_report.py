@@ -1,4 +1,4 @@
-"""The demo's world, measured: its page tells the kinds of words apart, and its reference knows its pictures."""
+"""The demo's world, measured: its page tells the kinds of words apart, and its reference knows its images."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ MAX_IMAGE_PIXELS = 90 * 90
 
 
 def llava_rows(folder: Path, count: int = 40) -> list[dict[str, Any]]:
-    """Rows with pictures in `folder`; those of BAD_ROWS are bad, every tenth is text-only, ids repeat."""
+    """Rows with images in `folder`; those of BAD_ROWS are bad, every tenth is text-only, ids repeat."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
         name = f"{number}.png"
         sample_image(number, (40 + number % 30, 40 + number % 17)).save(folder / name)
         turns = [
-            {"from": "human", "value": "<image>\nWhat is in the picture?"},
+            {"from": "human", "value": "<image>\nWhat is in the image?"},
             {"from": "gpt", "value": "A red cat sits on the table. " * (1 + number % 4)},
         ]
         if number % 7 == 0:
@@ -71,7 +71,7 @@ def write_llava_json(folder: Path, count: int = 40) -> tuple[Path, Path]:
 
 
 def write_parquet(path: Path, count: int = 12, seed: int = 0) -> Path:
-    """A Hugging Face style shard with embedded pictures and a column of its own."""
+    """A Hugging Face style shard with embedded images and a column of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):

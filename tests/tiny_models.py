@@ -24,7 +24,7 @@ LOGIT_STD: Final = 3.0
 _LAYERS: Final = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 _CORPUS: Final = (
-    "What is in the picture? The picture shows a red square on a blue background.",
+    "What is in the image? The image shows a red square on a blue background.",
     "How many circles are there? There are three green circles and one yellow line.",
     "Describe the image in a few words. A small dog sits next to a large white cat.",
     "What colour is the car on the left? The car on the left is dark grey.",
@@ -84,7 +84,7 @@ class TinyBatch:
 
 
 def sample_image(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """RGB picture of (width, height): a colour gradient under a few rectangles and ellipses drawn from the seed."""
+    """RGB image of (width, height): a colour gradient under a few rectangles and ellipses drawn from the seed."""
     rng = np.random.default_rng(seed)
     width, height = size
     corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)

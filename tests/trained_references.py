@@ -27,7 +27,7 @@ TRAINED_RMS = 8.0
 
 
 def trained(name: str, directory: Path) -> Path:
-    """A reference of the family, saved below `directory`; HD pictures are shown to the weights of small ones."""
+    """A reference of the family, saved below `directory`; HD images are shown to the weights of small ones."""
     (FAMILIES | MINI_GEMINI)[name.removesuffix("_hd")](directory / "start")
     train(directory / "start", directory / "trained")
     if not name.endswith("_hd"):
@@ -37,11 +37,11 @@ def trained(name: str, directory: Path) -> Path:
 
 
 def train(start: Path, directory: Path, *, steps: int = 60) -> None:
-    """Saves in `directory` the model of `start`, trained to say ANSWERS of pictures; its towers stay as they are."""
+    """Saves in `directory` the model of `start`, trained to say ANSWERS of images; its towers stay as they are."""
     processor = load_processor(start)
     encoder = Encoder(processor)
     samples = [
-        encoder(conversation("<image>\nWhat is in the picture?", answer), [sample_image(number)])
+        encoder(conversation("<image>\nWhat is in the image?", answer), [sample_image(number)])
         for number, answer in enumerate(ANSWERS)
     ]
     model = load_reference(start, dtype="float32", device="cpu").train()
@@ -61,8 +61,8 @@ def train(start: Path, directory: Path, *, steps: int = 60) -> None:
 
 
 def label_logits_rms(model: Any, encoder: Encoder) -> float:
-    """Of the answer that the model was trained to give to its first picture."""
-    sample = encoder(conversation("<image>\nWhat is in the picture?", ANSWERS[0]), [sample_image(0)])
+    """Of the answer that the model was trained to give to its first image."""
+    sample = encoder(conversation("<image>\nWhat is in the image?", ANSWERS[0]), [sample_image(0)])
     batch = collate([sample], pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
     with torch.no_grad():
         return float(label_logits(model, batch.inputs, batch.labels).square().nanmean().sqrt())

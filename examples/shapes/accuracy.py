@@ -1,4 +1,4 @@
-"""How many of a model's words about clean pictures are right."""
+"""How many of a model's words about clean images are right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Exam:
     """Clean samples, and which of their tokens are asked for."""
 
     encoded: EncodedSet
-    is_asked: Tensor  # [B, T] bool: tokens of words that are true of the picture
+    is_asked: Tensor  # [B, T] bool: tokens of words that are true of the image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +30,13 @@ class Score:
     """Of the words that are asked for."""
 
     accuracy: float
-    """Share whose token is the likeliest one, given the picture and the caption up to there."""
+    """Share whose token is the likeliest one, given the image and the caption up to there."""
     nll: float
     """Mean negative log-likelihood, in nats per token."""
 
 
 def make_exam(processor: Any, samples: Sequence[WorldSample]) -> Exam:
-    """Takes clean samples, whose correlated words are true of their pictures."""
+    """Takes clean samples, whose correlated words are true of their images."""
     encoded = encode(processor, samples)
     is_asked = torch.zeros(encoded.labels.shape, dtype=torch.bool)
     for row, sample in enumerate(samples):

@@ -1,8 +1,8 @@
 """Real photographs with conversations about them, as a small LLaVA JSON and its image folder.
 
 The photographs ship with scikit-learn (a temple above a lake, a dahlia) and matplotlib (a portrait); nothing is
-downloaded. The answers were written while looking at the pictures and are true of them. The set holds the
-cases a reader of such files must stand: several turns, two pictures in one sample, no picture, a missing file.
+downloaded. The answers were written while looking at the images and are true of them. The set holds the
+cases a reader of such files must stand: several turns, two images in one sample, no image, a missing file.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ CONVERSATIONS: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]], .
 def write_photographs(directory: Path) -> Path:
     """Write `directory/images/*.jpg` and `directory/data.json` in the LLaVA form; returns the JSON's path.
 
-    `image` is a file name, a list of them for several pictures, and absent from a sample without pictures. Raises
+    `image` is a file name, a list of them for several images, and absent from a sample without images. Raises
     ModuleNotFoundError where scikit-learn, a development dependency, is missing.
     """
     (directory / "images").mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def build_reference(directory: Path, texts: Iterable[str], seed: int, size: Size
     image_processor = LlavaImageProcessorPil(
         size={"shortest_edge": IMAGE_PX},
         crop_size={"height": IMAGE_PX, "width": IMAGE_PX},
-        image_mean=[0.15] * 3,  # about the dark ground of the world's pictures, so that the ground is near zero
+        image_mean=[0.15] * 3,  # about the dark ground of the world's images, so that the ground is near zero
         image_std=[0.3] * 3,
     )
     processor = LlavaProcessor(
@@ -99,9 +99,9 @@ def train_reference(
     """Train the model saved in `start` on the samples' clean captions and save it in `directory`.
 
     Returns the loss of each step, in nats per supervised token. `image_dropout` is the share of training samples whose
-    image tokens are hidden from attention while the text keeps its positions: it stands for the text without pictures
-    that the language model of a real reference was trained on before it saw any picture. With 0 the text without its
-    picture is new to the reference when it measures, and the logits of fillers fall as well (README.md has numbers);
+    image tokens are hidden from attention while the text keeps its positions: it stands for the text without images
+    that the language model of a real reference was trained on before it saw any image. With 0 the text without its
+    image is new to the reference when it measures, and the logits of fillers fall as well (README.md has numbers);
     `attention_dropout` in the language model makes it bear that too, but less well.
     """
     torch.manual_seed(seed)  # for attention dropout
@@ -137,7 +137,7 @@ def train_reference(
 
 
 def encode(processor: LlavaProcessor, samples: Sequence[WorldSample]) -> EncodedSet:
-    """Encode pictures and clean captions with the processor; the answers' words and eos are supervised."""
+    """Encode images and clean captions with the processor; the answers' words and eos are supervised."""
     conversations = [_conversation(sample) for sample in samples]
     images = [[Image.open(io.BytesIO(sample.image_png))] for sample in samples]
     prompts = [

@@ -1,12 +1,12 @@
-"""A generated world: small pictures of one coloured shape, and captions whose every word has a known truth.
+"""A generated world: small images of one coloured shape, and captions whose every word has a known truth.
 
 A scene has four attributes (colour, shape, size, side). A caption mentions two to four of them among filler words that
 are drawn without looking at the scene. In a dirty set a known share of the captions describes another scene, so each
 whitespace word of a caption is one of
 
-- `correlated`: an attribute word that is true of the picture,
+- `correlated`: an attribute word that is true of the image,
 - `irrelevant`: a filler word,
-- `contradictory`: an attribute word that is false of the picture.
+- `contradictory`: an attribute word that is false of the image.
 
 In a caption that describes another scene, the attribute words that happen to be true anyway count as correlated.
 """
@@ -82,7 +82,7 @@ PARQUET_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What a picture shows; each field is the word a true caption uses."""
+    """What an image shows; each field is the word a true caption uses."""
 
     colour: str
     shape: str
@@ -92,7 +92,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldSample:
-    """A picture with a caption of known truth."""
+    """An image with a caption of known truth."""
 
     sample_id: str
     image_png: bytes
@@ -103,7 +103,7 @@ class WorldSample:
     word_kinds: tuple[WordKind, ...]
     """One per whitespace word of `caption`."""
     clean_caption: str
-    """The same sentence told of this picture; equal to `caption` unless the caption describes another scene."""
+    """The same sentence told of this image; equal to `caption` unless the caption describes another scene."""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -114,9 +114,9 @@ class WorldSample:
 
 
 def generate(num_samples: int, *, seed: int, wrong_share: float = 0.3, prefix: str = "shape") -> list[WorldSample]:
-    """Draw `num_samples` pictures with captions; the share `wrong_share` of the captions describes another scene.
+    """Draw `num_samples` images with captions; the share `wrong_share` of the captions describes another scene.
 
-    The share is exact up to rounding, so that two seeds differ in their pictures only. 0 gives clean captions.
+    The share is exact up to rounding, so that two seeds differ in their images only. 0 gives clean captions.
     """
     if not 0.0 <= wrong_share <= 1.0:
         raise ValueError(f"wrong_share is a share of the captions, between 0 and 1, got {wrong_share}")
@@ -128,7 +128,7 @@ def generate(num_samples: int, *, seed: int, wrong_share: float = 0.3, prefix: s
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """RGB picture of IMAGE_PX x IMAGE_PX: place, size, tint of shape and ground vary a little, and there is noise."""
+    """RGB image of IMAGE_PX x IMAGE_PX: place, size, tint of shape and ground vary a little, and there is noise."""
     ground = rng.integers(15, 50) + rng.integers(-10, 11, size=3)
     tint = np.clip(np.array(COLOURS[scene.colour]) + rng.integers(-12, 13, size=3), 0, 255)
     half = SIZES[scene.size] * rng.uniform(0.93, 1.07)

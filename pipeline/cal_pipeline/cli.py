@@ -133,7 +133,7 @@ def _save_contrast_images(job: Job) -> None:
         count=config.save_contrast_images,
         max_image_pixels=config.max_image_pixels,
     )
-    _log.info("%d pictures and their perturbed forms are in %s", count, folder)
+    _log.info("%d images and their perturbed forms are in %s", count, folder)
 
 
 def _execute(job: Job, interruption: Interruption) -> int:

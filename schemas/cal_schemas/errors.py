@@ -57,11 +57,11 @@ class SampleError(CalError):
 
 
 class ContrastError(SampleError):
-    """The perturbed picture would have other tokens than the picture: an `encode_error`."""
+    """The perturbed image would have other tokens than the image: an `encode_error`."""
 
 
 class ImageError(SampleError):
-    """A picture is missing, corrupt, too large, or outside the image folder."""
+    """An image is missing, corrupt, too large, or outside the image folder."""
 
     status = "image_error"
 

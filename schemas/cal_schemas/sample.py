@@ -14,7 +14,7 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One utterance; `content` holds one `<image>` mark per picture it shows."""
+    """One utterance; `content` holds one `<image>` mark per image it shows."""
 
     role: str
     content: str
@@ -26,7 +26,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """A picture, encoded as in its file; at least one of the two is set in a usable sample."""
+    """An image, encoded as in its file; at least one of the two is set in a usable sample."""
 
     data: bytes | None = None
     """The encoded file (PNG, JPEG, …), when the source embeds it."""
@@ -54,7 +54,7 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """About what its pictures, its words and its carried binary and text values take in memory."""
+        """About what its images, its words and its carried binary and text values take in memory."""
         images = sum(len(image.data or b"") for image in self.images)
         words = sum(len(turn.content) for turn in self.messages or ())
         return images + words + sum(_size(value) for value in self.carried.values())
@@ -67,7 +67,7 @@ def _size(value: Any) -> int:
 def sample_key(sample: Sample) -> str:
     """Digest of images and messages, 32 hex digits: equal for equal content, wherever the row lies.
 
-    An embedded picture counts by its bytes, any other by its path: a join must not open a million files.
+    An embedded image counts by its bytes, any other by its path: a join must not open a million files.
     A row that could not be parsed counts by its id and problem.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -114,7 +114,7 @@ def template_inputs(sample: Sample) -> str | None:
 def sample_from_columns(values: Mapping[str, Any]) -> Sample:
     """The sample of an annotated row, or of a row of the trainer's own copy of raw data.
 
-    Takes sample_id, images, messages and template_inputs as Python values; without pictures or messages where those
+    Takes sample_id, images, messages and template_inputs as Python values; without images or messages where those
     were not kept.
     """
     messages, inputs = values.get("messages"), json.loads(values.get("template_inputs") or "{}")

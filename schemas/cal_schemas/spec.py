@@ -26,11 +26,11 @@ Quantization = Literal["none", "8bit", "4bit"]
 Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 PERTURBING: tuple[Condition, ...] = ("patch_mask", "gaussian_blur")
-"""Conditions that show another picture instead of none."""
+"""Conditions that show another image instead of none."""
 PATCH_COLUMNS, PATCH_ROWS = 10, 20
-"""The paper's grid; a picture of fewer pixels than that has cells of one pixel."""
+"""The paper's grid; an image of fewer pixels than that has cells of one pixel."""
 MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
-"""Below the former the kernel is one pixel, above the latter every usual picture becomes one colour."""
+"""Below the former the kernel is one pixel, above the latter every usual image becomes one colour."""
 _PARAMETERS: dict[str, Condition] = {"patch_mask_ratio": "patch_mask", "blur_sigma": "gaussian_blur"}
 
 
@@ -54,7 +54,7 @@ class LabelSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """Decides what the model sees of the picture and how long the text may be."""
+    """Decides what the model sees of the image and how long the text may be."""
 
     image_processor: str
     image_processor_backend: str
@@ -71,7 +71,7 @@ class ContrastSpec:
 
     `drop` takes the image's tokens out and keeps the positions of the rest: the paper's f(T_<j).
     `mask` leaves them in place, hidden from attention: what the authors' released code does.
-    `patch_mask` and `gaussian_blur` show another picture in their place: cells of a grid painted over, or all of it
+    `patch_mask` and `gaussian_blur` show another image in their place: cells of a grid painted over, or all of it
     blurred, as in the paper's ablation. The parameter of a condition is set exactly when the condition is that one.
     """
 
@@ -79,7 +79,7 @@ class ContrastSpec:
     patch_mask_ratio: float | None = None
     """Share of the grid's cells that are painted over, above 0 and up to 1."""
     blur_sigma: float | None = None
-    """Standard deviation of the gaussian, in pixels of the picture as stored."""
+    """Standard deviation of the gaussian, in pixels of the image as stored."""
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
@@ -110,7 +110,7 @@ class ContrastSpec:
 
     @property
     def perturbs(self) -> bool:
-        """Whether the second pass sees another picture, which the caller must make, instead of none."""
+        """Whether the second pass sees another image, which the caller must make, instead of none."""
         return self.condition in PERTURBING
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""The paper's Tables 8 and 9: what stands in the picture's place."""
+"""The paper's Tables 8 and 9: what stands in the image's place."""
 
 from arm import Arm
 from condition import MAIN_NOISE

@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: pictures exchanged between samples, and what each source of weights makes of it."""
+"""The paper's Fig. 3: images exchanged between samples, and what each source of weights makes of it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What weights cost samples without a picture, with batches grouped by modality and without."""
+"""What weights cost samples without an image, with batches grouped by modality and without."""
 
 from arm import Arm
 from condition import MAIN_NOISE

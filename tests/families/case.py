@@ -24,12 +24,12 @@ VOCABULARY: Final = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """What one picture is to a model: the ids that stand for it, markers included, and its pixel inputs."""
+    """What one image is to a model: the ids that stand for it, markers included, and its pixel inputs."""
 
     ids: Sequence[int]
     inputs: dict[str, Tensor]
     before: Sequence[int] = ()
-    """Text of the chat template that the model needs around a picture (Qwen's vision start); never dropped."""
+    """Text of the chat template that the model needs around an image (Qwen's vision start); never dropped."""
     after: Sequence[int] = ()
 
 
@@ -42,9 +42,9 @@ class Case:
     pad_token_id: int = 0
     batch_led: frozenset[str] = frozenset()
     two_images: str = "yes"
-    """`yes`, or the reason why a sample holds one picture only."""
+    """`yes`, or the reason why a sample holds one image only."""
     text_only: str = "yes"
-    """`yes`, or the reason why every sample needs a picture."""
+    """`yes`, or the reason why every sample needs an image."""
     found_by: str = "ids"
     """How `image_mask` came about; docs/models.md explains the words."""
     alike_batches: str | None = None
@@ -88,16 +88,16 @@ def token_samples(
     picture: Callable[[int], Picture], *, type_ids: str = "", two_images: bool = True, text_only: bool = True,
     image_first: bool = False, seed: int = 3,
 ) -> list[EncodedSample]:  # fmt: skip
-    """One picture; words around a picture and two answers; two pictures; words alone. Token 5 begins each.
+    """One image; words around an image and two answers; two images; words alone. Token 5 begins each.
 
-    `type_ids` names the input that is 1 at image tokens; `image_first` puts pictures before the first word (BLIP-2).
+    `type_ids` names the input that is 1 at image tokens; `image_first` puts images before the first word (BLIP-2).
     """
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
         return torch.randint(FIRST_WORD, VOCABULARY, (count,), generator=generator).tolist()
 
-    # Strings of the plan: p a picture, q a question, a an answer.
+    # Strings of the plan: p an image, q a question, a an answer.
     plans = ["pqa", "pqaqa" if image_first else "qpqaqa", *["ppqa"] * two_images, *["qaqa"] * text_only]
     found = []
     for row, plan in enumerate(plans):
@@ -131,5 +131,5 @@ def token_samples(
 
 
 def pixels(seed: int, *shape: int) -> Tensor:
-    """Standard normal, as normalised pictures are."""
+    """Standard normal, as normalised images are."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Families with M-RoPE: positions of image tokens follow the picture's grid. Their processors need torchvision."""
+"""Families with M-RoPE: positions of image tokens follow the image's grid. Their processors need torchvision."""
 
 from __future__ import annotations
 

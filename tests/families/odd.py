@@ -36,7 +36,7 @@ def _grid_picture(seed: int, values: int = 96) -> Picture:
 
 
 def ernie4_5_vl_moe() -> Case:
-    """Tokens of pictures, the markers around them too, go to experts of their own, by an input [B, T]."""
+    """Tokens of images, the markers around them too, go to experts of their own, by an input [B, T]."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
     text = {
         **_TEXT, "num_hidden_layers": 4, "moe_intermediate_size": [32, 16], "moe_k": 2, "moe_num_experts": 4,
@@ -117,7 +117,7 @@ def molmo2() -> Case:
     quarter = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
 
     def picture(seed: int) -> Picture:
-        """The whole picture and one crop, 4 tokens each."""
+        """The whole image and one crop, 4 tokens each."""
         inputs = {
             "pixel_values": pixels(seed, 2, 16, 48), "image_token_pooling": torch.cat([quarter, quarter + 16]),
             "image_grids": torch.tensor([[2, 2, 2, 2]]), "image_num_crops": torch.tensor([2]),
@@ -129,7 +129,7 @@ def molmo2() -> Case:
 
 
 def hunyuan_vl() -> Case:
-    """Positions of a picture count the pictures of the whole batch."""
+    """Positions of an image count the images of the whole batch."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2, 2]}
     vision = {
         "hidden_size": HIDDEN, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,

@@ -164,12 +164,12 @@ checks the model before its first row (`cal-train --delta_source online` before 
 2. A row must be what it is alone, whatever stands beside it, and a token must not change with what stands behind it.
    Where a neighbour shows, rows are measured one at a time; where the words behind show, the model is refused.
 3. Dropping the image's tokens must give what masking them gives, within what the precision of the forward explains.
-   Else the message names the difference and the way out, `--contrast mask`. With that contrast another picture must
-   leave the masked logits as they are; where it does not, perturbed pictures are the way out.
+   Else the message names the difference and the way out, `--contrast mask`. With that contrast another image must
+   leave the masked logits as they are; where it does not, perturbed images are the way out.
 4. Where a mask does not reach all layers (linear attention, convolutions, cross-attention) there is nothing to compare:
    `drop` defines the deltas and `--contrast mask` is refused with the reason. The decoder must then heed the position
    ids that the words keep (Inkling's does not), and its layers must not take them for places of keys (MiniMax M3's
-   do): perturbed pictures are the way out.
+   do): perturbed images are the way out.
 
 Two families come with dropout in their configs (BLIP-2's Q-Former, Granite's projector: 0.1). Online deltas are refused
 with it; set it to 0 in the config, or use cached ones. The tiny models have none.

@@ -22,7 +22,7 @@ from tiny_models import FAMILIES, HIDDEN, build, sample_image, text_config_value
 _LAYERS: Final = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEMPLATES: Final[dict[str, Template]] = {"blip_2": "plain"}
 """Families without a chat template; the others use their processor's."""
-ONE_PICTURE: Final = "its processor puts the tokens of exactly one picture before the text"
+ONE_PICTURE: Final = "its processor puts the tokens of exactly one image before the text"
 
 
 def chat(image: str, *, user: str, assistant: str, end: str, begin: str = "") -> str:
@@ -40,7 +40,7 @@ def chat(image: str, *, user: str, assistant: str, end: str, begin: str = "") ->
 def save(directory: Path, model_class: Any, config: Any, processor: Any) -> None:
     model = build(model_class, config)
     for name, parameter in model.named_parameters():
-        if name.endswith("_gate"):  # Mllama's start at 0: a picture would change nothing
+        if name.endswith("_gate"):  # Mllama's start at 0: an image would change nothing
             torch.nn.init.constant_(parameter, 0.7)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -63,7 +63,7 @@ def build_vipllava(directory: Path) -> None:
 
 
 def build_idefics2(directory: Path) -> None:
-    """Five tiles of 4 latents each; adjacent pictures share a marker. Its processor reports no offsets."""
+    """Five tiles of 4 latents each; adjacent images share a marker. Its processor reports no offsets."""
     tokenizer = train_tokenizer(bos="<s>", eos="</s>", pad="<unk>", add_bos=True)
     pixels = hf.Idefics2ImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True)
     template = chat("<image>", user="User:", assistant="Assistant:", end="<end_of_utterance>\n")
@@ -129,7 +129,7 @@ def build_aya_vision(directory: Path) -> None:
 
 
 def build_mllama(directory: Path) -> None:
-    """Llama 3.2 Vision: one token for a picture, whose tiles enter by cross-attention."""
+    """Llama 3.2 Vision: one token for an image, whose tiles enter by cross-attention."""
     special = ["<|image|>", "<|python_tag|>", "<|start_header_id|>", "<|end_header_id|>"]
     tokenizer = train_tokenizer(bos="<|begin_of_text|>", eos="<|eot_id|>", pad="<pad>", special=special, add_bos=True)
     pixels = hf.MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=2)
@@ -237,7 +237,7 @@ def load(directory: Path, name: str) -> tuple[Any, Encoder]:
 
 
 def case(model: Any, encoder: Encoder, name: str) -> Case:
-    """Ragged samples through the processor: one picture, several turns, two pictures, none."""
+    """Ragged samples through the processor: one image, several turns, two images, none."""
     one_turn = name in ("paligemma", "paligemma2", "blip_2")
     given = [
         (["<image>\nWhat is this?", "A red cat on the table."], [(60, 40)]),

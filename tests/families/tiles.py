@@ -1,4 +1,4 @@
-"""Families at model level whose processors need torchvision: a fixed or tiled number of tokens for a picture."""
+"""Families at model level whose processors need torchvision: a fixed or tiled number of tokens for an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _case(model_class: Any, config: Any, picture: Callable[[int], Picture], **op
 
 
 def llava_onevision() -> Case:
-    """Two tiles and the whole picture, a newline embedding behind each row of tiles."""
+    """Two tiles and the whole image, a newline embedding behind each row of tiles."""
     vision = hf.SiglipVisionConfig(**_LAYERS, image_size=16, patch_size=8, vision_use_head=False)
     config = hf.LlavaOnevisionConfig(
         vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_index=_IMAGE, video_token_index=2,
@@ -59,7 +59,7 @@ def smolvlm() -> Case:
 
 
 def _led_by_batch(case: Case) -> Case:
-    """Pictures of one sample side by side in dimension 1: [1, tiles, ...]."""
+    """Images of one sample side by side in dimension 1: [1, tiles, ...]."""
     samples = []
     for sample in case.samples:
         inputs = {key: value.flatten(0, 1)[None] for key, value in sample.image_inputs.items()}
@@ -80,7 +80,7 @@ def internvl() -> Case:
 
 
 def mistral3() -> Case:
-    """Pixtral: pictures of any size, a break token at the end of each row."""
+    """Pixtral: images of any size, a break token at the end of each row."""
     vision = hf.PixtralVisionConfig(**_LAYERS, head_dim=16, image_size=32, patch_size=4)
     config = hf.Mistral3Config(
         vision_config=vision, text_config=hf.MistralConfig(**_TEXT, sliding_window=None), image_token_index=_IMAGE,
@@ -88,7 +88,7 @@ def mistral3() -> Case:
     )  # fmt: skip
 
     def picture(seed: int) -> Picture:
-        # Collated pictures share one size: the library zero-pads and cuts by image_sizes.
+        # Collated images share one size: the library zero-pads and cuts by image_sizes.
         rows, columns = (2, 3) if seed % 2 else (3, 2)
         ids = ([_IMAGE] * columns + [_MARK]) * rows
         image = torch.zeros(1, 3, 24, 24)
@@ -132,7 +132,7 @@ def llama4() -> Case:
 
 
 def lfm2_vl() -> Case:
-    """Short convolutions beside attention; pictures as rows of patches."""
+    """Short convolutions beside attention; images as rows of patches."""
     vision = hf.Siglip2VisionConfig(**_LAYERS, patch_size=4, num_patches=16, vision_use_head=False)
     text = hf.Lfm2Config(
         **{**_TEXT, "block_ff_dim": 64, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}
@@ -194,8 +194,8 @@ def instructblip() -> Case:
         }  # fmt: skip
         return Picture(ids=[_IMAGE] * 4, inputs=inputs)
 
-    only_one = "the processor puts the tokens of one picture before the text"
+    only_one = "the processor puts the tokens of one image before the text"
     case = _case(
         hf.InstructBlipForConditionalGeneration, config, picture, two_images=False, text_only=False, image_first=True
     )
-    return dataclasses.replace(case, two_images=only_one, text_only="its forward demands a picture")
+    return dataclasses.replace(case, two_images=only_one, text_only="its forward demands an image")

@@ -64,7 +64,7 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
 ) -> None:
     data = write_shards(tmp_path / "data", 2)
     for name in ("x0", "x1", "x2"):
-        write_parquet(data / f"{name}.parquet", count=250, seed=7)  # Pictures of 170 kB each.
+        write_parquet(data / f"{name}.parquet", count=250, seed=7)  # Images of 170 kB each.
     flags = ("--tokens_per_batch", "8192")
     job = Job(model=slow_model, data=data, output=small_disk / "out", logs=tmp_path, flags=flags)
     code = job.run()

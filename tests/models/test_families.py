@@ -170,7 +170,7 @@ def test_other_pixels_give_other_logits_and_text_only_rows_have_delta_zero(entry
     other = dataclasses.replace(first, image_inputs=changed)
     seen, seen_other = passes(found, [first]), passes(found, [other])
     size = difference(seen[0], seen_other[0])
-    assert size > 0.01, "the picture changes nothing: a wrong pass would not show"
+    assert size > 0.01, "the image changes nothing: a wrong pass would not show"
     assert difference(seen[1], seen_other[1]) == 0.0, "the pass without the image depends on its pixels"
     if not mask_undefined(found.model.config.get_text_config()):
         masked = [hide_after_image(passes(found, [sample], "mask")[1], [sample]) for sample in (first, other)]

@@ -1,4 +1,4 @@
-"""`image_mask` is all that a processor inserted for a picture and no word, for every processor built here."""
+"""`image_mask` is all that a processor inserted for an image and no word, for every processor built here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_markers_are_image_and_words_are_not(encoder_of: Callable[[str], Encoder
     assert not bool((encoded.image_mask & (encoded.labels != IGNORE_INDEX)).any())
 
 
-# The others' pictures come first, whatever the text says.
+# The others' images come first, whatever the text says.
 @pytest.mark.parametrize("name", [family for family in FAMILIES if family.values[0] not in ONE_TURN])
 def test_pictures_between_words_and_side_by_side(encoder_of: Callable[[str], Encoder], name: str) -> None:
     encoder = encoder_of(name)
@@ -80,8 +80,8 @@ def test_pictures_between_words_and_side_by_side(encoder_of: Callable[[str], Enc
     assert "Comparewith,please." in words
     assert not any(marker.strip() in rest for marker in MARKERS[name])
     runs = int(encoded.image_mask.diff().sum()) // 2
-    assert runs in (2, 3), "one picture, then two, between which some templates put a newline"
-    # Adjacent pictures may share a marker, so a little less than three times one picture.
+    assert runs in (2, 3), "one image, then two, between which some templates put a newline"
+    # Adjacent images may share a marker, so a little less than three times one image.
     assert 2 * int(alone.image_mask.sum()) < int(encoded.image_mask.sum()) <= 3 * int(alone.image_mask.sum()) + 2
     assert text(encoder, encoded, encoded.labels != IGNORE_INDEX).strip().startswith("The second shows a small dog.")
 
@@ -100,7 +100,7 @@ def test_the_words_that_pan_and_scan_inserts_are_image_too(tmp_path: Path) -> No
     assert "crops to help you see better" in inserted
     assert len(encoded.image_inputs["pixel_values"]) > 1
     assert set(encoded.image_inputs) == {"pixel_values"}
-    # Newlines beside a picture may be one token with its own.
+    # Newlines beside an image may be one token with its own.
     rest = [text(plain, item, ~item.image_mask).replace("\n", "") for item in (encoded, without)]
     assert rest[0] == rest[1]
     assert (

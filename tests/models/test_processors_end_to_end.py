@@ -23,7 +23,7 @@ PRECOMPUTE = Path(sys.executable).parent / "cal-precompute"
 
 
 def write_data(folder: Path, name: str) -> tuple[Path, list[str]]:
-    """LLaVA JSON with pictures beside it; returns its path and the status expected of every row."""
+    """LLaVA JSON with images beside it; returns its path and the status expected of every row."""
     folder.mkdir()
 
     def picture(number: int, size: tuple[int, int]) -> str:

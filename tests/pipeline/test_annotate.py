@@ -376,7 +376,7 @@ def test_redo_refuses_a_source_whose_rows_are_others_although_its_size_and_time_
 def test_redo_keeps_carried_columns_and_counts_rows_as_before(run: Run, tmp_path: Path, carry: Any) -> None:
     source = write_parquet(tmp_path / "p.parquet", count=3)
     rows = pq.read_table(source).to_pylist()
-    rows[1]["images"][0]["bytes"] = b"no picture"
+    rows[1]["images"][0]["bytes"] = b"no image"
     clock = pa.array([1, None, 3], pa.time64("ns"))
     pq.write_table(pa.Table.from_pylist(rows).append_column("clock", clock), source)
     (shard,) = plan_shards([str(source)])

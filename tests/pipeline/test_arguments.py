@@ -203,7 +203,7 @@ def precompute(**changed: Any) -> PrecomputeConfig:
         ({"gpus_per_worker": 1.5}, "--gpus_per_worker is a fraction .* got 1.5"),
         ({"gpus_per_worker": float("inf")}, "--gpus_per_worker is a fraction .* got inf"),
         ({"gpus_per_worker": float("nan")}, "--gpus_per_worker is a fraction .* got nan"),
-        ({"max_image_pixels": PILLOW_MAX_PIXELS + 1}, "--max_image_pixels 178956971: pillow opens no picture over"),
+        ({"max_image_pixels": PILLOW_MAX_PIXELS + 1}, "--max_image_pixels 178956971: pillow opens no image over"),
         ({"redo_status": "image_eror"}, "--redo_status image_eror: expected some of encode_error, image_error, "),
         ({"redo_status": "too_long,ok"}, "--redo_status ok: expected some of"),
     ],
@@ -247,24 +247,24 @@ def test_redo_statuses_are_separated_by_commas(given_text: str | None, statuses:
 @pytest.mark.parametrize(
     ("carry", "embedded", "resolved", "why"),
     [
-        ("auto", 0, "paths", "--carry auto: the pictures stay where they are, rows hold their paths"),
+        ("auto", 0, "paths", "--carry auto: the images stay where they are, rows hold their paths"),
         (
             "auto",
             10**6,
             "embedded",
-            "--carry auto: 1.0 MB of embedded pictures are copied; those named by path stay where they are",
+            "--carry auto: 1.0 MB of embedded images are copied; those named by path stay where they are",
         ),
         (
             "auto",
             10 * 10**9,
             "embedded",
-            "--carry auto: 10000.0 MB of embedded pictures are copied; those named by path stay where they are",
+            "--carry auto: 10000.0 MB of embedded images are copied; those named by path stay where they are",
         ),
         (
             "auto",
             10 * 10**9 + 1,
             "none",
-            "--carry auto: 10000.0 MB of embedded pictures are not copied; the output is a sidecar of the source",
+            "--carry auto: 10000.0 MB of embedded images are not copied; the output is a sidecar of the source",
         ),
         ("images", 10**12, "images", "--carry images"),
         ("none", 0, "none", "--carry none"),

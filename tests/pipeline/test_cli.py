@@ -328,7 +328,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "contrast.condition: 'drop' there, 'patch_mask' now; contrast.patch_mask_ratio: None there, 0.7 now",
     ),
     "no ratio": (["--contrast", "patch_mask"], "needs --patch_mask_ratio"),
-    "pictures of drop": (["--save_contrast_images", "3"], "--contrast drop makes none"),
+    "images of drop": (["--save_contrast_images", "3"], "--contrast drop makes none"),
     "another split": (["--rows_per_shard", "7"], "is not part of this run's plan"),
     "other columns": (["--extra_columns", "logits"], "this run would write"),
     "no such column": (

@@ -107,7 +107,7 @@ def test_from_store_to_store_equals_from_disk_to_disk(
     for path in sorted((tmp_path / "out").glob("*.parquet")):
         with open_parquet(bucket / "out" / path.name) as file:
             mine, theirs = file.read(), pq.read_table(path)
-        # A message about a missing picture names the folder; everything else is the same to the bit.
+        # A message about a missing image names the folder; everything else is the same to the bit.
         assert mine.drop_columns(["error"]).equals(theirs.drop_columns(["error"])), path.name
     opened = open_annotated(bucket / "out")
     statuses = [row for batch in opened.batches(["status"]) for row in batch["status"].to_pylist()]
@@ -139,7 +139,7 @@ def test_a_killed_upload_leaves_nothing_visible_clean_aborts_it_and_the_same_com
         write_parquet(tmp_path / "in" / f"b{number}.parquet", count=2, seed=number)
     large = write_parquet(tmp_path / "in" / "a.parquet", count=2)
     rows = pq.read_table(large).to_pylist()
-    # What follows a picture's end does not disturb it, and makes its shard large enough to be sent in parts.
+    # What follows an image's end does not disturb it, and makes its shard large enough to be sent in parts.
     rows[0]["images"][0]["bytes"] += np.random.default_rng(0).bytes(2 * PART_BYTES)
     pq.write_table(pa.Table.from_pylist(rows), large)
     upload(tmp_path / "in", bucket / "in")

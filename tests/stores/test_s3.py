@@ -251,7 +251,7 @@ def test_a_picture_is_read_inside_the_prefix_only(bucket: ObjectPath, proxy: Fau
     ):
         with pytest.raises(ImageError, match=message):
             read_image_file(ImageRef(path=path), folder)
-    # A store that refuses says nothing about the picture: the shard fails, the row is not marked.
+    # A store that refuses says nothing about the image: the shard fails, the row is not marked.
     proxy.faults.append("403")
     with pytest.raises(StoreError):
         read_image_file(ImageRef(path="a/1.png"), folder)

@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "evaluation at the start without data": (["--eval_on_start"], "--eval_on_start has no effect"),
     "output under a file": (["--output_dir", f"{__file__}/out"], "cannot be written to: Not a directory"),
     "output in a store": (["--output_dir", "s3://bucket/out"], "is a URL"),
-    "evaluation pictures that are not there": (
+    "evaluation images that are not there": (
         ["--eval_path", "/nowhere", "--eval_strategy", "epoch", "--eval_image_folder", "/no/pictures"],
         "--eval_image_folder /no/pictures: no such directory",
     ),

@@ -81,7 +81,7 @@ def test_measured_trained_and_looked_at(name: str, family: Callable[[str], Famil
     assert found["uniform"] != pytest.approx(found["cached"], abs=1e-4)
     processor = AutoProcessor.from_pretrained(tmp_path / "cached")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "cached")
-    content = [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]
+    content = [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[sample_image(3, (48, 40))], text=[text], return_tensors="pt")
     with torch.no_grad():

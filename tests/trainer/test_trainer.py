@@ -188,7 +188,7 @@ def test_unweighted_loss_is_the_same_under_released_pooling(model: Any, tmp_path
 
 
 def eight_rows(llava: Family) -> list[Example]:
-    """Six with pictures and two without, answers of different lengths, deltas of any size."""
+    """Six with images and two without, answers of different lengths, deltas of any size."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(8):

@@ -23,7 +23,7 @@ class Batch:
     image_mask: Tensor
     """[B, T] bool."""
     contrast_inputs: dict[str, Tensor] = field(default_factory=dict)
-    """Pixel inputs of the perturbed pictures, in the shapes of `inputs`; empty unless the samples have any."""
+    """Pixel inputs of the perturbed images, in the shapes of `inputs`; empty unless the samples have any."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Moves everything to `device`; floating inputs (pixels) also to the model's `dtype`."""

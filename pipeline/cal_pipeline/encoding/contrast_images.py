@@ -1,4 +1,4 @@
-"""Perturbed pictures written out beside their sources, for a look."""
+"""Perturbed images written out beside their sources, for a look."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cal_schemas.storage.locations import Location, location
 def save_contrast_images(
     shards: Sequence[Shard], contrast: ContrastSpec, folder: Location, *, count: int, max_image_pixels: int
 ) -> int:
-    """Writes the first `count` readable pictures of the plan and what the second pass sees of them; returns how many.
+    """Writes the first `count` readable images of the plan and what the second pass sees of them; returns how many.
 
-    `<number>-<sample key>-<picture>.png` and the same name with the condition: the very pictures that are measured.
+    `<number>-<sample key>-<image>.png` and the same name with the condition: the very images that are measured.
     Those of an earlier run are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,9 @@ def _save(picture: Image.Image, path: Location) -> None:
 
 
 def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
-    """Sample key, place in the sample, and picture, in the order of the plan.
+    """Sample key, place in the sample, and image, in the order of the plan.
 
-    Bad pictures and damaged files are passed over: the measurement says what is wrong with them.
+    Bad images and damaged files are passed over: the measurement says what is wrong with them.
     """
     for shard in shards:
         folder = None if shard.source.image_folder is None else location(shard.source.image_folder)

@@ -22,7 +22,7 @@ class EncodedSample:
     """[T] bool: tokens the processor inserted for images, row, column and tile markers included."""
     truncated: bool = False
     contrast_inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Pixel inputs of the perturbed pictures, each of the shape in `image_inputs`; empty unless a contrast has any."""
+    """Pixel inputs of the perturbed images, each of the shape in `image_inputs`; empty unless a contrast has any."""
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""A Sample and its pictures become model inputs, labels and the mask of image tokens.
+"""A Sample and its images become model inputs, labels and the mask of image tokens.
 
 Measuring and training use this one encoder: that is what makes their labels agree.
 
@@ -40,7 +40,7 @@ class Encoder:
     Args:
         processor: with a fast tokenizer (offsets are needed) and an `image_token`.
         template: `auto` is the processor's chat template, or the prefix and suffix of a PaliGemma-like processor.
-        image_aspect_ratio: `native` leaves the picture to the processor; `pad` extends it to a square with the
+        image_aspect_ratio: `native` leaves the image to the processor; `pad` extends it to a square with the
             processor's mean colour first; `square` insists on the processor's resize and centre crop.
         max_length: longest encoding, in tokens.
         date: that a chat template gets which asks for it (YYYY-MM-DD); None is today's.
@@ -93,7 +93,7 @@ class Encoder:
         }
         self._longest_text = max_length * max(map(len, processor.tokenizer.get_vocab()))
         self._image_token = str(processor.image_token)  # BLIP-2 keeps it as an AddedToken
-        # Ids that stand for one picture before the text; 0 where pictures have a place in the text.
+        # Ids that stand for one image before the text; 0 where images have a place in the text.
         self._prefix: int = processor.num_query_tokens if self._name in PREFIX_PROCESSORS else 0
         self._images_kwargs: dict[str, Any] = {}
         if image_aspect_ratio == "square":
@@ -120,7 +120,7 @@ class Encoder:
         self.pad_token_id: int = 0 if pad is None else int(pad)
 
     def _probe(self) -> frozenset[str]:
-        """Names of the pixel inputs that lead with the batch: two pictures of one sample give them one row.
+        """Names of the pixel inputs that lead with the batch: two images of one sample give them one row.
 
         Also learns which inputs are of tokens: two texts of different lengths give them as many entries as tokens. And
         notices a processor that rewrites the text, where character offsets would point at the wrong words.
@@ -147,7 +147,7 @@ class Encoder:
         return frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> EncodedSample:
-        """Encodes one sample with its decoded pictures, in the order of the marks.
+        """Encodes one sample with its decoded images, in the order of the marks.
 
         Raises SampleError (or a subclass that names the status) when this sample cannot be used.
         """
@@ -163,7 +163,7 @@ class Encoder:
         except CalError:
             raise
         except Exception as error:
-            # A processor may raise anything for text or pictures that it does not like (its own token in the words).
+            # A processor may raise anything for text or images that it does not like (its own token in the words).
             raise SampleError(f"{type(self.processor).__name__}: {type(error).__name__}: {error}") from error
         stray = torch.isin(encoded.sequence_inputs["input_ids"], self._placeholders) & ~encoded.image_mask
         if bool(stray.any()):
@@ -196,7 +196,7 @@ class Encoder:
         return templates.render_vicuna_v1(turns, self._image_token, str(self.processor.tokenizer.eos_token))
 
     def check(self, sample: Sample, num_images: int | None = None) -> None:
-        """Whatever is wrong with the words alone, before a picture is opened; raises as `__call__` does."""
+        """Whatever is wrong with the words alone, before an image is opened; raises as `__call__` does."""
         if sample.messages is None:
             raise SampleError(sample.problem or "the row could not be parsed")
         num_images = len(sample.images) if num_images is None else num_images
@@ -246,9 +246,9 @@ class Encoder:
         return not (self._writes_bos or (bos and text.lstrip().startswith(bos)))
 
     def _encode_prefixed(self, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
-        """The mark and a newline behind it leave the text; the processor puts the picture's ids before all of it."""
+        """The mark and a newline behind it leave the text; the processor puts the image's ids before all of it."""
         if len(images) != 1:
-            raise SampleError(f"{self._name} takes exactly one picture, got {len(images)}")
+            raise SampleError(f"{self._name} takes exactly one image, got {len(images)}")
         at = rendered.text.index(self._image_token)
         after = at + len(self._image_token)
         after += rendered.text[after : after + 1] == "\n"
@@ -278,7 +278,7 @@ class Encoder:
             found = self._process(text, images, suffix=messages[1].content)
             output, inserted = found.output, found.expansion(text, len(images), self._specials).inserted
         else:
-            # The processor insists on a picture; without one its prompt is the same text with no image tokens.
+            # The processor insists on an image; without one its prompt is the same text with no image tokens.
             tokenizer = self.processor.tokenizer
             output = tokenizer(
                 [f"{tokenizer.bos_token}{question}\n"], text_pair=[messages[1].content + tokenizer.eos_token],
@@ -334,7 +334,7 @@ class Encoder:
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """The picture centred on a square of its longer side in colour int(255 * mean), as the released code does."""
+    """The image centred on a square of its longer side in colour int(255 * mean), as the released code does."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -342,7 +342,7 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 
 
 def token_aligned(inputs: Mapping[str, Any]) -> frozenset[str]:
-    """Names of a batch's inputs [B, T] that are of its tokens, by their shape; numbers of pictures are floating."""
+    """Names of a batch's inputs [B, T] that are of its tokens, by their shape; numbers of images are floating."""
     shape = inputs["input_ids"].shape
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
     return frozenset(k for k, value in tensors.items() if value.shape == shape and not value.is_floating_point())

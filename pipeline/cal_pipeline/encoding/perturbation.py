@@ -1,7 +1,7 @@
-"""Other pictures in place of the picture: the paper's patch mask and gaussian blur, applied before the processor.
+"""Other images in place of the image: the paper's patch mask and gaussian blur, applied before the processor.
 
-A perturbed picture has the size of its source, so ids, positions and labels of the first pass serve the second. All
-pixels here are those of the picture as stored, before padding, resizing or tiling.
+A perturbed image has the size of its source, so ids, positions and labels of the first pass serve the second. All
+pixels here are those of the image as stored, before padding, resizing or tiling.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CHUNK_VALUES = 2**21
 
 
 def perturbed(image: Image.Image, contrast: ContrastSpec, sample_key: str, number: int) -> Image.Image:
-    """The picture of the second pass, RGB, of the same size.
+    """The image of the second pass, RGB, of the same size.
 
     Args:
-        image: of any mode; picture `number` of its sample.
+        image: of any mode; image `number` of its sample.
         contrast: one whose condition perturbs.
         sample_key: with `number` the seed of the mask, so that a rerun, and training, mask the same cells.
-        number: position among the sample's pictures.
+        number: position among the sample's images.
     """
     if contrast.patch_mask_ratio is not None:
         return mask_patches(image, contrast.patch_mask_ratio, f"{sample_key}/{number}")
@@ -41,9 +41,9 @@ def perturbed(image: Image.Image, contrast: ContrastSpec, sample_key: str, numbe
 
 
 def mask_patches(image: Image.Image, ratio: float, seed: str) -> Image.Image:
-    """The picture with round(ratio * cells) cells of a grid painted in FILL, at least one.
+    """The image with round(ratio * cells) cells of a grid painted in FILL, at least one.
 
-    The grid has 10 columns and 20 rows; a picture with fewer pixels than that on a side has one cell a pixel there.
+    The grid has 10 columns and 20 rows; an image with fewer pixels than that on a side has one cell a pixel there.
     Cells are ranked by a hash of `seed`: the same on every machine, and a larger ratio masks what a smaller one does
     and more.
     """
@@ -62,7 +62,7 @@ def mask_patches(image: Image.Image, ratio: float, seed: str) -> Image.Image:
 
 
 def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
-    """The picture convolved with a gaussian of `sigma` pixels, on values as stored, rounded to whole levels.
+    """The image convolved with a gaussian of `sigma` pixels, on values as stored, rounded to whole levels.
 
     A sampled kernel cut at 4 sigma, borders mirrored (… b a | a b c …), which keeps the mean of each channel. Pillow's
     own GaussianBlur is three box filters. By FFT of the mirrored lines, so the time does not depend on sigma.
@@ -95,9 +95,9 @@ def _blur_lines(lines: np.ndarray, sigma: float) -> None:
 def encode_with_contrast(
     encoder: Encoder, contrast: ContrastSpec, sample: Sample, images: Sequence[Image.Image], sample_key: str
 ) -> EncodedSample:
-    """`encoder(sample, images)`; under a condition that perturbs also the pixel inputs of the perturbed pictures.
+    """`encoder(sample, images)`; under a condition that perturbs also the pixel inputs of the perturbed images.
 
-    Raises ContrastError when the processor gives the perturbed pictures other tokens or shapes than the pictures.
+    Raises ContrastError when the processor gives the perturbed images other tokens or shapes than the images.
     """
     encoded = encoder(sample, images)
     if not contrast.perturbs or not images:
@@ -105,13 +105,11 @@ def encode_with_contrast(
     try:
         other = encoder(sample, [perturbed(image, contrast, sample_key, i) for i, image in enumerate(images)])
     except SampleError as error:
-        raise ContrastError(
-            f"contrast {contrast.condition}: the perturbed picture cannot be encoded: {error}"
-        ) from error
+        raise ContrastError(f"contrast {contrast.condition}: the perturbed image cannot be encoded: {error}") from error
     for name, ids in encoded.sequence_inputs.items():
         if ids.tolist() != other.sequence_inputs[name].tolist():
             raise ContrastError(
-                f"contrast {contrast.condition}: the processor makes other tokens of the perturbed picture "
+                f"contrast {contrast.condition}: the processor makes other tokens of the perturbed image "
                 f"({other.num_tokens} instead of {encoded.num_tokens}, {name} differ), so the two passes cannot be "
                 "compared"
             )
@@ -120,7 +118,7 @@ def encode_with_contrast(
     )
     if shapes != others:
         raise ContrastError(
-            f"contrast {contrast.condition}: the processor makes pixels of other shapes of the perturbed picture "
+            f"contrast {contrast.condition}: the processor makes pixels of other shapes of the perturbed image "
             f"({others} instead of {shapes})"
         )
     return replace(encoded, contrast_inputs=other.image_inputs)

@@ -42,7 +42,7 @@ class PreparedRow:
 
     @property
     def num_bytes(self) -> int:
-        """Of pictures and pixels."""
+        """Of images and pixels."""
         pixels = (self.encoded.image_inputs, self.encoded.contrast_inputs) if self.encoded else ()
         return self.sample.num_bytes + sum(value.nbytes for inputs in pixels for value in inputs.values())
 
@@ -59,7 +59,7 @@ def prepare_rows(
 ) -> Generator[PreparedRow, None, None]:
     """The shard's rows in their order, some ahead of the reader.
 
-    `kept` has for each row what a redo takes over as it is, pictures and other columns included, or None. Raises
+    `kept` has for each row what a redo takes over as it is, images and other columns included, or None. Raises
     ShardError when the source cannot be read, or is not what the kept rows were measured from.
     """
     folder = None if shard.source.image_folder is None else location(shard.source.image_folder)
@@ -69,7 +69,7 @@ def prepare_rows(
         if kept is not None:
             if kept.sample_key != key:
                 raise ShardError(f"{shard.source.uri}: row {row} is not the row that was measured before")
-            if carry == "none":  # The report asks for them: rows without a picture are counted apart.
+            if carry == "none":  # The report asks for them: rows without an image are counted apart.
                 kept = replace(kept, sample=replace(kept.sample, images=sample.images))
             return PreparedRow(sample=kept.sample, sample_key=key, kept=kept, load_seconds=read_seconds)
         started = loaded = time.monotonic()
@@ -80,7 +80,7 @@ def prepare_rows(
             if carry == "images":
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
-            encoder.check(sample)  # Before a picture is decoded: a row may have thousands.
+            encoder.check(sample)  # Before an image is decoded: a row may have thousands.
             pictures = decode_images(files, max_image_pixels)
             notes = filter(None, (sample.note, *dict.fromkeys(map(note_of, pictures))))
             sample = replace(sample, note="; ".join(notes) or None)

@@ -67,12 +67,12 @@ def process(
     add_special_tokens: bool | None = None,
     **kwargs: Any,
 ) -> Processed:
-    """Calls the processor with one text and its pictures; a copy of it, so that several threads may.
+    """Calls the processor with one text and its images; a copy of it, so that several threads may.
 
     Args:
         processor: with a `tokenizer` attribute.
         tokenizer: to be called in place of the processor's own: `with_all_offsets` of it.
-        text: with a placeholder for each picture.
+        text: with a placeholder for each image.
         images: decoded, in the order of the placeholders.
         image_token: the placeholder.
         images_kwargs: for the image processor.
@@ -132,7 +132,7 @@ class _Recorder:
 
 @contextmanager
 def complete(processor: Any) -> Iterator[None]:
-    """Within it two pictures are processed: whatever comes of it is a ConfigError that names what the processor lacks.
+    """Within it two images are processed: whatever comes of it is a ConfigError that names what the processor lacks.
 
     Checkpoints converted long ago lack what their processors were given by the model in older versions of transformers.
     """
@@ -154,4 +154,4 @@ def complete(processor: Any) -> Iterator[None]:
         others = [one for one in unset if one != "chat_template"]
         hint = f". It lacks {', '.join(others)}: {way_out}" if others else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise ConfigError(f"{name} cannot process two small pictures: {reason}{hint}") from error
+        raise ConfigError(f"{name} cannot process two small images: {reason}{hint}") from error

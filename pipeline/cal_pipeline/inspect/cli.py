@@ -23,7 +23,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "summary": ("cal_pipeline.inspect.commands.summary", "counts, quantiles of delta, delta by turn, what measured it"),
     "tokens": ("cal_pipeline.inspect.commands.tokens", "tokens with the highest and lowest deltas, with context"),
     "plot": ("cal_pipeline.inspect.commands.plot", "histogram of delta with alpha, beta and the cumulative share"),
-    "show": ("cal_pipeline.inspect.commands.show", "one sample: its picture and its words shaded by delta or weight"),
+    "show": ("cal_pipeline.inspect.commands.show", "one sample: its image and its words shaded by delta or weight"),
     "filter": (
         "cal_pipeline.inspect.commands.filter_rows",
         "rows that fulfil a condition: ids, or a new annotated directory",
@@ -47,7 +47,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "attention": (
         "cal_pipeline.inspect.commands.attention",
-        "where in the picture the words attend to (LLaVA, LLaVA-NeXT)",
+        "where in the image the words attend to (LLaVA, LLaVA-NeXT)",
     ),
     "patch-words": ("cal_pipeline.inspect.commands.patch_words", "the nearest words of each patch (LLaVA, LLaVA-NeXT)"),
 }

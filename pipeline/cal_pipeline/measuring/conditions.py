@@ -50,7 +50,7 @@ def without_image(
         position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
             sections, or None where the decoder counts by itself.
         text_config: of the decoder; its sliding window decides whether explicit masks are needed.
-        contrast_inputs: pixel inputs of the perturbed pictures, for the conditions that show those.
+        contrast_inputs: pixel inputs of the perturbed images, for the conditions that show those.
         demanded: image inputs without which the forward cannot be called; `drop` passes them on, and as no token
             stands for them they add nothing.
 
@@ -58,7 +58,7 @@ def without_image(
     """
     batch, length = labels.shape
     if condition in PERTURBING:
-        # The model makes the same positions of the same ids and picture sizes as in the first pass.
+        # The model makes the same positions of the same ids and image sizes as in the first pass.
         index = torch.arange(length, device=labels.device).expand(batch, length)
         return WithoutImage(inputs={**inputs, **(contrast_inputs or {})}, labels=labels, index=index)
     if position_ids is None:
@@ -76,7 +76,7 @@ def without_image(
     count = kept.sum(-1)
     index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
     real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
-    # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its picture.
+    # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its image.
     index = torch.where(real, index, index[:, :1])
     dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in token_aligned(inputs)}
     dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in dropped}
@@ -94,7 +94,7 @@ def without_image(
 def check_contrast_inputs(
     condition: Condition, inputs: Mapping[str, Tensor], contrast_inputs: Mapping[str, Tensor] | None
 ) -> None:
-    """ConfigError unless the perturbed pictures are there for the conditions that show them, and for no other.
+    """ConfigError unless the perturbed images are there for the conditions that show them, and for no other.
 
     They must be inputs of the first pass, of the same shape: ids, positions and labels are reused.
     """
@@ -104,7 +104,7 @@ def check_contrast_inputs(
         return
     if contrast_inputs is None:
         raise ConfigError(
-            f"contrast {condition!r} needs contrast_inputs: the pixel inputs of the perturbed pictures "
+            f"contrast {condition!r} needs contrast_inputs: the pixel inputs of the perturbed images "
             "(perturbation.encode_with_contrast and collate make them)"
         )
     for key, value in contrast_inputs.items():
@@ -113,7 +113,7 @@ def check_contrast_inputs(
             raise ConfigError(f"contrast_inputs has {key!r}, which is no image input of the first pass ({images})")
         if value.shape != inputs[key].shape:
             raise ConfigError(
-                f"contrast_inputs[{key!r}] has the shape {list(value.shape)}, the picture itself "
+                f"contrast_inputs[{key!r}] has the shape {list(value.shape)}, the image itself "
                 f"{list(inputs[key].shape)}: both passes must have the same tokens"
             )
 
@@ -121,7 +121,7 @@ def check_contrast_inputs(
 def defined_tokens(labels: Tensor, attention_mask: Tensor, image_mask: Tensor, condition: Condition = "drop") -> Tensor:
     """[B, T] bool: supervised tokens with at least one kept token before them; elsewhere no delta exists.
 
-    Where another picture is shown instead of none, its tokens are kept too.
+    Where another image is shown instead of none, its tokens are kept too.
     """
     kept = attention_mask.bool() if condition in PERTURBING else attention_mask.bool() & ~image_mask
     kept = kept.long()

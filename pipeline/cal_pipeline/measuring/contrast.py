@@ -157,7 +157,7 @@ def contrast_logits(
         labels: [B, T] unshifted, IGNORE_INDEX where unsupervised.
         image_mask: [B, T] bool, tokens that stand for images.
         contrast: `drop` by default.
-        contrast_inputs: pixel inputs of the perturbed pictures, which `patch_mask` and `gaussian_blur` need and the
+        contrast_inputs: pixel inputs of the perturbed images, which `patch_mask` and `gaussian_blur` need and the
             others refuse: the second pass takes them in place of the same entries of `inputs`.
         read: what is read of a pass, `label_logits` by default; leading dimensions it adds come first in the result.
 

@@ -98,7 +98,7 @@ def measure(
         except (torch.AcceleratorError, CalError):
             raise
         except (AttributeError, IndexError, RuntimeError, ValueError) as error:
-            # A forward may refuse one row (a picture that its tables do not hold): that row says so, not its shard.
+            # A forward may refuse one row (an image that its tables do not hold): that row says so, not its shard.
             _raise_if_lost()
             if len(chosen) > 1:
                 queue += [[index] for index in reversed(chosen)]

@@ -26,9 +26,9 @@ _QUESTIONS: Final = (("A red disc on a white ground.", (96, 64), "red"), ("A blu
 
 
 def encode_questions(encoder: Encoder, model_id: str, contrast: ContrastSpec) -> list[EncodedSample]:
-    """Two plain questions about two pictures; ConfigError naming the model when it cannot encode even these.
+    """Two plain questions about two images; ConfigError naming the model when it cannot encode even these.
 
-    Under a contrast that perturbs, the perturbed pictures have all their cells masked.
+    Under a contrast that perturbs, the perturbed images have all their cells masked.
     """
     return [encode_question(encoder, model_id, contrast, number) for number in range(2)]
 
@@ -44,7 +44,7 @@ def encode_question(
     picture = Image.new("RGB", size, "white")
     ImageDraw.Draw(picture).ellipse((20, 10, size[0] - 20, size[1] - 10), fill=colour)
     turns = (
-        Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the picture?"),
+        Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the image?"),
         Turn(role="assistant", content=" ".join([answer] * times)),
     )
     try:
@@ -52,7 +52,7 @@ def encode_question(
         return encode_with_contrast(encoder, contrast, sample, [picture], "self-check")
     except CalError as error:
         raise ConfigError(
-            f"{model_id}: its processor cannot encode a plain question about one picture ({error})"
+            f"{model_id}: its processor cannot encode a plain question about one image ({error})"
         ) from error
 
 
@@ -62,8 +62,8 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     The label head must give what full logits give, also where padding is not masked (`without_padding_mask`); with
     contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image (there
     the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with the
-    picture; with a contrast that perturbs, the picture itself as perturbed picture must give delta 0, and the batch's
-    perturbed pictures must not. All within what the forward's own precision explains (`precision`). A decoder whose
+    image; with a contrast that perturbs, the image itself as perturbed image must give delta 0, and the batch's
+    perturbed images must not. All within what the forward's own precision explains (`precision`). A decoder whose
     mask is undefined must keep its words where they were beside the image.
     """
     kind = type(model).__name__
@@ -124,7 +124,7 @@ def _check_without_image(
         return contrast_logits(*given)[1][compared]
 
     def changes_with_picture(masked: torch.Tensor) -> tuple[float, bool]:
-        """By how much the masked logits change with the picture, here its negative; and whether that is too much."""
+        """By how much the masked logits change with the image, here its negative; and whether that is too much."""
         pixels = {key for key, value in batch.inputs.items() if value.is_floating_point()}
         negative = {key: -value if key in pixels else value for key, value in batch.inputs.items()}
         return disagreement(masked, without("mask", negative))
@@ -134,8 +134,8 @@ def _check_without_image(
         size, wrong = changes_with_picture(masked)
         if wrong:
             raise ConfigError(
-                f"{name}: with the image's tokens masked, logits still differ by {size:.3g} between two pictures; "
-                f"masking does not hide the picture from this model ({kind}), use another --contrast"
+                f"{name}: with the image's tokens masked, logits still differ by {size:.3g} between two images; "
+                f"masking does not hide the image from this model ({kind}), use another --contrast"
             )
         return
     with refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
@@ -147,7 +147,7 @@ def _check_without_image(
     leak, leaks = changes_with_picture(masked)
     if leaks:
         raise ConfigError(
-            f"{found}, and masked ones by {leak:.3g} between two pictures: what this model ({kind}) says without an "
+            f"{found}, and masked ones by {leak:.3g} between two images: what this model ({kind}) says without an "
             "image cannot be measured by either; use --contrast patch_mask or gaussian_blur"
         )
     raise ConfigError(f"{found}; use --contrast mask with this model ({kind})")
@@ -178,12 +178,12 @@ def _check_perturbed(
     size, wrong = disagreement(with_image[compared], same[compared])
     if wrong:
         raise ConfigError(
-            f"{name}: two passes over the same picture differ by {size:.3g}; this architecture "
-            f"({type(model).__name__}) cannot be contrasted with a perturbed picture, use --contrast drop or mask"
+            f"{name}: two passes over the same image differ by {size:.3g}; this architecture "
+            f"({type(model).__name__}) cannot be contrasted with a perturbed image, use --contrast drop or mask"
         )
     other = contrast_logits(*given, batch.contrast_inputs)[1]
     if bool((other[compared] == same[compared]).all()):
         raise ConfigError(
-            f"{name}: no logit changes when all of the picture is masked; {type(model).__name__} does not see the "
-            f"perturbed picture, use --contrast drop or mask"
+            f"{name}: no logit changes when all of the image is masked; {type(model).__name__} does not see the "
+            f"perturbed image, use --contrast drop or mask"
         )

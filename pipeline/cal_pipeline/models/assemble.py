@@ -30,7 +30,7 @@ _PINPOINT_TILES: Final = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's grids in tiles of the tower: 336x672, 672x336, 672x672, 1008x336, 336x1008 for a tower of 336."""
 _log = logging.getLogger(__name__)
 
-# Chat templates of language models expect words; a picture among the parts becomes its token on a line of its own.
+# Chat templates of language models expect words; an image among the parts becomes its token on a line of its own.
 _FLATTEN: Final = """
 {%- set flat = namespace(messages=[], text='') -%}
 {%- for message in messages -%}
@@ -144,7 +144,7 @@ def _load(part: str, folder: Path, kind: Any, *, weights: bool = False) -> Any:
 
 
 def _load_vision(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The tower, and how its pictures are normalised."""
+    """The tower, and how its images are normalised."""
     config = _load("vision", folder, hf.AutoConfig)
     if config.model_type not in ("clip", "clip_vision_model"):
         raise ConfigError(f"--assemble vision={folder} holds a {config.model_type!r} model, not a CLIP vision tower")
@@ -242,7 +242,7 @@ def _processor(kind: Kind, vision: Any, pixels: dict[str, Any], pinpoints: Any, 
     image_processor = getattr(hf, f"{prefix}ImageProcessor{backend}")(**sizes)
     own = tokenizer.chat_template
     template = _FLATTEN + ((own.get("default") if isinstance(own, dict) else own) or _VICUNA)
-    tokenizer.chat_template = None  # The processor's is the one that knows pictures.
+    tokenizer.chat_template = None  # The processor's is the one that knows images.
     class_token = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return getattr(hf, f"{prefix}Processor")(
         image_processor, tokenizer, patch_size=vision.patch_size, chat_template=template, **class_token

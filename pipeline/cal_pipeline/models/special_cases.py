@@ -11,9 +11,9 @@ from typing import Any, Final
 
 REFUSED_MODELS: Final = {
     "chameleon": "its wrapper indexes the logits by vocabulary, to forbid image tokens; label logits have no such axis",
-    "git": "pictures stand in front of the text as hidden rows without tokens: none can be dropped, and rows and "
+    "git": "images stand in front of the text as hidden rows without tokens: none can be dropped, and rows and "
     "labels do not line up",
-    "blip": "pictures enter by cross-attention in every layer and its forward demands them: there is no pass without",
+    "blip": "images enter by cross-attention in every layer and its forward demands them: there is no pass without",
     "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
     "pi0": "it predicts a robot's actions, not tokens",
 }
@@ -26,13 +26,13 @@ REFUSED_PROCESSORS: Final = {
 """Class name to why no sample can be encoded with it."""
 
 PREFIX_PROCESSORS: Final = {
-    "Blip2Processor": "it puts the ids of one picture before the text's BOS, without any text: there is no offset",
+    "Blip2Processor": "it puts the ids of one image before the text's BOS, without any text: there is no offset",
 }
 """Class name to why its image tokens are found by their number, `num_query_tokens`, at the front."""
 
 ALIKE_BATCHES: Final = {
-    "MllamaProcessor": "a token before its picture, and every token of a row without one, attends evenly to all of the "
-    "batch's pictures and their padding: a row's logits depend on how many pictures its neighbours have",
+    "MllamaProcessor": "a token before its image, and every token of a row without one, attends evenly to all of the "
+    "batch's images and their padding: a row's logits depend on how many images its neighbours have",
 }
 """Class name to why only samples with pixel inputs of one shape may share a batch; training takes one row at a time."""
 
@@ -46,7 +46,7 @@ def mask_undefined(text_config: Any) -> str | None:
     Takes the decoder's config. Contrast `drop` defines its deltas then.
     """
     if getattr(text_config, "cross_attention_layers", None):
-        return "pictures enter by cross-attention, which does not pass through the text's attention mask"
+        return "images enter by cross-attention, which does not pass through the text's attention mask"
     for name in ("layer_types", "layers_block_type"):
         if others := sorted(set(getattr(text_config, name, None) or []) - _ATTENTION_LAYERS):
             return f"layers of type {', '.join(others)} carry a token's content past the attention mask"

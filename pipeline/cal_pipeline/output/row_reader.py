@@ -33,7 +33,7 @@ class StoredRow:
     """Of the whole directory, from 0: files in their order, rows in theirs."""
     sample: Sample
     image_folder: Location | None
-    """Where the paths of its pictures start."""
+    """Where the paths of its images start."""
     status: str
     error: str | None
     label_ids: np.ndarray
@@ -52,7 +52,7 @@ class StoredRow:
         return self.sample_key in (sample_key(self.sample), sample_key(by_path))
 
     def with_pictures(self) -> Sample:
-        """The sample with the bytes of its pictures; ImageError where one cannot be read."""
+        """The sample with the bytes of its images; ImageError where one cannot be read."""
         files = read_images(self.sample.images, self.image_folder)
         pairs = zip(self.sample.images, files, strict=True)
         return replace(self.sample, images=tuple(ImageRef(data=data, path=image.path) for image, data in pairs))
@@ -63,7 +63,7 @@ def read_stored(
 ) -> Iterator[StoredRow]:
     """The rows of these numbers, each once and ascending; holds one row group at a time.
 
-    Samples that a file does not hold (`carry` none, or paths into embedded pictures) are read from its source.
+    Samples that a file does not hold (`carry` none, or paths into embedded images) are read from its source.
     `image_folder` replaces the one the file names. Raises ConfigError when such a source is gone or has changed since
     it was measured, FormatError naming a file that cannot be read.
     """

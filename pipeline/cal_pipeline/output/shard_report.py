@@ -31,7 +31,7 @@ class ShardReport:
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("load", "encode", "forward", "write", "total"), 0.0)
     )
-    """`load` (reading rows and pictures) and `encode` add up their threads, `write` is of its own; the others are of
+    """`load` (reading rows and images) and `encode` add up their threads, `write` is of its own; the others are of
     the main thread."""
     bytes: int = 0
     worker: str = ""

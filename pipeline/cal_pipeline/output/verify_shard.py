@@ -78,7 +78,7 @@ def _check_rows(parquet: pq.ParquetFile, check: ShardCheck) -> None:
     keys: list[np.ndarray] = []
     counts: Counter[str] = Counter()
     for number in range(parquet.num_row_groups):
-        # All columns: pictures too are read, and every page has a checksum.
+        # All columns: images too are read, and every page has a checksum.
         for batch in parquet.iter_batches(batch_size=1024, row_groups=[number]):
             batch.validate(full=True)
             counts.update(_batch_problems(batch))

@@ -91,20 +91,18 @@ class PrecomputeConfig:
 
     template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
     image_aspect_ratio: AspectRatio = field(
-        default="native", metadata=_help("native leaves the picture to the processor")
+        default="native", metadata=_help("native leaves the image to the processor")
     )
     max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens, image tokens included"))
     truncation: Truncation = field(
         default="drop", metadata=_help("what happens to a longer row: status too_long, or its end is cut")
     )
-    max_image_pixels: int = field(
-        default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger picture is an image_error")
-    )
+    max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger image is an image_error"))
 
     contrast: Condition = field(
         default="drop",
         metadata=_help(
-            "without the image: its tokens dropped (the paper) or masked (released code), or another picture: parts of "
+            "without the image: its tokens dropped (the paper) or masked (released code), or another image: parts of "
             "it painted over (patch_mask) or all of it blurred (gaussian_blur)"
         ),
     )
@@ -112,10 +110,10 @@ class PrecomputeConfig:
         default=None, metadata=_help("of patch_mask: share of the 10 x 20 cells that are painted over, e.g. 0.7")
     )
     blur_sigma: float | None = field(
-        default=None, metadata=_help("of gaussian_blur: standard deviation in pixels of the picture as stored")
+        default=None, metadata=_help("of gaussian_blur: standard deviation in pixels of the image as stored")
     )
     save_contrast_images: int = field(
-        default=0, metadata=_help("write so many pictures and their perturbed forms into .cal/contrast_images")
+        default=0, metadata=_help("write so many images and their perturbed forms into .cal/contrast_images")
     )
     extra_columns: str | None = field(
         default=None,
@@ -191,7 +189,7 @@ class PrecomputeConfig:
             raise ConfigError(f"--seed must not be negative, got {self.seed}")
         if self.max_image_pixels > PILLOW_MAX_PIXELS:
             raise ConfigError(
-                f"--max_image_pixels {self.max_image_pixels}: pillow opens no picture over {PILLOW_MAX_PIXELS} pixels"
+                f"--max_image_pixels {self.max_image_pixels}: pillow opens no image over {PILLOW_MAX_PIXELS} pixels"
             )
         if not 0 <= self.max_error_fraction <= 1:
             raise ConfigError(f"--max_error_fraction is a fraction from 0 to 1, got {self.max_error_fraction}")
@@ -212,7 +210,7 @@ class PrecomputeConfig:
             raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
         if self.save_contrast_images and not contrast.perturbs:
             raise ConfigError(
-                f"--save_contrast_images writes perturbed pictures, and --contrast {self.contrast} makes none: use "
+                f"--save_contrast_images writes perturbed images, and --contrast {self.contrast} makes none: use "
                 "patch_mask or gaussian_blur"
             )
         if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
@@ -234,12 +232,12 @@ class PrecomputeConfig:
         return frozenset(part.strip() for part in (self.redo_status or "").split(",") if part.strip())
 
     def resolved_carry(self, embedded_bytes: int) -> tuple[Carry, str]:
-        """What `--carry` comes to for a source that embeds so many bytes of pictures, and why, in words."""
+        """What `--carry` comes to for a source that embeds so many bytes of images, and why, in words."""
         if self.carry != "auto":
             return self.carry, f"--carry {self.carry}"
-        size = f"{embedded_bytes / 1e6:.1f} MB of embedded pictures"
+        size = f"{embedded_bytes / 1e6:.1f} MB of embedded images"
         if embedded_bytes > _KEEP_EMBEDDED_BYTES:
             return "none", f"--carry auto: {size} are not copied; the output is a sidecar of the source"
         if embedded_bytes:
             return "embedded", f"--carry auto: {size} are copied; those named by path stay where they are"
-        return "paths", "--carry auto: the pictures stay where they are, rows hold their paths"
+        return "paths", "--carry auto: the images stay where they are, rows hold their paths"

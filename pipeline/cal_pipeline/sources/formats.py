@@ -1,7 +1,7 @@
 """Input formats to shards, and shards to streams of samples.
 
 A shard is one Parquet file, or `rows_per_shard` rows of a JSON or JSONL file or a WebDataset archive (a virtual shard).
-Planning reads footers, one pass of the text files and the headers of the archives; it opens no picture.
+Planning reads footers, one pass of the text files and the headers of the archives; it opens no image.
 """
 
 from __future__ import annotations

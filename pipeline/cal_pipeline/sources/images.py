@@ -1,4 +1,4 @@
-"""Opening one picture of a dataset that nobody has checked."""
+"""Opening one image of a dataset that nobody has checked."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MAX_ASPECT_RATIO = 200
 _LONGEST_KEY = 1024
 _NOTE = "cal_note"
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""Over this pillow refuses to open a picture, whatever our own limit."""
+"""Over this pillow refuses to open an image, whatever our own limit."""
 MAX_IMAGE_BYTES = 256 * 2**20
-"""Of one encoded picture; a larger file is not read."""
+"""Of one encoded image; a larger file is not read."""
 MAX_ROW_IMAGE_BYTES = 512 * 2**20
-"""Of all encoded pictures of one row."""
+"""Of all encoded images of one row."""
 MAX_ROW_PIXELS_RATIO = 4
-"""All pictures of a row together have at most so many times `--max_image_pixels`."""
+"""All images of a row together have at most so many times `--max_image_pixels`."""
 
 
 def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
-    """The encoded picture; a path is followed only inside `image_folder`, symlinks resolved, and never a URL.
+    """The encoded image; a path is followed only inside `image_folder`, symlinks resolved, and never a URL.
 
     Raises ImageError naming the path and the reason; StoreError when an object store gives no answer, which says
-    nothing about the picture.
+    nothing about the image.
     """
     if ref.data is not None:
         if len(ref.data) > MAX_IMAGE_BYTES:
@@ -146,7 +146,7 @@ def note_of(image: Image.Image) -> str | None:
 
 
 def read_images(refs: Sequence[ImageRef], image_folder: Location | None) -> list[bytes]:
-    """The encoded pictures of one row, as `read_image_file` does; ImageError also when they are too many bytes."""
+    """The encoded images of one row, as `read_image_file` does; ImageError also when they are too many bytes."""
     files: list[bytes] = []
     total = 0
     for ref in refs:
@@ -158,7 +158,7 @@ def read_images(refs: Sequence[ImageRef], image_folder: Location | None) -> list
 
 
 def decode_images(files: Sequence[bytes], max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> list[Image.Image]:
-    """The pictures of one row, as `decode_image` does; ImageError also when all of them together are too large."""
+    """The images of one row, as `decode_image` does; ImageError also when all of them together are too large."""
     images: list[Image.Image] = []
     room = MAX_ROW_PIXELS_RATIO * max_image_pixels
     for data in files:

@@ -101,7 +101,7 @@ def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool
                     f"{path}: its first line is {line.strip().decode()!r}: an indented JSON file, not one sample a "
                     "line; name it .json, or give --data_format json"
                 )
-            # One picture settles it for the whole file, so this parses few lines: all only where none has one.
+            # One image settles it for the whole file, so this parses few lines: all only where none has one.
             has_image = has_image or (b'"image' in line and names_image_file(parse_line(line), line.count(b'"image')))
             yield offset + skipped, offset + length, has_image, b";base64," in line
         offset += length

@@ -40,7 +40,7 @@ _PICTURE_MARK = re.compile(
     r"<img>[^<>\n]+</img>|<\|(?:image|image_\d+|image_pad|vision_start)\|>|<image[ _]?\d+>"
     r"|<(?:ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
 )
-"""A picture as the data of Qwen-VL, Phi-3, Qwen2-VL, MMMU, InternLM, InternVL, DeepSeek-VL and Gemma spell it."""
+"""An image as the data of Qwen-VL, Phi-3, Qwen2-VL, MMMU, InternLM, InternVL, DeepSeek-VL and Gemma spell it."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
     [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
@@ -223,7 +223,7 @@ def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
 
 
 def _refuse_other_marks(talk: Talk, num_images: int) -> None:
-    """RowError for the mark of a video or a sound, and for a picture of another spelling in a row that has none."""
+    """RowError for the mark of a video or a sound, and for an image of another spelling in a row that has none."""
     for number, turn in enumerate(talk.turns):
         if turn.role == "assistant":
             continue

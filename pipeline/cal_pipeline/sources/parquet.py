@@ -60,7 +60,7 @@ def carried_fields(path: Location) -> dict[str, pa.Field]:
 
 
 def embedded_image_bytes(path: Location) -> int:
-    """Compressed size of the pictures in the image column, from the footer."""
+    """Compressed size of the images in the image column, from the footer."""
     return _image_leaves(path, embedded=True)
 
 

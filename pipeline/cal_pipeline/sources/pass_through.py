@@ -1,4 +1,4 @@
-"""What the sources of a plan hold that may be carried into the output: pictures and other columns."""
+"""What the sources of a plan hold that may be carried into the output: images and other columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cal_schemas.storage.locations import location
 
 
 def embedded_image_bytes(shards: Sequence[Shard]) -> int:
-    """Size of the pictures that the sources hold, as far as footers and headers tell."""
+    """Size of the images that the sources hold, as far as footers and headers tell."""
     inside = sum(parquet_source.embedded_image_bytes(location(uri)) for uri in _parquet_files(shards))
     return inside + sum(shard.embedded_bytes for shard in shards)
 

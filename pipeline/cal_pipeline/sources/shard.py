@@ -22,7 +22,7 @@ class Shard:
     byte_stop: int = 0
     """Range in the decompressed file; not of Parquet."""
     embedded_bytes: int = 0
-    """Of the pictures in an archive's rows, and of `data:` URLs; Parquet footers tell of bytes."""
+    """Of the images in an archive's rows, and of `data:` URLs; Parquet footers tell of bytes."""
     problem: str | None = None
     """Why the source cannot be read, found out at planning: the shard has failed before it is tried."""
 

@@ -1,6 +1,6 @@
 """WebDataset tar shards: which members make a sample, finding virtual shards in one pass, and reading one of them.
 
-Adjacent members `<key>.<suffix>` are one sample; the key ends at the first dot of the file name. Pictures and texts are
+Adjacent members `<key>.<suffix>` are one sample; the key ends at the first dot of the file name. Images and texts are
 read into memory one sample at a time; nothing is written to disk.
 """
 
@@ -41,7 +41,7 @@ class TarRange:
     byte_start: int
     byte_stop: int
     image_bytes: int
-    """Of the pictures in these rows, as they are encoded."""
+    """Of the images in these rows, as they are encoded."""
 
 
 def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Group]:
@@ -106,7 +106,7 @@ def split_rows(path: Location, rows_per_shard: int) -> list[TarRange]:
     if row > first_row:
         cut()
     if others:
-        _log.warning("%s: %d keys have no picture, .json or .txt and make no row; the first is of %r", path, others,
+        _log.warning("%s: %d keys have no image, .json or .txt and make no row; the first is of %r", path, others,
                      first_other)  # fmt: skip
     return ranges
 

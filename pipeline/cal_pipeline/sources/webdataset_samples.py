@@ -40,7 +40,7 @@ class Group:
 
     @property
     def is_row(self) -> bool:
-        """Whether any member is a picture or a text."""
+        """Whether any member is an image or a text."""
         return any(ending(suffix) in IMAGES | TEXTS for suffix, _ in self.members)
 
 
@@ -124,9 +124,9 @@ def _json_value(group: Group) -> Any:
 
 
 def _pictures(group: Group, named: Any) -> Any:
-    """The sample's pictures: as its JSON names them, else `<key>.jpg`, then `<key>.0.jpg`, `<key>.1.jpg`, ….
+    """The sample's images: as its JSON names them, else `<key>.jpg`, then `<key>.0.jpg`, `<key>.1.jpg`, ….
 
-    Names that fit no member stay paths below the image folder where the archive has no picture for this key.
+    Names that fit no member stay paths below the image folder where the archive has no image for this key.
     """
     members = [(suffix, member.name) for suffix, member in group.members if ending(suffix) in IMAGES]
     in_order = _in_order(members)
@@ -139,7 +139,7 @@ def _pictures(group: Group, named: Any) -> Any:
             return [_ref(group, name) for name in found if name is not None]
         if not members:
             return names
-        # The names of where the pictures came from, as LLaVA's data has them.
+        # The names of where the images came from, as LLaVA's data has them.
         if any(found) or len(names) != len(in_order):
             missing = names[found.index(None)]
             raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
@@ -147,7 +147,7 @@ def _pictures(group: Group, named: Any) -> Any:
     elif names:
         return names
     if members and not in_order:
-        raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and a picture's suffix is its type, "
+        raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and an image's suffix is its type, "
                        "or a number and its type")  # fmt: skip
     return [_ref(group, name) for name in in_order]
 
@@ -159,7 +159,7 @@ def _in_order(members: Sequence[tuple[str, str]]) -> list[str]:
         if match := _PICTURE_SUFFIX.fullmatch(suffix):
             place = -1 if match[1] is None else int(match[1])
             if place in places:
-                raise RowError(f"{places[place]!r} and {name!r} are two pictures for one place")
+                raise RowError(f"{places[place]!r} and {name!r} are two images for one place")
             places[place] = name
     return [places[place] for place in sorted(places)]
 

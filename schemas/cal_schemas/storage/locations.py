@@ -105,7 +105,7 @@ def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _:
                     if link.is_symlink() and not Path(real).is_relative_to(link.resolve())
                 ]
                 files = (Path(at, name) for name in names if not name.startswith("."))
-                # The name first: asking a file system about a million pictures takes long.
+                # The name first: asking a file system about a million images takes long.
                 found += [file for file in files if wanted(file) and counts_as_file(file)]
         waiting = sorted(links)
     return [*sorted(found)]

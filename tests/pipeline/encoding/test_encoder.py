@@ -301,7 +301,7 @@ def test_a_text_of_ten_megabytes_is_too_long_without_being_encoded(
 
 
 class _WithExperts(transformers.LlavaProcessor):
-    """Also says which expert each token goes to, and something of the pictures that has as many entries as one text."""
+    """Also says which expert each token goes to, and something of the images that has as many entries as one text."""
 
     pieces = 0
 
@@ -331,12 +331,12 @@ def test_inputs_of_tokens_are_found_by_their_shape_not_by_their_name(llava: Fami
     shown = encoder(question, [sample_image(1)])
     assert torch.equal(shown.sequence_inputs["expert_ids"], shown.image_mask.long())
     assert set(shown.image_inputs) == {"pixel_values", "piece_sizes"}
-    # As many entries as this row has tokens, and of the pictures all the same.
+    # As many entries as this row has tokens, and of the images all the same.
     _WithExperts.pieces = shown.num_tokens
     again = encoder(question, [sample_image(1)])
     assert set(again.sequence_inputs) == {"input_ids", "attention_mask", "expert_ids"}
     words = encoder(conversation("What?", "Yes."), [])
-    assert words.image_inputs == {}, "a row without a picture has no second pass"
+    assert words.image_inputs == {}, "a row without an image has no second pass"
     cut = Encoder(processor, max_length=shown.num_tokens - 2, truncation="tail")(question, [sample_image(1)])
     assert len(cut.sequence_inputs["expert_ids"]) == cut.num_tokens
 

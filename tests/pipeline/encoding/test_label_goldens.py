@@ -25,7 +25,7 @@ OTHER_LABELS = {
     "question_contains_role": "the question quotes 'ASSISTANT: '",
     "answer_contains_eos": "the answer quotes '</s>'",
 }
-# The released code merges two marks of one turn into one; ours keeps both, each with its picture.
+# The released code merges two marks of one turn into one; ours keeps both, each with its image.
 OTHER_NORMALIZATION = {"two_images_same_message"}
 
 

@@ -1,4 +1,4 @@
-"""Perturbed pictures: exact shares, a true gaussian, the same for the same seed."""
+"""Perturbed images: exact shares, a true gaussian, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -147,14 +147,12 @@ def test_ids_and_labels_are_reused_and_only_pixels_differ(llava: Family) -> None
 def test_a_processor_that_makes_other_tokens_of_the_perturbed_picture_makes_an_encode_error(
     family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As one would that crops to content: the perturbed picture comes out narrower, and tiles otherwise.
+    # As one would that crops to content: the perturbed image comes out narrower, and tiles otherwise.
     monkeypatch.setattr(
         "cal_pipeline.encoding.perturbation.perturbed", lambda image, *_: image.crop((0, 0, 20, image.height))
     )
     found = family("llava_next")
-    with pytest.raises(
-        ContrastError, match=r"makes other tokens of the perturbed picture \(\d+ instead of \d+"
-    ) as error:
+    with pytest.raises(ContrastError, match=r"makes other tokens of the perturbed image \(\d+ instead of \d+") as error:
         encode_with_contrast(
             found.encoder, BLUR, conversation("<image>\nWhat?", "A."), [sample_image(1, (90, 60))], "k"
         )

@@ -34,13 +34,13 @@ REFUSED: dict[str, dict[str, str]] = {
         "export hf-dataset": NOTHING,
         "export labelling-sheet": NOTHING,
     },
-    "text_only": {"export labelling-sheet": "shows a picture"},
+    "text_only": {"export labelling-sheet": "shows an image"},
     "sidecar": {name: "sidecar" for name in COMMANDS if name.startswith("export")},
 }
 """Directory -> subcommand -> part of the message; what is not named succeeds."""
 SLOW = ("export hf-dataset",)
 WITH_PICTURES = ("show", "filter", "export")
-"""To the others a directory of paths is one of embedded pictures."""
+"""To the others a directory of paths is one of embedded images."""
 
 
 def cases() -> list[object]:

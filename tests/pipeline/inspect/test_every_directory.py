@@ -33,7 +33,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "truncated": dict.fromkeys(COMMANDS, "not a readable Parquet file"),
     "failed": {"audit": "none of the", "attention": "is not a file", "patch-words": "is not a file"},
     "no_rows": {"audit": "none of the 0 rows has deltas", "attention": "no row has", "patch-words": "no row has"},
-    "text_only": {"attention": "has 0 pictures", "patch-words": "has 0 pictures"},
+    "text_only": {"attention": "has 0 images", "patch-words": "has 0 images"},
 }
 SAID = {("audit", "text_only"): "Swap control: not possible", ("audit", "normal"): "The cache agrees"}
 ROWS = {"normal": 24, "sidecar": 24, "no_rows": 0}

@@ -168,5 +168,5 @@ def test_contrast_inputs_fit_their_condition_and_their_first_pass() -> None:
     for name in ("input_ids", "other"):
         with pytest.raises(ConfigError, match=rf"has '{name}', which is no image input .*\['pixel_values'\]"):
             check_contrast_inputs("patch_mask", INPUTS, {name: IDS})
-    with pytest.raises(ConfigError, match=r"has the shape \[1, 3, 4, 4\], the picture itself \[2, 3, 4, 4\]"):
+    with pytest.raises(ConfigError, match=r"has the shape \[1, 3, 4, 4\], the image itself \[2, 3, 4, 4\]"):
         check_contrast_inputs("patch_mask", INPUTS, {"pixel_values": torch.zeros(1, 3, 4, 4)})

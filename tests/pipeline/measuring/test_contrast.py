@@ -67,7 +67,7 @@ def test_logits_with_image_equal_the_released_code(golden_model: Any) -> None:
 
 
 def samples(encoder: Encoder, name: str) -> list[EncodedSample]:
-    """Ragged on purpose: one picture, two pictures, none, several turns."""
+    """Ragged on purpose: one image, two images, none, several turns."""
     given = [
         (conversation("<image>\nWhat is this?", "A red cat on the table."), [sample_image(1, (60, 40))]),
         (conversation("<image>\n<image>\nAnd these?", "The second shows a small dog, I think."),

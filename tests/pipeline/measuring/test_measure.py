@@ -1,4 +1,4 @@
-"""Which rows of a measurement share a pass, and what becomes of those that no picture belongs to."""
+"""Which rows of a measurement share a pass, and what becomes of those that no image belongs to."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_half_of_a_batch_that_did_not_fit_is_tried_as_it_is(llava: Family) -> No
 
 
 def rows_of_passes(model: Any, encoder: Encoder, samples: list[EncodedSample], limit: int = 100_000) -> list[int]:
-    """How many rows each pass with pictures had, where one of more than `limit` tokens does not fit."""
+    """How many rows each pass with images had, where one of more than `limit` tokens does not fit."""
     seen: list[int] = []
 
     def watch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def test_training_on_learned_positions_lowers_the_longest_row_to_them(
 
 
 def test_a_row_that_the_forward_refuses_says_so_and_the_others_are_measured(llava: Family) -> None:
-    """Its picture gives one vector more than the row has tokens for it."""
+    """Its image gives one vector more than the row has tokens for it."""
     encoder, model = llava.encoder, llava.model
     samples = [encoder(conversation("<image>\nWhat?", words), [sample_image(1)]) for words in ("A cat.", "No.", "Yes.")]
     broken = samples[1]

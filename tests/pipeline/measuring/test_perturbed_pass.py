@@ -1,4 +1,4 @@
-"""The two passes with another picture in the second, on families with their real processors and on whole shards."""
+"""The two passes with another image in the second, on families with their real processors and on whole shards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_second_pass_is_the_model_on_the_perturbed_picture(
     with_image, without = contrast_logits(
         found.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs
     )
-    # The same by the long way: the perturbed pictures are encoded as if they were the data.
+    # The same by the long way: the perturbed images are encoded as if they were the data.
     other = [
         found.encoder(sample, [perturbed(image, contrast, f"k{i}", n) for n, image in enumerate(images)])
         for i, (sample, images) in enumerate(GIVEN)
@@ -82,7 +82,7 @@ def test_the_model_and_encoder_that_a_worker_loads_pass_the_self_check(
         inputs=batch.inputs, labels=batch.labels, image_mask=batch.image_mask,
         contrast_inputs={key: batch.inputs[key] for key in batch.contrast_inputs},
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="does not see the perturbed picture"):
+    with pytest.raises(ConfigError, match="does not see the perturbed image"):
         check_reference(found.model, blind, contrast, found.name)
 
 
@@ -139,7 +139,7 @@ def test_contrast_inputs_are_required_and_must_fit(llava: Family) -> None:
         contrast_logits(*given, contrast, {"pixels": torch.zeros(1)})
     with pytest.raises(ConfigError, match="has 'input_ids', which is no image input"):
         contrast_logits(*given, contrast, {"input_ids": batch.inputs["input_ids"]})
-    with pytest.raises(ConfigError, match=r"has the shape \[1, 3, 28, 28\], the picture itself \[3,"):
+    with pytest.raises(ConfigError, match=r"has the shape \[1, 3, 28, 28\], the image itself \[3,"):
         contrast_logits(*given, contrast, {"pixel_values": torch.zeros(1, 3, 28, 28)})
     for condition in ("drop", "mask"):
         with pytest.raises(ConfigError, match=f"'{condition}' removes the image and takes no contrast_inputs"):

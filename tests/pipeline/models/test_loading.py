@@ -155,7 +155,7 @@ def test_self_check_refuses_contrast_mask_where_masking_does_not_hide_the_pictur
         return forward(*args, inputs_embeds=inputs_embeds + so_far, **kwargs)
 
     decoder.forward = mixes
-    with pytest.raises(ConfigError, match=r"still differ by .* between two pictures; .* use another --contrast"):
+    with pytest.raises(ConfigError, match=r"still differ by .* between two images; .* use another --contrast"):
         self_check(model, llava.encoder, spec_for(llava, "mask"))
     with pytest.raises(ConfigError, match=r"cannot be measured by either; use --contrast patch_mask"):
         self_check(model, llava.encoder, spec_for(llava))
@@ -231,7 +231,7 @@ def test_config_without_weights_directory_is_one_message(tmp_path: Path) -> None
     [
         (("patch_size", "vision_feature_select_strategy"), "lacks patch_size and vision_feature_select_strategy"),
         (("vision_feature_select_strategy",), "lacks vision_feature_select_strategy"),
-        (("image_mean",), "LlavaProcessor cannot process two small pictures"),
+        (("image_mean",), "LlavaProcessor cannot process two small images"),
     ],
 )
 def test_an_incomplete_processor_is_named_with_what_it_lacks(copied: Path, lost: tuple[str, ...], message: str) -> None:

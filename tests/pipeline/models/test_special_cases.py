@@ -87,7 +87,7 @@ def blip_2(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 0), (2, 2)])
 def test_a_processor_that_puts_one_picture_first_takes_exactly_one(blip_2: Encoder, marks: int, images: int) -> None:
-    with pytest.raises(SampleError, match=f"takes exactly one picture, got {images}"):
+    with pytest.raises(SampleError, match=f"takes exactly one image, got {images}"):
         blip_2(conversation("<image>" * marks + "What?", "A cat."), [sample_image(1)] * images)
 
 

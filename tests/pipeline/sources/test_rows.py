@@ -358,7 +358,7 @@ def test_any_row_becomes_a_sample_that_can_be_stored(value: Any) -> None:
 @pytest.mark.parametrize(
     ("question", "refused"),
     [
-        ("Picture 1: <img>a.png</img>\nWhat?", True), ("<|image_1|>\nWhat?", True), ("<image 1> What?", True),
+        ("Image 1: <img>a.png</img>\nWhat?", True), ("<|image_1|>\nWhat?", True), ("<image 1> What?", True),
         ("<|vision_start|><|image_pad|><|vision_end|>What?", True), ("<ImageHere>What?", True),
         ('Is <img src="a.png"> right?', False), ("<image> and <img> tags?", False), ("<img></img>", False),
     ],

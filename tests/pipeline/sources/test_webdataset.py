@@ -131,7 +131,7 @@ def test_json_holds_a_conversation_or_a_caption(tmp_path: Path, value: Any, turn
 def test_a_text_file_is_the_caption_without_its_line_end_and_a_conversation_goes_before_it(tmp_path: Path) -> None:
     assert words(one(tmp_path, [("a.txt", "\ufeffA cat.\r\n"), ("a.jpg", b"p")])) == ["<image>", "A cat."]
     assert words(one(tmp_path, [("a.jpg", b"p"), ("a.txt", "no"), ("a.json", {"conversations": TALK})]))[1] == "a"
-    # img2dataset writes both; its JSON is about the picture.
+    # img2dataset writes both; its JSON is about the image.
     assert words(one(tmp_path, [("a.jpg", b"p"), ("a.json", {"caption": None}), ("a.txt", "yes")]))[1] == "yes"
 
 
@@ -190,7 +190,7 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
     "caption type": ([("a.jpg", b"p"), ("a.json", {"caption": 3})], "'caption' is int; expected text"),
     "bad turns": ([("a.jpg", b"p"), ("a.json", {"conversations": [{"from": "robot", "value": ""}]})], "role 'robot'"),
     "twice": ([("a.jpg", b"p"), ("a.txt", "t"), ("a.jpg", b"q")], "two members are named 'a.jpg'"),
-    "one place": ([("a.0.jpg", b"p"), ("a.0.png", b"q"), ("a.txt", "t")], "'a.0.jpg' and 'a.0.png' are two pictures"),
+    "one place": ([("a.0.jpg", b"p"), ("a.0.png", b"q"), ("a.txt", "t")], "'a.0.jpg' and 'a.0.png' are two images"),
     "absent": ([("a.0.jpg", b"p"), ("a.json", {"images": ["0.jpg", "1.jpg"], "caption": "c"})], "'1.jpg' is none of"),
     "too few": ([("a.0.jpg", b"p"), ("a.json", {"images": ["x", "y"], "caption": "c"})], "names 2 images"),
     "image type": ([("a.jpg", b"p"), ("a.json", {"image": 7, "caption": "c"})], "image is int"),
@@ -251,7 +251,7 @@ def test_directories_hidden_files_and_other_members_make_no_rows(
     with caplog.at_level(logging.WARNING):
         samples = read_all(tmp_path / "a.tar")
     assert [(sample.sample_id, len(sample.images)) for sample in samples] == [("x/1", 1)]
-    assert "1 keys have no picture, .json or .txt and make no row; the first is of 'list.csv'" in caplog.text
+    assert "1 keys have no image, .json or .txt and make no row; the first is of 'list.csv'" in caplog.text
 
 
 @pytest.mark.parametrize(

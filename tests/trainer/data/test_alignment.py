@@ -148,7 +148,7 @@ def test_what_is_wrong_with_the_words_is_said_before_a_picture_is_opened(
 def test_a_measured_row_whose_perturbed_picture_gets_other_tokens_trains_nothing_and_is_said(
     family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # As by a processor that crops to content: the perturbed picture comes out narrower, and tiles otherwise.
+    # As by a processor that crops to content: the perturbed image comes out narrower, and tiles otherwise.
     monkeypatch.setattr(
         "cal_pipeline.encoding.perturbation.perturbed", lambda image, *_: image.crop((0, 0, 20, image.height))
     )

@@ -219,7 +219,7 @@ def test_a_picture_that_vanished_since_the_measurement_stops_the_run_whatever_th
 ) -> None:
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=max_length)
     examples = open_examples(data, tmp_path, student, image_folder=tmp_path)
-    with pytest.raises(AlignmentError, match=r"id-0: measured ok.*not a file.*restore its pictures"):
+    with pytest.raises(AlignmentError, match=r"id-0: measured ok.*not a file.*restore its images"):
         examples[0]
 
 
@@ -330,7 +330,7 @@ def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data
 
 
 def test_a_max_length_below_one_picture_is_a_config_error(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one small picture and a word cannot be encoded"):
+    with pytest.raises(ConfigError, match="one small image and a word cannot be encoded"):
         open_examples(data, tmp_path, Encoder(data.encoder.processor, template="vicuna_v1", max_length=8))
 
 

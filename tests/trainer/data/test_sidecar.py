@@ -94,7 +94,7 @@ def test_sidecar_and_self_contained_shards_give_the_same_batches(data: Data) -> 
 def test_a_source_that_was_shuffled_filtered_and_resharded_keeps_its_deltas(data: Data, tmp_path: Path) -> None:
     rows = rows_of(data)
     kept = [row for number, row in enumerate(rows) if number not in BAD_ROWS]
-    # Row 12 is the good row of which the bad row 13 is a copy with another picture.
+    # Row 12 is the good row of which the bad row 13 is a copy with another image.
     shuffled = random.Random(0).sample(list(range(len(kept))), 11)
     (tmp_path / "other").mkdir()
     for part in range(2):
@@ -145,7 +145,7 @@ def test_missing_rows_train_with_undefined_deltas_and_are_counted(
     for row in rows[1:]:
         row["conversations"][1]["value"] = "Something new."
     unreadable = {"id": "no turns", "image": "0.png", "conversations": "?"}
-    gone = {**rows[1], "id": "no picture", "image": "gone.png"}
+    gone = {**rows[1], "id": "no image", "image": "gone.png"}
     source = write(tmp_path / "more.jsonl", [*rows, unreadable, gone])
     with caplog.at_level(logging.WARNING):
         joined = data.open(source, on_missing="uniform")
@@ -160,7 +160,7 @@ def test_missing_rows_train_with_undefined_deltas_and_are_counted(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert (joined[3].encoded.labels == IGNORE_INDEX).all()
-    assert "no picture trains nothing: image_error" in caplog.text
+    assert "no image trains nothing: image_error" in caplog.text
 
 
 def test_rows_whose_sidecar_status_is_not_ok_are_skipped_and_counted(

@@ -25,9 +25,9 @@ KINDS = ("llava", "gemma3", "paligemma soft-capped")
 
 
 def batch_of(encoder: Encoder) -> Batch:
-    """Rows of unequal length: picture, and where the processor takes them two turns and text only."""
+    """Rows of unequal length: image, and where the processor takes them two turns and text only."""
     rows: tuple[tuple[str, ...], ...] = (
-        ("<image>\nWhat is in the picture?", "A red car."),
+        ("<image>\nWhat is in the image?", "A red car."),
         ("<image>\nHow many circles are there?", "Three green circles."),
     )
     if not isinstance(encoder.processor, PaliGemmaProcessor):

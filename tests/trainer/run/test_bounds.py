@@ -33,7 +33,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(annotated: Path) -> np.ndarray:
-    """All defined deltas of rows with pictures, by the long way."""
+    """All defined deltas of rows with images, by the long way."""
     rows = [row for path in sorted(annotated.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     return np.array([d for row in rows if row["images"] for d in row["delta_logits"] if d is not None], np.float64)
 
@@ -153,5 +153,5 @@ def test_data_without_a_picture_s_delta_is_refused(tmp_path: Path, llava: Family
     rows = [{"id": 1, "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     folder = annotate(tmp_path / "out", plan_shards([str(tmp_path / "data.json")], []), llava.encoder, llava.model)
-    with pytest.raises(ConfigError, match="has no defined delta of a row with a picture"):
+    with pytest.raises(ConfigError, match="has no defined delta of a row with an image"):
         bounds.resolve_bounds({"alpha": Quantile(0.5), "beta": 5.0}, [folder], None)

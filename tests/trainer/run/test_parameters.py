@@ -37,7 +37,7 @@ def model_of(family: Callable[[str], Family], name: str) -> Any:
 
 
 def batch_of(family: Family) -> dict[str, torch.Tensor]:
-    """One row with two shapes of picture, so that every row of a tile grid is used."""
+    """One row with two shapes of image, so that every row of a tile grid is used."""
     turns = (Turn(role="user", content="<image>\nWhat is it?"), Turn(role="assistant", content="A red square."))
     sample = Sample(sample_id="a", images=(), messages=turns)
     encoded = [family.encoder(sample, [sample_image(1, size)]) for size in ((80, 50), (50, 80))]

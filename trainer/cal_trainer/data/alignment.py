@@ -99,12 +99,12 @@ def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[i
 
 
 def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
-    """A black picture with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
+    """A black image with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
 
-    Of a few small pictures it takes the one with the fewest tokens: processors that cut pictures into tiles enlarge a
+    Of a few small images it takes the one with the fewest tokens: processors that cut images into tiles enlarge a
     square to several of them, and a strip to fewer (LLaVA-NeXT 1190 and 614 tokens, Idefics3 2926 and 871).
 
-    Under a contrast that perturbs its perturbed picture is the picture itself: nobody reads its deltas.
+    Under a contrast that perturbs its perturbed image is the image itself: nobody reads its deltas.
 
     Raises ConfigError when not even that fits into the encoder's max length.
     """
@@ -118,7 +118,7 @@ def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
         except SampleError as error:
             problem = error
     if not found:
-        raise ConfigError(f"one small picture and a word cannot be encoded for this model: {problem}") from problem
+        raise ConfigError(f"one small image and a word cannot be encoded for this model: {problem}") from problem
     encoded = min(found, key=lambda item: item.num_tokens)
     return EncodedSample(
         sequence_inputs=encoded.sequence_inputs,
@@ -151,7 +151,7 @@ class EncodesRows:
         return self._encode.blank
 
     def contrasted(self, contrast: ContrastSpec) -> Self:
-        """The same rows, with the perturbed pictures that online deltas and the drift log need under `contrast`."""
+        """The same rows, with the perturbed images that online deltas and the drift log need under `contrast`."""
         if not contrast.perturbs:
             return self
         twin = copy.copy(self)
@@ -168,7 +168,7 @@ class RowEncoder:
         where: directory of the measurement, for messages.
         use_deltas, max_image_pixels, num_embeddings: see RowOptions.
 
-    `contrasted` gives one that encodes perturbed pictures too.
+    `contrasted` gives one that encodes perturbed images too.
 
     Raises ConfigError when the measurement decides labels differently.
     """
@@ -193,7 +193,7 @@ class RowEncoder:
         self._num_warned = 0
 
     def contrasted(self, contrast: ContrastSpec) -> RowEncoder:
-        """The same, whose examples also hold what a second pass under `contrast` needs of their pictures."""
+        """The same, whose examples also hold what a second pass under `contrast` needs of their images."""
         twin = copy.copy(self)
         twin._contrast = contrast
         twin.blank = replace(self.blank, encoded=blank_sample(self._encoder, contrast))
@@ -221,7 +221,7 @@ class RowEncoder:
             raise AlignmentError(
                 f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
                 f"measurement (template {self._spec.label.template}, max length {self._spec.input.max_length}), "
-                "restore its pictures, or measure again"
+                "restore its images, or measure again"
             ) from error
         if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
             return self._unusable(sample, problem)

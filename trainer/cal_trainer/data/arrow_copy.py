@@ -37,9 +37,7 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
     """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables."""
     size = sum(map(embedded_image_bytes, opened.files)) if "images" in columns else 0
     if size > _WORTH_SAYING:
-        _log.info(
-            "%.0f GB of pictures are copied into the cache of datasets, once; --streaming copies none", size / 1e9
-        )
+        _log.info("%.0f GB of images are copied into the cache of datasets, once; --streaming copies none", size / 1e9)
     rows: Any
     with _making_cache(cache_dir) as cache:
         if any(isinstance(file, ObjectPath) or _CHAIN in str(file.absolute()) for file in opened.files):

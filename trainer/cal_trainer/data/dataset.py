@@ -1,7 +1,7 @@
 """Annotated shards as a map-style dataset of training examples, and the collator that batches them.
 
-Rows are memory-mapped through `datasets`, which copies Parquet (pictures included) into its Arrow cache once; for
-shards that do not fit twice on the disk see streaming.py. Pictures are decoded on access, so in the workers.
+Rows are memory-mapped through `datasets`, which copies Parquet (images included) into its Arrow cache once; for
+shards that do not fit twice on the disk see streaming.py. Images are decoded on access, so in the workers.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def num_tokens(table: pa.Table) -> np.ndarray:
 
 
 def has_image(table: pa.Table) -> np.ndarray:
-    """[rows] bool, from the list offsets: no picture is touched."""
+    """[rows] bool, from the list offsets: no image is touched."""
     return np.asarray(pc.fill_null(pc.list_value_length(table.column("images")), 0)) > 0
 
 
@@ -183,8 +183,8 @@ class ExampleCollator:
 
     With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
 
-    A micro-batch without a picture gets the blank sample as its last row: under data parallelism every rank then runs
-    the same passes, and no parameter of the vision side is left without a gradient. Not so where a picture in a
+    A micro-batch without an image gets the blank sample as its last row: under data parallelism every rank then runs
+    the same passes, and no parameter of the vision side is left without a gradient. Not so where an image in a
     neighbour's row would change this one's logits (special_cases.ALIKE_BATCHES).
     """
 
@@ -192,7 +192,7 @@ class ExampleCollator:
     blank: EncodedSample
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Pads and stacks; with perturbed pictures also `contrast_inputs`, their pixel inputs by name."""
+        """Pads and stacks; with perturbed images also `contrast_inputs`, their pixel inputs by name."""
         encoded = [example.encoded for example in examples]
         deltas = [example.deltas for example in examples]
         if self.encoder.alike_batches is None and not any(item.image_inputs for item in encoded):

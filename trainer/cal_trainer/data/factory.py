@@ -104,7 +104,7 @@ def open_evaluation(
     crossfit: bool = False,
     **options: Unpack[RowOptions],
 ) -> AnnotatedExamples:
-    """Annotated shards to evaluate on: with pictures and words of their own, their deltas left aside.
+    """Annotated shards to evaluate on: with images and words of their own, their deltas left aside.
 
     Arguments as of `open_examples`; without `image_folder` each shard's paths start where they did in the measurement.
 

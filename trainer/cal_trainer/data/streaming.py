@@ -1,7 +1,7 @@
 """Annotated shards read row group by row group, for data that does not fit into the Arrow cache a second time.
 
 Still a map-style dataset, whose sampler asks for rows that lie together: `set_epoch`, skipping on resume and the split
-over ranks are then those of the mapped dataset, exact and without decoding a picture. `datasets`' own streaming gives
+over ranks are then those of the mapped dataset, exact and without decoding an image. `datasets`' own streaming gives
 whole files to ranks (unequal rows hang a run) and loses the content of its shuffle buffer on resume.
 
 A batch i of the global epoch belongs to lane i % (world_size * num_workers), which is one worker of one rank. The

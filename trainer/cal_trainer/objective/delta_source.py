@@ -28,7 +28,7 @@ class StepBatch:
     stored_deltas: Tensor | None
     """[B, T] from the annotated rows, scattered by order; None when the batch carries none."""
     contrast_inputs: Mapping[str, Tensor] | None
-    """Pixel inputs of the perturbed pictures; None when the batch carries none."""
+    """Pixel inputs of the perturbed images; None when the batch carries none."""
     position_ids: Callable[[], Tensor | None]
     """The decoder's position ids in the training forward; only after it has run."""
 

@@ -101,16 +101,16 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
 def drift_batches(
     examples: Any, collate: Callable[[list[Any]], dict[str, Any]], *, batch_size: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Batches of the rows that drift is measured on: a few hundred with pictures, drawn with the seed.
+    """Batches of the rows that drift is measured on: a few hundred with images, drawn with the seed.
 
-    Raises ConfigError when no row has a picture: text-only rows have delta 0 in both.
+    Raises ConfigError when no row has an image: text-only rows have delta 0 in both.
     """
     # Streamed data cannot tell without reading, and gives what comes.
     shown = np.flatnonzero(examples.has_image()) if hasattr(examples, "has_image") else np.arange(len(examples))
     chosen = np.random.default_rng(seed).permutation(shown)[:_NUM_SAMPLES]
     rows = [int(row) for row in np.sort(chosen)]
     if not rows:
-        raise ConfigError("--drift_every compares deltas of rows with pictures, and this data has none")
+        raise ConfigError("--drift_every compares deltas of rows with images, and this data has none")
     return [
         collate([examples[row] for row in rows[start : start + batch_size]])
         for start in range(0, len(rows), batch_size)

@@ -56,11 +56,11 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
 
 
 def quantiles_of(opened: AnnotatedDataset) -> DeltaCounts:
-    """Of all defined deltas of the rows with a picture, in one pass over two columns of the shards.
+    """Of all defined deltas of the rows with an image, in one pass over two columns of the shards.
 
     Counts are whole numbers, so every process that reads the same deltas, in whatever order, gets the same answer.
 
-    A text-only row is one whose deltas are all 0, which they are there by definition; a sidecar holds no pictures to
+    A text-only row is one whose deltas are all 0, which they are there by definition; a sidecar holds no images to
     count. Rows that are not ok have none.
     """
     found = DeltaCounts(held=_HELD, bits=_BITS)
@@ -107,10 +107,10 @@ def resolve_bounds(
         if not found.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(
-                f"{paths} has no defined delta of a row with a picture: give --alpha and --beta as numbers"
+                f"{paths} has no defined delta of a row with an image: give --alpha and --beta as numbers"
             )
         recorded = {name: found.quantile(bound.share) for name, bound in quantiles.items()}
-        origin = f"of {found.defined} deltas of rows with pictures"
+        origin = f"of {found.defined} deltas of rows with images"
     said = ", ".join(f"--{name} {quantiles[name]} is {value:.6g}" for name, value in recorded.items())
     _log.info("%s (%s)", said, origin)
     bounds = {name: recorded.get(name, numbers.get(name, float("nan"))) for name in wanted}

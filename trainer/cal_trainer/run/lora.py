@@ -70,7 +70,7 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=_targets(model, target),
         modules_to_save=_whole_modules(model, whole) or None,
-        # No task type: the plain PeftModel hands every input, the picture's too, to the model as it came.
+        # No task type: the plain PeftModel hands every input, the image's too, to the model as it came.
         task_type=None,
     )
     with warnings.catch_warnings():

@@ -1,9 +1,9 @@
-"""Where in the picture the words of a sample attend to, for one LLaVA-type checkpoint or two (CAL, Fig. 5).
+"""Where in the image the words of a sample attend to, for one LLaVA-type checkpoint or two (CAL, Fig. 5).
 
     cal-inspect attention annotated/ --sample 000123 --model_name_or_path before/ after/ --output attention.png
 
 The map is the attention from text tokens to image tokens: mean over heads and over the text tokens, summed over layers,
-each token's value spread over its patch (LLaVA-NeXT: over the patch of the whole picture and those of the tiles).
+each token's value spread over its patch (LLaVA-NeXT: over the patch of the whole image and those of the tiles).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoints.add_arguments(parser)
     parser.add_argument(
         "--queries", choices=["answer", "text"], default="answer",
-        help="whose attention: the supervised tokens', or that of all text behind the picture (default answer)",
+        help="whose attention: the supervised tokens', or that of all text behind the image (default answer)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the values of the patches")
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         heat = sight.tokens.heat(values, _SIDE)
         maps.append({"name": sight.name, "share": share, "heat": heat, "picture": sight.tokens.picture,
                      "values": values, "boxes": sight.tokens.boxes})  # fmt: skip
-        print(f"{sight.name}: {share:.1%} of the attention goes to the picture")  # noqa: T201
+        print(f"{sight.name}: {share:.1%} of the attention goes to the image")  # noqa: T201
     draw(maps, target)
     print(f"map: {target}")  # noqa: T201
     if values_target:
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def draw(maps: list[dict[str, Any]], target: Path) -> None:
-    """The picture, and beside it one map for each checkpoint on the same scale of colours."""
+    """The image, and beside it one map for each checkpoint on the same scale of colours."""
     figure, axes = checkpoints.figure_of(1 + len(maps))
     axes[0].imshow(maps[0]["picture"].resize((_SIDE, _SIDE)))
-    axes[0].set_title("the picture as the model sees it", fontsize=10)
+    axes[0].set_title("the image as the model sees it", fontsize=10)
     top = max(float(item["heat"].max()) for item in maps)
     for one, item in zip(axes[1:], maps, strict=True):
         one.imshow(np.asarray(item["picture"].convert("L").resize((_SIDE, _SIDE))), cmap="gray", vmin=0, vmax=255)

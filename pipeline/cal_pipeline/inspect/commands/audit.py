@@ -1,8 +1,8 @@
-"""Measures a part of the rows again, and a part with another sample's picture.
+"""Measures a part of the rows again, and a part with another sample's image.
 
 The first tells whether the cache is what its reference would measure today: other weights, another tokenizer, template
-or image processor, edited rows and pictures are found. The second, the swap control, tells without labels whether the
-reference is fit for the data: how often its mean delta is higher with a sample's own picture than with another's.
+or image processor, edited rows and images are found. The second, the swap control, tells without labels whether the
+reference is fit for the data: how often its mean delta is higher with a sample's own image than with another's.
 Exit code: 0 the cache agrees, 1 it does not, 2 refused. A swap control under 0.7 is a warning and changes no exit code.
 """
 
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fraction", type=float, default=0.01, help="of the ok rows, at least 1 row (default 0.01)")
     parser.add_argument(
         "--swap", type=int, default=512, metavar="N",
-        help="samples measured with another sample's picture (default 512, 0 for none)",
+        help="samples measured with another sample's image (default 512, 0 for none)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the rows drawn and of who lends pictures to whom")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows drawn and of who lends images to whom")
     parser.add_argument(
         "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
     )
@@ -151,7 +151,7 @@ class Session:
         return report
 
     def swap(self) -> SwapReport | None:
-        """Measures drawn samples with their own and with another's pictures; None when no two pictures differ."""
+        """Measures drawn samples with their own and with another's images; None when no two images differ."""
         from cal_pipeline.inspect.with_model.audit import draw, swap_partners, swap_report
         from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS
 
@@ -165,9 +165,9 @@ class Session:
             pairs += [(alike[own], alike[lender]) for own, lender in partners]
         if not pairs:
             samples = flags.counted(len(rows), "sample")
-            say(f"Swap control: not possible, no two of {samples} with pictures show different ones")
+            say(f"Swap control: not possible, no two of {samples} with images show different ones")
             return None
-        say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's picture")
+        say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's image")
         own, other = [], []
         for start in range(0, len(pairs), WINDOW_ROWS):
             window = pairs[start : start + WINDOW_ROWS]
@@ -176,7 +176,7 @@ class Session:
         return swap_report(own, other)
 
     def _measure(self, pairs: Sequence[tuple[StoredRow, StoredRow]]) -> list[Any]:
-        """Each row's words with the pictures of the row beside it."""
+        """Each row's words with the images of the row beside it."""
         from cal_pipeline.inspect.with_model.remeasure import ToMeasure, measure_again
 
         return measure_again(
@@ -193,7 +193,7 @@ class Session:
 
 
 def pictures_of(row: StoredRow) -> Any:
-    """Its decoded pictures, or the SampleError that says why not."""
+    """Its decoded images, or the SampleError that says why not."""
     try:
         files = [image.data or b"" for image in row.with_pictures().images]
         return decode_images(files, DEFAULT_MAX_IMAGE_PIXELS)
@@ -202,7 +202,7 @@ def pictures_of(row: StoredRow) -> Any:
 
 
 def picture_digest(row: StoredRow) -> str:
-    """Names the pictures of a row: equal ones are no swap. A row whose pictures are gone stands for itself."""
+    """Names the images of a row: equal ones are no swap. A row whose images are gone stands for itself."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         for image in row.with_pictures().images:
@@ -213,7 +213,7 @@ def picture_digest(row: StoredRow) -> str:
 
 
 def count_rows(dataset: AnnotatedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """(ok [R] bool, pictures [R] int64) of every row, from the source where the shards do not say; reads no pixels."""
+    """(ok [R] bool, images [R] int64) of every row, from the source where the shards do not say; reads no pixels."""
     ok, images = [np.empty(0, bool)], [np.empty(0, np.int64)]
     for batch in read_batches(dataset, ["status", "images.list.element.path"]):
         ok.append(np.array(batch.data.column("status").to_pylist()) == STATUS_OK)

@@ -139,7 +139,7 @@ def _refuse_nothing(found: Comparison, arguments: argparse.Namespace) -> None:
     if found.tokens:
         return
     reason = (
-        "no sample_key is in both: were the pictures embedded in one and named by path in the other?"
+        "no sample_key is in both: were the images embedded in one and named by path in the other?"
         if not found.joined
         else f"of {found.joined} joined rows none is ok in both"
         if not found.both_ok

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     flags.weighting_of(arguments)
     if "messages" not in opened.schema.names:
         raise ConfigError(
-            "this is a sidecar (--carry none): it holds no messages and pictures to export; measure with "
+            "this is a sidecar (--carry none): it holds no messages and images to export; measure with "
             "--carry images or paths"
         )
     output: Path = arguments.output

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, default=1.0, help="where the slider stands at first (default 1)")
     parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")
     parser.add_argument("--window", type=int, default=3, help="tokens averaged at first, odd (default 3)")
-    parser.add_argument("--thumbnail_px", type=int, default=320, help="longer side of a picture (default 320)")
+    parser.add_argument("--thumbnail_px", type=int, default=320, help="longer side of an image (default 320)")
     parser.add_argument(
         "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
     )

@@ -1,9 +1,9 @@
-"""The nearest words of each patch of a picture, for one LLaVA-type checkpoint or two side by side (CAL, Fig. 6).
+"""The nearest words of each patch of an image, for one LLaVA-type checkpoint or two side by side (CAL, Fig. 6).
 
     cal-inspect patch-words annotated/ --sample 000123 --model_name_or_path before/ after/ --output words.png
 
 Nearest is the token whose input embedding has the highest cosine with the patch after the projector; special tokens and
-tokens that spell nothing are left out. LLaVA-NeXT: the patches of the whole picture, not those of its tiles.
+tokens that spell nothing are left out. LLaVA-NeXT: the patches of the whole image, not those of its tiles.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draws the words over the picture; 0."""
+    """Draws the words over the image; 0."""
     if arguments.top < 1:
         raise ConfigError(f"--top must be positive, got {arguments.top}")
     target = flags.new_file(arguments.output, *checkpoints.FIGURE_SUFFIXES)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def draw(found: list[dict[str, Any]], target: Path) -> None:
-    """One panel for each checkpoint: the picture, dimmed, with the nearest word in each patch."""
+    """One panel for each checkpoint: the image, dimmed, with the nearest word in each patch."""
     from matplotlib.patheffects import withStroke
 
     side = max(item["side"] for item in found)

@@ -1,9 +1,9 @@
-"""One sample: its picture, and its words shaded by delta or weight, in the terminal or as one HTML file.
+"""One sample: its image, and its words shaded by delta or weight, in the terminal or as one HTML file.
 
     cal-inspect show annotated/ 000123 --tokenizer path/to/the/reference
     cal-inspect show annotated/ '#17' --tokenizer path/to/the/reference --output sample.html
 
-SAMPLE is a sample_id, a sample_key, or #N for row N. Green: the picture speaks for the word; red: against it.
+SAMPLE is a sample_id, a sample_key, or #N for row N. Green: the image speaks for the word; red: against it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
 PICTURE_WIDTH = 48
-"""Of a picture in the terminal, in columns."""
+"""Of an image in the terminal, in columns."""
 _WHITE = (255, 255, 255)
 _LEAST_SHADE = 0.02
 """A word that hardly differs from its surroundings keeps the terminal's own colours."""
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_weighting(parser)
     parser.add_argument("--by", choices=["delta", "weight"], default="delta", help="what the shade tells")
     parser.add_argument("--image_folder", type=Path, help="where image paths start (default: as measured)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=".html: a page; .svg: the terminal as a picture")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=".html: a page; .svg: the terminal as an image")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="of the terminal")
     parser.add_argument("--limit", type=int, default=5, help="of rows with one id, how many are shown (default 5)")
 
@@ -116,7 +116,7 @@ class _Shown:
         self.messages: list[dict[str, Any]] = []
         self.images: list[tuple[str, Image.Image | str]] = []
         self.missing = ""
-        """Why words and pictures cannot be shown: they are in the source of a sidecar, and that is gone."""
+        """Why words and images cannot be shown: they are in the source of a sidecar, and that is gone."""
         try:
             (stored,) = read_stored(opened, [place.number], folder)
         except ConfigError as error:
@@ -212,7 +212,7 @@ def _token(token: ShownToken, arguments: argparse.Namespace, coloured: bool) -> 
 
 
 def drawn(picture: Image.Image, width: int) -> Text:
-    """The picture in half blocks: two pixels a character, at most `width` wide and as many lines high."""
+    """The image in half blocks: two pixels a character, at most `width` wide and as many lines high."""
     scale = min(width / picture.width, 2 * width / picture.height, 1.0)
     size = max(1, round(picture.width * scale)), max(2, round(picture.height * scale) // 2 * 2)
     pixels = picture.resize(size).load()

@@ -46,16 +46,16 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
     say(f"{flags.counted(summary['rows'], 'row')} in {flags.counted(summary['files'], 'file')}: {statuses}")
     if summary["images"] is None:
-        say("a sidecar: pictures and messages are in its source")
+        say("a sidecar: images and messages are in its source")
     else:
-        say(f"{flags.counted(summary['images'], 'picture')}; text only (deltas 0): "
+        say(f"{flags.counted(summary['images'], 'image')}; text only (deltas 0): "
             f"{flags.counted(summary['text_only_rows'], 'row')}")  # fmt: skip
     say(
         f"{tokens:,} supervised tokens of {summary['encoded_tokens']:,} encoded"
         + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
     )
     say(
-        f"{_bytes(size['files'])} in all, {_bytes(size['images'])} of it pictures"
+        f"{_bytes(size['files'])} in all, {_bytes(size['images'])} of it images"
         + (f"; ids, positions and deltas take {size['per_token']:.2f} bytes a token" if tokens else "")
     )
     if not tokens:

@@ -27,7 +27,7 @@ from cal_schemas.storage.locations import Location
 
 Pick = Literal["random", "first", "lowest", "highest"]
 MAX_THUMBNAIL_BYTES = 32 * 1024
-"""Of one picture in the page, before base64."""
+"""Of one image in the page, before base64."""
 NUM_BINS = 60
 
 

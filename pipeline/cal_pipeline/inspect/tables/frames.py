@@ -41,7 +41,7 @@ def load_annotated(
 
     Args:
         path: a shard, a directory of them, or several of one measurement.
-        columns: which columns; by default all, where `images` names the pictures but leaves their bytes out. Name
+        columns: which columns; by default all, where `images` names the images but leaves their bytes out. Name
             `images` to have those too.
         filter: which rows: an expression in text over the shards' columns and those of `sample_frame`
             (`"status == 'ok' and mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.

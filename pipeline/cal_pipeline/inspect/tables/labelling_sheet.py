@@ -1,4 +1,4 @@
-"""The labelling sheet: random samples for people to mark those whose text contradicts the picture (CAL, Fig. 1b).
+"""The labelling sheet: random samples for people to mark those whose text contradicts the image (CAL, Fig. 1b).
 
 sheet.csv and images/ go to the people; measured.csv, with the scores, stays with whoever asks.
 """
@@ -32,7 +32,7 @@ _LONGEST_SIDE = 1024
 
 
 def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
-    """Writes the sheet, its pictures and the scores; says how many rows there are."""
+    """Writes the sheet, its images and the scores; says how many rows there are."""
     if arguments.num_samples < 1:
         raise ConfigError(f"--num_samples must be positive, got {arguments.num_samples}")
     if arguments.seed < 0:
@@ -72,7 +72,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
 
 
 def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
-    """All rows that are ok and show a picture, in random order."""
+    """All rows that are ok and show an image, in random order."""
     eligible: list[np.ndarray] = []
     places: list[tuple[Location, int, int]] = []
     start = 0
@@ -84,7 +84,7 @@ def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
         start += batch.data.num_rows
     rows = np.concatenate([np.empty(0, np.int64), *eligible])
     if not len(rows):
-        raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows a picture: there is nothing to mark")
+        raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows an image: there is nothing to mark")
     starts = np.array([item[2] for item in places])
     for row in np.random.default_rng(seed).permutation(rows).tolist():
         file, first, start = places[int(np.searchsorted(starts, row, side="right")) - 1]

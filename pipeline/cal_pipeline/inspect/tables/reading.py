@@ -15,7 +15,7 @@ from cal_schemas.storage.object_path import ObjectPath
 
 BATCH_ROWS = 8192
 IMAGE_PATHS = "images.list.element.path"
-"""Names the pictures of a row without reading a byte of them."""
+"""Names the images of a row without reading a byte of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -144,7 +144,7 @@ def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
 
 
 def row_images(images: Sequence[Mapping[str, Any]], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
-    """(name, picture as RGB, or why there is none) of every image of a row."""
+    """(name, image as RGB, or why there is none) of every image of a row."""
     for number, image in enumerate(images):
         name = image.get("path") or f"image {number} ({len(image.get('bytes') or b''):,} bytes, no path)"
         try:
@@ -164,7 +164,7 @@ def image_folder_of(opened: AnnotatedDataset, file: Location, given: Location | 
 
 
 def small_jpeg(picture: Image.Image, longest_side: int) -> bytes:
-    """The picture scaled down to a longest side and encoded anew: nothing of the original file goes along."""
+    """The image scaled down to a longest side and encoded anew: nothing of the original file goes along."""
     small = picture.copy()
     small.thumbnail((longest_side, longest_side))
     file = io.BytesIO()

@@ -95,7 +95,7 @@ def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict
 
 
 def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
-    """Compressed bytes of the token columns, of the pictures, and of the files, from the footers alone."""
+    """Compressed bytes of the token columns, of the images, and of the files, from the footers alone."""
     by_column: Counter[str] = Counter()
     for path in opened.files:
         footer = read_footer(path)

@@ -1,7 +1,7 @@
 """Is a cache what its reference would measure today, and is the reference fit for the data at all?
 
 The first question compares stored deltas with deltas measured again. The second needs no truth: deltas with a sample's
-own picture are compared with deltas of the same words beside another sample's picture.
+own image are compared with deltas of the same words beside another sample's image.
 """
 
 from __future__ import annotations
@@ -63,23 +63,23 @@ class AuditReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwapReport:
-    """Mean delta of N samples with their own picture against another sample's."""
+    """Mean delta of N samples with their own image against another sample's."""
 
     own: np.ndarray
-    """[N] float64 in logits: mean delta of the sample's supervised tokens, its own picture(s)."""
+    """[N] float64 in logits: mean delta of the sample's supervised tokens, its own image(s)."""
     other: np.ndarray
-    """[N] float64: the same words, the picture(s) of another sample."""
+    """[N] float64: the same words, the image(s) of another sample."""
     skipped: int
-    """Drawn, but not measurable with the other picture (too long, say)."""
+    """Drawn, but not measurable with the other image (too long, say)."""
 
     @property
     def auc(self) -> float:
-        """Chance that a random sample with its own picture is above a random one with another's; ties count half."""
+        """Chance that a random sample with its own image is above a random one with another's; ties count half."""
         return auc(self.own, self.other)
 
     @property
     def win_share(self) -> float:
-        """Share of samples whose mean delta is higher with their own picture; ties count half."""
+        """Share of samples whose mean delta is higher with their own image; ties count half."""
         return float(np.mean((self.own > self.other) + 0.5 * (self.own == self.other)))
 
 
@@ -136,11 +136,11 @@ def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def swap_partners(digests: Sequence[str], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Pairs (sample, the sample that lends its pictures) without a fixed point, in words and in pictures.
+    """Pairs (sample, the sample that lends its images) without a fixed point, in words and in images.
 
-    Takes a digest of the pictures of every sample [N]. Each sample lends at most once and nobody gets a picture
-    equal to its own: samples are put in a random order of pictures, equal ones side by side, and shifted by the most
-    frequent picture's count. Of a picture that more than half the samples share, the surplus is left out. Ascending
+    Takes a digest of the images of every sample [N]. Each sample lends at most once and nobody gets an image
+    equal to its own: samples are put in a random order of images, equal ones side by side, and shifted by the most
+    frequent image's count. Of an image that more than half the samples share, the surplus is left out. Ascending
     by sample.
     """
     rank = {digest: place for place, digest in enumerate(rng.permutation(sorted(set(digests))).tolist())}
@@ -166,12 +166,12 @@ def mean_delta(deltas: np.ndarray) -> float:
 def swap_report(
     own: Sequence[MeasuredSample | SampleError], other: Sequence[MeasuredSample | SampleError]
 ) -> SwapReport:
-    """Of the same samples measured with their own and with another's pictures, side by side."""
+    """Of the same samples measured with their own and with another's images, side by side."""
     pairs = []
     for mine, theirs in zip(own, other, strict=True):
         if isinstance(mine, SampleError) or isinstance(theirs, SampleError):
             continue
-        # A picture of more tokens may have cut the words' end (truncation tail): the common ones are compared.
+        # An image of more tokens may have cut the words' end (truncation tail): the common ones are compared.
         length = min(len(mine.label_ids), len(theirs.label_ids))
         if not np.array_equal(mine.label_ids[:length], theirs.label_ids[:length]):
             continue

@@ -63,18 +63,18 @@ def print_swap(report: SwapReport) -> None:
 
     count = len(report.own)
     if not count:
-        _say(f"Swap control: none of {report.skipped} samples could be measured with another's picture")
+        _say(f"Swap control: none of {report.skipped} samples could be measured with another's image")
         return
     _say(
-        f"  mean delta {report.own.mean():.3f} logits with the own picture, {report.other.mean():.3f} with another's"
+        f"  mean delta {report.own.mean():.3f} logits with the own image, {report.other.mean():.3f} with another's"
         + (f" ({report.skipped} samples skipped: not measurable with both)" if report.skipped else "")
     )
-    _say(f"  AUC  {report.auc:.3f}  a random sample with its own picture is above a random one with another's")
-    _say(f"  wins {report.win_share:.3f}  the same sample is higher with its own picture than with another's")
+    _say(f"  AUC  {report.auc:.3f}  a random sample with its own image is above a random one with another's")
+    _say(f"  wins {report.win_share:.3f}  the same sample is higher with its own image than with another's")
     if report.auc < FIT_AUC:
         _say(
-            f"WARNING: a swap control under {FIT_AUC} says that this reference hardly tells the right picture from a "
-            "wrong one on this data: its deltas are mostly noise here. Is it trained for such pictures and texts, and "
+            f"WARNING: a swap control under {FIT_AUC} says that this reference hardly tells the right image from a "
+            "wrong one on this data: its deltas are mostly noise here. Is it trained for such images and texts, and "
             "are --template and --image_aspect_ratio those it was trained with?"
         )
     if count < FEW_SAMPLES:

@@ -52,14 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterator[Sight]:
     """Each checkpoint in turn, so that one model is held at a time.
 
-    Raises ConfigError for more than two, a model that is no LLaVA type, or a sample without exactly one picture.
+    Raises ConfigError for more than two, a model that is no LLaVA type, or a sample without exactly one image.
     """
     dataset = open_paths(arguments.annotated)
     place = find_samples(dataset, arguments.sample)[0]
     row = next(read_stored(dataset, [place.number], arguments.image_folder))
     if len(row.sample.images) != 1:
         raise ConfigError(
-            f"{row.sample.sample_id} has {len(row.sample.images)} pictures; this look is for samples with one"
+            f"{row.sample.sample_id} has {len(row.sample.images)} images; this look is for samples with one"
         )
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,8 +1,8 @@
-"""Which part of a picture each image token of a LLaVA-type model stands for, and the picture as that model sees it.
+"""Which part of an image each image token of a LLaVA-type model stands for, and the image as that model sees it.
 
-For LLaVA (one square grid behind a projector), LLaVA-NeXT (the whole picture as a grid, then tiles of it in finer
+For LLaVA (one square grid behind a projector), LLaVA-NeXT (the whole image as a grid, then tiles of it in finer
 grids), and models whose config has a method `image_token_boxes` that says where their tokens lie. Coordinates are
-shares of the picture's height and width.
+shares of the image's height and width.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ LLAVA_TYPES = ("llava", "llava_next")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureTokens:
-    """The n image tokens of a sample's one picture, in the order of the sequence."""
+    """The n image tokens of a sample's one image, in the order of the sequence."""
 
     positions: np.ndarray
     """[n] int64, of the tokens in the encoding."""
     boxes: np.ndarray
-    """[n, 4] float64: top, left, bottom, right as shares of the picture; NaN for tokens of no place (line ends)."""
+    """[n, 4] float64: top, left, bottom, right as shares of the image; NaN for tokens of no place (line ends)."""
     grid_side: int
-    """The first grid_side ** 2 tokens are the grid of the whole picture, row by row."""
+    """The first grid_side ** 2 tokens are the grid of the whole image, row by row."""
     picture: Image.Image
-    """What the model's vision tower sees of the whole picture."""
+    """What the model's vision tower sees of the whole image."""
 
     def heat(self, values: np.ndarray, side: int = 336) -> np.ndarray:
         """[side, side] float64: a value per token [n] spread evenly over its box; the sum stays, line ends aside."""
@@ -51,13 +51,13 @@ def check_places(config: Any, what: str) -> None:
     if config.model_type not in LLAVA_TYPES and not hasattr(config, "image_token_boxes"):
         raise ConfigError(
             f"{what} holds a {config.model_type!r} model; this look is for {', '.join(LLAVA_TYPES)} and models whose "
-            "config says where their image tokens lie: patches of the picture, one by one behind a projector. Others "
-            "pool, merge or resample patches, so that no token is one place in the picture"
+            "config says where their image tokens lie: patches of the image, one by one behind a projector. Others "
+            "pool, merge or resample patches, so that no token is one place in the image"
         )
 
 
 def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> PictureTokens:
-    """Places of the image tokens of a sample with one picture; ConfigError when the model has another number."""
+    """Places of the image tokens of a sample with one image; ConfigError when the model has another number."""
     pixels = encoded.image_inputs["pixel_values"]
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
@@ -65,19 +65,19 @@ def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> Pictur
     if hasattr(model.config, "image_token_boxes"):
         boxes = model.config.image_token_boxes()
         if not np.array_equal(boxes[: side * side], grid_boxes(side)):
-            raise ConfigError("this model has no view of the whole picture (image_global is off): nothing to draw on")
+            raise ConfigError("this model has no view of the whole image (image_global is off): nothing to draw on")
     elif model.config.model_type == "llava":
         boxes = grid_boxes(side)
     else:
         boxes = _tiled_boxes(model, pixels, encoded.image_inputs["image_sizes"], side)
-    whole = pixels.flatten(0, -4)[0]  # of tiles the first is the whole picture
+    whole = pixels.flatten(0, -4)[0]  # of tiles the first is the whole image
     extra = len(positions) - len(boxes)
     if extra == 1 and model.config.vision_feature_select_strategy == "full":
         # The class token leads and is no place.
         boxes = np.concatenate([np.full((1, 4), np.nan), boxes])
     elif extra:
         raise ConfigError(
-            f"the processor makes {len(positions)} image tokens of this picture, and the model {len(boxes)} patches: "
+            f"the processor makes {len(positions)} image tokens of this image, and the model {len(boxes)} patches: "
             "are patch_size and vision_feature_select_strategy of both the same?"
         )
     picture = _seen(whole, processor.image_processor)
@@ -112,7 +112,7 @@ def _tiled_boxes(model: Any, pixels: Tensor, image_sizes: Tensor, side: int) -> 
 
 
 def _seen(pixels: Tensor, image_processor: Any) -> Image.Image:
-    """Normalised pixels [3, H, W] as the picture they are."""
+    """Normalised pixels [3, H, W] as the image they are."""
     mean, std = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
     values = (pixels.float() * std + mean).clamp(0, 1) * 255
     return Image.fromarray(values.round().byte().permute(1, 2, 0).contiguous().numpy())

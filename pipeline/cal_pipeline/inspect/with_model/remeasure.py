@@ -23,11 +23,11 @@ WINDOW_ROWS = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToMeasure:
-    """A conversation and the pictures to measure it with: its own, or another sample's."""
+    """A conversation and the images to measure it with: its own, or another sample's."""
 
     sample: Sample
     sample_key: str
-    """As stored: what is painted over a picture depends on it, where the contrast perturbs pictures."""
+    """As stored: what is painted over an image depends on it, where the contrast perturbs images."""
     pictures: list[Image.Image] | SampleError
     """In the order of the marks, or why there are none."""
 
@@ -41,7 +41,7 @@ def measure_again(
     tokens_per_batch: int,
     encode_threads: int = 4,
 ) -> list[MeasuredSample | SampleError]:
-    """Results in the order given; a SampleError in place of pictures, or one while encoding, is its sample's result."""
+    """Results in the order given; a SampleError in place of images, or one while encoding, is its sample's result."""
 
     def encode(item: ToMeasure) -> EncodedSample | SampleError:
         if isinstance(item.pictures, SampleError):

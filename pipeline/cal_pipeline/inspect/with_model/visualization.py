@@ -1,6 +1,6 @@
-"""What a LLaVA-type model does with a picture: where its words attend to, and which words its patches are nearest to.
+"""What a LLaVA-type model does with an image: where its words attend to, and which words its patches are nearest to.
 
-T tokens of the encoding, n image tokens, P patches of the whole picture, H hidden size, V vocabulary.
+T tokens of the encoding, n image tokens, P patches of the whole image, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def image_attention(
 
     Entry k is sum over layers of the mean over heads and over the query tokens q of A[layer, head, q, image token k]:
     the row of a query is that of the token itself. Returns ([n] float64, share): `share` is the part of all attention
-    that goes to the picture, between 0 and 1. The model must run eager attention. Holds one layer's matrix at a time.
+    that goes to the image, between 0 and 1. The model must run eager attention. Holds one layer's matrix at a time.
     """
     batch = collate([encoded], pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
     placed = batch.to(model.device, model.dtype)
@@ -81,7 +81,7 @@ def _attention_rows(model: Any, layers: list[Tensor], asked: Tensor, image: Tens
 def patch_words(
     model: Any, encoded: EncodedSample, *, vocabulary: Tensor, top: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vocabulary words nearest to each patch of the whole picture, after the projector (CAL, Fig. 6).
+    """The vocabulary words nearest to each patch of the whole image, after the projector (CAL, Fig. 6).
 
     Nearest by the cosine of the projected patch and the row of the input embedding. `vocabulary` holds the token ids
     that may be named. Returns (ids [P, top] int64, cosines [P, top] float32), best first, patches row by row.
@@ -98,7 +98,7 @@ def patch_words(
         model.get_image_features(**pixels)
     finally:
         hook.remove()
-    # The first picture of the first call: of tiles that is the whole picture.
+    # The first image of the first call: of tiles that is the whole image.
     patches = features[0][0].float()
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     # Without the class token, where a model keeps it in front, and without crops that follow.

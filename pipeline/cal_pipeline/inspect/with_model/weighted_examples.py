@@ -30,7 +30,7 @@ from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
 _BATCH_ROWS = 64
-"""Rows held at a time, pictures included."""
+"""Rows held at a time, images included."""
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +108,7 @@ def _example(
         encoded = encoder(sample, [decode_image(data, pixels) for data in files])
     except SampleError as error:
         raise AlignmentError(
-            f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Restore its pictures "
+            f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Restore its images "
             "(--image_folder), or leave the row out with cal-inspect filter"
         ) from error
     labels = encoded.labels.numpy()
@@ -153,7 +153,7 @@ def _write_about(opened: AnnotatedDataset, folder: Path, arguments: argparse.Nam
 
 
 def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
-    """data.jsonl, one object a row; embedded pictures go to images/, others are named by their absolute path."""
+    """data.jsonl, one object a row; embedded images go to images/, others are named by their absolute path."""
     encoder = encoder_of(opened.spec, arguments)
     count = 0
     with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
@@ -178,7 +178,7 @@ def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argp
 
 
 def _embedded(folder: Path, name: str, data: bytes) -> str:
-    """The picture's own bytes under a name of ours: what a dataset calls its files is never a path on this disk."""
+    """The image's own bytes under a name of ours: what a dataset calls its files is never a path on this disk."""
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp"}
     suffix = next((kind for start, kind in kinds.items() if data.startswith(start)), "img")
     (folder / "images").mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def _embedded(folder: Path, name: str, data: bytes) -> str:
 
 
 def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
-    """What `datasets.load_from_disk` opens, pictures embedded."""
+    """What `datasets.load_from_disk` opens, images embedded."""
     import datasets
 
     if "::" in str(folder):

@@ -15,13 +15,13 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
     """`LlavaConfig` and what Mini-Gemini adds; the defaults are Mini-Gemini-7B's.
 
     Args:
-        aux_vision_config: of the ConvNeXt; its `image_size` is the side of the high-resolution picture, in pixels.
+        aux_vision_config: of the ConvNeXt; its `image_size` is the side of the high-resolution image, in pixels.
             `drop_path_rate` is 0: the released code leaves the frozen tower's 0.1 active while training, so that its
             features differ from pass to pass; here they never do.
-        image_grid: 1, or 2 for HD: the tower's picture is cut into image_grid x image_grid crops.
-        image_global: HD's view of the whole picture, put before the crops.
+        image_grid: 1, or 2 for HD: the tower's image is cut into image_grid x image_grid crops.
+        image_global: HD's view of the whole image, put before the crops.
 
-    `image_seq_length`, the number of tokens of a picture, follows from these and is not chosen.
+    `image_seq_length`, the number of tokens of an image, follows from these and is not chosen.
     """
 
     model_type = "mini_gemini"
@@ -56,7 +56,7 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
 
     @property
     def num_views(self) -> int:
-        """Pictures that the low-resolution tower sees for one image: the crops, and the global view."""
+        """Images that the low-resolution tower sees for one image: the crops, and the global view."""
         return int(self.image_grid**2 + self.image_global)
 
     @property
@@ -70,7 +70,7 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
         return int(self.aux_vision_config.image_size // self.aux_vision_config.patch_size)
 
     def image_token_boxes(self) -> np.ndarray:
-        """[image_seq_length, 4] float64: top, left, bottom, right of a picture's tokens, as shares of the picture."""
+        """[image_seq_length, 4] float64: top, left, bottom, right of an image's tokens, as shares of the image."""
         grid, view = self.image_grid, grid_boxes(self.tokens_per_side)
         corners = [(row, column, row, column) for row in range(grid) for column in range(grid)]
         crops = [(view + corner) / grid for corner in corners]
@@ -78,6 +78,6 @@ class MiniGeminiConfig(LlavaConfig):  # type: ignore[misc]
 
 
 def grid_boxes(side: int) -> np.ndarray:
-    """[side * side, 4] float64: the cells of a grid over the whole picture, row by row."""
+    """[side * side, 4] float64: the cells of a grid over the whole image, row by row."""
     rows, columns = np.divmod(np.arange(side * side), side)
     return np.stack([rows, columns, rows + 1, columns + 1], axis=1) / side

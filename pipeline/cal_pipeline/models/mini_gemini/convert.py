@@ -2,7 +2,7 @@
 
 Three kinds of source: a published Mini-Gemini (`mgm`, `mgm_gemma`); with --untrained a language model (`llama`,
 `gemma`), which gets a fresh projector: what pretraining starts from; with --hd a Mini-Gemini of ours (or one of the
-former two) whose pictures become larger: what HD finetuning starts from.
+former two) whose images become larger: what HD finetuning starts from.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def convert(
     kind = described.get("model_type")
     if kind == MiniGeminiConfig.model_type:
         if not hd or untrained:
-            raise ConfigError(f"{source} is a {kind} already; --hd makes it one of larger pictures")
+            raise ConfigError(f"{source} is a {kind} already; --hd makes it one of larger images")
         config, processor, pieces = _enlarged(source)
         useless: list[str] = []
         fresh: Mapping[str, torch.Tensor] = {}
@@ -138,7 +138,7 @@ def plan(source: Path, vision: Path, aux_vision: Path, *, untrained: bool) -> tu
 
 
 def _enlarged(source: Path) -> tuple[MiniGeminiConfig, MiniGeminiProcessor, dict[str, Piece]]:
-    """A Mini-Gemini of ours with HD's pictures: the same weights see a grid of crops and the whole."""
+    """A Mini-Gemini of ours with HD's images: the same weights see a grid of crops and the whole."""
     config = MiniGeminiConfig.from_pretrained(source)
     if config.image_grid != 1:
         raise ConfigError(f"{source} has a grid of {config.image_grid} already")
@@ -149,7 +149,7 @@ def _enlarged(source: Path) -> tuple[MiniGeminiConfig, MiniGeminiProcessor, dict
     processor = MiniGeminiProcessor.from_pretrained(source)
     images = processor.image_processor
     if images.size["shortest_edge"] != small:
-        raise ConfigError(f"{source}: the processor's pictures have {images.size['shortest_edge']} pixels, not {small}")
+        raise ConfigError(f"{source}: the processor's images have {images.size['shortest_edge']} pixels, not {small}")
     settings = {**images.to_dict(), "image_grid": 2, "image_global": True}
     settings.update(size={"shortest_edge": large}, crop_size={"height": large, "width": large})
     processor.image_processor = type(images).from_dict(settings)

@@ -1,6 +1,6 @@
 """Mini-Gemini and Mini-Gemini-HD on transformers' LLaVA (arXiv 2403.18814, section 3).
 
-Each CLIP token looks, with one attention head, into its own window of a ConvNeXt's map of the same picture at high
+Each CLIP token looks, with one attention head, into its own window of a ConvNeXt's map of the same image at high
 resolution ("patch info mining"); what it finds is added to it. The number of image tokens stays that of CLIP. Letters:
 N images, P views of each, L tokens of a view, C channels of CLIP, D of the four ConvNeXt stages together.
 """
@@ -58,7 +58,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
         self.post_init()
 
     def aux_map(self, high_res_pixel_values: Tensor) -> Tensor:
-        """All stages of the ConvNeXt at the place of the finest, [N, D, H, H], for pictures [N, 3, 4 H, 4 H]."""
+        """All stages of the ConvNeXt at the place of the finest, [N, D, H, H], for images [N, 3, 4 H, 4 H]."""
         pictures = high_res_pixel_values.to(self.aux_vision_tower.dtype)  # CLIP's embedding does the same by itself
         stages = self.aux_vision_tower(pictures, output_hidden_states=True).hidden_states[1:]
         size = stages[0].shape[-2:]
@@ -76,7 +76,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
             high_res_pixel_values: [N, 3, H, H].
             kwargs: as LLaVA's; another `vision_feature_layer` than the config's is not served.
 
-        Raises ValueError when one of the two pictures is missing, or another number of views comes.
+        Raises ValueError when one of the two images is missing, or another number of views comes.
         """
         if high_res_pixel_values is None:
             raise ValueError("Mini-Gemini needs high_res_pixel_values beside pixel_values: use its own processor")
@@ -126,7 +126,7 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
                 encoded = self.get_image_features(pixel_values, high_res_pixel_values)
             features = None if encoded is None else torch.cat(list(encoded.pooler_output)).to(inputs_embeds)
             if features is None and attention_mask is not None and attention_mask.dim() == 2:
-                # Without pictures only padding may hold the image token: the pass without the image pads with anything.
+                # Without images only padding may hold the image token: the pass without the image pads with anything.
                 is_image = is_image & attention_mask[:, -is_image.shape[1] :].bool()
             count = 0 if features is None else len(features)
             if int(is_image.sum()) != count:
@@ -168,7 +168,7 @@ class MiniGeminiForConditionalGeneration(LlavaForConditionalGeneration):  # type
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """As LLaVA's, with the pictures of high resolution [N, 3, H, H]; `generate` reads the names off here."""
+        """As LLaVA's, with the images of high resolution [N, 3, H, H]; `generate` reads the names off here."""
         return super().forward(
             input_ids=input_ids, pixel_values=pixel_values, high_res_pixel_values=high_res_pixel_values,
             attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,

@@ -20,7 +20,7 @@ from cal_schemas.errors import ConfigError
 _TEXT_CONFIGS: Final = {"llama": LlamaConfig, "gemma": GemmaConfig}
 _AUX: Final = "model.aux_vision_tower."
 AUX_SIZE: Final = 768
-"""Side of the high-resolution picture, in pixels; twice that for HD."""
+"""Side of the high-resolution image, in pixels; twice that for HD."""
 
 
 def make_config(

@@ -1,4 +1,4 @@
-"""Pictures and text for Mini-Gemini: one picture of high resolution, and smaller ones made from its pixels."""
+"""Images and text for Mini-Gemini: one image of high resolution, and smaller ones made from its pixels."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MiniGeminiImageProcessor(LlavaImageProcessorPil):  # type: ignore[misc]
 
 
 def low_res_views(pictures: Tensor, size: int, grid: int, with_global: bool) -> Tensor:
-    """Pictures [N, 3, H, H] as CLIP sees them: [N, 3, size, size], or [N, P, 3, size, size] where grid is above 1.
+    """Images [N, 3, H, H] as CLIP sees them: [N, 3, size, size], or [N, P, 3, size, size] where grid is above 1.
 
     Bilinear without antialias, corners not aligned, as the released code resizes.
     """
@@ -65,7 +65,7 @@ def low_res_views(pictures: Tensor, size: int, grid: int, with_global: bool) -> 
 
 
 def cut(pictures: Tensor, grid: int) -> Tensor:
-    """Squares [N, grid * grid, C, S / grid, S / grid] of pictures [N, C, S, S], row by row."""
+    """Squares [N, grid * grid, C, S / grid, S / grid] of images [N, C, S, S], row by row."""
     count, channels, side, _ = pictures.shape
     parts = pictures.reshape(count, channels, grid, side // grid, grid, side // grid)
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
@@ -75,7 +75,7 @@ class MiniGeminiProcessor(LlavaProcessor):  # type: ignore[misc]
     """LLaVA's processor; an image takes `num_views * (low_res_size / patch_size)^2` tokens whatever its shape."""
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """The image token, once for each token of the picture: 576, or 2880 for HD."""
+        """The image token, once for each token of the image: 576, or 2880 for HD."""
         grid, with_global = self.image_processor.image_grid, self.image_processor.image_global
         views = grid**2 + (with_global if grid > 1 else 0)
         side: int = self.image_processor.low_res_size // self.patch_size

@@ -42,7 +42,7 @@ CLIP: Final[Rules] = (
 )
 OPEN_CLIP: Final[Rules] = (
     *((r"visual\.trunk\." + pattern, target) for pattern, target in _CONVNEXT),
-    # The pooled head of the picture, and the text tower.
+    # The pooled head of the image, and the text tower.
     (r"visual\.(?:trunk\.)?(?:head|norm_pre)\..+", None),
     (r"(?:text|transformer|token_embedding|ln_final)\..+", None),
     (r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask", None),

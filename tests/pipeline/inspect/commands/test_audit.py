@@ -51,7 +51,7 @@ def test_an_untouched_cache_agrees(llava: Family, tmp_path: Path, capsys: pytest
     assert found["max_difference"] < 1e-4
     ok = [status for status in pq.read_table(path, columns=["status"])["status"].to_pylist() if status == "ok"]
     assert found["verdicts"] == {"agrees": len(ok)}
-    # Random weights see the picture and say nothing about it.
+    # Random weights see the image and say nothing about it.
     assert found["swap"]["samples"] > 20
     printed = capsys.readouterr().out
     assert "The cache agrees" in printed
@@ -257,7 +257,7 @@ def test_the_swap_control_by_hand() -> None:
     # Of nine pairs own > other: 3 beats all three; 1 beats 0.5 and ties with 1; 0.5 ties with 0.5.
     assert report.auc == pytest.approx((3 + 1.5 + 0.5) / 9)
     assert report.win_share == pytest.approx((1 + 0.5 + 0) / 3)
-    # A picture that takes more room may cut the end of the words: the common ones are compared.
+    # An image that takes more room may cut the end of the words: the common ones are compared.
     cut = swap_report([measured_sample(1.0, 2.0, 30.0)], [measured_sample(0.0, 1.0)])
     np.testing.assert_allclose([cut.own[0], cut.other[0]], [1.5, 0.5])
 

@@ -299,7 +299,7 @@ def test_light_and_dark_follow_the_system_and_the_button(page: Page, llava: Fami
 
 @browser_test
 def test_five_hundred_samples_render_in_under_ten_seconds(page: Page, llava: Family, tmp_path: Path) -> None:
-    """A page of 500 samples of 150 tokens with a picture each, written from copies of one card."""
+    """A page of 500 samples of 150 tokens with an image each, written from copies of one card."""
     path = parquet_directory(llava, tmp_path, count=2)
     assert run(["page", str(path), "--output", str(tmp_path / "one.html")]) == 0
     data = read_page_data(tmp_path / "one.html")

@@ -42,7 +42,7 @@ def test_words_carry_their_numbers_where_there_are_no_colours(
     frame = load_annotated(directories.normal)
     out = shown(directories.normal, "#0", directories.family.directory, capsys, "--by", "weight")
     assert "[image 0.png, 40 x 40 pixels]" in out
-    assert "user: <image>\nWhat is in the picture?" in out
+    assert "user: <image>\nWhat is in the image?" in out
     tokens = token_frame(frame[:1], directories.family.directory)["token"]
     assert len(re.findall(r"\(\d\.\d\)", out)) == tokens.str.strip().ne("").sum() > 15
     assert "\x1b" not in out

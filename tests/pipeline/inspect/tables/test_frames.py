@@ -148,7 +148,7 @@ def test_sample_frame_by_hand() -> None:
 @pytest.mark.parametrize(
     ("answers", "positions", "expected"),
     [
-        # The second answer shows a picture between its words; the third one's end token stands alone behind one.
+        # The second answer shows an image between its words; the third one's end token stands alone behind one.
         (["Yes.", "Here <image> and there."], [1, 2, 5, 6, 9], [1, 1, 2, 2, 2]),
         (["Look <image>", "No."], [1, 2, 5, 8], [1, 1, 1, 2]),
         (["Yes.", "No."], [1, 2, 5], [1, 1, 2]),

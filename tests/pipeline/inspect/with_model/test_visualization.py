@@ -74,7 +74,7 @@ def test_the_grid_of_llava_is_the_picture_row_by_row(llava: Family) -> None:
 
 
 def test_the_tiles_of_llava_next_lie_where_the_model_takes_them_from(family: Callable[[str], Family]) -> None:
-    """A white field in the picture changes the features of exactly the tokens whose boxes it covers."""
+    """A white field in the image changes the features of exactly the tokens whose boxes it covers."""
     reference = family("llava_next")
     for size, field in (((56, 56), (28, 0, 56, 28)), ((84, 28), (56, 0, 84, 28)), ((28, 84), (0, 0, 28, 28))):
         plain, changed = Image.new("RGB", size, "black"), Image.new("RGB", size, "black")
@@ -89,8 +89,8 @@ def test_the_tiles_of_llava_next_lie_where_the_model_takes_them_from(family: Cal
         assert areas.sum() == pytest.approx(1.0)
         pixels = [item.image_inputs["pixel_values"][0] for item in encoded]
         differs = (pixels[0] != pixels[1]).flatten(1).any(1)
-        assert bool(differs[0])  # the whole picture, in small
-        # The pictures are multiples of a tile: the field is one tile, the others are untouched.
+        assert bool(differs[0])  # the whole image, in small
+        # The images are multiples of a tile: the field is one tile, the others are untouched.
         assert int(differs[1:].sum()) == 1
         left, top, right, bottom = np.array(field) / np.array([*size, *size])
         inside = [
@@ -236,7 +236,7 @@ def test_other_models_are_refused_with_the_reason(
     assert run([command, str(path), *flags]) == 2
     error = capsys.readouterr().err
     assert name in error
-    assert "no token is one place in the picture" in error
+    assert "no token is one place in the image" in error
 
 
 def test_samples_without_a_picture_and_a_third_checkpoint_are_refused(
@@ -245,7 +245,7 @@ def test_samples_without_a_picture_and_a_third_checkpoint_are_refused(
     path = llava_directory(llava, tmp_path, count=5)
     output = ["--output", str(tmp_path / "a.png")]
     assert run(["attention", str(path), "--sample", "3", *output]) == 2
-    assert "has 0 pictures" in capsys.readouterr().err
+    assert "has 0 images" in capsys.readouterr().err
     models = ["--model_name_or_path", *[str(llava.directory)] * 3]
     assert run(["patch-words", str(path), "--sample", "#0", *models, *output]) == 2
     assert "two checkpoints at most" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_logits_of_the_text_alone(golden: Golden) -> None:
 
 @torch.no_grad()
 def test_a_zero_picture_without_tokens_changes_no_logit_of_a_text_only_row(golden: Golden) -> None:
-    # Row 1 of the golden batch is text with a zero picture beside it; ours has no picture at all.
+    # Row 1 of the golden batch is text with a zero image beside it; ours has no image at all.
     length = int(golden.arrays["merged_attention_mask"][1].sum())
     ids = torch.tensor([golden.expanded(1)])
     logits = golden.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

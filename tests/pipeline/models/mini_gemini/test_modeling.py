@@ -42,7 +42,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def encoded_samples(encoder: Encoder) -> list[Any]:
-    """One picture, two pictures, none."""
+    """One image, two images, none."""
     questions = ["<image>\nWhat is it?", "<image><image>\nAre they the same?", "Hello?"]
     answers = ["A red box with blue text.", "No.", "Good day to all of you."]
     found = []
@@ -72,7 +72,7 @@ def test_drop_is_mask_and_the_label_head_gives_full_logits(built: Built, name: s
             torch.testing.assert_close(whole[row, : one.shape[1]], one[0], atol=1e-4, rtol=0, equal_nan=True)
         with_image, without = contrast_logits(model, together.inputs, together.labels, together.image_mask)
     delta = with_image - without
-    assert float(delta[:2][~delta[:2].isnan()].abs().max()) > 0.01, "the picture must matter"
+    assert float(delta[:2][~delta[:2].isnan()].abs().max()) > 0.01, "the image must matter"
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("llama", 16), ("llama-hd", 80)])
@@ -110,7 +110,7 @@ def test_saved_and_loaded_it_generates_the_same(built: Built, name: str, tmp_pat
     )
     assert first.shape[1] > inputs["input_ids"].shape[1]
     assert torch.equal(first, cached)
-    assert torch.equal(first, fresh), "without a cache the picture is seen anew in each step"
+    assert torch.equal(first, fresh), "without a cache the image is seen anew in each step"
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def test_in_bfloat16_it_takes_the_processor_s_float32_pictures_in_a_left_padded_
     processor = AutoProcessor.from_pretrained(built(name))
     processor.tokenizer.padding_side = "left"
     texts, pictures = [], [sample_image(seed, (60 + seed, 40)) for seed in range(3)]
-    for question, count in (("What is in the picture?", 1), ("Hello?", 0), ("Same?", 2)):
+    for question, count in (("What is in the image?", 1), ("Hello?", 0), ("Same?", 2)):
         content = [*[{"type": "image"}] * count, {"type": "text", "text": question}]
         texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
     options = {"return_tensors": "pt", "text_kwargs": {"add_special_tokens": "<bos>" not in texts[0]}}

@@ -160,16 +160,16 @@
   const cards = data.samples.map((sample, index) => {
     const spans = [];
     const element = make("article", { class: "card", "data-index": index, "aria-label": `sample ${sample.id}` });
-    const pictures = make("div", {});
+    const images = make("div", {});
     sample.images.forEach((image, at) => {
       if (image.uri) {
-        const alt = `picture ${at + 1} of sample ${sample.id}`;
-        pictures.append(make("img", { src: image.uri, alt, loading: "lazy", decoding: "async" }));
+        const alt = `image ${at + 1} of sample ${sample.id}`;
+        images.append(make("img", { src: image.uri, alt, loading: "lazy", decoding: "async" }));
       } else {
-        pictures.append(make("p", { class: "missing", text: image.problem }));
+        images.append(make("p", { class: "missing", text: image.problem }));
       }
     });
-    if (!sample.images.length) pictures.append(make("p", { class: "missing", text: "no picture" }));
+    if (!sample.images.length) images.append(make("p", { class: "missing", text: "no image" }));
     const facts = make("p", { class: "facts" });
     const words = make("div", { class: "words" });
     const body = make("div", {}, make("h3", { text: sample.id, dir: "auto" }), facts, words);
@@ -199,7 +199,7 @@
       }
       words.append(line);
     }
-    element.append(pictures, body);
+    element.append(images, body);
     const defined = sample.deltas.filter((delta) => delta !== null);
     const text = [sample.id, `#${sample.row}`, sample.status, sample.error || "", ...sample.turns.map((turn) =>
       turn.text === undefined ? sample.tokens.slice(turn.from, turn.to).join("") : turn.text)].join("\n").toLowerCase();

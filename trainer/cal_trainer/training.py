@@ -13,6 +13,7 @@ from transformers import enable_full_determinism, set_seed
 from transformers.integrations import deepspeed
 
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.positions import longest_row
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, refuse_adapters
 from cal_pipeline.models.loading import check_architecture, load_model, load_outline, load_processor, model_directory
@@ -72,6 +73,8 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     refuse_adapters(directory, trains=True)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
+    if config.template == "auto":
+        warn_of_other_templates(processor, directory)
     with _without_deepspeed():
         outline = load_outline(directory, trust_remote_code=config.trust_remote_code)
         check_weights(directory, outline)

@@ -5,13 +5,20 @@ chat.py does it by a processor's own chat template.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.sample import IMAGE_MARK, Turn
 from cal_schemas.spec import VICUNA_SYSTEM, Template
+
+_HOLDERS = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+"""Files that may hold a model's chat template; transformers 5.23 takes the first that does."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,3 +96,25 @@ def chat_template(processor: Any) -> str:
         if found:
             return str(found)
     return ""
+
+
+def warn_of_other_templates(processor: Any, directory: Path) -> None:
+    """One warning where files of a model's directory hold another chat template than the one that is used."""
+    used = chat_template(processor).rstrip("\n")
+    held = {name: found.rstrip("\n") for name in _HOLDERS if (found := _template_in(directory / name))}
+    if others := [name for name, found in held.items() if used and found != used]:
+        where = next((name for name, found in held.items() if found == used), type(processor).__name__)
+        _log.warning(
+            "%s: the chat template is that of %s, as transformers takes it; %s has another, which counts only when the "
+            "former is removed", directory, where, " and ".join(others),
+        )  # fmt: skip
+
+
+def _template_in(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8")
+    found = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}
+    return str((found.get("default") if isinstance(found, dict) else found) or "")

@@ -18,6 +18,7 @@ import torch
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.self_check import encode_questions
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights
 from cal_pipeline.models.loading import (
@@ -79,6 +80,8 @@ def prepare(config: PrecomputeConfig) -> Job:
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
+    if config.template == "auto":
+        warn_of_other_templates(processor, directory)
     if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
         outline = load_outline(directory)
         check_weights(directory, outline)

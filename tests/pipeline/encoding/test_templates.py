@@ -1,6 +1,11 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from tokenizers import AddedToken
 
+from cal_pipeline import cli
 from cal_pipeline.encoding import template_facts, templates
 from cal_pipeline.encoding.templates import (
     chat_template,
@@ -9,13 +14,16 @@ from cal_pipeline.encoding.templates import (
     render_plain,
     render_vicuna_v1,
     special_tokens,
+    warn_of_other_templates,
 )
 from cal_pipeline.models.loading import load_processor
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.sample import Sample, Turn
+from cal_trainer import cli as train_cli
 from conftest import Family
 from examples_of import conversation
 from template_only import rendered, supervised
+from tiny_data import write_llava_json
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -184,3 +192,59 @@ def test_a_question_s_only_image_mark_moves_to_its_front() -> None:
         "No mark.": "No mark.", " <image> and <image>": " <image> and <image>",
     }.items():  # fmt: skip
         assert image_first(Turn(role="user", content=content)) == Turn(role="user", content=moved)
+
+
+def put_template(directory: Path, name: str, template: str) -> None:
+    file = directory / name
+    if file.suffix == ".jinja":
+        file.write_text(template + "\n")
+    else:
+        values = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(values | {"chat_template": template}))
+
+
+@pytest.mark.parametrize(
+    ("used", "other"),
+    [
+        ("processor_config.json", "chat_template.json"),
+        ("processor_config.json", "chat_template.jinja"),
+        ("chat_template.json", "chat_template.jinja"),
+        ("chat_template.json", "tokenizer_config.json"),
+        ("chat_template.jinja", "tokenizer_config.json"),
+    ],
+)
+def test_of_two_files_with_other_templates_a_warning_names_the_one_that_is_used_and_the_one_that_is_not(
+    llava: Family, tmp_path: Path, used: str, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = Path(shutil.copytree(llava.directory, tmp_path / "model"))
+    (directory / "chat_template.jinja").unlink()
+    put_template(directory, used, CHATML)
+    put_template(directory, other, CHATML)
+    processor = load_processor(directory)
+    caplog.clear()  # What transformers says.
+    warn_of_other_templates(processor, directory)
+    assert not caplog.messages, "they say the same"
+    put_template(directory, other, CHATML.replace("im_end", "end"))
+    processor = load_processor(directory)
+    assert chat_template(processor).rstrip() == CHATML, "the other file won"
+    caplog.clear()
+    warn_of_other_templates(processor, directory)
+    (said,) = caplog.messages
+    assert f"the chat template is that of {used}, as transformers takes it; {other} has another" in said
+
+
+def test_both_programs_warn_of_another_template_unless_the_template_is_a_flag(
+    llava: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = Path(shutil.copytree(llava.directory, tmp_path / "model"))
+    put_template(directory, "chat_template.json", (directory / "chat_template.jinja").read_text() + "{# other #}")
+    data, images = write_llava_json(tmp_path, 2)
+    common = ["--model_name_or_path", str(directory), "--output_dir", str(tmp_path / "out")]
+    measuring = [*common, "--data_path", str(data), "--image_folder", str(images), "--dry_run"]
+    # Refused, after the processor was loaded.
+    training = [*common, "--source_path", "no-such", "--delta_source", "uniform", "--use_cpu", "true"]
+    for run, flags, code in ((cli.run, measuring, 0), (train_cli.run, training, 2)):
+        for more, times in (([], 1), (["--template", "vicuna_v1"], 0)):
+            caplog.clear()
+            assert run([*flags, *more]) == code
+            assert caplog.text.count("chat_template.jinja has another") == times

@@ -67,7 +67,7 @@ def annotate_shard(
     published something else under the shard's name.
     """
     started = time.monotonic()
-    report = ShardReport(name=shard.name)
+    report = ShardReport(name=shard.name, one_by_one=encoder.one_by_one)
     metadata = ShardMetadata(
         spec=spec,
         source=shard.source,

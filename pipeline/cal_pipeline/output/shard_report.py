@@ -24,6 +24,8 @@ class ShardReport:
     """Rows whose error holds a note on what stands in the source, whatever became of them; `notes` are the first."""
     unread: dict[str, int] = field(default_factory=dict)
     """Keys of the rows that nothing was made of -> how many rows have them; the first 100."""
+    one_by_one: str | None = None
+    """Why its rows were measured one at a time, or None where they shared batches."""
     kept_rows: int = 0
     """Rows taken over from the earlier file by a redo."""
     errors: list[str] = field(default_factory=list)

@@ -106,6 +106,8 @@ class RunReport:
                     f"only {below:.1%} of deltas are below beta = 5 (the paper finds about 90 %): alpha and beta were "
                     "chosen on LLaVA's logit scale; choose others for training from this model's quantiles"
                 )
+        if reason := next((shard.one_by_one for shard in self.shards if shard.one_by_one), None):
+            found.append(f"rows were measured one at a time, which takes longer: {reason}")
         if before := not_ok(self.statuses_before):
             found.append(f"of the rows in shards that were done before {before}")
         if cut := self.total("truncated"):

@@ -1,11 +1,21 @@
 """What the end of a run says of rows that are not ok, and when there is none that is."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.output.shard_report import ShardReport
+from cal_pipeline.output.store import LocalStore
 from cal_pipeline.runtime.report import RunReport, not_ok, print_report
+from cal_pipeline.sources.formats import plan_shards
+from cal_schemas.annotated import annotated_schema
+from cal_schemas.storage.locations import location
+from conftest import Family
+from examples_of import measurement_spec
+from tiny_data import write_llava_json
 
 
 def report(statuses: dict[str, int] | None, before: dict[str, int], **changed: Any) -> RunReport:
@@ -83,3 +93,29 @@ def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFix
     assert "key28, key29 and 3 more\n" in capsys.readouterr().out
     print_report(report({"ok": 1}, {}), "out", None)
     assert "nothing was made" not in capsys.readouterr().out
+
+
+def test_why_rows_were_measured_one_at_a_time_stands_once_at_the_end_and_in_the_report_of_every_shard(
+    llava: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(llava.encoder, "one_by_one", "its forward fails on two rows")
+    data, images = write_llava_json(tmp_path, 2)
+    store = LocalStore(output_dir=tmp_path / "out")
+    store.prepare()
+    options = AnnotateOptions(schema=annotated_schema(carry="paths"), carry="paths", tokens_per_batch=256)
+    shards = [
+        annotate_shard(
+            shard, encoder=llava.encoder, model=llava.model, spec=measurement_spec(), store=store, options=options
+        )
+        for shard in plan_shards([str(data)], [str(images)], rows_per_shard=1)
+    ]  # fmt: skip
+    whole = report(None, {}, shards=shards)
+    print_report(whole, "out", None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("one at a time, which takes longer: its forward fails on two rows") == 1
+    path = whole.write(location(tmp_path))
+    assert path is not None
+    assert [shard["one_by_one"] for shard in json.loads(path.read_text())["shards"]] == [
+        "its forward fails on two rows"
+    ] * 2
+    assert not any("one at a time" in warning for warning in report({"ok": 3}, {}).warnings())

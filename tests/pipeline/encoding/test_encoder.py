@@ -379,3 +379,59 @@ def test_inputs_of_tokens_have_their_shape_and_whole_numbers() -> None:
     ids = torch.zeros(1, 3, dtype=torch.long)
     found = token_aligned({"input_ids": ids, "areas": ids / 2, "sizes": ids[:, :2], "names": ["a"]})
     assert found == {"input_ids"}
+
+
+class Rewriting:
+    """Mixed into a processor: it writes something before the text, with a report of its replacements or without."""
+
+    before = ""
+    reports = True
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """As the processor's own, of the longer text."""
+        written = [one if self.before and one.startswith(self.before) else self.before + one for one in text]
+        output = super().__call__(images=images, text=written, **kwargs)  # type: ignore[misc]
+        if not self.reports:
+            output.pop("text_replacement_offsets", None)
+        return output
+
+
+def rewriting(llava: Family, **how: Any) -> Any:
+    processor = load_processor(llava.directory)
+    processor.__class__ = type("RewritingProcessor", (Rewriting, type(processor)), how)
+    return processor
+
+
+def test_a_processor_that_rewrites_the_text_around_its_images_is_refused_by_name(llava: Family) -> None:
+    assert Encoder(rewriting(llava)).batch_led_inputs == llava.encoder.batch_led_inputs
+    with pytest.raises(ConfigError, match="RewritingProcessor rewrites the text around its images, so labels cannot"):
+        Encoder(rewriting(llava, before="Look: "))
+
+
+@pytest.mark.parametrize("template", ["auto", "vicuna_v1"])
+def test_a_processor_that_writes_the_bos_itself_gets_no_second_one(llava: Family, template: Any) -> None:
+    processor = rewriting(llava, before=BOS["llava"], reports=False)
+    asked = conversation("<image>\nWhat?", "A cat.")
+    found = Encoder(processor, template=template)(asked, [PICTURE])
+    expected = Encoder(load_processor(llava.directory), template=template)(asked, [PICTURE])
+    assert torch.equal(found.sequence_inputs["input_ids"], expected.sequence_inputs["input_ids"])
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.image_mask, expected.image_mask)
+
+
+def test_a_bos_behind_a_blank_is_the_template_s_and_no_second_one_is_written(llava: Family) -> None:
+    processor = load_processor(llava.directory)
+    source = str(processor.chat_template)
+    processor.chat_template = processor.tokenizer.chat_template = "{{ '\n<s>' }}" + source.replace("<s>", "")
+    encoded = Encoder(processor)(conversation("What?", "A cat."), [])
+    ids = encoded.sequence_inputs["input_ids"]
+    assert int((ids == processor.tokenizer.bos_token_id).sum()) == 1
+    assert int(ids[0]) != processor.tokenizer.bos_token_id
+
+
+def test_a_tokenizer_without_a_bos_encodes(llava: Family) -> None:
+    processor = load_processor(llava.directory)
+    processor.tokenizer.bos_token = None
+    encoder = Encoder(processor, template="plain")
+    encoded = encoder(conversation("<image>\nDescribe.", "A cat."), [PICTURE])
+    assert decoded(encoder, encoded, encoded.labels != IGNORE_INDEX).strip() == "A cat."

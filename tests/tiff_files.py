@@ -17,14 +17,15 @@ def tiff(
     photometric: int | None,
     order: str = "<",
     samples: int = 1,
+    strips: int = 1,
     more: dict[int, Sequence[int]] | None = None,
 ) -> bytes:
-    """An uncompressed TIFF of one strip (one a sample where `more` says that planes are separate)."""
+    """An uncompressed TIFF of strips of equal size (one a sample where `more` says that planes are separate)."""
     more = more or {}
-    strips = samples if more.get(284) == [2] else 1
+    strips = samples if more.get(284) == [2] else strips
     tags: dict[int, tuple[str, Sequence[int]]] = {
         256: (SHORT, [width]), 257: (SHORT, [height]), 258: (SHORT, [bits] * samples), 259: (SHORT, [1]),
-        273: (LONG, [0] * strips), 277: (SHORT, [samples]), 278: (SHORT, [height]),
+        273: (LONG, [0] * strips), 277: (SHORT, [samples]), 278: (SHORT, [height if samples > 1 else height // strips]),
         279: (LONG, [len(data) // strips] * strips), **{tag: (SHORT, values) for tag, values in more.items()},
     }  # fmt: skip
     if photometric is not None:

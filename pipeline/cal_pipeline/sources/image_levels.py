@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
@@ -10,6 +13,9 @@ from cal_schemas.errors import ImageError
 _LOW_RANGE = 64
 """Of 256 levels: 14 bits in a file of 16, or fewer, fill no more."""
 _SUBFILE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _PALETTE, _SAMPLE_FORMAT = 254, 258, 262, 284, 320, 339
+_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES = 256, 257, 273, 279
+_PLAIN = {_SUBFILE: 0, 259: 1, 266: 1, 274: 1, 277: 1, _SAMPLE_FORMAT: (1,)}
+"""Uncompressed, bits from the highest, not turned, one unsigned sample a pixel."""
 _REDUCED, _WHITE_IS_ZERO, _SIGNED, _IN_PLANES = 1, 0, 2, 2
 
 
@@ -31,6 +37,36 @@ def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, str | None]:
     else:
         rgb = image.convert("RGB")
     return rgb, _note(rgb, bits) if bits > 8 else None
+
+
+def unpacked_grey(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Image.Image, str | None] | None:
+    """What `to_rgb` gives, of a TIFF that pillow has no mode for: uncompressed grey of 9 to 16 bits; None for others.
+
+    `check_size` raises where there are too many pixels. Raises whatever else on tags that make no sense.
+    """
+    if data[:4] not in (b"II*\0", b"MM\0*") or len(data) < 8:
+        return None
+    tags, file = TiffImagePlugin.ImageFileDirectory_v2(data[:8]), io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    bits, white_is_zero = _bits_of(tags), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    plain = all(tags.get(tag, default) == default for tag, default in _PLAIN.items())
+    plain &= all(tag in tags for tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES))
+    if not plain or tags.get(_PHOTOMETRIC) not in (0, 1) or not 8 < bits < 16 + (data[:1] == b"M"):
+        return None
+    width, height = tags[_WIDTH], tags[_HEIGHT]
+    check_size(width, height)
+    if sum(tags[_STRIP_BYTES]) > len(data):
+        raise ImageError("TIFF whose strips have more bytes than its file")
+    strips = b"".join(data[at : at + size] for at, size in zip(tags[_STRIPS], tags[_STRIP_BYTES], strict=True))
+    row = -(-width * bits // 8)
+    rows = np.frombuffer(strips, np.uint8, height * row).reshape(height, row)
+    # The upper 8 bits of a sample lie in two bytes, its first bit the highest.
+    first = np.arange(width) * bits
+    pairs = rows[:, first // 8].astype(np.uint16) << 8 | rows[:, first // 8 + 1]
+    levels = (pairs >> (8 - first % 8).astype(np.uint16)).astype(np.uint8)
+    rgb = Image.fromarray(~levels if white_is_zero else levels).convert("RGB")
+    return rgb, _note(rgb, bits)
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> bool:
@@ -62,7 +98,7 @@ def _unknown(image: Image.Image, kind: str) -> ImageError:
 def _bits(image: Image.Image, data: bytes) -> int:
     """Of one sample, as the file says; 8 where it cannot have more, or they are scaled by it already."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+        return _bits_of(image.tag_v2)
     if image.format == "PNG":
         return data[24]  # Of the header chunk, which comes first.
     if image.format == "PPM":
@@ -72,6 +108,10 @@ def _bits(image: Image.Image, data: bytes) -> int:
         at = data.find(b"\xff\x4f\xff\x51")  # Start of the code stream and its sizes.
         return (data[at + 42] & 0x7F) + 1 if at >= 0 else 8
     return 8
+
+
+def _bits_of(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int:
+    return int(max(tags.get(_BITS_PER_SAMPLE, (1,))))
 
 
 def _note(rgb: Image.Image, bits: int) -> str | None:

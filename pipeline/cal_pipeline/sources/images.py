@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from cal_pipeline.sources.image_formats import formats_to_open, what_is_instead
-from cal_pipeline.sources.image_levels import to_rgb
+from cal_pipeline.sources.image_levels import to_rgb, unpacked_grey
 from cal_schemas.errors import ImageError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location
@@ -111,25 +111,30 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     Of more than 8 bits a sample the upper 8 are taken; `note_of` says where that leaves doubt. The size is known before
     a pixel is decoded, so a bomb costs nothing. Raises ImageError.
     """
+
+    def check_size(width: int, height: int) -> None:
+        if width * height > max_image_pixels:
+            raise ImageError(f"image of {width} x {height} pixels exceeds --max_image_pixels {max_image_pixels}")
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise ImageError(f"image of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} times its width")
+        if max(width, height) > (longest := 2 * math.isqrt(max_image_pixels)):
+            # Padded to a square it would have more than four times the allowed pixels.
+            raise ImageError(
+                f"image of {width} x {height} pixels has a side over {longest}, which is twice the square root of "
+                f"--max_image_pixels {max_image_pixels}"
+            )
+
     try:
-        with Image.open(io.BytesIO(data), formats=formats_to_open()) as image:
-            if image.width * image.height > max_image_pixels:
-                raise ImageError(
-                    f"image of {image.width} x {image.height} pixels exceeds --max_image_pixels {max_image_pixels}"
-                )
-            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-                raise ImageError(
-                    f"image of {image.width} x {image.height} pixels is longer than {MAX_ASPECT_RATIO} times its width"
-                )
-            if max(image.size) > (longest := 2 * math.isqrt(max_image_pixels)):
-                # Padded to a square it would have more than four times the allowed pixels.
-                raise ImageError(
-                    f"image of {image.width} x {image.height} pixels has a side over {longest}, which is twice the "
-                    f"square root of --max_image_pixels {max_image_pixels}"
-                )
-            rgb, note = to_rgb(image, data)
-            rgb.info[_NOTE] = note
-            return rgb
+        try:
+            with Image.open(io.BytesIO(data), formats=formats_to_open()) as image:
+                check_size(*image.size)
+                rgb, note = to_rgb(image, data)
+        except UnidentifiedImageError:
+            if (grey := unpacked_grey(data, check_size)) is None:
+                raise
+            rgb, note = grey
+        rgb.info[_NOTE] = note
+        return rgb
     except ImageError:
         raise
     except UnidentifiedImageError as error:

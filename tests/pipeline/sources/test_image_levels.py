@@ -36,11 +36,6 @@ def palette(*, transparent: bool) -> bytes:
     return saved(image, "PNG", **({"transparency": 0} if transparent else {}))
 
 
-def white_is_zero(bits: int) -> bytes:
-    half = 2 ** (bits - 1) - 1
-    return tiff(packed([0, half, 2**bits - 1, half], bits), width=4, bits=bits, photometric=WHITE_IS_ZERO)
-
-
 GREY16 = np.full((8, 16), 0x4000, np.uint16)
 GREY16[:, 8:] = 0xC000
 
@@ -116,6 +111,39 @@ def test_a_ramp_of_12_bits_is_the_ramp_of_8() -> None:
     assert (found[0, 0], found[0, -1]) == (0, 255)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [WHITE_IS_ZERO, BLACK_IS_ZERO])
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_a_ramp_of_any_bits_is_the_ramp_of_8_in_either_order_and_from_either_end(
+    bits: int, photometric: int, order: str
+) -> None:
+    levels = np.linspace(0, 255, 67).round().astype(int)
+    stored = [(level << bits - 8) + (1 << bits - 8) // 3 for level in levels.tolist()]
+    rows = packed(stored, bits) + packed(stored[::-1], bits)
+    data = tiff(rows, width=67, height=2, bits=bits, photometric=photometric, order=order, strips=2)
+    image = decode_image(data)
+    expected = 255 - levels if photometric == WHITE_IS_ZERO else levels
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image)[..., 0].astype(int) - [expected, expected[::-1]]).max() == 0
+    assert note_of(image) is None
+
+
+def test_white_is_zero_at_16_bits_of_big_endian_is_turned_round_and_a_narrow_range_is_noted() -> None:
+    data = np.array([[0, 0x1234, 0x8000, 0xFFFF]], ">u2").tobytes()
+    found = decode_image(tiff(data, width=4, bits=16, photometric=WHITE_IS_ZERO, order=">"))
+    assert np.asarray(found)[0, :, 0].tolist() == [255, 255 - 0x12, 127, 0]
+    dark = tiff(packed([0, 5, 900], 14), width=3, bits=14, photometric=BLACK_IS_ZERO)
+    assert "14 bits a sample uses only the levels 0 to 14 of 255: if its white is not 16383" in str(
+        note_of(decode_image(dark))
+    )
+
+
+def test_a_depth_that_pillow_lacks_is_no_way_round_the_limit_of_pixels() -> None:
+    data = tiff(packed([0] * 65, 14), width=65, bits=14, photometric=BLACK_IS_ZERO)
+    with pytest.raises(ImageError, match="image of 65 x 1 pixels exceeds --max_image_pixels 64"):
+        decode_image(data, max_image_pixels=64)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -133,15 +161,15 @@ def test_a_ramp_of_12_bits_is_the_ramp_of_8() -> None:
             tiff(b"\0\1\2\3", width=4, bits=8, photometric=3, more={320: [*range(256)] * 3}),
             "palette has 8 bits where the format has 16",
         ),
-        (white_is_zero(12), "begins like TIFF, .* of a kind that pillow does not read"),
-        (tiff(bytes(6), width=3, bits=16, photometric=0, order=">"), "begins like TIFF, .* does not read"),
-        (tiff(bytes(4), width=3, bits=10, photometric=1), "begins like TIFF, .* does not read"),
-        (tiff(bytes(6), width=3, bits=14, photometric=1), "begins like TIFF, .* does not read"),
+        (tiff(bytes(4), width=3, bits=10, photometric=1, more={259: [5]}), "begins like TIFF, .* does not read"),
+        (tiff(bytes(6), width=3, bits=14, photometric=1, more={339: [2]}), "begins like TIFF, .* does not read"),
+        (tiff(bytes(6), width=3, bits=14, photometric=1, more={274: [3]}), "begins like TIFF, .* does not read"),
+        (tiff(bytes(5), width=3, bits=14, photometric=1), "cannot be decoded: ValueError: buffer is smaller"),
+        (tiff(bytes(6), width=3, bits=14, photometric=1, more={279: [9999]}), "strips have more bytes than its file"),
     ],
     ids=[
         "signed 8", "signed 16", "float", "32 bits", "no photometric", "planes of 16 bits", "thumbnail",
-        "palette of 8 bits", "white is zero 12",
-        "white is zero big-endian 16", "10 bits", "14 bits",
+        "palette of 8 bits", "10 bits LZW", "signed 14", "turned 14", "cut off 14", "strips over the end",
     ],
 )  # fmt: skip
 def test_a_tiff_whose_levels_cannot_be_told_is_an_image_error(data: bytes, message: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cal_schemas.storage import protocol
+from cal_schemas.storage import factory
 from cal_schemas.storage.locations import location
 from cal_schemas.storage.object_path import ObjectPath
 from s3_server import CREDENTIALS, FaultyProxy, s3_server
@@ -29,12 +29,12 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectPat
         monkeypatch.delenv(name)
     for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
-    protocol._backend.cache_clear()
+    factory._backend.cache_clear()
     found = location(f"s3://bucket-{next(_numbers)}")
     assert isinstance(found, ObjectPath)
     client().create_bucket(Bucket=found.bucket)
     yield found
-    protocol._backend.cache_clear()
+    factory._backend.cache_clear()
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def proxy(bucket: ObjectPath, endpoint: str, monkeypatch: pytest.MonkeyPatch) ->
     with FaultyProxy(endpoint) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
         monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
-        protocol._backend.cache_clear()
+        factory._backend.cache_clear()
         yield found
 
 
 def client():  # type: ignore[no-untyped-def]
     """boto3's own client, for looking at the store from outside."""
-    return protocol.backend("s3")._client  # type: ignore[attr-defined]
+    return factory.backend("s3")._client  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from cal_pipeline.output.store import open_store
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.opened import open_annotated
-from cal_schemas.storage import protocol
+from cal_schemas.storage import factory
 from cal_schemas.storage.locations import location
 from cal_schemas.storage.object_path import ObjectPath
 from conftest import Family
@@ -47,11 +47,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectPath]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{int(process.stdout.readline())}")
         # Newer gcsfs asks Google itself for the kind of the bucket otherwise.
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        protocol._backend.cache_clear()
+        factory._backend.cache_clear()
         found = location("gs://shards")
         assert isinstance(found, ObjectPath)
         yield found
-        protocol._backend.cache_clear()
+        factory._backend.cache_clear()
         process.kill()
 
 

@@ -22,7 +22,7 @@ from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import read_image_file
 from cal_schemas.errors import ConfigError, ImageError, StoreError
 from cal_schemas.sample import ImageRef
-from cal_schemas.storage import protocol, s3
+from cal_schemas.storage import factory, s3
 from cal_schemas.storage.locations import lies_in, location, open_parquet
 from cal_schemas.storage.object_path import ObjectPath
 from s3_server import FaultyProxy
@@ -35,7 +35,7 @@ def keys(path: ObjectPath) -> list[str]:
 
 
 def client():  # type: ignore[no-untyped-def]
-    return protocol.backend("s3")._client  # type: ignore[attr-defined]
+    return factory.backend("s3")._client  # type: ignore[attr-defined]
 
 
 def test_what_is_written_is_read_back_listed_and_deleted(bucket: ObjectPath) -> None:
@@ -164,7 +164,7 @@ def test_a_slow_answer_is_waited_for_and_one_that_is_too_slow_is_asked_for_again
     proxy.faults.append("slow")
     assert (bucket / "x").read_bytes() == b"whole"
     monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1.0)
-    protocol._backend.cache_clear()
+    factory._backend.cache_clear()
     proxy.faults.append("slow")
     before = len(proxy.requests)
     assert (bucket / "x").read_bytes() == b"whole"
@@ -210,7 +210,7 @@ def test_an_endpoint_that_never_answers_is_named_after_all_tries(
     bucket: ObjectPath, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-    protocol._backend.cache_clear()
+    factory._backend.cache_clear()
     proxy.faults.extend(["drop"] * 3)
     with pytest.raises(StoreError, match=rf"{bucket}/x: no answer after 3 tries"):
         (bucket / "x").read_bytes()
@@ -227,7 +227,7 @@ def test_a_missing_bucket_and_wrong_credentials_are_said_plainly(
     with pytest.raises(StoreError, match="ListObjectsV2 is forbidden"):
         keys(bucket)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    protocol._backend.cache_clear()
+    factory._backend.cache_clear()
     with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         keys(bucket)
 
@@ -336,7 +336,7 @@ def test_prefixes_end_at_a_slash_and_paths_survive_pickling() -> None:
 
 
 def test_without_boto3_the_message_is_the_pip_command(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['boto3'] = None\nfrom cal_schemas.storage.protocol import backend; backend('s3')"
+    code = "import sys; sys.modules['boto3'] = None\nfrom cal_schemas.storage.factory import backend; backend('s3')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ConfigError: s3:// needs boto3: pip install 'cal-vlm[s3]'" in done.stderr
     code = code.replace("boto3", "gcsfs").replace("'s3'", "'gs'")

@@ -31,7 +31,7 @@ from cal_schemas.annotated import (
     read_shard_metadata,
 )
 from cal_schemas.sample import sample_key
-from cal_schemas.storage import protocol
+from cal_schemas.storage import factory
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 from examples_of import measurement_spec
@@ -330,7 +330,7 @@ def test_an_object_store_is_verified_and_cleaned_the_same_way(
 ) -> None:
     output = bucket / "out"
     finished(tmp_path, output)
-    client = protocol.backend("s3")._client  # type: ignore[attr-defined]
+    client = factory.backend("s3")._client  # type: ignore[attr-defined]
     for key in ("out/sub/x.parquet", "outside/y.parquet"):
         client.create_multipart_upload(Bucket=bucket.bucket, Key=key)
     assert cli.run(["--verify", "--output_dir", str(output)]) == 0

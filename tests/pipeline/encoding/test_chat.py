@@ -390,3 +390,59 @@ def test_threads_share_a_template() -> None:
     assert found == [
         [f"<think>\n\n</think>\n\n{number} cats.<|im_end|>"] * (1 + number % 5) for number in range(200)
     ]  # fmt: skip
+
+
+def test_a_question_without_a_word_or_of_a_dropped_tag_alone_hides_no_answer() -> None:
+    for question in ("& !", "<b>", "& <b> !", "<b> &"):
+        assert supervised(rendered(ESCAPING, [Turn(role="user", content=question), answered()])) == ["A cat.<|end|>"]
+    dropping = ESCAPING.replace("m.content | e", "m.content | replace('<b>', '')")
+    found = rendered(dropping, [Turn(role="user", content="<b>"), answered()])
+    assert supervised(found) == ["A cat.<|end|>"]
+    assert found.text == "<|user|><|end|><|assistant|>A cat.<|end|>"
+
+
+@pytest.mark.parametrize(("source", "question"), [(ESCAPING, "Is <b> & <i> bold?"), (MISTRAL, "{} small cats or {}?")])
+def test_words_of_any_number_are_one_layout(source: str, question: str) -> None:
+    processor = TemplateOnly(source)
+    template = ChatTemplate(processor, processor.specials)
+    layouts = [conversation(question, "{} cats and {} dogs."), conversation(question, "{} <think> {}.", question, "{}")]
+
+    def render(words: str) -> None:
+        for layout in layouts:
+            turns = [Turn(role=one.role, content=one.content.replace("{}", words)) for one in layout.messages or ()]
+            template.render(turns)
+
+    render("no")
+    before = processor.num_renderings
+    for number in range(5):
+        render(f"{number} big red")
+    assert processor.num_renderings == before + 10
+
+
+def test_thoughts_that_are_no_text_are_shown_as_they_are_or_refuse_the_row() -> None:
+    shown = MISTRAL.replace(" {{ m.content }}</s>", " {{ m.thinking | tojson if m.thinking }}{{ m.content }}</s>")
+    thoughts = {"name": "I look.", "arguments": ["left"]}
+    (found,) = supervised(rendered(shown, [ASKED, answered(thinking=thoughts)]))
+    assert found.endswith("A cat.</s>")
+    with pytest.raises(SampleError, match="does not take `thinking`"):
+        rendered(MISTRAL, [ASKED, answered(thinking=thoughts)])
+
+
+ESCAPING_HEADLESS = MISTRAL.replace("{{ m.content }} [/", "{{ m.content | e }} [/")
+LOOKED_INTO = Turn(role="user", content="Is <b> & <i> 'bold'?")
+
+
+def test_a_tag_that_a_template_moves_behind_the_answer_it_begins_with_is_learned_where_it_stands() -> None:
+    moving = ESCAPING_HEADLESS.replace(
+        " {{ m.content }}</s>", " {{ m.content | replace('<b>', '') }}{{ '<b>' if '<b>' in m.content }}</s>"
+    )
+    assert supervised(rendered(moving, [LOOKED_INTO, answered("<b>A cat.")])) == ["A cat.<b></s>"]
+    assert supervised(rendered(ESCAPING_HEADLESS, [LOOKED_INTO, answered("<b>A cat.")])) == ["<b>A cat.</s>"]
+
+
+def test_an_answer_begins_at_its_words_where_a_template_fails_without_the_tag_before_them() -> None:
+    failing = ESCAPING_HEADLESS.replace(
+        "{% else %}", "{% else %}{{ raise_exception('No tag') if loop.index > 4 and '<b>' not in m.content }}"
+    )
+    messages = [*[LOOKED_INTO, answered()] * 2, LOOKED_INTO, answered("<b>A cat.")]
+    assert supervised(rendered(failing, messages)) == ["A cat.</s>"] * 3

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from cal_pipeline.encoding.collate import collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.perturbation import encode_with_contrast
+from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.measuring.measure import MeasuredSample, measure
-from cal_schemas.spec import ContrastSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from conftest import Family
 from examples_of import conversation
 from tiny_models import sample_image
@@ -87,3 +90,24 @@ def rows_of_passes(model: Any, encoder: Encoder, samples: list[EncodedSample], l
     finally:
         handle.remove()
     return seen
+
+
+@pytest.mark.parametrize(
+    "contrast",
+    [ContrastSpec(), ContrastSpec(condition="mask"), ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)],
+    ids=lambda contrast: contrast.condition,
+)
+def test_the_numbers_of_a_row_are_those_of_the_two_passes(llava: Family, contrast: ContrastSpec) -> None:
+    asked = conversation("<image>\nWhat?", "A red cat.")
+    sample = encode_with_contrast(llava.encoder, contrast, asked, [sample_image(1)], "key")
+    (found,) = measure([sample], model=llava.model, encoder=llava.encoder, contrast=contrast, tokens_per_batch=512)
+    batch = collate([sample], pad_token_id=llava.encoder.pad_token_id, batch_led=llava.encoder.batch_led_inputs)
+    with_image, without = contrast_logits(
+        llava.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs or None
+    )
+    assert isinstance(found, MeasuredSample)
+    chosen = sample.labels != IGNORE_INDEX
+    np.testing.assert_allclose(found.logits_with_image, with_image[0][chosen], atol=1e-5)
+    np.testing.assert_allclose(found.logits_without_image, without[0][chosen], atol=1e-5)
+    np.testing.assert_array_equal(found.delta_logits, found.logits_with_image - found.logits_without_image)
+    assert float(np.abs(found.delta_logits).min()) > 0

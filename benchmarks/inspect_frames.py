@@ -68,7 +68,7 @@ def rows(generator: np.random.Generator, start: int, stop: int, schema: pa.Schem
 
 
 def measure_frames(folder: Path, tokenizer: Path) -> dict[str, float]:
-    from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame, token_frame
+    from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 
     watch = Stopwatch()
     frame = load_annotated(folder)

@@ -1,6 +1,7 @@
-"""`cal-inspect`: look at annotated shards. A module per subcommand in `cal_pipeline.inspect`, imported when asked.
+"""Runs `cal-inspect`: a module in `commands` and a line in SUBCOMMANDS for each subcommand, imported when asked for.
 
-A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, the exit code. Most need no torch.
+A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, the exit code; what needs torch is
+imported inside of `run`.
 """
 
 from __future__ import annotations
@@ -19,39 +20,21 @@ from cal_schemas.errors import CalError, ConfigError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
 
-SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "summary": ("cal_pipeline.inspect.commands.summary", "counts, quantiles of delta, delta by turn, what measured it"),
-    "tokens": ("cal_pipeline.inspect.commands.tokens", "tokens with the highest and lowest deltas, with context"),
-    "plot": ("cal_pipeline.inspect.commands.plot", "histogram of delta with alpha, beta and the cumulative share"),
-    "show": ("cal_pipeline.inspect.commands.show", "one sample: its image and its words shaded by delta or weight"),
-    "filter": (
-        "cal_pipeline.inspect.commands.filter_rows",
-        "rows that fulfil a condition: ids, or a new annotated directory",
-    ),
-    "compare": ("cal_pipeline.inspect.commands.compare", "two measurements of the same samples, token by token"),
-    "export": (
-        "cal_pipeline.inspect.commands.export",
-        "per-token weights for other trainers, or a sheet for people to mark",
-    ),
-    "agreement": (
-        "cal_pipeline.inspect.commands.agreement",
-        "how well deltas agree with what people marked on the sheet",
-    ),
-    "page": (
-        "cal_pipeline.inspect.commands.page",
-        "one HTML file: summary, plots, searchable gallery with shaded words",
-    ),
-    "audit": (
-        "cal_pipeline.inspect.commands.audit",
-        "measure a part again; swap control: is the reference fit for the data",
-    ),
-    "attention": (
-        "cal_pipeline.inspect.commands.attention",
-        "where in the image the words attend to (LLaVA, LLaVA-NeXT)",
-    ),
-    "patch-words": ("cal_pipeline.inspect.commands.patch_words", "the nearest words of each patch (LLaVA, LLaVA-NeXT)"),
+SUBCOMMANDS = {
+    "summary": "counts, quantiles of delta, delta by turn, what measured it",
+    "tokens": "tokens with the highest and lowest deltas, with context",
+    "plot": "histogram of delta with alpha, beta and the cumulative share",
+    "show": "one sample: its image and its words shaded by delta or weight",
+    "filter": "rows that fulfil a condition: ids, or a new annotated directory",
+    "compare": "two measurements of the same samples, token by token",
+    "export": "per-token weights for other trainers, or a sheet for people to mark",
+    "agreement": "how well deltas agree with what people marked on the sheet",
+    "page": "one HTML file: summary, plots, searchable gallery with shaded words",
+    "audit": "measure a part again; swap control: is the reference fit for the data",
+    "attention": "where in the image the words attend to (LLaVA, LLaVA-NeXT)",
+    "patch-words": "the nearest words of each patch (LLaVA, LLaVA-NeXT)",
 }
-"""Name -> module, what it is for."""
+"""Name of a module in `commands` (`-` is `_` there) -> what it is for."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,10 +82,10 @@ def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
     subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     chosen = next((word for word in given if not word.startswith("-")), None)
     module = None
-    for name, (path, purpose) in SUBCOMMANDS.items():
+    for name, purpose in SUBCOMMANDS.items():
         subparser = subparsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
         if name == chosen:
-            module = importlib.import_module(path)
+            module = importlib.import_module(f"cal_pipeline.inspect.commands.{name.replace('-', '_')}")
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)

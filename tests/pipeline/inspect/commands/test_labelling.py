@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
-from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.tables.labelling_sheet import MEASURED, SHEET, guarded
 from cal_schemas.spec import IGNORE_INDEX
 from inspect_data import Directories

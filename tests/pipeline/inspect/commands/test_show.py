@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.inspect import load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
-from cal_pipeline.inspect.tables.frames import load_annotated, token_frame
 from inspect_data import Directories, write
 
 NASTY = '<script>alert("x")</script> & \x1b[31mred\x07 <b>'

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
-from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame, token_frame
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn, template_inputs
 from cal_schemas.spec import IGNORE_INDEX

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cal_pipeline.inspect import load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.plot import count_groups, shown_groups
 from cal_pipeline.inspect.page import plots, shading
-from cal_pipeline.inspect.tables.frames import load_annotated, token_frame
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.statistics import auc
 from cal_schemas.delta_counts import DeltaCounts

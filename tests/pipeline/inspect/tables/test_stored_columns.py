@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.inspect.commands.plot import count_groups
 from cal_pipeline.inspect.page.plots import delta_figure
-from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
-from cal_pipeline.inspect.tables.frames import load_annotated, sample_frame
 from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.row_reader import read_stored
 from cal_pipeline.output.store import LocalStore

@@ -1,0 +1,24 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def test_names_are_exported_and_imported_only_when_used() -> None:
+    code = (
+        "import sys, cal_pipeline.inspect as inspect\n"
+        "assert {'load_annotated', 'sample_frame', 'token_frame'} <= set(dir(inspect))\n"
+        "assert not {'pandas', 'pyarrow', 'torch'} & set(sys.modules)\n"
+        "assert inspect.load_annotated.__module__ == 'cal_pipeline.inspect.tables.frames'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_old_address_works_and_says_the_new_one() -> None:
+    import cal_pipeline.inspect
+
+    with pytest.warns(FutureWarning, match="cal_pipeline.inspection is cal_pipeline.inspect now"):
+        from cal_pipeline.inspection import load_annotated
+    assert load_annotated is cal_pipeline.inspect.load_annotated

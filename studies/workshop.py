@@ -9,6 +9,7 @@ from pathlib import Path
 import parents
 import reference as tiny
 import worlds
+from cal_schemas.spec import PARAMETERS
 from commands import call
 from condition import IN_SAMPLE, SIZES, Measurement, Run, Weights, sizes_digest
 from folders import exclusively, made
@@ -221,8 +222,8 @@ def _batches(accumulation: int) -> list[object]:
 
 def _contrast_flags(contrast: str) -> list[str]:
     name, _, parameter = contrast.partition(" ")
-    flag = {"patch_mask": "--patch_mask_ratio", "gaussian_blur": "--blur_sigma"}.get(name)
-    return ["--contrast", name, *([flag, parameter] if flag else [])]
+    flags = [part for flag, item in PARAMETERS.items() if item.condition == name for part in (f"--{flag}", parameter)]
+    return ["--contrast", name, *flags]
 
 
 def _flags(run: Run) -> list[object]:

@@ -14,12 +14,45 @@ import yaml
 from transformers import HfArgumentParser
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec
 
 _Config = TypeVar("_Config")
 _NULL = ("", "~", "null", "Null", "NULL")
 """Written for "the default"."""
 _INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 """YAML's way to write what the flags call inf."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastFlags(ContrastParameters):
+    """What the pass without the image sees: flags that cal-precompute and cal-train share."""
+
+    contrast: Condition | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "without the image: its tokens dropped (the paper; default) or masked (released code), or another "
+            "image: parts of it painted over (patch_mask) or all of it blurred (gaussian_blur)"
+        },
+    )
+
+    def contrast_spec(self) -> ContrastSpec:
+        """The flags as one value; ConfigError for a parameter that is missing, or of another condition."""
+        return self.contrast_with(self.contrast or "drop")
+
+    def contrast_with(self, condition: Condition) -> ContrastSpec:
+        """The same where the condition comes from elsewhere."""
+        parameters = {item.name: getattr(self, item.name) for item in dataclasses.fields(ContrastParameters)}
+        return ContrastSpec(condition=condition, **parameters)
+
+
+def own_flags_first(kind: type[_Config]) -> type[_Config]:
+    """The dataclass with its own fields, and so its flags in --help, before those that it shares."""
+    declared: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    shared = {name for base in kind.__mro__[1:] for name in getattr(base, "__dataclass_fields__", ())}
+    kind.__dataclass_fields__ = dict(  # type: ignore[attr-defined]
+        sorted(declared.items(), key=lambda item: item[0] in shared)
+    )
+    return kind
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]

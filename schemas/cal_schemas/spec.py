@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from cal_schemas.errors import ConfigError, FormatError
 
@@ -31,7 +32,6 @@ PATCH_COLUMNS, PATCH_ROWS = 10, 20
 """The paper's grid; an image of fewer pixels than that has cells of one pixel."""
 MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
 """Below the former the kernel is one pixel, above the latter every usual image becomes one colour."""
-_PARAMETERS: dict[str, Condition] = {"patch_mask_ratio": "patch_mask", "blur_sigma": "gaussian_blur"}
 
 
 def digest_json(value: Any) -> str:
@@ -65,8 +65,52 @@ class InputSpec:
     truncation: str
 
 
+def _ratio_problem(ratio: float) -> str | None:
+    if not 0.0 < ratio <= 1.0:
+        return f"must be above 0 and at most 1, got {ratio}"
+    cells = PATCH_COLUMNS * PATCH_ROWS
+    return None if round(ratio * cells) else f"{ratio} masks none of the {cells} cells: raise it"
+
+
+def _sigma_problem(sigma: float) -> str | None:
+    if MIN_BLUR_SIGMA <= sigma <= MAX_BLUR_SIGMA:
+        return None
+    return f"must be between {MIN_BLUR_SIGMA} and {MAX_BLUR_SIGMA:g} pixels, got {sigma}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ContrastSpec:
+class ContrastParameters:
+    """The parameters of those conditions that have one (see PARAMETERS); both programs have a flag for each."""
+
+    patch_mask_ratio: float | None = field(
+        default=None,
+        metadata={"help": "of patch_mask: share of the 10 x 20 cells that are painted over, e.g. 0.7"},
+    )
+    blur_sigma: float | None = field(
+        default=None,
+        metadata={"help": "of gaussian_blur: standard deviation in pixels of the image as stored"},
+    )
+
+
+class Parameter(NamedTuple):
+    """What is known of a field of ContrastParameters."""
+
+    condition: Condition
+    """The one that it is of."""
+    tried: str
+    """Values of the paper's ablation."""
+    problem: Callable[[float], str | None]
+    """What is wrong with a value; None where nothing is."""
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "patch_mask_ratio": Parameter("patch_mask", "0.5, 0.7 and 0.9", _ratio_problem),
+    "blur_sigma": Parameter("gaussian_blur", "1 and 10", _sigma_problem),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastSpec(ContrastParameters):
     """What "without the image" means; see docs/method.md.
 
     `drop` takes the image's tokens out and keeps the positions of the rest: the paper's f(T_<j).
@@ -76,37 +120,29 @@ class ContrastSpec:
     """
 
     condition: Condition = "drop"
-    patch_mask_ratio: float | None = None
-    """Share of the grid's cells that are painted over, above 0 and up to 1."""
-    blur_sigma: float | None = None
-    """Standard deviation of the gaussian, in pixels of the image as stored."""
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
             raise ConfigError(f"contrast must be one of {', '.join(CONDITIONS)}, got {self.condition!r}")
-        for name, condition in _PARAMETERS.items():
+        for name, parameter in PARAMETERS.items():
             value = getattr(self, name)
-            if value is not None and self.condition != condition:
-                raise ConfigError(
-                    f"--{name} {value} is of --contrast {condition} and has no effect on --contrast {self.condition}"
-                )
-        ratio, sigma = self.patch_mask_ratio, self.blur_sigma
-        if self.condition == "patch_mask":
-            if ratio is None:
-                raise ConfigError("--contrast patch_mask needs --patch_mask_ratio (the paper tried 0.5, 0.7 and 0.9)")
-            if not 0.0 < ratio <= 1.0:
-                raise ConfigError(f"--patch_mask_ratio must be above 0 and at most 1, got {ratio}")
-            if round(ratio * PATCH_COLUMNS * PATCH_ROWS) == 0:
-                raise ConfigError(
-                    f"--patch_mask_ratio {ratio} masks none of the {PATCH_COLUMNS * PATCH_ROWS} cells: raise it"
-                )
-        if self.condition == "gaussian_blur":
-            if sigma is None:
-                raise ConfigError("--contrast gaussian_blur needs --blur_sigma (the paper tried 1 and 10)")
-            if not MIN_BLUR_SIGMA <= sigma <= MAX_BLUR_SIGMA:
-                raise ConfigError(
-                    f"--blur_sigma must be between {MIN_BLUR_SIGMA} and {MAX_BLUR_SIGMA:g} pixels, got {sigma}"
-                )
+            if self.condition != parameter.condition:
+                if value is not None:
+                    raise ConfigError(
+                        f"--{name} {value} is of --contrast {parameter.condition} and has no effect on --contrast "
+                        f"{self.condition}"
+                    )
+            elif value is None:
+                raise ConfigError(f"--contrast {self.condition} needs --{name} (the paper tried {parameter.tried})")
+            elif problem := parameter.problem(value):
+                raise ConfigError(f"--{name} {problem}")
+
+    @property
+    def parameter(self) -> float | None:
+        """The value of the condition's parameter; None where it has none."""
+        return next(
+            (getattr(self, name) for name, item in PARAMETERS.items() if item.condition == self.condition), None
+        )
 
     @property
     def perturbs(self) -> bool:
@@ -115,8 +151,7 @@ class ContrastSpec:
 
     def describe(self) -> str:
         """Condition and parameter, as one would type them."""
-        value = next((v for name in _PARAMETERS if (v := getattr(self, name)) is not None), None)
-        return self.condition if value is None else f"{self.condition} {value:g}"
+        return self.condition if self.parameter is None else f"{self.condition} {self.parameter:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +198,7 @@ class MeasurementSpec:
 
 
 _Spec = TypeVar("_Spec")
-_LEFT_OUT = ("patch_mask_ratio", "blur_sigma", "quantization", "date")
+_LEFT_OUT = (*PARAMETERS, "quantization", "date")
 """Fields that are left out of JSON and fingerprint while None: specs without them mean what they did before."""
 
 

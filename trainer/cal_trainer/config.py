@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from cal_pipeline.arguments import ContrastFlags, own_flags_first
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import AspectRatio, Condition, ContrastSpec, Dtype, Template, Truncation
+from cal_schemas.spec import AspectRatio, ContrastSpec, Dtype, Template, Truncation
 from cal_trainer.data.sampling import GroupBy
 from cal_trainer.data.sidecar import OnMissing
 from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS
@@ -47,8 +48,9 @@ class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
 
 
+@own_flags_first
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(ContrastFlags):
     """Flags in groups: model, data, weights, encoding, what is trained."""
 
     model_name_or_path: str | None = field(default=None, metadata=_help("model to train: a directory or a hub id"))
@@ -106,9 +108,6 @@ class TrainConfig:
     normalization: Normalization | None = field(
         default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
     )
-    contrast: Condition | None = field(default=None, metadata=_help("of online deltas; default drop"))
-    patch_mask_ratio: float | None = field(default=None, metadata=_help("as in cal-precompute; of online deltas"))
-    blur_sigma: float | None = field(default=None, metadata=_help("as in cal-precompute; of online deltas"))
     drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
 
     trainable: list[str] = field(
@@ -147,7 +146,7 @@ class TrainConfig:
             raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
         if self.lora_r and self.delta_source == "online" and self.lora_dropout:
             raise ConfigError("online deltas need the same network in both passes: --lora_dropout must be 0 with them")
-        for name in ("contrast", "patch_mask_ratio", "blur_sigma"):
+        for name in (item.name for item in fields(ContrastFlags)):
             if self.delta_source != "online" and getattr(self, name) is not None:
                 raise ConfigError(f"--{name} is of online deltas; --delta_source {self.delta_source} measures nothing")
         if self.preset == "released" and self.delta_source != "online":
@@ -191,8 +190,7 @@ class TrainConfig:
 
     def contrast_spec(self) -> ContrastSpec:
         """What online deltas contrast with; ConfigError for a parameter that is missing, or of another condition."""
-        condition: Any = self.resolved("contrast")
-        return ContrastSpec(condition=condition, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
+        return self.contrast_with(self.resolved("contrast"))
 
     def resolved(self, name: Literal["alpha", "beta", "window", "pool", "normalization", "contrast"]) -> Any:
         """The flag's value: given, else the preset's, else the default of this delta source."""

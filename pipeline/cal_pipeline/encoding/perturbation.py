@@ -1,4 +1,4 @@
-"""Other images in place of the image: the paper's patch mask and gaussian blur, applied before the processor.
+"""Makes other images in place of the image: the paper's patch mask and gaussian blur, before the processor.
 
 A perturbed image has the size of its source, so ids, positions and labels of the first pass serve the second. All
 pixels here are those of the image as stored, before padding, resizing or tiling.
@@ -7,8 +7,9 @@ pixels here are those of the image as stored, before padding, resizing or tiling
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import ContrastError, SampleError
 from cal_schemas.sample import Sample
-from cal_schemas.spec import PATCH_COLUMNS, PATCH_ROWS, ContrastSpec
+from cal_schemas.spec import PATCH_COLUMNS, PATCH_ROWS, Condition, ContrastSpec
 
 FILL = (127, 127, 127)
 """Of masked cells. Mid grey is near 0 after every family's normalisation, and the same for all of them."""
@@ -31,13 +32,10 @@ def perturbed(image: Image.Image, contrast: ContrastSpec, sample_key: str, numbe
     Args:
         image: of any mode; image `number` of its sample.
         contrast: one whose condition perturbs.
-        sample_key: with `number` the seed of the mask, so that a rerun, and training, mask the same cells.
+        sample_key: with `number` the seed of what is drawn, so that a rerun, and training, perturb alike.
         number: position among the sample's images.
     """
-    if contrast.patch_mask_ratio is not None:
-        return mask_patches(image, contrast.patch_mask_ratio, f"{sample_key}/{number}")
-    assert contrast.blur_sigma is not None, contrast
-    return gaussian_blur(image, contrast.blur_sigma)
+    return PERTURBATIONS[contrast.condition](image, contrast.parameter, f"{sample_key}/{number}")
 
 
 def mask_patches(image: Image.Image, ratio: float, seed: str) -> Image.Image:
@@ -90,6 +88,13 @@ def _blur_lines(lines: np.ndarray, sigma: float) -> None:
         part = lines[start : start + step]
         mirrored = np.concatenate([part, part[:, ::-1]], axis=1, dtype=np.float64)
         part[:] = np.fft.irfft(np.fft.rfft(mirrored) * response, period)[:, : lines.shape[1]]
+
+
+PERTURBATIONS: dict[Condition, Callable[[Image.Image, Any, str], Image.Image]] = {
+    "patch_mask": mask_patches,
+    "gaussian_blur": lambda image, sigma, _seed: gaussian_blur(image, sigma),
+}
+"""Of each condition that perturbs: its image from the image, the value of its parameter (None without) and a seed."""
 
 
 def encode_with_contrast(

@@ -1,4 +1,4 @@
-"""What "without the image" means: the inputs of the second pass.
+"""Makes the inputs of the second pass, which does not see the image.
 
 B batch, T padded tokens, K tokens of the second pass. Text keeps the position ids it had beside the image: closing
 the gap would measure a shift of position, not the loss of the image.
@@ -6,7 +6,7 @@ the gap would measure a shift of position, not the loss of the image.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,65 +30,91 @@ class WithoutImage:
     """[B, K] int64: token k of the second pass is token index[b, k] of the first."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstPass:
+    """What the pass with the image was given, and where its tokens were."""
+
+    inputs: Mapping[str, Tensor]
+    """input_ids and attention_mask [B, T] among them."""
+    labels: Tensor
+    """[B, T]."""
+    image_mask: Tensor
+    """[B, T] bool."""
+    position_ids: Tensor | None
+    """As the decoder received them: [B, T], [1, T], [R, B, T] for R rotary sections, or None where it counts itself."""
+    text_config: Any
+    """Of the decoder; its sliding window decides whether explicit masks are needed."""
+    required: Collection[str] = ()
+    """Image inputs without which the forward cannot be called."""
+
+    def positions(self) -> Tensor:
+        """[B, T] or [R, B, T] of every token."""
+        found = self.position_ids
+        if found is None:
+            # Over the real tokens: so counts OPT, and rotary decoders, which count from the row's start, see
+            # differences.
+            found = (self.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+        return found.expand(*found.shape[:-2], *self.labels.shape)
+
+    def every_token(self) -> Tensor:
+        """[B, T] int64: the index of a second pass that has all tokens of the first."""
+        batch, length = self.labels.shape
+        return torch.arange(length, device=self.labels.device).expand(batch, length)
+
+
 def without_image(
-    condition: Condition,
-    inputs: Mapping[str, Tensor],
-    labels: Tensor,
-    image_mask: Tensor,
-    position_ids: Tensor | None,
-    text_config: Any,
-    contrast_inputs: Mapping[str, Tensor] | None = None,
-    demanded: Collection[str] = (),
+    condition: Condition, first: FirstPass, contrast_inputs: Mapping[str, Tensor] | None = None
 ) -> WithoutImage:
     """Inputs of the pass that does not see the image.
 
     Args:
         condition: see ContrastSpec.
-        inputs: of the first pass, input_ids and attention_mask [B, T] among them.
-        labels: [B, T].
-        image_mask: [B, T] bool.
-        position_ids: as the decoder received them in the first pass: [B, T], [1, T], [R, B, T] for R rotary
-            sections, or None where the decoder counts by itself.
-        text_config: of the decoder; its sliding window decides whether explicit masks are needed.
+        first: the pass that sees it.
         contrast_inputs: pixel inputs of the perturbed images, for the conditions that show those.
-        demanded: image inputs without which the forward cannot be called; `drop` passes them on, and as no token
-            stands for them they add nothing.
 
     Raises ConfigError where the condition has no meaning for this decoder.
     """
-    batch, length = labels.shape
     if condition in PERTURBING:
         # The model makes the same positions of the same ids and image sizes as in the first pass.
-        index = torch.arange(length, device=labels.device).expand(batch, length)
-        return WithoutImage(inputs={**inputs, **(contrast_inputs or {})}, labels=labels, index=index)
-    if position_ids is None:
-        # Over the real tokens: so counts OPT, and rotary decoders, which count from the row's start, see differences.
-        position_ids = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-    position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
-    if condition == "mask":
-        if reason := mask_undefined(text_config):
-            raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
-        attention_mask = inputs["attention_mask"] * ~image_mask
-        masked = {**inputs, "attention_mask": attention_mask, "position_ids": position_ids}
-        index = torch.arange(length, device=labels.device).expand(batch, length)
-        return WithoutImage(inputs=masked, labels=labels, index=index)
-    kept = inputs["attention_mask"].bool() & ~image_mask
+        inputs = {**first.inputs, **(contrast_inputs or {})}
+        return WithoutImage(inputs=inputs, labels=first.labels, index=first.every_token())
+    return _TOKENS[condition](first)
+
+
+def _masked(first: FirstPass) -> WithoutImage:
+    if reason := mask_undefined(first.text_config):
+        raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
+    attention_mask = first.inputs["attention_mask"] * ~first.image_mask
+    inputs = {**first.inputs, "attention_mask": attention_mask, "position_ids": first.positions()}
+    return WithoutImage(inputs=inputs, labels=first.labels, index=first.every_token())
+
+
+def _dropped(first: FirstPass) -> WithoutImage:
+    inputs, length = first.inputs, first.labels.shape[1]
+    kept = inputs["attention_mask"].bool() & ~first.image_mask
     count = kept.sum(-1)
     index = torch.sort(kept, dim=-1, descending=True, stable=True).indices[:, : int(count.max())]
-    real = torch.arange(index.shape[1], device=labels.device) < count[:, None]
+    real = torch.arange(index.shape[1], device=kept.device) < count[:, None]
     # A row's padding repeats its first token, which no logit is read for: a dropped one would ask for its image.
     index = torch.where(real, index, index[:, :1])
     dropped: dict[str, Any] = {key: inputs[key].gather(1, index) for key in token_aligned(inputs)}
-    dropped |= {key: inputs[key] for key in demanded if key in inputs and key not in dropped}
+    # As no token stands for these they add nothing.
+    dropped |= {key: inputs[key] for key in first.required if key in inputs and key not in dropped}
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
-    dropped["position_ids"] = position_ids.gather(-1, index.expand(*position_ids.shape[:-1], index.shape[1]))
-    window = sliding_window(text_config)
-    chunk = getattr(text_config, "attention_chunk_size", None)
+    positions = first.positions()
+    dropped["position_ids"] = positions.gather(-1, index.expand(*positions.shape[:-1], index.shape[1]))
+    window = sliding_window(first.text_config)
+    chunk = getattr(first.text_config, "attention_chunk_size", None)
     if chunk and length > chunk:
         raise ConfigError(f"contrast 'drop' over chunked attention of {chunk} tokens is not exact: use --contrast mask")
     if window is not None and length > window:
-        dropped["attention_mask"] = _windowed_masks(index, real, window, text_config)
-    return WithoutImage(inputs=dropped, labels=torch.where(real, labels.gather(1, index), IGNORE_INDEX), index=index)
+        dropped["attention_mask"] = _windowed_masks(index, real, window, first.text_config)
+    labels = torch.where(real, first.labels.gather(1, index), IGNORE_INDEX)
+    return WithoutImage(inputs=dropped, labels=labels, index=index)
+
+
+_TOKENS: dict[Condition, Callable[[FirstPass], WithoutImage]] = {"drop": _dropped, "mask": _masked}
+"""What each condition that shows no image does with the image's tokens."""
 
 
 def check_contrast_inputs(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cal_pipeline.measuring.conditions import check_contrast_inputs, defined_tokens, without_image
+from cal_pipeline.measuring.conditions import FirstPass, check_contrast_inputs, defined_tokens, without_image
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
@@ -81,7 +81,7 @@ def innermost_decoder(model: Any) -> nn.Module:
     return decoder  # type: ignore[no-any-return]
 
 
-def demanded_inputs(model: Any) -> list[str]:
+def required_inputs(model: Any) -> list[str]:
     """Names of the forward's parameters without a default: BLIP-2 cannot be called without `pixel_values`."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # below peft's wrapper
     parameters = [*inspect.signature(type(inner).forward).parameters.values()][1:]
@@ -129,10 +129,11 @@ def logits_without_image(
     read: Reading | None = None,
 ) -> Tensor:
     """The second pass alone, given the decoder's position ids in the first; what `read` gives, [B, T] by default."""
-    text_config, demanded = model.config.get_text_config(), demanded_inputs(model)
-    second = without_image(
-        contrast.condition, inputs, labels, image_mask, position_ids, text_config, contrast_inputs, demanded
-    )
+    first = FirstPass(
+        inputs=inputs, labels=labels, image_mask=image_mask, position_ids=position_ids,
+        text_config=model.config.get_text_config(), required=required_inputs(model),
+    )  # fmt: skip
+    second = without_image(contrast.condition, first, contrast_inputs)
     found = (read or label_logits)(model, without_padding_mask(model, second.inputs), second.labels)
     logits = torch.full((*found.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)
     logits.scatter_(-1, second.index.expand(found.shape), found)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cal_pipeline.encoding.collate import Batch
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import token_aligned
-from cal_pipeline.measuring.conditions import without_image
+from cal_pipeline.measuring.conditions import FirstPass, without_image
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits, innermost_decoder, label_logits
 from cal_pipeline.models.precision import watched
 from cal_schemas.errors import CalError, ConfigError
@@ -112,7 +112,11 @@ def check_gap(model: Any, batch: Batch, name: str) -> None:
     text_config = model.config.get_text_config()
     with captured_position_ids(model) as seen:
         label_logits(model, batch.inputs, batch.labels)
-    second = without_image("drop", batch.inputs, batch.labels, batch.image_mask, seen[0], text_config)
+    first = FirstPass(
+        inputs=batch.inputs, labels=batch.labels, image_mask=batch.image_mask, position_ids=seen[0],
+        text_config=text_config,
+    )  # fmt: skip
+    second = without_image("drop", first)
     kept = label_logits(model, second.inputs, second.labels)
     positions = second.inputs["position_ids"]
     closed = torch.arange(positions.shape[-1], device=positions.device).expand(positions.shape)

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_type_hints
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cal_pipeline.arguments import ContrastFlags, own_flags_first
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, Carry, DataFormat, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
-from cal_schemas.spec import AspectRatio, Condition, ContrastSpec, Dtype, Quantization, Template, Truncation
+from cal_schemas.spec import AspectRatio, Dtype, Quantization, Template, Truncation
 from cal_schemas.storage.locations import location
 
 _POSITIVE = (
@@ -52,8 +53,9 @@ def maintenance_config() -> type[Any]:
     return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
 
 
+@own_flags_first
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrecomputeConfig:
+class PrecomputeConfig(ContrastFlags):
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
 
     model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
@@ -99,19 +101,6 @@ class PrecomputeConfig:
     )
     max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger image is an image_error"))
 
-    contrast: Condition = field(
-        default="drop",
-        metadata=_help(
-            "without the image: its tokens dropped (the paper) or masked (released code), or another image: parts of "
-            "it painted over (patch_mask) or all of it blurred (gaussian_blur)"
-        ),
-    )
-    patch_mask_ratio: float | None = field(
-        default=None, metadata=_help("of patch_mask: share of the 10 x 20 cells that are painted over, e.g. 0.7")
-    )
-    blur_sigma: float | None = field(
-        default=None, metadata=_help("of gaussian_blur: standard deviation in pixels of the image as stored")
-    )
     save_contrast_images: int = field(
         default=0, metadata=_help("write so many images and their perturbed forms into .cal/contrast_images")
     )
@@ -210,15 +199,11 @@ class PrecomputeConfig:
             raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
         if self.save_contrast_images and not contrast.perturbs:
             raise ConfigError(
-                f"--save_contrast_images writes perturbed images, and --contrast {self.contrast} makes none: use "
+                f"--save_contrast_images writes perturbed images, and --contrast {contrast.condition} makes none: use "
                 "patch_mask or gaussian_blur"
             )
         if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
             raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")
-
-    def contrast_spec(self) -> ContrastSpec:
-        """What the second pass sees; ConfigError for a parameter that is missing, or of another condition."""
-        return ContrastSpec(condition=self.contrast, patch_mask_ratio=self.patch_mask_ratio, blur_sigma=self.blur_sigma)
 
     def extra(self) -> tuple[ExtraColumn, ...]:
         """What is stored beside the deltas; ConfigError for a name that is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cal_pipeline.measuring.conditions import (
+    FirstPass,
     WithoutImage,
     check_contrast_inputs,
     defined_tokens,
@@ -28,9 +30,16 @@ PLAIN = SimpleNamespace()
 
 
 def second(
-    condition: Any = "drop", positions: Tensor | None = None, config: Any = PLAIN, **options: Any
+    condition: Any = "drop",
+    positions: Tensor | None = None,
+    config: Any = PLAIN,
+    contrast_inputs: Any = None,
+    required: Collection[str] = (),
 ) -> WithoutImage:
-    return without_image(condition, INPUTS, LABELS, IMAGE, positions, config, **options)
+    first = FirstPass(
+        inputs=INPUTS, labels=LABELS, image_mask=IMAGE, position_ids=positions, text_config=config, required=required
+    )
+    return without_image(condition, first, contrast_inputs)
 
 
 def test_drop_gathers_every_input_of_tokens_and_leaves_the_image_s_out() -> None:
@@ -45,8 +54,8 @@ def test_drop_gathers_every_input_of_tokens_and_leaves_the_image_s_out() -> None
     assert set(found.inputs) == {"input_ids", "attention_mask", "kinds", "position_ids"}
 
 
-def test_an_input_that_the_forward_demands_is_passed_on_as_it_is() -> None:
-    found = second(demanded=["pixel_values", "input_ids", "absent"])
+def test_an_input_that_the_forward_requires_is_passed_on_as_it_is() -> None:
+    found = second(required=["pixel_values", "input_ids", "absent"])
     assert found.inputs["pixel_values"] is INPUTS["pixel_values"]
     assert found.inputs["input_ids"].shape == (2, 4)
     assert "absent" not in found.inputs
@@ -66,8 +75,9 @@ def test_without_position_ids_real_tokens_are_counted_padding_in_front_too() -> 
     left = {"input_ids": torch.tensor([[0, 0, 5, 3, 20]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1]])}
     image = left["input_ids"] == 3
     labels = torch.tensor([[_, _, _, _, 20]])
-    assert without_image("drop", left, labels, image, None, PLAIN).inputs["position_ids"].tolist() == [[0, 2]]
-    masked = without_image("mask", left, labels, image, None, PLAIN)
+    first = FirstPass(inputs=left, labels=labels, image_mask=image, position_ids=None, text_config=PLAIN)
+    assert without_image("drop", first).inputs["position_ids"].tolist() == [[0, 2]]
+    masked = without_image("mask", first)
     assert masked.inputs["position_ids"].tolist() == [[0, 0, 0, 1, 2]]
     assert masked.inputs["attention_mask"].tolist() == [[0, 0, 1, 0, 1]]
 

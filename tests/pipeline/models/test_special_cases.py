@@ -10,7 +10,7 @@ import transformers as hf
 
 from cal_pipeline.encoding.collate import batches_by_tokens
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.measuring.contrast import demanded_inputs
+from cal_pipeline.measuring.contrast import required_inputs
 from cal_pipeline.models.loading import check_architecture
 from cal_pipeline.models.special_cases import REFUSED_MODELS, REFUSED_PROCESSORS, mask_undefined
 from cal_schemas.errors import ConfigError, SampleError
@@ -70,12 +70,12 @@ def test_mask_is_undefined_where_layers_pass_it_by(config: dict[str, Any], reaso
 
 
 def test_inputs_that_a_forward_demands_are_found_by_its_signature(llava: Family) -> None:
-    assert demanded_inputs(llava.model) == []
+    assert required_inputs(llava.model) == []
 
     class Demanding:
         def forward(self, pixel_values: object, input_ids: object, attention_mask: object = None) -> None: ...
 
-    assert demanded_inputs(Demanding()) == ["pixel_values", "input_ids"]
+    assert required_inputs(Demanding()) == ["pixel_values", "input_ids"]
 
 
 @pytest.fixture(scope="module")

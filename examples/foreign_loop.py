@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.data.dataset import OWN_INPUTS, AnnotatedExamples, ExampleCollator
-from cal_trainer.objective.label_rows import label_rows, supervised_ids
+from cal_trainer.data.collator import ExampleCollator, StepBatch
+from cal_trainer.data.dataset import AnnotatedExamples
+from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
 from cal_trainer.objective.loss import weighted_nll
 from cal_trainer.objective.weights import token_weights
 
@@ -36,14 +36,13 @@ def train(model_name: str, annotated: Path, output: Path, learning_rate: float) 
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(EPOCHS):
         for batch in loader:
-            batch = {name: value.to(DEVICE) for name, value in batch.items()}
-            labels, _, deltas, _ = (batch.pop(name) for name in OWN_INPUTS)
-            weights = token_weights(deltas, labels, alpha=ALPHA, beta=BETA, window=WINDOW)
-            weights = weights[:, 1:][labels[:, 1:] != IGNORE_INDEX]  # [N], one for each row of logits
-            with label_rows(model, labels):
-                logits = model(**batch, use_cache=False).logits[0]  # [N, V]
+            batch = StepBatch.of({name: value.to(DEVICE) for name, value in batch.items()})
+            weights = token_weights(batch.deltas, batch.labels, alpha=ALPHA, beta=BETA, window=WINDOW)
+            weights = at_rows(weights, batch.labels)  # [N], one for each row of logits
+            with label_rows(model, batch.labels):
+                logits = model(**batch.inputs, use_cache=False).logits[0]  # [N, V]
             # With ALPHA 1 the sum is below 1 only where nothing is supervised; the loss is then 0.
-            loss = weighted_nll(logits, supervised_ids(labels), weights) / weights.sum().clamp(min=1e-6)
+            loss = weighted_nll(logits, supervised_ids(batch.labels), weights) / weights.sum().clamp(min=1e-6)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

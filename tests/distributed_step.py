@@ -23,7 +23,8 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.dataset import Example, ExampleCollator, blank_sample
+from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from tiny_models import sample_image

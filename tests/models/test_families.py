@@ -19,7 +19,7 @@ from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 from cal_trainer.data.alignment import Example, scatter_deltas
-from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
 from cal_trainer.objective.label_rows import label_rows, supervised_ids
 from cal_trainer.run.parameters import PARTS, active_dropout, part_of_each

@@ -18,8 +18,9 @@ from cal_pipeline.models.loading import load_reference
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.dataset import Example, ExampleCollator, blank_sample
-from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, StepBatch, UniformWeights
+from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.collator import ExampleCollator, StepBatch
+from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from conftest import Family
 from tiny_models import sample_image
@@ -277,13 +278,14 @@ def test_under_autocast_both_passes_of_online_deltas_come_from_one_head(model: A
     differences: list[float] = []
 
     class Compared(OnlineDeltas):
-        def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
-            assert logits_with_image is not None
-            by_label_head = label_logits(batch.model, batch.inputs, batch.labels)
+        def contrasted(
+            self, with_image: Tensor, model: Any, batch: StepBatch, labels: Tensor, position_ids: Tensor | None
+        ) -> Tensor:
+            by_label_head = label_logits(model, batch.inputs, labels)
             compared = ~by_label_head.isnan()
             assert float(by_label_head[compared].abs().mean()) > 5
-            differences.append(float((logits_with_image - by_label_head)[compared].abs().max()))
-            return super().__call__(batch, logits_with_image)
+            differences.append(float((with_image - by_label_head)[compared].abs().max()))
+            return super().contrasted(with_image, model, batch, labels, position_ids)
 
     trainer = trainer_for(model, tmp_path, Compared(contrast=ContrastSpec()), Weighting(normalization="sample"))
     dtype = torch.bfloat16 if kind == "bf16" else torch.float16

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with CAL's loss: weighted by token, over label rows only, divided once.
+"""Trains as `transformers.Trainer` does, with CAL's loss: weighted by token, over label rows only, divided once.
 
 B batch, T padded tokens, N supervised tokens, V vocabulary.
 """
@@ -15,21 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from cal_pipeline.measuring.contrast import captured_position_ids, innermost_decoder
+from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.data.dataset import OWN_INPUTS
+from cal_trainer.data.collator import StepBatch
 from cal_trainer.data.sampling import InOrder
-from cal_trainer.objective.delta_source import DeltaSource, StepBatch
-from cal_trainer.objective.label_rows import at_tokens, label_rows, supervised_ids
-from cal_trainer.objective.loss import token_nll
-from cal_trainer.objective.normalizing import known_denominator, weighted_sum
+from cal_trainer.objective.delta_source import DeltaSource
+from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
+from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
 from cal_trainer.objective.step_metrics import StepMetrics
-from cal_trainer.objective.weighting import UNIFORM, Weighting, check_combination
+from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.parameters import parameter_groups
 from cal_trainer.run.resuming import load_checkpoint, write_state
-from cal_trainer.run.same_network import SameNetwork
 from cal_trainer.run.sharding import has_state, load_schedule, name_layers_to_shard
 from cal_trainer.run.validation import refuse_disobeyed
 
@@ -57,10 +55,10 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         refuse_disobeyed(self.args)
         self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
-        check_combination(delta_source, weighting, self.args.gradient_accumulation_steps)
+        delta_source.check(weighting, self.args.gradient_accumulation_steps)
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
         self._source, self._weighting = delta_source, weighting
-        self._same_network = SameNetwork(self.model) if delta_source.needs_forward else None
+        delta_source.prepare(self.model)
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)
@@ -151,10 +149,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
-        weights = [None if self._source.needs_forward else self._weights(batch, None) for batch in batches]
         counts = [
-            known_denominator(batch["labels"], own, self._weighting)
-            for batch, own in zip(batches, weights, strict=True)
+            known_denominator(batch.labels, self._source.known(batch), self._weighting)
+            for batch in map(StepBatch.of, batches)
         ]
         if not counts or any(count is None for count in counts):
             return batches, None
@@ -166,59 +163,38 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             return value
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
 
-    def _weights(self, batch: dict[str, Tensor], step: StepBatch | None, with_image: Tensor | None = None) -> Tensor:
-        """[B, T]; position 0 is never predicted, so it weighs nothing."""
-        labels = batch["labels"]
-        step = step or StepBatch(
-            model=None, inputs={}, labels=labels, image_mask=batch["image_mask"], stored_deltas=batch.get("deltas"),
-            contrast_inputs=None, position_ids=lambda: None,
-        )  # fmt: skip
-        weights = self._weighting(self._source(step, with_image), labels)
-        return F.pad(weights[:, 1:], (1, 0))
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         """Weighted loss of one micro-batch, already divided; times the ranks, which will average their gradients."""
-        own = (*OWN_INPUTS, "contrast_inputs")
-        batch = {key: inputs[key] for key in own if key in inputs}
-        forward = {key: value for key, value in inputs.items() if key not in own}
-        labels = batch["labels"]
-        base = self.accelerator.unwrap_model(model)
-        training = model.training
-        released = training and self._weighting.pool == "released"
-        # The released code pools over unsupervised tokens too, with the delta of token id 0.
-        wanted = labels.where(labels != IGNORE_INDEX, 0) if released else labels
-        if training and self._same_network:
-            self._same_network(base, forward, labels)
-        alone = rows_alone(innermost_decoder(base), forward.get("attention_mask"))
-        online = training and self._source.needs_forward
-        with captured_position_ids(base) as seen, label_rows(base, wanted, compare=online) as products, alone:
-            logits = model(**forward, use_cache=False).logits[0]
-        label_ids = supervised_ids(wanted)
-        nll = token_nll(logits, label_ids)
-        nll_at = torch.zeros(labels.shape, dtype=nll.dtype, device=nll.device).masked_scatter(
-            F.pad(wanted[:, 1:] != IGNORE_INDEX, (1, 0)), nll
-        )
-        if not training:
-            count = (labels[:, 1:] != IGNORE_INDEX).sum()
-            self._evaluated = self._evaluated.to(nll) + torch.stack([nll_at.sum(), count.to(nll.dtype)])
-            loss = nll_at.sum() / count.clamp(min=1)
+        batch, base = StepBatch.of(inputs), self.accelerator.unwrap_model(model)
+        supervised = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (1, 0))
+        if not model.training:
+            logits = self._label_logits(model, batch, batch.labels)
+            nll = weighted_nll(logits, supervised_ids(batch.labels), at_rows(supervised.float(), batch.labels))
+            self._evaluated = self._evaluated.to(nll) + torch.stack([nll, supervised.sum().to(nll)])
+            loss = nll / supervised.sum().clamp(min=1)
             return (loss, {"loss": loss}) if return_outputs else loss
+        measured = self._weighting.measured_labels(batch.labels)
+        with self._source.observing(base, batch, measured) as deltas_of:
+            logits = self._label_logits(model, batch, measured)
         with torch.no_grad():
-            of_labels = logits.detach().gather(1, label_ids[:, None])[:, 0]
-            with_image = at_tokens(products[0].undo_rounding(of_labels, logits[:1]) if online else of_labels, wanted)
-            step = StepBatch(
-                model=base, inputs=forward, labels=wanted, image_mask=batch["image_mask"],
-                stored_deltas=batch.get("deltas"), contrast_inputs=batch.get("contrast_inputs"),
-                position_ids=lambda: seen[0],
-            )  # fmt: skip
-            weights = self._weights(batch, step, with_image)
-        self._metrics.add(weights, nll_at.detach(), labels, batch.get("num_unusable"))
-        total, share = weighted_sum(nll_at, weights, self._weighting)
-        known = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
+            weights = self._weighting(deltas_of(logits), batch.labels)
+        counted, share = normalized(weights, self._weighting.normalization)
+        sums = weighted_nll(
+            logits, supervised_ids(measured), at_rows(torch.stack([counted, supervised.float(), weights]), measured)
+        )
+        self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable)
+        denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
-        return total * self.accelerator.num_processes / known.where(known > 0, 1.0)
+        return sums[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
+
+    def _label_logits(self, model: Any, batch: StepBatch, labels: Tensor) -> Tensor:
+        """[N, V]: the forward's logits that predict labels [B, T]."""
+        base = self.accelerator.unwrap_model(model)
+        alone = rows_alone(innermost_decoder(base), batch.inputs.get("attention_mask"))
+        with label_rows(base, labels), alone:
+            return model(**batch.inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the loss over all tokens: its mean of batch means depends on the batch size."""
@@ -247,4 +223,4 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         return next(logged, 0.0)
 
 
-__all__ = ["UNIFORM", "CalTrainer", "Weighting", "check_combination"]
+__all__ = ["UNIFORM", "CalTrainer", "Weighting"]

@@ -22,7 +22,7 @@ from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import location
 from cal_trainer.config import CalTrainingArguments, TrainConfig
 from cal_trainer.data.alignment import RowOptions
-from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import (
     Examples,
     largest_of_first,
@@ -35,7 +35,7 @@ from cal_trainer.data.sampling import SetSamplerEpoch, StepShape
 from cal_trainer.data.shared_memory import refuse_small_memory
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.objective.drift import DriftLog, drift_batches
-from cal_trainer.objective.weighting import UNIFORM, Weighting, check_combination
+from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.bounds import resolve_bounds
 from cal_trainer.run.lora import add_lora
 from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
@@ -63,7 +63,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     )
     source, weighting = weights_of(config, **bounds)
     contrast = source.contrast if isinstance(source, OnlineDeltas) else None
-    check_combination(source, weighting, arguments.gradient_accumulation_steps)
+    source.check(weighting, arguments.gradient_accumulation_steps)
     if idle := config.without_effect():
         _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))
     multipliers = parse_lr_multipliers(config.lr_multipliers)

@@ -26,8 +26,9 @@ from cal_pipeline.sources.images import decode_images, read_images
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn, sample_from_columns
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, RowEncoder, scatter_deltas
-from cal_trainer.data.dataset import BLANK, OWN_INPUTS, AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.data.alignment import Example, RowEncoder, blank_sample, scatter_deltas
+from cal_trainer.data.collator import ExampleCollator, StepBatch
+from cal_trainer.data.dataset import BLANK, AnnotatedExamples
 from cal_trainer.run.parameters import set_trainable
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
@@ -343,9 +344,7 @@ def test_the_blank_row_reaches_every_parameter_of_the_vision_side(family: Callab
     batch = ExampleCollator(encoder=found.encoder, blank=blank)(
         [Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))]
     )
-    for key in OWN_INPUTS:
-        del batch[key]
-    (model(**batch, use_cache=False).logits.sum() * 0).backward()
+    (model(**StepBatch.of(batch).inputs, use_cache=False).logits.sum() * 0).backward()
     without = [name for name, parameter in model.named_parameters() if name in trained and parameter.grad is None]
     assert without == []
 

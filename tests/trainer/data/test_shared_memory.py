@@ -11,7 +11,8 @@ from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
-from cal_trainer.data.dataset import AnnotatedExamples, ExampleCollator
+from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.data.dataset import AnnotatedExamples
 from conftest import Family
 from tiny_data import write_parquet
 from trained import command, losses

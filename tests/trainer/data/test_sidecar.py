@@ -19,7 +19,9 @@ from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, MissingDeltaError
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.data.dataset import BLANK, AnnotatedExamples, Example, ExampleCollator, blank_sample
+from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.data.dataset import BLANK, AnnotatedExamples
 from cal_trainer.data.sidecar import ABSENT, SidecarExamples, key_array, match_keys
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples

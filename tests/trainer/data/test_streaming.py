@@ -16,7 +16,9 @@ from annotated_data import annotate
 from cal_pipeline.sources.formats import plan_shards
 from cal_schemas import annotated
 from cal_schemas.errors import ConfigError
-from cal_trainer.data.dataset import BLANK, AnnotatedExamples, ExampleCollator, blank_sample
+from cal_trainer.data.alignment import blank_sample
+from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.data.dataset import BLANK, AnnotatedExamples
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.streaming import RowGroups, StreamedExamples, StreamSampler, lane_sizes
 from conftest import Family

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cal_trainer.objective.loss import token_nll, weighted_nll
-from cal_trainer.objective.normalizing import known_denominator, weighted_sum
+from cal_trainer.objective.label_rows import at_rows, supervised_ids
+from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
 from cal_trainer.objective.weighting import Weighting
 from cal_trainer.objective.weights import Pool, token_weights
 
@@ -94,13 +94,10 @@ def test_the_loss_is_that_of_equation_5_under_every_normalization(
     deltas, labels = tensors(batch)
     logits = torch.randn(*labels.shape, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 5
     chosen = Weighting(**weighting, normalization=normalization)
-    # What nothing precedes is never predicted.
-    weights = F.pad(chosen(deltas, labels)[:, 1:], (1, 0))
-    supervised = F.pad(labels[:, 1:] != -100, (1, 0))
-    nll = torch.zeros(labels.shape).masked_scatter(
-        supervised, token_nll(logits[:, :-1][supervised[:, 1:]], labels[supervised])
+    counted, share = normalized(chosen(deltas, labels), normalization)
+    total = weighted_nll(
+        at_rows(logits.roll(1, 1).movedim(-1, 0), labels).T, supervised_ids(labels), at_rows(counted, labels)
     )
-    total, share = weighted_sum(nll, weights, chosen)
     found = float(total / share.where(share > 0, 1.0))
 
     slow = slow_weights(*batch, **weighting)
@@ -116,7 +113,7 @@ def test_the_loss_is_that_of_equation_5_under_every_normalization(
         released = 1e-6 if normalization == "micro_batch" else 0.0
         expected = sum(sums) / (sum(masses) + released) if sum(masses) > 0 else 0.0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    if (known := known_denominator(labels, weights, chosen)) is not None and normalization != "micro_batch":
+    if (known := known_denominator(labels, deltas, chosen)) is not None and normalization != "micro_batch":
         assert float(known) == pytest.approx(float(share))
 
 
@@ -124,11 +121,10 @@ def test_the_loss_is_that_of_equation_5_under_every_normalization(
 def test_what_is_known_before_the_forward_is_what_the_forward_finds(batch: Any, weighting: dict[str, Any]) -> None:
     deltas, labels = tensors(batch)
     chosen = Weighting(**weighting, normalization="sample")
-    weights = F.pad(chosen(deltas, labels)[:, 1:], (1, 0))
     known = known_denominator(labels, None, chosen)
     assert (known is None) == (chosen.alpha == 0)
     if known is not None:
-        assert float(known) == float(weighted_sum(torch.zeros_like(weights), weights, chosen)[1])
+        assert float(known) == float(normalized(chosen(deltas, labels), "sample")[1])
 
 
 def test_left_padding_shifts_weights_and_changes_none() -> None:

@@ -22,7 +22,7 @@ from cal_pipeline.models.precision import watched
 from cal_pipeline.sources.formats import plan_shards
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
-from cal_trainer.objective.label_rows import label_rows, supervised_ids
+from cal_trainer.objective.label_rows import head_products, label_rows, supervised_ids
 from conftest import Family
 from tiny_data import write_llava_json
 from trained import command, losses
@@ -94,7 +94,7 @@ def test_a_sharded_model_that_stores_float32_and_multiplies_bfloat16_is_seen(ref
         # Of its own, so that its weights go as soon as it has run.
         fully_shard(model.get_output_embeddings(), mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh)
-        with torch.no_grad(), label_rows(model, batch.labels, compare=True) as products:
+        with torch.no_grad(), label_rows(model, batch.labels), head_products(model, batch.labels) as products:
             output, precision = watched(model, lambda: model(**batch.inputs))
     finally:
         distributed.destroy_process_group()

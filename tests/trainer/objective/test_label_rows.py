@@ -15,7 +15,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import label_logits
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.objective.label_rows import HeadProducts, at_tokens, label_rows, supervised_ids
+from cal_trainer.objective.label_rows import HeadProducts, at_rows, at_tokens, head_products, label_rows, supervised_ids
 from conftest import Family
 from tiny_models import sample_image
 
@@ -117,7 +117,7 @@ def test_what_the_head_rounds_is_undone_where_all_logits_are_scaled_alike(build:
     model, batch = build(kind)
     label_ids = supervised_ids(batch.labels)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        with label_rows(model, batch.labels, compare=True) as products:
+        with label_rows(model, batch.labels), head_products(model, batch.labels) as products:
             rows = model(**batch.inputs, use_cache=False).logits[0].float()
         expected = label_logits(model, batch.inputs, batch.labels)[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX]
     (product,) = products
@@ -191,4 +191,9 @@ def test_rows_go_back_to_their_tokens() -> None:
     assert supervised_ids(labels).tolist() == [5, 6, 8]  # nothing precedes the 7
     nan = torch.nan
     expected = torch.tensor([[nan, nan, 0.5, 0.6], [nan, 0.8, nan, nan]])
-    torch.testing.assert_close(at_tokens(torch.tensor([0.5, 0.6, 0.8]), labels), expected, equal_nan=True)
+    tokens = at_tokens(torch.tensor([0.5, 0.6, 0.8]), labels)
+    torch.testing.assert_close(tokens, expected, equal_nan=True)
+    assert torch.equal(at_rows(tokens, labels), torch.tensor([0.5, 0.6, 0.8]))
+    assert torch.equal(
+        at_rows(torch.stack([tokens, -tokens]), labels), torch.tensor([[0.5, 0.6, 0.8], [-0.5, -0.6, -0.8]])
+    )

@@ -15,10 +15,10 @@ from transformers import TrainingArguments
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example
-from cal_trainer.data.dataset import ExampleCollator
+from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.objective.delta_source import OnlineDeltas
+from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.run.parameters import active_dropout
-from cal_trainer.run.same_network import refuse_noise
 from cal_trainer.trainer import CalTrainer, Weighting
 from families.case import VOCABULARY, Case, Picture, pixels, token_samples
 from tiny_models import HIDDEN, build
@@ -130,7 +130,7 @@ def test_proving_leaves_the_random_numbers_of_the_run_as_they_were() -> None:
     batch = case.batch(case.samples)
     case.model.train()
     torch.manual_seed(7)
-    refuse_noise(case.model, batch.inputs, batch.labels)
+    validate_determinism(case.model, batch.inputs, batch.labels)
     found = torch.rand(3)
     torch.manual_seed(7)
     assert torch.equal(found, torch.rand(3))

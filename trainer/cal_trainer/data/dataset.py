@@ -1,4 +1,4 @@
-"""Annotated shards as a map-style dataset of training examples, and the collator that batches them.
+"""Reads annotated shards as a map-style dataset of training examples.
 
 Rows are memory-mapped through `datasets`, which copies Parquet (images included) into its Arrow cache once; for
 shards that do not fit twice on the disk see streaming.py. Images are decoded on access, so in the workers.
@@ -9,28 +9,23 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from torch.utils.data import Dataset
 
-from cal_pipeline.encoding.collate import collate
-from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.annotated import read_annotated_footers
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
 from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
-from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions, blank_sample, scatter_deltas
+from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet
 from cal_trainer.data.shards import annotated_shards
-from cal_trainer.data.shared_memory import refuse_full_memory
 
 BLANK = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
@@ -39,8 +34,6 @@ COLUMNS = (
     "num_tokens",
 )  # fmt: skip
 """What training reads of a self-contained row; files from before `template_inputs` have all but that."""
-OWN_INPUTS = ("labels", "image_mask", "deltas", "num_unusable")
-"""What a batch holds beside the model's inputs, in this order."""
 _log = logging.getLogger(__name__)
 
 
@@ -175,43 +168,3 @@ def num_tokens(table: pa.Table) -> np.ndarray:
 def has_image(table: pa.Table) -> np.ndarray:
     """[rows] bool, from the list offsets: no image is touched."""
     return np.asarray(pc.fill_null(pc.list_value_length(table.column("images")), 0)) > 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExampleCollator:
-    """Examples to the dict a training step takes: model inputs, and `labels`, `image_mask`, `deltas` [B, T].
-
-    With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
-
-    A micro-batch without an image gets the blank sample as its last row: under data parallelism every rank then runs
-    the same passes, and no parameter of the vision side is left without a gradient. Not so where an image in a
-    neighbour's row would change this one's logits (special_cases.ALIKE_BATCHES).
-    """
-
-    encoder: Encoder
-    blank: EncodedSample
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Pads and stacks; with perturbed images also `contrast_inputs`, their pixel inputs by name."""
-        encoded = [example.encoded for example in examples]
-        deltas = [example.deltas for example in examples]
-        if self.encoder.alike_batches is None and not any(item.image_inputs for item in encoded):
-            encoded.append(self.blank)
-            deltas.append(torch.full((self.blank.num_tokens,), torch.nan))
-        batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_led=self.encoder.batch_led_inputs)
-        length = batch.labels.shape[1]
-        padded = [torch.nn.functional.pad(item, (0, length - len(item)), value=torch.nan) for item in deltas]
-        extra: dict[str, Any] = {
-            "labels": batch.labels,
-            "image_mask": batch.image_mask,
-            "deltas": torch.stack(padded),
-            "num_unusable": torch.tensor(sum(example.unusable for example in examples)),
-        }
-        if batch.contrast_inputs:
-            extra["contrast_inputs"] = batch.contrast_inputs
-        made = {**batch.inputs, **extra}
-        refuse_full_memory(made)
-        return made
-
-
-__all__ = ["BLANK", "AnnotatedExamples", "Example", "ExampleCollator", "blank_sample", "scatter_deltas"]

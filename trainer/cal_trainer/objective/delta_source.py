@@ -1,90 +1,135 @@
-"""Where a training step's deltas come from: one question, three answers, so that the trainer has no branch."""
+"""Answers where a training step's deltas come from: one question, three answers, so that the trainer has no branch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cal_pipeline.measuring.conditions import check_contrast_inputs, defined_tokens
-from cal_pipeline.measuring.contrast import logits_without_image
+from cal_pipeline.measuring.contrast import captured_position_ids, logits_without_image
+from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepBatch:
-    """One micro-batch as a delta source sees it."""
-
-    model: Any
-    """The model in training, unwrapped."""
-    inputs: Mapping[str, Tensor]
-    labels: Tensor
-    """[B, T] unshifted."""
-    image_mask: Tensor
-    """[B, T] bool."""
-    stored_deltas: Tensor | None
-    """[B, T] from the annotated rows, scattered by order; None when the batch carries none."""
-    contrast_inputs: Mapping[str, Tensor] | None
-    """Pixel inputs of the perturbed images; None when the batch carries none."""
-    position_ids: Callable[[], Tensor | None]
-    """The decoder's position ids in the training forward; only after it has run."""
+from cal_trainer.data.collator import StepBatch
+from cal_trainer.objective.label_rows import at_tokens, head_products, supervised_ids
+from cal_trainer.objective.same_network import SameNetwork
+from cal_trainer.objective.weighting import Weighting
 
 
 class DeltaSource(Protocol):
-    """Deltas of a micro-batch."""
+    """Deltas of a micro-batch: [B, T] float32, NaN where unsupervised or undefined."""
 
-    @property
-    def needs_forward(self) -> bool:
-        """Whether `logits_with_image` must come from the training forward; otherwise it may be None."""
+    def check(self, weighting: Weighting, accumulation_steps: int) -> None:
+        """ConfigError for weights, or steps, that cannot be computed of these deltas, with the reason."""
 
-    def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
-        """Delta of every token, [B, T] float32, NaN where unsupervised or undefined.
+    def prepare(self, model: Any) -> None:
+        """Makes the model ready, once, before the first step."""
 
-        logits_with_image: [B, T], detached, from the training forward itself.
+    def known(self, batch: StepBatch) -> Tensor | None:
+        """The deltas, from the batch alone; None where they need the training forward."""
+
+    def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Callable[..., Tensor]]:
+        """Around the training forward, whose logits [N, V] what it yields then turns into the deltas.
+
+        model: the one in training, unwrapped. labels: [B, T] `Weighting.measured_labels`, N of which are supervised.
         """
 
 
-class CachedDeltas:
+class _KnownDeltas:
+    """Deltas that need no forward."""
+
+    def check(self, weighting: Weighting, accumulation_steps: int) -> None:
+        """See DeltaSource."""
+        if weighting.takes_all_tokens:
+            raise ConfigError(
+                "pool 'released' averages the deltas of unsupervised tokens too, which a cache does not hold: "
+                "use it with --delta_source online, or pool span or joined"
+            )
+
+    def prepare(self, model: Any) -> None:
+        """See DeltaSource."""
+
+    def known(self, batch: StepBatch) -> Tensor:
+        """See DeltaSource."""
+        raise NotImplementedError
+
+    def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Callable[..., Tensor]]:
+        """See DeltaSource."""
+        return nullcontext(lambda logits: self.known(batch))
+
+
+class CachedDeltas(_KnownDeltas):
     """What the reference measured, from the annotated rows."""
 
-    needs_forward = False
-
-    def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
+    def known(self, batch: StepBatch) -> Tensor:
         """See DeltaSource."""
-        assert batch.stored_deltas is not None, "the dataset was built without deltas"
-        return batch.stored_deltas
+        assert batch.deltas is not None, "the dataset was built without deltas"
+        return batch.deltas
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class UniformWeights(_KnownDeltas):
+    """The baseline: delta 1 everywhere, so that bounds of [1, 1] give weight 1."""
+
+    def known(self, batch: StepBatch) -> Tensor:
+        """See DeltaSource."""
+        return torch.where(batch.labels != IGNORE_INDEX, 1.0, torch.nan)
+
+
 class OnlineDeltas:
     """The model in training contrasts its own step: one more decoder pass, without gradient."""
 
-    contrast: ContrastSpec
-    needs_forward: bool = True
+    def __init__(self, *, contrast: ContrastSpec) -> None:
+        self.contrast = contrast
+        self._same_network: SameNetwork
+
+    def check(self, weighting: Weighting, accumulation_steps: int) -> None:
+        """See DeltaSource."""
+        if accumulation_steps > 1 and weighting.normalization == "step":
+            raise ConfigError(
+                "normalization 'step' divides by the weights of all micro-batches of the step, and with online deltas "
+                "those of the later ones are not known in time: use normalization micro_batch or sample, or "
+                "--gradient_accumulation_steps 1"
+            )
+        if accumulation_steps > 1 and weighting.normalization == "sample" and weighting.alpha == 0:
+            raise ConfigError("normalization 'sample' counts samples with a positive sum of weights, which with online "
+                              "deltas and alpha = 0 is not known before the step's last micro-batch")  # fmt: skip
+
+    def prepare(self, model: Any) -> None:
+        """See DeltaSource."""
+        self._same_network = SameNetwork(model)
+
+    def known(self, batch: StepBatch) -> None:
+        """See DeltaSource."""
+        return
+
+    @contextmanager
+    def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """See DeltaSource."""
+        self._same_network(model, batch.inputs, batch.labels)
+        with captured_position_ids(model) as position_ids, head_products(model, labels) as products:
+
+            def deltas(logits: Tensor) -> Tensor:
+                of_labels = logits.detach().gather(1, supervised_ids(labels)[:, None])[:, 0]
+                with_image = at_tokens(products[0].undo_rounding(of_labels, logits[:1]), labels)
+                return self.contrasted(with_image, model, batch, labels, position_ids[0])
+
+            yield deltas
 
     @torch.no_grad()
-    def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
-        """See DeltaSource. The second pass runs for every batch, so that all ranks run the same passes."""
-        assert logits_with_image is not None
+    def contrasted(
+        self, with_image: Tensor, model: Any, batch: StepBatch, labels: Tensor, position_ids: Tensor | None
+    ) -> Tensor:
+        """The labels' logits [B, T] less those without the image, of a second pass.
+
+        That runs for every batch, so that all ranks run the same passes.
+        """
         check_contrast_inputs(self.contrast.condition, batch.inputs, batch.contrast_inputs)
         without = logits_without_image(
-            batch.model, batch.inputs, batch.labels, batch.image_mask, batch.position_ids(), self.contrast,
-            batch.contrast_inputs,
-        )  # fmt: skip
-        deltas = torch.where(batch.image_mask.any(-1, keepdim=True), logits_with_image - without, 0.0)
+            model, batch.inputs, labels, batch.image_mask, position_ids, self.contrast, batch.contrast_inputs
+        )
+        deltas = torch.where(batch.image_mask.any(-1, keepdim=True), with_image - without, 0.0)
         mask = batch.inputs["attention_mask"]
-        defined = defined_tokens(batch.labels, mask, batch.image_mask, self.contrast.condition)
-        return deltas.where(defined, torch.nan)
-
-
-class UniformWeights:
-    """The baseline: delta 1 everywhere, so that bounds of [1, 1] give weight 1."""
-
-    needs_forward = False
-
-    def __call__(self, batch: StepBatch, logits_with_image: Tensor | None) -> Tensor:
-        """See DeltaSource."""
-        return torch.where(batch.labels != IGNORE_INDEX, 1.0, torch.nan)
+        return deltas.where(defined_tokens(labels, mask, batch.image_mask, self.contrast.condition), torch.nan)

@@ -1,4 +1,4 @@
-"""How far the deltas of the model in training have moved from the cached ones, as metrics while it trains."""
+"""Logs how far the deltas of the model in training have moved from the cached ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from cal_pipeline.measuring.contrast import delta_logits
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.dataset import OWN_INPUTS
+from cal_trainer.data.collator import StepBatch
 from cal_trainer.objective.weighting import Weighting
 
 _FLIP = 0.05
@@ -79,13 +79,15 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
         model.eval()
         for batch in self._batches:
             device = next(model.parameters()).device
-            placed = send_to_device(dict(batch), device)
-            labels, image_mask, deltas, _ = (placed.pop(key) for key in OWN_INPUTS)
-            contrast_inputs = placed.pop("contrast_inputs", None)
-            found = delta_logits(model, placed, labels, image_mask, self._contrast, contrast_inputs)
-            chosen = (labels != IGNORE_INDEX) & image_mask.any(-1, keepdim=True) & ~deltas.isnan() & ~found.isnan()
-            cached.append(deltas[chosen].cpu())
-            own.append(found[chosen].cpu())
+            placed = StepBatch.of(send_to_device(batch, device))
+            assert placed.deltas is not None
+            measured = delta_logits(
+                model, placed.inputs, placed.labels, placed.image_mask, self._contrast, placed.contrast_inputs
+            )
+            shown = (placed.labels != IGNORE_INDEX) & placed.image_mask.any(-1, keepdim=True)
+            compared = shown & ~placed.deltas.isnan() & ~measured.isnan()
+            cached.append(placed.deltas[compared].cpu())
+            own.append(measured[compared].cpu())
         model.train(training)
         one, other = torch.cat(cached).numpy(), torch.cat(own).numpy()
         bounds = (self._weighting.alpha, self._weighting.beta)

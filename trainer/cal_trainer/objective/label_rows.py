@@ -1,4 +1,4 @@
-"""Training without wasted logits: only hidden rows that predict a label go through the output head."""
+"""Sends only those hidden rows through the output head that predict a label: training wastes no logits."""
 
 from __future__ import annotations
 
@@ -50,26 +50,36 @@ class HeadProducts:
 
 
 @contextmanager
-def label_rows(model: Any, labels: Tensor, *, compare: bool = False) -> Iterator[list[HeadProducts]]:
+def label_rows(model: Any, labels: Tensor) -> Iterator[None]:
     """Within it the model's `logits` are [1, N, V]: one row for each of the N supervised tokens, by row then position.
 
-    Takes unshifted labels [B, T]; the row of token t is the hidden state at t - 1. Hooks on the head, so tied, sharded
-    and soft-capped heads work as they are, and gradients are those of the full logits. With `compare` it yields the
-    products of each forward.
+    Takes unshifted labels [B, T]; the row of token t is the hidden state at t - 1. A hook on the head, so tied, sharded
+    and soft-capped heads work as they are, and gradients are those of the full logits.
     """
     supervised = labels[:, 1:] != IGNORE_INDEX
-    head = model.get_output_embeddings()
-    seen: list[HeadProducts] = []
 
     def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
         return hidden[:, :-1][supervised.to(hidden.device)][None], *rest
 
+    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def head_products(model: Any, labels: Tensor) -> Iterator[list[HeadProducts]]:
+    """Beside `label_rows`, of the same labels: yields the products of each forward."""
+    head = model.get_output_embeddings()
+    products: list[HeadProducts] = []
+
     @torch.no_grad()
     def multiply(module: Any, args: tuple[Tensor, ...], logits: Tensor) -> None:
         label_ids = supervised_ids(labels).to(logits.device)
         rounded = logits[0].gather(1, label_ids[:, None])[:, 0].float()
-        seen.append(
+        products.append(
             HeadProducts(
                 rounded=rounded,
                 exact=label_products(head, args[0][0], label_ids),
@@ -78,21 +88,23 @@ def label_rows(model: Any, labels: Tensor, *, compare: bool = False) -> Iterator
             )
         )
 
-    handles = [head.register_forward_pre_hook(gather)]
-    if compare:
-        # Before hooks that free a sharded head's weights.
-        handles.append(head.register_forward_hook(multiply, prepend=True))
+    # Before hooks that free a sharded head's weights.
+    handle = head.register_forward_hook(multiply, prepend=True)
     try:
-        yield seen
+        yield products
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def supervised_ids(labels: Tensor) -> Tensor:
     """[N] int64: the label of each row that `label_rows` yields, in its order."""
     shifted = labels[:, 1:]
     return shifted[shifted != IGNORE_INDEX]
+
+
+def at_rows(values: Tensor, labels: Tensor) -> Tensor:
+    """[..., N]: of values [..., B, T] those at the supervised tokens (t > 0)."""
+    return values[..., 1:][..., labels[:, 1:] != IGNORE_INDEX]
 
 
 def at_tokens(values: Tensor, labels: Tensor) -> Tensor:

@@ -1,20 +1,55 @@
-"""The weighted loss as a sum; what it is divided by is the trainer's decision."""
+"""Sums the weighted loss, and says what an optimizer step divides it by, once: over all its micro-batches and ranks.
+
+B samples of a micro-batch, T padded tokens, N supervised ones, V vocabulary. Position 0, which nothing predicts, weighs
+nothing.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from cal_schemas.spec import IGNORE_INDEX
+from cal_trainer.objective.weighting import Normalization, Weighting
 
-def token_nll(logits: Tensor, label_ids: Tensor) -> Tensor:
-    """[N] float32: negative log-likelihood of label_ids [N] under logits [N, V] of any float dtype."""
-    return F.cross_entropy(logits.float(), label_ids, reduction="none")
+_RELEASED_EPSILON = 1e-6
 
 
 def weighted_nll(logits: Tensor, label_ids: Tensor, weights: Tensor) -> Tensor:
     """Sum of weight * nll over N supervised tokens: divide once, by the summed weights of the whole optimizer step.
 
     Takes logits [N, V] of any float dtype that predict label_ids [N] int64, and weights [N]; returns a float32 scalar,
-    0 when N is 0 (still connected to `logits`, so that every rank has a gradient).
+    0 when N is 0 (still connected to `logits`, so that every rank has a gradient). Weights [K, N] give K sums.
     """
-    return (token_nll(logits, label_ids) * weights).sum()
+    nll = F.cross_entropy(logits.float(), label_ids, reduction="none")
+    return (nll * weights).sum(-1)
+
+
+def normalized(weights: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """Weights [B, T] as the step's sum takes them, and what the micro-batch adds to its denominator, a scalar.
+
+    `step` takes them as they are. The denominator of `micro_batch` is that of `known_denominator`, counted from labels;
+    here a micro-batch counts where something is weighed.
+    """
+    if normalization == "step":
+        return weights, weights.sum()
+    if normalization == "sample":
+        sums = weights.sum(1, keepdim=True)
+        return weights / sums.where(sums > 0, 1.0), (sums > 0).sum().float()
+    return weights / (weights.sum() + _RELEASED_EPSILON), (weights.sum() > 0).float()
+
+
+def known_denominator(labels: Tensor, deltas: Tensor | None, weighting: Weighting) -> Tensor | None:
+    """What one micro-batch adds to the step's denominator, a float scalar; None where only its forward will tell.
+
+    Takes unshifted labels [B, T], and deltas [B, T] or None where they need the forward.
+    """
+    supervised = labels[:, 1:] != IGNORE_INDEX
+    if weighting.normalization == "micro_batch":
+        # A micro-batch of padding rows, at the end of an epoch, is no micro-batch of the released code's mean.
+        return supervised.any().float()
+    if deltas is not None:
+        return normalized(weighting(deltas, labels), weighting.normalization)[1]
+    # With alpha > 0 every sample with a supervised token has a positive sum, whatever its deltas will be.
+    known = weighting.normalization == "sample" and weighting.alpha > 0
+    return supervised.any(1).sum().float() if known else None

@@ -1,4 +1,4 @@
-"""What the log says about the weights of the steps since the last log."""
+"""Gathers what the log says about the weights of the steps since the last log."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ class StepMetrics:
         """Whether anything was added since the last `take`."""
         return self._sums is not None
 
-    def add(self, weights: Tensor, nll: Tensor, labels: Tensor, num_unusable: Tensor | None) -> None:
-        """One micro-batch: weights, nll and unshifted labels [B, T]; its rows that were unusable, a scalar."""
+    def add(self, weights: Tensor, labels: Tensor, nll: Tensor, num_unusable: Tensor | None) -> None:
+        """One micro-batch: weights and unshifted labels [B, T], summed nll [2], its rows that were unusable, a scalar.
+
+        nll: of the supervised tokens, as it is and weighted.
+        """
         supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
         values = (
             supervised.sum(),
             weights.sum(),
             (supervised & (weights <= self._alpha)).sum(),
             (supervised & (weights >= self._beta)).sum(),
-            nll.where(supervised, 0.0).sum(),  # released pooling has values at other tokens too
-            (nll * weights).sum(),
+            *nll,
             labels.new_zeros(()) if num_unusable is None else num_unusable,
         )
-        found = torch.stack([value.double() for value in values])
-        self._sums = found if self._sums is None else self._sums + found
+        sums = torch.stack([value.double() for value in values])
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Mean weight, shares at the bounds, loss with and without weights, and unusable rows; starts anew.

@@ -12,7 +12,7 @@ from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.measuring.self_check import encode_questions
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
-from cal_trainer.run.same_network import refuse_noise
+from cal_trainer.objective.same_network import validate_determinism
 
 
 def refuse_mixed_batches(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
@@ -61,7 +61,7 @@ class SelfCheck(TrainerCallback):  # type: ignore[misc]
         placed = batch.to(parameter.device, parameter.dtype)
         # The first batch of the data, which the trainer tries too, may be one without images.
         model.train()
-        refuse_noise(model, placed.inputs, placed.labels)
+        validate_determinism(model, placed.inputs, placed.labels)
         model.train(training)
         if self._encoder.one_by_one and args.per_device_train_batch_size > 1:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Online deltas contrast two passes of one network: in train mode nothing may differ from pass to pass."""
+"""Keeps a model in training one network over the passes of a step, which online deltas contrast."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class SameNetwork:
         self._proved = False
 
     def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Does `refuse_noise` once."""
+        """Does `validate_determinism` once."""
         if not self._proved:
-            refuse_noise(model, inputs, labels)
+            validate_determinism(model, inputs, labels)
             self._proved = True
 
 
 @torch.no_grad()
-def refuse_noise(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
+def validate_determinism(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
     """ConfigError where passes of the model in train mode over one batch differ by more than rounding."""
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

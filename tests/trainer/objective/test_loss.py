@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cal_trainer.objective.normalizing import known_denominator, weighted_sum
+from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
 from cal_trainer.objective.weighting import Normalization, Weighting
 
 LABELS = torch.tensor([[-100, 7, 8, -100], [9, -100, -100, -100]])  # nothing predicts a row's first token
@@ -16,9 +16,9 @@ NLL = torch.tensor([[0.0, 4.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 def test_of_known_weights_step_counts_their_sum_sample_the_rows_that_weigh_and_micro_batch_itself(
     normalization: Normalization, expected: float
 ) -> None:
-    weighting = Weighting(normalization=normalization)
-    for labels, weights, count in ((LABELS, WEIGHTS, expected), (NOTHING, torch.zeros(2, 4), 0.0)):
-        known = known_denominator(labels, weights, weighting)
+    weighting = Weighting(alpha=0.0, window=1, normalization=normalization)  # deltas are weights
+    for labels, deltas, count in ((LABELS, WEIGHTS, expected), (NOTHING, torch.zeros(2, 4), 0.0)):
+        known = known_denominator(labels, deltas, weighting)
         assert known is not None
         assert known.dtype == torch.float32
         assert known.item() == count
@@ -49,17 +49,30 @@ def test_before_the_forward_only_rows_and_micro_batches_can_be_counted() -> None
 def test_the_weighted_sum_is_that_of_the_batch_the_means_of_its_rows_or_its_mean(
     normalization: Normalization, expected: tuple[float, float]
 ) -> None:
-    weighting = Weighting(normalization=normalization)
-    found = weighted_sum(NLL, WEIGHTS, weighting)
-    assert tuple(float(value) for value in found) == pytest.approx(expected, rel=1e-7)
-    assert all(value.dtype == torch.float32 for value in found)
+    counted, share = normalized(WEIGHTS, normalization)
+    assert (float((NLL * counted).sum()), float(share)) == pytest.approx(expected, rel=1e-7)
+    assert counted.dtype == share.dtype == torch.float32
 
 
 @pytest.mark.parametrize("normalization", ["step", "sample", "micro_batch"])
 def test_where_nothing_weighs_sum_share_and_gradient_are_zero(normalization: Normalization) -> None:
     nll = NLL.clone().requires_grad_()
-    total, share = weighted_sum(nll, torch.zeros(2, 4), Weighting(normalization=normalization))
+    counted, share = normalized(torch.zeros(2, 4), normalization)
+    total = (nll * counted).sum()
     total.backward()
     assert (total.item(), share.item()) == (0.0, 0.0)
     assert nll.grad is not None
     assert nll.grad.tolist() == torch.zeros(2, 4).tolist()
+
+
+def test_several_weights_give_a_sum_each_of_one_nll_and_the_gradient_of_the_sum_that_is_trained() -> None:
+    logits, label_ids = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 0, 2])
+    weights = torch.tensor([[1.0, 2.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    together, alone = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    sums = weighted_nll(together, label_ids, weights)
+    assert sums.tolist() == pytest.approx([float(weighted_nll(logits, label_ids, row)) for row in weights])
+    sums[0].backward()
+    weighted_nll(alone, label_ids, weights[0]).backward()
+    assert together.grad is not None
+    assert alone.grad is not None
+    torch.testing.assert_close(together.grad, alone.grad)

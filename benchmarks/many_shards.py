@@ -30,7 +30,7 @@ from cal_pipeline.sources import parquet as parquet_source
 from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.pass_through import carried_fields
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardMetadata, ShardWriter, annotated_schema
 from cal_schemas.sample import Sample
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
 from reporting import make_parser, print_table, write_report
@@ -82,9 +82,11 @@ def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
     row = AnnotatedRow(
         sample=Sample(sample_id="1", images=(), messages=None, carried={"score": 1}),
         sample_key="k",
-        label_ids=np.array([1], np.int32),
-        label_positions=np.array([1], np.int32),
-        delta_logits=np.array([1.0], np.float32),
+        measured=MeasuredSample(
+            label_ids=np.array([1], np.int32),
+            label_positions=np.array([1], np.int32),
+            delta_logits=np.array([1.0], np.float32),
+        ),
         num_tokens=2,
     )
     metadata = ShardMetadata(

@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.formats import plan_shards
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardWriter, annotated_schema
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.dataset import AnnotatedExamples
@@ -75,9 +75,7 @@ def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
                     AnnotatedRow(
                         sample=sample,
                         sample_key=sample_key(sample),
-                        label_ids=label_ids,
-                        label_positions=positions,
-                        delta_logits=deltas,
+                        measured=MeasuredSample(label_ids=label_ids, label_positions=positions, delta_logits=deltas),
                         num_tokens=encoded.num_tokens - number % 7,
                     )
                 )

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from cal_schemas.annotated import ShardMetadata, ShardSource
+import numpy as np
+
+from cal_schemas.annotated import MeasuredSample, ShardMetadata, ShardSource
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+
+MEASURED = MeasuredSample(
+    label_ids=np.array([7, 8], np.int32),
+    label_positions=np.array([4, 5], np.int32),
+    delta_logits=np.array([1.5, np.nan], np.float32),
+)
 
 
 def measurement_spec(**changed: Any) -> MeasurementSpec:

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
-from cal_schemas.sample import Sample, template_inputs
+from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, read_footer
 from cal_schemas.storage.object_path import ObjectPath
@@ -42,8 +42,13 @@ EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
     "logprobs": ("logprobs_with_image", "logprobs_without_image"),
 }
 """What may be stored beside the deltas, of both passes."""
-_FLOATS = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
-_INTS = ("label_ids", "label_positions")
+TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
+    "label_ids": np.int32,
+    "label_positions": np.int32,
+    "delta_logits": np.float32,
+    **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
+}
+"""Lists of one value for each supervised token, and what their values are."""
 _FOOTER_THREADS = 16
 _FOOTERS_AHEAD = 256
 _log = logging.getLogger(__name__)
@@ -140,32 +145,141 @@ class ShardMetadata:
         }
 
 
+def _empty() -> np.ndarray:
+    return np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredSample:
+    """Numbers of one sample's S supervised tokens, in order."""
+
+    label_ids: np.ndarray
+    """[S] int32."""
+    label_positions: np.ndarray
+    """[S] int32, index into the reference's encoding of this sample alone; empty where the column was not read."""
+    delta_logits: np.ndarray
+    """[S] float32 in logits, NaN where undefined."""
+    logits_with_image: np.ndarray = field(default_factory=_empty)
+    """[S] float32, NaN where the delta is undefined; this and the next three are empty where they are not kept."""
+    logits_without_image: np.ndarray = field(default_factory=_empty)
+    logprobs_with_image: np.ndarray = field(default_factory=_empty)
+    logprobs_without_image: np.ndarray = field(default_factory=_empty)
+
+    def __post_init__(self) -> None:
+        lists = {name: getattr(self, name) for name in TOKEN_COLUMNS}
+        assert {len(values) for values in lists.values()} <= {0, len(self.label_ids)}
+        assert len(self.delta_logits) == len(self.label_ids)
+        assert not any(np.isinf(values).any() for values in lists.values())
+
+
+_NOT_MEASURED = MeasuredSample(**{name: np.empty(0, kind) for name, kind in TOKEN_COLUMNS.items()})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotatedRow:
-    """One row to be written; S supervised tokens, none unless status is ok."""
+    """One row as a shard holds it."""
 
     sample: Sample
     sample_key: str
     """Of the sample as its source has it: embedding a file's bytes on the way out does not change it."""
+    measured: MeasuredSample | None = None
+    """Set, with at least one token, exactly when status is ok."""
     status: str = STATUS_OK
     error: str | None = None
-    label_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """[S] int32."""
-    label_positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """[S] int32, index into the reference's encoding of this sample alone."""
-    delta_logits: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    """[S] float32 in logits, NaN where undefined."""
-    logits_with_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    logits_without_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    logprobs_with_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    logprobs_without_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     num_tokens: int | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.label_ids) == len(self.label_positions) == len(self.delta_logits)
-        assert (self.status == STATUS_OK) == (len(self.label_ids) > 0), (self.status, len(self.label_ids))
-        assert not any(np.isinf(getattr(self, name)).any() for name in _FLOATS)
+        measured = self.measured or _NOT_MEASURED
+        assert (self.status == STATUS_OK) == (len(measured.label_ids) > 0), (self.status, len(measured.label_ids))
+        assert len(measured.label_positions) == len(measured.label_ids)
+
+
+_SAMPLE_COLUMNS = ("sample_id", "images", "messages", "template_inputs")
+_ROW_COLUMNS = ("sample_key", "status", "error", "num_tokens", "source")
+
+
+def sample_columns(sample: Sample, *, embed: bool) -> dict[str, Any]:
+    """A sample as Python values of its columns, which `sample_from_columns` reads; image bytes only with `embed`."""
+    messages = sample.messages
+    return {
+        "sample_id": sample.sample_id,
+        "images": [{"bytes": image.data if embed else None, "path": image.path} for image in sample.images],
+        "messages": None if messages is None else [{"role": turn.role, "content": turn.content} for turn in messages],
+        "template_inputs": template_inputs(sample),
+    }
+
+
+def template_inputs(sample: Sample) -> str | None:
+    """JSON of what a chat template gets, or labels depend on, beside roles and contents; None where that is nothing.
+
+    An object with `turns`, one object a turn (`supervised` where it is false, and the turn's `extra`), and `tools`
+    where the sample has any.
+    """
+    turns = [{**turn.extra, **({} if turn.supervised else {"supervised": False})} for turn in sample.messages or ()]
+    inputs = ({"turns": turns} if any(turns) else {}) | ({} if sample.tools is None else {"tools": sample.tools})
+    return json.dumps(inputs, sort_keys=True) if inputs else None
+
+
+def sample_from_columns(values: Mapping[str, Any]) -> Sample:
+    """The sample of an annotated row, or of a row of the trainer's own copy of raw data.
+
+    Takes the values of `sample_columns`; without images or messages where those were not kept.
+    """
+    messages, inputs = values.get("messages"), json.loads(values.get("template_inputs") or "{}")
+    turns = None
+    if messages is not None:
+        extras = inputs.get("turns") or [{} for _ in messages]
+        turns = tuple(
+            Turn(role=turn["role"], content=turn["content"], supervised=extra.pop("supervised", True), extra=extra)
+            for turn, extra in zip(messages, extras, strict=True)
+        )
+    return Sample(
+        sample_id=values["sample_id"],
+        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values.get("images") or ()),
+        messages=turns,
+        tools=inputs.get("tools"),
+    )
+
+
+def measured_from_columns(values: Mapping[str, Any]) -> MeasuredSample | None:
+    """The numbers of a row, given as Python values of its columns; None where it has none."""
+    if not values.get("label_ids"):
+        return None
+    # A null delta is None here, which numpy turns into NaN: the same "undefined".
+    return MeasuredSample(**{name: np.array(values.get(name) or (), kind) for name, kind in TOKEN_COLUMNS.items()})
+
+
+def rows_from_batch(batch: pa.RecordBatch) -> Iterator[AnnotatedRow]:
+    """Rows of an annotated shard, as `rows_to_table` took them; columns of numbers, images or messages may be missing.
+
+    Columns of the source stay Arrow arrays of one value: Python's types would round some of them.
+    """
+    carried = [name for name in batch.schema.names if name not in RESERVED_COLUMNS]
+    for number, values in enumerate(batch.drop_columns(carried).to_pylist()):
+        sample = sample_from_columns(values)
+        yield AnnotatedRow(
+            sample=replace(sample, carried={name: batch.column(name).slice(number, 1) for name in carried}),
+            measured=measured_from_columns(values),
+            **{name: values[name] for name in _ROW_COLUMNS if name in values},
+        )
+
+
+def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry) -> pa.Table:
+    """Rows as an Arrow table of exactly `schema`; image bytes only where `carry` is `images` or `embedded`."""
+    samples = [sample_columns(row.sample, embed=carry in ("images", "embedded")) for row in rows]
+    columns: dict[str, Any] = {name: [values[name] for values in samples] for name in _SAMPLE_COLUMNS}
+    columns |= {name: [getattr(row, name) for row in rows] for name in _ROW_COLUMNS}
+    for name, kind in TOKEN_COLUMNS.items():
+        lists = [getattr(row.measured or _NOT_MEASURED, name) for row in rows]
+        columns[name] = _list_array(lists, pa.from_numpy_dtype(kind))
+    arrays = []
+    for column in schema:
+        values = columns.get(column.name)
+        if values is None:
+            values = _carried_array([row.sample.carried.get(column.name) for row in rows], column.type)
+        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _list_array(parts: Sequence[np.ndarray], item: pa.DataType) -> pa.Array:
@@ -174,40 +288,6 @@ def _list_array(parts: Sequence[np.ndarray], item: pa.DataType) -> pa.Array:
     flat = np.concatenate(parts) if parts else np.empty(0)
     undefined = np.isnan(flat) if pa.types.is_floating(item) else None
     return pa.ListArray.from_arrays(offsets, pa.array(flat, type=item, mask=undefined))
-
-
-def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry) -> pa.Table:
-    """Rows as an Arrow table of exactly `schema`; image bytes only where `carry` is `images` or `embedded`."""
-    embed = carry in ("images", "embedded")
-    columns: dict[str, Any] = {
-        "sample_id": [row.sample.sample_id for row in rows],
-        "sample_key": [row.sample_key for row in rows],
-        "status": [row.status for row in rows],
-        "error": [row.error for row in rows],
-        "num_tokens": [row.num_tokens for row in rows],
-        "source": [row.source for row in rows],
-    }
-    for name in (*_INTS, *_FLOATS):
-        columns[name] = _list_array([getattr(row, name) for row in rows], pa.int32() if name in _INTS else pa.float32())
-    if "images" in schema.names:
-        columns["images"] = [
-            [{"bytes": image.data if embed else None, "path": image.path} for image in row.sample.images]
-            for row in rows
-        ]
-        columns["messages"] = [
-            None
-            if row.sample.messages is None
-            else [{"role": t.role, "content": t.content} for t in row.sample.messages]
-            for row in rows
-        ]
-        columns["template_inputs"] = [template_inputs(row.sample) for row in rows]
-    arrays = []
-    for column in schema:
-        values = columns.get(column.name)
-        if values is None:
-            values = _carried_array([row.sample.carried.get(column.name) for row in rows], column.type)
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _carried_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -226,15 +306,16 @@ def _carried_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Writes tables of `schema` in the encodings of the format; row groups are the caller's business."""
-    floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS if name in schema.names}
-    ints = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _INTS}
+    encodings = {np.int32: "DELTA_BINARY_PACKED", np.float32: "BYTE_STREAM_SPLIT"}
     return pq.ParquetWriter(
         path.absolute(),  # As in locations.open_parquet.
         schema,
         compression="zstd",
         # True (all columns) clashes with the column encodings.
         use_dictionary=[name for name in ("status", "source") if name in schema.names],
-        column_encoding=floats | ints,
+        column_encoding={
+            f"{name}.list.element": encodings[kind] for name, kind in TOKEN_COLUMNS.items() if name in schema.names
+        },
         write_page_checksum=True,
     )
 

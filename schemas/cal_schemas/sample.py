@@ -98,36 +98,3 @@ def sample_key(sample: Sample) -> str:
     if sample.tools is not None:
         feed_json(b"t", sample.tools)
     return digest.hexdigest()
-
-
-def template_inputs(sample: Sample) -> str | None:
-    """JSON of what a chat template gets, or labels depend on, beside roles and contents; None where that is nothing.
-
-    An object with `turns`, one object a turn (`supervised` where it is false, and the turn's `extra`), and `tools`
-    where the sample has any.
-    """
-    turns = [{**turn.extra, **({} if turn.supervised else {"supervised": False})} for turn in sample.messages or ()]
-    found = ({"turns": turns} if any(turns) else {}) | ({} if sample.tools is None else {"tools": sample.tools})
-    return json.dumps(found, sort_keys=True) if found else None
-
-
-def sample_from_columns(values: Mapping[str, Any]) -> Sample:
-    """The sample of an annotated row, or of a row of the trainer's own copy of raw data.
-
-    Takes sample_id, images, messages and template_inputs as Python values; without images or messages where those
-    were not kept.
-    """
-    messages, inputs = values.get("messages"), json.loads(values.get("template_inputs") or "{}")
-    turns = None
-    if messages is not None:
-        extras = inputs.get("turns") or [{} for _ in messages]
-        turns = tuple(
-            Turn(role=turn["role"], content=turn["content"], supervised=extra.pop("supervised", True), extra=extra)
-            for turn, extra in zip(messages, extras, strict=True)
-        )
-    return Sample(
-        sample_id=values["sample_id"],
-        images=tuple(ImageRef(data=image["bytes"], path=image["path"]) for image in values.get("images") or ()),
-        messages=turns,
-        tools=inputs.get("tools"),
-    )

@@ -14,8 +14,9 @@ from transformers import TrainingArguments
 
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import contrast_logits, label_logits
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
 from cal_pipeline.models.special_cases import mask_undefined
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 from cal_trainer.data.alignment import Example, scatter_deltas

@@ -13,7 +13,8 @@ from torch import Tensor
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits
 from cal_pipeline.measuring.load_check import check_samples
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastSpec
 from families import mrope, odd, tiles

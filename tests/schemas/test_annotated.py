@@ -13,12 +13,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.output.redo import stored_rows
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, read_shard_metadata
+from cal_pipeline.output.redo import kept_rows
+from cal_schemas.annotated import (
+    AnnotatedRow,
+    MeasuredSample,
+    ShardWriter,
+    annotated_schema,
+    read_shard_metadata,
+    sample_from_columns,
+)
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.opened import open_annotated
-from cal_schemas.sample import ImageRef, Sample, Turn, sample_from_columns, sample_key
-from examples_of import conversation, measurement_spec, shard_metadata
+from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from examples_of import MEASURED, conversation, measurement_spec, shard_metadata
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 FINITE = st.floats(allow_infinity=False, allow_nan=True, width=32)
@@ -38,22 +45,25 @@ def rows(draw: st.DrawFn) -> AnnotatedRow:
     )
     count = draw(st.integers(0, 5))
     status = "ok" if count else draw(st.sampled_from(STATUSES[1:]))
-    return AnnotatedRow(
-        sample=sample,
-        sample_key=sample_key(sample),
-        status=status,
-        error=draw(st.none() | TEXT),
+    measured = MeasuredSample(
         label_ids=np.array(draw(st.lists(st.integers(0, 2**31 - 1), min_size=count, max_size=count)), np.int32),
         label_positions=np.arange(count, dtype=np.int32),
         delta_logits=np.array(draw(st.lists(FINITE, min_size=count, max_size=count)), np.float32),
         logits_with_image=np.zeros(count, np.float32),
         logits_without_image=np.ones(count, np.float32),
+    )
+    return AnnotatedRow(
+        sample=sample,
+        sample_key=sample_key(sample),
+        status=status,
+        error=draw(st.none() | TEXT),
+        measured=measured if count else None,
         num_tokens=draw(st.none() | st.integers(0, 9999)),
     )
 
 
-NOT_OK = {"status": "encode_error", "label_ids": np.empty(0, np.int32), "label_positions": np.empty(0, np.int32),
-          "delta_logits": np.empty(0, np.float32)}  # fmt: skip
+EMPTY = ("label_ids", "label_positions", "delta_logits", "logits_with_image", "logits_without_image")
+NOT_OK = {"status": "encode_error", "measured": None}
 
 
 def simple_row(**changed: object) -> AnnotatedRow:
@@ -61,9 +71,7 @@ def simple_row(**changed: object) -> AnnotatedRow:
     values = {
         "sample": sample,
         "sample_key": sample_key(sample),
-        "label_ids": np.array([7, 8], np.int32),
-        "label_positions": np.array([4, 5], np.int32),
-        "delta_logits": np.array([1.5, np.nan], np.float32),
+        "measured": MEASURED,
         "num_tokens": 6,
     }
     return AnnotatedRow(**{**values, **changed})  # type: ignore[arg-type]
@@ -96,10 +104,13 @@ def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[Anno
             None if sample.messages is None else [{"role": t.role, "content": t.content} for t in sample.messages]
         )
         assert value["extra"] == sample.carried["extra"]
-        assert value["label_ids"] == row.label_ids.tolist()
-        assert value["label_positions"] == row.label_positions.tolist()
-        np.testing.assert_array_equal(np.array(value["delta_logits"], np.float32), row.delta_logits)
-        assert value["logits_without_image"] == [1.0] * len(row.label_ids)
+        if row.measured is None:
+            assert [value[name] for name in EMPTY] == [[]] * len(EMPTY)
+            continue
+        assert value["label_ids"] == row.measured.label_ids.tolist()
+        assert value["label_positions"] == row.measured.label_positions.tolist()
+        np.testing.assert_array_equal(np.array(value["delta_logits"], np.float32), row.measured.delta_logits)
+        assert value["logits_without_image"] == [1.0] * len(row.measured.label_ids)
     assert open_annotated(tmp_path).num_rows == len(written)
 
 
@@ -131,7 +142,7 @@ def test_what_a_template_gets_beside_the_words_is_read_back(tmp_path: Path) -> N
     assert [value is None for value in table["template_inputs"].to_pylist()] == [True, False, False, True]
     expected = [replace(sample, problem=None) for sample in samples]
     assert [sample_from_columns(row) for row in table.to_pylist()] == expected
-    kept = [row for row in stored_rows(path, frozenset({"none"})) if row is not None]
+    kept = [row for row in kept_rows(path, frozenset({"none"})) if row is not None]
     assert [row.sample for row in kept] == expected
     assert [sample_key(row.sample) for row in kept[:3]] == [row.sample_key for row in written[:3]]
     again = write(tmp_path / "again" / "a.parquet", *kept)
@@ -143,7 +154,7 @@ def test_a_file_from_before_template_inputs_is_read(tmp_path: Path) -> None:
     old = pq.read_table(path).drop_columns(["template_inputs"])
     pq.write_table(old, path)
     assert open_annotated(tmp_path).num_rows == 1
-    (row,) = stored_rows(path, frozenset())
+    (row,) = kept_rows(path, frozenset())
     assert row is not None
     assert row.sample == simple_row().sample
     write(tmp_path / "new.parquet", row)
@@ -164,9 +175,11 @@ def test_undefined_delta_is_a_null_element_and_no_nan_is_in_the_file(tmp_path: P
 
 def test_infinity_and_unequal_lengths_never_reach_the_writer() -> None:
     with pytest.raises(AssertionError):
-        simple_row(delta_logits=np.array([1.0, np.inf], np.float32))
+        replace(MEASURED, delta_logits=np.array([1.0, np.inf], np.float32))
     with pytest.raises(AssertionError):
-        simple_row(label_ids=np.array([7], np.int32))
+        replace(MEASURED, label_ids=np.array([7], np.int32))
+    with pytest.raises(AssertionError):
+        simple_row(measured=replace(MEASURED, label_positions=np.array([], np.int32)))
 
 
 def test_carry_paths_leaves_the_bytes_out_and_carry_none_the_columns(tmp_path: Path) -> None:

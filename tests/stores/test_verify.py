@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -34,7 +33,7 @@ from cal_schemas.sample import sample_key
 from cal_schemas.storage import factory
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
-from examples_of import measurement_spec
+from examples_of import MEASURED, measurement_spec
 
 SCHEMA = annotated_schema(carry="paths")
 
@@ -53,10 +52,7 @@ def write(store: Store, shard: Shard, **changed: Any) -> None:
     with store.staging(shard.name) as partial:
         with ShardWriter(partial, SCHEMA, metadata) as writer:
             for number, sample in enumerate(read_samples(shard)):
-                values: dict[str, Any] = {
-                    "label_ids": np.array([7, 8], np.int32), "label_positions": np.array([4, 5], np.int32),
-                    "delta_logits": np.array([1.5, np.nan], np.float32), "num_tokens": 6,
-                }  # fmt: skip
+                values: dict[str, Any] = {"measured": MEASURED, "num_tokens": 6}
                 if number == 1:
                     values = {"status": "too_long", "error": "3000 tokens"}
                 writer.write(AnnotatedRow(sample=sample, sample_key=sample_key(sample), **values | changed))

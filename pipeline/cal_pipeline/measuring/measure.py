@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,29 +17,11 @@ from cal_pipeline.measuring.conditions import defined_tokens
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.measuring.logprobs import label_logits_and_logprobs
 from cal_pipeline.measuring.positions import check_positions, learned_positions
-from cal_schemas.annotated import ExtraColumn
+from cal_schemas.annotated import ExtraColumn, MeasuredSample
 from cal_schemas.errors import CalError, NonFiniteError, OutOfMemoryError, SampleError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasuredSample:
-    """Numbers of one sample's S supervised tokens, in order."""
-
-    label_ids: np.ndarray
-    """[S] int32."""
-    label_positions: np.ndarray
-    """[S] int32."""
-    delta_logits: np.ndarray
-    """[S] float32 in logits, NaN where undefined."""
-    logits_with_image: np.ndarray
-    """[S] float32, NaN where the delta is undefined; zeros for text-only samples unless they were asked for."""
-    logits_without_image: np.ndarray
-    logprobs_with_image: np.ndarray | None = None
-    """[S] float32, only when they were asked for; NaN where the delta is undefined."""
-    logprobs_without_image: np.ndarray | None = None
 
 
 def measure(
@@ -149,8 +130,7 @@ def _measure_batch(
             delta_logits=with_image[0] - without[0],
             logits_with_image=with_image[0],
             logits_without_image=without[0],
-            logprobs_with_image=with_image[1] if logprobs else None,
-            logprobs_without_image=without[1] if logprobs else None,
+            **({"logprobs_with_image": with_image[1], "logprobs_without_image": without[1]} if logprobs else {}),
         )
 
 

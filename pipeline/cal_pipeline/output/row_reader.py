@@ -1,10 +1,10 @@
-"""Rows of an annotated directory by their number, as the samples that they were measured from. Needs no torch."""
+"""Reads rows of an annotated directory by their number, with the samples that they were measured from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.images import read_images
 from cal_pipeline.sources.shard import drawn_rows
-from cal_schemas.annotated import ShardMetadata, ShardSource
+from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardSource, rows_from_batch
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.sample import ImageRef, Sample, sample_from_columns, sample_key
+from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.storage.locations import Location, location, open_parquet
 
 _COLUMNS = (
@@ -26,41 +26,35 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredRow:
-    """A row as it lies in its file, with its sample; S supervised tokens."""
+class NumberedRow:
+    """A row of an annotated directory, with its sample also where its file does not hold it."""
 
     number: int
     """Of the whole directory, from 0: files in their order, rows in theirs."""
-    sample: Sample
+    annotated: AnnotatedRow
     image_folder: Location | None
     """Where the paths of its images start."""
-    status: str
-    error: str | None
-    label_ids: np.ndarray
-    """[S] int32."""
-    label_positions: np.ndarray
-    """[S] int32."""
-    delta_logits: np.ndarray
-    """[S] float32 in logits, NaN where undefined."""
-    sample_key: str
+
+    @property
+    def sample(self) -> Sample:
+        """As it was measured."""
+        return self.annotated.sample
 
     @property
     def key_matches(self) -> bool:
         """Whether images and messages are still those that `sample_key` was made from."""
         # Bytes that were embedded on the way out are not what the key was made from; the path then was.
         by_path = replace(self.sample, images=tuple(ImageRef(path=image.path) for image in self.sample.images))
-        return self.sample_key in (sample_key(self.sample), sample_key(by_path))
+        return self.annotated.sample_key in (sample_key(self.sample), sample_key(by_path))
 
-    def with_pictures(self) -> Sample:
-        """The sample with the bytes of its images; ImageError where one cannot be read."""
-        files = read_images(self.sample.images, self.image_folder)
-        pairs = zip(self.sample.images, files, strict=True)
-        return replace(self.sample, images=tuple(ImageRef(data=data, path=image.path) for image, data in pairs))
+    def image_files(self) -> list[bytes]:
+        """Its images as they are encoded, in order; ImageError where one cannot be read."""
+        return read_images(self.sample.images, self.image_folder)
 
 
-def read_stored(
+def read_rows(
     dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Location | None = None
-) -> Iterator[StoredRow]:
+) -> Iterator[NumberedRow]:
     """The rows of these numbers, each once and ascending; holds one row group at a time.
 
     Samples that a file does not hold (`carry` none, or paths into embedded images) are read from its source.
@@ -82,8 +76,11 @@ def read_stored(
                 inside = mine[(mine >= group_first) & (mine < group_first + rows)]
                 if len(inside):
                     chosen = _read_group(path, file, group, columns).take(pa.array(inside - group_first))
-                    for row, values in zip(inside.tolist(), chosen.to_pylist(), strict=True):
-                        yield _stored_row(first + row, values, samples.get(row), folder)
+                    annotated = chain.from_iterable(map(rows_from_batch, chosen.to_batches()))
+                    for number, row in zip(inside.tolist(), annotated, strict=True):
+                        if number in samples:
+                            row = replace(row, sample=samples[number])
+                        yield NumberedRow(number=first + number, annotated=row, image_folder=folder)
                 group_first += rows
             first += file.metadata.num_rows
 
@@ -94,20 +91,6 @@ def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FormatError(f"{path}: row group {group} cannot be read: {reason}") from error
-
-
-def _stored_row(number: int, values: dict[str, Any], from_source: Sample | None, folder: Location | None) -> StoredRow:
-    return StoredRow(
-        number=number,
-        sample=from_source or sample_from_columns(values),
-        image_folder=folder,
-        status=values["status"],
-        error=values["error"],
-        label_ids=np.array(values["label_ids"], np.int32),
-        label_positions=np.array(values["label_positions"], np.int32),
-        delta_logits=np.array(values["delta_logits"], np.float32),  # None becomes NaN
-        sample_key=values["sample_key"],
-    )
 
 
 def _samples(path: Location, metadata: ShardMetadata, rows: np.ndarray) -> dict[int, Sample]:

@@ -1,8 +1,17 @@
-"""`ShardReport`: what became of the rows of one shard."""
+"""Counts what became of the rows of one shard."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from cal_schemas.annotated import AnnotatedRow
+from cal_schemas.errors import STATUS_OK
+
+_NUM_QUOTED = 10
+_MAX_UNREAD = 100
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,3 +50,37 @@ class ShardReport:
     """Who measured it and on what, in words; set by the driver."""
     committed: bool = False
     """False when another writer had published the shard first."""
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of what it surrounds to those of a stage, unless it fails."""
+        started = time.monotonic()
+        yield
+        self.seconds[stage] += time.monotonic() - started
+
+    def count(self, rows: Sequence[AnnotatedRow]) -> None:
+        """Counts rows as they will be published."""
+        for row in rows:
+            self._count(row)
+
+    def _count(self, row: AnnotatedRow) -> None:
+        self.rows += 1
+        self.statuses[row.status] = self.statuses.get(row.status, 0) + 1
+        if row.sample.note is not None:
+            self.noted += 1
+            if len(self.notes) < _NUM_QUOTED:
+                self.notes.append(f"{row.sample.sample_id}: {row.sample.note}")
+        for key in row.sample.unread:
+            if key in self.unread or len(self.unread) < _MAX_UNREAD:
+                self.unread[key] = self.unread.get(key, 0) + 1
+        if row.status != STATUS_OK and len(self.errors) < _NUM_QUOTED:
+            self.errors.append(f"{row.sample.sample_id}: {row.status}: {row.error}")
+        if row.measured is None:
+            return
+        self.label_tokens += len(row.measured.label_ids)
+        if row.sample.images:
+            deltas = row.measured.delta_logits
+            # Comparisons with NaN are false: undefined deltas count nowhere.
+            self.image_label_tokens += int((deltas == deltas).sum())
+            self.at_most_alpha += int((deltas <= 1.0).sum())
+            self.below_beta += int((deltas < 5.0).sum())

@@ -15,7 +15,8 @@ from typing import Any
 from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.row_values import RowError, is_empty, json_value, learned, parsed, words_of
 from cal_pipeline.sources.turns import Talk, read_turns, refuse_other_media
-from cal_schemas.sample import IMAGE_MARK, Sample, Turn, sample_from_columns
+from cal_schemas.annotated import sample_from_columns
+from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 
 TURN_KEYS = ("messages", "conversations")
 CAPTION_KEYS = ("text", "caption")

@@ -15,7 +15,8 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.contrast import contrast_logits
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from conftest import Family
 from examples_of import conversation
@@ -37,7 +38,7 @@ def test_without_a_picture_every_delta_is_zero_but_that_of_the_first_token_which
     assert found.label_positions.tolist() == list(range(len(ids)))
     np.testing.assert_array_equal(found.delta_logits, [np.nan, *[0.0] * (len(ids) - 1)])
     np.testing.assert_array_equal(found.logits_with_image[1:], found.logits_without_image[1:])
-    assert (found.logprobs_with_image is None) == ("logprobs" not in extra)
+    assert (len(found.logprobs_with_image) == 0) == ("logprobs" not in extra)
     assert (found.logprobs_without_image is None) == ("logprobs" not in extra)
 
 

@@ -15,8 +15,9 @@ import transformers as hf
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import innermost_decoder
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
 from cal_pipeline.measuring.positions import learned_positions, longest_row
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError, NonFiniteError, OutOfMemoryError, SampleError, TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family

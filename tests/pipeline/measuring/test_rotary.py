@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.measuring.contrast import contrast_logits, innermost_decoder
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.spec import ContrastSpec
 from families.case import VOCABULARY, Case, Picture, pixels, token_samples
 from tiny_models import HIDDEN, build

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.json_rows import parse, sample_from_json
-from cal_schemas.sample import ImageRef, Sample, Turn, sample_key, template_inputs
+from cal_schemas.annotated import template_inputs
+from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 TURNS = (Turn(role="user", content="<image>\nWhat?"), Turn(role="assistant", content="A cat."))

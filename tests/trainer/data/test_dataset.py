@@ -23,8 +23,9 @@ from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import decode_images, read_images
+from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
-from cal_schemas.sample import Sample, Turn, sample_from_columns
+from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example, RowEncoder, blank_sample, scatter_deltas
 from cal_trainer.data.collator import ExampleCollator, StepBatch

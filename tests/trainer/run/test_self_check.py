@@ -12,7 +12,8 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, TrainingArguments
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
 from cal_trainer.run.self_check import SelfCheck, refuse_mixed_batches

@@ -18,8 +18,9 @@ from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.measure import unknown_token
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
+from cal_schemas.annotated import measured_from_columns, sample_from_columns
 from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
-from cal_schemas.sample import Sample, Turn, sample_from_columns
+from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
@@ -206,8 +207,7 @@ class RowEncoder:
         measured and bad) becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels
         other than the measured ones.
         """
-        measured = row.get("label_ids") is not None
-        sample = sample_from_columns(row)
+        sample, measured = sample_from_columns(row), measured_from_columns(row)
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
             self._encoder.check(sample)
@@ -215,7 +215,7 @@ class RowEncoder:
             encoded = encode_with_contrast(self._encoder, self._contrast, sample, pictures, key)
         except SampleError as error:
             too_long_now = isinstance(error, TooLongError) and not self._same_inputs
-            if not measured or too_long_now or isinstance(error, ContrastError):
+            if measured is None or too_long_now or isinstance(error, ContrastError):
                 return self._unusable(sample, error)
             assert self._spec is not None
             raise AlignmentError(
@@ -225,10 +225,10 @@ class RowEncoder:
             ) from error
         if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
             return self._unusable(sample, problem)
-        if not measured or not self._use_deltas:
+        if measured is None or not self._use_deltas:
             return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
-        stored = np.array(row["delta_logits"], np.float32)  # null reads as None, which numpy turns into NaN
-        return Example(encoded=encoded, deltas=scatter_deltas(sample.sample_id, encoded, row["label_ids"], stored))
+        deltas = scatter_deltas(sample.sample_id, encoded, measured.label_ids.tolist(), measured.delta_logits)
+        return Example(encoded=encoded, deltas=deltas)
 
     def _unusable(self, sample: Sample, error: SampleError) -> Example:
         """Logs the first few, in whatever process meets them; all are counted in the metrics of training."""

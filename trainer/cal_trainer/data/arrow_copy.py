@@ -17,10 +17,10 @@ import pyarrow as pa
 from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.parquet import embedded_image_bytes
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import annotated_schema
+from cal_schemas.annotated import annotated_schema, sample_columns
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.sample import sample_key, template_inputs
+from cal_schemas.sample import sample_key
 from cal_schemas.spec import MESSAGE_NORMALIZATION
 from cal_schemas.storage.locations import Location, open_parquet
 from cal_schemas.storage.object_path import ObjectPath
@@ -115,13 +115,4 @@ def _source_rows(shards: list[Shard], rules: int) -> Iterator[dict[str, Any]]:
     del rules
     for shard in shards:
         for sample in read_samples(shard):
-            messages = sample.messages
-            yield {
-                "sample_id": sample.sample_id,
-                "sample_key": sample_key(sample),
-                "images": [{"bytes": image.data, "path": image.path} for image in sample.images],
-                "messages": None
-                if messages is None
-                else [{"role": turn.role, "content": turn.content} for turn in messages],
-                "template_inputs": template_inputs(sample),
-            }
+            yield {"sample_key": sample_key(sample), **sample_columns(sample, embed=True)}

@@ -23,7 +23,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.with_model import audit_report
-from cal_pipeline.output.row_reader import StoredRow, read_stored, source_samples
+from cal_pipeline.output.row_reader import NumberedRow, read_rows, source_samples
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
 from cal_schemas.errors import STATUS_OK, ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
@@ -141,7 +141,7 @@ class Session:
         say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
             f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
-        stored = read_stored(self.dataset, drawn, self.arguments.image_folder)
+        stored = read_rows(self.dataset, drawn, self.arguments.image_folder)
         while window := list(islice(stored, WINDOW_ROWS)):
             pairs = [(row, row) for row in window]
             outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
@@ -157,8 +157,8 @@ class Session:
 
         rng = np.random.default_rng([self.arguments.seed, 1])
         drawn = draw(np.flatnonzero(self.ok & (self.num_images > 0)), self.arguments.swap, rng)
-        rows = list(read_stored(self.dataset, drawn, self.arguments.image_folder))
-        pairs: list[tuple[StoredRow, StoredRow]] = []
+        rows = list(read_rows(self.dataset, drawn, self.arguments.image_folder))
+        pairs: list[tuple[NumberedRow, NumberedRow]] = []
         for number in sorted({len(row.sample.images) for row in rows}):
             alike = [row for row in rows if len(row.sample.images) == number]
             partners = swap_partners([picture_digest(row) for row in alike], rng)
@@ -175,13 +175,13 @@ class Session:
             other += self._measure(window)
         return swap_report(own, other)
 
-    def _measure(self, pairs: Sequence[tuple[StoredRow, StoredRow]]) -> list[Any]:
+    def _measure(self, pairs: Sequence[tuple[NumberedRow, NumberedRow]]) -> list[Any]:
         """Each row's words with the images of the row beside it."""
         from cal_pipeline.inspect.with_model.remeasure import ToMeasure, measure_again
 
         return measure_again(
             [
-                ToMeasure(sample=row.sample, sample_key=row.sample_key, pictures=pictures_of(lender))
+                ToMeasure(sample=row.sample, sample_key=row.annotated.sample_key, pictures=pictures_of(lender))
                 for row, lender in pairs
             ],
             model=self.model,
@@ -192,21 +192,20 @@ class Session:
         )
 
 
-def pictures_of(row: StoredRow) -> Any:
+def pictures_of(row: NumberedRow) -> Any:
     """Its decoded images, or the SampleError that says why not."""
     try:
-        files = [image.data or b"" for image in row.with_pictures().images]
-        return decode_images(files, DEFAULT_MAX_IMAGE_PIXELS)
+        return decode_images(row.image_files(), DEFAULT_MAX_IMAGE_PIXELS)
     except SampleError as error:
         return error
 
 
-def picture_digest(row: StoredRow) -> str:
+def picture_digest(row: NumberedRow) -> str:
     """Names the images of a row: equal ones are no swap. A row whose images are gone stands for itself."""
     digest = hashlib.blake2b(digest_size=16)
     try:
-        for image in row.with_pictures().images:
-            digest.update(hashlib.blake2b(image.data or b"", digest_size=16).digest())
+        for file in row.image_files():
+            digest.update(hashlib.blake2b(file, digest_size=16).digest())
     except SampleError:
         return f"row {row.number}"
     return digest.hexdigest()

@@ -38,7 +38,7 @@ from cal_pipeline.inspect.tables.samples import (
     small_jpeg,
 )
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement, printable
-from cal_pipeline.output.row_reader import read_stored
+from cal_pipeline.output.row_reader import read_rows
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
@@ -118,12 +118,12 @@ class _Shown:
         self.missing = ""
         """Why words and images cannot be shown: they are in the source of a sidecar, and that is gone."""
         try:
-            (stored,) = read_stored(opened, [place.number], folder)
+            (row,) = read_rows(opened, [place.number], folder)
         except ConfigError as error:
             self.missing = str(error)
         else:
-            self.messages = [asdict(turn) for turn in stored.sample.messages or ()]
-            pictures = [{"bytes": image.data, "path": image.path} for image in stored.sample.images]
+            self.messages = [asdict(turn) for turn in row.sample.messages or ()]
+            pictures = [{"bytes": image.data, "path": image.path} for image in row.sample.images]
             self.images = list(row_images(pictures, folder))
         self.turns = conversation(self.messages, self.tokens)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.inspect import flags
@@ -17,8 +16,9 @@ from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, said_by_a
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.summary import measured_with
 from cal_pipeline.inspect.tables.token_text import Pieces
-from cal_pipeline.output.row_reader import StoredRow, read_stored
+from cal_pipeline.output.row_reader import NumberedRow, read_rows
 from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import SampleError
 from cal_schemas.opened import AnnotatedDataset
@@ -54,7 +54,7 @@ def page_data(
     """
     counts, means = _scan(dataset)
     chosen = choose(means, look.pick, look.samples, look.seed)
-    rows = list(read_stored(dataset, chosen, look.image_folder))
+    rows = list(read_rows(dataset, chosen, look.image_folder))
     edges = _edges(counts, look)
     top = counts.quantile(0.995) if counts.defined else 0.0
     return {
@@ -132,17 +132,10 @@ def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
     return found
 
 
-def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -> list[dict[str, Any]]:
+def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, look: Look) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
-    flat = FlatTokens.from_arrow(
-        pa.table(
-            {
-                "label_ids": pa.array([row.label_ids for row in rows], pa.list_(pa.int32())),
-                "label_positions": pa.array([row.label_positions for row in rows], pa.list_(pa.int32())),
-                "delta_logits": pa.array([row.delta_logits for row in rows], pa.list_(pa.float32())),
-            }
-        )
-    )
+    table = rows_to_table([row.annotated for row in rows], annotated_schema(carry="none"), "none")
+    flat = FlatTokens.from_arrow(table)
     weights = flat.weights(alpha=look.alpha, beta=look.beta, window=look.window)
     turns = flat.turns(
         {
@@ -159,19 +152,19 @@ def samples_data(rows: Sequence[StoredRow], pieces: Pieces | None, look: Look) -
     stop = 0
     for row, length in zip(rows, flat.lengths.tolist(), strict=True):
         own = slice(stop, stop := stop + length)
-        ids = row.label_ids.tolist()
+        ids = flat.label_ids[own].tolist()
         assert pieces is not None or not ids
         special = [at for at, token in enumerate(ids) if pieces is not None and pieces.is_special(token)]
         cards.append(
             {
                 "id": row.sample.sample_id,
                 "row": row.number,
-                "status": row.status,
-                "error": row.error,
+                "status": row.annotated.status,
+                "error": row.annotated.error,
                 "images": [thumbnail(image, row.image_folder, look.thumbnail_px) for image in row.sample.images],
                 "tokens": [] if pieces is None else pieces.spelled(ids),
                 "special": special,
-                "deltas": [None if np.isnan(delta) else round(float(delta), 5) for delta in row.delta_logits],
+                "deltas": [None if np.isnan(delta) else round(float(delta), 5) for delta in flat.deltas[own]],
                 "weights": [round(float(weight), 5) for weight in weights[own]],
                 "spans": np.flatnonzero(flat.starts[own]).tolist(),
                 "turns": turn_parts(row.sample.messages or (), turns[own]),

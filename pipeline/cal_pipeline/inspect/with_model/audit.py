@@ -16,9 +16,9 @@ import torch
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.inspect.tables.statistics import auc
-from cal_pipeline.measuring.measure import MeasuredSample
 from cal_pipeline.models.precision import FLOAT32, Precision
-from cal_pipeline.output.row_reader import StoredRow
+from cal_pipeline.output.row_reader import NumberedRow
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import SampleError
 from cal_schemas.spec import MeasurementSpec
 
@@ -97,21 +97,23 @@ def spec_differences(
     return [*spec.differences(now)]
 
 
-def compare(row: StoredRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:
+def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:
     """A stored row against what was measured now, with this precision."""
 
     def found(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
         return Comparison(number=row.number, sample_id=row.sample.sample_id, verdict=verdict, reason=reason, **sizes)
 
+    measured = row.annotated.measured
+    assert measured is not None
     if not row.key_matches:
         return found("sample", "images or messages are not those of its sample_key")
     if isinstance(again, SampleError):
         return found("unmeasurable", f"{again.status}: {again}")
-    if not np.array_equal(row.label_ids, again.label_ids):
-        at = _first_difference(row.label_ids, again.label_ids)
-        sizes = f"{len(row.label_ids)} label ids stored, {len(again.label_ids)} now"
+    if not np.array_equal(measured.label_ids, again.label_ids):
+        at = _first_difference(measured.label_ids, again.label_ids)
+        sizes = f"{len(measured.label_ids)} label ids stored, {len(again.label_ids)} now"
         return found("labels", f"{sizes}, the first other one at {at}")
-    stored, now = row.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
+    stored, now = measured.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
     if (undefined := np.isnan(stored) != np.isnan(now)).any():
         return found("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
     defined = ~np.isnan(stored)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import find_samples
-from cal_pipeline.output.row_reader import read_stored
+from cal_pipeline.output.row_reader import read_rows
 from cal_schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     """
     dataset = open_paths(arguments.annotated)
     place = find_samples(dataset, arguments.sample)[0]
-    row = next(read_stored(dataset, [place.number], arguments.image_folder))
+    row = next(read_rows(dataset, [place.number], arguments.image_folder))
     if len(row.sample.images) != 1:
         raise ConfigError(
             f"{row.sample.sample_id} has {len(row.sample.images)} images; this look is for samples with one"
@@ -78,7 +78,7 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
         directories = [find_reference(arguments.annotated, dataset.spec)]
     for directory in directories:  # all of them before the first is loaded
         check_places(load_config(directory), str(directory))
-    pictures = decode_images([image.data or b"" for image in row.with_pictures().images])
+    pictures = decode_images(row.image_files())
     for directory in directories:
         processor = load_processor(directory)
         encoder = rebuild_encoder(dataset.spec, processor)

@@ -12,7 +12,8 @@ from PIL import Image
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
-from cal_pipeline.measuring.measure import MeasuredSample, measure
+from cal_pipeline.measuring.measure import measure
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Sample
 from cal_schemas.spec import MeasurementSpec

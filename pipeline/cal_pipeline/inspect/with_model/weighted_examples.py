@@ -23,9 +23,9 @@ from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.models.loading import load_processor, model_directory
 from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.sample import sample_from_columns
 from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec
 from cal_schemas.storage.locations import Location
 

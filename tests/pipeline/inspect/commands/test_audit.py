@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.with_model.audit import SwapReport, draw, swap_partners, swap_report
-from cal_pipeline.measuring.measure import MeasuredSample
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import TooLongError
 from cal_schemas.spec import ContrastSpec
 from conftest import Family

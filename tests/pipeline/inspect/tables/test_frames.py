@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
+from cal_schemas.annotated import template_inputs
 from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.sample import Sample, Turn, template_inputs
+from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.weights import token_weights
 from inspect_data import Directories, write

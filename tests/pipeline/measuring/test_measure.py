@@ -39,7 +39,7 @@ def test_without_a_picture_every_delta_is_zero_but_that_of_the_first_token_which
     np.testing.assert_array_equal(found.delta_logits, [np.nan, *[0.0] * (len(ids) - 1)])
     np.testing.assert_array_equal(found.logits_with_image[1:], found.logits_without_image[1:])
     assert (len(found.logprobs_with_image) == 0) == ("logprobs" not in extra)
-    assert (found.logprobs_without_image is None) == ("logprobs" not in extra)
+    assert (len(found.logprobs_without_image) == 0) == ("logprobs" not in extra)
 
 
 def test_rows_without_a_picture_cost_no_pass_however_many_batches_they_are(llava: Family) -> None:

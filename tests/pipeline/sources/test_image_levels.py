@@ -257,3 +257,52 @@ def test_a_narrow_range_at_the_other_end_or_in_the_middle_is_noted_too(order: st
 )
 def test_an_image_of_full_range_or_of_8_bits_has_no_note(data: bytes) -> None:
     assert note_of(decode_image(data)) is None
+
+
+@pytest.mark.parametrize(("top", "noted"), [(63, True), (64, False)])
+@pytest.mark.parametrize("bottom", [0, 100])
+def test_64_levels_of_256_are_no_low_range(top: int, noted: bool, bottom: int) -> None:
+    ramp = np.linspace(bottom, bottom + top, 64).round().astype(np.uint16).reshape(8, 8) << 8
+    note = note_of(decode_image(png16(ramp)))
+    assert (f"the levels {bottom} to {bottom + top} of 255" in str(note)) == noted
+    assert (note is None) != noted
+
+
+DARK = np.arange(64, dtype=np.uint8).reshape(8, 8) // 8
+DARK_COLOURS = np.stack([DARK] * 3, axis=-1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P5\n8 8\n255\n" + DARK.tobytes(),
+        b"P6\n8 8\n255\n" + DARK_COLOURS.tobytes(),
+        b"P5\n8 8\n100\n" + DARK.tobytes(),
+        b"P4\n8 8\n" + b"\xff" * 8,
+        saved(Image.fromarray(DARK), "TIFF"),
+        saved(Image.fromarray(DARK_COLOURS), "TIFF"),
+        saved(Image.fromarray(DARK_COLOURS), "PNG"),
+        saved(Image.fromarray(DARK), "JPEG2000"),
+        saved(Image.fromarray(DARK), "JPEG2000", no_jp2=True),
+        saved(Image.fromarray(DARK), "BMP"),
+        saved(Image.fromarray(DARK_COLOURS), "WEBP", lossless=True),
+        saved(Image.fromarray(DARK), "GIF"),
+    ],
+    ids=["PGM", "PPM", "PGM of 100", "PBM", "TIFF", "TIFF colours", "PNG", "JPEG 2000", "JPEG 2000 stream", "BMP",
+         "WebP", "GIF"],
+)  # fmt: skip
+def test_a_dark_image_of_8_bits_has_no_note(data: bytes) -> None:
+    image = decode_image(data)
+    assert note_of(image) is None
+    assert np.asarray(image).max() < 64
+
+
+def test_a_stream_of_jpeg_2000_says_its_bits_without_a_file_around_it() -> None:
+    data = saved(Image.fromarray(RAMP >> 4), "JPEG2000", no_jp2=True)
+    assert data.startswith(b"\xff\x4f\xff\x51")
+    assert "an image of 16 bits a sample uses only the levels 0 to" in str(note_of(decode_image(data)))
+
+
+def test_a_tiff_of_colours_may_leave_out_what_its_zero_is_and_its_pages_may_follow() -> None:
+    data = tiff(b"\x0a\x14\x1e" * 2, width=2, bits=8, photometric=2, samples=3, more={254: [2]})
+    assert np.asarray(decode_image(data)).tolist() == [[[10, 20, 30]] * 2]

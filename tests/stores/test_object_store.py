@@ -1,0 +1,117 @@
+"""Publishing to an object store: staged on this machine's own disk, read back, uploaded whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cal_pipeline.output.store import ObjectStore, open_store
+from cal_schemas.storage.object_path import ObjectPath
+
+
+@pytest.fixture
+def store(bucket: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    found = open_store(str(bucket / "out"), "run-7")
+    assert isinstance(found, ObjectStore)
+    return found
+
+
+def everything(store: ObjectStore) -> list[str]:
+    return [str(item) for item in store.output_dir.files()]
+
+
+def test_shards_lie_under_the_prefix_what_is_internal_in_dot_cal_and_logs_on_this_machine(
+    store: ObjectStore, bucket: ObjectPath, tmp_path: Path
+) -> None:
+    assert store.run_id == "run-7"
+    assert store.path("sub/a") == bucket / "out/sub/a.parquet"
+    assert store.internal == bucket / "out/.cal"
+    assert store.logs == tmp_path / "tmp" / f"cal-staging-{os.getuid()}" / "logs"
+    store.prepare()
+    store.prepare()
+    assert store.logs.is_dir()
+    assert everything(store) == []
+
+
+def test_checking_that_a_store_can_be_written_leaves_nothing_and_warns_only_of_one_that_overwrites(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.check_writable()
+    assert everything(store) == []
+    assert not caplog.text
+
+    def overwrite(path: ObjectPath, data: bytes) -> bool:
+        path.write_bytes(data)
+        return True
+
+    monkeypatch.setattr(ObjectPath, "put_if_absent", overwrite)
+    store.check_writable()
+    assert everything(store) == []
+    assert f"{store.output_dir}: this store has no conditional writes" in caplog.text
+
+
+def test_a_shard_is_staged_under_a_name_that_says_whose_it_is_and_is_removed_whatever_happens(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tmp" / f"cal-staging-{os.getuid()}"
+    with store.staging(f"{'deep/' * 100}a") as partial, store.staging(f"{'deep/' * 100}a") as other:
+        assert partial.parent == folder
+        assert partial != other
+        name, run_id, pid, _ = partial.name.split(".")
+        assert (len(name), run_id, pid) == (40, "run-7", str(os.getpid()))
+        assert name.endswith("__deep__a")
+        partial.write_bytes(b"half")
+    assert list(folder.iterdir()) == []
+
+    def fail() -> None:
+        with store.staging("a") as partial:
+            partial.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(folder.iterdir()) == []
+    assert everything(store) == []
+
+
+def test_a_leftover_of_an_ended_process_is_removed_when_the_next_shard_is_staged(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    store.prepare()
+    leftover = store.logs.parent / "a.run-1.999999999.ff"
+    leftover.write_bytes(b"")
+    os.utime(leftover, (0, 0))
+    with store.staging("a"):
+        assert not leftover.exists()
+        assert store.logs.is_dir()
+
+
+def test_a_file_that_cannot_be_read_back_is_not_uploaded(store: ObjectStore) -> None:
+    with store.staging("a") as partial:
+        pq.write_table(pa.table({"x": [1]}), partial)
+        partial.write_bytes(partial.read_bytes()[:-4])
+        with pytest.raises((pa.ArrowInvalid, OSError)):
+            store.commit(partial, "a")
+    assert everything(store) == []
+
+
+def test_what_is_finished_is_what_is_there_under_a_final_name(store: ObjectStore) -> None:
+    assert store.finished() == []
+    (store.internal / "plan.json").write_text("{}")
+    (store.internal / "reports" / "x.parquet").write_bytes(b"")
+    for name in ("b", "sub/a"):
+        with store.staging(name) as partial:
+            pq.write_table(pa.table({"x": [1]}), partial)
+            assert store.commit(partial, name) is True
+            assert store.commit(partial, name) is False
+            assert store.commit(partial, name, replace=True) is True
+    assert store.finished() == [store.path("b"), store.path("sub/a")]
+    assert store.clear_staging() == store.clear_staging(everybodys=True) == []
+    store.check_name("b")
+    assert len(everything(store)) == 4

@@ -19,7 +19,7 @@ from cal_pipeline.annotate import annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_reference
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import Examples, open_examples, train_sampler
 from cal_trainer.data.sampling import StepShape

@@ -26,9 +26,8 @@ from cal_pipeline.output.store import LocalStore
 from cal_pipeline.runtime import ray_driver
 from cal_pipeline.runtime.cluster import Cluster, RunOutcome
 from cal_pipeline.runtime.worker import Outcome
-from cal_pipeline.sources import parquet as parquet_source
-from cal_pipeline.sources.formats import plan_shards
-from cal_pipeline.sources.pass_through import carried_fields
+from cal_pipeline.sources.pass_through import pass_through_fields
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardMetadata, ShardWriter, annotated_schema
 from cal_schemas.sample import Sample
@@ -108,9 +107,7 @@ def measure(num_shards: int) -> dict[str, object]:
         before = resident_mb("VmRSS")
         watch = Stopwatch()
         shards = plan_shards([str(source)])
-        schema = annotated_schema(carry="paths", carried=carried_fields(shards))
-        for shard in shards:
-            parquet_source.embedded_image_bytes(Path(shard.source.uri))
+        schema = annotated_schema(carry="paths", carried=pass_through_fields(shards))
         planning = watch.read("planning")
         planned_mb = resident_mb("VmRSS") - before
         # Elsewhere: what a thousand writers leave in a process's memory is not the driver's.
@@ -153,7 +150,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.finish:
         shards = plan_shards([str(flags.finish / "data")])
-        schema = annotated_schema(carry="paths", carried=carried_fields(shards))
+        schema = annotated_schema(carry="paths", carried=pass_through_fields(shards))
         for shard in shards:
             finish(LocalStore(output_dir=flags.finish / "out"), shard, schema)
         return

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import read_samples
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
 from reporting import make_parser, print_table, write_report
 

@@ -30,8 +30,9 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.models.loading import load_processor, load_reference
-from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.images import decode_images, read_images
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import read_samples
 from reporting import add_device_flags, begin, make_parser, print_table, suffix_of, write_report
 from shapes import Shape, add_shape_flags, shape_of
 from workload import draw_text_tokens, write_checkpoint, write_source

@@ -21,7 +21,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.models.loading import load_reference
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from measuring import fitted_exponent, interleave, peak_memory
 from reporting import add_device_flags, begin, dtype_of, make_parser, print_table, suffix_of, write_report
 from shapes import SHAPES, Shape, build_batch, build_model

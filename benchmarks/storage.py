@@ -29,7 +29,7 @@ from cal_pipeline.annotate import annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import parquet_writer
 from cal_schemas.opened import open_annotated
 from measuring import interleave

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import parquet_writer
 from cal_schemas.opened import open_annotated
 from conftest import Family

@@ -9,7 +9,7 @@ from typing import Any
 
 from annotated_data import annotate
 from cal_pipeline.models.loading import weights_digest
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from conftest import Family
 from tiny_data import write_llava_json, write_parquet
 from tiny_models import sample_image

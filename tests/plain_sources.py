@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from cal_pipeline.sources.formats import read_samples
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, read_samples
 
 
 def rows(count: int, **more: Any) -> list[dict[str, Any]]:

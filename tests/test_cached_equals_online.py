@@ -11,7 +11,7 @@ import pytest
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli

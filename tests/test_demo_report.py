@@ -15,7 +15,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.page import read_page_data
 from cal_pipeline.models.loading import load_processor, load_reference, weights_digest
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "shapes"))
 import reference

@@ -29,7 +29,6 @@ from cal_schemas.storage.locations import Location, read_footer
 from cal_schemas.storage.object_path import ObjectPath
 
 FORMAT_VERSION = 1
-DataFormat = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
 Carry = Literal["images", "embedded", "paths", "none"]
 MAX_ROW_GROUP_IMAGE_BYTES = 64 * 2**20
 MAX_ROW_GROUP_ROWS = 8192
@@ -112,8 +111,8 @@ class ShardSource:
     sample_seed: int = 0
     etag: str | None = None
     """In an object store: changes whenever the object does; mtime_ns is 0 then."""
-    data_format: DataFormat = "auto"
-    """As which it was read; `auto` where an older file does not say: the name tells."""
+    data_format: str = "auto"
+    """Input format it was read as; `auto` where an older file does not say: the name tells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

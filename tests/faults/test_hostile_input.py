@@ -34,7 +34,7 @@ import torch
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.output.store import LocalStore
 from cal_schemas.annotated import annotated_schema
 from examples_of import measurement_spec

@@ -19,8 +19,8 @@ from cal_pipeline.measuring import contrast
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
-from cal_pipeline.sources.pass_through import carried_fields
+from cal_pipeline.sources.pass_through import pass_through_fields
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
@@ -48,7 +48,7 @@ class Run:
     ) -> tuple[list[dict[str, Any]], ShardReport]:
         carry = options.pop("carry", "paths")
         extra = options.get("extra_columns", ())
-        schema = annotated_schema(carry=carry, extra_columns=extra, carried=carried_fields([shard]))
+        schema = annotated_schema(carry=carry, extra_columns=extra, carried=pass_through_fields([shard]))
         values = {"tokens_per_batch": 256, "max_image_pixels": MAX_IMAGE_PIXELS, "schema": schema, "carry": carry}
         store = LocalStore(output_dir=self.output)
         store.prepare()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from conftest import Family
 from inspected_data import conversations
 from trained import command

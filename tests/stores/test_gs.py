@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from cal_pipeline.output.store import open_store
-from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import read_samples
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.opened import open_annotated
 from cal_schemas.storage import factory

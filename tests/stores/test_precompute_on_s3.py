@@ -19,7 +19,8 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import ObjectStore
-from cal_pipeline.sources.formats import plan_shards, read_samples
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.opened import open_annotated

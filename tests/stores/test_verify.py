@@ -19,11 +19,10 @@ from cal_pipeline import cli
 from cal_pipeline.output.row_reader import source_samples
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.output.verify import verify
-from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.annotated import (
     AnnotatedRow,
-    DataFormat,
     ShardMetadata,
     ShardWriter,
     annotated_schema,
@@ -259,7 +258,7 @@ def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path
     ],
 )
 def test_a_source_whose_name_does_not_tell_its_format_is_read_and_counted_as_it_was(
-    tmp_path: Path, name: str, link: str | None, data_format: DataFormat
+    tmp_path: Path, name: str, link: str | None, data_format: str
 ) -> None:
     plain = source(tmp_path).read_bytes()
     packed = {".zst": zstandard.compress, ".gz": gzip.compress}.get(Path(link or name).suffix, bytes)(plain)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoProcessor
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.config import TrainConfig

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 import distributed_cli
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
 from cal_trainer.run.sharding import layers_to_shard
 from conftest import Family

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
 from conftest import Family
 from fault_job import PATIENCE_S

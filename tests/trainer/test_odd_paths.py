@@ -11,7 +11,7 @@ import pytest
 
 from annotated_data import annotate
 from cal_pipeline.inspect import cli as inspect_cli
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
 from cal_trainer.data.dataset import AnnotatedExamples
 from conftest import Family

@@ -10,7 +10,7 @@ import yaml
 from annotated_data import annotate
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
 from conftest import Family
 from tiny_data import write_llava_json

@@ -9,9 +9,8 @@ from contextlib import suppress
 from PIL import Image
 
 from cal_pipeline.encoding.perturbation import perturbed
-from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.images import decode_image, read_image_file
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.errors import SampleError, ShardError
 from cal_schemas.sample import sample_key
 from cal_schemas.spec import ContrastSpec

@@ -12,9 +12,8 @@ from typing import TypeVar
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
-from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.images import decode_images, note_of, read_images
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.annotated import AnnotatedRow, Carry
 from cal_schemas.errors import SampleError, ShardError
 from cal_schemas.sample import ImageRef, Sample, sample_key

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline.sources.formats import plan_shards, read_samples
 from cal_pipeline.sources.images import read_images
-from cal_pipeline.sources.shard import drawn_rows
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import drawn_rows, read_samples
 from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardSource, rows_from_batch
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.opened import AnnotatedDataset

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
-from cal_pipeline.sources.formats import count_rows
+from cal_pipeline.sources.planning import count_rows
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
 from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location, location

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_type_hints
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cal_pipeline.arguments import ContrastFlags, own_flags_first
+from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
-from cal_schemas.annotated import EXTRA_COLUMNS, Carry, DataFormat, ExtraColumn
+from cal_schemas.annotated import EXTRA_COLUMNS, Carry, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.spec import AspectRatio, Dtype, Quantization, Template, Truncation
 from cal_schemas.storage.locations import location
@@ -83,7 +84,9 @@ class PrecomputeConfig(ContrastFlags):
     image_folder: list[str] = field(
         default_factory=list, metadata=_help("where image paths start: none, one for all data paths, or one for each")
     )
-    data_format: DataFormat = field(default="auto", metadata=_help("auto goes by the file name"))
+    data_format: str = field(
+        default="auto", metadata={"choices": ["auto", *FORMATS], **_help("auto goes by the file name")}
+    )
     rows_per_shard: int = field(
         default=4096, metadata=_help("a JSON or JSONL file or an archive is split into shards of so many rows")
     )

@@ -37,8 +37,8 @@ from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
-from cal_pipeline.sources.formats import plan_shards
-from cal_pipeline.sources.pass_through import carried_fields, embedded_image_bytes
+from cal_pipeline.sources.pass_through import pass_through_fields
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_schemas.annotated import annotated_schema, read_shard_metadata
@@ -175,12 +175,12 @@ def _measurement(config: PrecomputeConfig, directory: Path, store: Store, proces
 
 
 def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptions:
-    carry, why = config.resolved_carry(embedded_image_bytes(shards))
+    carry, why = config.resolved_carry(sum(shard.embedded_bytes for shard in shards))
     _log.info(why)
     several = len(config.data_path) > 1
     return AnnotateOptions(
         schema=annotated_schema(
-            carry=carry, extra_columns=config.extra(), source_column=several, carried=carried_fields(shards)
+            carry=carry, extra_columns=config.extra(), source_column=several, carried=pass_through_fields(shards)
         ),
         carry=carry,
         tokens_per_batch=config.tokens_per_batch,

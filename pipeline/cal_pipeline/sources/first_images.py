@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from cal_pipeline.sources import parquet as parquet_source
 from cal_pipeline.sources.compression import is_compressed
-from cal_pipeline.sources.formats import read_samples
+from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.errors import ConfigError, ImageError, ShardError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location, location
@@ -79,7 +78,8 @@ def _spread(shards: Sequence[Shard]) -> list[Shard]:
 
 def _named_images(shard: Shard) -> Iterator[ImageRef]:
     """Images of its first rows that are named and not embedded, one a row."""
-    if shard.source.data_format == "parquet" and not parquet_source.named_image_bytes(location(shard.source.uri)):
+    path = location(shard.source.uri)
+    if not format_of(path, shard.source.data_format).names_images(path):
         return  # Its images would be read to see that they are there.
     try:
         for sample in islice(read_samples(shard), _FIRST_ROWS):

@@ -1,4 +1,4 @@
-"""LLaVA JSON and JSONL, plain or `.zst`: finding virtual shards in one streaming pass, and reading one of them.
+"""Reads LLaVA JSON and JSONL, plain or compressed, into samples: finds virtual shards in one pass, and reads one.
 
 A virtual shard is a byte range of its file, so a worker seeks to its rows and parses no others. (ijson would
 parse a JSON array incrementally too, but does not tell byte offsets.)
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from cal_pipeline.sources.compression import BROKEN, open_at, open_binary, read_range
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.json_rows import decode, names_image_file, parse, parse_line, sample_from_json
 from cal_pipeline.sources.row_values import RowError, is_wide_text
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
@@ -27,34 +28,20 @@ _MAX_RANGE_BYTES = 256 * 2**20
 """A virtual shard is read into memory: it ends early rather than grow beyond."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowRange:
-    """Rows [row_start, row_stop) of a file lie in its (decompressed) bytes [byte_start, byte_stop)."""
-
-    row_start: int
-    row_stop: int
-    byte_start: int
-    byte_stop: int
-    image_bytes: int
-    """Of its rows that hold a `data:` URL."""
-    mentions_images: bool
-    """Whether some row, here or earlier in the file, names an image file: then there must be an image folder."""
-
-
-def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[RowRange]:
+def plan_file(data_format: str, path: Location, rows_per_shard: int, has_folder: bool = False) -> FilePlan:
     """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
 
     A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
     no array, and ShardError when the array is malformed or cut off, or the compression is broken.
     """
-    _refuse_other_encodings(path)
+    _validate_encoding(path)
     ranges: list[RowRange] = []
-    row, first_row, first_byte, images = 0, 0, 0, False
-    stop = image_bytes = 0
+    row, first_row, first_byte, stop, image_bytes = 0, 0, 0, 0, 0
+    named = False
 
     def cut() -> None:
         ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                               image_bytes=image_bytes, mentions_images=images))  # fmt: skip
+                               image_bytes=image_bytes))  # fmt: skip
 
     try:
         with open_binary(path) as file:
@@ -65,18 +52,18 @@ def split_rows(path: Location, data_format: str, rows_per_shard: int) -> list[Ro
                     cut()
                     first_row = row
                 if row == first_row:
-                    first_byte, images, image_bytes = start, False, 0
-                images |= has_image
+                    first_byte, image_bytes = start, 0
+                named |= has_image
                 image_bytes += (end - start) * embeds
                 row, stop = row + 1, end
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
     if row > first_row:
         cut()
-    return ranges
+    return FilePlan(ranges=ranges, images="named" if named else "unknown")
 
 
-def _refuse_other_encodings(path: Location) -> None:
+def _validate_encoding(path: Location) -> None:
     """ConfigError for UTF-16 and UTF-32: a byte order mark, or a zero byte in the first character of JSON."""
     try:
         with open_binary(path) as file:
@@ -196,16 +183,14 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
         raise wrong(f"{mark!r} after the end of the array")
 
 
-def read_rows(
-    path: Location, data_format: str, byte_start: int, byte_stop: int, name: str, row_start: int
-) -> Iterator[Sample]:
-    """Samples of one byte range, in order; a malformed line is a sample with a `problem`, not an error.
+def read_rows(data_format: str, path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
+    """Samples of one range, in order; a malformed line is a sample with a `problem`, not an error.
 
     Raises ShardError when the range is no longer what planning saw.
     """
     try:
-        values = _range_values(path, data_format, byte_start, byte_stop)
-        for row, value in enumerate(values, row_start):
+        values = _range_values(path, data_format, rows.byte_start, rows.byte_stop)
+        for row, value in enumerate(values, rows.row_start):
             yield sample_from_json(value, f"{name}/{row}")
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
@@ -232,3 +217,16 @@ def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: 
         yield from parse(f"[{decode(raw)}]")
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
+
+
+register(
+    *(
+        InputFormat(
+            name=name,
+            suffixes=tuple(f".{name}{compressed}" for compressed in ("", ".zst", ".gz")),
+            plan=partial(plan_file, name),
+            read=partial(read_rows, name),
+        )
+        for name in ("json", "jsonl")
+    )
+)

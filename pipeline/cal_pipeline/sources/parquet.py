@@ -1,14 +1,17 @@
-"""Parquet with images and messages, conversations or captions: which columns mean what, and reading them."""
+"""Reads Parquet with images and messages, conversations or captions: which columns mean what, and their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cal_pipeline.sources.column_types import check_type, decoded, plain_array, plain_type
+from cal_pipeline.sources.formats import PROBED_ROWS, FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.layouts import BESIDE, CAPTION_KEYS, ID_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.sources.rows import sample_from_values
@@ -24,7 +27,7 @@ class ParquetColumns:
 
     read: tuple[str, ...]
     """Those that the keys of a row are known by."""
-    carried: Mapping[str, str]
+    pass_through: Mapping[str, str]
     """Column of the source -> its name in the output."""
 
 
@@ -44,57 +47,77 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
     own = [*ids, *turns, *captions, *(name for name in IMAGE_KEYS if name in names)]
     for name in (*own, *pairs, *(name for name in names if name in BESIDE or is_system_key(name))):
         check_type(name, schema.field(name).type, path, "system" if is_system_key(name) else name)
-    carried = {
+    pass_through = {
         name: f"source_{name}" if name in RESERVED_COLUMNS else name
         for name in names
         if name not in own and name != "template_inputs"
     }
-    return ParquetColumns(read=tuple(filter(is_row_key, names)), carried=carried)
+    return ParquetColumns(read=tuple(filter(is_row_key, names)), pass_through=pass_through)
 
 
-def carried_fields(path: Location) -> dict[str, pa.Field]:
+def pass_through_fields(path: Location) -> dict[str, pa.Field]:
     """The source's other columns -> fields of the output, nullable because another source may lack them."""
     schema = read_footer(path).schema.to_arrow_schema().remove_metadata()
     columns = find_columns(schema, path)
-    return {name: pa.field(output, schema.field(name).type) for name, output in columns.carried.items()}
+    return {name: pa.field(output, schema.field(name).type) for name, output in columns.pass_through.items()}
+
+
+def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
+    """One range of all rows, from the footer; without an image folder, and with text for images, also the first rows.
+
+    Raises ConfigError for columns that no row can be read from, ShardError for a file that is no Parquet.
+    """
+    try:
+        footer = read_footer(path)
+        schema = footer.schema.to_arrow_schema()
+    except pa.ArrowException as error:
+        raise ShardError(f"{path}: not a readable Parquet file: {error}") from error
+    find_columns(schema, path)
+    rows = RowRange(row_start=0, row_stop=footer.num_rows)
+    embedded, text = _image_bytes(footer)
+    if embedded:
+        return FilePlan(ranges=[replace(rows, image_bytes=embedded)], images="inside")
+    if not (text and footer.num_rows):
+        return FilePlan(ranges=[rows])
+    if not has_folder:
+        first = islice(read_rows(path, rows, ""), PROBED_ROWS)
+        refs = [ref for sample in first for ref in sample.images]
+        if refs and all(ref.data is not None for ref in refs):  # `data:` URLs.
+            return FilePlan(ranges=[replace(rows, image_bytes=text)], images="inside")
+    return FilePlan(ranges=[rows], images="named")
 
 
 def embedded_image_bytes(path: Location) -> int:
     """Compressed size of the images in the image column, from the footer."""
-    return _image_leaves(path, embedded=True)
+    return _image_bytes(read_footer(path))[0]
 
 
-def holds_images(path: Location) -> bool:
-    """Whether the image columns hold anything, bytes or paths."""
-    return bool(_image_leaves(path, embedded=True) or _image_leaves(path, embedded=False))
+def names_images(path: Location) -> bool:
+    """Whether the image column holds text, paths or `data:` URLs, and no bytes beside them."""
+    embedded, text = _image_bytes(read_footer(path))
+    return bool(text and not embedded)
 
 
-def named_image_bytes(path: Location) -> int:
-    """Compressed size of the image column's text, paths or `data:` URLs, where it has no bytes beside them."""
-    return 0 if embedded_image_bytes(path) else _image_leaves(path, embedded=False)
-
-
-def _image_leaves(path: Location, *, embedded: bool) -> int:
-    """Compressed size of the image column's binary leaves, or of its text leaves; chunks of nulls count nothing."""
-    footer = read_footer(path)
-    total = 0
+def _image_bytes(footer: pq.FileMetaData) -> tuple[int, int]:
+    """Compressed size of the image columns' binary leaves, and of their text leaves; chunks of nulls count nothing."""
+    embedded = text = 0
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for index in range(group.num_columns):
             column, leaf = group.column(index), footer.schema.column(index)
-            is_text = leaf.logical_type.type == "STRING"
             if column.path_in_schema.split(".")[0] not in IMAGE_KEYS or "BYTE_ARRAY" not in leaf.physical_type:
                 continue
             statistics = column.statistics
-            all_null = (
-                statistics is not None and statistics.has_null_count and statistics.null_count >= column.num_values
-            )
-            if is_text != embedded and not all_null:
-                total += column.total_compressed_size
-    return total
+            if statistics is not None and statistics.has_null_count and statistics.null_count >= column.num_values:
+                continue
+            if leaf.logical_type.type == "STRING":
+                text += column.total_compressed_size
+            else:
+                embedded += column.total_compressed_size
+    return embedded, text
 
 
-def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Iterator[Sample]:
-    """Samples of rows [row_start, row_stop), in order; holds a few dozen rows at a time.
+def read_rows(path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
+    """Samples of a range of rows, in order; holds a few dozen rows at a time.
 
     Raises ShardError when the file turns out to be corrupt.
     """
@@ -103,12 +126,12 @@ def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Itera
             columns = find_columns(file.schema_arrow, path)
             row = 0
             for batch in file.iter_batches(batch_size=32):
-                if row >= row_stop:
+                if row >= rows.row_stop:
                     return
-                if row + len(batch) > row_start:
-                    for number, (values, others) in enumerate(_values(batch, columns), row):
-                        if row_start <= number < row_stop:
-                            yield sample_from_values(values, f"{name}/{number}", others=others)
+                if row + len(batch) > rows.row_start:
+                    for number, (values, pass_through) in enumerate(_values(batch, columns), row):
+                        if rows.row_start <= number < rows.row_stop:
+                            yield sample_from_values(values, f"{name}/{number}", pass_through=pass_through)
                 row += len(batch)
     except StoreError:
         raise
@@ -117,7 +140,7 @@ def read_rows(path: Location, name: str, row_start: int, row_stop: int) -> Itera
 
 
 def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Of every row what is read, as Python values, and what is carried, by output name."""
+    """Of every row what is read, as Python values, and what passes through, by output name."""
     # Some writers do not check their text: it is then read as bytes, and what the schema says is text is decoded.
     try:
         read = batch.select(columns.read).to_pylist(maps_as_pydicts="strict")
@@ -128,9 +151,9 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
     except (OverflowError, KeyError, ValueError) as error:
         # A date after the year 9999, a map with one key twice, nanoseconds where there is no pandas.
         raise ShardError(f"a value that cannot be read: {error}") from error
-    # Other carried values stay Arrow's: Python's types would round some (nanoseconds), and lack others.
+    # Values that pass through stay Arrow's: Python's types would round some (nanoseconds), and lack others.
     replaced: dict[str, list[Any]] = {}
-    for name in columns.carried:
+    for name in columns.pass_through:
         try:
             batch.column(name).validate(full=True)
         except pa.ArrowInvalid:
@@ -140,7 +163,7 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
             values,
             {
                 output: replaced[name][row] if name in replaced else batch.column(name).slice(row, 1)
-                for name, output in columns.carried.items()
+                for name, output in columns.pass_through.items()
             },
         )
 
@@ -148,3 +171,16 @@ def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[di
 def _decoded(column: pa.Array, errors: str) -> list[Any]:
     kind = plain_type(column.type)
     return [decoded(value, kind, errors) for value in plain_array(column).to_pylist(maps_as_pydicts="strict")]
+
+
+register(
+    InputFormat(
+        name="parquet",
+        suffixes=(".parquet",),
+        plan=plan_file,
+        read=read_rows,
+        splits=False,
+        names_images=names_images,
+        pass_through=pass_through_fields,
+    )
+)

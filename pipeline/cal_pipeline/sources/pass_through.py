@@ -1,4 +1,4 @@
-"""What the sources of a plan hold that may be carried into the output: images and other columns."""
+"""Collects the columns of a plan's sources that pass through to the output as they are."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from cal_pipeline.sources import parquet as parquet_source
+from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 
 
-def embedded_image_bytes(shards: Sequence[Shard]) -> int:
-    """Size of the images that the sources hold, as far as footers and headers tell."""
-    inside = sum(parquet_source.embedded_image_bytes(location(uri)) for uri in _parquet_files(shards))
-    return inside + sum(shard.embedded_bytes for shard in shards)
-
-
-def carried_fields(shards: Sequence[Shard]) -> list[pa.Field]:
-    """The other columns of all Parquet sources, as one list; a part without any value takes its type from another file.
+def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
+    """The pass-through columns of all sources, as one list; a part without any value takes its type from another file.
 
     Raises ConfigError when two columns would share a name in the output, or two files give one name two types.
     """
     fields: dict[str, tuple[pa.Field, str, str]] = {}
-    for uri in _parquet_files(shards):
-        for name, field in parquet_source.carried_fields(location(uri)).items():
+    files = dict.fromkeys((shard.source.uri, shard.source.data_format) for shard in shards if shard.problem is None)
+    for uri, data_format in files:
+        for name, field in format_of(location(uri), data_format).pass_through(location(uri)).items():
             known, known_name, owner = fields.get(field.name, (field, name, uri))
             if name != known_name:
                 of_owner = "" if owner == uri else f" of {owner}"
@@ -54,9 +49,3 @@ def _without_null(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
             [mine.with_type(_without_null(mine.type, its.type)) for mine, its in zip(kind, other, strict=True)]
         )
     return kind
-
-
-def _parquet_files(shards: Sequence[Shard]) -> list[str]:
-    """Files whose footers can be asked, each once."""
-    readable = (shard for shard in shards if shard.source.data_format == "parquet" and shard.problem is None)
-    return [*dict.fromkeys(shard.source.uri for shard in readable)]

@@ -24,14 +24,14 @@ UNCLAIMED = "no image is set, and "
 
 
 def sample_from_values(
-    values: Mapping[str, Any], row_id: str, *, others: Mapping[str, Any] | None = None, problem: str | None = None
+    values: Mapping[str, Any], row_id: str, *, pass_through: Mapping[str, Any] | None = None, problem: str | None = None
 ) -> Sample:
     """Builds a Sample from a row, read from what it has: ROW_KEYS as far as they are set.
 
     Args:
         values: Python values by key.
         row_id: `<shard>/<row>`, used when the source has no id of its own.
-        others: a Parquet source's other columns, under their output names, which are carried.
+        pass_through: a Parquet source's other columns, under their output names.
         problem: why the row cannot be used, where that is known before.
     """
     replaced: list[str] = []
@@ -65,7 +65,7 @@ def sample_from_values(
             if refs and refs != inside:
                 raise RowError("the row has other images than its turns: keep one of the two")
             refs = inside
-        unclaimed = {key: value for key, value in {**(others or {}), **values}.items() if key not in talk.keys}
+        unclaimed = {key: value for key, value in {**(pass_through or {}), **values}.items() if key not in talk.keys}
         if not refs:
             _refuse_unclaimed_images(unclaimed)
         keys = {key for key, value in unclaimed.items() if _is_set(value)}
@@ -81,7 +81,7 @@ def sample_from_values(
         notes.append(f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}")
     return Sample(
         sample_id=sample_id, images=refs, messages=messages, problem=problem, note="; ".join(notes) or None,
-        tools=tools, carried=others or {},
+        tools=tools, carried=pass_through or {},
         unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
     )  # fmt: skip
 

@@ -1,14 +1,20 @@
-"""`Shard`: what one task reads and what one output file will be called."""
+"""Says what one task reads and what one output file will be called (`Shard`), and reads its samples."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cal_pipeline.sources.formats import RowRange, format_of
 from cal_schemas.annotated import ShardSource
+from cal_schemas.errors import ShardError, StoreError
+from cal_schemas.sample import Sample
+from cal_schemas.storage.locations import location
+from cal_schemas.storage.protocol import ObjectInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,11 +26,11 @@ class Shard:
     source: ShardSource
     byte_start: int = 0
     byte_stop: int = 0
-    """Range in the decompressed file; not of Parquet."""
+    """Range in the decompressed file, of formats that are read by bytes."""
     embedded_bytes: int = 0
-    """Of the images in an archive's rows, and of `data:` URLs; Parquet footers tell of bytes."""
+    """Of the images that the source holds itself."""
     problem: str | None = None
-    """Why the source cannot be read, found out at planning: the shard has failed before it is tried."""
+    """Why the source cannot be read, learnt at planning: the shard has failed before it is tried."""
 
     @property
     def num_rows(self) -> int:
@@ -38,3 +44,34 @@ def drawn_rows(source: ShardSource) -> np.ndarray:
         return np.ones(source.num_rows, bool)
     seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
     return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
+
+
+def read_samples(shard: Shard) -> Iterator[Sample]:
+    """The shard's samples in row order; exactly `shard.num_rows` of them.
+
+    Raises ShardError when the source is corrupt, gone, or no longer what planning saw.
+    """
+    if shard.problem is not None:
+        raise ShardError(shard.problem)
+    source = shard.source
+    path = location(source.uri)
+    try:
+        stat = path.stat()
+    except StoreError:
+        raise
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; it was there at planning") from error
+    mark = stat.etag != source.etag if isinstance(stat, ObjectInfo) else stat.st_mtime_ns != source.mtime_ns
+    if stat.st_size != source.size or mark:
+        raise ShardError(f"{path}: changed since planning; start cal-precompute again")
+    rows = RowRange(
+        row_start=source.row_start, row_stop=source.row_stop, byte_start=shard.byte_start, byte_stop=shard.byte_stop
+    )
+    samples = format_of(path, source.data_format).read(path, rows, shard.name)
+    count = 0
+    for sample, drawn in zip(samples, drawn_rows(source), strict=False):
+        count += 1
+        if drawn:
+            yield sample
+    if count != source.num_rows:
+        raise ShardError(f"{path}: {count} rows in the range, {source.num_rows} planned")

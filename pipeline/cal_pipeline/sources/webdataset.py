@@ -1,4 +1,4 @@
-"""WebDataset tar shards: which members make a sample, finding virtual shards in one pass, and reading one of them.
+"""Reads WebDataset archives into samples: finds virtual shards in one pass over the headers, and reads one.
 
 Adjacent members `<key>.<suffix>` are one sample; the key ends at the first dot of the file name. Images and texts are
 read into memory one sample at a time; nothing is written to disk.
@@ -10,9 +10,9 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from cal_pipeline.sources.compression import BROKEN, is_compressed, open_at
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
 from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
@@ -30,18 +30,6 @@ from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TarRange:
-    """Rows [row_start, row_stop) of an archive lie in its (decompressed) bytes [byte_start, byte_stop)."""
-
-    row_start: int
-    row_stop: int
-    byte_start: int
-    byte_stop: int
-    image_bytes: int
-    """Of the images in these rows, as they are encoded."""
 
 
 def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Group]:
@@ -67,19 +55,19 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
         yield group
 
 
-def split_rows(path: Location, rows_per_shard: int) -> list[TarRange]:
+def plan_file(path: Location, rows_per_shard: int, has_folder: bool = False) -> FilePlan:
     """Cuts the archive into ranges of `rows_per_shard` samples (the last may be shorter); reads headers only.
 
     A compressed archive is decompressed once. Raises ShardError for a damaged or cut archive, and for one that has the
     members of a sample in two places.
     """
-    ranges: list[TarRange] = []
+    ranges: list[RowRange] = []
     seen: set[bytes] = set()
     row = first_row = first_byte = stop = image_bytes = others = 0
     first_other = ""
 
     def cut() -> None:
-        ranges.append(TarRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
+        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
                                image_bytes=image_bytes))  # fmt: skip
 
     with _reading(path), open_at(path, 0) as file:
@@ -108,17 +96,17 @@ def split_rows(path: Location, rows_per_shard: int) -> list[TarRange]:
     if others:
         _log.warning("%s: %d keys have no image, .json or .txt and make no row; the first is of %r", path, others,
                      first_other)  # fmt: skip
-    return ranges
+    return FilePlan(ranges=ranges, images="inside")
 
 
-def read_rows(path: Location, byte_start: int, byte_stop: int) -> Iterator[Sample]:
-    """Samples of one byte range, in order; a group that makes no usable sample is one with a `problem`.
+def read_rows(path: Location, rows: RowRange, name: str = "") -> Iterator[Sample]:
+    """Samples of one range, in order; a group that makes no usable sample is one with a `problem`.
 
     Raises ShardError when the range is no longer what planning saw.
     """
-    with _reading(path), open_at(path, byte_start) as file:
-        stream = TarStream(file, byte_start, can_seek=not is_compressed(path))
-        for group in _groups(stream, byte_stop, load=True):
+    with _reading(path), open_at(path, rows.byte_start) as file:
+        stream = TarStream(file, rows.byte_start, can_seek=not is_compressed(path))
+        for group in _groups(stream, rows.byte_stop, load=True):
             if group.is_row:
                 yield sample_from_group(group)
 
@@ -130,3 +118,8 @@ def _reading(path: Location) -> Iterator[None]:
         yield
     except (DamagedTarError, *BROKEN) as error:
         raise ShardError(f"{path}: broken tar archive: {error}") from error
+
+
+register(
+    InputFormat(name="webdataset", suffixes=(".tar", ".tar.gz", ".tgz", ".tar.zst"), plan=plan_file, read=read_rows)
+)

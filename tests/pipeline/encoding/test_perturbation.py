@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 
 from cal_pipeline.encoding.contrast_images import save_contrast_images
 from cal_pipeline.encoding.perturbation import FILL, encode_with_contrast, gaussian_blur, mask_patches, perturbed
-from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import decode_image
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import STATUSES, ConfigError, ContrastError
 from cal_schemas.spec import MAX_BLUR_SIGMA, ContrastSpec
 from conftest import Family

@@ -16,7 +16,7 @@ from cal_pipeline.encoding.collate import Batch, collate
 from cal_pipeline.encoding.perturbation import encode_with_contrast, perturbed
 from cal_pipeline.measuring.contrast import contrast_logits, delta_logits, innermost_decoder, label_logits
 from cal_pipeline.measuring.self_check import check_reference, encode_questions
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated
 from cal_schemas.spec import ContrastSpec

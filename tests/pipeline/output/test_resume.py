@@ -14,8 +14,8 @@ from cal_pipeline.output import redo
 from cal_pipeline.output.redo import kept_rows
 from cal_pipeline.output.resume import Progress, check_published, compare_with_output, unplanned
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_schemas.annotated import EXTRA_COLUMNS, TOKEN_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError

@@ -10,8 +10,8 @@ import pytest
 
 from cal_pipeline.sources import first_images
 from cal_pipeline.sources.first_images import look_at_images
-from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import read_image_file
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.sources import json as json_source
-from cal_pipeline.sources.json import read_rows, split_rows
+from cal_pipeline.sources.formats import RowRange
+from cal_pipeline.sources.json import plan_file, read_rows
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 
@@ -39,11 +40,15 @@ def write(path: Path, text: str | bytes, frames: int = 1) -> Path:
     return path
 
 
+def byte_range(start: int, stop: int) -> RowRange:
+    return RowRange(row_start=0, row_stop=1, byte_start=start, byte_stop=stop)
+
+
 def read_all(path: Path, data_format: str, rows_per_shard: int) -> list[Sample]:
     """Every virtual shard of the file, one after the other."""
     samples: list[Sample] = []
-    for item in split_rows(path, data_format, rows_per_shard):
-        found = list(read_rows(path, data_format, item.byte_start, item.byte_stop, "s", item.row_start))
+    for item in plan_file(data_format, path, rows_per_shard).ranges:
+        found = list(read_rows(data_format, path, item, "s"))
         assert len(found) == item.row_stop - item.row_start
         assert item.row_start == len(samples)
         samples += found
@@ -105,7 +110,7 @@ def test_no_element_is_cut_where_a_read_ends(tmp_path: Path, text: str, chunk: i
 
 def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n{"id":3}\n')
-    assert [(r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in split_rows(path, "jsonl", 2)] == [
+    assert [(r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in plan_file("jsonl", path, 2).ranges] == [
         (0, 2, 0, 18),
         (2, 3, 18, 27),
     ]
@@ -113,9 +118,9 @@ def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[]", " [ \n] ", "\ufeff[]"])
 def test_an_empty_array_and_an_empty_file_of_lines_have_no_shards(tmp_path: Path, text: str) -> None:
-    assert split_rows(write(tmp_path / "a.json", text), "json", 4) == []
-    assert split_rows(write(tmp_path / "a.jsonl", "\n \r\n"), "jsonl", 4) == []
-    assert split_rows(write(tmp_path / "b.jsonl", ""), "jsonl", 4) == []
+    assert plan_file("json", write(tmp_path / "a.json", text), 4).ranges == []
+    assert plan_file("jsonl", write(tmp_path / "a.jsonl", "\n \r\n"), 4).ranges == []
+    assert plan_file("jsonl", write(tmp_path / "b.jsonl", ""), 4).ranges == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,7 @@ def test_what_is_no_array_is_refused_naming_file_and_byte(
     monkeypatch.setattr(json_source, "_CHUNK", chunk)
     error = ShardError if text.lstrip("\ufeff").startswith("[") or not text else ConfigError
     with pytest.raises(error, match=rf"a\.json: {message}; expected a JSON array of samples"):
-        split_rows(write(tmp_path / "a.json", text), "json", 4)
+        plan_file("json", write(tmp_path / "a.json", text), 4)
 
 
 def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +158,7 @@ def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, m
         file.write(b'[{"id": tru}, ')
         file.truncate(2**40)  # A sparse terabyte: reading on would never end.
     with pytest.raises(ShardError, match="at byte 8;"):
-        split_rows(tmp_path / "a.json", "json", 4)
+        plan_file("json", tmp_path / "a.json", 4)
 
 
 def test_a_malformed_line_keeps_its_place_as_a_sample_with_a_problem(tmp_path: Path) -> None:
@@ -200,21 +205,21 @@ def test_a_cut_zst_is_one_clear_error(tmp_path: Path, data_format: str, keep: fl
     path = tmp_path / f"a.{data_format}.zst"
     path.write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(ShardError, match=r"a\.jsonl?\.zst: broken compressed stream: the file ends inside a frame"):
-        split_rows(path, "jsonl", 100)
+        plan_file("jsonl", path, 100)
 
 
 def test_a_zst_that_is_none_or_has_flipped_bytes_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(lines(3).encode())
     with pytest.raises(ShardError, match="broken compressed stream"):
-        split_rows(path, "jsonl", 100)
+        plan_file("jsonl", path, 100)
     flipped = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(lines(300).encode()))
     flipped[-10] ^= 255
     path.write_bytes(flipped)
     with pytest.raises(ShardError, match="broken compressed stream"):
-        split_rows(path, "jsonl", 100)
+        plan_file("jsonl", path, 100)
     with pytest.raises(ShardError, match=r"a\.jsonl\.zst: broken compressed stream"):
-        list(read_rows(path, "jsonl", 0, len(lines(300)), "s", 0))
+        list(read_rows("jsonl", path, byte_range(0, len(lines(300))), "s"))
 
 
 def test_skippable_frames_between_data_are_skipped(tmp_path: Path) -> None:
@@ -229,17 +234,17 @@ def test_skippable_frames_between_data_are_skipped(tmp_path: Path) -> None:
 def test_a_range_that_is_no_longer_there_is_a_shard_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines(2))
     with pytest.raises(ShardError, match=r"a\.jsonl: ends before byte 5000; it was changed after planning"):
-        list(read_rows(path, "jsonl", 0, 5000, "s", 0))
+        list(read_rows("jsonl", path, byte_range(0, 5000), "s"))
     with pytest.raises(ShardError, match=r"bytes 3-20 are no longer JSON"):
-        list(read_rows(path, "json", 3, 20, "s", 0))
+        list(read_rows("json", path, byte_range(3, 20), "s"))
     zst = write(tmp_path / "a.jsonl.zst", lines(2))
     with pytest.raises(ShardError, match="ends before byte 9000"):
-        list(read_rows(zst, "jsonl", 8000, 9000, "s", 0))
+        list(read_rows("jsonl", zst, byte_range(8000, 9000), "s"))
 
 
 @pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
 @pytest.mark.parametrize(
-    ("row", "mentioned"),
+    ("row", "named"),
     [
         ('{"image": "a.png"}', True),
         ('{"images": ["a.png"]}', True),
@@ -249,33 +254,33 @@ def test_a_range_that_is_no_longer_there_is_a_shard_error(tmp_path: Path) -> Non
         ('{"conversations": [{"from": "human", "value": "what does \\"image\\" mean?"}]}', False),
     ],
 )
-def test_only_a_row_with_a_picture_mentions_images(
-    tmp_path: Path, data_format: str, form: str, row: str, mentioned: bool
+def test_only_a_row_with_an_image_file_names_images(
+    tmp_path: Path, data_format: str, form: str, row: str, named: bool
 ) -> None:
     path = write(tmp_path / "a.any", form % ("{}", row))
-    (found,) = split_rows(path, data_format, 4)
-    assert found.mentions_images == mentioned
+    assert plan_file(data_format, path, 4).images == ("named" if named else "unknown")
 
 
 @pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
 def test_images_in_data_urls_are_counted_as_embedded(tmp_path: Path, data_format: str, form: str) -> None:
     row = '{"image": "data:image/png;base64,iVBORw0KGgo="}'
-    (found,) = split_rows(write(tmp_path / "a.any", form % ("{}", row)), data_format, 4)
-    assert not found.mentions_images
-    assert len(row) <= found.image_bytes <= len(row) + 1
-    assert split_rows(write(tmp_path / "b.any", form % ("{}", "{}")), data_format, 4)[0].image_bytes == 0
+    plan = plan_file(data_format, write(tmp_path / "a.any", form % ("{}", row)), 4)
+    assert plan.images != "named"
+    assert len(row) <= plan.ranges[0].image_bytes <= len(row) + 1
+    without = plan_file(data_format, write(tmp_path / "b.any", form % ("{}", "{}")), 4)
+    assert without.ranges[0].image_bytes == 0
 
 
 _PEAK = """
 import sys, tracemalloc
 from pathlib import Path
 from cal_pipeline.sources import json as json_source
-from cal_pipeline.sources.json import read_rows, split_rows
+from cal_pipeline.sources.json import plan_file, read_rows
 json_source._CHUNK = 2**16  # So that the small file fills it, too.
 tracemalloc.start()
 path, data_format = Path(sys.argv[1]), sys.argv[2]
-last = split_rows(path, data_format, 1000)[-1]
-for _ in read_rows(path, data_format, last.byte_start, last.byte_stop, "s", last.row_start):
+last = plan_file(data_format, path, 1000).ranges[-1]
+for _ in read_rows(data_format, path, last, "s"):
     pass
 print(last.row_stop, tracemalloc.get_traced_memory()[1])
 """

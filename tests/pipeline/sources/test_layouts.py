@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.sources import parquet as parquet_source
+from cal_pipeline.sources.formats import RowRange
 from cal_pipeline.sources.json_rows import sample_from_json
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample
@@ -91,12 +92,12 @@ def test_parquet_follows_the_same_table(
     if becomes == "refused":
         # By its type at planning, or as the row's problem.
         try:
-            problem = next(parquet_source.read_rows(path, "s", 0, 1)).problem or ""
+            problem = next(parquet_source.read_rows(path, RowRange(row_start=0, row_stop=1), "s")).problem or ""
         except ConfigError as error:
             problem = str(error)
         assert key in problem
         return
-    (sample,) = parquet_source.read_rows(path, "s", 0, 1)
+    (sample,) = parquet_source.read_rows(path, RowRange(row_start=0, row_stop=1), "s")
     expected = read(row)
     assert sample.problem is None
     assert (sample.images, sample.messages, sample.tools) == (expected.images, expected.messages, expected.tools)

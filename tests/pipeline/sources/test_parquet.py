@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.sources.parquet import carried_fields, embedded_image_bytes, find_columns, read_rows
+from cal_pipeline.sources.formats import RowRange
+from cal_pipeline.sources.parquet import embedded_image_bytes, find_columns, pass_through_fields, read_rows
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
@@ -28,7 +29,7 @@ def write(path: Path, table: pa.Table | dict[str, Any], **options: Any) -> Path:
 
 
 def samples(path: Path, start: int = 0, stop: int = 10**9) -> list[Sample]:
-    return list(read_rows(path, "s", start, stop))
+    return list(read_rows(path, RowRange(row_start=start, row_stop=stop), "s"))
 
 
 def text_with(*values: bytes) -> pa.Array:
@@ -104,7 +105,7 @@ def test_columns_have_one_role_each_and_the_rest_is_carried_with_a_prefix_on_a_c
         pa.schema([(name, turns if name in ("messages", "conversations") else pa.string()) for name in names]), tmp_path
     )
     assert columns.read == ("sample_id", "id", "images", "image", "messages", "conversations", "text")
-    assert columns.carried == {"id": "id", "text": "text", "status": "source_status", "score": "score"}
+    assert columns.pass_through == {"id": "id", "text": "text", "status": "source_status", "score": "score"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ CARRIED = {
 def test_a_carried_column_comes_out_with_its_type_and_values(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["a"], name: CARRIED[name]})
     output = "source_status" if name == "status" else name
-    fields = [*carried_fields(path).values()]
+    fields = [*pass_through_fields(path).values()]
     assert [(field.name, field.type) for field in fields] == [(output, CARRIED[name].type)]
     (sample,) = samples(path)
     schema = annotated_schema(carry="paths", carried=fields)
@@ -370,7 +371,7 @@ def test_a_map_is_an_object(tmp_path: Path, note: pa.Array) -> None:
     called = {"type": "function", "function": {"name": "look", "arguments": {"at": "1"}}}
     assert sample.messages[1].extra == {"tool_calls": [called]}
     assert sample.tools == [{"name": "look"}]
-    schema = annotated_schema(carry="paths", carried=list(carried_fields(path).values()))
+    schema = annotated_schema(carry="paths", carried=list(pass_through_fields(path).values()))
     row = AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="encode_error", error="no")
     assert rows_to_table([row], schema, "paths").column("other").to_pylist() == [[("a", "b")]]
 

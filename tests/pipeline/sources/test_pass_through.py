@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_pipeline.sources.pass_through import carried_fields
+from cal_pipeline.sources.pass_through import pass_through_fields
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import AnnotatedRow, annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import sample_key
@@ -17,7 +18,7 @@ def test_a_column_without_a_value_in_one_file_takes_its_type_from_another(tmp_pa
     write(tmp_path / "a.parquet", score=[None] * 3)
     write(tmp_path / "b.parquet", score=[0.5] * 3)
     write(tmp_path / "c.parquet", score=[None] * 3)
-    assert carried_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
+    assert pass_through_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
 
 
 def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_are_carried(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_ar
     write(tmp_path / "b.parquet", 1, meta=[{"license": "MIT", "tags": ["x"]}])
     write(tmp_path / "c.parquet", 1, meta=[{"license": None, "tags": []}])
     shards = plan_shards([str(tmp_path)])
-    fields = carried_fields(shards)
+    fields = pass_through_fields(shards)
     assert fields == [pa.field("meta", pa.struct({"license": pa.string(), "tags": pa.list_(pa.string())}))]
     rows = [
         AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="too_long")
@@ -38,13 +39,13 @@ def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_ar
     ]  # fmt: skip
     write(tmp_path / "d.parquet", 1, meta=[{"license": 7, "tags": None}])
     with pytest.raises(ConfigError, match=r"'meta' is struct<.*> in .*b\.parquet and struct<license: int64.*d\.p"):
-        carried_fields(plan_shards([str(tmp_path)]))
+        pass_through_fields(plan_shards([str(tmp_path)]))
 
 
 def test_two_columns_that_would_share_a_name_are_refused_naming_both_and_their_files(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", status=["A"] * 3, source_status=["B"] * 3)
     with pytest.raises(ConfigError) as error:
-        carried_fields(plan_shards([str(tmp_path)]))
+        pass_through_fields(plan_shards([str(tmp_path)]))
     assert str(error.value) == (
         f"columns 'status' and 'source_status' of {tmp_path / 'a.parquet'} would both be 'source_status' in the "
         "output: rename or remove one of them"
@@ -52,11 +53,11 @@ def test_two_columns_that_would_share_a_name_are_refused_naming_both_and_their_f
     # Of different types, as where an annotated shard is measured again, and in two files.
     write(tmp_path / "a.parquet", status=[1] * 3, source_status=["B"] * 3)
     with pytest.raises(ConfigError, match=r"columns 'status' and 'source_status' of \S+ would"):
-        carried_fields(plan_shards([str(tmp_path)]))
+        pass_through_fields(plan_shards([str(tmp_path)]))
     write(tmp_path / "a.parquet", status=["A"] * 3)
     write(tmp_path / "b.parquet", source_status=["B"] * 3)
     with pytest.raises(ConfigError, match=r"'status' of .*a\.parquet and 'source_status' of .*b\.parquet would"):
-        carried_fields(plan_shards([str(tmp_path)]))
+        pass_through_fields(plan_shards([str(tmp_path)]))
 
 
 def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming
     write(tmp_path / "b.parquet", label=["x"] * 3, score=[1, 2, 3])
     write(tmp_path / "c.json")
     plan = plan_shards([str(tmp_path)])
-    assert carried_fields(plan) == [pa.field("score", pa.int64()), pa.field("label", pa.string())]
+    assert pass_through_fields(plan) == [pa.field("score", pa.int64()), pa.field("label", pa.string())]
     write(tmp_path / "d.parquet", score=[0.5] * 3)
     with pytest.raises(ConfigError, match=r"column 'score' is int64 in .*a\.parquet and double in .*d\.parquet: make"):
-        carried_fields(plan_shards([str(tmp_path)]))
+        pass_through_fields(plan_shards([str(tmp_path)]))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.sources.formats import plan_shards, read_samples
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_schemas.annotated import ShardSource
 from plain_sources import ids, write

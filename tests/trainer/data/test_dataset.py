@@ -21,8 +21,8 @@ from annotated_data import annotate
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.models.loading import load_processor
-from cal_pipeline.sources.formats import plan_shards
 from cal_pipeline.sources.images import decode_images, read_images
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn

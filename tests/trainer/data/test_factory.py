@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import Carry
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.dataset import AnnotatedExamples

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.data.collator import ExampleCollator

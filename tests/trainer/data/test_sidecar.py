@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, MissingDeltaError
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.alignment import Example, blank_sample

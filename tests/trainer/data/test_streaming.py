@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas import annotated
 from cal_schemas.errors import ConfigError
 from cal_trainer.data.alignment import blank_sample

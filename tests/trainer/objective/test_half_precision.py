@@ -19,7 +19,7 @@ from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.self_check import encode_questions
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.models.precision import watched
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
 from cal_trainer.objective.label_rows import head_products, label_rows, supervised_ids

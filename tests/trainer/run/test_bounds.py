@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotated_data import annotate
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated
 from cal_trainer import cli

@@ -9,7 +9,7 @@ import pytest
 
 from annotated_data import annotate
 from cal_pipeline.encoding import chat
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.run.resuming import check_state, run_state, write_state

@@ -14,9 +14,8 @@ from typing import Any, Final
 import datasets
 import pyarrow as pa
 
-from cal_pipeline.sources.formats import read_samples
 from cal_pipeline.sources.parquet import embedded_image_bytes
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.annotated import annotated_schema, sample_columns
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.sources.first_images import look_at_images
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location

@@ -11,7 +11,7 @@ from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.row_reader import read_rows
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated
 from cal_trainer.data.dataset import AnnotatedExamples

@@ -1,0 +1,187 @@
+"""Plans the shards of an input: which files, which rows of each, and what would go wrong later.
+
+A shard is one whole file, or `rows_per_shard` rows of one (a virtual shard). Planning reads footers, one pass of the
+text files and the headers of the archives; it opens no image.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import PurePosixPath
+
+from cal_pipeline.sources.data_paths import find_files
+from cal_pipeline.sources.formats import FORMATS, PROBED_ROWS, FilePlan, InputFormat, RowRange, format_of, known_suffix
+from cal_pipeline.sources.rows import UNCLAIMED
+from cal_pipeline.sources.shard import Shard
+from cal_schemas.annotated import ShardSource
+from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.protocol import ObjectInfo
+
+_MAX_NAME_BYTES = 255
+_ALL_ROWS = 2**62
+_log = logging.getLogger(__name__)
+
+
+def find_sources(data_path: str, data_format: str) -> list[tuple[Location, str, InputFormat]]:
+    """Expands one `--data_path` (file, directory, glob or braces) to (file, relative name, format)."""
+    base, files = find_files(data_path)
+    sources = []
+    for file in files:
+        suffix = known_suffix(file)
+        if suffix is None and (data_format == "auto" or base == location(data_path)):
+            continue
+        relative = file.relative_to(base).as_posix()  # type: ignore[arg-type]
+        sources.append((file, relative.removesuffix(suffix or file.suffix), format_of(file, data_format)))
+    if not sources:
+        suffixes = ", ".join(suffix for item in FORMATS.values() for suffix in item.suffixes)
+        raise ConfigError(
+            f"--data_path {data_path}: none of its {len(files)} files ends in {suffixes}; "
+            "for other names give the files or a glob, and --data_format"
+        )
+    return sources
+
+
+def plan_shards(
+    data_paths: Sequence[str],
+    image_folders: Sequence[str] = (),
+    *,
+    data_format: str = "auto",
+    rows_per_shard: int = 4096,
+    list_broken: bool = False,
+) -> list[Shard]:
+    """All shards of the input, in the order of the data paths and of the file names.
+
+    Raises ConfigError for a file that cannot be read, two files that would share an output name, or images without a
+    folder. With `list_broken` a corrupt file is a shard with a `problem`, unless all files are corrupt.
+    """
+    shards: list[Shard] = []
+    owners: dict[str, Location] = {}
+    for data_path, folder in zip(data_paths, _folder_of_each(data_paths, image_folders), strict=True):
+        for file, stem, input_format in find_sources(data_path, data_format):
+            _validate_name(file, stem)
+            try:
+                of_file = _file_shards(file, stem, input_format, data_path, folder, rows_per_shard)
+            except StoreError:
+                raise
+            except (ShardError, FileNotFoundError) as error:
+                problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
+                if not list_broken:
+                    raise ConfigError(problem) from error
+                gone = _source(file, None, input_format, data_path, folder, RowRange(row_start=0, row_stop=0))
+                of_file = [Shard(name=stem, source=gone, problem=problem)]
+            except OSError as error:
+                raise ConfigError(f"cannot read {file}: {error}") from error
+            for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
+                if name in owners:
+                    raise ConfigError(
+                        f"{owners[name]} and {file} would both be written to {name}*.parquet; "
+                        "give each file once, or rename one of them"
+                    )
+                owners[name] = file
+            shards += of_file
+    if shards and all(shard.problem for shard in shards):
+        raise ConfigError(f"no file can be read; the first: {shards[0].problem}")
+    if not shards:
+        raise ConfigError(f"no rows in {', '.join(data_paths)}")
+    return shards
+
+
+def count_rows(source: ShardSource) -> int:
+    """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
+    file = location(source.uri)
+    ranges = format_of(file, source.data_format).plan(file, _ALL_ROWS, True).ranges
+    return sum(rows.row_stop - rows.row_start for rows in ranges)
+
+
+def _folder_of_each(data_paths: Sequence[str], image_folders: Sequence[str]) -> list[str | None]:
+    folders: list[str | None] = [*image_folders] or [None]
+    if len(folders) == 1:
+        folders *= len(data_paths)
+    if len(folders) != len(data_paths):
+        raise ConfigError(
+            f"{len(image_folders)} --image_folder for {len(data_paths)} --data_path: "
+            "give none, one for all, or one for each"
+        )
+    if absent := [folder for folder in image_folders if not location(folder).is_dir()]:
+        raise ConfigError(f"--image_folder {absent[0]}: no such directory")
+    return folders
+
+
+def _validate_name(file: Location, stem: str) -> None:
+    """ConfigError for names whose output would be invisible to readers, or cannot be written."""
+    parts = PurePosixPath(stem).parts
+    if hidden := next((part for part in parts if part.startswith((".", "_"))), None):
+        raise ConfigError(
+            f"{file}: its output would lie under {hidden!r}, and pandas and pyarrow ignore names that begin with "
+            "'.' or '_'; rename it"
+        )
+    try:
+        too_long = len(f"{parts[-1]}-r000000000-000000000-first000000000.parquet".encode()) > _MAX_NAME_BYTES
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{str(file)!r}: a file name that is not UTF-8; rename it") from error
+    if too_long:
+        raise ConfigError(f"{file}: its name leaves no room for the row range of its output; use a shorter one")
+
+
+def _file_shards(
+    file: Location, stem: str, input_format: InputFormat, data_path: str, folder: str | None, rows_per_shard: int
+) -> list[Shard]:
+    stat = file.stat()
+    plan = input_format.plan(file, rows_per_shard, folder is not None)
+    _validate_images(file, input_format, plan, has_folder=folder is not None)
+    if not plan.ranges:
+        _log.warning("%s holds no rows", file)
+    return [
+        Shard(
+            name=f"{stem}-r{rows.row_start:09d}-{rows.row_stop:09d}" if input_format.splits else stem,
+            source=_source(file, stat, input_format, data_path, folder, rows),
+            byte_start=rows.byte_start,
+            byte_stop=rows.byte_stop,
+            embedded_bytes=rows.image_bytes,
+        )
+        for rows in plan.ranges
+    ]
+
+
+def _source(
+    file: Location,
+    stat: os.stat_result | ObjectInfo | None,
+    input_format: InputFormat,
+    data_path: str,
+    folder: str | None,
+    rows: RowRange,
+) -> ShardSource:
+    return ShardSource(
+        uri=str(file.resolve()),
+        data_path=data_path,
+        image_folder=None if folder is None else str(location(folder).absolute()),
+        num_rows=rows.row_stop - rows.row_start,
+        size=stat.st_size if stat else 0,
+        mtime_ns=stat.st_mtime_ns if isinstance(stat, os.stat_result) else 0,
+        row_start=rows.row_start,
+        row_stop=rows.row_stop,
+        etag=stat.etag if isinstance(stat, ObjectInfo) else None,
+        data_format=input_format.name,
+    )
+
+
+def _validate_images(file: Location, input_format: InputFormat, plan: FilePlan, *, has_folder: bool) -> None:
+    """ConfigError where images are named and there is no folder, or stand under a key that nobody reads."""
+    if plan.images == "inside":
+        return
+    named, samples = plan.images == "named", []
+    if not named and plan.ranges:
+        try:
+            samples = [*islice(input_format.read(file, plan.ranges[0], ""), PROBED_ROWS)]
+        except ShardError:  # Broken pages are the run's to say: it fails by that name, and the rest is done.
+            return
+    images = [image for sample in samples for image in sample.images]
+    if not has_folder and (named or any(image.data is None for image in images)):
+        raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+    unclaimed = [sample.problem for sample in samples if (sample.problem or "").startswith(UNCLAIMED)]
+    if unclaimed and not images:
+        raise ConfigError(f"{file}: {unclaimed[0]}")

@@ -10,7 +10,7 @@ from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.runtime.report import RunReport, not_ok, print_report
-from cal_pipeline.sources.formats import plan_shards
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.storage.locations import location
 from conftest import Family

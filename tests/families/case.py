@@ -23,7 +23,7 @@ VOCABULARY: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
+class Image:
     """What one image is to a model: the ids that stand for it, markers included, and its pixel inputs."""
 
     ids: Sequence[int]
@@ -85,7 +85,7 @@ class Case:
 
 
 def token_samples(
-    picture: Callable[[int], Picture], *, type_ids: str = "", two_images: bool = True, text_only: bool = True,
+    image: Callable[[int], Image], *, type_ids: str = "", two_images: bool = True, text_only: bool = True,
     image_first: bool = False, seed: int = 3,
 ) -> list[EncodedSample]:  # fmt: skip
     """One image; words around an image and two answers; two images; words alone. Token 5 begins each.
@@ -102,11 +102,11 @@ def token_samples(
     found = []
     for row, plan in enumerate(plans):
         ids, labels, mask = ([], [], []) if image_first else ([5], [IGNORE_INDEX], [False])
-        pictures = []
+        images = []
         for at, step in enumerate(plan):
             if step == "p":
-                shown = picture(10 * row + at)
-                pictures.append(shown)
+                shown = image(10 * row + at)
+                images.append(shown)
                 new = [*shown.before, *shown.ids, *shown.after]
                 mask += [False] * len(shown.before) + [True] * len(shown.ids) + [False] * len(shown.after)
             else:
@@ -119,8 +119,7 @@ def token_samples(
         if type_ids:
             sequence[type_ids] = image_mask.long()
         inputs = {
-            key: torch.cat([shown.inputs[key] for shown in pictures])
-            for key in (pictures[0].inputs if pictures else ())
+            key: torch.cat([shown.inputs[key] for shown in images]) for key in (images[0].inputs if images else ())
         }
         found.append(
             EncodedSample(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
 _START, _END, _IMAGE, _VIDEO = 1, 2, 3, 4
@@ -24,15 +24,15 @@ _QWEN = {
 }
 
 
-def _picture(seed: int) -> Picture:
+def _image(seed: int) -> Image:
     grid = torch.tensor([[1, 4, 4 + 2 * (seed % 2)]])  # in patches; 2 x 2 patches make one token
     patches = int(grid.prod())
     inputs = {"pixel_values": pixels(seed, patches, 3 * 2 * 4 * 4), "image_grid_thw": grid}
-    return Picture(ids=[_IMAGE] * (patches // 4), inputs=inputs, before=[_START], after=[_END])
+    return Image(ids=[_IMAGE] * (patches // 4), inputs=inputs, before=[_START], after=[_END])
 
 
 def _case(model_class: Any, config: Any) -> Case:
-    return Case(model=build(model_class, config), samples=token_samples(_picture, type_ids="mm_token_type_ids"))
+    return Case(model=build(model_class, config), samples=token_samples(_image, type_ids="mm_token_type_ids"))
 
 
 def qwen2_vl() -> Case:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
 _START, _END, _IMAGE, _VIDEO = 1, 2, 3, 4
@@ -25,11 +25,11 @@ _TEXT: dict[str, Any] = {
 _GRIDS = ((4, 4), (4, 6))
 
 
-def _grid_picture(seed: int, values: int = 96) -> Picture:
+def _grid_image(seed: int, values: int = 96) -> Image:
     """Patches in a row; 2 x 2 make a token."""
     grid = torch.tensor([[1, *_GRIDS[seed % 2]]])
     patches = int(grid.prod())
-    return Picture(
+    return Image(
         ids=[_IMAGE] * (patches // 4), inputs={"pixel_values": pixels(seed, patches, values), "image_grid_thw": grid},
         before=[_START], after=[_END],
     )  # fmt: skip
@@ -51,11 +51,11 @@ def ernie4_5_vl_moe() -> Case:
         video_end_token_id=7, video_token_id=_VIDEO, tie_word_embeddings=False,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
-        return _grid_picture(seed, 48)
+    def image(seed: int) -> Image:
+        return _grid_image(seed, 48)
 
     samples = []
-    for sample in token_samples(picture, type_ids="mm_token_type_ids"):
+    for sample in token_samples(image, type_ids="mm_token_type_ids"):
         ids = sample.sequence_inputs["input_ids"]
         experts = torch.isin(ids, torch.tensor([_IMAGE, _START, _END])).long()
         sequence = {**sample.sequence_inputs, "moe_mm_token_type_ids": experts}
@@ -75,7 +75,7 @@ def minimax_m3_vl() -> Case:
         text_config=text, vision_config={**_LAYERS, "patch_size": 4, "image_size": 32}, image_token_index=_IMAGE,
         video_token_index=_VIDEO, projector_hidden_size=HIDDEN,
     )  # fmt: skip
-    return Case(model=build(hf.MiniMaxM3SparseForConditionalGeneration, config), samples=token_samples(_grid_picture))
+    return Case(model=build(hf.MiniMaxM3SparseForConditionalGeneration, config), samples=token_samples(_grid_image))
 
 
 def inkling() -> Case:
@@ -95,11 +95,11 @@ def inkling() -> Case:
         audio_config={"n_mel_bins": 4, "mel_vocab_size": 8, "text_hidden_size": HIDDEN},
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         count = 4 + seed % 3
-        return Picture(ids=[_IMAGE] * count, inputs={"pixel_values": pixels(seed, count, 2, 4, 4, 3)}, before=[_START])
+        return Image(ids=[_IMAGE] * count, inputs={"pixel_values": pixels(seed, count, 2, 4, 4, 3)}, before=[_START])
 
-    return Case(model=build(hf.InklingForConditionalGeneration, config), samples=token_samples(picture))
+    return Case(model=build(hf.InklingForConditionalGeneration, config), samples=token_samples(image))
 
 
 def molmo2() -> Case:
@@ -116,15 +116,15 @@ def molmo2() -> Case:
     )  # fmt: skip
     quarter = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         """The whole image and one crop, 4 tokens each."""
         inputs = {
             "pixel_values": pixels(seed, 2, 16, 48), "image_token_pooling": torch.cat([quarter, quarter + 16]),
             "image_grids": torch.tensor([[2, 2, 2, 2]]), "image_num_crops": torch.tensor([2]),
         }  # fmt: skip
-        return Picture(ids=[_END, *[_IMAGE] * 4, 7, _START, *[_IMAGE] * 4, 7], inputs=inputs)
+        return Image(ids=[_END, *[_IMAGE] * 4, 7, _START, *[_IMAGE] * 4, 7], inputs=inputs)
 
-    samples = token_samples(picture, type_ids="mm_token_type_ids", two_images=False)
+    samples = token_samples(image, type_ids="mm_token_type_ids", two_images=False)
     return Case(model=build(hf.Molmo2ForConditionalGeneration, config), samples=samples)
 
 
@@ -141,16 +141,16 @@ def hunyuan_vl() -> Case:
         im_end_id=_END, im_newline_id=7,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         height, width = _GRIDS[seed % 2]
-        return Picture(
+        return Image(
             ids=[_IMAGE] * ((height // 2) * (width // 2 + 1) + 2), before=[_START], after=[_END],
             inputs={
                 "pixel_values": pixels(seed, height * width, 48), "image_grid_thw": torch.tensor([[1, height, width]]),
             },
         )  # fmt: skip
 
-    samples = token_samples(picture, type_ids="mm_token_type_ids")
+    samples = token_samples(image, type_ids="mm_token_type_ids")
     return Case(model=build(hf.HunYuanVLForConditionalGeneration, config), samples=samples)
 
 
@@ -162,11 +162,11 @@ def minicpmv4_6() -> Case:
         video_token_id=_VIDEO, insert_layer_id=0,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         inputs = {"pixel_values": pixels(seed, 1, 3, 4, 4 * 64), "target_sizes": torch.tensor([[8, 8]])}
-        return Picture(ids=[_START, *[_IMAGE] * 4, _END], inputs=inputs)
+        return Image(ids=[_START, *[_IMAGE] * 4, _END], inputs=inputs)
 
-    samples = token_samples(picture, two_images=False)
+    samples = token_samples(image, two_images=False)
     return Case(
         model=build(hf.MiniCPMV4_6ForConditionalGeneration, config), samples=samples,
         batch_led=frozenset({"pixel_values"}),
@@ -197,5 +197,5 @@ def dots3_note(window: int = 8) -> Case:
     )  # fmt: skip
     return Case(
         model=build(hf.Dots3NoteForConditionalGeneration, config),
-        samples=token_samples(lambda seed: _grid_picture(seed, 48)),
+        samples=token_samples(lambda seed: _grid_image(seed, 48)),
     )

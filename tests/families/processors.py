@@ -22,7 +22,7 @@ from tiny_models import FAMILIES, HIDDEN, build, sample_image, text_config_value
 _LAYERS: Final = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEMPLATES: Final[dict[str, Template]] = {"blip_2": "plain"}
 """Families without a chat template; the others use their processor's."""
-ONE_PICTURE: Final = "its processor puts the tokens of exactly one image before the text"
+ONE_IMAGE: Final = "its processor puts the tokens of exactly one image before the text"
 
 
 def chat(image: str, *, user: str, assistant: str, end: str, begin: str = "") -> str:
@@ -252,7 +252,7 @@ def case(model: Any, encoder: Encoder, name: str) -> Case:
         encoder(conversation(*turns), [sample_image(10 * row + n, size) for n, size in enumerate(sizes)])
         for row, (turns, sizes) in enumerate(given)
     ]
-    only = {"two_images": ONE_PICTURE, "text_only": ONE_PICTURE} if name == "blip_2" else {}
+    only = {"two_images": ONE_IMAGE, "text_only": ONE_IMAGE} if name == "blip_2" else {}
     found_by = {"blip_2": "count", "idefics2": "text", "mllama": "text"}.get(name, "report")
     return Case(
         model=model, samples=samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
 _IMAGE, _MARK = 3, 4
@@ -20,9 +20,9 @@ _IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 5, "eos_tok
 _TEXT: dict[str, Any] = {**_LAYERS, **_IDS, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512}
 
 
-def _case(model_class: Any, config: Any, picture: Callable[[int], Picture], **options: Any) -> Case:
+def _case(model_class: Any, config: Any, image: Callable[[int], Image], **options: Any) -> Case:
     batch_led = options.pop("batch_led", frozenset())
-    return Case(model=build(model_class, config), samples=token_samples(picture, **options), batch_led=batch_led)
+    return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_led=batch_led)
 
 
 def llava_onevision() -> Case:
@@ -33,14 +33,12 @@ def llava_onevision() -> Case:
         image_grid_pinpoints=[[16, 32], [32, 16]],
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         size = torch.tensor([[16, 32]] if seed % 2 else [[32, 16]])  # height, width
         tokens = 4 + (2 * (4 + 1) if seed % 2 else 4 * (2 + 1))
-        return Picture(
-            ids=[_IMAGE] * tokens, inputs={"pixel_values": pixels(seed, 1, 3, 3, 16, 16), "image_sizes": size}
-        )
+        return Image(ids=[_IMAGE] * tokens, inputs={"pixel_values": pixels(seed, 1, 3, 3, 16, 16), "image_sizes": size})
 
-    return _case(hf.LlavaOnevisionForConditionalGeneration, config, picture)
+    return _case(hf.LlavaOnevisionForConditionalGeneration, config, image)
 
 
 def smolvlm() -> Case:
@@ -51,10 +49,10 @@ def smolvlm() -> Case:
     )  # fmt: skip
     raise_batch = frozenset({"pixel_values"})
 
-    def picture(seed: int) -> Picture:
-        return Picture(ids=[_MARK, *[_IMAGE] * 4] * 2, inputs={"pixel_values": pixels(seed, 1, 2, 3, 16, 16)})
+    def image(seed: int) -> Image:
+        return Image(ids=[_MARK, *[_IMAGE] * 4] * 2, inputs={"pixel_values": pixels(seed, 1, 2, 3, 16, 16)})
 
-    case = _case(hf.SmolVLMForConditionalGeneration, config, picture, batch_led=raise_batch)
+    case = _case(hf.SmolVLMForConditionalGeneration, config, image, batch_led=raise_batch)
     return _led_by_batch(case)
 
 
@@ -73,10 +71,10 @@ def internvl() -> Case:
         vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_id=_IMAGE, image_seq_length=4
     )
 
-    def picture(seed: int) -> Picture:
-        return Picture(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+    def image(seed: int) -> Image:
+        return Image(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
 
-    return _case(hf.InternVLForConditionalGeneration, config, picture)
+    return _case(hf.InternVLForConditionalGeneration, config, image)
 
 
 def mistral3() -> Case:
@@ -87,15 +85,15 @@ def mistral3() -> Case:
         spatial_merge_size=2,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         # Collated images share one size: the library zero-pads and cuts by image_sizes.
         rows, columns = (2, 3) if seed % 2 else (3, 2)
         ids = ([_IMAGE] * columns + [_MARK]) * rows
         image = torch.zeros(1, 3, 24, 24)
         image[..., : 8 * rows, : 8 * columns] = pixels(seed, 1, 3, 8 * rows, 8 * columns)
-        return Picture(ids=ids, inputs={"pixel_values": image, "image_sizes": torch.tensor([[8 * rows, 8 * columns]])})
+        return Image(ids=ids, inputs={"pixel_values": image, "image_sizes": torch.tensor([[8 * rows, 8 * columns]])})
 
-    return _case(hf.Mistral3ForConditionalGeneration, config, picture)
+    return _case(hf.Mistral3ForConditionalGeneration, config, image)
 
 
 def cohere2_vision() -> Case:
@@ -105,10 +103,10 @@ def cohere2_vision() -> Case:
         vision_config=vision, text_config=text, image_token_id=_IMAGE, alignment_intermediate_size=64
     )
 
-    def picture(seed: int) -> Picture:
-        return Picture(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+    def image(seed: int) -> Image:
+        return Image(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
 
-    return _case(hf.Cohere2VisionForConditionalGeneration, config, picture)
+    return _case(hf.Cohere2VisionForConditionalGeneration, config, image)
 
 
 def llama4() -> Case:
@@ -125,10 +123,10 @@ def llama4() -> Case:
         vision_config=vision, text_config=text, image_token_index=_IMAGE, boi_token_index=1, eoi_token_index=2
     )
 
-    def picture(seed: int) -> Picture:
-        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+    def image(seed: int) -> Image:
+        return Image(ids=[1, *[_IMAGE] * 4, 2], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
 
-    return _case(hf.Llama4ForConditionalGeneration, config, picture)
+    return _case(hf.Llama4ForConditionalGeneration, config, image)
 
 
 def lfm2_vl() -> Case:
@@ -141,15 +139,15 @@ def lfm2_vl() -> Case:
         vision_config=vision, text_config=text, image_token_id=_IMAGE, projector_hidden_size=64, downsample_factor=2
     )
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         shape = torch.tensor([[4, 4]] if seed % 2 else [[2, 8]])
         inputs = {
             "pixel_values": pixels(seed, 1, 16, 48), "spatial_shapes": shape,
             "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
         }  # fmt: skip
-        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
+        return Image(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
 
-    return _case(hf.Lfm2VlForConditionalGeneration, config, picture)
+    return _case(hf.Lfm2VlForConditionalGeneration, config, image)
 
 
 def gemma4() -> Case:
@@ -167,12 +165,12 @@ def gemma4() -> Case:
         audio_token_id=8, boi_token_id=1, eoi_token_id=2,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         grid = torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]
         inputs = {"pixel_values": pixels(seed, 1, 16, 48).sigmoid(), "image_position_ids": grid}
-        return Picture(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
+        return Image(ids=[1, *[_IMAGE] * 4, 2], inputs=inputs)
 
-    return _case(hf.Gemma4ForConditionalGeneration, config, picture, type_ids="mm_token_type_ids")
+    return _case(hf.Gemma4ForConditionalGeneration, config, image, type_ids="mm_token_type_ids")
 
 
 def instructblip() -> Case:
@@ -186,16 +184,16 @@ def instructblip() -> Case:
         num_query_tokens=4, image_token_index=_IMAGE,
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         asked = torch.randint(10, 100, (1, 5), generator=torch.Generator().manual_seed(seed))
         inputs = {
             "pixel_values": pixels(seed, 1, 3, 16, 16), "qformer_input_ids": asked,
             "qformer_attention_mask": torch.ones_like(asked),
         }  # fmt: skip
-        return Picture(ids=[_IMAGE] * 4, inputs=inputs)
+        return Image(ids=[_IMAGE] * 4, inputs=inputs)
 
     only_one = "the processor puts the tokens of one image before the text"
     case = _case(
-        hf.InstructBlipForConditionalGeneration, config, picture, two_images=False, text_only=False, image_first=True
+        hf.InstructBlipForConditionalGeneration, config, image, two_images=False, text_only=False, image_first=True
     )
     return dataclasses.replace(case, two_images=only_one, text_only="its forward demands an image")

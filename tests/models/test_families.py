@@ -67,9 +67,9 @@ def hide_after_image(logits: torch.Tensor, samples: Sequence[EncodedSample]) -> 
 
 def test_the_samples_are_ragged_and_show_what_the_family_can(entry: tuple[str, Case]) -> None:
     name, found = entry
-    pictures = [int(sample.image_mask.any()) for sample in found.samples]
+    images = [int(sample.image_mask.any()) for sample in found.samples]
     assert len({sample.num_tokens for sample in found.samples}) > 1
-    assert (0 in pictures) == (found.text_only == "yes")
+    assert (0 in images) == (found.text_only == "yes")
     first = found.samples[0]
     config = found.model.config
     placeholder = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)

@@ -69,12 +69,12 @@ def test_markers_are_image_and_words_are_not(encoder_of: Callable[[str], Encoder
 
 # The others' images come first, whatever the text says.
 @pytest.mark.parametrize("name", [family for family in FAMILIES if family.values[0] not in ONE_TURN])
-def test_pictures_between_words_and_side_by_side(encoder_of: Callable[[str], Encoder], name: str) -> None:
+def test_images_between_words_and_side_by_side(encoder_of: Callable[[str], Encoder], name: str) -> None:
     encoder = encoder_of(name)
-    pictures = [sample_image(n, (60, 40)) for n in range(3)]
+    images = [sample_image(n, (60, 40)) for n in range(3)]
     turns = ("Compare <image> with <image><image>, please.", "The second shows a small dog.")
-    encoded = encoder(conversation(*turns), pictures)
-    alone = encoder(conversation("<image>?", "A cat."), pictures[:1])
+    encoded = encoder(conversation(*turns), images)
+    alone = encoder(conversation("<image>?", "A cat."), images[:1])
     rest = text(encoder, encoded, ~encoded.image_mask)
     words = rest.replace("\n", "").replace(" ", "")
     assert "Comparewith,please." in words

@@ -35,7 +35,7 @@ def write_data(folder: Path, name: str) -> tuple[Path, list[str]]:
         return {"image": image, "conversations": said} if image else {"conversations": said}
 
     one_turn = name in ("paligemma", "paligemma2", "blip_2")
-    one_picture = name == "blip_2"
+    one_image = name == "blip_2"
     rows = [
         row(picture(0, (60, 40)), "<image>\nWhat is this?", "A red cat on the table."),
         row(picture(1, (40, 90)), "<image>\nDescribe it.", "A small dog sits next to a large white cat."),
@@ -44,7 +44,7 @@ def write_data(folder: Path, name: str) -> tuple[Path, list[str]]:
         row([picture(3, (50, 50)), picture(4, (90, 30))], "<image>\n<image>\nAnd these?", "Two yellow lines."),
         row(picture(5, (60, 40)), "<image>\nRead the sign.", "It says stop.", "Sure?", "Yes, it does."),
     ]
-    statuses = ["ok", "ok", "ok", *["encode_error" if one_picture else "ok"] * 2, "encode_error" if one_turn else "ok"]
+    statuses = ["ok", "ok", "ok", *["encode_error" if one_image else "ok"] * 2, "encode_error" if one_turn else "ok"]
     (folder / "data.json").write_text(json.dumps(rows))
     return folder / "data.json", statuses
 

@@ -15,7 +15,7 @@ from transformers.integrations import deepspeed
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.positions import longest_row
-from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, refuse_adapters
+from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
 from cal_pipeline.models.loading import check_architecture, load_model, load_outline, load_processor, model_directory
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
@@ -70,7 +70,7 @@ def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
-    refuse_adapters(directory, trains=True)
+    validate_adapters(directory, trains=True)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
     if config.template == "auto":

@@ -1,4 +1,4 @@
-"""A processor's chat template: a conversation as one text, and which of its characters are supervised.
+"""Renders a conversation by a processor's chat template, and says which of its characters are supervised.
 
 Supervised is what the template writes of an assistant's turn behind the header, up to and with its end token. Nothing
 is searched by its words: the conversation is rendered once more with slots in place of all words (layout.py), and what

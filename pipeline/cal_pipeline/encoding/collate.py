@@ -1,4 +1,4 @@
-"""Encoded samples to padded batches, and which samples share one."""
+"""Collates encoded samples into padded batches, and chooses which samples share one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perturbed images written out beside their sources, for a look."""
+"""Writes perturbed images beside their sources, for people to look at."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def save_contrast_images(
     for path in earlier:
         path.unlink()
     written = 0
-    for key, number, picture in _pictures(shards, max_image_pixels):
+    for key, number, original in _images(shards, max_image_pixels):
         if written == count:
             break
         name = f"{written:04d}-{key}-{number}"
-        _save(picture, folder / f"{name}.png")
-        changed = perturbed(picture, contrast, key, number)
+        _save(original, folder / f"{name}.png")
+        changed = perturbed(original, contrast, key, number)
         _save(changed, folder / f"{name}-{contrast.describe().replace(' ', '-')}.png")
         written += 1
     return written
 
 
-def _save(picture: Image.Image, path: Location) -> None:
+def _save(original: Image.Image, path: Location) -> None:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    original.save(file, "PNG")
     path.write_bytes(file.getvalue())
 
 
-def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
+def _images(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[str, int, Image.Image]]:
     """Sample key, place in the sample, and image, in the order of the plan.
 
     Bad images and damaged files are passed over: the measurement says what is wrong with them.
@@ -58,5 +58,5 @@ def _pictures(shards: Sequence[Shard], max_image_pixels: int) -> Iterator[tuple[
             for sample in read_samples(shard):
                 for number, image in enumerate(sample.images):
                     with suppress(SampleError):
-                        picture = decode_image(read_image_file(image, folder), max_image_pixels)
-                        yield sample_key(sample), number, picture
+                        original = decode_image(read_image_file(image, folder), max_image_pixels)
+                        yield sample_key(sample), number, original

@@ -1,4 +1,4 @@
-"""`EncodedSample`: what an encoder makes of a sample, and everything behind it reads."""
+"""Defines `EncodedSample`, which an encoder makes of a sample and everything behind it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Sample and its images become model inputs, labels and the mask of image tokens.
+"""Encodes a Sample and its images into model inputs, labels and the mask of image tokens.
 
 Measuring and training use this one encoder: that is what makes their labels agree.
 
@@ -125,15 +125,15 @@ class Encoder:
         Also learns which inputs are of tokens: two texts of different lengths give them as many entries as tokens. And
         notices a processor that rewrites the text, where character offsets would point at the wrong words.
         """
-        pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+        images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
         text = self._image_token * 2
         if self._takes_suffix:
-            output, longer = (self._process(text, pictures, suffix=words).output for words in ("a", _WORDS))
+            output, longer = (self._process(text, images, suffix=words).output for words in ("a", _WORDS))
         elif self._prefix:
-            output, longer = (self._process(words, pictures).output for words in ("a", _WORDS))
+            output, longer = (self._process(words, images).output for words in ("a", _WORDS))
         else:
-            found = self._process(text, pictures, add_special_tokens=False)
-            output, longer = found.output, self._process(text + _WORDS, pictures, add_special_tokens=False).output
+            found = self._process(text, images, add_special_tokens=False)
+            output, longer = found.output, self._process(text + _WORDS, images, add_special_tokens=False).output
             bos = self.processor.tokenizer.bos_token
             self._writes_bos = bool(bos) and bos in found.given
             expected = self.processor.tokenizer(found.inserted_text, add_special_tokens=False)["input_ids"]

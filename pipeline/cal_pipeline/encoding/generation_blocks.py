@@ -1,4 +1,4 @@
-"""Where a template's own `{% generation %}` blocks begin and end in what it writes."""
+"""Finds where a template's own `{% generation %}` blocks begin and end in what it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoder's identity: the parts of the measurement spec that decide ids, labels and pixels; and the way back."""
+"""Names what of an encoder decides ids, labels and pixels, as parts of the measurement spec; and the way back."""
 
 from __future__ import annotations
 

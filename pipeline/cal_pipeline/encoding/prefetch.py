@@ -1,4 +1,4 @@
-"""A shard's rows on their way to the model: read, decoded and encoded in threads, gathered in windows."""
+"""Reads, decodes and encodes a shard's rows in threads, ahead of the model, and gathers them in windows."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def prepare_rows(
                 images = zip(sample.images, files, strict=True)
                 sample = replace(sample, images=tuple(ImageRef(data=data, path=ref.path) for ref, data in images))
             encoder.check(sample)  # Before an image is decoded: a row may have thousands.
-            pictures = decode_images(files, max_image_pixels)
-            notes = filter(None, (sample.note, *dict.fromkeys(map(note_of, pictures))))
+            decoded = decode_images(files, max_image_pixels)
+            notes = filter(None, (sample.note, *dict.fromkeys(map(note_of, decoded))))
             sample = replace(sample, note="; ".join(notes) or None)
-            encoded = encode_with_contrast(encoder, contrast, sample, pictures, key)
+            encoded = encode_with_contrast(encoder, contrast, sample, decoded, key)
         except SampleError as error:
             failure = error
         return PreparedRow(

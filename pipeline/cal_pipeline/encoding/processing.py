@@ -1,4 +1,4 @@
-"""One call of a model's processor, and its account of what became of the text."""
+"""Calls a model's processor, and accounts for what became of the text."""
 
 from __future__ import annotations
 

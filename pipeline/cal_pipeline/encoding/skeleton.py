@@ -1,4 +1,4 @@
-"""A rendering with slots for the words, and the places in it where supervision begins and ends."""
+"""Renders a conversation with slots for its words, and finds where in it supervision begins and ends."""
 
 from __future__ import annotations
 

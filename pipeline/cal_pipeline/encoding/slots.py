@@ -1,4 +1,4 @@
-"""A conversation in the layout that chat templates read, with its words or with slots in their place.
+"""Lays a conversation out as chat templates read it, with its words or with slots in their place.
 
 A slot is a marker that occurs nowhere else. What decides how a template writes a turn beside its words stays as it is:
 the blanks around them, the tags that templates look for, images, and every other key.

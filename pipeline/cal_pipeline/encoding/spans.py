@@ -1,4 +1,4 @@
-"""From characters to tokens: which tokens cover a span of the rendered text once images are expanded in it."""
+"""Finds the tokens that cover a span of the rendered text once images are expanded in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The date that chat templates read: `strftime_now` of transformers, pinned."""
+"""Pins the date that chat templates read (transformers' `strftime_now`)."""
 
 from __future__ import annotations
 

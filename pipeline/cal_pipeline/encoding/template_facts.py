@@ -1,4 +1,4 @@
-"""What is true of a chat template whatever the row, found out by rendering small conversations."""
+"""Finds out what is true of a chat template whatever the row, by rendering small conversations."""
 
 from __future__ import annotations
 

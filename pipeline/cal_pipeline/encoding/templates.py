@@ -1,4 +1,4 @@
-"""A conversation as one text, and which of its characters are supervised, by the templates that are built in.
+"""Renders a conversation by the templates that are built in, and says which characters are supervised.
 
 chat.py does it by a processor's own chat template.
 """

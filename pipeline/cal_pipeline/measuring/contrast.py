@@ -1,4 +1,4 @@
-"""The two passes of the reference model: the logit of every supervised token with and without the image.
+"""Runs the two passes of the reference model: every supervised token's logit with and without the image.
 
 Both are ordinary calls of the top-level model whose output head computes one number per supervised token instead of
 a row over the vocabulary. B batch, T padded tokens, N supervised tokens, H hidden size.

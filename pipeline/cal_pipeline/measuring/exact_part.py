@@ -1,4 +1,4 @@
-"""The first layers of a model in half precision, as float32: small differences show there that rounding hides."""
+"""Computes the first layers of a half precision model in float32, where small differences show."""
 
 from __future__ import annotations
 

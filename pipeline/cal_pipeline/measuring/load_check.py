@@ -1,4 +1,4 @@
-"""All that is proved of a model and its encoder when both are loaded, before the first row."""
+"""Proves, when a model and its encoder are loaded, all that rows rely on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.contrast import label_logits
 from cal_pipeline.measuring.exact_part import exact_part
-from cal_pipeline.measuring.row_check import Collate, check_places, dependence, refusing
+from cal_pipeline.measuring.row_check import Collate, check_places, config_error_with, dependence
 from cal_pipeline.measuring.self_check import check_long, check_reference, encode_question, encode_questions
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
@@ -83,10 +83,10 @@ def check_samples(
         return found.reason if found else None
 
     kind = type(model).__name__
-    with torch.no_grad(), refusing(f"{name}: {kind} does not take a plain question: its forward"):
+    with torch.no_grad(), config_error_with(f"{name}: {kind} does not take a plain question: its forward"):
         first = placed(short[:1])
         label_logits(model, first.inputs, first.labels)
-    with refusing(
+    with config_error_with(
         f"{name}: try another --contrast than {contrast.condition} with {kind}: a pass over a plain question"
     ):
         reason, exact = None, False

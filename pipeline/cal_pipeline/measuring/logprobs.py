@@ -1,4 +1,4 @@
-"""Log-probabilities of the labels: the one number of a pass that needs the whole vocabulary, in bounded memory.
+"""Computes log-probabilities of the labels, which need the whole vocabulary, in bounded memory.
 
 The hidden rows that predict a label are kept (N x H), and the head's full rows are made for a few of them at a time.
 B batch, T padded tokens, N supervised tokens, H hidden size, V vocabulary.

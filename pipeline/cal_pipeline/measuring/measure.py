@@ -1,4 +1,4 @@
-"""Encoded samples to per-token numbers: batching, the two passes, and what can go wrong in them."""
+"""Measures encoded samples: batches, the two passes, and what can go wrong in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows longer than a decoder's table of learned positions, found before a forward asks for what is not in it."""
+"""Finds rows longer than a decoder's table of learned positions, before a forward asks for what is not in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary frequencies that follow the longest row of a batch (`dynamic`, `longrope`): here every row has its own."""
+"""Gives every row its own rotary frequencies where they follow the longest row of a batch (dynamic, longrope)."""
 
 from __future__ import annotations
 

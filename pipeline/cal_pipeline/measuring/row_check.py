@@ -1,4 +1,4 @@
-"""Proof, at load, that a row's numbers are its own: not its neighbours', not of what stands behind a token."""
+"""Proves, at load, that a row's numbers are its own: not its neighbours', not of what stands behind a token."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def config_error_with(what: str) -> Iterator[None]:
     """A model's own complaint becomes a refusal; running out of memory and lost devices stay what they are."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Proof, on one batch of plain questions, that a loaded model's two passes are what they claim to be."""
+"""Proves, on one batch of plain questions, that a loaded model's two passes are what they claim to be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.conditions import defined_tokens
 from cal_pipeline.measuring.contrast import contrast_logits, label_logits, without_padding_mask
-from cal_pipeline.measuring.row_check import check_gap, check_places, refusing
+from cal_pipeline.measuring.row_check import check_gap, check_places, config_error_with
 from cal_pipeline.models.precision import Precision, watched
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
@@ -41,15 +41,15 @@ def encode_question(
     contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
     answer, size, colour = _QUESTIONS[number]
     size = _QUESTIONS[0][1] if encoder.alike_batches else size
-    picture = Image.new("RGB", size, "white")
-    ImageDraw.Draw(picture).ellipse((20, 10, size[0] - 20, size[1] - 10), fill=colour)
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).ellipse((20, 10, size[0] - 20, size[1] - 10), fill=colour)
     turns = (
         Turn(role="user", content=f"{IMAGE_MARK}\nWhat is in the image?"),
         Turn(role="assistant", content=" ".join([answer] * times)),
     )
     try:
         sample = Sample(sample_id="self-check", images=(), messages=turns)
-        return encode_with_contrast(encoder, contrast, sample, [picture], "self-check")
+        return encode_with_contrast(encoder, contrast, sample, [image], "self-check")
     except CalError as error:
         raise ConfigError(
             f"{model_id}: its processor cannot encode a plain question about one image ({error})"
@@ -72,12 +72,14 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         raise ConfigError(f"{name}: contrast 'mask' is not defined for {kind}: {undefined}; use --contrast drop")
     supervised = batch.labels[:, 1:] != IGNORE_INDEX
     with torch.no_grad():
-        with refusing(f"{name}: {kind} cannot measure a plain question: its forward"):
+        with config_error_with(f"{name}: {kind} cannot measure a plain question: its forward"):
             output, precision = watched(model, lambda: model(**batch.inputs, use_cache=False))
         full = output.logits[:, :-1]
         rows = full[supervised.to(full.device)].float().to(batch.labels.device)
         by_full = rows.gather(1, batch.labels[:, 1:][supervised][:, None])[:, 0]
-        with refusing(f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"):
+        with config_error_with(
+            f"{name}: {kind} uses its output head in a way that is not supported: one logit for each label"
+        ):
             by_head = label_logits(model, batch.inputs, batch.labels)[:, 1:]
             unmasked = label_logits(model, without_padding_mask(model, batch.inputs), batch.labels)[:, 1:]
     disagreement = partial(_disagreement, precision)
@@ -123,7 +125,7 @@ def _check_without_image(
         given = (model, inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
         return contrast_logits(*given)[1][compared]
 
-    def changes_with_picture(masked: torch.Tensor) -> tuple[float, bool]:
+    def changes_with_image(masked: torch.Tensor) -> tuple[float, bool]:
         """By how much the masked logits change with the image, here its negative; and whether that is too much."""
         pixels = {key for key, value in batch.inputs.items() if value.is_floating_point()}
         negative = {key: -value if key in pixels else value for key, value in batch.inputs.items()}
@@ -131,20 +133,22 @@ def _check_without_image(
 
     masked = without("mask", batch.inputs)
     if contrast.condition == "mask":
-        size, wrong = changes_with_picture(masked)
+        size, wrong = changes_with_image(masked)
         if wrong:
             raise ConfigError(
                 f"{name}: with the image's tokens masked, logits still differ by {size:.3g} between two images; "
                 f"masking does not hide the image from this model ({kind}), use another --contrast"
             )
         return
-    with refusing(f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"):
+    with config_error_with(
+        f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"
+    ):
         dropped = without("drop", batch.inputs)
     size, wrong = disagreement(dropped, masked)
     if not wrong:
         return
     found = f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them"
-    leak, leaks = changes_with_picture(masked)
+    leak, leaks = changes_with_image(masked)
     if leaks:
         raise ConfigError(
             f"{found}, and masked ones by {leak:.3g} between two images: what this model ({kind}) says without an "

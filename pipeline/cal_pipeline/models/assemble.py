@@ -1,4 +1,4 @@
-"""The untrained model that pretraining starts from: a CLIP vision tower, a causal language model, a fresh projector.
+"""Assembles the model that pretraining starts from: a CLIP tower, a causal language model, a fresh projector.
 
 Saved as Hugging Face's `llava` or `llava_next`, so that every later step is an ordinary `from_pretrained`.
 """

@@ -1,4 +1,4 @@
-"""A model's directory before anything is loaded from it: adapters in the way, and weights that are not what they ought.
+"""Checks a model's directory before anything is loaded from it: adapters in the way, missing and renamed weights.
 
 Only the headers of the safetensors files are read. transformers then loads tensors without content, so its own renaming
 and conversion of weights decides what is missing, as it does later.
@@ -29,7 +29,7 @@ _DTYPES = {
 _log = logging.getLogger(__name__)
 
 
-def refuse_adapters(directory: Path, *, trains: bool = False) -> None:
+def validate_adapters(directory: Path, *, trains: bool = False) -> None:
     """ConfigError for adapters without a model's weights, naming their base, and for adapters beside whole weights.
 
     transformers applies the latter on top of what it loads, also where they were merged into it. What is trained on top

@@ -1,4 +1,4 @@
-"""Loading a reference model or the model to be trained, and naming its weights."""
+"""Loads a reference model or the model to be trained, and names its weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.models.checkpoint import raw_header, refuse_adapters
+from cal_pipeline.models.checkpoint import raw_header, validate_adapters
 from cal_pipeline.models.mini_gemini import registry
 from cal_pipeline.models.quantization import (
     accept_maps,
     check_quantization,
     quantization_config,
-    refuse_unpackable,
     resolve_quantization,
+    validate_packable,
 )
 from cal_pipeline.models.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
@@ -113,7 +113,7 @@ def load_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The model's config; ConfigError with the reason when it cannot be had, as in a directory of adapters alone."""
-    refuse_adapters(directory)
+    validate_adapters(directory)
     return _or_config_error(
         f"the config of {directory}", lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     )
@@ -239,5 +239,5 @@ def load_model(
             "out of the quantisation (llm_int8_skip_modules)"
         )
     accept_maps(model)
-    refuse_unpackable(model)
+    validate_packable(model)
     return model

@@ -1,4 +1,4 @@
-"""How precisely a forward really computes, and by how much two ways to the same logits may therefore differ.
+"""Tells how precisely a forward computes, and by how much two ways to the same logits may therefore differ.
 
 What the weights are stored in does not tell: autocast, FSDP and DeepSpeed multiply in other formats than they store,
 and so do quantised layers. The forward is watched instead.

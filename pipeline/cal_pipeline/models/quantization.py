@@ -1,4 +1,4 @@
-"""References in 8 or 4 bits, through transformers and bitsandbytes."""
+"""Loads references in 8 or 4 bits, through transformers and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def accept_maps(model: Any) -> None:
             module.forward = partial(_by_rows, module.forward)
 
 
-def refuse_unpackable(model: Any) -> None:
+def validate_packable(model: Any) -> None:
     """ConfigError for 4-bit layers that bitsandbytes cannot pack for a CPU with avx512_bf16: it would fail when called.
 
     It packs 32 rows of blocks of 64 numbers.

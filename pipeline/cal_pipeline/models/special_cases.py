@@ -1,4 +1,4 @@
-"""What no general rule serves, with the reason beside each entry. docs/models.md lists what came of every family.
+"""Lists what no general rule serves, with the reason beside each entry; docs/models.md has every family.
 
 Rules come first and live where they act: encoder-decoders by their config (loading.py), pixel inputs that a forward
 demands by its signature (reference.py), text that a processor inserts by its own report or from what it hands to its

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint folder by name, read and written file by file."""
+"""Reads and writes the tensors of a checkpoint folder by name, file by file."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from examples_of import conversation
 from families import processors
 from tiny_models import FAMILIES, sample_image
 
-PICTURE = sample_image(1, (60, 40))
+IMAGE = sample_image(1, (60, 40))
 END = {
     "llava": "</s>",
     "llava_next": "</s>",
@@ -45,7 +45,7 @@ def test_labels_are_the_words_and_the_end_token_of_every_turn(family: Callable[[
     if name != "paligemma":  # takes one question and one answer
         turns += ["And where?", "Here, I think."]
         expected = f"{expected} Here, I think.{END[name]}"
-    encoded = encoder(conversation(*turns), [PICTURE])
+    encoded = encoder(conversation(*turns), [IMAGE])
     labels = encoded.labels
     found = decoded(encoder, encoded, labels != IGNORE_INDEX).strip()
     assert found.replace(f"{END[name]} ", END[name]) == expected.replace(f"{END[name]} ", END[name])
@@ -56,7 +56,7 @@ def test_labels_are_the_words_and_the_end_token_of_every_turn(family: Callable[[
 @pytest.mark.parametrize("name", FAMILIES)
 def test_image_mask_covers_every_inserted_token_and_no_word(family: Callable[[str], Family], name: str) -> None:
     encoder = family(name).encoder
-    encoded = encoder(conversation("<image>\nWhat is this?", "A red cat."), [PICTURE])
+    encoded = encoder(conversation("<image>\nWhat is this?", "A red cat."), [IMAGE])
     ids = encoded.sequence_inputs["input_ids"]
     placeholder = family(name).model.config.image_token_id
     assert bool((ids == placeholder).any())
@@ -70,7 +70,7 @@ def test_image_mask_covers_every_inserted_token_and_no_word(family: Callable[[st
 
 def test_row_and_column_markers_count_as_image(family: Callable[[str], Family]) -> None:
     encoder = family("idefics3").encoder
-    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
+    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [IMAGE])
     inserted = decoded(encoder, encoded, encoded.image_mask)
     assert "<row_1_col_1>" in inserted
     assert "<global-img>" in inserted
@@ -79,7 +79,7 @@ def test_row_and_column_markers_count_as_image(family: Callable[[str], Family]) 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bos_is_there_exactly_once(family: Callable[[str], Family], name: str) -> None:
     encoder = family(name).encoder
-    for images in ([PICTURE], []):
+    for images in ([IMAGE], []):
         encoded = encoder(conversation("<image>" * len(images) + "What?", "A cat."), images)
         text = decoded(encoder, encoded, ~encoded.image_mask)
         assert text.count(BOS[name]) == 1
@@ -88,8 +88,8 @@ def test_bos_is_there_exactly_once(family: Callable[[str], Family], name: str) -
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_images_and_text_only_rows_encode(family: Callable[[str], Family], name: str) -> None:
     encoder = family(name).encoder
-    one = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
-    two = encoder(conversation("<image>\n<image>\nWhat?", "A cat."), [PICTURE, sample_image(2, (60, 40))])
+    one = encoder(conversation("<image>\nWhat?", "A cat."), [IMAGE])
+    two = encoder(conversation("<image>\n<image>\nWhat?", "A cat."), [IMAGE, sample_image(2, (60, 40))])
     none = encoder(conversation("What?", "A cat."), [])
     assert int(two.image_mask.sum()) >= 2 * int(one.image_mask.sum()) - 4
     assert not bool(none.image_mask.any())
@@ -105,14 +105,14 @@ def test_batch_led_inputs_are_found_by_probing(family: Callable[[str], Family]) 
 @pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
 def test_built_in_templates_work_with_any_processor(llava: Family, template: str) -> None:
     encoder = Encoder(llava.encoder.processor, template=template)  # type: ignore[arg-type]
-    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [PICTURE])
+    encoded = encoder(conversation("<image>\nWhat?", "A cat."), [IMAGE])
     end = {"plain": "\n", "vicuna_v1": "</s>"}[template]
     assert decoded(encoder, encoded, encoded.labels != IGNORE_INDEX).strip(" ") == f"A cat.{end}"
     assert int((encoded.sequence_inputs["input_ids"] == llava.encoder.processor.tokenizer.bos_token_id).sum()) == 1
 
 
 def test_a_supervised_token_may_directly_follow_the_image(llava: Family) -> None:
-    encoded = Encoder(llava.encoder.processor, template="plain")(conversation("<image>", "A cat."), [PICTURE])
+    encoded = Encoder(llava.encoder.processor, template="plain")(conversation("<image>", "A cat."), [IMAGE])
     first = int((encoded.labels != IGNORE_INDEX).nonzero()[0])
     assert bool(encoded.image_mask[first - 1])
 
@@ -126,7 +126,7 @@ def test_a_supervised_token_may_directly_follow_the_image(llava: Family) -> None
 )
 def test_marks_must_equal_images(llava: Family, turns: tuple[str, ...], images: int, message: str) -> None:
     with pytest.raises(SampleError, match=message) as error:
-        llava.encoder(conversation(*turns), [PICTURE] * images)
+        llava.encoder(conversation(*turns), [IMAGE] * images)
     assert error.value.status == "encode_error"
 
 
@@ -146,7 +146,7 @@ def test_a_processor_s_own_image_token_in_the_words_is_an_encode_error(family: C
     encoder = family("gemma3").encoder
     words = encoder.processor.image_token
     with pytest.raises(SampleError, match="Gemma3Processor") as error:
-        encoder(conversation("<image>\nWhat?", f"A {words} cat."), [PICTURE])
+        encoder(conversation("<image>\nWhat?", f"A {words} cat."), [IMAGE])
     assert error.value.status == "encode_error"
 
 
@@ -154,9 +154,7 @@ def test_a_processor_s_own_image_token_in_the_words_is_an_encode_error(family: C
 def test_a_placeholder_written_into_the_words_is_an_encode_error(family: Callable[[str], Family], images: int) -> None:
     # The forward would count it as an image token and fail for the whole batch.
     with pytest.raises(SampleError, match="the text itself holds the model's image token '<image_soft_token>'"):
-        family("gemma3").encoder(
-            conversation("<image>" * images + "?", "A <image_soft_token> cat."), [PICTURE] * images
-        )
+        family("gemma3").encoder(conversation("<image>" * images + "?", "A <image_soft_token> cat."), [IMAGE] * images)
 
 
 def test_a_row_that_could_not_be_parsed_says_why(llava: Family) -> None:
@@ -166,13 +164,13 @@ def test_a_row_that_could_not_be_parsed_says_why(llava: Family) -> None:
 
 def test_truncation_drop_refuses_and_tail_cuts_the_end(llava: Family) -> None:
     sample = conversation("<image>\nWhat?", "A cat on the table, I think, and a dog.")
-    whole = llava.encoder(sample, [PICTURE])
+    whole = llava.encoder(sample, [IMAGE])
     limit = whole.num_tokens - 3
     processor = llava.encoder.processor
     with pytest.raises(TooLongError, match=f"^{whole.num_tokens} .*{limit}; --truncation tail") as error:
-        Encoder(processor, max_length=limit)(sample, [PICTURE])
+        Encoder(processor, max_length=limit)(sample, [IMAGE])
     assert error.value.num_tokens == whole.num_tokens
-    cut = Encoder(processor, max_length=limit, truncation="tail")(sample, [PICTURE])
+    cut = Encoder(processor, max_length=limit, truncation="tail")(sample, [IMAGE])
     assert cut.truncated
     assert torch.equal(cut.labels, whole.labels[:limit])
     assert all(len(value) == limit for value in cut.sequence_inputs.values())
@@ -181,15 +179,15 @@ def test_truncation_drop_refuses_and_tail_cuts_the_end(llava: Family) -> None:
 @pytest.mark.parametrize("keep", ["half the image", "the question"])
 def test_tail_never_cuts_an_image_nor_all_labels(llava: Family, keep: str) -> None:
     sample = conversation("<image>\nWhat?", "A cat.")
-    whole = llava.encoder(sample, [PICTURE])
+    whole = llava.encoder(sample, [IMAGE])
     image = whole.image_mask.nonzero()[:, 0]
     first_label = int((whole.labels != IGNORE_INDEX).nonzero()[0])
     limit = int(image[len(image) // 2]) if keep == "half the image" else first_label
     with pytest.raises(TooLongError, match="image" if keep == "half the image" else "no supervised token"):
-        Encoder(llava.encoder.processor, max_length=limit, truncation="tail")(sample, [PICTURE])
+        Encoder(llava.encoder.processor, max_length=limit, truncation="tail")(sample, [IMAGE])
 
 
-def test_pad_to_square_centres_the_picture_on_the_mean_colour() -> None:
+def test_pad_to_square_centres_the_image_on_the_mean_colour() -> None:
     picture = Image.new("RGB", (4, 2), (9, 9, 9))
     padded = pad_to_square(picture, [0.5, 0.25, 1.0])
     assert padded.size == (4, 4)
@@ -199,7 +197,7 @@ def test_pad_to_square_centres_the_picture_on_the_mean_colour() -> None:
 def test_aspect_ratio_modes_give_other_pixels_and_the_same_tokens(llava: Family) -> None:
     sample = conversation("<image>\nWhat?", "A cat.")
     modes: tuple[Any, ...] = ("square", "pad")
-    encoded = [Encoder(llava.encoder.processor, image_aspect_ratio=mode)(sample, [PICTURE]) for mode in modes]
+    encoded = [Encoder(llava.encoder.processor, image_aspect_ratio=mode)(sample, [IMAGE]) for mode in modes]
     assert torch.equal(encoded[0].labels, encoded[1].labels)
     assert not torch.equal(encoded[0].image_inputs["pixel_values"], encoded[1].image_inputs["pixel_values"])
 
@@ -218,9 +216,9 @@ def test_square_crops_also_where_the_processor_would_pad(llava: Family) -> None:
     sample = conversation("<image>\nWhat?", "A cat.")
     cropped, padding = (Encoder(processor, image_aspect_ratio=mode) for mode in ("square", "native"))
     processor.image_processor.do_pad = True
-    expected = llava.encoder(sample, [PICTURE]).image_inputs["pixel_values"]
-    assert torch.equal(cropped(sample, [PICTURE]).image_inputs["pixel_values"], expected)
-    assert not torch.equal(padding(sample, [PICTURE]).image_inputs["pixel_values"], expected)
+    expected = llava.encoder(sample, [IMAGE]).image_inputs["pixel_values"]
+    assert torch.equal(cropped(sample, [IMAGE]).image_inputs["pixel_values"], expected)
+    assert not torch.equal(padding(sample, [IMAGE]).image_inputs["pixel_values"], expected)
 
 
 def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
@@ -260,7 +258,7 @@ def test_what_only_chat_templates_take_refuses_the_row_elsewhere(
         llava.check(sample)  # Its template may take them: rendering tells.
 
 
-def test_more_pictures_than_tokens_are_too_many_before_one_is_opened(llava: Family) -> None:
+def test_more_images_than_tokens_are_too_many_before_one_is_opened(llava: Family) -> None:
     encoder = Encoder(llava.encoder.processor, max_length=2)
     encoder.check(conversation("<image><image>?", "A."), 2)
     with pytest.raises(TooLongError, match="3 images are more than the 2 tokens"):
@@ -274,7 +272,7 @@ def test_a_template_that_reads_no_date_is_the_same_on_every_day(llava: Family) -
 
 def test_paligemma_takes_one_question_and_one_answer(family: Callable[[str], Family]) -> None:
     with pytest.raises(SampleError, match="one question and one answer"):
-        family("paligemma").encoder(conversation("<image>?", "A.", "?", "B."), [PICTURE])
+        family("paligemma").encoder(conversation("<image>?", "A.", "?", "B."), [IMAGE])
 
 
 def test_a_system_turn_that_the_template_refuses_is_an_encode_error(family: Callable[[str], Family]) -> None:
@@ -356,12 +354,12 @@ def test_what_cannot_encode_is_refused_when_the_encoder_is_made(llava: Family) -
         Encoder(processor, template="plain")
 
 
-def test_a_picture_that_stands_before_all_text_takes_its_mark_and_newline_along(tmp_path: Path) -> None:
+def test_an_image_that_stands_before_all_text_takes_its_mark_and_newline_along(tmp_path: Path) -> None:
     processors.BUILDERS["blip_2"](tmp_path)
     encoder = Encoder(processors.load(tmp_path, "blip_2")[1].processor, template="vicuna_v1")
     bos = encoder.processor.tokenizer.bos_token_id
     found = [
-        encoder(conversation(question, "A cat.", "And?", "A dog."), [PICTURE])
+        encoder(conversation(question, "A cat.", "And?", "A dog."), [IMAGE])
         for question in ("<image>\nWhat?", "<image> What?", "What? <image>")
     ]
     for one in found:
@@ -370,7 +368,7 @@ def test_a_picture_that_stands_before_all_text_takes_its_mark_and_newline_along(
         assert decoded(encoder, one, one.labels != IGNORE_INDEX) == " A cat.<eos> A dog.<eos>"
         assert "USER: What? ASSISTANT: A cat.<eos>USER: And? ASSISTANT:" in decoded(encoder, one, ~one.image_mask)
         assert int((one.sequence_inputs["input_ids"][prefix:] == bos).sum()) == 1
-    late = encoder(conversation("What?", "A cat.", "<image>\nAnd?", "A dog."), [PICTURE])
+    late = encoder(conversation("What?", "A cat.", "<image>\nAnd?", "A dog."), [IMAGE])
     assert torch.equal(late.sequence_inputs["input_ids"], found[0].sequence_inputs["input_ids"])
     assert torch.equal(late.labels, found[0].labels)
 
@@ -412,8 +410,8 @@ def test_a_processor_that_rewrites_the_text_around_its_images_is_refused_by_name
 def test_a_processor_that_writes_the_bos_itself_gets_no_second_one(llava: Family, template: Any) -> None:
     processor = rewriting(llava, before=BOS["llava"], reports=False)
     asked = conversation("<image>\nWhat?", "A cat.")
-    found = Encoder(processor, template=template)(asked, [PICTURE])
-    expected = Encoder(load_processor(llava.directory), template=template)(asked, [PICTURE])
+    found = Encoder(processor, template=template)(asked, [IMAGE])
+    expected = Encoder(load_processor(llava.directory), template=template)(asked, [IMAGE])
     assert torch.equal(found.sequence_inputs["input_ids"], expected.sequence_inputs["input_ids"])
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.image_mask, expected.image_mask)
@@ -433,5 +431,5 @@ def test_a_tokenizer_without_a_bos_encodes(llava: Family) -> None:
     processor = load_processor(llava.directory)
     processor.tokenizer.bos_token = None
     encoder = Encoder(processor, template="plain")
-    encoded = encoder(conversation("<image>\nDescribe.", "A cat."), [PICTURE])
+    encoded = encoder(conversation("<image>\nDescribe.", "A cat."), [IMAGE])
     assert decoded(encoder, encoded, encoded.labels != IGNORE_INDEX).strip() == "A cat."

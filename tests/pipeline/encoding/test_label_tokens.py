@@ -23,7 +23,7 @@ from conftest import Family
 from examples_of import conversation
 from tiny_models import FAMILIES, sample_image
 
-PICTURE = sample_image(1, (60, 40))
+IMAGE = sample_image(1, (60, 40))
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>\n{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}"
     "{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -127,7 +127,7 @@ def test_an_image_in_an_answer_supervises_its_words_and_no_image_token(
     if name == "llava_next":  # Its template shows the first words of an answer only.
         encoder = Encoder(encoder.processor, template="vicuna_v1")
     for answer in ("Here <image> it is.", "Here it is. <image>"):
-        encoded = encoder(conversation("Show it.", answer), [PICTURE])
+        encoded = encoder(conversation("Show it.", answer), [IMAGE])
         assert int(encoded.image_mask.sum()) > 3
         assert not bool((encoded.image_mask & (encoded.labels != IGNORE_INDEX)).any())
         words = "".join(labels_of(encoder, encoded)).replace("\u0120", "").replace("\u010a", "")
@@ -137,21 +137,21 @@ def test_an_image_in_an_answer_supervises_its_words_and_no_image_token(
 
 def test_an_image_in_a_caption_supervises_no_image_token(llava: Family) -> None:
     encoder = Encoder(llava.encoder.processor, template="plain")
-    encoded = encoder(conversation("What?", "A <image> cat."), [PICTURE])
+    encoded = encoder(conversation("What?", "A <image> cat."), [IMAGE])
     assert not bool((encoded.image_mask & (encoded.labels != IGNORE_INDEX)).any())
     assert int(encoded.image_mask.sum()) == 9
 
 
 def test_tail_cuts_an_image_by_no_token(llava: Family) -> None:
     sample = conversation("What?", "A cat.", "<image>\nAnd this?", "A dog.")
-    image = llava.encoder(sample, [PICTURE]).image_mask.nonzero()[:, 0]
+    image = llava.encoder(sample, [IMAGE]).image_mask.nonzero()[:, 0]
     for limit in range(int(image[0]), int(image[-1]) + 3):
         encoder = Encoder(llava.encoder.processor, max_length=limit, truncation="tail")
         if int(image[-1]) < limit:
-            assert encoder(sample, [PICTURE]).num_tokens == limit
+            assert encoder(sample, [IMAGE]).num_tokens == limit
             continue
         with pytest.raises(TooLongError, match="would cut an image"):
-            encoder(sample, [PICTURE])
+            encoder(sample, [IMAGE])
 
 
 def spoken(supervised: bool = True, **extra: Any) -> Sample:
@@ -168,7 +168,7 @@ def test_a_turn_that_is_not_to_be_learned_changes_labels_and_nothing_else(llava:
     more = conversation("Where?", "There.").messages or ()
     both, second = (Sample(sample_id="s", images=(), messages=(*(spoken(kept).messages or ()), *more))
                     for kept in (True, False))  # fmt: skip
-    all_of, one = (encoder(sample, [PICTURE]) for sample in (both, second))
+    all_of, one = (encoder(sample, [IMAGE]) for sample in (both, second))
     assert torch.equal(all_of.sequence_inputs["input_ids"], one.sequence_inputs["input_ids"])
     assert "".join(labels_of(encoder, one)).replace("\u0120", "") == "There.</s>"
     assert "".join(labels_of(encoder, all_of)).replace("\u0120", "") == "Acat.</s>There.</s>"
@@ -180,12 +180,12 @@ def test_a_row_of_which_nothing_is_to_be_learned_has_no_supervised_tokens(
     family: Callable[[str], Family], name: str, template: Any
 ) -> None:
     encoder = Encoder(family(name).encoder.processor, template=template)
-    assert bool((encoder(spoken(), [PICTURE]).labels != IGNORE_INDEX).any())
+    assert bool((encoder(spoken(), [IMAGE]).labels != IGNORE_INDEX).any())
     with pytest.raises(NoSupervisedTokensError, match="to be learned"):
-        encoder(spoken(supervised=False), [PICTURE])
+        encoder(spoken(supervised=False), [IMAGE])
     encoder.check = lambda *sample: None  # type: ignore[assignment]
     with pytest.raises(NoSupervisedTokensError, match="no token of this encoding"):
-        encoder(spoken(supervised=False), [PICTURE])
+        encoder(spoken(supervised=False), [IMAGE])
 
 
 @pytest.mark.parametrize(("name", "template", "shown"), [
@@ -197,11 +197,11 @@ def test_templates_that_take_no_further_keys_refuse_them_by_name(
 ) -> None:
     encoder = Encoder(family(name).encoder.processor, template=template)
     with pytest.raises(SampleError, match=rf"`reasoning_content`.*{shown}") as error:
-        encoder(spoken(reasoning_content="I look."), [PICTURE])
+        encoder(spoken(reasoning_content="I look."), [IMAGE])
     assert error.value.status == "encode_error"
     tools = Sample(sample_id="s", images=(), messages=spoken().messages, tools=[{"type": "function"}])
     with pytest.raises(SampleError, match="`tools`"):
-        encoder(tools, [PICTURE])
+        encoder(tools, [IMAGE])
 
 
 ANSWERS = st.one_of(

@@ -51,7 +51,7 @@ def test_the_share_of_masked_cells_is_exact(size: tuple[int, int], ratio: float,
     assert masked_cells(mask_patches(white, ratio, "key/0"), white) == cells
 
 
-def test_a_mask_belongs_to_its_sample_and_picture_and_a_larger_one_contains_it() -> None:
+def test_a_mask_belongs_to_its_sample_and_image_and_a_larger_one_contains_it() -> None:
     image = sample_image(1, (90, 70))
     one = np.asarray(perturbed(image, PATCHES, "a" * 32, 0))
     np.testing.assert_array_equal(one, np.asarray(perturbed(image, PATCHES, "a" * 32, 0)))
@@ -71,7 +71,7 @@ def test_the_mask_of_a_seed_never_changes() -> None:
 
 @given(width=st.integers(1, 30), height=st.integers(1, 45), ratio=st.floats(0.0026, 1.0))
 @settings(max_examples=60, deadline=None)
-def test_pictures_smaller_than_the_grid_have_cells_of_one_pixel(width: int, height: int, ratio: float) -> None:
+def test_images_smaller_than_the_grid_have_cells_of_one_pixel(width: int, height: int, ratio: float) -> None:
     white = Image.new("RGB", (width, height), "white")
     columns, rows = min(10, width), min(20, height)
     found = mask_patches(white, ratio, "k")
@@ -88,7 +88,7 @@ def test_the_blur_is_a_gaussian_with_mirrored_borders(size: tuple[int, int], sig
 
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0])
-def test_a_blurred_picture_differs_from_its_source_and_keeps_its_mean(sigma: float) -> None:
+def test_a_blurred_image_differs_from_its_source_and_keeps_its_mean(sigma: float) -> None:
     image = sample_image(2, (160, 120))
     blurred = gaussian_blur(image, sigma)
     assert blurred.size == image.size
@@ -119,7 +119,7 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @pytest.mark.parametrize("contrast", [PATCHES, BLUR], ids=["patch_mask", "gaussian_blur"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_kind_of_picture_is_perturbed_as_the_model_would_see_it(mode: str, contrast: ContrastSpec) -> None:
+def test_every_kind_of_image_is_perturbed_as_the_model_would_see_it(mode: str, contrast: ContrastSpec) -> None:
     file = io.BytesIO()
     MODES[mode](sample_image(5, (40, 60))).save(file, "TIFF" if mode == "CMYK" else "PNG")
     picture = decode_image(file.getvalue())
@@ -144,7 +144,7 @@ def test_ids_and_labels_are_reused_and_only_pixels_differ(llava: Family) -> None
     assert encode_with_contrast(llava.encoder, ContrastSpec(), sample, [picture], "k").contrast_inputs == {}
 
 
-def test_a_processor_that_makes_other_tokens_of_the_perturbed_picture_makes_an_encode_error(
+def test_a_processor_that_makes_other_tokens_of_the_perturbed_image_makes_an_encode_error(
     family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As one would that crops to content: the perturbed image comes out narrower, and tiles otherwise.
@@ -183,7 +183,7 @@ def test_a_contrast_that_means_nothing_is_refused(values: dict[str, object], mes
     assert message in str(error.value)
 
 
-def test_the_pictures_that_are_written_out_are_those_that_are_measured(tmp_path: Path) -> None:
+def test_the_images_that_are_written_out_are_those_that_are_measured(tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path, 20)
     shards = plan_shards([str(data)], [str(images)], rows_per_shard=4)
     folder = tmp_path / "look"
@@ -199,7 +199,7 @@ def test_the_pictures_that_are_written_out_are_those_that_are_measured(tmp_path:
     assert save_contrast_images(shards, BLUR, folder, count=1000, max_image_pixels=90 * 90) < 20
 
 
-def test_a_damaged_file_gives_no_picture_for_a_look_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_damaged_file_gives_no_image_for_a_look_and_stops_nothing(tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path / "data", 4)
     (tmp_path / "data" / "a.parquet").write_bytes(b"PAR1 nothing")
     shards = plan_shards([str(tmp_path / "data")], [str(images)], list_broken=True)

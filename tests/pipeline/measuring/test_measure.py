@@ -24,7 +24,7 @@ from tiny_models import sample_image
 
 
 @pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs")])
-def test_without_a_picture_every_delta_is_zero_but_that_of_the_first_token_which_nothing_precedes(
+def test_without_an_image_every_delta_is_zero_but_that_of_the_first_token_which_nothing_precedes(
     llava: Family, extra: Any
 ) -> None:
     encoded = llava.encoder(conversation("Hello?", "Hi."), [])
@@ -42,7 +42,7 @@ def test_without_a_picture_every_delta_is_zero_but_that_of_the_first_token_which
     assert (len(found.logprobs_without_image) == 0) == ("logprobs" not in extra)
 
 
-def test_rows_without_a_picture_cost_no_pass_however_many_batches_they_are(llava: Family) -> None:
+def test_rows_without_an_image_cost_no_pass_however_many_batches_they_are(llava: Family) -> None:
     sample = llava.encoder(conversation("Hello?", "Hi."), [])
     handle = llava.model.register_forward_pre_hook(lambda *_: pytest.fail("a pass was run"))
     try:

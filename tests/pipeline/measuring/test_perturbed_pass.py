@@ -46,7 +46,7 @@ def batch_of(found: Family, contrast: ContrastSpec) -> Batch:
 @pytest.mark.parametrize(
     "name", [name if name in ("llava", "gemma3") else pytest.param(name, marks=pytest.mark.full) for name in FAMILIES]
 )
-def test_the_second_pass_is_the_model_on_the_perturbed_picture(
+def test_the_second_pass_is_the_model_on_the_perturbed_image(
     family: Callable[[str], Family], name: str, condition: str
 ) -> None:
     found, contrast = family(name), CONTRASTS[condition]
@@ -111,7 +111,7 @@ def test_at_model_level_with_rotary_sections() -> None:
     assert float(other[shown].abs().mean()) > 0.05
 
 
-def test_a_token_right_behind_the_first_image_has_a_delta_where_another_picture_is_shown(llava: Family) -> None:
+def test_a_token_right_behind_the_first_image_has_a_delta_where_another_image_is_shown(llava: Family) -> None:
     contrast = CONTRASTS["patch_mask"]
     encoded = encode_with_contrast(llava.encoder, contrast, *GIVEN[0], "k")
     start = int(encoded.image_mask.nonzero()[0])

@@ -17,7 +17,7 @@ from cal_pipeline.measuring.measure import measure
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
 from cal_schemas.annotated import MeasuredSample
 from cal_schemas.spec import ContrastSpec
-from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
 _LAYERS = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -32,8 +32,8 @@ _LONGROPE = {
 }  # fmt: skip
 
 
-def _picture(seed: int) -> Picture:
-    return Picture(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
+def _image(seed: int) -> Image:
+    return Image(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
 
 
 def _llava(rope: dict[str, Any]) -> Any:
@@ -70,8 +70,8 @@ def _windowed() -> Any:
     return build(hf.LlavaForConditionalGeneration, config)
 
 
-def _gemma_picture(seed: int) -> Picture:
-    return Picture(ids=[1, 3, 3, 3, 3, 2], inputs={"pixel_values": pixels(seed, 1, 3, 28, 28)})
+def _gemma_image(seed: int) -> Image:
+    return Image(ids=[1, 3, 3, 3, 3, 2], inputs={"pixel_values": pixels(seed, 1, 3, 28, 28)})
 
 
 KINDS = ("dynamic", "longrope", "dynamic in one type of layers")
@@ -80,8 +80,8 @@ KINDS = ("dynamic", "longrope", "dynamic in one type of layers")
 @pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == KINDS[2]:
-        return Case(model=_gemma3(), samples=token_samples(_gemma_picture, type_ids="token_type_ids"))
-    return Case(model=_llava(_DYNAMIC if request.param == "dynamic" else _LONGROPE), samples=token_samples(_picture))
+        return Case(model=_gemma3(), samples=token_samples(_gemma_image, type_ids="token_type_ids"))
+    return Case(model=_llava(_DYNAMIC if request.param == "dynamic" else _LONGROPE), samples=token_samples(_image))
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_a_row_is_measured_as_if_alone_whatever_it_shares_a_batch_with(case: Cas
 
 
 def test_in_windows_too() -> None:
-    case = Case(model=_windowed(), samples=token_samples(_picture))
+    case = Case(model=_windowed(), samples=token_samples(_image))
     given = {"model": case.model, "encoder": case, "contrast": ContrastSpec()}
     together = measure(case.samples, tokens_per_batch=10_000, **given)  # type: ignore[arg-type]
     for sample, row in zip(case.samples, together, strict=True):

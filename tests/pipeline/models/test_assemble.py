@@ -152,9 +152,7 @@ def test_the_default_chat_template_writes_what_vicuna_v1_writes(
     assert rendered[0].text.startswith(question)
 
 
-def test_a_language_models_own_template_is_kept_and_sees_the_picture(
-    parts: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_language_models_own_template_is_kept_and_sees_the_image(parts: Callable[..., Path], tmp_path: Path) -> None:
     save_language(tmp_path / "chat", chat_template=LLAMA_CHAT)
     assemble(parts("vision"), tmp_path / "chat", tmp_path / "model")
     processor = load_processor(tmp_path / "model")

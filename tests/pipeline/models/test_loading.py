@@ -144,7 +144,7 @@ def test_self_check_names_the_model_and_contrast_mask_when_dropping_is_not_maski
     self_check(model, llava.encoder, spec_for(llava, "mask"))
 
 
-def test_self_check_refuses_contrast_mask_where_masking_does_not_hide_the_picture(copied: Path, llava: Family) -> None:
+def test_self_check_refuses_contrast_mask_where_masking_does_not_hide_the_image(copied: Path, llava: Family) -> None:
     model = load_reference(copied, dtype="float32")
     # A decoder that hands every token's content on past the attention mask.
     decoder = model.get_decoder()

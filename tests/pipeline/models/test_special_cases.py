@@ -86,7 +86,7 @@ def blip_2(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 0), (2, 2)])
-def test_a_processor_that_puts_one_picture_first_takes_exactly_one(blip_2: Encoder, marks: int, images: int) -> None:
+def test_a_processor_that_puts_one_image_first_takes_exactly_one(blip_2: Encoder, marks: int, images: int) -> None:
     with pytest.raises(SampleError, match=f"takes exactly one image, got {images}"):
         blip_2(conversation("<image>" * marks + "What?", "A cat."), [sample_image(1)] * images)
 
@@ -114,7 +114,7 @@ def test_mllama_s_bos_is_there_once_and_is_no_image(mllama: Encoder, template: A
     assert "A cat." in tokenizer.decode(ids[encoded.labels != -100])
 
 
-def test_batches_hold_samples_alike_where_a_neighbour_s_pictures_would_show(mllama: Encoder) -> None:
+def test_batches_hold_samples_alike_where_a_neighbour_s_images_would_show(mllama: Encoder) -> None:
     counts = [1, 2, 0, 1, 0, 2]
     samples = [
         mllama(conversation("<image>" * n + "What?", "A cat."), [sample_image(i) for i in range(n)]) for n in counts

@@ -1,4 +1,4 @@
-"""Configuration of Mini-Gemini (arXiv 2403.18814): LLaVA with a second, convolutional tower of high resolution."""
+"""Configures Mini-Gemini (arXiv 2403.18814): LLaVA with a second, convolutional tower of high resolution."""
 
 from __future__ import annotations
 

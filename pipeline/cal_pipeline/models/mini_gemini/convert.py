@@ -1,4 +1,4 @@
-"""`cal-convert-mgm`: checkpoints of other layouts become one Mini-Gemini in Hugging Face's.
+"""`cal-convert-mgm`: converts checkpoints of other layouts into one Mini-Gemini in Hugging Face's.
 
 Three kinds of source: a published Mini-Gemini (`mgm`, `mgm_gemma`); with --untrained a language model (`llama`,
 `gemma`), which gets a fresh projector: what pretraining starts from; with --hd a Mini-Gemini of ours (or one of the

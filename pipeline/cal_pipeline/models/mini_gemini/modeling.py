@@ -1,4 +1,4 @@
-"""Mini-Gemini and Mini-Gemini-HD on transformers' LLaVA (arXiv 2403.18814, section 3).
+"""Implements Mini-Gemini and Mini-Gemini-HD on transformers' LLaVA (arXiv 2403.18814, section 3).
 
 Each CLIP token looks, with one attention head, into its own window of a ConvNeXt's map of the same image at high
 resolution ("patch info mining"); what it finds is added to it. The number of image tokens stays that of CLIP. Letters:
@@ -59,8 +59,8 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
 
     def aux_map(self, high_res_pixel_values: Tensor) -> Tensor:
         """All stages of the ConvNeXt at the place of the finest, [N, D, H, H], for images [N, 3, 4 H, 4 H]."""
-        pictures = high_res_pixel_values.to(self.aux_vision_tower.dtype)  # CLIP's embedding does the same by itself
-        stages = self.aux_vision_tower(pictures, output_hidden_states=True).hidden_states[1:]
+        images = high_res_pixel_values.to(self.aux_vision_tower.dtype)  # CLIP's embedding does the same by itself
+        stages = self.aux_vision_tower(images, output_hidden_states=True).hidden_states[1:]
         size = stages[0].shape[-2:]
         # In float32, as the released code does: half precision has no exact bilinear weights.
         upsampled = [F.interpolate(stage.float(), size, mode="bilinear").to(stage.dtype) for stage in stages[1:]]

@@ -1,4 +1,4 @@
-"""The configs, the processor and the fresh parts of a Mini-Gemini that is made from other checkpoints."""
+"""Makes the configs, the processor and the fresh parts of a Mini-Gemini from other checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and text for Mini-Gemini: one image of high resolution, and smaller ones made from its pixels."""
+"""Processes images and text for Mini-Gemini: one image of high resolution, smaller ones from its pixels."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ class MiniGeminiImageProcessor(LlavaImageProcessorPil):  # type: ignore[misc]
     def _preprocess(
         self, images: Any, *, low_res_size: int, image_grid: int, image_global: bool, return_tensors: Any, **kwargs: Any
     ) -> BatchFeature:
-        pictures = super()._preprocess(images, return_tensors="pt", **kwargs)["pixel_values"]
-        views = low_res_views(pictures, low_res_size, image_grid, image_global)
-        data = {"pixel_values": views, "high_res_pixel_values": pictures}
+        images = super()._preprocess(images, return_tensors="pt", **kwargs)["pixel_values"]
+        views = low_res_views(images, low_res_size, image_grid, image_global)
+        data = {"pixel_values": views, "high_res_pixel_values": images}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-def low_res_views(pictures: Tensor, size: int, grid: int, with_global: bool) -> Tensor:
+def low_res_views(images: Tensor, size: int, grid: int, with_global: bool) -> Tensor:
     """Images [N, 3, H, H] as CLIP sees them: [N, 3, size, size], or [N, P, 3, size, size] where grid is above 1.
 
     Bilinear without antialias, corners not aligned, as the released code resizes.
     """
     if grid == 1:
-        return F.interpolate(pictures, (size, size), mode="bilinear")
-    whole = F.interpolate(pictures, (grid * size, grid * size), mode="bilinear")
+        return F.interpolate(images, (size, size), mode="bilinear")
+    whole = F.interpolate(images, (grid * size, grid * size), mode="bilinear")
     crops = cut(whole, grid)
     if not with_global:
         return crops
     return torch.cat([F.interpolate(whole, (size, size), mode="bilinear")[:, None], crops], dim=1)
 
 
-def cut(pictures: Tensor, grid: int) -> Tensor:
+def cut(images: Tensor, grid: int) -> Tensor:
     """Squares [N, grid * grid, C, S / grid, S / grid] of images [N, C, S, S], row by row."""
-    count, channels, side, _ = pictures.shape
-    parts = pictures.reshape(count, channels, grid, side // grid, grid, side // grid)
+    count, channels, side, _ = images.shape
+    parts = images.reshape(count, channels, grid, side // grid, grid, side // grid)
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes know the models of this folder."""
+"""Registers the models of this folder with transformers' Auto classes."""
 
 from __future__ import annotations
 

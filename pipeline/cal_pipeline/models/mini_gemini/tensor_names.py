@@ -1,4 +1,4 @@
-"""Where each tensor of the published Mini-Gemini layout and of its towers' checkpoints goes; pure names."""
+"""Maps the tensor names of the published Mini-Gemini layout, and of its towers' checkpoints, to ours."""
 
 from __future__ import annotations
 

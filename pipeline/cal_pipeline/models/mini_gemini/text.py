@@ -1,4 +1,4 @@
-"""Tokenizer and chat template that give Mini-Gemini the token ids of its released preprocessing.
+"""Makes the tokenizer and chat template that give Mini-Gemini the token ids of its released preprocessing.
 
 The released code tokenizes the text before and after an image separately, without adding tokens to the vocabulary.
 Here the image is a token of the tokenizer alone: the model never reads its embedding.

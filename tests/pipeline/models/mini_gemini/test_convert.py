@@ -202,7 +202,7 @@ def test_a_language_model_becomes_what_pretraining_starts_from(tmp_path: Path) -
     assert torch.equal(first["model.language_model.norm.weight"], text["model.norm.weight"])
 
 
-def test_hd_keeps_the_weights_and_changes_the_pictures(tmp_path: Path) -> None:
+def test_hd_keeps_the_weights_and_changes_the_images(tmp_path: Path) -> None:
     small = build_mini_gemini(tmp_path / "small")
     assert main([str(small), "--hd", "--output", str(tmp_path / "hd")]) == 0
     before, after = parameters(small), parameters(tmp_path / "hd")

@@ -106,7 +106,7 @@ def test_logits_of_the_text_alone(golden: Golden) -> None:
 
 
 @torch.no_grad()
-def test_a_zero_picture_without_tokens_changes_no_logit_of_a_text_only_row(golden: Golden) -> None:
+def test_a_zero_image_without_tokens_changes_no_logit_of_a_text_only_row(golden: Golden) -> None:
     # Row 1 of the golden batch is text with a zero image beside it; ours has no image at all.
     length = int(golden.arrays["merged_attention_mask"][1].sum())
     ids = torch.tensor([golden.expanded(1)])
@@ -114,7 +114,7 @@ def test_a_zero_picture_without_tokens_changes_no_logit_of_a_text_only_row(golde
     close(logits[0], golden.arrays["logits"][1, :length])
 
 
-def test_pictures_of_both_resolutions(golden: Golden) -> None:
+def test_images_of_both_resolutions(golden: Golden) -> None:
     pictures = [Image.open(GOLDENS / "images" / name) for name in ("wide.png", "tall.png")]
     pixels = golden.processor.image_processor(pictures, return_tensors="pt")
     close(pixels["pixel_values"], golden.arrays["images"][WITH_IMAGE], atol=1e-5)
@@ -143,7 +143,7 @@ def test_template_vicuna_v1_is_the_same_text(tmp_path: Path) -> None:
     assert torch.equal(ours.labels, named.labels)
 
 
-def test_plain_puts_the_leading_space_between_picture_and_caption(tmp_path: Path) -> None:
+def test_plain_puts_the_leading_space_between_image_and_caption(tmp_path: Path) -> None:
     processor = load_processor(build_mini_gemini(tmp_path / "model"))
     messages = (Turn(role="user", content="<image>"), Turn(role="assistant", content="A red box"))
     encoded = Encoder(processor, template="plain")(

@@ -76,7 +76,7 @@ def test_drop_is_mask_and_the_label_head_gives_full_logits(built: Built, name: s
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("llama", 16), ("llama-hd", 80)])
-def test_a_picture_takes_the_same_number_of_tokens_whatever_its_shape(built: Built, name: str, tokens: int) -> None:
+def test_an_image_takes_the_same_number_of_tokens_whatever_its_shape(built: Built, name: str, tokens: int) -> None:
     directory = built(name)
     assert AutoConfig.from_pretrained(directory).image_seq_length == tokens
     encoder = Encoder(load_processor(directory), template="plain")
@@ -115,7 +115,7 @@ def test_saved_and_loaded_it_generates_the_same(built: Built, name: str, tmp_pat
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
-def test_in_bfloat16_it_takes_the_processor_s_float32_pictures_in_a_left_padded_batch(built: Built, name: str) -> None:
+def test_in_bfloat16_it_takes_the_processor_s_float32_images_in_a_left_padded_batch(built: Built, name: str) -> None:
     processor = AutoProcessor.from_pretrained(built(name))
     processor.tokenizer.padding_side = "left"
     texts, pictures = [], [sample_image(seed, (60 + seed, 40)) for seed in range(3)]

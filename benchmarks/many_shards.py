@@ -79,7 +79,7 @@ def write_source(folder: Path, num_shards: int) -> None:
 def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
     """Publishes a shard as a worker would, with one row."""
     row = AnnotatedRow(
-        sample=Sample(sample_id="1", images=(), messages=None, carried={"score": 1}),
+        sample=Sample(sample_id="1", images=(), messages=None, pass_through={"score": 1}),
         sample_key="k",
         measured=MeasuredSample(
             label_ids=np.array([1], np.int32),
@@ -107,7 +107,7 @@ def measure(num_shards: int) -> dict[str, object]:
         before = resident_mb("VmRSS")
         watch = Stopwatch()
         shards = plan_shards([str(source)])
-        schema = annotated_schema(carry="paths", carried=pass_through_fields(shards))
+        schema = annotated_schema(carry="paths", pass_through=pass_through_fields(shards))
         planning = watch.read("planning")
         planned_mb = resident_mb("VmRSS") - before
         # Elsewhere: what a thousand writers leave in a process's memory is not the driver's.
@@ -150,7 +150,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.finish:
         shards = plan_shards([str(flags.finish / "data")])
-        schema = annotated_schema(carry="paths", carried=pass_through_fields(shards))
+        schema = annotated_schema(carry="paths", pass_through=pass_through_fields(shards))
         for shard in shards:
             finish(LocalStore(output_dir=flags.finish / "out"), shard, schema)
         return

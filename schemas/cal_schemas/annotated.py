@@ -58,9 +58,9 @@ def annotated_schema(
     carry: Carry,
     extra_columns: Collection[ExtraColumn] = (),
     source_column: bool = False,
-    carried: Sequence[pa.Field] = (),
+    pass_through: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """Columns of one run's shards; `carried` are the source's own columns, already under their output names."""
+    """Columns of one run's shards; `pass_through` are the source's own columns, already under their output names."""
     columns = [pa.field("sample_id", pa.string(), nullable=False), pa.field("sample_key", pa.string(), nullable=False)]
     if carry != "none":
         columns += [
@@ -81,7 +81,7 @@ def annotated_schema(
             columns += [pa.field(name, pa.list_(pa.float32()), nullable=False) for name in names]
     if source_column:
         columns.append(pa.field("source", pa.string(), nullable=False))
-    schema = pa.schema([*columns, *carried])
+    schema = pa.schema([*columns, *pass_through])
     if clashes := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ConfigError(f"the source's columns {clashes} clash with the output's even after the source_ prefix")
     return schema
@@ -254,11 +254,11 @@ def rows_from_batch(batch: pa.RecordBatch) -> Iterator[AnnotatedRow]:
 
     Columns of the source stay Arrow arrays of one value: Python's types would round some of them.
     """
-    carried = [name for name in batch.schema.names if name not in RESERVED_COLUMNS]
-    for number, values in enumerate(batch.drop_columns(carried).to_pylist()):
+    pass_through = [name for name in batch.schema.names if name not in RESERVED_COLUMNS]
+    for number, values in enumerate(batch.drop_columns(pass_through).to_pylist()):
         sample = sample_from_columns(values)
         yield AnnotatedRow(
-            sample=replace(sample, carried={name: batch.column(name).slice(number, 1) for name in carried}),
+            sample=replace(sample, pass_through={name: batch.column(name).slice(number, 1) for name in pass_through}),
             measured=measured_from_columns(values),
             **{name: values[name] for name in _ROW_COLUMNS if name in values},
         )
@@ -276,7 +276,7 @@ def rows_to_table(rows: Sequence[AnnotatedRow], schema: pa.Schema, carry: Carry)
     for column in schema:
         values = columns.get(column.name)
         if values is None:
-            values = _carried_array([row.sample.carried.get(column.name) for row in rows], column.type)
+            values = _pass_through_array([row.sample.pass_through.get(column.name) for row in rows], column.type)
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=column.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -289,7 +289,7 @@ def _list_array(parts: Sequence[np.ndarray], item: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(flat, type=item, mask=undefined))
 
 
-def _carried_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def _pass_through_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Arrow arrays of one value, which lose nothing on the way whatever the type, Python values and None together."""
     null = pa.nulls(1, kind)
 

@@ -47,17 +47,17 @@ class Sample:
     """Something the reader of the row should know although the sample is usable (replaced characters)."""
     tools: Sequence[Any] | None = None
     """The functions that a chat template describes to the model: JSON values."""
-    carried: Mapping[str, Any] = field(default_factory=dict)
+    pass_through: Mapping[str, Any] = field(default_factory=dict)
     """The source's other columns, under their output names: Arrow arrays of one value, or Python values."""
     unread: tuple[str, ...] = field(default=(), compare=False)
     """Keys of the row, as its source has it, that nothing was made of."""
 
     @property
     def num_bytes(self) -> int:
-        """About what its images, its words and its carried binary and text values take in memory."""
+        """About what its images, its words and its pass-through binary and text values take in memory."""
         images = sum(len(image.data or b"") for image in self.images)
         words = sum(len(turn.content) for turn in self.messages or ())
-        return images + words + sum(_size(value) for value in self.carried.values())
+        return images + words + sum(_size(value) for value in self.pass_through.values())
 
 
 def _size(value: Any) -> int:

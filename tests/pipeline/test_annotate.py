@@ -48,7 +48,7 @@ class Run:
     ) -> tuple[list[dict[str, Any]], ShardReport]:
         carry = options.pop("carry", "paths")
         extra = options.get("extra_columns", ())
-        schema = annotated_schema(carry=carry, extra_columns=extra, carried=pass_through_fields([shard]))
+        schema = annotated_schema(carry=carry, extra_columns=extra, pass_through=pass_through_fields([shard]))
         values = {"tokens_per_batch": 256, "max_image_pixels": MAX_IMAGE_PIXELS, "schema": schema, "carry": carry}
         store = LocalStore(output_dir=self.output)
         store.prepare()

@@ -41,7 +41,7 @@ def rows(draw: st.DrawFn) -> AnnotatedRow:
         sample_id=draw(TEXT),
         images=tuple(images),
         messages=None if messages is None else tuple(messages),
-        carried={"extra": draw(st.none() | st.lists(st.integers(-5, 5), max_size=3))},
+        pass_through={"extra": draw(st.none() | st.lists(st.integers(-5, 5), max_size=3))},
     )
     count = draw(st.integers(0, 5))
     status = "ok" if count else draw(st.sampled_from(STATUSES[1:]))
@@ -89,7 +89,7 @@ def write(path: Path, *written: AnnotatedRow, schema: pa.Schema | None = None, *
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[AnnotatedRow]) -> None:
     schema = annotated_schema(
-        carry="images", extra_columns=("logits",), carried=[pa.field("extra", pa.list_(pa.int64()))]
+        carry="images", extra_columns=("logits",), pass_through=[pa.field("extra", pa.list_(pa.int64()))]
     )
     path = write(tmp_path / "a.parquet", *written, schema=schema)
     read = pq.read_table(path).to_pylist()
@@ -103,7 +103,7 @@ def test_reading_back_equals_what_was_written(tmp_path: Path, written: list[Anno
         assert value["messages"] == (
             None if sample.messages is None else [{"role": t.role, "content": t.content} for t in sample.messages]
         )
-        assert value["extra"] == sample.carried["extra"]
+        assert value["extra"] == sample.pass_through["extra"]
         if row.measured is None:
             assert [value[name] for name in EMPTY] == [[]] * len(EMPTY)
             continue
@@ -283,7 +283,7 @@ def test_pandas_pyarrow_and_datasets_read_a_directory_with_a_run_in_progress(tmp
 
 def test_a_carried_column_that_clashes_even_with_its_prefix_is_refused() -> None:
     with pytest.raises(ConfigError, match="source_status"):
-        annotated_schema(carry="none", carried=[pa.field("source_status", pa.string())] * 2)
+        annotated_schema(carry="none", pass_through=[pa.field("source_status", pa.string())] * 2)
 
 
 def test_shards_in_linked_folders_are_read_and_a_dangling_link_is_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
     several = len(config.data_path) > 1
     return AnnotateOptions(
         schema=annotated_schema(
-            carry=carry, extra_columns=config.extra(), source_column=several, carried=pass_through_fields(shards)
+            carry=carry, extra_columns=config.extra(), source_column=several, pass_through=pass_through_fields(shards)
         ),
         carry=carry,
         tokens_per_batch=config.tokens_per_batch,

@@ -81,7 +81,7 @@ def sample_from_values(
         notes.append(f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}")
     return Sample(
         sample_id=sample_id, images=refs, messages=messages, problem=problem, note="; ".join(notes) or None,
-        tools=tools, carried=pass_through or {},
+        tools=tools, pass_through=pass_through or {},
         unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
     )  # fmt: skip
 

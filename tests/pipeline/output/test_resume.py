@@ -180,7 +180,7 @@ def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store:
 def test_other_columns_are_refused_with_both_lists(store: LocalStore, plan: list[Shard]) -> None:
     finish(store, plan[:1])
     with pytest.raises(ConfigError) as error:
-        compare(store, plan, schema=annotated_schema(carry="paths", carried=[pa.field("score", pa.int8())]))
+        compare(store, plan, schema=annotated_schema(carry="paths", pass_through=[pa.field("score", pa.int8())]))
     assert "has the columns sample_id: string, " in str(error.value)
     assert "num_tokens: int32, this run would write sample_id: string, " in str(error.value)
     assert "score: int8 (see --carry, --extra_columns" in str(error.value)

@@ -54,7 +54,7 @@ def test_a_format_is_added_by_what_it_registers(tmp_path: Path) -> None:
     assert (x.sample_id, x.images, y.images) == ("x", (ImageRef(path="x.png"),), ())
     assert y.messages == (Turn(role="user", content="Why?"), Turn(role="assistant", content="So."))
     (last,) = read_samples(second)
-    assert last.carried == {"split": "test"}
+    assert last.pass_through == {"split": "test"}
     assert pass_through_fields([first, second]) == [pa.field("split", pa.string())]
 
 

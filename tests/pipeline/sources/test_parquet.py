@@ -98,7 +98,7 @@ def test_ids_are_the_sources_or_shard_and_row(tmp_path: Path, column: str | None
     assert [s.sample_id for s in samples(write(tmp_path / "a.parquet", {**own, "text": ["a", "b"]}))] == ids
 
 
-def test_columns_have_one_role_each_and_the_rest_is_carried_with_a_prefix_on_a_clash(tmp_path: Path) -> None:
+def test_columns_have_one_role_each_and_the_rest_passes_through_with_a_prefix_on_a_clash(tmp_path: Path) -> None:
     names = ["sample_id", "id", "images", "image", "messages", "conversations", "text", "status", "score"]
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     columns = find_columns(
@@ -164,13 +164,13 @@ CARRIED = {
 
 
 @pytest.mark.parametrize("name", CARRIED)
-def test_a_carried_column_comes_out_with_its_type_and_values(tmp_path: Path, name: str) -> None:
+def test_a_pass_through_column_comes_out_with_its_type_and_values(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["a"], name: CARRIED[name]})
     output = "source_status" if name == "status" else name
     fields = [*pass_through_fields(path).values()]
     assert [(field.name, field.type) for field in fields] == [(output, CARRIED[name].type)]
     (sample,) = samples(path)
-    schema = annotated_schema(carry="paths", carried=fields)
+    schema = annotated_schema(carry="paths", pass_through=fields)
     with ShardWriter(tmp_path / "out.parquet", schema, shard_metadata(carry="paths")) as writer:
         writer.write(AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="too_long"))
     out = pq.read_table(tmp_path / "out.parquet")[output]
@@ -235,7 +235,7 @@ def test_a_column_is_read_whatever_way_arrow_keeps_its_values(tmp_path: Path, na
     assert sample.messages is not None
     # Beside text that is no UTF-8 all columns are read another way.
     (beside,) = samples(write(tmp_path / "c.parquet", {**table, "remark": text_with(b"\xff")}))
-    assert beside.carried["remark"] == "\ufffd"
+    assert beside.pass_through["remark"] == "\ufffd"
     assert (beside.sample_id, beside.images, beside.messages, beside.tools, beside.note) == (
         "abcd", sample.images, sample.messages, sample.tools, None,
     )  # fmt: skip
@@ -285,7 +285,7 @@ def test_rows_of_one_file_may_spell_their_columns_differently(tmp_path: Path) ->
     assert (second.images, second.messages) == ((ImageRef(data=b"2"),), TURNS)
     assert third.messages == (Turn(role="user", content=""), Turn(role="assistant", content="A dog."))
     assert fourth.problem == "the row has other images in 'images' than in 'image': keep one of the two"
-    assert second.carried == {"text": pa.array(["rendered"])}
+    assert second.pass_through == {"text": pa.array(["rendered"])}
 
 
 def test_a_source_without_text_is_refused_with_its_columns(tmp_path: Path) -> None:
@@ -347,10 +347,10 @@ def test_text_that_is_no_utf8_gets_a_replacement_character_and_a_note(tmp_path: 
     first, second = samples(write(tmp_path / "a.parquet", table))
     assert first.messages == (Turn(role="user", content="fine"),)
     assert (first.images, first.note) == ((ImageRef(data=b"\xff\xd8"),), None)
-    assert first.carried == {"extra": "c\ufffd", "number": number[:1]}
+    assert first.pass_through == {"extra": "c\ufffd", "number": number[:1]}
     assert second.messages == (Turn(role="user", content="a\ufffdb"),)
     assert second.note == "characters that are not UTF-8 were replaced by U+FFFD in: turn 0"
-    assert second.carried == {"extra": "é", "number": number[1:]}
+    assert second.pass_through == {"extra": "é", "number": number[1:]}
 
 
 TEXTS = pa.map_(pa.string(), pa.string())
@@ -371,7 +371,7 @@ def test_a_map_is_an_object(tmp_path: Path, note: pa.Array) -> None:
     called = {"type": "function", "function": {"name": "look", "arguments": {"at": "1"}}}
     assert sample.messages[1].extra == {"tool_calls": [called]}
     assert sample.tools == [{"name": "look"}]
-    schema = annotated_schema(carry="paths", carried=list(pass_through_fields(path).values()))
+    schema = annotated_schema(carry="paths", pass_through=list(pass_through_fields(path).values()))
     row = AnnotatedRow(sample=sample, sample_key=sample_key(sample), status="encode_error", error="no")
     assert rows_to_table([row], schema, "paths").column("other").to_pylist() == [[("a", "b")]]
 

@@ -21,7 +21,7 @@ def test_a_column_without_a_value_in_one_file_takes_its_type_from_another(tmp_pa
     assert pass_through_fields(plan_shards([str(tmp_path)])) == [pa.field("score", pa.float64())]
 
 
-def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_are_carried(tmp_path: Path) -> None:
+def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_pass_through(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 2, meta=[{"license": None, "tags": [None]}, None])
     write(tmp_path / "b.parquet", 1, meta=[{"license": "MIT", "tags": ["x"]}])
     write(tmp_path / "c.parquet", 1, meta=[{"license": None, "tags": []}])
@@ -33,7 +33,7 @@ def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_ar
         for shard in shards
         for sample in read_samples(shard)
     ]
-    table = rows_to_table(rows, annotated_schema(carry="paths", carried=fields), "paths")
+    table = rows_to_table(rows, annotated_schema(carry="paths", pass_through=fields), "paths")
     assert table["meta"].to_pylist() == [
         {"license": None, "tags": [None]}, None, {"license": "MIT", "tags": ["x"]}, {"license": None, "tags": []},
     ]  # fmt: skip
@@ -60,7 +60,7 @@ def test_two_columns_that_would_share_a_name_are_refused_naming_both_and_their_f
         pass_through_fields(plan_shards([str(tmp_path)]))
 
 
-def test_columns_of_all_files_are_carried_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
+def test_columns_of_all_files_pass_through_and_differing_types_are_refused_naming_both(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", score=[1, 2, 3])
     write(tmp_path / "b.parquet", label=["x"] * 3, score=[1, 2, 3])
     write(tmp_path / "c.json")

@@ -446,3 +446,25 @@ def test_an_answer_begins_at_its_words_where_a_template_fails_without_the_tag_be
     )
     messages = [*[LOOKED_INTO, answered()] * 2, LOOKED_INTO, answered("<b>A cat.")]
     assert supervised(rendered(failing, messages)) == ["A cat.</s>"] * 3
+
+
+def test_a_template_that_insists_on_a_question_first_or_on_one_alone_is_learned_from() -> None:
+    for condition in ("messages[0].role != 'user'", "messages | length > 2"):
+        source = f"{{% if {condition} %}}{{{{ raise_exception('Not so') }}}}{{% endif %}}" + MISTRAL
+        assert supervised(rendered(source, [ASKED, answered()])) == ["A cat.</s>"]
+
+
+def test_a_template_that_shows_nothing_says_why_of_a_plain_question_and_not_of_a_system_turn() -> None:
+    source = "{{ raise_exception('A system turn' if messages and messages[0].role == 'system' else 'Plainly not') }}"
+    with pytest.raises(SampleError, match="Plainly not"):
+        rendered(source, [Turn(role="system", content="S"), ASKED, answered()])
+
+
+def test_an_end_before_a_header_that_all_turns_share_is_the_end_alone() -> None:
+    source = (
+        "{% for m in messages %}<|turn|>{{ m.content }}"
+        "{% if not (loop.last and m.role == 'assistant') %}<|end|>{% endif %}{% endfor %}"
+    )
+    assert supervised(rendered(source, [ASKED, answered(), ASKED, answered("B")], ["<|turn|>", "<|end|>"])) == [
+        "A cat.<|end|>", "B",
+    ]  # fmt: skip

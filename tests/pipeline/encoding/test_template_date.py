@@ -125,3 +125,10 @@ def test_a_resumed_training_reads_the_date_that_its_checkpoint_was_saved_with(tm
     write_state(tmp_path, run_state(settings={"date that the template reads": "2020-01-01"}, data={}, exact=False))
     assert saved_date(tmp_path) == "2020-01-01"
     assert saved_date(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_asking_by_the_number_of_answers_is_found_out(count: int) -> None:
+    answers = "messages | selectattr('role', 'equalto', 'assistant') | list | length"
+    source = f"{{% if {answers} == {count} %}}{{{{ strftime_now('%Y') }}}}{{% endif %}}" + PLAIN
+    assert ChatTemplate(TemplateOnly(source), ["</s>"]).date is not None

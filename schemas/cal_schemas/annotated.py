@@ -1,11 +1,11 @@
-"""The annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
+"""Defines the annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
 
-Schema, writer, reader, metadata and version of the format live here and nowhere else; docs/data-format.md is
+Schema, codec of rows, writer, metadata and version of the format live here and nowhere else; docs/data-format.md is
 the same contract in prose. `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from
 what precedes that token. A null element is a delta that is undefined; NaN and infinity never reach a file.
 
 Over 300 lines, because a format has one module: a split would let writer and reader disagree. What a cross-fit allows
-and refuses is in crossfit.py.
+and what not is in crossfit.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
     "logits": ("logits_with_image", "logits_without_image"),
     "logprobs": ("logprobs_with_image", "logprobs_without_image"),
 }
-"""What may be stored beside the deltas, of both passes."""
+"""What may be kept beside the deltas, of both passes."""
 TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
     "label_ids": np.int32,
     "label_positions": np.int32,
@@ -107,7 +107,7 @@ class ShardSource:
     row_stop: int
     """Rows [row_start, row_stop) of the source file; all of them unless the shard is a virtual one."""
     sample_fraction: float = 1.0
-    """Below 1 in a pilot run: the share of those rows that was drawn."""
+    """Below 1 in a run of a subset: the share of those rows that was drawn."""
     sample_seed: int = 0
     etag: str | None = None
     """In an object store: changes whenever the object does; mtime_ns is 0 then."""
@@ -393,8 +393,8 @@ def read_annotated_footers(files: Sequence[Location]) -> Iterator[pq.FileMetaDat
 
 def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = None) -> ShardMetadata:
     """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
-    found = (footer or read_annotated_footer(path)).metadata or {}
-    pairs = {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"cal.")}
+    metadata = (footer or read_annotated_footer(path)).metadata or {}
+    pairs = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"cal.")}
     if "cal.format_version" not in pairs:
         raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
     if pairs["cal.format_version"] != str(FORMAT_VERSION):

@@ -1,4 +1,4 @@
-"""Shards of several references as one measurement: each measured samples that it was not trained on."""
+"""Takes shards of several references for one measurement: each measured samples that it was not trained on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def crossfit_spec(specs: Sequence[MeasurementSpec]) -> MeasurementSpec:
     )
 
 
-def refuse_measured_twice(files: Sequence[Location], metadata: Sequence[ShardMetadata]) -> None:
+def validate_measured_once(files: Sequence[Location], metadata: Sequence[ShardMetadata]) -> None:
     """Raises FormatError for a sample that two references measured: in a cross-fit each has the deltas of one.
 
     Samples are known by `sample_key`, wherever a copy of one lies and whatever its file is called. One reference may
@@ -58,12 +58,12 @@ def refuse_measured_twice(files: Sequence[Location], metadata: Sequence[ShardMet
     every.sort()
     repeated = _distinct(every[1:][every[1:] == every[:-1]])
     wanted = set(repeated[:_COMPARED].tolist())
-    found: dict[str, tuple[Location, MeasurementSpec]] = {}
+    first: dict[str, tuple[Location, MeasurementSpec]] = {}
     for file, item in zip(files, metadata, strict=True) if wanted else ():
         for key, sample_id in _measured(file, "sample_key", "sample_id"):
             if hash(key) not in wanted:
                 continue
-            earlier, spec = found.setdefault(key, (file, item.spec))
+            earlier, spec = first.setdefault(key, (file, item.spec))
             if spec.weights_digest != item.spec.weights_digest:
                 raise FormatError(
                     f"sample {sample_id!r}, one of {len(repeated)} such, was measured by {_named(spec)} in {earlier} "

@@ -77,8 +77,8 @@ class DeltaCounts:
         if not self.defined:
             return [float("nan")] * len(shares)
         if self._counts is None:
-            found: list[float] = np.quantile(self._concatenated(), shares).tolist()
-            return found
+            exact: list[float] = np.quantile(self._concatenated(), shares).tolist()
+            return exact
         buckets = np.flatnonzero(self._counts)
         rank = np.asarray(shares) * (self.defined - 1)
         lower = np.floor(rank)
@@ -95,9 +95,9 @@ class DeltaCounts:
             buckets = np.flatnonzero(self._counts)
             values, counts = self._middles(buckets), self._counts[buckets]
         at = np.searchsorted(edges, values, side="right") - 1
-        found = np.zeros(len(edges) - 1, np.int64)
-        np.add.at(found, np.clip(at, 0, len(found) - 1), counts)
-        return found
+        bins = np.zeros(len(edges) - 1, np.int64)
+        np.add.at(bins, np.clip(at, 0, len(bins) - 1), counts)
+        return bins
 
     def merge(self, other: DeltaCounts) -> None:
         """Adds what another one of the same bits and borders has counted."""

@@ -1,4 +1,4 @@
-"""Every error a user of this project is meant to read.
+"""Defines every error a user of this project is meant to read.
 
 Anything else that is raised is a bug and keeps its own traceback. Each class takes one message, so that it
 survives pickling on its way out of a worker process.

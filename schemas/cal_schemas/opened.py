@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cal_schemas.annotated import ShardMetadata, read_annotated_footers, read_shard_metadata
-from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, refuse_measured_twice
+from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below, open_parquet
@@ -46,7 +46,7 @@ def annotated_files(path: Location) -> list[Location]:
     return [path] if path.is_file() else files_below(path, lambda file: file.suffix == ".parquet")
 
 
-def _refuse_named_twice(files: Sequence[Location]) -> None:
+def _validate_named_once(files: Sequence[Location]) -> None:
     seen: dict[Location, Location] = {}
     for file in files:
         place = file.resolve()
@@ -73,10 +73,10 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     """
     files: list[Location] = []
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
-        if not (found := annotated_files(one)):
+        if not (shards := annotated_files(one)):
             raise FormatError(f"{one}: no annotated shards (*.parquet) here")
-        files += found
-    _refuse_named_twice(files)
+        files += shards
+    _validate_named_once(files)
     where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
     footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
@@ -95,6 +95,6 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
         if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
             raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
     if crossfit:
-        refuse_measured_twice(files, metadata)
+        validate_measured_once(files, metadata)
     rows = sum(footer.num_rows for footer in footers)
     return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)

@@ -1,4 +1,4 @@
-"""One raw image-text example, whatever format it came from."""
+"""Defines one raw image-text example, whatever format it came from."""
 
 from __future__ import annotations
 

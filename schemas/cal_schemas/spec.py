@@ -1,4 +1,4 @@
-"""All that a delta depends on. The spec travels in every annotated shard, and readers compare it."""
+"""Defines all that a delta depends on. The spec travels in every annotated shard, and readers compare it."""
 
 from __future__ import annotations
 

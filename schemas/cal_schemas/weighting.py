@@ -1,4 +1,4 @@
-"""What turns deltas into weights is a choice of whoever trains or looks; both check it here."""
+"""Checks what turns deltas into weights, a choice of whoever trains or looks."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, llava_rows, write_llava_json, 
 class Run:
     """annotate_shard with everything but what the test is about filled in."""
 
-    found: Family
+    family: Family
     output: Path
 
     def __call__(
@@ -53,7 +53,7 @@ class Run:
         store = LocalStore(output_dir=self.output)
         store.prepare()
         report = annotate_shard(
-            shard, encoder=self.found.encoder, model=model or self.found.model, store=store,
+            shard, encoder=self.family.encoder, model=model or self.family.model, store=store,
             spec=spec or measurement_spec(), options=AnnotateOptions(**{**values, **options}), redo=redo,
         )  # fmt: skip
         assert list((self.output / ".cal" / "staging").iterdir()) == []
@@ -90,7 +90,7 @@ def test_every_row_keeps_its_place_and_bad_ones_say_why(run: Run, shard: Shard) 
 
 def test_label_ids_and_positions_decode_to_the_assistant_s_words(run: Run, shard: Shard) -> None:
     rows, _ = run(shard)
-    tokenizer = run.found.encoder.processor.tokenizer
+    tokenizer = run.family.encoder.processor.tokenizer
     assert tokenizer.decode(rows[0]["label_ids"]) == " A red cat sits on the table. </s> On the left.</s>"
     assert rows[0]["label_positions"] == sorted(set(rows[0]["label_positions"]))
     assert rows[0]["num_tokens"] > max(rows[0]["label_positions"])
@@ -99,10 +99,10 @@ def test_label_ids_and_positions_decode_to_the_assistant_s_words(run: Run, shard
 def test_text_only_rows_have_delta_zero_and_cost_no_pass(run: Run, tmp_path: Path) -> None:
     rows = [row for row in llava_rows(tmp_path / "i", 30) if "image" not in row]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    model = SmallMemory(run.found.model, limit=0)
-    found, report = run(plan_shards([str(tmp_path / "d.jsonl")])[0], model=model)
+    model = SmallMemory(run.family.model, limit=0)
+    measured, report = run(plan_shards([str(tmp_path / "d.jsonl")])[0], model=model)
     assert model.refused == 0
-    assert {delta for row in found for delta in row["delta_logits"]} == {0.0}
+    assert {delta for row in measured for delta in row["delta_logits"]} == {0.0}
     assert report.statuses == {"ok": 2}
     assert report.image_label_tokens == 0
 
@@ -191,7 +191,7 @@ def test_carry_embedded_copies_what_sources_embed_and_no_file(run: Run, shard: S
     assert redone == whole
 
 
-def test_a_parquet_source_keeps_its_pictures_and_its_own_columns(run: Run, tmp_path: Path) -> None:
+def test_a_parquet_source_keeps_its_images_and_its_own_columns(run: Run, tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "p.parquet")
     rows, _ = run(plan_shards([str(source)])[0], carry="images")
     before = pq.read_table(source).to_pylist()
@@ -204,9 +204,9 @@ def test_a_parquet_source_keeps_its_pictures_and_its_own_columns(run: Run, tmp_p
 def test_what_a_row_says_beside_its_turns_is_measured(run: Run, tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "On the left."},
             {"role": "user", "content": "And what?"}, {"role": "assistant", "content": "A red cat."}]  # fmt: skip
-    told = [{"role": "system", "content": "Say what you see."}, *talk]
+    spoken = [{"role": "system", "content": "Say what you see."}, *talk]
     unlearned = [talk[0], {**talk[1], "loss": False}, *talk[2:]]
-    rows = [{"messages": talk}, {"messages": talk, "system": "Say what you see.", "score": 3}, {"messages": told},
+    rows = [{"messages": talk}, {"messages": talk, "system": "Say what you see.", "score": 3}, {"messages": spoken},
             {"messages": unlearned, "score": None}, {"messages": [*talk[:3], {**talk[3], "weight": 0.5}]}]  # fmt: skip
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (plain, beside, turn, part, refused), report = run(plan_shards([str(tmp_path / "d.jsonl")])[0])
@@ -240,27 +240,27 @@ def test_an_image_whose_white_is_in_doubt_is_measured_and_its_error_says_so_once
     turns = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "A cat. bad \ud800"}]
     rows = [{"id": "x", "image": ["dark.png", "dark.png"], "conversations": turns}]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    found, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path)])[0])
-    assert (found[0]["status"], report.noted) == ("ok", 1)
-    assert found[0]["error"].startswith(
+    measured, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path)])[0])
+    assert (measured[0]["status"], report.noted) == ("ok", 1)
+    assert measured[0]["error"].startswith(
         "characters that are not UTF-8 were replaced by U+FFFD in: turn 1; an image of 16 bits"
     )
-    assert found[0]["error"].count("levels 0 to 15 of 255") == 1
+    assert measured[0]["error"].count("levels 0 to 15 of 255") == 1
 
 
 def test_non_finite_logits_make_that_row_non_finite_and_no_other(run: Run, tmp_path: Path) -> None:
     rows = llava_rows(tmp_path / "i", 4)
     rows[2]["conversations"][1]["value"] = "A red dog."
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    model = load_reference(run.found.directory, dtype="float32")
-    dog = run.found.encoder.processor.tokenizer(" dog", add_special_tokens=False)["input_ids"]
-    cat = run.found.encoder.processor.tokenizer(" cat sits on the table.", add_special_tokens=False)["input_ids"]
+    model = load_reference(run.family.directory, dtype="float32")
+    dog = run.family.encoder.processor.tokenizer(" dog", add_special_tokens=False)["input_ids"]
+    cat = run.family.encoder.processor.tokenizer(" cat sits on the table.", add_special_tokens=False)["input_ids"]
     poisoned = next(token for token in dog if token not in cat)
     with torch.no_grad():
         model.get_input_embeddings().weight[poisoned] = torch.inf
-    found, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0], model=model)
-    assert [row["status"] for row in found] == ["ok", "ok", "non_finite", "ok"]
-    assert "supervised tokens have non-finite logits" in found[2]["error"]
+    measured, report = run(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0], model=model)
+    assert [row["status"] for row in measured] == ["ok", "ok", "non_finite", "ok"]
+    assert "supervised tokens have non-finite logits" in measured[2]["error"]
     assert report.statuses == {"ok": 3, "non_finite": 1}
 
 
@@ -289,7 +289,7 @@ def test_out_of_memory_halves_the_batch_and_a_sample_that_never_fits_is_a_row(ru
     shard = plan_shards([str(data)], [str(images)])[0]
     rows, _ = run(shard, tokens_per_batch=4096)
     longest = max(row["num_tokens"] for row in rows)
-    model = SmallMemory(run.found.model, limit=longest - 1)
+    model = SmallMemory(run.family.model, limit=longest - 1)
     small, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4096)
     assert model.refused > 1
     for one, two in zip(rows, small, strict=True):
@@ -311,11 +311,11 @@ def test_after_out_of_memory_later_batches_are_halved_untried_and_the_next_windo
     length = calm[0]["num_tokens"]
     monkeypatch.setattr(prefetch, "_WINDOW_ROWS", 12)
     # Batches of 4 rows where 3 fit: in each of two windows the first one fails, the other two are halved untried.
-    model = SmallMemory(run.found.model, limit=3 * length)
-    found, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4 * length)
+    model = SmallMemory(run.family.model, limit=3 * length)
+    measured, report = replace(run, output=tmp_path / "b")(shard, model=model, tokens_per_batch=4 * length)
     assert model.refused == 2
     assert report.statuses == {"ok": 24}
-    for one, two in zip(calm, found, strict=True):
+    for one, two in zip(calm, measured, strict=True):
         np.testing.assert_allclose(one["delta_logits"], two["delta_logits"], atol=1e-4)
 
 
@@ -331,7 +331,7 @@ def test_redo_measures_the_named_statuses_again_and_keeps_the_rest(run: Run, tmp
     assert [row for n, row in enumerate(redone) if n != 5] == [row for n, row in enumerate(rows) if n != 5]
 
 
-def test_redo_keeps_the_pictures_of_every_row_that_had_them(run: Run, tmp_path: Path) -> None:
+def test_redo_keeps_the_images_of_every_row_that_had_them(run: Run, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path)
     shard = plan_shards([str(data)], [str(images)])[0]
     rows, _ = run(shard, carry="images")
@@ -344,7 +344,7 @@ def test_redo_keeps_the_pictures_of_every_row_that_had_them(run: Run, tmp_path: 
     assert redone == rows
 
 
-def test_redo_keeps_the_pictures_that_were_measured_when_the_files_are_others_now(run: Run, tmp_path: Path) -> None:
+def test_redo_keeps_the_images_that_were_measured_when_the_files_are_others_now(run: Run, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path)
     shard = plan_shards([str(data)], [str(images)])[0]
     rows, _ = run(shard, carry="images")
@@ -393,10 +393,10 @@ def test_a_token_beyond_the_embedding_is_that_row_s_encode_error(run: Run, tmp_p
     rows = [row for row in llava_rows(tmp_path / "i", 4) if "image" in row]
     rows[1]["conversations"][1]["value"] = "A <extra> cat."
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    processor = load_processor(run.found.directory)
+    processor = load_processor(run.family.directory)
     processor.tokenizer.add_tokens(["<extra>"])
-    found = replace(run, found=replace(run.found, encoder=Encoder(processor)))
-    measured, _ = found(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0])
+    other = replace(run, family=replace(run.family, encoder=Encoder(processor)))
+    measured, _ = other(plan_shards([str(tmp_path / "d.json")], [str(tmp_path / "i")])[0])
     assert [row["status"] for row in measured] == ["ok", "encode_error", "ok"]
     assert "is beyond the model's" in measured[1]["error"]
 

@@ -191,8 +191,8 @@ def test_carry_paths_leaves_the_bytes_out_and_carry_none_the_columns(tmp_path: P
 
 
 def test_row_groups_hold_at_most_64_mib_of_images(tmp_path: Path) -> None:
-    picture = ImageRef(data=bytes(30 * 2**20))
-    big = simple_row(sample=conversation("<image>", "a", images=(picture,)))
+    image = ImageRef(data=bytes(30 * 2**20))
+    big = simple_row(sample=conversation("<image>", "a", images=(image,)))
     path = write(tmp_path / "a.parquet", *[big] * 5)
     footer = pq.read_metadata(path)
     assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [2, 2, 1]

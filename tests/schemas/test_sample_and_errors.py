@@ -7,12 +7,12 @@ from cal_schemas.sample import ImageRef, sample_key
 from examples_of import conversation
 
 
-def test_key_of_an_embedded_picture_depends_on_its_bytes_not_its_name() -> None:
+def test_key_of_an_embedded_image_depends_on_its_bytes_not_its_name() -> None:
     keys = {sample_key(conversation("<image>", "a", images=(ImageRef(data=b"x", path=path),))) for path in ("1", "2")}
     assert len(keys) == 1
 
 
-def test_key_of_a_picture_file_depends_on_its_path() -> None:
+def test_key_of_an_image_file_depends_on_its_path() -> None:
     keys = {sample_key(conversation("<image>", "a", images=(ImageRef(path=path),))) for path in ("1", "2")}
     assert len(keys) == 2
 

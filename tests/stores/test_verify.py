@@ -88,8 +88,8 @@ def rewrite(path: Path, change: Any) -> None:
 
 
 def problems(output: Location) -> str:
-    found = verify(output)
-    return "\n".join([*found.problems, *(f"{s.name}: {p}" for s in found.shards for p in s.problems)])
+    verification = verify(output)
+    return "\n".join([*verification.problems, *(f"{s.name}: {p}" for s in verification.shards for p in s.problems)])
 
 
 def test_a_whole_output_is_well_and_its_duplicates_are_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,12 +163,12 @@ def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Pa
     one.write_bytes(content)
     pq.write_table(pa.table({"x": [1]}), output / "foreign.parquet")
     two.write_bytes(two.read_bytes()[:200])
-    found = problems(output)
-    assert "data-r000000000-000000004.parquet: broken after row 0" in found
-    assert "foreign.parquet: " in found
-    assert "not an annotated shard" in found
-    assert f"{two.name}: " in found
-    assert three.name not in found
+    said = problems(output)
+    assert "data-r000000000-000000004.parquet: broken after row 0" in said
+    assert "foreign.parquet: " in said
+    assert "not an annotated shard" in said
+    assert f"{two.name}: " in said
+    assert three.name not in said
     shutil.rmtree(output)
     shards = finished(tmp_path, output)
     table = pq.read_table(three)
@@ -192,24 +192,24 @@ def test_a_flipped_bit_that_readers_do_not_notice_is_found(output: Path) -> None
     )  # fmt: skip
     before = pq.read_table(path)
     content = bytearray(path.read_bytes())
-    found = []
+    changes = []
     for back in range(1, 9):  # The page's last bytes are values.
         content[deltas.data_page_offset + deltas.total_compressed_size - back] ^= 1
         path.write_bytes(content)
         try:
-            found.append(not pq.read_table(path).equals(before))
+            changes.append(not pq.read_table(path).equals(before))
         except OSError:  # Zstandard's own complaint.
             continue
         assert "CRC checksum verification failed" in problems(output)
-    assert any(found)
+    assert any(changes)
 
 
 def test_a_plan_that_cannot_be_read_is_said_and_breaks_nothing(output: Path) -> None:
     for text in ("{half", "[1]", '[{"name": "x"}]'):
         (output / ".cal" / "plan.json").write_text(text)
-        found = verify(output)
-        assert found.ok
-        assert any("no plan can be read" in note for note in found.notes)
+        verification = verify(output)
+        assert verification.ok
+        assert any("no plan can be read" in note for note in verification.notes)
 
 
 def test_a_filtered_shard_may_hold_fewer_rows_than_its_source(output: Path, tmp_path: Path) -> None:
@@ -217,9 +217,9 @@ def test_a_filtered_shard_may_hold_fewer_rows_than_its_source(output: Path, tmp_
 
     kept = tmp_path / "kept"
     assert cli.run(["filter", str(output), "num_tokens > 0", "--output", str(kept)]) == 0
-    found = verify(kept)
-    assert not any(shard.problems for shard in found.shards)
-    assert found.ok
+    verification = verify(kept)
+    assert not any(shard.problems for shard in verification.shards)
+    assert verification.ok
 
 
 def test_missing_repeated_and_renamed_shards_are_found(output: Path) -> None:
@@ -241,9 +241,9 @@ def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path
     os.utime(data, ns=(1, 1))
     assert "data.jsonl has changed since it was measured" in problems(output)
     data.unlink()
-    found = verify(output)
-    assert found.ok
-    assert any("cannot be reached from here" in note for note in found.notes)
+    verification = verify(output)
+    assert verification.ok
+    assert any("cannot be reached from here" in note for note in verification.notes)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,12 @@ def test_a_source_whose_name_does_not_tell_its_format_is_read_and_counted_as_it_
     store.prepare()
     for shard in shards:
         write(store, shard)
-    found = verify(tmp_path / "out")
-    assert (found.ok, sum(shard.rows for shard in found.shards), len(found.notes)) == (True, 10, 2), found
+    verification = verify(tmp_path / "out")
+    assert (verification.ok, sum(shard.rows for shard in verification.shards), len(verification.notes)) == (
+        True,
+        10,
+        2,
+    ), verification
     metadata = read_shard_metadata(shard_files(tmp_path / "out")[1])
     assert [sample.sample_id for sample in source_samples(tmp_path, metadata)] == ["4", "5", "6", "7"]
 

@@ -1,10 +1,8 @@
-"""`cal-precompute --clean`: removes what dead runs left behind; never a final shard, a report or a log."""
+"""Removes what dead runs left behind, for `--clean`: never a final shard, a report or a log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from cal_pipeline.output.heartbeat import Heartbeat, now
+from cal_pipeline.output.heartbeat import Heartbeat
 from cal_pipeline.output.store import ObjectStore, Store
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import Location
@@ -18,15 +16,15 @@ def clean(store: Store) -> list[str]:
     """
     if not store.output_dir.is_dir():
         raise ConfigError(f"--output_dir {store.output_dir}: no such directory")
-    if others := Heartbeat(store.internal, now()).others():
+    if others := Heartbeat(store.internal).others():
         raise ConfigError(
             f"a driver works on {store.output_dir} ({'; '.join(others)}), and its files look like leftovers: stop it, "
             "or wait until it has ended (a killed one is forgotten after a minute)"
         )
     removed = store.clear_staging(everybodys=True)
     for pattern in ("probe.*", "driver-*.new", "plan.json.*"):
-        found: Iterator[Location] = iter(store.internal.glob(pattern))
-        for leftover in [*found]:
+        leftovers: list[Location] = [*store.internal.glob(pattern)]
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
             removed.append(str(leftover))
     if isinstance(store, ObjectStore):

@@ -1,4 +1,4 @@
-"""A sign of life in the output directory, so that a second driver can be told about the first."""
+"""Keeps a sign of life in the output directory, so that a second driver hears of the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from cal_schemas.storage.locations import Location, partial_of, write_whole
@@ -23,8 +22,8 @@ class Heartbeat:
     A file for each driver: in one for all, the second to beat would hide the first from a third.
     """
 
-    def __init__(self, internal: Location, started: str) -> None:
-        self._me = {"host": platform.node(), "pid": os.getpid(), "started": started}
+    def __init__(self, internal: Location, started: str | None = None) -> None:
+        self._me = {"host": platform.node(), "pid": os.getpid(), "started": started or now()}
         self._folder = internal
         self._path = internal / f"driver-{platform.node()}-{os.getpid()}.json"
         self._failed = False
@@ -34,8 +33,8 @@ class Heartbeat:
 
         Files of drivers that are known to be dead are removed.
         """
-        found = []
-        files: Iterator[Location] = iter(self._folder.glob("driver-*.json"))
+        alive = []
+        files: list[Location] = [*self._folder.glob("driver-*.json")]
         for path in sorted(files, key=str):
             if path == self._path:
                 continue
@@ -49,8 +48,8 @@ class Heartbeat:
             if gone or age > _FORGOTTEN_S:
                 path.unlink(missing_ok=True)
             elif age < _STALE_S:
-                found.append(words)
-        return found
+                alive.append(words)
+        return alive
 
     def beat(self) -> None:
         """Says that this driver is alive; where that cannot be written it is logged once, and stops nothing."""

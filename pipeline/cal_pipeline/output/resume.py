@@ -1,4 +1,4 @@
-"""What is already done, and whether it was done to the same data, with the same measurement."""
+"""Compares an output with a plan: what is done, and whether to the same data with the same measurement."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
     if drawn[0] != drawn[1]:
         raise ConfigError(
             f"{name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
-            f"{drawn[1][0]:g} (seed {drawn[1][1]}): a pilot (--sample) needs an --output_dir of its own"
+            f"{drawn[1][0]:g} (seed {drawn[1][1]}): a subset (--sample) needs an --output_dir of its own"
         )
     differing = [
         f"{field} was {getattr(metadata.source, field)}, is {getattr(shard.source, field)}"
@@ -130,9 +130,9 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
 def _check_columns(
     path: Location, footer: pq.FileMetaData, metadata: ShardMetadata, schema: pa.Schema, carry: str
 ) -> None:
-    if not (found := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
+    if not (columns := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
         raise ConfigError(
-            f"{path} has the columns {_columns(found)}, this run would write {_columns(schema)} "
+            f"{path} has the columns {_listed(columns)}, this run would write {_listed(schema)} "
             f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"
         )
     if metadata.carry != carry:
@@ -142,5 +142,5 @@ def _check_columns(
         )
 
 
-def _columns(schema: pa.Schema) -> str:
+def _listed(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -1,4 +1,4 @@
-"""Publishing finished shards: what exists under its final name is complete and final.
+"""Publishes finished shards: what exists under its final name is complete and final.
 
 Staging, plan, reports and logs live in `<output_dir>/.cal`, a dot directory: the only place that pandas,
 pyarrow.dataset and load_dataset all ignore. An object store is never written to directly: a shard is staged on the
@@ -136,8 +136,8 @@ class LocalStore:
 
     def finished(self) -> list[Location]:
         """Final shards that are there now."""
-        found = annotated_files(self.output_dir) if self.output_dir.is_dir() else []
-        return [path for path in found if path.is_file()]  # Links to nothing are check_name's business.
+        files = annotated_files(self.output_dir) if self.output_dir.is_dir() else []
+        return [path for path in files if path.is_file()]  # Links to nothing are check_name's business.
 
     def check_name(self, name: str) -> None:
         """ConfigError when no shard can be published as `name`: no file is there, or a file in place of its folder."""
@@ -191,10 +191,10 @@ class LocalStore:
 
     def clear_staging(self, *, everybodys: bool = False) -> list[str]:
         """Removes what this run left in staging; everybody's only while no other driver is alive."""
-        found = list((self.internal / "staging").glob("*" if everybodys else f"*.{self.run_id}*"))
-        for leftover in found:
+        leftovers = list((self.internal / "staging").glob("*" if everybodys else f"*.{self.run_id}*"))
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
-        return [str(leftover) for leftover in found]
+        return [str(leftover) for leftover in leftovers]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a run leaves beside the shards, and taking it away again when the run is refused."""
+"""Takes away what a run left beside the shards when the run is refused."""
 
 from __future__ import annotations
 

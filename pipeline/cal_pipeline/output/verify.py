@@ -1,4 +1,4 @@
-"""`cal-precompute --verify`: opens every shard of an output, reads every page, and says what is wrong. Changes nothing.
+"""Opens every shard of an output, reads every page and says what is wrong, for `--verify`; changes nothing.
 
 What shards promise together (one measurement, each source row once, none missing) is checked from their metadata, the
 plan in `.cal/`, and the sources where they can still be reached; what each promises by itself in `verify_shard.py`.
@@ -54,16 +54,16 @@ def verify(output_dir: Location) -> Verification:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = list(pool.map(lambda file: check_shard(file, name_of(file)), files))
-    found = Verification(shards=shards, problems=[], notes=[])
+    verification = Verification(shards=shards, problems=[], notes=[])
     known = [shard for shard in shards if shard.metadata is not None]
-    _check_agreement(known, found)
-    planned = _check_plan(output_dir, found)
-    _check_sources(known, found, planned=planned)
-    _note_duplicates(known, found)
-    return found
+    _check_agreement(known, verification)
+    planned = _check_plan(output_dir, verification)
+    _check_sources(known, verification, planned=planned)
+    _note_duplicates(known, verification)
+    return verification
 
 
-def _check_agreement(shards: Sequence[ShardCheck], found: Verification) -> None:
+def _check_agreement(shards: Sequence[ShardCheck], verification: Verification) -> None:
     """All shards against the first one: measurement, columns, carry."""
     for shard in shards[1:]:
         first, other = shards[0].metadata, shard.metadata
@@ -75,11 +75,11 @@ def _check_agreement(shards: Sequence[ShardCheck], found: Verification) -> None:
             shard.problems.append(f"--carry {other.carry}, in {shards[0].name} {first.carry}")
         if shard.schema is not None and not shard.schema.equals(shards[0].schema):
             shard.problems.append(f"other columns than {shards[0].name}")
-        if dict(first.library_versions) != dict(other.library_versions) and not found.notes:
-            found.notes.append(f"{shard.name} was written by other library versions than {shards[0].name}")
+        if dict(first.library_versions) != dict(other.library_versions) and not verification.notes:
+            verification.notes.append(f"{shard.name} was written by other library versions than {shards[0].name}")
 
 
-def _check_plan(output_dir: Location, found: Verification) -> bool:
+def _check_plan(output_dir: Location, verification: Verification) -> bool:
     """Shards of the last run's plan that are not there; False where there is no plan."""
     try:
         plan = json.loads((output_dir / ".cal" / "plan.json").read_text(encoding="utf-8"))
@@ -87,19 +87,21 @@ def _check_plan(output_dir: Location, found: Verification) -> bool:
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, TypeError):
-        found.notes.append("no plan can be read in .cal/: whether shards are missing is judged by the sources alone")
+        verification.notes.append(
+            "no plan can be read in .cal/: whether shards are missing is judged by the sources alone"
+        )
         return False
-    missing = sorted(planned.keys() - {shard.name for shard in found.shards})
+    missing = sorted(planned.keys() - {shard.name for shard in verification.shards})
     if missing:
         rows = sum(planned[name] for name in missing)
-        found.problems.append(
+        verification.problems.append(
             f"{len(missing)} of {len(planned)} planned shards are not there ({rows} rows): {_some(missing)}; "
             "the same command resumes"
         )
     return True
 
 
-def _check_sources(shards: Sequence[ShardCheck], found: Verification, *, planned: bool) -> None:
+def _check_sources(shards: Sequence[ShardCheck], verification: Verification, *, planned: bool) -> None:
     """Each source row at most once, none missing between two shards, and the row count where the source is at hand."""
     by_uri: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     sources = {}
@@ -113,7 +115,7 @@ def _check_sources(shards: Sequence[ShardCheck], found: Verification, *, planned
         ranges.sort()
         for (_, stop, one), (start, _, other) in itertools.pairwise(ranges):
             if start < stop:
-                found.problems.append(f"rows {start}-{stop} of {uri} are in both {one} and {other}")
+                verification.problems.append(f"rows {start}-{stop} of {uri} are in both {one} and {other}")
         source, end = sources[uri], max(stop for _, stop, _ in ranges)
         try:
             stat = location(uri).stat()
@@ -125,26 +127,30 @@ def _check_sources(shards: Sequence[ShardCheck], found: Verification, *, planned
             not source.etag and stat.st_mtime_ns != source.mtime_ns
         )
         if changed:
-            found.problems.append(f"{uri} has changed since it was measured (size {source.size}, now {stat.st_size})")
+            verification.problems.append(
+                f"{uri} has changed since it was measured (size {source.size}, now {stat.st_size})"
+            )
             continue
         try:
             total = count_rows(source)
         except CalError as error:
-            found.problems.append(f"its rows cannot be counted: {error}")
+            verification.problems.append(f"its rows cannot be counted: {error}")
             continue
         covered = sum(stop - start for start, stop, _ in ranges)
         if end > total:
-            found.problems.append(f"{uri} has {total} rows, but {ranges[-1][2]} says {end}")
+            verification.problems.append(f"{uri} has {total} rows, but {ranges[-1][2]} says {end}")
         elif covered < total:
-            # With a plan, missing shards are named already, and what was never planned is a pilot's business.
-            said = found.notes if planned else found.problems
-            said.append(f"{uri} has {total} rows, of which {covered} are in the output")
+            # With a plan, missing shards are named already, and what was never planned was not asked for.
+            remarks = verification.notes if planned else verification.problems
+            remarks.append(f"{uri} has {total} rows, of which {covered} are in the output")
     if unreachable:
-        found.notes.append(f"{len(unreachable)} sources cannot be reached from here, so their rows are not counted: "
-                           f"{_some(unreachable)}")  # fmt: skip
+        verification.notes.append(
+            f"{len(unreachable)} sources cannot be reached from here, so their rows are not counted: "
+            f"{_some(unreachable)}"
+        )
 
 
-def _note_duplicates(shards: Sequence[ShardCheck], found: Verification) -> None:
+def _note_duplicates(shards: Sequence[ShardCheck], verification: Verification) -> None:
     """Equal samples: a fault of the source, if one at all."""
     keys = np.concatenate([np.empty(0, "S16"), *(shard.keys for shard in shards)])
     values, counts = np.unique(keys, return_counts=True)
@@ -155,7 +161,7 @@ def _note_duplicates(shards: Sequence[ShardCheck], found: Verification) -> None:
     for key in twice[:_SHOWN_KEYS]:
         places = [f"{shard.name}:{row}" for shard in shards for row in np.flatnonzero(shard.keys == key)[:3].tolist()]
         shown.append(f"{key.ljust(16, bytes(1)).hex()} ({', '.join(places[:3])})")
-    found.notes.append(
+    verification.notes.append(
         f"{int(counts[counts > 1].sum())} rows share their sample_key with another ({len(twice)} keys), so the source "
         f"holds these samples more than once: {'; '.join(shown)}" + (" …" if len(twice) > _SHOWN_KEYS else "")
     )
@@ -167,35 +173,39 @@ def _some(names: Sequence[str]) -> str:
     )
 
 
-def print_verification(found: Verification, output_dir: Location) -> None:
+def print_verification(verification: Verification, output_dir: Location) -> None:
     """A line for each shard (of many only those that are wrong), then what is wrong with all of them together."""
     console = Console(soft_wrap=True, highlight=False)
     table = Table(title=Text(f"cal-precompute --verify: {output_dir}"), title_justify="left")
     for heading in ("shard", "rows", STATUS_OK, "not ok", "problems"):
         table.add_column(heading, justify="left" if heading in ("shard", "problems") else "right", overflow="fold")
-    shown = [shard for shard in found.shards if shard.problems or len(found.shards) <= _SHOWN_SHARDS]
+    shown = [shard for shard in verification.shards if shard.problems or len(verification.shards) <= _SHOWN_SHARDS]
     for shard in shown:
         good = shard.statuses[STATUS_OK]
         table.add_row(
             Text(shard.name), str(shard.rows), str(good), str(shard.rows - good), Text("; ".join(shard.problems) or "-")
         )
     console.print(table)
-    statuses = sum((shard.statuses for shard in found.shards), Counter[str]())
+    statuses = sum((shard.statuses for shard in verification.shards), Counter[str]())
     console.print(
         "rows by status: " + ", ".join(f"{name} {count}" for name, count in statuses.most_common()), markup=False
     )
     if unknown := sorted(statuses.keys() - set(STATUSES)):
         console.print(f"note: statuses that this version does not write: {', '.join(unknown)}", markup=False)
-    for shard in found.shards:
+    for shard in verification.shards:
         for problem in shard.problems:
             console.print(f"PROBLEM {shard.name}: {problem}", markup=False)
-    for problem in found.problems:
+    for problem in verification.problems:
         console.print(f"PROBLEM {problem}", markup=False)
-    for note in found.notes:
+    for note in verification.notes:
         console.print(f"note: {note}", markup=False)
-    bad = sum(bool(shard.problems) for shard in found.shards)
+    bad = sum(bool(shard.problems) for shard in verification.shards)
     console.print(
-        f"{len(found.shards)} shards with {statuses.total()} rows: "
-        + ("all is well" if found.ok else f"{bad} shards are wrong, {len(found.problems)} problems of the whole"),
+        f"{len(verification.shards)} shards with {statuses.total()} rows: "
+        + (
+            "all is well"
+            if verification.ok
+            else f"{bad} shards are wrong, {len(verification.problems)} problems of the whole"
+        ),
         markup=False,
     )

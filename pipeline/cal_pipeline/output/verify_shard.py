@@ -1,4 +1,4 @@
-"""Whatever one annotated shard promises by itself, checked row by row and page by page."""
+"""Checks what one annotated shard promises by itself, row by row and page by page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cal_pipeline.sources.shard import drawn_rows
-from cal_schemas.annotated import EXTRA_COLUMNS, ShardMetadata, read_shard_metadata
+from cal_schemas.annotated import TOKEN_COLUMNS, ShardMetadata, read_shard_metadata
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.storage.locations import Location, open_parquet
 
-_LISTS = ("label_ids", "label_positions", "delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
-_MAY_BE_NULL = ("delta_logits", *(name for names in EXTRA_COLUMNS.values() for name in names))
-_FILLED = ("sample_id", "sample_key", "status", *_LISTS)
+_FILLED = ("sample_id", "sample_key", "status")
+_REQUIRED = (*_FILLED, "label_ids", "label_positions", "delta_logits")
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -46,7 +45,7 @@ def check_shard(file: Location, name: str) -> ShardCheck:
             check.metadata = read_shard_metadata(file, parquet.metadata)
             check.schema = parquet.schema_arrow.remove_metadata()
             check.problems += _metadata_problems(parquet.metadata, check.metadata, name)
-            if lacking := [column for column in _FILLED[:6] if column not in check.schema.names]:
+            if lacking := [column for column in _REQUIRED if column not in check.schema.names]:
                 check.problems.append(f"lacks the columns {', '.join(lacking)}")
                 return check
             _check_rows(parquet, check)
@@ -65,8 +64,8 @@ def check_shard(file: Location, name: str) -> ShardCheck:
 
 def _metadata_problems(footer: pq.FileMetaData, metadata: ShardMetadata, name: str) -> Iterator[str]:
     pairs = footer.metadata or {}
-    if (stored := pairs.get(b"cal.fingerprint", b"").decode()) != metadata.spec.fingerprint():
-        yield f"its fingerprint {stored} is not that of its measurement, {metadata.spec.fingerprint()}"
+    if (fingerprint := pairs.get(b"cal.fingerprint", b"").decode()) != metadata.spec.fingerprint():
+        yield f"its fingerprint {fingerprint} is not that of its measurement, {metadata.spec.fingerprint()}"
     source = metadata.source
     if source.row_stop - source.row_start != source.num_rows:
         yield f"says rows {source.row_start}-{source.row_stop} of its source and {source.num_rows} rows"
@@ -94,14 +93,14 @@ def _check_rows(parquet: pq.ParquetFile, check: ShardCheck) -> None:
 
 def _batch_problems(batch: pa.RecordBatch) -> dict[str, int]:
     """What is wrong -> in how many rows of the batch."""
-    found: dict[str, int] = {}
+    problems: dict[str, int] = {}
 
     def count(what: str, mask: Any) -> None:
         if number := int(np.asarray(pc.fill_null(mask, True), bool).sum()):
-            found[what] = number
+            problems[what] = number
 
-    names = [name for name in _LISTS if name in batch.schema.names]
-    for name in (*_FILLED[:3], *names):
+    names = [name for name in TOKEN_COLUMNS if name in batch.schema.names]
+    for name in (*_FILLED, *names):
         count(f"have no {name}", pc.is_null(batch[name]))
     lengths = pc.list_value_length(batch["label_ids"])
     for name in names[1:]:
@@ -110,18 +109,17 @@ def _batch_problems(batch: pa.RecordBatch) -> dict[str, int]:
             pc.not_equal(pc.list_value_length(batch[name]), lengths),
         )
     for name in names:
-        parents = pc.list_parent_indices(batch[name])
+        row_of = np.asarray(pc.list_parent_indices(batch[name]))
         values = batch[name].flatten()
-
-        def rows_with(mask: Any, parents: Any = parents) -> Any:
-            rows = np.zeros(batch.num_rows, bool)
-            rows[np.asarray(parents)[np.asarray(pc.fill_null(mask, False), bool)]] = True
-            return pa.array(rows)
-
-        if name not in _MAY_BE_NULL:
-            count(f"have null in {name}", rows_with(pc.is_null(values)))
-        if pa.types.is_floating(values.type):
-            count(f"have NaN or infinity in {name}", rows_with(pc.invert(pc.is_finite(values))))
+        # A null float is an undefined one; a null id is none.
+        what, bad = (
+            (f"have NaN or infinity in {name}", pc.invert(pc.is_finite(values)))
+            if TOKEN_COLUMNS[name] is np.float32
+            else (f"have null in {name}", pc.is_null(values))
+        )
+        rows = np.zeros(batch.num_rows, bool)
+        rows[row_of[np.asarray(pc.fill_null(bad, False), bool)]] = True
+        count(what, pa.array(rows))
     ok = pc.equal(batch["status"], STATUS_OK)
     count("are ok and have no labels", pc.and_(ok, pc.equal(lengths, 0)))
     count("are not ok and have labels", pc.and_(pc.invert(ok), pc.greater(lengths, 0)))
@@ -129,4 +127,4 @@ def _batch_problems(batch: pa.RecordBatch) -> dict[str, int]:
         count("are not ok and do not say why", pc.and_(pc.invert(ok), pc.is_null(batch["error"])))
     bad_keys = [key is not None and not _KEY.fullmatch(key) for key in batch["sample_key"].to_pylist()]
     count("have a sample_key that is no digest", pa.array(bad_keys, pa.bool_()))
-    return found
+    return problems

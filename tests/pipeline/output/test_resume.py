@@ -37,9 +37,9 @@ def source(path: Path, count: int = 5) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    found = LocalStore(output_dir=tmp_path / "out")
-    found.prepare()
-    return found
+    store = LocalStore(output_dir=tmp_path / "out")
+    store.prepare()
+    return store
 
 
 @pytest.fixture
@@ -171,9 +171,9 @@ def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store:
     half = sample_rows(plan, 0.5, seed=1)
     finish(store, half[:1])
     assert compare(store, half).done == (half[0],)
-    with pytest.raises(ConfigError, match=r"measure 1 \(seed 0\): a pilot"):
+    with pytest.raises(ConfigError, match=r"measure 1 \(seed 0\): a subset"):
         compare(store, plan)
-    with pytest.raises(ConfigError, match=r"measure 0\.5 \(seed 2\): a pilot"):
+    with pytest.raises(ConfigError, match=r"measure 0\.5 \(seed 2\): a subset"):
         compare(store, [replace(shard, source=replace(shard.source, sample_seed=2)) for shard in half])
 
 
@@ -243,8 +243,8 @@ def test_a_part_of_a_shard_is_not_taken_for_the_whole(store: LocalStore, plan: l
 def test_a_shard_that_another_driver_published_is_held_to_the_same(store: LocalStore, plan: list[Shard]) -> None:
     shard = plan[0]
 
-    def check(found: Shard = shard, **changed: Any) -> None:
-        check_published(found, store=store, **{"spec": SPEC, "schema": SCHEMA, "carry": "paths", **changed})
+    def check(published: Shard = shard, **changed: Any) -> None:
+        check_published(published, store=store, **{"spec": SPEC, "schema": SCHEMA, "carry": "paths", **changed})
 
     store.path(shard.name).mkdir()
     with pytest.raises(ConfigError, match="is a directory, and the shard"):
@@ -264,10 +264,10 @@ def test_only_shards_that_hold_a_wanted_status_are_redone(store: LocalStore, pla
     finish(store, plan[:1])
     finish(store, plan[1:2], failed={1: "image_error"})
     finish(store, plan[2:], failed={0: "too_long"})
-    found = compare(store, plan)
-    assert found.done_with(frozenset({"image_error"})) == (plan[1],)
-    assert found.done_with(frozenset({"image_error", "too_long"})) == (plan[1], plan[2])
-    assert found.done_with(frozenset({"non_finite"})) == found.done_with(frozenset()) == ()
+    progress = compare(store, plan)
+    assert progress.done_with(frozenset({"image_error"})) == (plan[1],)
+    assert progress.done_with(frozenset({"image_error", "too_long"})) == (plan[1], plan[2])
+    assert progress.done_with(frozenset({"non_finite"})) == progress.done_with(frozenset()) == ()
 
 
 def test_rows_by_status_are_those_of_the_file_and_all_ok_is_known_from_the_footer(

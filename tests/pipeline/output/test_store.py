@@ -21,9 +21,9 @@ from cal_schemas.errors import ConfigError
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    found = LocalStore(output_dir=tmp_path / "out", run_id="run-1")
-    found.prepare()
-    return found
+    store = LocalStore(output_dir=tmp_path / "out", run_id="run-1")
+    store.prepare()
+    return store
 
 
 def staged(store: LocalStore) -> list[Path]:

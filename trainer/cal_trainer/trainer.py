@@ -29,7 +29,7 @@ from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.parameters import parameter_groups
 from cal_trainer.run.resuming import load_checkpoint, write_state
 from cal_trainer.run.sharding import has_state, load_schedule, name_layers_to_shard
-from cal_trainer.run.validation import refuse_disobeyed
+from cal_trainer.run.validation import validate_trainer_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        refuse_disobeyed(self.args)
+        validate_trainer_arguments(self.args)
         self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
         delta_source.check(weighting, self.args.gradient_accumulation_steps)
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))

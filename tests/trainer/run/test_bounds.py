@@ -96,13 +96,13 @@ def test_a_run_uses_them_says_so_and_a_resumed_one_takes_those_of_its_checkpoint
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO)
-    alpha, beta = np.quantile(shown, 0.6), np.quantile(shown, 0.9)
+    alpha, beta = np.quantile(shown, 0.7), np.quantile(shown, 0.9)
     assert 0 < alpha < beta
-    flags = ("--alpha", "q0.6", "--beta", "q0.9", "--window", 1, "--save_steps", 2, "--max_steps", 4)
+    flags = ("--alpha", "q0.7", "--beta", "q0.9", "--window", 1, "--save_steps", 2, "--max_steps", 4)
     assert cli.run(command(llava, annotated, tmp_path / "q", *flags)) == 0
-    assert f"--alpha q0.6 is {alpha:.6g}, --beta q0.9 is {beta:.6g} (of {len(shown)} deltas of rows with" in caplog.text
+    assert f"--alpha q0.7 is {alpha:.6g}, --beta q0.9 is {beta:.6g} (of {len(shown)} deltas of rows with" in caplog.text
     card = (tmp_path / "q" / "README.md").read_text()
-    assert f"| alpha | {alpha:.6g} (q0.6 of the data's deltas) |" in card
+    assert f"| alpha | {alpha:.6g} (q0.7 of the data's deltas) |" in card
     assert f"| beta | {beta:.6g} (q0.9 of the data's deltas) |" in card
     numbers = ("--alpha", repr(float(alpha)), "--beta", repr(float(beta)), *flags[4:])
     assert cli.run(command(llava, annotated, tmp_path / "n", *numbers)) == 0
@@ -120,17 +120,17 @@ def test_a_run_uses_them_says_so_and_a_resumed_one_takes_those_of_its_checkpoint
 def test_a_resumed_run_with_other_quantiles_is_refused(
     llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--alpha", "q0.6", "--beta", "q0.9", "--save_steps", 1, "--max_steps", 1)
+    flags = ("--alpha", "q0.7", "--beta", "q0.9", "--save_steps", 1, "--max_steps", 1)
     assert cli.run(command(llava, annotated, tmp_path / "q", *flags)) == 0
     resumed = ("--resume_from_checkpoint", "last", "--max_steps", 2)
-    assert cli.run(command(llava, annotated, tmp_path / "q", "--alpha", "q0.7", "--beta", "q0.9", *resumed)) == 2
-    assert "quantile of alpha was q0.6, is q0.7" in capfd.readouterr().err
+    assert cli.run(command(llava, annotated, tmp_path / "q", "--alpha", "q0.8", "--beta", "q0.9", *resumed)) == 2
+    assert "quantile of alpha was q0.7, is q0.8" in capfd.readouterr().err
 
 
 REFUSED = {
     "online": (["--alpha", "q0.5", "--delta_source", "online"], "online deltas are not known before the training"),
     "uniform": (["--beta", "q0.9", "--delta_source", "uniform"], "every token weighs 1"),
-    "turned round": (["--alpha", "q0.9", "--beta", "q0.6"], "alpha and beta must satisfy 0 <= alpha <= beta"),
+    "turned round": (["--alpha", "q0.9", "--beta", "q0.7"], "alpha and beta must satisfy 0 <= alpha <= beta"),
     "over a number": (["--alpha", "q0.99", "--beta", "0.01"], "alpha and beta must satisfy 0 <= alpha <= beta"),
     "negative": (["--alpha", "q0.001"], "weights may not be negative: take a higher quantile, or a number"),
     "no share": (["--alpha", "q2"], "a quantile's share is above 0 and below 1"),

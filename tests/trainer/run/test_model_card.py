@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+from cal_trainer.run.facts import RunFacts
 from cal_trainer.run.model_card import model_card, write_model_card
 from cal_trainer.trainer import Weighting
 
@@ -22,12 +24,21 @@ SPEC = MeasurementSpec(
     contrast=ContrastSpec(condition="mask"), dtype="bfloat16", attn_implementation="sdpa",
     model_id="llava-hf/llava-1.5-7b-hf", revision=None, weights_digest="w" * 32, reference_saw_data="yes",
 )  # fmt: skip
-FACTS: dict[str, Any] = {
-    "name": "out", "base_model": "llava-hf/llava-1.5-7b-hf", "data_path": ["annotated/a|b"], "num_rows": 90,
-    "skipped": {"image_error": 7, "too_long": 3}, "delta_source": "cached", "spec": SPEC,
-    "weighting": Weighting(alpha=0.5, beta=float("inf"), window=5, pool="joined", normalization="sample"),
-    "trainable": ["projector", "language_model"],
+FLAGS: dict[str, Any] = {
+    "model_name_or_path": "llava-hf/llava-1.5-7b-hf", "data_path": ["annotated/a|b"], "source_path": [],
+    "delta_source": "cached", "trainable": ["projector", "language_model"], "output_dir": "out",
+    "lora_r": 0, "lora_alpha": None, "lora_dropout": 0.0, "learning_rate": 2e-5, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1, "world_size": 8, "num_train_epochs": 3.0, "max_steps": -1, "seed": 42,
 }  # fmt: skip
+FACTS = RunFacts(
+    flags=FLAGS, base=Path("base"), num_rows=90, skipped={"image_error": 7, "too_long": 3}, shards={}, spec=SPEC,
+    weighting=Weighting(alpha=0.5, beta=float("inf"), window=5, pool="joined", normalization="sample"),
+    quantiles={"alpha": "q0.5"}, num_trainable=7_000_000, lr_multipliers={"vision_tower": 0.1},
+)  # fmt: skip
+
+
+def with_flags(**flags: Any) -> RunFacts:
+    return replace(FACTS, flags={**FLAGS, **flags})
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -38,12 +49,14 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def test_a_card_names_data_measurement_and_weights() -> None:
-    card = model_card(**FACTS, num_trainable=7_000_000, lr_multipliers={"vision_tower": 0.1})
+    card = model_card(FACTS, num_unusable=5)
     for fact in (
         "| data | annotated/a\\|b |", "| rows | 90 |", "| skipped rows | 10 (image_error 7, too_long 3) |",
+        "| rows that turned out unusable | 5 |", "| images | LlavaImageProcessor, pad |", "| world_size | 8 |",
         f"| fingerprint | {SPEC.fingerprint()} |", "| reference | llava-hf/llava-1.5-7b-hf (weights wwww",
         "| contrast | mask |", "| dtype | bfloat16 |", "| reference saw the data | yes |", "cached: measured",
-        "| alpha | 0.5 |", "| beta | inf |", "| window | 5 |", "| pool | joined |", "| normalization | sample |",
+        "| alpha | 0.5 (q0.5 of the data's deltas) |", "| beta | inf |", "| window | 5 |", "| pool | joined |",
+        "| normalization | sample |",
         "| base model | llava-hf/llava-1.5-7b-hf |", "| trained parts | projector, language_model |",
         "| trained parameters | 7,000,000 |", "| learning rate multipliers | vision_tower 0.1 |", "| transformers | ",
     ):  # fmt: skip
@@ -59,30 +72,29 @@ def test_a_card_names_data_measurement_and_weights() -> None:
 
 
 def test_online_and_uniform_say_that_stored_deltas_were_not_used() -> None:
-    online = model_card(**{**FACTS, "delta_source": "online", "contrast": ContrastSpec()})
+    online = model_card(replace(with_flags(delta_source="online"), contrast=ContrastSpec()))
     assert "labels only" in online
     assert "| contrast | drop |" in online
-    uniform = model_card(**{**FACTS, "delta_source": "uniform"})
+    uniform = model_card(with_flags(delta_source="uniform"))
     assert "| alpha |" not in uniform
-    assert "fingerprint" not in model_card(**{**FACTS, "delta_source": "uniform", "spec": None})
+    assert "fingerprint" not in model_card(replace(with_flags(delta_source="uniform"), spec=None))
 
 
 def test_an_adapters_card_says_so_and_a_directory_is_no_hub_id(tmp_path: Path) -> None:
-    card = model_card(**{**FACTS, "base_model": str(tmp_path)}, lora={"r": 8, "alpha": 16})
+    card = model_card(with_flags(model_name_or_path=str(tmp_path), lora_r=8))
     front = front_matter(card)
     assert front["library_name"] == "peft"
     assert "lora" in front["tags"]
     assert "base_model" not in front
     assert f"| base model | {tmp_path} |" in card
-    assert "| LoRA | r 8, alpha 16 |" in card
+    assert "| LoRA | r 8, alpha 16, dropout 0.0 |" in card
 
 
 @pytest.mark.parametrize("before", [None, "a card of peft's"])
 def test_it_is_written_as_the_readme_whole(tmp_path: Path, before: str | None) -> None:
     if before:
         (tmp_path / "README.md").write_text(before)
-    facts = {key: value for key, value in FACTS.items() if key != "name"}
-    written = write_model_card(tmp_path, **facts)
+    written = write_model_card(with_flags(output_dir=str(tmp_path)), num_unusable=0)
     assert written == tmp_path / "README.md"
     assert f"# {tmp_path.name}\n" in written.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]

@@ -16,7 +16,7 @@ from cal_pipeline.measuring.measure import measure
 from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec
-from cal_trainer.run.self_check import SelfCheck, refuse_mixed_batches
+from cal_trainer.run.self_check import SelfCheck, validate_batch_sizes
 from conftest import Family
 from examples_of import conversation
 from tiny_models import sample_image
@@ -31,14 +31,14 @@ def test_more_rows_than_one_are_refused_by_the_flag_that_asks_for_them(
     )
     flag = "--per_device_train_batch_size" if train > 1 else "--per_device_eval_batch_size"
     with pytest.raises(ConfigError, match=f"{flag} 2: a model of MllamaProcessor takes one row at a time"):
-        refuse_mixed_batches(mllama, arguments, evaluates=True)
+        validate_batch_sizes(mllama, arguments, evaluates=True)
 
 
 def test_the_size_of_an_evaluation_that_there_is_not_does_not_matter(mllama: Encoder, tmp_path: Path) -> None:
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, per_device_train_batch_size=1, per_device_eval_batch_size=8
     )
-    refuse_mixed_batches(mllama, arguments, evaluates=False)
+    validate_batch_sizes(mllama, arguments, evaluates=False)
 
 
 class _Neighbourly(LlavaForConditionalGeneration):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from cal_pipeline.encoding.collate import collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_trainer.data.alignment import Example
-from cal_trainer.data.shared_memory import refuse_full_memory
+from cal_trainer.data.shared_memory import validate_batch_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class ExampleCollator:
         if batch.contrast_inputs:
             extra["contrast_inputs"] = batch.contrast_inputs
         collated = {**batch.inputs, **extra}
-        refuse_full_memory(collated)
+        validate_batch_memory(collated)
         return collated
 
 

@@ -143,7 +143,7 @@ def train_sampler(
     return EpochSampler(examples.lengths(), examples.has_image(), group_by=group_by, step_size=shape.size, seed=seed)
 
 
-def refuse_unusable(examples: Examples) -> None:
+def validate_rows(examples: Examples) -> None:
     """Encodes rows until one can be trained on: wrong labels or a wrong image folder show before the model is loaded.
 
     Looks at the first few, then at more that are spread over all of the data. Raises ConfigError when none of

@@ -28,7 +28,7 @@ def batch_bytes(batch: Mapping[str, Any]) -> int:
     return sum(sizes)
 
 
-def refuse_small_memory(largest_row: Mapping[str, Any], arguments: TrainingArguments, *, evaluates: bool) -> None:
+def validate_shared_memory(largest_row: Mapping[str, Any], arguments: TrainingArguments, *, evaluates: bool) -> None:
     """ConfigError unless the batches that all workers of this machine read ahead fit into /dev/shm.
 
     largest_row: a batch of one of the largest rows, by which all are judged.
@@ -47,7 +47,7 @@ def refuse_small_memory(largest_row: Mapping[str, Any], arguments: TrainingArgum
         )
 
 
-def refuse_full_memory(batch: Mapping[str, Any]) -> None:
+def validate_batch_memory(batch: Mapping[str, Any]) -> None:
     """In a loader worker: ConfigError unless the batch fits into /dev/shm now. Other rows, or programs, are larger."""
     if get_worker_info() is None or not _SHM.is_dir():
         return

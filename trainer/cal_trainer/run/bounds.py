@@ -1,4 +1,4 @@
-"""Bounds of the clamp that come from the data: `--alpha q0.5` is the median of its deltas.
+"""Takes bounds of the clamp from the data: `--alpha q0.5` is the median of its deltas.
 
 alpha = 1 and beta = 5 were chosen on LLaVA's logits; another family's have another scale, and its quantiles follow it.
 """
@@ -21,7 +21,7 @@ from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
 from cal_schemas.weighting import check_weighting
 from cal_trainer.data.dataset import open_measured
-from cal_trainer.run.resuming import STATE_NAME
+from cal_trainer.run.resuming import STATE_NAME, quantile_name
 
 _QUANTILE = re.compile(r"q(.+)")
 _HELD, _BITS = 2**22, 22
@@ -65,11 +65,11 @@ def quantiles_of(opened: AnnotatedDataset) -> DeltaCounts:
     """
     found = DeltaCounts(held=_HELD, bits=_BITS)
     for batch in opened.batches(columns=["status", "delta_logits"]):
-        found.add(_deltas_with_picture(batch))
+        found.add(_deltas_with_image(batch))
     return found
 
 
-def _deltas_with_picture(batch: pa.RecordBatch) -> np.ndarray:
+def _deltas_with_image(batch: pa.RecordBatch) -> np.ndarray:
     column = batch.column(batch.schema.get_field_index("delta_logits"))
     ok = np.asarray(batch.column(batch.schema.get_field_index("status")).to_pylist(), object) == STATUS_OK
     # A null element reads as NaN.
@@ -122,16 +122,11 @@ def resolve_bounds(
     return bounds
 
 
-def state_name(name: str) -> str:
-    """Under which a checkpoint remembers which quantile a bound is."""
-    return f"quantile of {name}"
-
-
 def _recorded(checkpoint: Path, quantiles: Mapping[str, Quantile]) -> dict[str, float]:
     """Values in a checkpoint for these very quantiles; empty when it has none: the check of its state says why."""
     try:
         settings = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"]
-        if any(settings.get(state_name(name)) != str(bound) for name, bound in quantiles.items()):
+        if any(settings.get(quantile_name(name)) != str(bound) for name, bound in quantiles.items()):
             return {}
         return {name: float(settings[f"--{name}"]) for name in quantiles}
     except (OSError, ValueError, KeyError, TypeError):

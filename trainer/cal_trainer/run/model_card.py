@@ -1,105 +1,75 @@
-"""The README.md of a trained model: which data, whose deltas, which weights, as the hub reads it."""
+"""Writes the README.md of a trained model: which data, whose deltas, which weights, as the hub reads it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import yaml
 
-from cal_schemas.spec import ContrastSpec, MeasurementSpec
-from cal_trainer.objective.weighting import Weighting
+from cal_schemas.spec import MeasurementSpec
+from cal_trainer.run.facts import RunFacts
 
-Source = Literal["cached", "online", "uniform"]
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _PACKAGES: Final = ("cal-vlm", "torch", "transformers", "accelerate", "datasets", "peft")
-_SOURCES: Final[Mapping[Source, str]] = {
+_SOURCES: Final = {
     "cached": "cached: measured before training by the reference below",
     "online": "online: measured in every step with the weights in training",
     "uniform": "uniform: every token weighs 1, no deltas are used",
 }
+_TRAINING: Final = (
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs",
+    "max_steps", "seed",
+)  # fmt: skip
 
 
-def model_card(
-    *,
-    name: str,
-    base_model: str,
-    data_path: Sequence[str | Path],
-    num_rows: int,
-    skipped: Mapping[str, int],
-    delta_source: Source,
-    weighting: Weighting,
-    trainable: Sequence[str],
-    quantiles: Mapping[str, str] | None = None,
-    spec: MeasurementSpec | None = None,
-    contrast: ContrastSpec | None = None,
-    num_trainable: int | None = None,
-    lora: Mapping[str, Any] | None = None,
-    lr_multipliers: Mapping[str, float] | None = None,
-    training: Mapping[str, Any] | None = None,
-    num_unusable: int = 0,
-) -> str:
+def model_card(facts: RunFacts, *, num_unusable: int = 0) -> str:
     """Markdown with the hub's front matter.
 
-    Args:
-        name: of the model, its heading.
-        base_model: hub id or directory that training started from.
-        data_path: what was trained on.
-        num_rows: rows in use; the skipped ones are not among them.
-        skipped: rows by status that were left out.
-        delta_source: where the deltas came from.
-        weighting: how they became weights; not shown for `uniform`.
-        trainable: parts or patterns.
-        quantiles: by name, the bounds that were taken from the data's deltas (`q0.5`).
-        spec: the measurement in the data; None when there is none.
-        contrast: of online deltas.
-        num_trainable: parameters that trained.
-        lora: settings of the adapters (`r`, `alpha`, …), when there are any.
-        lr_multipliers: by part.
-        training: further facts by name, such as the learning rate.
-        num_unusable: rows in use that turned out not to be while training, once for each epoch that met them.
+    num_unusable: rows in use that turned out not to be while training, once for each epoch that met them.
     """
+    flags, source, base_model = facts.flags, facts.flags["delta_source"], str(facts.flags["model_name_or_path"])
     front: dict[str, Any] = {
-        "library_name": "peft" if lora else "transformers",
+        "library_name": "peft" if flags["lora_r"] else "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["cal", "contrastive-alignment", "vision-language", *(["lora"] if lora else [])],
+        "tags": ["cal", "contrastive-alignment", "vision-language", *(["lora"] if flags["lora_r"] else [])],
     }
     # The hub refuses a base model that is no id of its own, so a directory is named below only.
     if _HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
         front["base_model"] = base_model
-    skips = ", ".join(f"{status} {count}" for status, count in sorted(skipped.items()) if count)
+    skips = ", ".join(f"{status} {count}" for status, count in sorted(facts.skipped.items()) if count)
     data = {
-        "data": ", ".join(str(path) for path in data_path),
-        "rows": num_rows,
-        "skipped rows": f"{sum(skipped.values())} ({skips})" if skips else 0,
+        "data": ", ".join(map(str, (*flags["data_path"], *flags["source_path"]))),
+        "rows": facts.num_rows,
+        "skipped rows": f"{sum(facts.skipped.values())} ({skips})" if skips else 0,
         "rows that turned out unusable": num_unusable,
     }
-    weights: dict[str, Any] = {"delta source": _SOURCES[delta_source]}
-    if delta_source == "online" and contrast is not None:
-        weights["contrast"] = contrast.describe()
-    if delta_source != "uniform":
+    weights: dict[str, Any] = {"delta source": _SOURCES[source]}
+    if facts.contrast is not None:
+        weights["contrast"] = facts.contrast.describe()
+    if source != "uniform":
         fields = ("alpha", "beta", "window", "pool", "normalization")
-        weights |= {field: getattr(weighting, field) for field in fields}
-        for name, text in (quantiles or {}).items():
-            weights[name] = f"{getattr(weighting, name):.6g} ({text} of the data's deltas)"
+        weights |= {field: getattr(facts.weighting, field) for field in fields}
+        for name, text in facts.quantiles.items():
+            weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's deltas)"
     learned = {
         "base model": base_model,
-        "trained parts": ", ".join(trainable),
-        "trained parameters": None if num_trainable is None else f"{num_trainable:,}",
-        "LoRA": ", ".join(f"{key} {value}" for key, value in lora.items()) if lora else None,
-        "learning rate multipliers": ", ".join(f"{key} {value:g}" for key, value in (lr_multipliers or {}).items()),
-        **(training or {}),
+        "trained parts": ", ".join(flags["trainable"]),
+        "trained parameters": f"{facts.num_trainable:,}",
+        "LoRA": _lora(flags),
+        "learning rate multipliers": ", ".join(f"{key} {value:g}" for key, value in facts.lr_multipliers.items()),
+        **{name: flags[name] for name in _TRAINING},
     }
     sections = [("Data", data), ("Weights of the tokens", weights)]
-    if spec is not None:
-        sections.append(("Measurement in the data" + ("" if delta_source == "cached" else " (labels only: its deltas "
-                         "were not used)"), _measurement(spec)))  # fmt: skip
+    if facts.spec is not None:
+        unused = "" if source == "cached" else " (labels only: its deltas were not used)"
+        sections.append((f"Measurement in the data{unused}", _measurement(facts.spec)))
     sections += [("Training", learned), ("Versions", versions())]
     body = "\n\n".join(f"## {title}\n\n{_table(rows)}" for title, rows in sections)
-    heading = " ".join(name.split())
+    heading = " ".join(Path(flags["output_dir"]).resolve().name.split())
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {heading}\n\n"
         "A vision-language model trained by cal-train with a token-weighted loss: CAL, contrastive alignment "
@@ -107,15 +77,22 @@ def model_card(
     )
 
 
-def write_model_card(output_dir: Path, **facts: Any) -> Path:
-    """Writes README.md, replacing what the Trainer or peft put there; takes the arguments of `model_card`.
+def write_model_card(facts: RunFacts, *, num_unusable: int) -> Path:
+    """Writes the README.md of --output_dir, replacing what the Trainer or peft put there.
 
     Call it on one rank, after the last save: peft writes a card of its own at every one.
     """
-    target = output_dir / "README.md"
-    partial = output_dir / "README.md.partial"
-    partial.write_text(model_card(**{"name": output_dir.resolve().name, **facts}), encoding="utf-8")
+    target = Path(facts.flags["output_dir"], "README.md")
+    partial = target.with_name("README.md.partial")
+    partial.write_text(model_card(facts, num_unusable=num_unusable), encoding="utf-8")
     return partial.replace(target)
+
+
+def _lora(flags: Mapping[str, Any]) -> str | None:
+    if not flags["lora_r"]:
+        return None
+    alpha = 2 * flags["lora_r"] if flags["lora_alpha"] is None else flags["lora_alpha"]
+    return f"r {flags['lora_r']}, alpha {alpha}, dropout {flags['lora_dropout']}"
 
 
 def _measurement(spec: MeasurementSpec) -> dict[str, Any]:
@@ -129,7 +106,7 @@ def _measurement(spec: MeasurementSpec) -> dict[str, Any]:
         "attention": spec.attn_implementation,
         "reference saw the data": spec.reference_saw_data,
         "template": spec.label.template,
-        "pictures": f"{spec.input.image_processor}, {spec.input.image_aspect_ratio}",
+        "images": f"{spec.input.image_processor}, {spec.input.image_aspect_ratio}",
         "max length": f"{spec.input.max_length}, {spec.input.truncation}",
     }
 

@@ -1,4 +1,4 @@
-"""What a checkpoint needs to be resumed, and what a resumed run must have in common with the one that saved it.
+"""Resumes checkpoints: what one must hold, and what the run must have in common with the one that saved it.
 
 A place in the data and an optimizer's state mean something only for the run that they belong to. So every checkpoint
 holds the settings that decide the order of samples, their labels and weights, and what the optimizer holds; resuming
@@ -11,18 +11,62 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from cal_pipeline.models.loading import weights_digest
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.shards import Shards
+from cal_trainer.run.facts import RunFacts
 
 STATE_NAME: Final = "cal_train_state.json"
 DATE_NAME: Final = "date that the template reads"
 _VERSION: Final = 1
 _SHARDS_NAMED: Final = 3
+_BELONG_TO_A_RUN: Final = (
+    "group_by", "streaming", "shuffle_rows", "on_missing", "max_image_pixels", "template", "image_aspect_ratio",
+    "max_length", "truncation", "delta_source", "trainable", "lr_multipliers", "lora_r", "lora_alpha", "lora_dropout",
+)  # fmt: skip
+_OF_DELTAS: Final = ("alpha", "beta", "window", "pool")
+_RESTORED_BY_THE_OPTIMIZER: Final = (
+    "learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+)  # fmt: skip
+"""A checkpoint's values would win over these in silence."""
 _STEP_SIZE: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
 _log = logging.getLogger(__name__)
+
+
+def state_of(facts: RunFacts) -> dict[str, Any]:
+    """What a checkpoint must remember to be resumed by the same run only."""
+    flags, weighting = facts.flags, facts.weighting
+    source, streams = flags["delta_source"], flags["streaming"]
+    settings = {name: flags[name] for name in (*_BELONG_TO_A_RUN, *_RESTORED_BY_THE_OPTIMIZER)}
+    settings |= {
+        "seed": flags["seed"],
+        "data_seed": flags["data_seed"],
+        "per_device_train_batch_size": flags["per_device_train_batch_size"],
+        "gradient_accumulation_steps": flags["gradient_accumulation_steps"],
+        "number of processes": flags["world_size"],
+        # Workers read row groups of their own only when streaming; one worker and none are the same stream.
+        "dataloader_num_workers": max(1, flags["dataloader_num_workers"]) if streams else None,
+        "usable rows": facts.num_rows,
+        "fingerprint of the measurement": facts.spec.fingerprint() if source == "cached" and facts.spec else None,
+        **({} if source == "uniform" else {name: getattr(weighting, name) for name in _OF_DELTAS}),
+        **{quantile_name(name): text for name, text in facts.quantiles.items()},
+        "normalization": weighting.normalization,
+        **{f"contrast {key}": value for key, value in (asdict(facts.contrast) if facts.contrast else {}).items()},
+        DATE_NAME: facts.date,
+        # Whole checkpoints hold the model; adapters need the one that they were made for.
+        "digest of the base model": weights_digest(facts.base) if flags["lora_r"] else None,
+    }
+    exact = weighting.independent_of_the_split and not streams and flags["deepspeed_plugin"] is None
+    return run_state(settings=settings, data=facts.shards, exact=exact)
+
+
+def quantile_name(bound: str) -> str:
+    """Under which a checkpoint remembers which quantile a bound is."""
+    return f"quantile of {bound}"
 
 
 def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cal_schemas.spec import ContrastSpec
 from cal_trainer.objective.same_network import validate_determinism
 
 
-def refuse_mixed_batches(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
+def validate_batch_sizes(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
     """ConfigError for more than one row a forward where neighbours change its logits (special_cases.ALIKE_BATCHES).
 
     evaluates: whether there are batches of the evaluation's size.

@@ -1,13 +1,15 @@
-"""What FSDP, through accelerate, has to be told of a model, and what torch cannot restore of a sharded optimizer."""
+"""Tells FSDP what it must know of a model, restores what torch cannot, and keeps DeepSpeed away where it must be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import deepspeed
 from transformers.trainer import SCHEDULER_NAME
 
 from cal_schemas.errors import ConfigError
@@ -56,3 +58,13 @@ def load_schedule(scheduler: Any, optimizer: Any, checkpoint: str) -> None:
     scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """Within it models are built as without DeepSpeed, whose ZeRO-3 would shard what has no weights yet."""
+    kept, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept

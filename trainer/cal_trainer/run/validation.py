@@ -1,4 +1,4 @@
-"""transformers' flags that would be taken in silence and not obeyed, or that fail after the model is loaded."""
+"""Validates transformers' flags: refuses those that would not be obeyed, or would fail after the model is loaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.spec import Dtype
 
 _DISOBEYED: Final = {
     "label_smoothing_factor": "the weighted loss has no smoothing",
@@ -38,9 +39,9 @@ _METRICS: Final = (None, "loss", "eval_loss")
 _log = logging.getLogger("cal-train")
 
 
-def refuse_disobeyed(arguments: TrainingArguments) -> None:
+def validate_trainer_arguments(arguments: TrainingArguments) -> None:
     """ConfigError for flags that a CalTrainer, however it was built, would not obey."""
-    _refuse_altered(arguments, _DISOBEYED)
+    _validate_defaults(arguments, _DISOBEYED)
     if arguments.remove_unused_columns:
         raise ConfigError("--remove_unused_columns would take the deltas out of the batches: leave it false")
     if arguments.n_gpu > 1:
@@ -50,15 +51,15 @@ def refuse_disobeyed(arguments: TrainingArguments) -> None:
         )
 
 
-def refuse_flags(arguments: TrainingArguments, *, evaluates: bool) -> None:
+def validate_flags(arguments: TrainingArguments, *, dtype: Dtype, evaluates: bool) -> None:
     """ConfigError for what cannot be obeyed or cannot work in a run of cal-train.
 
-    evaluates: whether there is data to evaluate on.
+    dtype: of the weights. evaluates: whether there is data to evaluate on.
     """
-    refuse_disobeyed(arguments)
-    _refuse_altered(arguments, _REPLACED)
-    _refuse_numbers(arguments)
-    _refuse_evaluation(arguments, evaluates)
+    validate_trainer_arguments(arguments)
+    _validate_defaults(arguments, _REPLACED)
+    _validate_numbers(arguments)
+    _validate_evaluation(arguments, evaluates)
     dealing = arguments.accelerator_config
     if dealing.split_batches or dealing.dispatch_batches:
         raise ConfigError("--accelerator_config split_batches and dispatch_batches deal samples out in another order "
@@ -66,7 +67,10 @@ def refuse_flags(arguments: TrainingArguments, *, evaluates: bool) -> None:
     if arguments.fsdp and arguments.world_size == 1:
         raise ConfigError("--fsdp shards over several processes with a GPU each, and this is one: start them with "
                           "accelerate launch or torchrun, or leave it out")  # fmt: skip
-    _refuse_upload(arguments)
+    _validate_upload(arguments)
+    if (arguments.fp16 and dtype != "float32") or (arguments.bf16 and dtype == "float16"):
+        flag = "--fp16" if arguments.fp16 else "--bf16"
+        raise ConfigError(f"{flag} does not go with weights of --dtype {dtype}: leave one of the two out")
     try:
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()
@@ -74,7 +78,7 @@ def refuse_flags(arguments: TrainingArguments, *, evaluates: bool) -> None:
         raise ConfigError(f"--report_to {' '.join(arguments.report_to)}: {_one_line(error)}") from error
 
 
-def _refuse_upload(arguments: TrainingArguments) -> None:
+def _validate_upload(arguments: TrainingArguments) -> None:
     if not arguments.push_to_hub:
         return
     try:
@@ -83,10 +87,10 @@ def _refuse_upload(arguments: TrainingArguments) -> None:
         raise ConfigError(f"--push_to_hub: {_one_line(error)} Log in with `hf auth login`, or leave it out") from error
 
 
-def refuse_optimizer(arguments: TrainingArguments, outline: Any) -> None:
-    """ConfigError for an --optim whose package or arguments are missing; takes the model or its outline."""
+def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
+    """ConfigError for an --optim whose package or arguments are missing; takes the model or its meta-device model."""
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments, outline)
+        Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--optim {arguments.optim.value}: {_one_line(error)}") from error
 
@@ -108,14 +112,14 @@ def prepare_output(output_dir: str, *, resumes: bool) -> None:
         )  # fmt: skip
 
 
-def _refuse_altered(arguments: TrainingArguments, instead: Mapping[str, str]) -> None:
+def _validate_defaults(arguments: TrainingArguments, instead: Mapping[str, str]) -> None:
     defaults = {field.name: field.default for field in fields(TrainingArguments)}
     for name, reason in instead.items():
         if name in defaults and getattr(arguments, name) != defaults[name]:
             raise ConfigError(f"--{name} has no effect here: {reason}")
 
 
-def _refuse_numbers(arguments: TrainingArguments) -> None:
+def _validate_numbers(arguments: TrainingArguments) -> None:
     for name, least in _COUNTS.items():
         if (value := getattr(arguments, name)) < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
@@ -131,7 +135,7 @@ def _refuse_numbers(arguments: TrainingArguments) -> None:
         raise ConfigError(f"--save_steps {arguments.save_steps} would never save: give --save_strategy no")
 
 
-def _refuse_evaluation(arguments: TrainingArguments, evaluates: bool) -> None:
+def _validate_evaluation(arguments: TrainingArguments, evaluates: bool) -> None:
     if evaluates == (arguments.eval_strategy == "no"):
         raise ConfigError("--eval_path says on what to evaluate and --eval_strategy when: give both, or neither")
     for name in ("do_eval", "eval_on_start"):

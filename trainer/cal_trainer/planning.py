@@ -1,0 +1,249 @@
+"""Plans a run of cal-train: decides all that flags and files decide, and checks it, before the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.measuring.positions import longest_row
+from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
+from cal_pipeline.models.loading import check_architecture, load_outline, load_processor, model_directory
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_schemas.storage.locations import location
+from cal_trainer.config import CalTrainingArguments, TrainConfig
+from cal_trainer.data.alignment import RowOptions
+from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.data.factory import (
+    Examples,
+    largest_of_first,
+    open_evaluation,
+    open_examples,
+    train_sampler,
+    validate_rows,
+)
+from cal_trainer.data.sampling import EpochSampler, StepShape
+from cal_trainer.data.shared_memory import validate_shared_memory
+from cal_trainer.data.source import SourceExamples
+from cal_trainer.data.streaming import StreamSampler
+from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
+from cal_trainer.objective.drift import drift_batches
+from cal_trainer.objective.weighting import UNIFORM, Weighting
+from cal_trainer.run.bounds import Quantile, resolve_bounds
+from cal_trainer.run.facts import RunFacts
+from cal_trainer.run.lora import add_lora
+from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
+from cal_trainer.run.resuming import check_state, find_checkpoint, saved_date, state_of
+from cal_trainer.run.self_check import validate_batch_sizes
+from cal_trainer.run.sharding import without_deepspeed
+from cal_trainer.run.validation import prepare_output, validate_flags, validate_optimizer
+
+_log = logging.getLogger("cal-train")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A run that is known to make sense: all that can be checked is, before any weight is read."""
+
+    resume: Path | None
+    """The checkpoint to go on from."""
+    source: DeltaSource
+    encoder: Encoder
+    examples: Examples
+    evaluation: Examples | None
+    sampler: EpochSampler | StreamSampler
+    collator: ExampleCollator
+    drift: Sequence[dict[str, Any]]
+    """Batches to measure it on."""
+    facts: RunFacts
+    state: Mapping[str, Any]
+    """What its checkpoints remember."""
+
+
+def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
+    """Checks flags, then the base model's files, then the data: in the order of what a check costs."""
+    evaluates = config.eval_path is not None
+    validate_flags(arguments, dtype=config.dtype, evaluates=evaluates)
+    resume = find_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
+    source, weighting = _plan_weights(config, resume)
+    source.check(weighting, arguments.gradient_accumulation_steps)
+    multipliers = parse_lr_multipliers(config.lr_multipliers)
+    directory = model_directory(
+        str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
+    )
+    encoder, num_embeddings, num_trainable = _plan_model(config, arguments, directory, multipliers, resume)
+    validate_batch_sizes(encoder, arguments, evaluates=evaluates or config.drift_every > 0)
+    prepare_output(str(arguments.output_dir), resumes=resume is not None)
+    rows = RowOptions(
+        use_deltas=config.delta_source == "cached",
+        max_image_pixels=config.max_image_pixels,
+        num_embeddings=num_embeddings,
+    )
+    examples = _training_examples(config, encoder, rows)
+    spec: MeasurementSpec | None = getattr(examples, "spec", None)
+    date = encoder.dated(spec.label.date).date if spec else encoder.date
+    if date is not None:
+        _log.info("the chat template reads the clock: in every row it is %s", date)
+    facts = RunFacts(
+        flags={**asdict(config), **vars(arguments), "world_size": arguments.world_size},
+        base=directory,
+        weighting=weighting,
+        quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},
+        num_rows=len(examples),
+        skipped=examples.skipped,
+        shards=examples.shards,
+        num_trainable=num_trainable,
+        spec=spec,
+        contrast=_contrast(config),
+        lr_multipliers=multipliers,
+        date=date,
+    )
+    state = state_of(facts)
+    if resume is not None:
+        check_state(resume, state)
+    validate_rows(examples)
+    evaluation = _evaluation_examples(config, encoder, rows)
+    if evaluation is not None:
+        validate_rows(evaluation)
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    shape = StepShape(
+        batch_size=arguments.per_device_train_batch_size,
+        accumulation_steps=arguments.gradient_accumulation_steps,
+        world_size=arguments.world_size,
+        num_workers=arguments.dataloader_num_workers,
+    )
+    sampler = train_sampler(examples, shape, group_by=config.group_by, seed=seed)
+    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    if arguments.dataloader_num_workers:
+        validate_shared_memory(collator([largest_of_first(examples)]), arguments, evaluates=evaluates)
+    return Plan(
+        resume=resume,
+        source=source,
+        encoder=encoder,
+        examples=examples,
+        evaluation=evaluation,
+        sampler=sampler,
+        collator=collator,
+        drift=_drift_batches(config, arguments, examples, collator),
+        facts=facts,
+        state=state,
+    )
+
+
+def prepare_model(model: Any, config: TrainConfig) -> Any:
+    """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks.
+
+    Takes the model or its outline: a part that does not exist is then refused before any weight is read.
+    """
+    if config.lora_r:
+        model = add_lora(
+            model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
+        )
+    else:
+        set_trainable(model, config.trainable)
+    if config.delta_source == "online" and (found := active_dropout(model)):
+        raise ConfigError(
+            f"online deltas need the same network in both passes, and the model has dropout ({found[0]}, …): "
+            "set it to 0 in its config"
+        )
+    return model
+
+
+def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples:
+    examples = open_examples(
+        [location(path) for path in config.data_path] or None,
+        encoder,
+        source_paths=config.source_path,
+        image_folders=config.image_folder,
+        on_missing=config.on_missing,
+        streaming=config.streaming,
+        shuffle_rows=config.shuffle_rows,
+        crossfit=config.crossfit,
+        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+        **rows,
+    )
+    contrast = _contrast(config)
+    return examples if contrast is None else examples.contrasted(contrast)
+
+
+def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples | None:
+    if config.eval_path is None:
+        return None
+    return open_evaluation(
+        location(config.eval_path),
+        encoder,
+        image_folder=config.eval_image_folder,
+        crossfit=config.crossfit,
+        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+        **rows,
+    )
+
+
+def _drift_batches(
+    config: TrainConfig, arguments: CalTrainingArguments, examples: Examples, collator: ExampleCollator
+) -> Sequence[dict[str, Any]]:
+    if not config.drift_every:
+        return ()
+    assert not isinstance(examples, SourceExamples)  # cached deltas always have a measurement
+    shown = examples.contrasted(examples.spec.contrast)
+    together = replace(collator, blank=shown.blank.encoded)
+    return drift_batches(shown, together, batch_size=arguments.per_device_eval_batch_size, seed=arguments.seed)
+
+
+def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource, Weighting]:
+    """The delta source and the weighting that the flags ask for; reads the data for bounds that are quantiles."""
+    bounds = resolve_bounds(
+        config.bounds(), [location(path) for path in config.data_path], resume, crossfit=config.crossfit
+    )
+    if idle := config.without_effect():
+        _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))
+    normalization = config.resolved("normalization")
+    if config.delta_source == "uniform":
+        return UniformWeights(), replace(UNIFORM, normalization=normalization)
+    weighting = Weighting(
+        **bounds, window=config.resolved("window"), pool=config.resolved("pool"), normalization=normalization
+    )
+    return CachedDeltas() if (contrast := _contrast(config)) is None else OnlineDeltas(contrast=contrast), weighting
+
+
+def _contrast(config: TrainConfig) -> ContrastSpec | None:
+    return config.contrast_spec() if config.delta_source == "online" else None
+
+
+def _plan_model(
+    config: TrainConfig,
+    arguments: CalTrainingArguments,
+    directory: Path,
+    multipliers: Mapping[str, float],
+    resume: Path | None,
+) -> tuple[Encoder, int, int]:
+    """The model's encoder, its number of embeddings and of parameters that train, from its files without its weights.
+
+    Refuses an --optim, --trainable or --lr_multipliers that cannot be, too.
+    """
+    remote = config.trust_remote_code
+    validate_adapters(directory, trains=True)
+    check_architecture(directory, trust_remote_code=remote)
+    processor = load_processor(directory, trust_remote_code=remote)
+    with without_deepspeed():
+        meta_model = load_outline(directory, trust_remote_code=remote)
+        check_weights(directory, meta_model)
+        check_image_tokens(processor, meta_model)
+        num_embeddings = meta_model.get_input_embeddings().weight.shape[0]
+        meta_model = prepare_model(meta_model, config)
+    validate_optimizer(arguments, meta_model)
+    groups = parameter_groups(meta_model, arguments.learning_rate, arguments.weight_decay, multipliers)
+    encoder = Encoder(
+        processor,
+        template=config.template,
+        image_aspect_ratio=config.image_aspect_ratio,
+        max_length=longest_row(meta_model, config.max_length),
+        truncation=config.truncation,
+        date=None if resume is None else saved_date(resume),
+    )
+    encoder.pad_within(num_embeddings)
+    return encoder, num_embeddings, sum(item.numel() for group in groups for item in group["params"])

@@ -1,0 +1,41 @@
+"""Holds what is known of a run once it is planned: checkpoints remember a part, the model card shows another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cal_schemas.spec import ContrastSpec, MeasurementSpec
+from cal_trainer.data.shards import Shards
+from cal_trainer.objective.weighting import Weighting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """Flags, and what came of them."""
+
+    flags: Mapping[str, Any]
+    """By name, cal-train's and transformers'; `world_size` with them."""
+    base: Path
+    """Directory of the model that training starts from."""
+    weighting: Weighting
+    quantiles: Mapping[str, str]
+    """By name, the bounds that were taken from the data's deltas (`q0.5`)."""
+    num_rows: int
+    """In use; the skipped ones are not among them."""
+    skipped: Mapping[str, int]
+    """Rows by status that were left out."""
+    shards: Mapping[str, Shards]
+    """By flag: what the data is read from."""
+    num_trainable: int
+    """Parameters that train."""
+    spec: MeasurementSpec | None = None
+    """Of the data; None where nobody measured it."""
+    contrast: ContrastSpec | None = None
+    """Of online deltas."""
+    lr_multipliers: Mapping[str, float]
+    """By part."""
+    date: str | None = None
+    """That the chat template reads."""

@@ -62,6 +62,13 @@ def test_a_question_with_its_answer_is_a_conversation(question: str, answer: str
     assert turns({question: "What?", answer: "A cat."}) == expected
     assert turns({question: [ASKED], answer: [ANSWERED]}) == expected
     assert turns({question: "What?", answer: "A cat.", **ROW}) == expected
+    for alone in (
+        {question: "Why?"},
+        {answer: "A dog."},
+        {question: "Why?", answer: ""},
+        {question: "", answer: "No."},
+    ):
+        assert turns({**alone, **ROW}) == expected
     talk, _ = read_row({question: "What?", answer: "A cat.", **ROW}, 0)
     assert {question, answer, "messages", "image", "tools"} <= set(talk.keys)
     assert refused({question: "Why?", answer: "A cat.", **ROW}).startswith(

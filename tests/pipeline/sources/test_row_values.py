@@ -25,6 +25,7 @@ from cal_pipeline.sources.row_values import (
     ("head", "as_json", "as_text"),
     [
         (b"\xff\xfea\0", True, True), (b"\xfe\xff\0a", True, True), (b"\0\0\xfe\xff", True, True),
+        (b"\0\0\xfe\xff\0\0\0{", True, True),
         (b"{\0\"\0", True, False), (b"\0{\0\"", True, False), (b"{\0\0\0", True, False), (b"\0\0\0{", True, False),
         (b"\0\0\0\0", False, False), (b"{\"a\"", False, False), (b"\xef\xbb\xbf{", False, False), (b"", False, False),
         (b"abcd\0", False, False), (b"\xff", False, False), (b"a\xff\xfe", False, False),

@@ -73,7 +73,7 @@ def test_what_templates_take_of_a_turn_is_kept_and_what_is_empty_is_not() -> Non
 
 def test_keys_that_nothing_is_made_of_are_told() -> None:
     read = {
-        "refusal": None,
+        "refusal": False,
         "reasoning": "R",
         "image": None,
         "video": None,

@@ -1,4 +1,4 @@
-"""Arrow's many types judged as the few that matter here: one judgement for every column of a Parquet source."""
+"""Judges Arrow's many types as the few that matter here: one judgement for every column of a Parquet source."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ _JUDGEMENTS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 }  # fmt: skip
 
 
-def check_type(name: str, kind: pa.DataType, path: Location, role: str) -> None:
+def validate_type(name: str, kind: pa.DataType, path: Location, role: str) -> None:
     """ConfigError where no row could be read from a column of this type that plays the role of the key `role`."""
     test, expected = _JUDGEMENTS.get(role, (lambda _: True, ""))
     if not test(plain_type(kind)):

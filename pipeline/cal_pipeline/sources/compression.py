@@ -1,4 +1,4 @@
-"""The bytes of a source file, decompressed when its name ends in `.zst`, `.gz` or `.tgz`.
+"""Opens source files, decompressed when the name ends in `.zst`, `.gz` or `.tgz`.
 
 A local file without such a name is decompressed when it begins as one: a link is read under the name of what it leads
 to, which in a hub's cache is a digest.
@@ -17,7 +17,7 @@ import zstandard
 from cal_schemas.storage.locations import Location
 
 BROKEN = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
-"""What reading raises when the compression is broken or the file is cut."""
+"""Raised by reading when the compression is broken or the file is cut."""
 _GZIP_SUFFIXES = (".gz", ".tgz")
 _GZIP_HEADER = b"\x1f\x8b"
 _BUFFER = 2**20
@@ -76,7 +76,7 @@ def _compression(path: Location) -> Literal["zst", "gz"] | None:
 
 
 def is_compressed(path: Location) -> bool:
-    """Whether the file can only be read from its start."""
+    """True for a file that can only be read from its start."""
     return _compression(path) is not None
 
 

@@ -1,4 +1,4 @@
-"""From what a user gives as `--data_path` to files: a file, a directory, a glob, or numbered names in braces."""
+"""Expands what a user gives as `--data_path` to files: a file, a directory, a glob, or numbered names in braces."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
         base = _literal_part(path, lambda part: glob.has_magic(part) or "{" in part)
         files = []
         for name in names:
-            found: list[Location] = [Path(name)] if Path(name).is_file() else []
-            if not found and glob.has_magic(name):
-                found = _matching(Path(name))
-            if not found and Path(name).is_dir():
-                found = files_below(Path(name))
-            if not found and len(names) > 1:
+            of_name: list[Location] = [Path(name)] if Path(name).is_file() else []
+            if not of_name and glob.has_magic(name):
+                of_name = _matching(Path(name))
+            if not of_name and Path(name).is_dir():
+                of_name = files_below(Path(name))
+            if not of_name and len(names) > 1:
                 raise ConfigError(f"--data_path {data_path}: of its {len(names)} names {name} is not there")
-            files += found
+            files += of_name
         files = list(dict.fromkeys(files))
     if not files:
         raise nothing
@@ -70,12 +70,12 @@ def expand_braces(pattern: str) -> list[str]:
     """
     for match in _INNERMOST_BRACES.finditer(pattern):
         inside = match[1]
-        if found := _RANGE.fullmatch(inside):
-            first, last = int(found[1]), int(found[2])
+        if ends := _RANGE.fullmatch(inside):
+            first, last = int(ends[1]), int(ends[2])
             if abs(last - first) >= _MAX_NAMES:
                 raise ConfigError(f"--data_path {pattern}: more than {_MAX_NAMES} names")
-            padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-").startswith("0") for end in found.groups())
-            width = max(map(len, found.groups())) if padded else 0
+            padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-").startswith("0") for end in ends.groups())
+            width = max(map(len, ends.groups())) if padded else 0
             step = 1 if last >= first else -1
             parts = [f"{number:0{width}d}" for number in range(first, last + step, step)]
         elif "," in inside:
@@ -119,22 +119,22 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     files: dict[str, ObjectPath] = {}
     for name in names:
         pattern = re.compile(_glob_to_regex(name))
-        found = [name] if name in there else [key for key in there if glob.has_magic(name) and pattern.fullmatch(key)]
-        found = found or [key for key in there if key.startswith(f"{name}/")]
-        if not found and len(names) > 1:
+        keys = [name] if name in there else [key for key in there if glob.has_magic(name) and pattern.fullmatch(key)]
+        keys = keys or [key for key in there if key.startswith(f"{name}/")]
+        if not keys and len(names) > 1:
             raise ConfigError(f"--data_path {path}: of its {len(names)} names {name} is not there")
-        files |= {key: there[key] for key in sorted(found)}
+        files |= {key: there[key] for key in sorted(keys)}
     return base, [*files.values()]
 
 
 def _glob_to_regex(pattern: str) -> str:
     """A shell pattern as a regular expression: `*`, `?`, `[…]` stay within a part, `**/` spans any number of them."""
-    found = ""
+    regex = ""
     for token in _GLOB_TOKEN.findall(pattern):
         if token in _GLOB_MARKS:
-            found += _GLOB_MARKS[token]
+            regex += _GLOB_MARKS[token]
         elif len(token) > 1:
-            found += token.replace("\\", r"\\").replace("[!", "[^", 1)
+            regex += token.replace("\\", r"\\").replace("[!", "[^", 1)
         else:
-            found += re.escape(token)
-    return found
+            regex += re.escape(token)
+    return regex

@@ -1,4 +1,4 @@
-"""A look at a few images before work, so that a wrong `--image_folder` ends the run and not each of its rows."""
+"""Looks at a few images before work, so that a wrong `--image_folder` ends the run and not each of its rows."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def look_at_images(shards: Sequence[Shard], *, max_image_pixels: int = DEFAULT_M
             of_path.setdefault(shard.source.data_path, []).append(shard)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # As in the workers: its chatter on odd metadata.
-        for data_path, found in of_path.items():
-            _look(data_path, _spread(found), max_image_pixels)
+        for data_path, of_this_path in of_path.items():
+            _look(data_path, _spread(of_this_path), max_image_pixels)
 
 
 def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> None:
@@ -94,13 +94,13 @@ def _joined(folder: Location, path: str) -> str:
 
 
 def _elsewhere(folder: Location, path: str) -> str:
-    """Where a folder nearby has the image, if one does."""
+    """Names a folder nearby that has the image, if one does."""
     if not isinstance(folder, Path) or Path(path).is_absolute():
         return ""
     try:
         below = [place for place in islice(folder.iterdir(), _FOLDERS_TRIED) if place.is_dir()]
         nearby = (*folder.parents, *below)
-        found = next((place for place in nearby if (place / path).is_file()), None)
+        holder = next((place for place in nearby if (place / path).is_file()), None)
     except (OSError, ValueError):
         return ""
-    return "" if found is None else f". It lies in {found}: give --image_folder {found}"
+    return "" if holder is None else f". It lies in {holder}: give --image_folder {holder}"

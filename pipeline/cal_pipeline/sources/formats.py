@@ -1,4 +1,4 @@
-"""Keeps the registry of input formats: what a format says of itself, and which one a file name means.
+"""Keeps the registry of input formats: each says how its files are known, planned and read.
 
 To add a format write one module beside this one that calls `register`, and name it in `__init__.py`. Of a file it
 plans ranges of rows, without opening an image, and reads such a range; what else `InputFormat` has is optional.
@@ -35,7 +35,7 @@ class RowRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilePlan:
-    """How one file is cut, and where its images are."""
+    """Ranges of one file, and where its images are."""
 
     ranges: Sequence[RowRange]
     images: Literal["named", "inside", "unknown"] = "unknown"

@@ -1,4 +1,4 @@
-"""Which files are opened as images at all, and what the others are called."""
+"""Limits which files are opened as images at all, and says what the others are."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def formats_to_open() -> list[str]:
     return [name for name in FORMATS if Image.OPEN[name][0].__module__.startswith("PIL.")]
 
 
-def what_is_instead(data: bytes) -> str:
-    """What a file is that no decoder of ours took, as far as its first bytes tell, and the way out."""
+def describe_unopened(data: bytes) -> str:
+    """Says what a file is that no decoder of ours took, as far as its first bytes tell, and the way out."""
     way_out = f"only {', '.join(FORMATS)} are opened: convert or replace it"
     for name, signature in _SIGNATURES:
         if re.match(signature, data[:2000], re.DOTALL | re.IGNORECASE):

@@ -1,4 +1,4 @@
-"""From samples as a file stores them to 8-bit RGB: which value is white, and which end of the range."""
+"""Turns samples as an image file stores them into 8-bit RGB: which value is white, and which end of the range."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, str | None]:
 
 
 def unpacked_grey(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Image.Image, str | None] | None:
-    """What `to_rgb` gives, of a TIFF that pillow has no mode for: uncompressed grey of 9 to 16 bits; None for others.
+    """Does as `to_rgb` with a TIFF that pillow has no mode for: uncompressed grey of 9 to 16 bits; None for others.
 
     `check_size` raises where there are too many pixels. Raises whatever else on tags that make no sense.
     """
@@ -70,7 +70,7 @@ def unpacked_grey(data: bytes, check_size: Callable[[int, int], None]) -> tuple[
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> bool:
-    """Whether 0 is white; ImageError for what Pillow would read as other values than are stored."""
+    """True where 0 is white; ImageError for what Pillow would read as other values than are stored."""
     tags = image.tag_v2
     if tags.get(_SUBFILE, 0) & _REDUCED:
         raise ImageError("TIFF whose first image is a small form of another (a camera's raw file?): convert it to PNG")
@@ -96,7 +96,7 @@ def _unknown(image: Image.Image, kind: str) -> ImageError:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Of one sample, as the file says; 8 where it cannot have more, or they are scaled by it already."""
+    """Bits of one sample, as the file says; 8 where it cannot have more, or they are scaled by it already."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _bits_of(image.tag_v2)
     if image.format == "PNG":

@@ -1,4 +1,4 @@
-"""What the values of a row say of its images: paths, bytes, `data:` URLs, structs of bytes and path, lists of those."""
+"""Reads the images of a row's values: paths, bytes, `data:` URLs, structs of bytes and path, lists of those."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def image_refs(value: Any) -> list[ImageRef]:
     if is_null(value):
         return []
     if isinstance(value, str):
-        if found := _DATA_URL.match(value):
+        if prefix := _DATA_URL.match(value):
             try:
-                return [ImageRef(data=base64.b64decode(value[found.end() :], validate=True))]
+                return [ImageRef(data=base64.b64decode(value[prefix.end() :], validate=True))]
             except (binascii.Error, ValueError) as error:
                 raise RowError(f"image is a data: URL whose base64 is broken: {error}") from error
         return [ImageRef(path=value)] if value else []
@@ -64,18 +64,18 @@ def image_refs(value: Any) -> list[ImageRef]:
 
 def own_images(values: Mapping[str, Any], where: str) -> list[ImageRef]:
     """Images of a row, or of a turn, under whichever key it has; RowError where two keys say different ones."""
-    found = {key: refs for key in IMAGE_KEYS if (refs := image_refs(values.get(key)))}
-    if len(found) > 1 and found["images"] != found["image"]:
+    by_key = {key: refs for key in IMAGE_KEYS if (refs := image_refs(values.get(key)))}
+    if len(by_key) > 1 and by_key["images"] != by_key["image"]:
         raise RowError(f"{where} has other images in 'images' than in 'image': keep one of the two")
-    return next(iter(found.values()), [])
+    return next(iter(by_key.values()), [])
 
 
 def looks_like_image(key: str, value: Any) -> str | None:
-    """What about a value that nobody claimed says that it is an image, a video or sound, in words; else None."""
+    """Says in words why a value that nobody claimed is taken for an image, a video or sound; None where it is not."""
     if isinstance(value, pa.Array):  # A long list of numbers is not read for this.
         return looks_like_image(key, value.to_pylist()) if is_image(plain_type(value.type)) else None
     if isinstance(value, list):
-        return next((found for item in value[:4] if (found := looks_like_image(key, item))), None)
+        return next((reason for item in value[:4] if (reason := looks_like_image(key, item))), None)
     if isinstance(value, Mapping):
         return looks_like_image(key, value.get("bytes")) or looks_like_image(key, value.get("path"))
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Opening one image of a dataset that nobody has checked."""
+"""Opens images of a dataset that nobody has checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cal_pipeline.sources.image_formats import formats_to_open, what_is_instead
+from cal_pipeline.sources.image_formats import describe_unopened, formats_to_open
 from cal_pipeline.sources.image_levels import to_rgb, unpacked_grey
 from cal_schemas.errors import ImageError
 from cal_schemas.sample import ImageRef
@@ -65,11 +65,11 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
 
 
 def _link(path: str, folder: Path) -> str:
-    """Which link leads out of the folder and where to, with the two ways out; nothing where the path itself does."""
+    """Names the link that leads out of the folder, with the two ways out; empty where the path itself leads out."""
     parts = Path(path).parts
     steps = [folder.joinpath(*parts[:stop]) for stop in range(1, len(parts) + 1)]
-    found = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(folder)), None)
-    if found is None or Path(path).is_absolute():
+    link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(folder)), None)
+    if link is None or Path(path).is_absolute():
         return ""
     target = (folder / path).resolve()
     if target.parts[-len(parts) :] == parts:
@@ -79,7 +79,7 @@ def _link(path: str, folder: Path) -> str:
         root = target.parent if common == Path(common.anchor) else common
         way_out = f"give --image_folder {root} and paths that start there"
     return (
-        f": {found} is a link to {found.resolve()}; {way_out}, or a copy of the folder with its links followed (cp -rL)"
+        f": {link} is a link to {link.resolve()}; {way_out}, or a copy of the folder with its links followed (cp -rL)"
     )
 
 
@@ -93,12 +93,12 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
     if not plain or "\0" in plain or len(f"{folder.key}/{spelled}".encode(errors="replace")) > _LONGEST_KEY:
         raise ImageError(f"image {path!r} cannot be the name of an object")
     try:
-        found = folder.below(spelled)
-        if spelled != plain and not found.is_file():
-            found = folder.below(plain)
-        if (size := found.stat().size) > MAX_IMAGE_BYTES:
+        item = folder.below(spelled)
+        if spelled != plain and not item.is_file():
+            item = folder.below(plain)
+        if (size := item.stat().size) > MAX_IMAGE_BYTES:
             raise ImageError(f"image {path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
-        return found.read_bytes()
+        return item.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"image {path!r} is not an object in {folder}") from error
     except UnicodeEncodeError as error:
@@ -138,14 +138,14 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"image of {len(data)} bytes cannot be decoded: {what_is_instead(data)}") from error
+        raise ImageError(f"image of {len(data)} bytes cannot be decoded: {describe_unopened(data)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 
 
 def note_of(image: Image.Image) -> str | None:
-    """What the reader of the row should know of an image that `decode_image` gave, although it is usable."""
+    """Warns of an image that `decode_image` gave and that is usable, but in doubt; else None."""
     note: str | None = image.info.get(_NOTE)
     return note
 

@@ -1,4 +1,4 @@
-"""Single rows of JSON: from bytes to a value, from a value to a Sample."""
+"""Parses rows of JSON, and makes samples of their values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-class TwoValues:
+class ConflictingValues:
     """In place of a value whose key an object has twice, unlike; no reader takes it for a value."""
 
     def __init__(self, first: Any, last: Any) -> None:
@@ -29,12 +29,12 @@ class TwoValues:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         for key, value in pairs:
-            if not isinstance(found[key], TwoValues) and value != found[key]:
-                found[key] = TwoValues(value, found[key])
-    return found
+            if not isinstance(values[key], ConflictingValues) and value != values[key]:
+                values[key] = ConflictingValues(value, values[key])
+    return values
 
 
 def parse(text: str) -> Any:
@@ -50,10 +50,10 @@ def parse_line(line: bytes) -> Any:
         return RowError(f"malformed JSON line: {error}")
 
 
-def said_twice(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with a row that has a key twice which is read; of its turns' keys their readers tell."""
+def conflicting_keys(row: Mapping[str, Any]) -> str | None:
+    """Names a key that a row has twice, unlike, if it is one that is read; of turns' keys their readers tell."""
     return next((f"the row has {key!r} twice: {item!r}" for key, item in row.items()
-                 if isinstance(item, TwoValues) and is_row_key(key)), None)  # fmt: skip
+                 if isinstance(item, ConflictingValues) and is_row_key(key)), None)  # fmt: skip
 
 
 def sample_from_json(value: Any, row_id: str) -> Sample:
@@ -64,13 +64,13 @@ def sample_from_json(value: Any, row_id: str) -> Sample:
         return Sample(
             sample_id=row_id, images=(), messages=None, problem=f"expected an object, got {type(value).__name__}"
         )
-    problem = said_twice(value)
-    known = {key: item for key, item in value.items() if not isinstance(item, TwoValues)} if problem else value
+    problem = conflicting_keys(value)
+    known = {key: item for key, item in value.items() if not isinstance(item, ConflictingValues)} if problem else value
     return sample_from_values(known, row_id, problem=problem)
 
 
 def names_image_file(value: Any, mentions: int) -> bool:
-    """Whether a row has an image that is a file; its text has `mentions` times a quote and the word image."""
+    """True for a row with an image that is a file; its text has `mentions` times a quote and the word image."""
     if not isinstance(value, dict):
         return False
     own = [item for key, item in value.items() if key.startswith("image")]

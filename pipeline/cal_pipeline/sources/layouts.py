@@ -1,4 +1,4 @@
-"""Which keys of a source row make its conversation; what would change it and cannot be honoured is refused by name.
+"""Finds a row's conversation by its keys; refuses by name what would change it and cannot be honoured.
 
 docs/data-format.md, section 7, has the table of the layouts that people have.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.row_values import RowError, is_empty, json_value, learned, parsed, words_of
-from cal_pipeline.sources.turns import Talk, read_turns, refuse_other_media
+from cal_pipeline.sources.turns import Conversation, read_turns, validate_media
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 
@@ -32,12 +32,12 @@ PAIRS = (
 _WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask",
             "token_weights", "completion_mask", "assistant_masks")  # fmt: skip
 _FLAGS = ("loss", "train", "trainable")
-BESIDE = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
-"""What is read of a row beside its turns."""
+OTHER_KEYS = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
+"""Read of a row beside its turns."""
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _OTHER_MARK = re.compile(rf"^(?:[^\S\n]|{IMAGE_MARK})*<(video|audio)>[^\S\n]*(?:{IMAGE_MARK}|$)", re.MULTILINE)
 """On a line of its own LLaVA's data and LLaMA-Factory's have a video or a sound; beside words it is taken for a tag."""
-_PICTURE_MARK = re.compile(
+_FOREIGN_IMAGE_MARK = re.compile(
     r"<img>[^<>\n]+</img>|<\|(?:image|image_\d+|image_pad|vision_start)\|>|<image[ _]?\d+>"
     r"|<(?:ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
 )
@@ -52,48 +52,51 @@ ROW_KEYS = frozenset(
 
 
 def is_system_key(key: str) -> bool:
-    """Whether a key of a row says the system prompt: `system`, `system_prompt`, `systemMessage` and the like."""
+    """True for a key of a row that says the system prompt: `system`, `system_prompt`, `systemMessage` and the like."""
     words = words_of(key)
     return "system" in words and words <= _SYSTEM_WORDS
 
 
 def is_row_key(key: str) -> bool:
-    """Whether a row's key is looked at; of all others nothing is made."""
+    """True for a row's key that is looked at; of all others nothing is made."""
     return key in ROW_KEYS or is_system_key(key)
 
 
-def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Talk, list[Any] | None]:
+def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Conversation, list[Any] | None]:
     """The conversation of a row, and its tools; RowError naming a key that would change it and cannot be honoured.
 
     `num_images` are marked in a caption's question.
     """
-    refuse_other_media(values, "the row")
-    _refuse_unknown_objectives(values)
-    talk, *rest = _talks(values) or [_captioned(values, num_images)]
+    validate_media(values, "the row")
+    _validate_objective(values)
+    conversation, *rest = _conversations(values) or [_from_caption(values, num_images)]
     for other in rest:
-        if other.turns != talk.turns:
-            raise RowError(f"the row has {' with '.join(talk.keys[:2])}, and {' with '.join(other.keys[:2])}, and they "
-                           "differ: keep one of the two")  # fmt: skip
+        if other.turns != conversation.turns:
+            both = ", and ".join(" with ".join(item.keys[:2]) for item in (conversation, other))
+            raise RowError(f"the row has {both}, and they differ: keep one of the two")
     tools = _tools(values.get("tools"))
     if isinstance(inputs := values.get("template_inputs"), str):
-        talk, tools = _as_annotated(inputs, talk, tools)
-    _refuse_boxes(values, talk)
-    _refuse_other_marks(talk, num_images + len(talk.images))
-    talk.turns = _with_system(values, talk.turns)
-    talk.keys = (*(key for item in (talk, *rest) for key in item.keys), *BESIDE, *filter(is_system_key, values))
-    return talk, tools
+        conversation, tools = _as_annotated(inputs, conversation, tools)
+    _validate_boxes(values, conversation)
+    _validate_marks(conversation, num_images + len(conversation.images))
+    conversation.turns = _with_system(values, conversation.turns)
+    keys = (key for item in (conversation, *rest) for key in item.keys)
+    conversation.keys = (*keys, *OTHER_KEYS, *filter(is_system_key, values))
+    return conversation, tools
 
 
-def _talks(values: Mapping[str, Any]) -> list[Talk]:
+def _conversations(values: Mapping[str, Any]) -> list[Conversation]:
     """Every conversation that the row spells out."""
-    found = [replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if not is_empty(values.get(key))]
+    conversations = [
+        replace(read_turns(values[key]), keys=(key,)) for key in TURN_KEYS if not is_empty(values.get(key))
+    ]
     for question, answer, others in PAIRS:
         if not is_empty(values.get(question)) and not is_empty(values.get(answer)):
-            found.append(_paired(values, question, answer, others))
-    return found
+            conversations.append(_from_pair(values, question, answer, others))
+    return conversations
 
 
-def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Talk:
+def _from_pair(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Conversation:
     asked, answered = values[question], values[answer]
     if "input" in others and not is_empty(more := values.get("input")):
         if not (isinstance(asked, str) and isinstance(more, str)):
@@ -117,7 +120,7 @@ def _paired(values: Mapping[str, Any], question: str, answer: str, others: tuple
     return replace(read_turns(turns), keys=(question, answer, *others))
 
 
-def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
+def _from_caption(values: Mapping[str, Any], num_images: int) -> Conversation:
     """The caption as the answer to the images; an assistant's turn that no question goes before is none."""
     said = [key for key in CAPTION_KEYS if not is_empty(values.get(key))]
     for key in said or CAPTION_KEYS:
@@ -127,7 +130,7 @@ def _captioned(values: Mapping[str, Any], num_images: int) -> Talk:
                 raise RowError(f"{key!r} is {type(caption).__name__}; expected text")
             marks = "\n".join([IMAGE_MARK] * num_images)
             turns = [Turn(role="user", content=marks), Turn(role="assistant", content=caption)]
-            return Talk(turns=turns, keys=(key,))
+            return Conversation(turns=turns, keys=(key,))
     for key in TURN_KEYS:
         if values.get(key) is not None:  # Turns that say nothing: it tells what is wrong with them.
             return read_turns(values[key])
@@ -164,21 +167,23 @@ def _tools(value: Any) -> list[Any] | None:
     return [json_value(item, "'tools'") for item in items]
 
 
-def _as_annotated(inputs: str, talk: Talk, tools: list[Any] | None) -> tuple[Talk, list[Any] | None]:
-    """What an annotated shard, measured once more, says of its turns."""
-    messages = [{"role": turn.role, "content": turn.content} for turn in talk.turns]
+def _as_annotated(
+    inputs: str, conversation: Conversation, tools: list[Any] | None
+) -> tuple[Conversation, list[Any] | None]:
+    """Adds what an annotated shard, measured once more, says of its turns."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
     try:
         sample: Sample = sample_from_columns({"sample_id": "", "messages": messages, "template_inputs": inputs})
     except (ValueError, AttributeError, TypeError) as error:
         raise RowError(f"'template_inputs' does not fit the messages: {error}") from error
-    talk.turns = [
+    conversation.turns = [
         replace(theirs, supervised=mine.supervised and theirs.supervised, extra={**mine.extra, **theirs.extra})
-        for mine, theirs in zip(talk.turns, sample.messages or (), strict=True)
+        for mine, theirs in zip(conversation.turns, sample.messages or (), strict=True)
     ]
-    return talk, tools if sample.tools is None else list(sample.tools)
+    return conversation, tools if sample.tools is None else list(sample.tools)
 
 
-def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
+def _validate_objective(values: Mapping[str, Any]) -> None:
     preferences = [
         key
         for key in _PREFERENCES
@@ -206,7 +211,7 @@ def _refuse_unknown_objectives(values: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number or spells one: other weights are those of things."""
+    """True for a number, and for text that spells one: other weights are those of things."""
     if isinstance(value, str):
         try:
             float(value)
@@ -215,22 +220,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float | Decimal | str)
 
 
-def _refuse_boxes(values: Mapping[str, Any], talk: Talk) -> None:
+def _validate_boxes(values: Mapping[str, Any], conversation: Conversation) -> None:
     if not is_empty(values.get("objects")) and (
-        found := next((match for turn in talk.turns if (match := _BOXES.search(turn.content))), None)
+        mark := next((match for turn in conversation.turns if (match := _BOXES.search(turn.content))), None)
     ):
-        raise RowError(f"the row has 'objects' for {found[0]}, whose spelling depends on the model: write the boxes "
+        raise RowError(f"the row has 'objects' for {mark[0]}, whose spelling depends on the model: write the boxes "
                        "into the text")  # fmt: skip
 
 
-def _refuse_other_marks(talk: Talk, num_images: int) -> None:
+def _validate_marks(conversation: Conversation, num_images: int) -> None:
     """RowError for the mark of a video or a sound, and for an image of another spelling in a row that has none."""
-    for number, turn in enumerate(talk.turns):
+    for number, turn in enumerate(conversation.turns):
         if turn.role == "assistant":
             continue
         mark = _OTHER_MARK.search(turn.content)
         if mark and f"</{mark[1]}>" not in turn.content:
             raise RowError(f"turn {number} has the mark <{mark[1]}>; only images are known")
-        if not num_images and (spelled := _PICTURE_MARK.search(turn.content)):
+        if not num_images and (spelled := _FOREIGN_IMAGE_MARK.search(turn.content)):
             raise RowError(f"turn {number} has {spelled[0][:80]!r} and the row no image: give it as 'image', with the "
                            f"mark {IMAGE_MARK}")  # fmt: skip

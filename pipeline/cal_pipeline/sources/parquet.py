@@ -1,4 +1,4 @@
-"""Reads Parquet with images and messages, conversations or captions: which columns mean what, and their rows."""
+"""Reads Parquet with images and messages, conversations or captions into samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline.sources.column_types import check_type, decoded, plain_array, plain_type
+from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
 from cal_pipeline.sources.formats import PROBED_ROWS, FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.image_values import IMAGE_KEYS
-from cal_pipeline.sources.layouts import BESIDE, CAPTION_KEYS, ID_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
+from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.sources.rows import sample_from_values
 from cal_schemas.annotated import RESERVED_COLUMNS
 from cal_schemas.errors import ConfigError, ShardError, StoreError
@@ -23,7 +23,7 @@ from cal_schemas.storage.locations import Location, open_parquet, read_footer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParquetColumns:
-    """What is made of a Parquet source's columns; one may be both."""
+    """Roles of a Parquet source's columns; one may have both."""
 
     read: tuple[str, ...]
     """Those that the keys of a row are known by."""
@@ -45,8 +45,8 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
         raise ConfigError(f"{path}: columns {names} hold no text; expected one of {listed}")
     ids = [name for name in ID_KEYS if name in names][:1]
     own = [*ids, *turns, *captions, *(name for name in IMAGE_KEYS if name in names)]
-    for name in (*own, *pairs, *(name for name in names if name in BESIDE or is_system_key(name))):
-        check_type(name, schema.field(name).type, path, "system" if is_system_key(name) else name)
+    for name in (*own, *pairs, *(name for name in names if name in OTHER_KEYS or is_system_key(name))):
+        validate_type(name, schema.field(name).type, path, "system" if is_system_key(name) else name)
     pass_through = {
         name: f"source_{name}" if name in RESERVED_COLUMNS else name
         for name in names
@@ -93,7 +93,7 @@ def embedded_image_bytes(path: Location) -> int:
 
 
 def names_images(path: Location) -> bool:
-    """Whether the image column holds text, paths or `data:` URLs, and no bytes beside them."""
+    """True where the image column holds text, paths or `data:` URLs, and no bytes beside them."""
     embedded, text = _image_bytes(read_footer(path))
     return bool(text and not embedded)
 
@@ -140,7 +140,7 @@ def read_rows(path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
 
 
 def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Of every row what is read, as Python values, and what passes through, by output name."""
+    """Gives of every row what is read, as Python values, and what passes through, by output name."""
     # Some writers do not check their text: it is then read as bytes, and what the schema says is text is decoded.
     try:
         read = batch.select(columns.read).to_pylist(maps_as_pydicts="strict")

@@ -1,4 +1,4 @@
-"""Plans the shards of an input: which files, which rows of each, and what would go wrong later.
+"""Plans the shards of an input: its files, the rows of each, and what would go wrong later.
 
 A shard is one whole file, or `rows_per_shard` rows of one (a virtual shard). Planning reads footers, one pass of the
 text files and the headers of the archives; it opens no image.

@@ -1,4 +1,4 @@
-"""Judgements about single values of a source row: whether they say anything, and whether they say what is learned."""
+"""Judges single values of a source row: whether they say anything, and whether they say what is learned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEARNING = frozenset(["loss", "weight", "weights", "train", "trained", "trainab
                        "learnable", "mask", "supervise", "supervised"])  # fmt: skip
 _LEAVES_OUT = frozenset(["masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded",
                          "unsupervised"])  # fmt: skip
-_FILLERS = frozenset(["is", "be", "to"])
+_AUXILIARIES = frozenset(["is", "be", "to"])
 _DENIES = frozenset(["no", "not", "dont", "without"])
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 
@@ -23,7 +23,7 @@ class RowError(ValueError):
 
 
 def is_wide_text(head: bytes, *, json: bool = True) -> bool:
-    """Whether text that begins with these bytes is UTF-16 or UTF-32: by its byte order mark, or of JSON by a zero."""
+    """True for the first bytes of text in UTF-16 or UTF-32: by its byte order mark, or of JSON by a zero."""
     return (
         head[:2] in (b"\xff\xfe", b"\xfe\xff")
         or head[:4] == b"\0\0\xfe\xff"
@@ -43,7 +43,7 @@ def is_null(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, empty text, or a list or object of such."""
+    """True for a value that says nothing: null, empty text, or a list or object of such."""
     if not value:
         return value is None or value is False or isinstance(value, (str, bytes, list, tuple, Mapping))
     if isinstance(value, (list, tuple)):
@@ -55,13 +55,13 @@ def is_empty(value: Any) -> bool:
 
 @lru_cache(1024)
 def is_learning_key(key: str) -> bool:
-    """Whether a turn's key says how much is learned from it."""
+    """True for a key of a turn that says how much is learned from it."""
     words = words_of(key)
-    return bool(words & _LEARNING) or (bool(words & _LEAVES_OUT) and words <= _LEAVES_OUT | _FILLERS)
+    return bool(words & _LEARNING) or (bool(words & _LEAVES_OUT) and words <= _LEAVES_OUT | _AUXILIARIES)
 
 
 def learned(key: str, value: Any, where: str) -> bool:
-    """Whether a learning key keeps its turn; RowError for all but 0 and 1 (or false and true)."""
+    """True where a learning key keeps its turn; RowError for all but 0 and 1 (or false and true)."""
     words = words_of(key)
     leaves_out = bool(words & (_LEAVES_OUT | _DENIES))
     if leaves_out and is_empty(value or None):

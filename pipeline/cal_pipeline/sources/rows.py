@@ -1,4 +1,4 @@
-"""From the loosely typed values of any source row to a Sample; what does not fit becomes its `problem`."""
+"""Makes a Sample of the loosely typed values of any source row; what does not fit becomes its `problem`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ROW_TEXT_BYTES = 64 * 2**20
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 _LONGEST_KEY = 100
 UNCLAIMED = "no image is set, and "
-"""How the problem of a row begins whose image stands under a key that nobody reads."""
+"""Begins the problem of a row whose image stands under a key that nobody reads."""
 
 
 def sample_from_values(
@@ -45,8 +45,8 @@ def sample_from_values(
     def clean_json(value: Any, where: str) -> Any:
         return json.loads(clean(json.dumps(value, ensure_ascii=False), where)) if value else value
 
-    def clean_refs(found: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
-        return tuple(replace(ref, path=None if ref.path is None else clean(ref.path, "image path")) for ref in found)
+    def clean_refs(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+        return tuple(replace(ref, path=None if ref.path is None else clean(ref.path, "image path")) for ref in images)
 
     refs: tuple[ImageRef, ...] = ()
     messages: tuple[Turn, ...] | None = None
@@ -59,20 +59,22 @@ def sample_from_values(
         refs = clean_refs(own_images(values, "the row"))
         if problem is not None:
             raise RowError(problem)
-        talk, tools = read_row(values, len(refs))
-        if talk.images:
-            inside = clean_refs(talk.images)
+        conversation, tools = read_row(values, len(refs))
+        if conversation.images:
+            inside = clean_refs(conversation.images)
             if refs and refs != inside:
                 raise RowError("the row has other images than its turns: keep one of the two")
             refs = inside
-        unclaimed = {key: value for key, value in {**(pass_through or {}), **values}.items() if key not in talk.keys}
+        unclaimed = {
+            key: value for key, value in {**(pass_through or {}), **values}.items() if key not in conversation.keys
+        }
         if not refs:
-            _refuse_unclaimed_images(unclaimed)
+            _validate_unclaimed(unclaimed)
         keys = {key for key, value in unclaimed.items() if _is_set(value)}
-        keys |= {f"{key} (of a turn)" for key in talk.unread}
+        keys |= {f"{key} (of a turn)" for key in conversation.unread}
         messages = tuple(
             replace(turn, content=clean(turn.content, f"turn {number}"), extra=clean_json(turn.extra, f"turn {number}"))
-            for number, turn in enumerate(talk.turns)
+            for number, turn in enumerate(conversation.turns)
         )
         tools = clean_json(tools, "tools")
     except RowError as error:
@@ -102,8 +104,8 @@ def _id_text(value: Any, notes: list[str]) -> str:
     return json.dumps(value, default=str) if isinstance(value, list | dict | bool) else str(value)
 
 
-def _refuse_unclaimed_images(values: Mapping[str, Any]) -> None:
+def _validate_unclaimed(values: Mapping[str, Any]) -> None:
     """RowError naming a key that holds an image although the row, as it is read, has none."""
     for key, value in values.items():
-        if found := looks_like_image(key, value):
-            raise RowError(f"{UNCLAIMED}{key!r} holds {found}: call it 'image' if it is one, or leave it out")
+        if reason := looks_like_image(key, value):
+            raise RowError(f"{UNCLAIMED}{key!r} holds {reason}: call it 'image' if it is one, or leave it out")

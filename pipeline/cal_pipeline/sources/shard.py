@@ -1,4 +1,4 @@
-"""Says what one task reads and what one output file will be called (`Shard`), and reads its samples."""
+"""Defines `Shard`, what one task reads and one output file holds, and reads its samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cal_schemas.storage.protocol import ObjectInfo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """What one task reads and what one output file will be called."""
+    """Rows of one source file, read by one task and written to one output file."""
 
     name: str
     """Output path without `.parquet`, relative to the output directory; stable from run to run."""

@@ -1,4 +1,4 @@
-"""Pilot runs: a plan of the first rows only, or of a seeded random part of all."""
+"""Cuts a plan to a subset of its rows: the first ones, or a seeded random part of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The members of a tar archive, read once from front to back, trusting nothing in it.
+"""Reads the members of a tar archive once, from front to back, trusting nothing in it.
 
 Header blocks are parsed by the standard library's TarInfo. Its TarFile is not used: at a damaged header in mid-archive
 it stops as if the archive ended there, it reads an extended header of any size into memory, it keeps every member, and

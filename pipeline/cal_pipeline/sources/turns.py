@@ -1,4 +1,4 @@
-"""From a conversation as a source spells it to turns: roles, contents, what is learned, and what a template gets."""
+"""Reads a conversation into turns: roles, contents, images, what is learned, and what a chat template gets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _HARMLESS_IN_PART = ("type", "detail", "id", "index")
 
 
 @dataclass(kw_only=True, slots=True)
-class Talk:
+class Conversation:
     """Turns, and the images that stand inside them."""
 
     turns: list[Turn]
@@ -45,26 +45,26 @@ class Talk:
     unread: set[str] = field(default_factory=set)
     """Keys of turns that nothing was made of."""
     keys: tuple[str, ...] = ()
-    """Of the row, which the turns stand under."""
+    """Keys of the row that the turns stand under."""
 
 
-def refuse_other_media(values: Mapping[str, Any], what: str) -> None:
+def validate_media(values: Mapping[str, Any], what: str) -> None:
     """RowError where a row or a turn shows a video or plays a sound."""
     for key in _OTHER_MEDIA:
         if key in values and not is_empty(values[key]):
             raise RowError(f"{what} has {key!r}: {'a video' if 'video' in key else 'sound'}; only images are known")
 
 
-def read_turns(value: Any) -> Talk:
+def read_turns(value: Any) -> Conversation:
     """Reads a list of `{from, value}` or `{role, content}`; RowError naming the turn and the key that does not fit."""
     if not isinstance(value, list) or not value:
         raise RowError(f"conversation is {'an empty list' if value == [] else type(value).__name__}; expected turns")
-    talk = Talk(turns=[])
+    conversation = Conversation(turns=[])
     for number, item in enumerate(value):
         where = f"turn {number}"
         if not isinstance(item, Mapping):
             raise RowError(f"{where} is {type(item).__name__}; expected an object")
-        refuse_other_media(item, where)
+        validate_media(item, where)
         if not is_empty(item.get("refusal")):
             raise RowError(f"{where} has 'refusal': what the assistant would not say is not learned here")
         for one, other in (("from", "role"), ("value", "content")):
@@ -73,28 +73,28 @@ def read_turns(value: Any) -> Talk:
         spelled = item.get("role") if is_empty(item.get("from")) else item["from"]
         if not isinstance(spelled, str) or spelled not in _ROLES:
             raise RowError(f"{where} has the role {spelled!r}; expected one of {', '.join(_ROLES)}")
-        said = "value" if item.get("content") is None or not is_empty(item.get("value")) else "content"
-        content, inline = _content(item.get(said), item, where)
-        if beside := own_images(item, where):
-            if (inline and inline != beside) or len(beside) != content.count(IMAGE_MARK):
-                raise RowError(f"{where} has {len(beside)} images of its own and {content.count(IMAGE_MARK)} marks "
+        text_key = "value" if item.get("content") is None or not is_empty(item.get("value")) else "content"
+        content, inline = _content(item.get(text_key), item, where)
+        if own := own_images(item, where):
+            if (inline and inline != own) or len(own) != content.count(IMAGE_MARK):
+                raise RowError(f"{where} has {len(own)} images of its own and {content.count(IMAGE_MARK)} marks "
                                f"{IMAGE_MARK}")  # fmt: skip
-            inline = beside
-        talk.images += inline
+            inline = own
+        conversation.images += inline
         extra = _extra(item, _ROLES[spelled], where)
         if spelled in _CALLS:
             extra["tool_calls"] = [*extra.get("tool_calls", []), *_calls(content, f"{where}, a {spelled},")]
             content = ""
-        talk.turns.append(
+        conversation.turns.append(
             Turn(role=_ROLES[spelled], content=content, supervised=_learned(item, _ROLES[spelled], where), extra=extra)
         )
         read = _READ | {"name"} if _ROLES[spelled] == "tool" else _READ
-        talk.unread |= {
+        conversation.unread |= {
             str(key)
             for key, value in item.items()
             if key not in read and (value is False or not is_empty(value)) and not is_learning_key(str(key))
         }
-    return talk
+    return conversation
 
 
 def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
@@ -111,20 +111,20 @@ def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
 
 
 def _extra(item: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
-    """What a chat template reads of a turn beside role and content."""
-    found = {
+    """Collects what a chat template reads of a turn beside role and content."""
+    extra = {
         key: json_value(item[key], f"{where}: {key!r}")
         for key in _FOR_TEMPLATE
         if key in item and not is_empty(item[key])
     }
     if role == "tool" and not is_empty(item.get("name")):  # Of a person it is a label that templates do not show.
-        found["name"] = json_value(item["name"], f"{where}: 'name'")
-    if isinstance(calls := found.get("tool_calls"), str):
+        extra["name"] = json_value(item["name"], f"{where}: 'name'")
+    if isinstance(calls := extra.get("tool_calls"), str):
         calls = parsed(calls, f"{where}: 'tool_calls'")
     calls = [] if calls is None else _calls(calls, f"{where}: 'tool_calls'")
     if not is_empty(item.get("function_call")):  # What OpenAI had before tool_calls.
         calls += _calls(item["function_call"], f"{where}: 'function_call'")
-    return found | ({"tool_calls": calls} if calls else {})
+    return extra | ({"tool_calls": calls} if calls else {})
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _part_images(part: Mapping[str, Any], where: str) -> list[ImageRef]:
     if unknown := sorted(key for key in given if key not in _IMAGE_SOURCES and not is_learning_key(key)):
         raise RowError(f"{where} has an image part with {', '.join(map(repr, unknown))}; known are "
                        f"{', '.join(_IMAGE_SOURCES)}")  # fmt: skip
-    found: list[ImageRef] = []
+    images: list[ImageRef] = []
     for key in _IMAGE_SOURCES:
         value = given.get(key)
         if isinstance(value, Mapping) and "url" in value:
@@ -190,7 +190,7 @@ def _part_images(part: Mapping[str, Any], where: str) -> list[ImageRef]:
         if key == "base64" and isinstance(value, str):
             value = f"data:;base64,{value}"
         refs = image_refs(value)
-        if len(refs) > 1 or (found and refs and refs != found):
+        if len(refs) > 1 or (images and refs and refs != images):
             raise RowError(f"{where} has an image part that names more than one image")
-        found = found or refs
-    return found
+        images = images or refs
+    return images

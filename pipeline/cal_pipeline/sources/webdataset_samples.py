@@ -1,4 +1,4 @@
-"""Which members of a WebDataset archive make a sample: adjacent ones `<key>.<suffix>`.
+"""Makes samples of members of a WebDataset archive: of adjacent ones `<key>.<suffix>`.
 
 The key ends at the first dot of the file name. What does not fit becomes the sample's `problem`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from cal_pipeline.sources.image_values import IMAGE_KEYS, own_images
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
-from cal_pipeline.sources.json_rows import parse, said_twice
+from cal_pipeline.sources.json_rows import conflicting_keys, parse
 from cal_pipeline.sources.row_values import RowError, is_empty, is_wide_text
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.sources.tar_reader import Member
@@ -24,7 +24,7 @@ TEXTS = frozenset(["json", "txt"])
 MAX_MEMBERS = 20_000
 """Of one key."""
 _VIDEOS = frozenset(["mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg"])
-_PICTURE_SUFFIX = re.compile(r"(?:(\d{1,9})\.)?(\w+)")
+_IMAGE_SUFFIX = re.compile(r"(?:(\d{1,9})\.)?(\w+)")
 _META = re.compile(r"__.*__")
 
 
@@ -40,7 +40,7 @@ class Group:
 
     @property
     def is_row(self) -> bool:
-        """Whether any member is an image or a text."""
+        """True where a member is an image or a text."""
         return any(ending(suffix) in IMAGES | TEXTS for suffix, _ in self.members)
 
 
@@ -63,23 +63,23 @@ def sample_from_group(group: Group) -> Sample:
     values: dict[str, Any] = {}
     problem: str | None = None
     try:
-        _check_members(group)
+        _validate_members(group)
         value = _json_value(group)
         values = {"messages": value} if isinstance(value, list) else dict(value or {})
-        own_images(values, f"{group.key!r}.json")  # Refuses names that are none, or two keys that differ.
+        own_images(values, f"{group.key!r}.json")  # Raises for names that are none, or two keys that differ.
         named = next((values[key] for key in IMAGE_KEYS if not is_empty(values.get(key))), None)
         text = _text_of(group, "txt")
         if text is not None:  # A text file ends with a newline; a caption does not.
             values["text"] = text.strip()
         elif not is_empty(values.get("caption")):
             values["text"] = None
-        values |= {"image": None, "images": _pictures(group, named)}
+        values |= {"image": None, "images": _images_of(group, named)}
     except RowError as error:
         problem = str(error)
     return sample_from_values({**values, "sample_id": group.key}, group.key, problem=problem)
 
 
-def _check_members(group: Group) -> None:
+def _validate_members(group: Group) -> None:
     seen = set()
     for suffix, member in group.members:
         if member.name.startswith("/") or ".." in member.name.split("/"):
@@ -118,12 +118,12 @@ def _json_value(group: Group) -> Any:
         raise RowError(f"malformed JSON in {group.key!r}.json: {error}") from error
     if not isinstance(value, dict | list):
         raise RowError(f"{group.key!r}.json holds {type(value).__name__}; expected an object or a list of turns")
-    if isinstance(value, dict) and (problem := said_twice(value)):
+    if isinstance(value, dict) and (problem := conflicting_keys(value)):
         raise RowError(problem)
     return value
 
 
-def _pictures(group: Group, named: Any) -> Any:
+def _images_of(group: Group, named: Any) -> Any:
     """The sample's images: as its JSON names them, else `<key>.jpg`, then `<key>.0.jpg`, `<key>.1.jpg`, ….
 
     Names that fit no member stay paths below the image folder where the archive has no image for this key.
@@ -134,14 +134,14 @@ def _pictures(group: Group, named: Any) -> Any:
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         by_name = {spelling: name for suffix, name in members
                    for spelling in (suffix, name.rpartition("/")[2], name)}  # fmt: skip
-        found = [by_name.get(name.removeprefix("./")) for name in names]
-        if None not in found:
-            return [_ref(group, name) for name in found if name is not None]
+        matches = [by_name.get(name.removeprefix("./")) for name in names]
+        if None not in matches:
+            return [_ref(group, name) for name in matches if name is not None]
         if not members:
             return names
         # The names of where the images came from, as LLaVA's data has them.
-        if any(found) or len(names) != len(in_order):
-            missing = names[found.index(None)]
+        if any(matches) or len(names) != len(in_order):
+            missing = names[matches.index(None)]
             raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
                            f"{len(members)} for this key")  # fmt: skip
     elif names:
@@ -156,7 +156,7 @@ def _in_order(members: Sequence[tuple[str, str]]) -> list[str]:
     """Names of `<key>.jpg` and `<key>.<number>.jpg` by number; others, such as `<key>.mask.png`, only when named."""
     places: dict[int, str] = {}
     for suffix, name in members:
-        if match := _PICTURE_SUFFIX.fullmatch(suffix):
+        if match := _IMAGE_SUFFIX.fullmatch(suffix):
             place = -1 if match[1] is None else int(match[1])
             if place in places:
                 raise RowError(f"{places[place]!r} and {name!r} are two images for one place")

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 
 from cal_pipeline.sources.column_types import (
-    check_type,
     decoded,
     is_image,
     is_scalar,
@@ -20,6 +19,7 @@ from cal_pipeline.sources.column_types import (
     is_turns,
     plain_array,
     plain_type,
+    validate_type,
 )
 from cal_schemas.errors import ConfigError
 
@@ -114,18 +114,18 @@ def test_what_could_hold_a_value_fits_and_a_column_of_nulls_fits_everything(
                                   "id", "caption", "text", "system", "instruction", "input", "output", "query",
                                   "response", "template_inputs", "tools"])  # fmt: skip
 def test_every_role_judges_its_column_and_a_role_that_is_unknown_none(role: str) -> None:
-    check_type("mine", pa.null(), Path("a.parquet"), role)
-    check_type("mine", pa.map_(TEXT, NUMBER), Path("a.parquet"), "score")
+    validate_type("mine", pa.null(), Path("a.parquet"), role)
+    validate_type("mine", pa.map_(TEXT, NUMBER), Path("a.parquet"), "score")
     with pytest.raises(ConfigError, match=r"a\.parquet: column 'mine' has type map<.*>, expected "):
-        check_type("mine", pa.map_(TEXT, NUMBER), Path("a.parquet"), role)
+        validate_type("mine", pa.map_(TEXT, NUMBER), Path("a.parquet"), role)
 
 
 def test_turns_as_json_text_are_refused_with_the_way_to_parse_them_and_other_types_without() -> None:
     for role in ("messages", "conversations"):
         for kind in (pa.large_string(), pa.json_()):
             with pytest.raises(ConfigError, match=r"\(JSON text\? Parse it before"):
-                check_type("mine", kind, Path("a.parquet"), role)
+                validate_type("mine", kind, Path("a.parquet"), role)
     for kind, role in ((NUMBER, "messages"), (BYTES, "caption")):
         with pytest.raises(ConfigError) as refused:
-            check_type("mine", kind, Path("a.parquet"), role)
+            validate_type("mine", kind, Path("a.parquet"), role)
         assert "JSON text" not in str(refused.value)

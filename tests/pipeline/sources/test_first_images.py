@@ -18,12 +18,12 @@ from cal_schemas.storage.locations import Location
 from tiny_data import write_parquet
 from tiny_models import sample_image
 
-TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+CHAT = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 
 
 def write_rows(path: Path, names: list[str | None]) -> Path:
     """LLaVA rows that name these images; None is a row of text."""
-    rows = [{"conversations": TALK if name else TALK[1:], **({"image": name} if name else {})} for name in names]
+    rows = [{"conversations": CHAT if name else CHAT[1:], **({"image": name} if name else {})} for name in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -53,7 +53,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "value", "grey"), [("L", 77, 77), ("LA", (77, 0), 77), ("1", 1, 255)])
-def test_grey_pictures_become_rgb_and_alpha_is_left_out(mode: str, value: int, grey: int) -> None:
+def test_grey_images_become_rgb_and_alpha_is_left_out(mode: str, value: int, grey: int) -> None:
     image = decode_image(encoded(Image.new(mode, (1, 1), value)))
     assert image.getpixel((0, 0)) == (grey, grey, grey)
 
@@ -84,7 +84,7 @@ def test_of_16_bit_colours_the_upper_8_bits_are_taken() -> None:
     assert np.abs(np.asarray(image, int) - (colours >> 8)).max() <= 1
 
 
-def test_a_pgm_of_12_bits_is_the_picture_of_16() -> None:
+def test_a_pgm_of_12_bits_is_the_image_of_16() -> None:
     data = b"P5\n64 64\n4095\n" + (GREYS >> 4).astype(">u2").tobytes()
     assert np.abs(np.asarray(decode_image(data), int) - (GREYS >> 8)[..., None]).max() <= 1
 
@@ -116,7 +116,7 @@ def test_an_animation_is_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
-def test_a_truncated_picture_is_an_image_error(file_format: str) -> None:
+def test_a_truncated_image_is_an_image_error(file_format: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     data = encoded(noise, file_format)
     for keep in (len(data) // 2, 10):
@@ -125,7 +125,7 @@ def test_a_truncated_picture_is_an_image_error(file_format: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"<html>404</html>", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_an_image_error(data: bytes) -> None:
+def test_what_is_no_image_is_an_image_error(data: bytes) -> None:
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(data)
 
@@ -140,7 +140,7 @@ def test_whatever_the_bytes_the_answer_is_rgb_or_an_image_error(junk: bytes, at:
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
 
 
-def test_a_picture_of_just_the_limit_is_read_and_one_over_it_is_refused_with_both_sizes() -> None:
+def test_an_image_of_just_the_limit_is_read_and_one_over_it_is_refused_with_both_sizes() -> None:
     assert decode_image(encoded(red()), max_image_pixels=6).size == (3, 2)
     with pytest.raises(ImageError, match="image of 3 x 2 pixels exceeds --max_image_pixels 5"):
         decode_image(encoded(red()), max_image_pixels=5)
@@ -263,7 +263,7 @@ def test_a_strip_that_resizing_would_blow_up_is_an_image_error(size: tuple[int, 
         decode_image(file.getvalue())
 
 
-def test_the_message_about_a_bad_picture_is_the_same_every_time() -> None:
+def test_the_message_about_a_bad_image_is_the_same_every_time() -> None:
     messages = set()
     for _ in range(2):
         with pytest.raises(ImageError) as error:

@@ -69,8 +69,8 @@ def test_a_question_with_its_answer_is_a_conversation(question: str, answer: str
         {question: "", answer: "No."},
     ):
         assert turns({**alone, **ROW}) == expected
-    talk, _ = read_row({question: "What?", answer: "A cat.", **ROW}, 0)
-    assert {question, answer, "messages", "image", "tools"} <= set(talk.keys)
+    chat, _ = read_row({question: "What?", answer: "A cat.", **ROW}, 0)
+    assert {question, answer, "messages", "image", "tools"} <= set(chat.keys)
     assert refused({question: "Why?", answer: "A cat.", **ROW}).startswith(
         f"the row has messages, and {question} with {answer}, and they differ"
     )

@@ -19,7 +19,7 @@ from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from examples_of import shard_metadata
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TALK = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
+CHAT = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
 TURNS = (Turn(role="user", content="<image>\nWhat?"), Turn(role="assistant", content="A cat."))
 
 
@@ -61,14 +61,14 @@ def text_with(*values: bytes) -> pa.Array:
 def test_every_way_to_store_images_gives_the_same_refs(
     tmp_path: Path, name: str, column: pa.Array, refs: list[ImageRef]
 ) -> None:
-    path = write(tmp_path / "a.parquet", {name: column, "messages": [TALK]})
+    path = write(tmp_path / "a.parquet", {name: column, "messages": [CHAT]})
     assert samples(path) == [Sample(sample_id="s/0", images=tuple(refs), messages=TURNS)]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("messages", TALK),
+        ("messages", CHAT),
         ("conversations", [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]),
         ("messages", [
             {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]},
@@ -199,7 +199,7 @@ READ = {
     "tools": [pa.string(), pa.large_string(), pa.json_(), pa.list_(pa.struct([("name", pa.string())])),
               pa.large_list_view(pa.struct([("name", pa.large_string())]))],
 }  # fmt: skip
-READ_VALUES = {"messages": TALK, "caption": "A cat.", "images": b"png!", "id": "abcd", "system": "Be brief.",
+READ_VALUES = {"messages": CHAT, "caption": "A cat.", "images": b"png!", "id": "abcd", "system": "Be brief.",
                "tools": [{"name": "look"}]}  # fmt: skip
 
 
@@ -276,7 +276,7 @@ def test_rows_of_one_file_may_spell_their_columns_differently(tmp_path: Path) ->
     table = pa.table({
         "image": pa.array([b"1", None, None, b"1"]),
         "images": pa.array([None, [b"2"], None, [b"2"]], pa.list_(pa.binary())),
-        "messages": pa.array([TALK, None, None, TALK], pa.list_(TURN)),
+        "messages": pa.array([CHAT, None, None, CHAT], pa.list_(TURN)),
         "conversations": [None, other, None, None],
         "text": [None, "rendered", "A dog.", None],
     })  # fmt: skip
@@ -337,13 +337,13 @@ def test_a_corrupt_page_is_a_shard_error_that_names_the_file(tmp_path: Path) -> 
 
 
 def test_text_that_is_no_utf8_gets_a_replacement_character_and_a_note(tmp_path: Path) -> None:
-    talk = pa.ListArray.from_arrays(
+    chat = pa.ListArray.from_arrays(
         [0, 1, 2],
         pa.StructArray.from_arrays([pa.array(["user", "user"]), text_with(b"fine", b"a\xffb")], ["role", "content"]),
     )
     extra = text_with(b"c\xff", "é".encode())
     number = pa.array([b"1" * 16, None], pa.uuid())  # Which has no way back from Python's values.
-    table = pa.table({"messages": talk, "image": [b"\xff\xd8", None], "extra": extra, "number": number})
+    table = pa.table({"messages": chat, "image": [b"\xff\xd8", None], "extra": extra, "number": number})
     first, second = samples(write(tmp_path / "a.parquet", table))
     assert first.messages == (Turn(role="user", content="fine"),)
     assert (first.images, first.note) == ((ImageRef(data=b"\xff\xd8"),), None)
@@ -361,9 +361,9 @@ def test_a_map_is_an_object(tmp_path: Path, note: pa.Array) -> None:
     turn = pa.struct([("role", pa.string()), ("content", pa.string()),
                       ("tool_calls", pa.list_(pa.struct([("name", pa.string()), ("arguments", TEXTS)])))])  # fmt: skip
     call = {"name": "look", "arguments": [("at", "1")]}
-    talk = [TALK[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    chat = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
     path = write(tmp_path / "a.parquet", {
-        "messages": pa.array([talk], pa.list_(turn)), "tools": pa.array([[[("name", "look")]]], pa.list_(TEXTS)),
+        "messages": pa.array([chat], pa.list_(turn)), "tools": pa.array([[[("name", "look")]]], pa.list_(TEXTS)),
         "other": pa.array([[("a", "b")]], TEXTS), "note": note,
     })  # fmt: skip
     (sample,) = samples(path)
@@ -377,19 +377,19 @@ def test_a_map_is_an_object(tmp_path: Path, note: pa.Array) -> None:
 
 
 def test_a_value_that_python_cannot_hold_fails_the_file_and_not_the_worker(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"messages": [TALK], "id": pa.array([10**18], pa.timestamp("us"))})
+    path = write(tmp_path / "a.parquet", {"messages": [CHAT], "id": pa.array([10**18], pa.timestamp("us"))})
     with pytest.raises(ShardError, match="cannot be read"):
         samples(path)
 
 
 def test_only_columns_with_a_value_are_listed(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"messages": [TALK, TALK], "a": pa.nulls(2), "b": [None, "x"], "c": [1, 2]})
+    path = write(tmp_path / "a.parquet", {"messages": [CHAT, CHAT], "a": pa.nulls(2), "b": [None, "x"], "c": [1, 2]})
     assert [sample.unread for sample in samples(path)] == [("c",), ("b", "c")]
 
 
 def test_embedded_image_bytes_counts_the_image_column_alone(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).bytes(100_000)
-    images = pa.array([[{"bytes": picture, "path": "a"}]], pa.list_(IMAGE))
-    path = write(tmp_path / "a.parquet", {"images": images, "text": ["a" * 50_000], "thumbnail": [picture]})
+    encoded = np.random.default_rng(0).bytes(100_000)
+    images = pa.array([[{"bytes": encoded, "path": "a"}]], pa.list_(IMAGE))
+    path = write(tmp_path / "a.parquet", {"images": images, "text": ["a" * 50_000], "thumbnail": [encoded]})
     assert 100_000 < embedded_image_bytes(path) < 101_000
     assert embedded_image_bytes(write(tmp_path / "b.parquet", {"text": ["a"]})) == 0

@@ -232,14 +232,14 @@ def test_json_that_names_images_needs_an_image_folder(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
 def test_data_urls_need_no_folder_and_count_as_embedded_images(tmp_path: Path, name: str) -> None:
-    url, talk = f"data:image/png;base64,{'AAAA' * 100}", [{"role": "user", "content": "<image>"}]
-    (tmp_path / "a.json").write_text(json.dumps([{"image": url, "messages": talk}]))
-    (tmp_path / "a.jsonl").write_text(json.dumps({"image": url, "messages": talk}) + "\n")
-    pq.write_table(pa.table({"image": [url], "messages": [talk]}), tmp_path / "a.parquet", compression="none")
+    url, chat = f"data:image/png;base64,{'AAAA' * 100}", [{"role": "user", "content": "<image>"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"image": url, "messages": chat}]))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": url, "messages": chat}) + "\n")
+    pq.write_table(pa.table({"image": [url], "messages": [chat]}), tmp_path / "a.parquet", compression="none")
     (shard,) = plan_shards([str(tmp_path / name)])
     assert [sample.images for sample in read_samples(shard)] == [(ImageRef(data=bytes(300)),)]
     assert shard.embedded_bytes > 300
-    pq.write_table(pa.table({"image": [url, "a.png"], "messages": [talk] * 2}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"image": [url, "a.png"], "messages": [chat] * 2}), tmp_path / "b.parquet")
     with pytest.raises(ConfigError, match="names image files"):
         plan_shards([str(tmp_path / "b.parquet")])
 

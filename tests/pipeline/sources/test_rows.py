@@ -14,12 +14,12 @@ from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import template_inputs
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 
-TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+CHAT = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 TURNS = (Turn(role="user", content="<image>\nWhat?"), Turn(role="assistant", content="A cat."))
 
 
 def row(**values: Any) -> Sample:
-    return sample_from_json({"id": "x", "image": "a.png", "conversations": TALK, **values}, "s/7")
+    return sample_from_json({"id": "x", "image": "a.png", "conversations": CHAT, **values}, "s/7")
 
 
 def test_a_llava_row_becomes_turns_and_an_image_path() -> None:
@@ -27,8 +27,8 @@ def test_a_llava_row_becomes_turns_and_an_image_path() -> None:
 
 
 def test_turns_keep_their_order_and_number() -> None:
-    talk = [{"from": "system", "value": "s"}, *TALK, {"from": "human", "value": "And?"}, {"from": "gpt", "value": "b"}]
-    messages = row(conversations=talk).messages
+    chat = [{"from": "system", "value": "s"}, *CHAT, {"from": "human", "value": "And?"}, {"from": "gpt", "value": "b"}]
+    messages = row(conversations=chat).messages
     assert messages is not None
     assert [turn.role for turn in messages] == ["system", "user", "assistant", "user", "assistant"]
     assert [turn.content for turn in messages] == ["s", "<image>\nWhat?", "A cat.", "And?", "b"]
@@ -69,7 +69,7 @@ def test_images_come_in_order_and_none_is_text_only(images: dict[str, Any], path
 
 
 def test_a_row_without_an_image_key_is_text_only() -> None:
-    assert sample_from_json({"id": "x", "conversations": TALK}, "s/7").images == ()
+    assert sample_from_json({"id": "x", "conversations": CHAT}, "s/7").images == ()
 
 
 @pytest.mark.parametrize(("source_id", "sample_id"), [("x", "x"), (17, "17"), (0, "0"), ("", ""), (None, "s/7")])
@@ -94,7 +94,7 @@ def test_no_id_is_spelled_as_python_would(source_id: Any, sample_id: str, note: 
 
 
 def test_repeated_ids_are_kept_as_they_are() -> None:
-    samples = [sample_from_json({"id": "x", "conversations": TALK}, f"s/{number}") for number in range(2)]
+    samples = [sample_from_json({"id": "x", "conversations": CHAT}, f"s/{number}") for number in range(2)]
     assert [sample.sample_id for sample in samples] == ["x", "x"]
 
 
@@ -106,7 +106,7 @@ def test_repeated_ids_are_kept_as_they_are() -> None:
         ({"conversations": "Hello"}, "conversation is str; expected turns"),
         ({"conversations": ["Hello"]}, "turn 0 is str; expected an object"),
         (
-            {"conversations": [*TALK, {"from": "bot", "value": "a"}]},
+            {"conversations": [*CHAT, {"from": "bot", "value": "a"}]},
             "turn 2 has the role 'bot'; expected one of human,",
         ),
         ({"conversations": [{"value": "a"}]}, "turn 0 has the role None; expected one of human,"),
@@ -141,8 +141,8 @@ def test_a_caption_is_the_answer_to_its_images(images: Any, marks: str) -> None:
 
 @pytest.mark.parametrize("empty", [{"bytes": None, "path": None}, [{"bytes": None, "path": None}], {"path": ""}, {}])
 def test_a_struct_of_nulls_is_no_image(empty: Any) -> None:
-    talk = [{"from": "human", "value": "What?"}, TALK[1]]
-    sample = row(image=empty, conversations=talk)
+    chat = [{"from": "human", "value": "What?"}, CHAT[1]]
+    sample = row(image=empty, conversations=chat)
     assert (sample.images, sample.problem) == ((), None)
     assert row(image="a.png", images=empty).images == (ImageRef(path="a.png"),)
 
@@ -156,9 +156,9 @@ def test_a_data_url_is_an_image_and_a_broken_one_a_problem() -> None:
     ("changed", "problem"),
     [
         ({"images": ["b.png"]}, "other images in 'images' than in 'image'"),
-        ({"messages": TALK[:1]}, "the row has messages, and conversations, and they differ"),
+        ({"messages": CHAT[:1]}, "the row has messages, and conversations, and they differ"),
         ({"prompt": "Q", "completion": "B"}, "the row has conversations, and prompt with completion, and they differ"),
-        ({"system": "a", "conversations": [{"from": "system", "value": "b"}, *TALK]}, "'system' says 'a' and the sys"),
+        ({"system": "a", "conversations": [{"from": "system", "value": "b"}, *CHAT]}, "'system' says 'a' and the sys"),
         ({"system": "a", "system_prompt": "b"}, "'system_prompt' says 'b' and the system turn 'a'"),
         ({"conversations": [{"from": "human", "value": "a", "content": "b"}]}, "turn 0 has 'value' and 'content'"),
     ],
@@ -170,7 +170,7 @@ def test_two_keys_that_say_different_things_are_a_problem_that_names_both(change
 @pytest.mark.parametrize(
     "changed",
     [
-        {"images": ["a.png"]}, {"messages": [{"role": "user", "content": "<image>\nWhat?"}, TALK[1]]},
+        {"images": ["a.png"]}, {"messages": [{"role": "user", "content": "<image>\nWhat?"}, CHAT[1]]},
         {"prompt": "<image>\nWhat?", "completion": "A cat."},
     ],
 )  # fmt: skip
@@ -179,32 +179,32 @@ def test_two_keys_that_say_the_same_are_one(changed: Any) -> None:
 
 
 def test_a_system_prompt_beside_the_turns_is_the_system_turn() -> None:
-    told = [{"from": "system", "value": "Be brief."}, *TALK]
-    assert row(system="Be brief.") == row(conversations=told) == row(system="Be brief. ", conversations=told)
+    as_turn = [{"from": "system", "value": "Be brief."}, *CHAT]
+    assert row(system="Be brief.") == row(conversations=as_turn) == row(system="Be brief. ", conversations=as_turn)
     assert sample_key(row(system="Be brief.")) != sample_key(row())
 
 
 def test_a_turn_that_is_not_learned_is_another_sample() -> None:
-    unlearned = row(conversations=[TALK[0], {**TALK[1], "loss": 0}])
+    unlearned = row(conversations=[CHAT[0], {**CHAT[1], "loss": 0}])
     assert unlearned.messages == (TURNS[0], Turn(role="assistant", content="A cat.", supervised=False))
     assert sample_key(unlearned) != sample_key(row())
     # What is said of a question changes nothing: it has no labels anyway.
-    assert row(conversations=[{**TALK[0], "loss": False, "weight": 0}, TALK[1]]) == row()
+    assert row(conversations=[{**CHAT[0], "loss": False, "weight": 0}, CHAT[1]]) == row()
 
 
 def test_nan_is_null_as_pandas_writes_it() -> None:
     nulls = {"image": math.nan, "system": math.nan, "tools": math.nan, "video": math.nan, "history": math.nan}
-    talk = [{"from": "human", "value": "What?"}, TALK[1]]
-    assert row(id=math.nan, conversations=talk, messages=math.nan, **nulls) == row(
-        id=None, image=None, conversations=talk
+    chat = [{"from": "human", "value": "What?"}, CHAT[1]]
+    assert row(id=math.nan, conversations=chat, messages=math.nan, **nulls) == row(
+        id=None, image=None, conversations=chat
     )
     assert "'weight' nan" in (row(weight=math.nan).problem or "")
 
 
 def test_an_empty_spelling_of_a_turn_does_not_hide_the_other() -> None:
-    talk = [{"from": "", "role": "user", "value": "", "content": "<image>\nWhat?"},
+    chat = [{"from": "", "role": "user", "value": "", "content": "<image>\nWhat?"},
             {"from": None, "role": "assistant", "value": "", "content": "A cat."}]  # fmt: skip
-    assert row(conversations=talk) == row()
+    assert row(conversations=chat) == row()
     assert row(conversations=[{"from": "gpt", "value": ""}]).messages == (Turn(role="assistant", content=""),)
 
 
@@ -221,23 +221,23 @@ def test_the_weight_of_a_row_is_refused_however_it_is_spelled(weight: Any) -> No
 
 @pytest.mark.parametrize("zero", [0, 0.0, False, Decimal("0.00")])
 def test_zero_of_any_type_leaves_a_turn_unlearned(zero: Any) -> None:
-    assert row(conversations=[TALK[0], {**TALK[1], "loss": zero}]) == row(
-        conversations=[TALK[0], {**TALK[1], "loss": False}]
+    assert row(conversations=[CHAT[0], {**CHAT[1], "loss": zero}]) == row(
+        conversations=[CHAT[0], {**CHAT[1], "loss": False}]
     )
     for nothing in (None, "", [], {}):
-        assert row(conversations=[TALK[0], {**TALK[1], "loss": nothing}]) == row()
+        assert row(conversations=[CHAT[0], {**CHAT[1], "loss": nothing}]) == row()
 
 
 def test_images_inside_turns_are_in_the_order_of_their_marks() -> None:
     def part(name: str) -> dict[str, str]:
         return {"type": "image", "image": name}
 
-    talk = [{"role": "user", "content": [part("a.png"), {"type": "text", "text": "Or"}, part("b.png")]}, TALK[1],
-            {"role": "user", "content": "<image>?", "images": ["c.png"]}, TALK[1]]  # fmt: skip
-    sample = row(image=None, conversations=talk)
+    chat = [{"role": "user", "content": [part("a.png"), {"type": "text", "text": "Or"}, part("b.png")]}, CHAT[1],
+            {"role": "user", "content": "<image>?", "images": ["c.png"]}, CHAT[1]]  # fmt: skip
+    sample = row(image=None, conversations=chat)
     assert [image.path for image in sample.images] == ["a.png", "b.png", "c.png"]
-    assert row(images=["a.png", "b.png", "c.png"], image=None, conversations=talk) == sample
-    assert "other images than its turns" in (row(image="d.png", conversations=talk).problem or "")
+    assert row(images=["a.png", "b.png", "c.png"], image=None, conversations=chat) == sample
+    assert "other images than its turns" in (row(image="d.png", conversations=chat).problem or "")
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -256,8 +256,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
     ],
 )  # fmt: skip
 def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, found: bool) -> None:
-    talk = [{"from": "human", "value": "What?"}, TALK[1]]
-    sample = row(image=None, conversations=talk, **{key: value})
+    chat = [{"from": "human", "value": "What?"}, CHAT[1]]
+    sample = row(image=None, conversations=chat, **{key: value})
     assert (sample.problem is not None) == found
     if found:
         assert (sample.problem or "").startswith(f"no image is set, and {key!r} holds ")
@@ -277,7 +277,7 @@ def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, f
     ],
 )  # fmt: skip
 def test_the_mark_of_a_video_is_refused_and_a_tag_is_not(question: str, refused: bool) -> None:
-    sample = row(conversations=[{"from": "human", "value": question}, TALK[1]])
+    sample = row(conversations=[{"from": "human", "value": question}, CHAT[1]])
     assert (sample.problem is not None) == refused
 
 
@@ -291,7 +291,7 @@ def test_tools_may_be_objects_or_their_json_as_a_whole_or_each() -> None:
 
 
 def test_an_annotated_shard_measured_again_keeps_what_its_template_gets() -> None:
-    first = row(conversations=[TALK[0], {**TALK[1], "loss": 0, "reasoning_content": "hm"}], tools=[{"name": "look"}])
+    first = row(conversations=[CHAT[0], {**CHAT[1], "loss": 0, "reasoning_content": "hm"}], tools=[{"name": "look"}])
     again = row(template_inputs=template_inputs(first))
     assert (again.messages, again.tools) == (first.messages, first.tools)
     for unfit in ('{"turns": [{}]}', '{"turns": [[], []]}', "[]", '{"turns": {"a": 1}}'):
@@ -299,8 +299,8 @@ def test_an_annotated_shard_measured_again_keeps_what_its_template_gets() -> Non
 
 
 def test_lone_surrogates_are_replaced_wherever_text_is_and_the_note_names_the_places() -> None:
-    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\udc80\udc81 b"}]
-    sample = row(id="\ud800", image="\udfff.png", conversations=talk)
+    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\udc80\udc81 b"}]
+    sample = row(id="\ud800", image="\udfff.png", conversations=chat)
     assert sample.messages is not None
     assert (sample.sample_id, sample.images[0].path, sample.messages[1].content) == ("\ufffd", "\ufffd.png", "\ufffd b")
     assert sample.note == "characters that are not UTF-8 were replaced by U+FFFD in: id, image path, turn 1"
@@ -365,12 +365,10 @@ def test_any_row_becomes_a_sample_that_can_be_stored(value: Any) -> None:
         ('Is <img src="a.png"> right?', False), ("<image> and <img> tags?", False), ("<img></img>", False),
     ],
 )  # fmt: skip
-def test_a_picture_as_other_models_data_spell_it_is_refused_where_the_row_has_none(
-    question: str, refused: bool
-) -> None:
-    talk = [{"from": "human", "value": question}, TALK[1]]
-    assert (row(image=None, conversations=talk).problem is not None) == refused
-    assert row(conversations=talk).problem is None  # There the marks of the row's own images decide.
+def test_an_image_as_other_models_data_spell_it_is_refused_where_the_row_has_none(question: str, refused: bool) -> None:
+    chat = [{"from": "human", "value": question}, CHAT[1]]
+    assert (row(image=None, conversations=chat).problem is not None) == refused
+    assert row(conversations=chat).problem is None  # There the marks of the row's own images decide.
     answer = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": question}]
     assert row(image=None, conversations=answer).problem is None
 
@@ -397,7 +395,7 @@ def test_a_list_of_what_is_learned_of_a_row_s_tokens_is_refused(key: str) -> Non
         ('{"image": "a.png", "image": "b.png", "conversations": %s}', "the row has 'image' twice: 'a.png'"),
         ('{"image": "a.png", "train": false, "train": true, "conversations": %s}', "the row has 'train' twice"),
         ('{"image": "a.png", "conversations": [], "conversations": %s}', "the row has 'conversations' twice"),
-        ('{"image": {"path": "a.png", "path": "b.png"}, "conversations": %s}', "a path of TwoValues"),
+        ('{"image": {"path": "a.png", "path": "b.png"}, "conversations": %s}', "a path of ConflictingValues"),
         ('{"image": "a.png", "image": "a.png", "conversations": %s}', None),
         ('{"image": "a.png", "score": 1, "score": 2, "conversations": %s}', None),
     ],
@@ -405,14 +403,14 @@ def test_a_list_of_what_is_learned_of_a_row_s_tokens_is_refused(key: str) -> Non
 def test_a_key_that_an_object_has_twice_is_refused_where_it_is_read_and_the_values_differ(
     text: str, found: str | None
 ) -> None:
-    sample = sample_from_json(parse(text % json.dumps(TALK)), "s/7")
+    sample = sample_from_json(parse(text % json.dumps(CHAT)), "s/7")
     assert (sample.problem is None) == (found is None)
     assert (found or "") in (sample.problem or "")
 
 
 @pytest.mark.parametrize("keys", ['"value": "A", "value": "B"', '"value": "A", "weight": 0, "weight": 1'])
 def test_a_turn_with_a_key_twice_is_refused_and_only_its_row(tmp_path: Path, keys: str) -> None:
-    good = json.dumps({"image": "a.png", "conversations": TALK})
+    good = json.dumps({"image": "a.png", "conversations": CHAT})
     bad = '{"image": "a.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", %s}]}' % keys  # noqa: UP031
     for name, text in (("a.json", f"[{good}, {bad}, {good}]"), ("a.jsonl", f"{good}\n{bad}\n{good}\n")):
         (tmp_path / name).write_text(text)

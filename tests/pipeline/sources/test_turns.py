@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cal_pipeline.sources.row_values import RowError
-from cal_pipeline.sources.turns import read_turns, refuse_other_media
+from cal_pipeline.sources.turns import read_turns, validate_media
 from cal_schemas.sample import ImageRef, Turn
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
@@ -103,8 +103,8 @@ def test_text_parts_join_as_they_are(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_an_image_part_names_its_image_however_it_is_spelled(kind: str, source: dict[str, Any], ref: ImageRef) -> None:
-    talk = read_turns([{"role": "user", "content": [{"type": kind, **source}, {"type": "text", "text": "What?"}]}])
-    assert (talk.images, talk.turns[0].content) == ([ref], "<image>\nWhat?")
+    chat = read_turns([{"role": "user", "content": [{"type": kind, **source}, {"type": "text", "text": "What?"}]}])
+    assert (chat.images, chat.turns[0].content) == ([ref], "<image>\nWhat?")
 
 
 def test_a_mark_stands_on_a_line_of_its_own_between_texts() -> None:
@@ -190,15 +190,15 @@ def test_one_learning_key_of_zero_leaves_a_turn_unlearned_whatever_others_say() 
 
 def test_a_row_with_a_video_or_a_sound_is_refused_and_an_empty_key_is_not() -> None:
     for key, what in (("video", "a video"), ("videos", "a video"), ("audio", "sound"), ("audios", "sound")):
-        refuse_other_media({key: None, "x": 1}, "the row")
+        validate_media({key: None, "x": 1}, "the row")
         with pytest.raises(RowError, match=f"the row has '{key}': {what}; only images"):
-            refuse_other_media({key: ["a"]}, "the row")
+            validate_media({key: ["a"]}, "the row")
 
 
 def test_images_of_turns_come_in_the_order_of_turns_and_those_said_twice_once() -> None:
-    talk = read_turns([
+    chat = read_turns([
         {"role": "user", "content": "<image> <image>", "images": ["a.png", "b.png"]},
         {"role": "assistant", "content": "A."},
         {"role": "user", "content": [{"type": "image", "path": "c.png"}], "image": "c.png"},
     ])  # fmt: skip
-    assert [ref.path for ref in talk.images] == ["a.png", "b.png", "c.png"]
+    assert [ref.path for ref in chat.images] == ["a.png", "b.png", "c.png"]

@@ -25,7 +25,7 @@ from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample, sample_key
 
 NAMES = st.text(st.characters(exclude_characters="./\0", exclude_categories=["Cs"]), min_size=1, max_size=150)
-TALK = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+CHAT = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
 Members = Iterable[tuple[str, bytes | str | dict[str, Any] | list[Any]]]
 
 
@@ -74,7 +74,7 @@ def words(sample: Sample) -> list[str]:
     return [turn.content for turn in sample.messages]
 
 
-def pictures(sample: Sample) -> list[bytes | None]:
+def image_data(sample: Sample) -> list[bytes | None]:
     return [image.data for image in sample.images]
 
 
@@ -89,7 +89,7 @@ def test_the_shards_of_an_archive_are_exactly_its_samples_in_order(tmp_path: Pat
         samples = read_all(path, rows_per_shard)
         assert [sample.sample_id for sample in samples] == [f"d/{n:03d}" for n in range(7)]
         assert [words(sample) for sample in samples] == [["<image>", f"cat {n}"] for n in range(7)]
-        assert [pictures(sample) for sample in samples] == [[b"p" * (n * 300)] for n in range(7)]
+        assert [image_data(sample) for sample in samples] == [[b"p" * (n * 300)] for n in range(7)]
 
 
 @given(
@@ -108,7 +108,7 @@ def test_any_names_and_bytes_come_out_as_they_went_in(
     members = [pair for key, data, text in groups for pair in ((f"x/{key}.png", data), (f"x/{key}.txt", text))]
     samples = read_all(write(tmp_path / "a.tar", members, tar_format), rows_per_shard)
     assert [sample.sample_id for sample in samples] == [f"x/{key}" for key, _, _ in groups]
-    assert [pictures(sample)[0] for sample in samples] == [data for _, data, _ in groups]
+    assert [image_data(sample)[0] for sample in samples] == [data for _, data, _ in groups]
     expected = [text.removeprefix("\ufeff").strip() for _, _, text in groups]
     assert [words(sample)[1] for sample in samples] == expected
 
@@ -116,10 +116,10 @@ def test_any_names_and_bytes_come_out_as_they_went_in(
 @pytest.mark.parametrize(
     ("value", "turns"),
     [
-        ({"conversations": TALK}, ["<image>\nq", "a"]),
+        ({"conversations": CHAT}, ["<image>\nq", "a"]),
         ({"messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "b"}]},
          ["<image>", "b"]),
-        (TALK, ["<image>\nq", "a"]),
+        (CHAT, ["<image>\nq", "a"]),
         ({"caption": " A cat "}, ["<image>", " A cat "]),
         ({"text": "A dog"}, ["<image>", "A dog"]),
         ({"caption": "A cat", "text": "A dog", "url": "http://x/y.jpg", "width": 3}, ["<image>", "A cat"]),
@@ -131,15 +131,15 @@ def test_json_holds_a_conversation_or_a_caption(tmp_path: Path, value: Any, turn
 
 def test_a_text_file_is_the_caption_without_its_line_end_and_a_conversation_goes_before_it(tmp_path: Path) -> None:
     assert words(one(tmp_path, [("a.txt", "\ufeffA cat.\r\n"), ("a.jpg", b"p")])) == ["<image>", "A cat."]
-    assert words(one(tmp_path, [("a.jpg", b"p"), ("a.txt", "no"), ("a.json", {"conversations": TALK})]))[1] == "a"
+    assert words(one(tmp_path, [("a.jpg", b"p"), ("a.txt", "no"), ("a.json", {"conversations": CHAT})]))[1] == "a"
     # img2dataset writes both; its JSON is about the image.
     assert words(one(tmp_path, [("a.jpg", b"p"), ("a.json", {"caption": None}), ("a.txt", "yes")]))[1] == "yes"
 
 
-def test_pictures_of_one_key_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_images_of_one_key_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     members = [(f"a.{n}.jpg", f"{n}") for n in (10, 2, 0)] + [("a.png", "first"), ("a.txt", "t")]
     sample = one(tmp_path, members)
-    assert pictures(sample) == [b"first", b"0", b"2", b"10"]
+    assert image_data(sample) == [b"first", b"0", b"2", b"10"]
     assert words(sample)[0] == "<image>\n<image>\n<image>\n<image>"
     assert [image.path for image in sample.images] == ["a.png", "a.0.jpg", "a.2.jpg", "a.10.jpg"]
 
@@ -154,25 +154,25 @@ def test_pictures_of_one_key_stand_in_the_order_of_their_numbers(tmp_path: Path)
         (["coco/x.jpg", "coco/y.jpg"], [b"0", b"1"]),
     ],
 )
-def test_json_says_which_pictures_and_in_which_order(tmp_path: Path, names: Any, found: list[bytes]) -> None:
+def test_json_says_which_images_and_in_which_order(tmp_path: Path, names: Any, found: list[bytes]) -> None:
     key = "images" if isinstance(names, list) else "image"
     members = [("d/a.0.jpg", b"0"), ("d/a.1.jpg", b"1"), ("d/a.mask.png", b"m"),
                ("d/a.json", {key: names, "caption": "c"})]  # fmt: skip
-    assert pictures(one(tmp_path, members)) == found
+    assert image_data(one(tmp_path, members)) == found
 
 
-def test_json_that_names_two_pictures_for_one_is_refused_and_empty_keys_name_none(tmp_path: Path) -> None:
+def test_json_that_names_two_images_for_one_is_refused_and_empty_keys_name_none(tmp_path: Path) -> None:
     def named(**keys: Any) -> Sample:
         return one(tmp_path, [("a.0.jpg", b"0"), ("a.1.jpg", b"1"), ("a.json", {"caption": "c", **keys})])
 
     assert "other images in 'images' than in 'image'" in (named(image="0.jpg", images=["1.jpg"]).problem or "")
-    assert pictures(named(image="1.jpg", images=["1.jpg"])) == [b"1"]
-    assert pictures(named(image=math.nan, images=[])) == [b"0", b"1"]
+    assert image_data(named(image="1.jpg", images=["1.jpg"])) == [b"1"]
+    assert image_data(named(image=math.nan, images=[])) == [b"0", b"1"]
     assert words(named(caption="", text="t"))[1] == "t"
 
 
-def test_names_of_pictures_that_are_not_in_the_archive_are_paths_below_the_image_folder(tmp_path: Path) -> None:
-    sample = one(tmp_path, [("a.json", {"image": "coco/1.jpg", "conversations": TALK})])
+def test_names_of_images_that_are_not_in_the_archive_are_paths_below_the_image_folder(tmp_path: Path) -> None:
+    sample = one(tmp_path, [("a.json", {"image": "coco/1.jpg", "conversations": CHAT})])
     assert [(image.data, image.path) for image in sample.images] == [(None, "coco/1.jpg")]
 
 
@@ -197,12 +197,12 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
     "image type": ([("a.jpg", b"p"), ("a.json", {"image": 7, "caption": "c"})], "image is int"),
     "dots": ([("a.b.jpg", b"p"), ("a.txt", "t")], "'a.b.jpg': a key ends at its first dot"),
     "video": ([("a.mp4", b"p"), ("a.txt", "t")], "'a.mp4' is a video; only images are known"),
-    "video named": ([("a.json", {"video": "x.mp4", "conversations": TALK})], "the row has 'video': a video"),
-    "videos named": ([("a.json", {"videos": ["x.mp4"], "conversations": TALK})], "the row has 'videos': a video"),
-    "weighed": ([("a.json", [TALK[0], {**TALK[1], "weight": 0.5}])], "turn 1 has 'weight' 0.5"),
+    "video named": ([("a.json", {"video": "x.mp4", "conversations": CHAT})], "the row has 'video': a video"),
+    "videos named": ([("a.json", {"videos": ["x.mp4"], "conversations": CHAT})], "the row has 'videos': a video"),
+    "weighed": ([("a.json", [CHAT[0], {**CHAT[1], "weight": 0.5}])], "turn 1 has 'weight' 0.5"),
     "wide text": ([("a.jpg", b"p"), ("a.txt", "t".encode("utf-16"))], "member 'a.txt' is UTF-16 or UTF-32 text"),
     "wide JSON": ([("a.json", "{}".encode("utf-16-le"))], "member 'a.json' is UTF-16 or UTF-32 text"),
-    "elsewhere": ([("a.json", {"messages": TALK[1:], "img": "a.png"})], "no image is set, and 'img' holds 'a.png'"),
+    "elsewhere": ([("a.json", {"messages": CHAT[1:], "img": "a.png"})], "no image is set, and 'img' holds 'a.png'"),
     "upwards": ([("../a.jpg", b"p"), ("../a.txt", "t")], "member name '../a.jpg' leaves the archive"),
     "inside out": ([("x/../../a.jpg", b"p"), ("x/../../a.txt", "t")], "'x/../../a.jpg' leaves the archive"),
     "absolute": ([("/etc/a.jpg", b"p"), ("/etc/a.txt", "t")], "member name '/etc/a.jpg' leaves the archive"),
@@ -210,7 +210,7 @@ PROBLEMS: dict[str, tuple[Members, str]] = {
 
 
 def test_json_of_an_archive_says_what_json_of_a_file_says(tmp_path: Path) -> None:
-    value = {"conversations": [TALK[0], {**TALK[1], "loss": 0}], "system": "Be brief.", "tools": [{"name": "look"}]}
+    value = {"conversations": [CHAT[0], {**CHAT[1], "loss": 0}], "system": "Be brief.", "tools": [{"name": "look"}]}
     sample = one(tmp_path, [("a.jpg", b"p"), ("a.json", value)])
     assert words(sample) == ["Be brief.", "<image>\nq", "a"]
     assert [turn.supervised for turn in sample.messages or ()] == [True, True, False]
@@ -229,7 +229,7 @@ def test_what_makes_no_sample_keeps_its_place_and_says_why(tmp_path: Path, what:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_a_link_or_a_device_is_no_picture(tmp_path: Path, kind: bytes) -> None:
+def test_a_link_or_a_device_is_no_image(tmp_path: Path, kind: bytes) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("a.jpg")
         info.type, info.linkname = kind, "/etc/passwd"
@@ -265,7 +265,7 @@ def test_a_key_in_two_places_fails_the_archive_instead_of_making_half_samples(tm
 
 
 def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
-    assert pictures(one(tmp_path, [("a.JPG", b"p"), ("a.TXT", "t")])) == [b"p"]
+    assert image_data(one(tmp_path, [("a.JPG", b"p"), ("a.TXT", "t")])) == [b"p"]
 
 
 @pytest.mark.parametrize("where", ["text", "name"])
@@ -400,7 +400,7 @@ def test_planning_and_reading_hold_one_sample_at_a_time(tmp_path: Path, name: st
     assert peaks[1] < peaks[0] + 2**22  # Of 18 MB more input.
 
 
-def test_a_plan_over_archives_names_ranges_counts_pictures_and_can_be_limited_and_sampled(tmp_path: Path) -> None:
+def test_a_plan_over_archives_names_ranges_counts_images_and_can_be_limited_and_sampled(tmp_path: Path) -> None:
     for number in range(3):
         members = [pair for n in range(5) for pair in ((f"{n}.jpg", b"p" * 100), (f"{n}.txt", f"{number}.{n}"))]
         write(tmp_path / f"s-{number:03d}.tar", members)
@@ -420,7 +420,7 @@ def test_archives_mix_with_other_sources_and_may_have_any_name(tmp_path: Path) -
         "webdataset"
     ]
     write(tmp_path / "d/b.tar.zst", [("1.jpg", b"p"), ("1.txt", "t")])
-    (tmp_path / "d/c.jsonl").write_text(json.dumps({"id": 1, "conversations": TALK[1:]}) + "\n")
+    (tmp_path / "d/c.jsonl").write_text(json.dumps({"id": 1, "conversations": CHAT[1:]}) + "\n")
     plan = plan_shards([str(tmp_path / "d")])
     assert [sample.sample_id for shard in plan for sample in read_samples(shard)] == ["1", "1"]
 

@@ -43,6 +43,6 @@ def rendered(
     return ChatTemplate(processor, processor.specials if specials is None else specials).render(messages, tools)
 
 
-def supervised(found: Rendered) -> list[str]:
+def supervised(rendering: Rendered) -> list[str]:
     """The texts of the spans."""
-    return [found.text[start:stop] for start, stop in found.label_spans]
+    return [rendering.text[start:stop] for start, stop in rendering.label_spans]

@@ -149,11 +149,11 @@ def test_padding_costs_no_explicit_mask_and_changes_no_logit(condition: Any) -> 
     handle = attention.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    found = contrast_logits(model, batch.inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
+    passes = contrast_logits(model, batch.inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
     handle.remove()
     assert [mask is None for mask in seen] == [True, condition == "drop"]
     torch.testing.assert_close(
-        found, released_passes(model, batch.inputs, batch.labels, batch.image_mask), atol=1e-5, rtol=0, equal_nan=True
+        passes, released_passes(model, batch.inputs, batch.labels, batch.image_mask), atol=1e-5, rtol=0, equal_nan=True
     )
 
 

@@ -99,7 +99,7 @@ def token_samples(
 
     # Strings of the plan: p an image, q a question, a an answer.
     plans = ["pqa", "pqaqa" if image_first else "qpqaqa", *["ppqa"] * two_images, *["qaqa"] * text_only]
-    found = []
+    samples = []
     for row, plan in enumerate(plans):
         ids, labels, mask = ([], [], []) if image_first else ([5], [IGNORE_INDEX], [False])
         images = []
@@ -121,12 +121,12 @@ def token_samples(
         inputs = {
             key: torch.cat([shown.inputs[key] for shown in images]) for key in (images[0].inputs if images else ())
         }
-        found.append(
+        samples.append(
             EncodedSample(
                 sequence_inputs=sequence, image_inputs=inputs, labels=torch.tensor(labels), image_mask=image_mask
             )
         )
-    return found
+    return samples
 
 
 def pixels(seed: int, *shape: int) -> Tensor:

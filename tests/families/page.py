@@ -65,15 +65,15 @@ def figure(value: float) -> str:
 
 def rows() -> list[list[str]]:
     """The table's cells, in the order of NAMES, then what could not be built."""
-    found = []
+    table = []
     for name in NAMES:
-        cells = _measured.get(name, {})
+        measured = _measured.get(name, {})
         status = "works" if name in REQUIRED else "works (tried)"
-        if cells.get("end_to_end", "").startswith("refused"):
+        if measured.get("end_to_end", "").startswith("refused"):
             status = "works at model level, refused end to end (tried)"
-        found.append([f"`{name}`", status, *(cells.get(key, "?") for key in _KEYS[2:])])
-    found += [[f"`{name}`", f"not tried: {why}", *["-"] * (len(COLUMNS) - 2)] for name, why in NOT_BUILT.items()]
-    return found
+        table.append([f"`{name}`", status, *(measured.get(key, "?") for key in _KEYS[2:])])
+    table += [[f"`{name}`", f"not tried: {why}", *["-"] * (len(COLUMNS) - 2)] for name, why in NOT_BUILT.items()]
+    return table
 
 
 def committed_rows() -> list[list[str]]:
@@ -85,15 +85,15 @@ def committed_rows() -> list[list[str]]:
     return [row for row in table if len(row) == len(COLUMNS)]
 
 
-def alike(one: list[str], other: list[str]) -> bool:
+def alike(new: list[str], old: list[str]) -> bool:
     """Equal but for figures, which may differ tenfold: they are rounding errors of the machine."""
-    return len(one) == len(other) and all(map(_alike_cells, one, other))
+    return len(new) == len(old) and all(map(_alike_cells, new, old))
 
 
-def _alike_cells(one: str, other: str) -> bool:
-    values, remarks = zip(*map(_value_and_remark, (one, other)), strict=True)
+def _alike_cells(new: str, old: str) -> bool:
+    values, remarks = zip(*map(_value_and_remark, (new, old)), strict=True)
     if None in values or remarks[0] != remarks[1]:
-        return one == other
+        return new == old
     low, high = sorted(max(value or 0.0, 1e-6) for value in values)
     return high <= 10 * low
 

@@ -43,11 +43,11 @@ def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return name, make(name, tmp_path_factory.mktemp(name))
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def difference(first: torch.Tensor, second: torch.Tensor) -> float:
     """Largest, over elements defined in both; they must be defined in the same places."""
-    assert torch.equal(one.isnan(), other.isnan())
-    assert not bool(one.isnan().all())
-    return float((one - other)[~one.isnan()].abs().max())
+    assert torch.equal(first.isnan(), second.isnan())
+    assert not bool(first.isnan().all())
+    return float((first - second)[~first.isnan()].abs().max())
 
 
 def passes(case: Case, samples: Sequence[EncodedSample], condition: Condition = "drop") -> torch.Tensor:
@@ -66,23 +66,23 @@ def hide_after_image(logits: torch.Tensor, samples: Sequence[EncodedSample]) -> 
 
 
 def test_the_samples_are_ragged_and_show_what_the_family_can(entry: tuple[str, Case]) -> None:
-    name, found = entry
-    images = [int(sample.image_mask.any()) for sample in found.samples]
-    assert len({sample.num_tokens for sample in found.samples}) > 1
-    assert (0 in images) == (found.text_only == "yes")
-    first = found.samples[0]
-    config = found.model.config
+    name, case = entry
+    images = [int(sample.image_mask.any()) for sample in case.samples]
+    assert len({sample.num_tokens for sample in case.samples}) > 1
+    assert (0 in images) == (case.text_only == "yes")
+    first = case.samples[0]
+    config = case.model.config
     placeholder = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     tokens = first.sequence_inputs["input_ids"][first.image_mask]
-    own = int((tokens == placeholder).sum())
-    assert own > 0
-    others = len(tokens) - own
+    placeholders = int((tokens == placeholder).sum())
+    assert placeholders > 0
+    markers = len(tokens) - placeholders
     page.record(
         name,
-        dropped=f"{len(tokens)} of {first.num_tokens}" + (f", {others} of them markers" if others else ""),
-        two_images=found.two_images,
-        text_only=found.text_only,
-        found_by=found.found_by,
+        dropped=f"{len(tokens)} of {first.num_tokens}" + (f", {markers} of them markers" if markers else ""),
+        two_images=case.two_images,
+        text_only=case.text_only,
+        found_by=case.found_by,
     )
 
 
@@ -93,17 +93,17 @@ def test_every_parameter_belongs_to_a_part_that_can_be_trained(entry: tuple[str,
 
 
 def test_label_head_equals_full_logits(entry: tuple[str, Case]) -> None:
-    (name, found), sizes = entry, []
-    for samples in found.groups():
-        batch = found.batch(samples)
-        if found.text_only != "yes" and not any(sample.image_inputs for sample in samples):
+    (name, case), sizes = entry, []
+    for samples in case.groups():
+        batch = case.batch(samples)
+        if case.text_only != "yes" and not any(sample.image_inputs for sample in samples):
             continue
         supervised = batch.labels[:, 1:] != IGNORE_INDEX
         with torch.no_grad():
-            by_head = label_logits(found.model, batch.inputs, batch.labels)
-            full = found.model(**batch.inputs, use_cache=False).logits
-            with label_rows(found.model, batch.labels):
-                rows = found.model(**batch.inputs, use_cache=False).logits[0]
+            by_head = label_logits(case.model, batch.inputs, batch.labels)
+            full = case.model(**batch.inputs, use_cache=False).logits
+            with label_rows(case.model, batch.labels):
+                rows = case.model(**batch.inputs, use_cache=False).logits[0]
         expected = full[:, :-1].gather(2, batch.labels[:, 1:].clamp(min=0)[..., None])[..., 0]
         sizes.append(float((by_head[:, 1:] - expected)[supervised].abs().max()))
         trained = rows.gather(1, supervised_ids(batch.labels)[:, None])[:, 0]
@@ -115,66 +115,66 @@ def test_label_head_equals_full_logits(entry: tuple[str, Case]) -> None:
 
 
 def test_drop_equals_mask_or_mask_is_refused_with_the_reason(entry: tuple[str, Case]) -> None:
-    name, found = entry
-    shown = [sample for sample in found.groups()[0] if sample.image_inputs]
-    reason = mask_undefined(found.model.config.get_text_config())
+    name, case = entry
+    shown = [sample for sample in case.groups()[0] if sample.image_inputs]
+    reason = mask_undefined(case.model.config.get_text_config())
     if reason:
         with pytest.raises(ConfigError, match="use --contrast drop"):
-            passes(found, shown, "mask")
+            passes(case, shown, "mask")
         page.record(name, mask=f"no: {reason}", drop_mask="-")
         return
     conditions: tuple[Condition, ...] = ("drop", "mask")
-    dropped, masked = (hide_after_image(passes(found, shown, condition)[1], shown) for condition in conditions)
+    dropped, masked = (hide_after_image(passes(case, shown, condition)[1], shown) for condition in conditions)
     size = difference(dropped, masked)
     assert size <= PASSES
     page.record(name, mask="yes", drop_mask=page.figure(size))
 
 
 def test_a_ragged_batch_equals_its_rows_one_by_one(entry: tuple[str, Case]) -> None:
-    (name, found), sizes = entry, []
+    (name, case), sizes = entry, []
     defined: tuple[Condition, ...] = ("drop", "mask")
-    if mask_undefined(found.model.config.get_text_config()):
+    if mask_undefined(case.model.config.get_text_config()):
         defined = ("drop",)
-    for samples, condition in itertools.product(found.groups(), defined):
-        together = passes(found, samples, condition)
+    for samples, condition in itertools.product(case.groups(), defined):
+        together = passes(case, samples, condition)
         for number, sample in enumerate(samples):
-            if sample.image_inputs or found.text_only == "yes":
-                alone = passes(found, [sample], condition)[:, 0]
+            if sample.image_inputs or case.text_only == "yes":
+                alone = passes(case, [sample], condition)[:, 0]
                 sizes.append(difference(together[:, number, : sample.num_tokens], alone))
     assert max(sizes) <= PASSES
-    page.record(name, ragged=page.figure(max(sizes)) + (" (alike rows)" if found.alike_batches else ""))
+    page.record(name, ragged=page.figure(max(sizes)) + (" (alike rows)" if case.alike_batches else ""))
 
 
 def test_left_padding_equals_right_padding(entry: tuple[str, Case]) -> None:
-    name, found = entry
-    samples = found.groups()[0]
-    left = found.left_padded(samples)
-    moved = torch.stack(contrast_logits(found.model, left.inputs, left.labels, left.image_mask))
-    right = passes(found, samples)
+    name, case = entry
+    samples = case.groups()[0]
+    left = case.left_padded(samples)
+    moved = torch.stack(contrast_logits(case.model, left.inputs, left.labels, left.image_mask))
+    right = passes(case, samples)
     size = max(float((x[~x.isnan()] - y[~y.isnan()]).abs().max()) for x, y in zip(moved, right, strict=True))
     assert size <= PASSES
     page.record(name, left=page.figure(size))
 
 
 def test_other_pixels_give_other_logits_and_text_only_rows_have_delta_zero(entry: tuple[str, Case]) -> None:
-    name, found = entry
-    for samples in found.groups():
-        with_image, without = passes(found, samples)
+    name, case = entry
+    for samples in case.groups():
+        with_image, without = passes(case, samples)
         for row, sample in enumerate(samples):
             if not sample.image_inputs:
                 assert difference(with_image[row], without[row]) == 0.0
-    first = found.samples[0]
+    first = case.samples[0]
     changed = {
         key: value.flip(0, -1) * 0.5 + 0.2 if value.is_floating_point() else value
         for key, value in first.image_inputs.items()
     }
     other = dataclasses.replace(first, image_inputs=changed)
-    seen, seen_other = passes(found, [first]), passes(found, [other])
+    seen, seen_other = passes(case, [first]), passes(case, [other])
     size = difference(seen[0], seen_other[0])
     assert size > 0.01, "the image changes nothing: a wrong pass would not show"
     assert difference(seen[1], seen_other[1]) == 0.0, "the pass without the image depends on its pixels"
-    if not mask_undefined(found.model.config.get_text_config()):
-        masked = [hide_after_image(passes(found, [sample], "mask")[1], [sample]) for sample in (first, other)]
+    if not mask_undefined(case.model.config.get_text_config()):
+        masked = [hide_after_image(passes(case, [sample], "mask")[1], [sample]) for sample in (first, other)]
         assert difference(*masked) <= HEAD, "masking the image's tokens does not hide its pixels"
     page.record(name, effect=f"{size:.1g}")
 
@@ -183,24 +183,24 @@ def test_other_pixels_give_other_logits_and_text_only_rows_have_delta_zero(entry
 def step_loss(tmp_path: Path) -> Callable[[Case, list[Example], DeltaSource], float]:
     """Loss of one optimizer step over all samples, through `CalTrainer.train()`, learning rate 0."""
 
-    def run(found: Case, examples: list[Example], source: DeltaSource) -> float:
-        first = found.samples[0]
+    def run(case: Case, examples: list[Example], source: DeltaSource) -> float:
+        first = case.samples[0]
         blank = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
-        size = 1 if found.alike_batches else len(examples)
+        size = 1 if case.alike_batches else len(examples)
         options = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to=[], remove_unused_columns=False, learning_rate=0.0,
             max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=len(examples) // size,
             logging_steps=1, save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant", seed=0,
         )  # fmt: skip
-        encoder: Any = found
+        encoder: Any = case
         trainer = CalTrainer(
-            model=found.model, args=options, delta_source=source, weighting=Weighting(normalization="sample"),
+            model=case.model, args=options, delta_source=source, weighting=Weighting(normalization="sample"),
             train_dataset=examples, data_collator=ExampleCollator(encoder=encoder, blank=blank),
         )  # fmt: skip
         try:
             trainer.train()
         finally:
-            found.model.eval()
+            case.model.eval()
         gradient = trainer.state.log_history[0]["grad_norm"]
         assert math.isfinite(gradient)
         assert gradient > 0
@@ -212,21 +212,21 @@ def step_loss(tmp_path: Path) -> Callable[[Case, list[Example], DeltaSource], fl
 def test_a_cached_and_an_online_step_have_the_same_finite_loss(
     entry: tuple[str, Case], step_loss: Callable[[Case, list[Example], DeltaSource], float]
 ) -> None:
-    name, found = entry
-    assert active_dropout(found.model) == []
-    contrast, encoder = ContrastSpec(), found
+    name, case = entry
+    assert active_dropout(case.model) == []
+    contrast, encoder = ContrastSpec(), case
     measured = measure(
-        found.samples, model=found.model, encoder=encoder, contrast=contrast, tokens_per_batch=128,  # type: ignore[arg-type]
+        case.samples, model=case.model, encoder=encoder, contrast=contrast, tokens_per_batch=128,  # type: ignore[arg-type]
     )  # fmt: skip
     examples = []
-    for number, (sample, values) in enumerate(zip(found.samples, measured, strict=True)):
+    for number, (sample, values) in enumerate(zip(case.samples, measured, strict=True)):
         assert isinstance(values, MeasuredSample)
         deltas = scatter_deltas(str(number), sample, values.label_ids.tolist(), values.delta_logits)
         examples.append(Example(encoded=sample, deltas=deltas))
     spread = np.concatenate([m.delta_logits for m in measured if isinstance(m, MeasuredSample)])
     assert np.nanstd(spread) > 0.1
-    cached = step_loss(found, examples, CachedDeltas())
-    online = step_loss(found, examples, OnlineDeltas(contrast=contrast))
+    cached = step_loss(case, examples, CachedDeltas())
+    online = step_loss(case, examples, OnlineDeltas(contrast=contrast))
     assert math.isfinite(cached)
     assert online == pytest.approx(cached, abs=1e-4)
     page.record(name, loss=page.figure(abs(online - cached)))

@@ -93,8 +93,8 @@ def test_the_words_that_pan_and_scan_inserts_are_image_too(tmp_path: Path) -> No
     scanning = load_processor(tmp_path)
     scanning.images_kwargs = {**scanning.images_kwargs, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16}
     sample = conversation("<image>\nWhat is this?", "A red cat on the table.")
-    picture = [sample_image(1, (120, 40))]
-    without, encoded = plain(sample, picture), Encoder(scanning)(sample, picture)
+    images = [sample_image(1, (120, 40))]
+    without, encoded = plain(sample, images), Encoder(scanning)(sample, images)
     inserted = text(plain, encoded, encoded.image_mask)
     assert "Here is the original image" in inserted
     assert "crops to help you see better" in inserted

@@ -28,8 +28,8 @@ def passes(case: Case, samples: list[EncodedSample], condition: Condition = "dro
     return torch.stack(contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask, contrast))
 
 
-def largest(one: Tensor, other: Tensor) -> float:
-    difference = (one - other).abs()
+def largest(first: Tensor, second: Tensor) -> float:
+    difference = (first - second).abs()
     return float(difference[~difference.isnan()].max())
 
 
@@ -58,10 +58,10 @@ def check(case: Case, samples: list[EncodedSample] | None = None) -> str | None:
 )
 def test_rows_that_see_their_neighbours_are_found_and_measured_one_by_one(build: Any, reason: str) -> None:
     case = build()
-    found = check(case)
-    assert found is not None
-    assert re.match(reason, found)
-    case = dataclasses.replace(case, one_by_one=found)
+    checked = check(case)
+    assert checked is not None
+    assert re.match(reason, checked)
+    case = dataclasses.replace(case, one_by_one=checked)
     measured = measure(
         case.samples, model=case.model, encoder=case, contrast=ContrastSpec(), tokens_per_batch=4096, extra_columns=[]
     )

@@ -26,7 +26,7 @@ def write_data(folder: Path, name: str) -> tuple[Path, list[str]]:
     """LLaVA JSON with images beside it; returns its path and the status expected of every row."""
     folder.mkdir()
 
-    def picture(number: int, size: tuple[int, int]) -> str:
+    def image_file(number: int, size: tuple[int, int]) -> str:
         sample_image(number, size).save(folder / f"{number}.png")
         return f"{number}.png"
 
@@ -37,12 +37,12 @@ def write_data(folder: Path, name: str) -> tuple[Path, list[str]]:
     one_turn = name in ("paligemma", "paligemma2", "blip_2")
     one_image = name == "blip_2"
     rows = [
-        row(picture(0, (60, 40)), "<image>\nWhat is this?", "A red cat on the table."),
-        row(picture(1, (40, 90)), "<image>\nDescribe it.", "A small dog sits next to a large white cat."),
-        row(picture(2, (64, 64)), "What is\n<image>", "The car on the left is dark grey."),
+        row(image_file(0, (60, 40)), "<image>\nWhat is this?", "A red cat on the table."),
+        row(image_file(1, (40, 90)), "<image>\nDescribe it.", "A small dog sits next to a large white cat."),
+        row(image_file(2, (64, 64)), "What is\n<image>", "The car on the left is dark grey."),
         row(None, "How are you?", "Fine, and the bus is behind the tree."),
-        row([picture(3, (50, 50)), picture(4, (90, 30))], "<image>\n<image>\nAnd these?", "Two yellow lines."),
-        row(picture(5, (60, 40)), "<image>\nRead the sign.", "It says stop.", "Sure?", "Yes, it does."),
+        row([image_file(3, (50, 50)), image_file(4, (90, 30))], "<image>\n<image>\nAnd these?", "Two yellow lines."),
+        row(image_file(5, (60, 40)), "<image>\nRead the sign.", "It says stop.", "Sure?", "Yes, it does."),
     ]
     statuses = ["ok", "ok", "ok", *["encode_error" if one_image else "ok"] * 2, "encode_error" if one_turn else "ok"]
     (folder / "data.json").write_text(json.dumps(rows))

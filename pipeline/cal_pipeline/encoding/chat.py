@@ -82,11 +82,11 @@ class ChatTemplate:
 
     def _skeleton(self, laid: list[dict[str, Any]], tools: Sequence[Any] | None, slots: Slots) -> Skeleton:
         key = json.dumps([laid, tools])
-        if (found := self._skeletons.get(key)) is None:
-            found = skeleton_of(laid, tools, slots, self._text, self._facts)
+        if (skeleton := self._skeletons.get(key)) is None:
+            skeleton = skeleton_of(laid, tools, slots, self._text, self._facts)
             if self._kept_characters > _KEPT_CHARACTERS:
                 self._skeletons.clear()
                 self._kept_characters = 0
-            self._skeletons[key] = found
+            self._skeletons[key] = skeleton
             self._kept_characters += len(key)
-        return found
+        return skeleton

@@ -30,12 +30,12 @@ def generation_blocks(
             return f"{{%{left} if true %}}{{% endif %}}{{{{ '{closed}' }}}}{{% endgeneration {right}%}}"
         return f"{{%{left} generation %}}{{{{ '{opened}' }}}}{{% if true %}}{{% endif {right}%}}"
 
-    found, position, blocks, pieces = list[int](), 0, list[tuple[int, int]](), list[str]()
+    starts, position, blocks, pieces = list[int](), 0, list[tuple[int, int]](), list[str]()
     for piece in re.split(f"({opened}|{closed})", text(laid, tools, source=_BLOCK.sub(marked, text.source))):
         if piece == opened:
-            found.append(position)
-        elif piece == closed and found:
-            blocks.append((found.pop(), position))
+            starts.append(position)
+        elif piece == closed and starts:
+            blocks.append((starts.pop(), position))
         else:
             pieces.append(piece)
             position += len(piece)

@@ -108,22 +108,22 @@ def encode_with_contrast(
     if not contrast.perturbs or not images:
         return encoded
     try:
-        other = encoder(sample, [perturbed(image, contrast, sample_key, i) for i, image in enumerate(images)])
+        changed = encoder(sample, [perturbed(image, contrast, sample_key, i) for i, image in enumerate(images)])
     except SampleError as error:
         raise ContrastError(f"contrast {contrast.condition}: the perturbed image cannot be encoded: {error}") from error
     for name, ids in encoded.sequence_inputs.items():
-        if ids.tolist() != other.sequence_inputs[name].tolist():
+        if ids.tolist() != changed.sequence_inputs[name].tolist():
             raise ContrastError(
                 f"contrast {contrast.condition}: the processor makes other tokens of the perturbed image "
-                f"({other.num_tokens} instead of {encoded.num_tokens}, {name} differ), so the two passes cannot be "
+                f"({changed.num_tokens} instead of {encoded.num_tokens}, {name} differ), so the two passes cannot be "
                 "compared"
             )
-    shapes, others = (
-        {key: tuple(value.shape) for key, value in item.image_inputs.items()} for item in (encoded, other)
+    shapes, changed_shapes = (
+        {key: tuple(value.shape) for key, value in item.image_inputs.items()} for item in (encoded, changed)
     )
-    if shapes != others:
+    if shapes != changed_shapes:
         raise ContrastError(
             f"contrast {contrast.condition}: the processor makes pixels of other shapes of the perturbed image "
-            f"({others} instead of {shapes})"
+            f"({changed_shapes} instead of {shapes})"
         )
-    return replace(encoded, contrast_inputs=other.image_inputs)
+    return replace(encoded, contrast_inputs=changed.image_inputs)

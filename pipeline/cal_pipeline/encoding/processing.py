@@ -144,14 +144,14 @@ def complete(processor: Any) -> Iterator[None]:
     ]
     way_out = "write it into processor_config.json beside the model's weights; the model's config.json has the values"
     # Without the second of these there are wrong numbers of image tokens, and no error.
-    if needed := [one for one in unset if one in ("patch_size", "vision_feature_select_strategy")]:
+    if needed := [setting for setting in unset if setting in ("patch_size", "vision_feature_select_strategy")]:
         raise ConfigError(f"{name} lacks {' and '.join(needed)}, from which the image tokens are counted: {way_out}")
     try:
         yield
     except CalError:
         raise
     except Exception as error:
-        others = [one for one in unset if one != "chat_template"]
-        hint = f". It lacks {', '.join(others)}: {way_out}" if others else ""
+        lacking = [setting for setting in unset if setting != "chat_template"]
+        hint = f". It lacks {', '.join(lacking)}: {way_out}" if lacking else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise ConfigError(f"{name} cannot process two small images: {reason}{hint}") from error

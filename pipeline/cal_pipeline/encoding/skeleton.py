@@ -61,7 +61,7 @@ def skeleton_of(
     rendered = text(laid, tools)
     if any(key in rendered for key in slots.part_key):
         raise SampleError("the chat template writes the typed parts of a turn as they are, not their text")
-    marks = [(found.start(), found.end(), int(found[1])) for found in re.finditer(slots.stem + r"(\d+)e", rendered)]
+    marks = [(match.start(), match.end(), int(match[1])) for match in re.finditer(slots.stem + r"(\d+)e", rendered)]
     _check_shown(laid, tools, slots, text, rendered, {number for _, _, number in marks})
     blocks = generation_blocks(laid, tools, slots.stem, text, rendered)
     spans: dict[int, list[tuple[int, int]]] = {}
@@ -78,21 +78,21 @@ def skeleton_of(
     return Skeleton(
         literals=tuple(rendered[start:stop] for start, stop in zip(ends, starts, strict=True)),
         numbers=tuple(number for _, _, number in marks),
-        spans={turn: tuple((narrowed(a), narrowed(b)) for a, b in found) for turn, found in spans.items()},
+        spans={turn: tuple((narrowed(a), narrowed(b)) for a, b in pairs) for turn, pairs in spans.items()},
     )
 
 
 def _within(span: tuple[int, int], blocks: Sequence[tuple[int, int]], rendered: str) -> list[tuple[int, int]]:
     """The parts of a span that lie in blocks; a blank between header and block is the model's to write too."""
-    found: list[tuple[int, int]] = []
+    parts: list[tuple[int, int]] = []
     for start, stop in blocks:
         begin = span[0] if rendered[span[0] : start].isspace() else max(span[0], start)
         end = min(span[1], stop)
-        if found and found[-1][1] == begin < end:
-            found[-1] = (found[-1][0], end)
+        if parts and parts[-1][1] == begin < end:
+            parts[-1] = (parts[-1][0], end)
         elif begin < end:
-            found.append((begin, end))
-    return found
+            parts.append((begin, end))
+    return parts
 
 
 def _check_shown(
@@ -108,16 +108,17 @@ def _check_shown(
         if number not in shown and number not in optional:
             what = "words" if key == "content" else f"`{key}`"
             raise SampleError(f"the chat template leaves out {what} of turn {turn}; use another template")
-    for turn, given in enumerate(laid):
-        if isinstance(given["content"], list) and {"type": "image"} in given["content"]:
-            words = [part for part in given["content"] if part["type"] != "image"] or [{"type": "text", "text": ""}]
-            if _same(text, [*laid[:turn], {**given, "content": words}, *laid[turn + 1 :]], tools, rendered):
+    for turn, message in enumerate(laid):
+        if isinstance(message["content"], list) and {"type": "image"} in message["content"]:
+            words = [part for part in message["content"] if part["type"] != "image"] or [{"type": "text", "text": ""}]
+            if _same(text, [*laid[:turn], {**message, "content": words}, *laid[turn + 1 :]], tools, rendered):
                 raise SampleError(f"the chat template leaves out the image of turn {turn}; use another template")
-        links = () if given["role"] in ("user", "assistant", "system") else LINKS
-        for key in given:
-            if key in ("role", "content", *links) or not given[key] or (key in THOUGHTS and type(given[key]) is str):
+        links = () if message["role"] in ("user", "assistant", "system") else LINKS
+        for key in message:
+            value = message[key]
+            if key in ("role", "content", *links) or not value or (key in THOUGHTS and type(value) is str):
                 continue
-            without = [*laid[:turn], {name: given[name] for name in given if name != key}, *laid[turn + 1 :]]
+            without = [*laid[:turn], {name: message[name] for name in message if name != key}, *laid[turn + 1 :]]
             if _same(text, without, tools, rendered):
                 raise SampleError(f"the chat template does not take `{key}` (turn {turn}); use another template")
     if tools is not None and _same(text, laid, None, rendered):
@@ -149,8 +150,8 @@ def _span(
     first, last = min(at.values()), max(at.values())
     if {marks[place][2] for place in range(first, last + 1)} - own:
         raise SampleError(f"the chat template mixes the words of turn {turn} with those of others")
-    told = [number for _, _, number in marks if number in own and slots.owners[number][1] == "content"]
-    if len(told) > len(set(told)):
+    content_slots = [number for _, _, number in marks if number in own and slots.owners[number][1] == "content"]
+    if len(content_slots) > len(set(content_slots)):
         raise SampleError(f"the chat template writes the words of turn {turn} more than once")
 
     before = rendered[marks[first - 1][1] if first else 0 : marks[first][0]]
@@ -202,8 +203,8 @@ def _end_of_calls(
     Its own is what is there too when the conversation ends with it, up to the last special token; else, where that is
     written otherwise, what comes before the end token.
     """
-    given = json.dumps(laid[turn]["tool_calls"], ensure_ascii=False)
-    if any(known in given for known in (*facts.ends, facts.header) if known):
+    calls = json.dumps(laid[turn]["tool_calls"], ensure_ascii=False)
+    if any(marker in calls for marker in (*facts.ends, facts.header) if marker):
         raise SampleError(f"the tool calls of turn {turn} hold what the chat template ends or opens a turn with")
     try:
         shared = common_start(text(laid[: turn + 1], tools), rendered)

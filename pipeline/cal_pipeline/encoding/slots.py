@@ -43,7 +43,7 @@ def conversation(
     `takes_parts` says of a role whether its content is a list of typed parts, each text with what is `beside` it; else
     it is text with `image_token` where an image was. A newline beside an image among parts is the template's to choose.
     """
-    found = []
+    turns = []
     for number, turn in enumerate(messages):
         extra = {
             key: write(number, key, value) if key in THOUGHTS and isinstance(value, str)
@@ -61,8 +61,8 @@ def conversation(
             for at, text in enumerate(re.split(rf"\n?{re.escape(IMAGE_MARK)}\n?", turn.content)):
                 content += [{"type": "image"}] if at else []
                 content += [{"type": "text", "text": write(number, "content", text), **(beside or {})}] if text else []
-        found.append({"role": turn.role, "content": content, **extra})
-    return found
+        turns.append({"role": turn.role, "content": content, **extra})
+    return turns
 
 
 def _named(turn: int, value: Any, write: Writer) -> Any:
@@ -129,14 +129,14 @@ class Slots:
 
     def thoughts(self) -> set[int]:
         """Slots of the answers that stand in the think block they open with: templates may leave those out."""
-        found: set[int] = set()
+        numbers: set[int] = set()
         for turn in self.answers:
             order = self._order.get(turn, [])
             if "</think>" in order:
                 block = order[: order.index("</think>")]
                 if "<think>" not in block[1:]:
-                    found.update(item for item in block if isinstance(item, int))
-        return found
+                    numbers.update(item for item in block if isinstance(item, int))
+        return numbers
 
 
 def stem_for(messages: Sequence[Turn], tools: Sequence[Any] | None, source: str) -> str:
@@ -150,7 +150,7 @@ def stem_for(messages: Sequence[Turn], tools: Sequence[Any] | None, source: str)
     return stem
 
 
-def common_start(one: str, other: str) -> int:
+def common_start(first: str, second: str) -> int:
     """How many characters two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))

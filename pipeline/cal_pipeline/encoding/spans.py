@@ -35,13 +35,13 @@ def reported_expansion(output: Mapping[str, Any], num_images: int, name: str) ->
 
     Raises SampleError when it expanded another number of images.
     """
-    found = output.get("text_replacement_offsets")
-    if found is None:
+    report = output.get("text_replacement_offsets")
+    if report is None:
         return None
-    if len(found[0]) != num_images:
-        raise SampleError(f"{name} expanded {len(found[0])} placeholders for {num_images} images")
-    shifts = tuple((item["span"][1], item["new_span"][1] - item["span"][1]) for item in found[0])
-    return Expansion(shifts=shifts, inserted=tuple((item["new_span"][0], item["new_span"][1]) for item in found[0]))
+    if len(report[0]) != num_images:
+        raise SampleError(f"{name} expanded {len(report[0])} placeholders for {num_images} images")
+    shifts = tuple((item["span"][1], item["new_span"][1] - item["span"][1]) for item in report[0])
+    return Expansion(shifts=shifts, inserted=tuple((item["new_span"][0], item["new_span"][1]) for item in report[0]))
 
 
 def recovered_expansion(

@@ -49,7 +49,7 @@ class TemplateText:
         more = {} if tools is None else {"tools": list(tools)}
         try:
             with template_date.pinned(source, self.date):
-                found = self.processor.apply_chat_template(
+                rendered = self.processor.apply_chat_template(
                     list(turns), chat_template=source, tokenize=False, add_generation_prompt=prompt, **more
                 )
         except Exception as error:  # A template is a program of the model's author; it may raise anything.
@@ -57,7 +57,7 @@ class TemplateText:
                 f"the chat template fails on the roles {[turn['role'] for turn in turns]}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return str(found)
+        return str(rendered)
 
 
 class TemplateFacts:
@@ -99,13 +99,13 @@ class TemplateFacts:
             after = plain if role in ("system", "developer") else []
             if role not in ("assistant", "system", "developer"):
                 before = [plain[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
-        asked = {"role": role, **self._as(_QUESTION, parts)}
+        question = {"role": role, **self._as(_QUESTION, parts)}
         for opening in [[]] if role in ("system", "developer") else self._openings:
             for end in (after, [{"role": "assistant", **self._as(".", parts)}]):
                 try:
-                    text = self._text([*opening, *before, asked, *end])
+                    text = self._text([*opening, *before, question, *end])
                     if role == "user" and parts:
-                        image = {"role": role, "content": [{"type": "image"}, *asked["content"]]}
+                        image = {"role": role, "content": [{"type": "image"}, *question["content"]]}
                         if self._text([*opening, image, *end]) == text:
                             return False
                 except SampleError:
@@ -135,18 +135,18 @@ class TemplateFacts:
             text = self._text([*self._openings[0], *turns], prompt=prompt)
         except SampleError:
             return []
-        found = re.split("|".join(words), text)[1:]
-        return found if len(found) == number else []
+        tails = re.split("|".join(words), text)[1:]
+        return tails if len(tails) == number else []
 
     def _find_header(self) -> str:
         """What asking for an answer adds to a question, up to a think block: that is the model's own.
 
         Where asking adds nothing, what an answer itself has before its words.
         """
-        told = self._tails(1)
+        plain = self._tails(1)
         for more in (self._tails(1, prompt=True), self._tails(2)):
             if more:
-                at = self.whole(more[0], common_start(more[0], told[0]) if told else 0)
+                at = self.whole(more[0], common_start(more[0], plain[0]) if plain else 0)
                 if (header := more[0][at:].split("<think>")[0]).strip():
                     return header
         return ""
@@ -159,8 +159,8 @@ class TemplateFacts:
         """
         four = self._tails(4)
         if not four and not self._tails(2):
-            told = [self._turn("user", _QUESTION), self._turn("assistant", ".")]
-            self._text([*self._openings[0], *told])  # It says why.
+            turns = [self._turn("user", _QUESTION), self._turn("assistant", ".")]
+            self._text([*self._openings[0], *turns])  # It says why.
             raise SampleError("the chat template does not show a plain question and answer, each once, as they are")
         last = four[3] if four else self._tails(2)[1]
         first = four[1] if four else last
@@ -179,24 +179,24 @@ class TemplateFacts:
 
     def end(self, tail: str) -> str:
         """Which of `ends` comes first in what stands behind an answer, the longest of those; or nothing."""
-        found = [end for end in self.ends if end in tail]
-        return min(found, key=lambda end: (tail.index(end), -len(end)), default="")
+        present = [end for end in self.ends if end in tail]
+        return min(present, key=lambda end: (tail.index(end), -len(end)), default="")
 
     def last_special(self, tail: str) -> int:
         """Where the last special token ends; 0 where there is none."""
-        return max((found.end() for found in self._run.finditer(tail)), default=0)
+        return max((match.end() for match in self._run.finditer(tail)), default=0)
 
     def run(self, tail: str) -> str:
         """The first run of special tokens, or nothing."""
-        found = self._run.search(tail)
-        return found[0] if found else ""
+        match = self._run.search(tail)
+        return match[0] if match else ""
 
-    def _common(self, one: str, other: str) -> str:
-        return one[: self.whole(one, common_start(one, other))]
+    def _common(self, first: str, second: str) -> str:
+        return first[: self.whole(first, common_start(first, second))]
 
     def whole(self, text: str, at: int) -> int:
         """`at`, or where the token or tag that it would cut begins."""
-        return next((found.start() for found in self._unbroken.finditer(text) if found.start() < at < found.end()), at)
+        return next((match.start() for match in self._unbroken.finditer(text) if match.start() < at < match.end()), at)
 
 
 def reads_clock(processor: Any, source: str) -> bool:
@@ -207,9 +207,9 @@ def reads_clock(processor: Any, source: str) -> bool:
     for parts in (True, False):
         turns = [{"role": role, "content": [{"type": "text", "text": "?"}] if parts else "?"}
                  for role in ("system", "user", "assistant", "user", "assistant")]  # fmt: skip
-        for asked in (turns[1:2], turns[1:3], turns[1:], turns):
+        for messages in (turns[1:2], turns[1:3], turns[1:], turns):
             for tools in (None, [_TOOL]):
-                if _renders(dated, asked, tools) and not _renders(undated, asked, tools):
+                if _renders(dated, messages, tools) and not _renders(undated, messages, tools):
                     return True
     return False
 

@@ -90,20 +90,20 @@ def check_template(template: Template, processor: Any) -> None:
 def chat_template(processor: Any) -> str:
     """The template's source, the processor's own or its tokenizer's; empty when there is none."""
     for owner in (processor, getattr(processor, "tokenizer", None)):
-        found = getattr(owner, "chat_template", None)
-        if isinstance(found, dict):
-            found = found.get("default")
-        if found:
-            return str(found)
+        template = getattr(owner, "chat_template", None)
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template:
+            return str(template)
     return ""
 
 
 def warn_of_other_templates(processor: Any, directory: Path) -> None:
     """One warning where files of a model's directory hold another chat template than the one that is used."""
     used = chat_template(processor).rstrip("\n")
-    held = {name: found.rstrip("\n") for name in _HOLDERS if (found := _template_in(directory / name))}
-    if others := [name for name, found in held.items() if used and found != used]:
-        where = next((name for name, found in held.items() if found == used), type(processor).__name__)
+    held = {name: template.rstrip("\n") for name in _HOLDERS if (template := _template_in(directory / name))}
+    if others := [name for name, template in held.items() if used and template != used]:
+        where = next((name for name, template in held.items() if template == used), type(processor).__name__)
         _log.warning(
             "%s: the chat template is that of %s, as transformers takes it; %s has another, which counts only when the "
             "former is removed", directory, where, " and ".join(others),
@@ -114,7 +114,7 @@ def _template_in(file: Path) -> str:
     if not file.is_file():
         return ""
     text = file.read_text(encoding="utf-8")
-    found = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
-    if isinstance(found, list):
-        found = {one["name"]: one["template"] for one in found}
-    return str((found.get("default") if isinstance(found, dict) else found) or "")
+    template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    return str((template.get("default") if isinstance(template, dict) else template) or "")

@@ -49,12 +49,12 @@ class FirstPass:
 
     def positions(self) -> Tensor:
         """[B, T] or [R, B, T] of every token."""
-        found = self.position_ids
-        if found is None:
+        position_ids = self.position_ids
+        if position_ids is None:
             # Over the real tokens: so counts OPT, and rotary decoders, which count from the row's start, see
             # differences.
-            found = (self.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-        return found.expand(*found.shape[:-2], *self.labels.shape)
+            position_ids = (self.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+        return position_ids.expand(*position_ids.shape[:-2], *self.labels.shape)
 
     def every_token(self) -> Tensor:
         """[B, T] int64: the index of a second pass that has all tokens of the first."""

@@ -95,9 +95,9 @@ def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tenso
     was predicted at t - 1. NaN where unsupervised, and at t = 0, which nothing precedes.
     """
     with label_head(model, labels), rows_alone(innermost_decoder(model), inputs.get("attention_mask")):
-        found = model(**inputs, use_cache=False).logits
+        supervised = model(**inputs, use_cache=False).logits
     logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
-    logits[:, 1:][labels[:, 1:] != IGNORE_INDEX] = found.reshape(-1).float().to(labels.device)
+    logits[:, 1:][labels[:, 1:] != IGNORE_INDEX] = supervised.reshape(-1).float().to(labels.device)
     return logits
 
 
@@ -134,9 +134,9 @@ def logits_without_image(
         text_config=model.config.get_text_config(), required=required_inputs(model),
     )  # fmt: skip
     second = without_image(contrast.condition, first, contrast_inputs)
-    found = (read or label_logits)(model, without_padding_mask(model, second.inputs), second.labels)
-    logits = torch.full((*found.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)
-    logits.scatter_(-1, second.index.expand(found.shape), found)
+    numbers = (read or label_logits)(model, without_padding_mask(model, second.inputs), second.labels)
+    logits = torch.full((*numbers.shape[:-2], *labels.shape), torch.nan, dtype=torch.float32, device=labels.device)
+    logits.scatter_(-1, second.index.expand(numbers.shape), numbers)
     return logits
 
 

@@ -75,12 +75,12 @@ def check_samples(
     def prove() -> str | None:
         if contrast.condition == "drop" and mask_undefined(model.config.get_text_config()):
             check_places(model, placed(samples[-1:]), name)
-        found = dependence(model, [samples[0], samples[-1]], placed, contrast, name)
-        for rows in [[sample] for sample in short] if found and found.fails else [short]:
+        dependent = dependence(model, [samples[0], samples[-1]], placed, contrast, name)
+        for rows in [[sample] for sample in short] if dependent and dependent.fails else [short]:
             check_reference(model, placed(rows), contrast, name)
         for sample in samples[2:]:
             check_long(model, placed([sample]), contrast, name)
-        return found.reason if found else None
+        return dependent.reason if dependent else None
 
     kind = type(model).__name__
     with torch.no_grad(), config_error_with(f"{name}: {kind} does not take a plain question: its forward"):

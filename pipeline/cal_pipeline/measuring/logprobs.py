@@ -28,13 +28,13 @@ def label_logits_and_logprobs(model: Any, inputs: Mapping[str, Any], labels: Ten
     Arguments, order and NaN as in `reference.label_logits`, which the first entry is. The second is log_softmax of the
     model's own logits, soft-cap and scale included, in float32.
     """
-    with _label_rows(model, labels) as seen:
+    with _label_rows(model, labels) as rows:
         logits = label_logits(model, inputs, labels)
     supervised = labels[:, 1:] != IGNORE_INDEX
     logprobs = torch.full_like(logits, torch.nan)
-    if not len(seen[0]):
+    if not len(rows[0]):
         return torch.stack([logits, logprobs])
-    normalizers = _logsumexp(model, seen[0], _one_token(inputs, labels[:, 1:][supervised][:1]))
+    normalizers = _logsumexp(model, rows[0], _one_token(inputs, labels[:, 1:][supervised][:1]))
     logprobs[:, 1:][supervised] = logits[:, 1:][supervised] - normalizers.to(logits.device)
     return torch.stack([logits, logprobs])
 
@@ -42,15 +42,15 @@ def label_logits_and_logprobs(model: Any, inputs: Mapping[str, Any], labels: Ten
 @contextmanager
 def _label_rows(model: Any, labels: Tensor) -> Iterator[list[Tensor]]:
     """Collects the head's input at the rows that predict a label, [N, H]."""
-    seen: list[Tensor] = []
+    rows: list[Tensor] = []
     supervised = labels[:, 1:] != IGNORE_INDEX
 
     def keep(module: Any, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0][:, :-1][supervised.to(args[0].device)])
+        rows.append(args[0][:, :-1][supervised.to(args[0].device)])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        yield seen
+        yield rows
     finally:
         handle.remove()
 
@@ -69,7 +69,7 @@ def _logsumexp(model: Any, rows: Tensor, one_token: Mapping[str, Tensor]) -> Ten
     finish = _finishing(model, one_token)
     size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     columns = max(1, CHUNK_BYTES // (4 * weight.shape[1]))
-    found = []
+    normalizers = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size].float()
         full = part.new_empty(len(part), weight.shape[0])
@@ -78,8 +78,8 @@ def _logsumexp(model: Any, rows: Tensor, one_token: Mapping[str, Tensor]) -> Ten
             torch.matmul(part, weight[chosen].float().T, out=full[:, chosen])
             if bias is not None:
                 full[:, chosen] += bias[chosen].float()
-        found.append(finish(full).logsumexp(-1))
-    return torch.cat(found)
+        normalizers.append(finish(full).logsumexp(-1))
+    return torch.cat(normalizers)
 
 
 def _finishing(model: Any, one_token: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

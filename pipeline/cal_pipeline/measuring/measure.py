@@ -109,12 +109,12 @@ def _measure_batch(
     # Not the first parameter's dtype: that of a quantised layer is an integer.
     placed = batch.to(model.device, model.dtype)
     contrast_inputs = placed.contrast_inputs if contrast.perturbs else None
-    found = contrast_logits(
+    passes = contrast_logits(
         model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs,
         label_logits_and_logprobs if logprobs else None,
     )  # fmt: skip
     # [2 passes, 1 or 2 kinds of numbers, B, T]
-    values = torch.stack([one if logprobs else one[None] for one in found]).cpu()
+    values = torch.stack([numbers if logprobs else numbers[None] for numbers in passes]).cpu()
     defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask, contrast.condition)
     for row, sample in enumerate(samples):
         positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]

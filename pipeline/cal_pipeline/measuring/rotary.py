@@ -33,8 +33,10 @@ def rows_alone(decoder: nn.Module, attention_mask: Any) -> Iterator[None]:
 
 
 def _types(module: nn.Module) -> set[str]:
-    found = getattr(module, "rope_type", None)
-    return set(found.values()) if isinstance(found, dict) else {found} if isinstance(found, str) else set()
+    rope_type = getattr(module, "rope_type", None)
+    if isinstance(rope_type, dict):
+        return set(rope_type.values())
+    return {rope_type} if isinstance(rope_type, str) else set()
 
 
 def _takes_positions(module: nn.Module) -> bool:
@@ -52,19 +54,19 @@ def _row_by_row(module: Any, attention_mask: Any) -> Iterator[None]:
         if isinstance(attention_mask, Tensor) and attention_mask.shape == (rows, length):
             positions = positions * attention_mask.to(positions.device).bool()
         longest = positions.reshape(-1, rows, length).amax((0, 2))
-        found: list[tuple[Tensor, ...]] = []
+        embeddings: list[tuple[Tensor, ...]] = []
         index = torch.empty(0, dtype=torch.long, device=longest.device)
         for value in longest.unique():
             alike = torch.nonzero(longest == value)[:, 0]
             _forget(module)
             output = whole(x[alike.to(x.device)], positions[..., alike, :], *args, **kwargs)
-            found.append(output if isinstance(output, tuple) else (output,))
+            embeddings.append(output if isinstance(output, tuple) else (output,))
             index = torch.cat([index, alike])
         _forget(module)
         # [..., B, T, D]: with sections of positions there is a dimension in front of the batch.
         order = index.argsort()
         parts = tuple(
-            torch.cat(part, -3).index_select(-3, order.to(part[0].device)) for part in zip(*found, strict=True)
+            torch.cat(part, -3).index_select(-3, order.to(part[0].device)) for part in zip(*embeddings, strict=True)
         )
         return parts if len(parts) > 1 else parts[0]
 

@@ -57,27 +57,27 @@ def dependence(
     def apart(together: Tensor, alone: Tensor, chosen: Tensor) -> float:
         """How far the two passes of one row lie apart at the chosen tokens; 0 where precision explains it."""
         chosen = chosen & ~alone[0].isnan()
-        one, other = together[:, : len(chosen)][:, chosen], alone[:, chosen]
-        size = precision.size(one - other)
-        return 0.0 if size <= precision.tolerance(other) else size
+        beside, single = together[:, : len(chosen)][:, chosen], alone[:, chosen]
+        size = precision.size(beside - single)
+        return 0.0 if size <= precision.tolerance(single) else size
 
     first_alone, precision = watched(model, lambda: passes([first]))
     alone, other_end = first_alone[:, 0], passes([changed])[:, 0]
-    found: Dependence | None = None
+    dependent: Dependence | None = None
     try:
         # The row under test stands behind the other one: what counts or indexes over a batch begins with the first.
         both = passes([second, first])
     except (torch.OutOfMemoryError, torch.AcceleratorError, CalError):
         raise
     except Exception as error:  # A forward may raise anything for a batch that it does not expect.
-        found = Dependence(f"its forward fails on two rows: {type(error).__name__}: {_line(error)}", fails=True)
+        dependent = Dependence(f"its forward fails on two rows: {type(error).__name__}: {_line(error)}", fails=True)
     else:
         size = apart(both[:, 1], alone, torch.ones(first.num_tokens, dtype=torch.bool))
         if size:
-            found = Dependence(_BESIDE.format(size), fails=False)
+            dependent = Dependence(_BESIDE.format(size), fails=False)
         if not (size := apart(both[:, 0], other_end, earlier)):
-            return found
-        found = found or Dependence(_BESIDE.format(size), fails=False)
+            return dependent
+        dependent = dependent or Dependence(_BESIDE.format(size), fails=False)
     # The second row differs too, or was not seen: by its neighbour, or by what stands at its end?
     by_itself = passes([second])[:, 0]
     attention = getattr(model.config.get_text_config(), "_attn_implementation", None)
@@ -88,7 +88,7 @@ def dependence(
                 f"{name}: logits {seen} the image differ by {size:.3g} with the words that stand behind them; {kind} "
                 f"looks at what follows a token: {out}"
             )
-    return found
+    return dependent
 
 
 @torch.no_grad()
@@ -141,18 +141,18 @@ def _with_another_end(sample: EncodedSample) -> tuple[EncodedSample, Tensor]:
 @contextmanager
 def _untold_positions(model: Any) -> Iterator[list[nn.Module]]:
     """Within it no layer of the decoder is told the position ids; yields those that would have been."""
-    told: list[nn.Module] = []
+    deprived: list[nn.Module] = []
 
     def hide(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not isinstance(kwargs.get("position_ids"), Tensor):
             return None
-        told.append(module)
+        deprived.append(module)
         return args, {**kwargs, "position_ids": torch.zeros_like(kwargs["position_ids"])}
 
     layers = getattr(innermost_decoder(model), "layers", [])
     handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
     try:
-        yield told
+        yield deprived
     finally:
         for handle in handles:
             handle.remove()
@@ -185,8 +185,8 @@ def _counts_places(model: Any, batch: Batch) -> bool:
     order = torch.tensor([*reversed(range(len(words) - 1)), len(words) - 1])
     for layer, args, kwargs, output in calls:
         hidden, *rest = args if args else (kwargs["hidden_states"],)
-        others = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-        turned = layer(hidden[:, order], *rest, **others)
+        options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        turned = layer(hidden[:, order], *rest, **options)
         before, after = (item[0] if isinstance(item, tuple) else item for item in (output, turned))
         added = (before - hidden)[:, -1].float()
         if bool((after - before)[:, -1].float().norm() > _SHARE * added.norm()):
@@ -194,10 +194,10 @@ def _counts_places(model: Any, batch: Batch) -> bool:
     return False
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(first: Tensor, second: Tensor) -> bool:
     """Bit by bit: the same operations on the same numbers."""
-    chosen = ~one.isnan()
-    return torch.equal(one[chosen], other[chosen])
+    chosen = ~first.isnan()
+    return torch.equal(first[chosen], second[chosen])
 
 
 @contextmanager

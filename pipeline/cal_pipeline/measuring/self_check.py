@@ -147,25 +147,25 @@ def _check_without_image(
     size, wrong = disagreement(dropped, masked)
     if not wrong:
         return
-    found = f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them"
+    problem = f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them"
     leak, leaks = changes_with_image(masked)
     if leaks:
         raise ConfigError(
-            f"{found}, and masked ones by {leak:.3g} between two images: what this model ({kind}) says without an "
+            f"{problem}, and masked ones by {leak:.3g} between two images: what this model ({kind}) says without an "
             "image cannot be measured by either; use --contrast patch_mask or gaussian_blur"
         )
-    raise ConfigError(f"{found}; use --contrast mask with this model ({kind})")
+    raise ConfigError(f"{problem}; use --contrast mask with this model ({kind})")
 
 
 def _disagreement(
-    precision: Precision, one: torch.Tensor, other: torch.Tensor, what: Literal["head", "passes"] = "passes"
+    precision: Precision, logits: torch.Tensor, expected: torch.Tensor, what: Literal["head", "passes"] = "passes"
 ) -> tuple[float, bool]:
     """The size of the difference (`Precision.size`), and whether it is too much; nothing compared is too much."""
-    if not len(one):
+    if not len(logits):
         return float("nan"), True
-    size = precision.size(one - other)
+    size = precision.size(logits - expected)
     # Negated, because NaN compares false with everything.
-    return size, not size <= precision.tolerance(other, what)
+    return size, not size <= precision.tolerance(expected, what)
 
 
 def _check_perturbed(
@@ -185,8 +185,8 @@ def _check_perturbed(
             f"{name}: two passes over the same image differ by {size:.3g}; this architecture "
             f"({type(model).__name__}) cannot be contrasted with a perturbed image, use --contrast drop or mask"
         )
-    other = contrast_logits(*given, batch.contrast_inputs)[1]
-    if bool((other[compared] == same[compared]).all()):
+    changed = contrast_logits(*given, batch.contrast_inputs)[1]
+    if bool((changed[compared] == same[compared]).all()):
         raise ConfigError(
             f"{name}: no logit changes when all of the image is masked; {type(model).__name__} does not see the "
             f"perturbed image, use --contrast drop or mask"

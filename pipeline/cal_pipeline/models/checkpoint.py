@@ -144,10 +144,10 @@ def check_weights(directory: Path, outline: Any) -> None:
             f"{renamed}: were they saved under other names, or is this another model's config.json?"
         )
     if mismatched := sorted(info["mismatched_keys"]):
-        name, there, wanted = mismatched[0]
+        name, stored, wanted = mismatched[0]
         raise ConfigError(
             f"{directory} has {len(mismatched)} weights of other shapes than its config.json asks for: {name} is "
-            f"{list(there)}, the model's is {list(wanted)}"
+            f"{list(stored)}, the model's is {list(wanted)}"
         )
     if lora := sorted(name for name in info["unexpected_keys"] if ".lora_" in name):
         raise ConfigError(
@@ -162,16 +162,16 @@ def check_weights(directory: Path, outline: Any) -> None:
 
 def check_image_tokens(processor: Any, outline: Any) -> None:
     """ConfigError where LLaVA's processor counts other tokens for an image than the model's vision tower makes."""
-    tower = next((one for one in outline.modules() if hasattr(one, "num_positions")), None)
-    given = getattr(processor, "num_additional_image_tokens", None)
-    if outline.config.model_type not in ("llava", "llava_next") or tower is None or given is None:
+    tower = next((module for module in outline.modules() if hasattr(module, "num_positions")), None)
+    counted = getattr(processor, "num_additional_image_tokens", None)
+    if outline.config.model_type not in ("llava", "llava_next") or tower is None or counted is None:
         return
-    asked, does = (one.vision_feature_select_strategy == "default" for one in (processor, outline.config))
-    wanted = tower.num_positions - tower.num_patches - does + asked
-    if given != wanted:
+    counts, makes = (owner.vision_feature_select_strategy == "default" for owner in (processor, outline.config))
+    made = tower.num_positions - tower.num_patches - makes + counts
+    if counted != made:
         raise ConfigError(
-            f"{type(processor).__name__} counts {given} tokens for an image beside its patches, the vision tower makes "
-            f"{wanted}: write num_additional_image_tokens {wanted} into processor_config.json"
+            f"{type(processor).__name__} counts {counted} tokens for an image beside its patches, the vision tower "
+            f"makes {made}: write num_additional_image_tokens {made} into processor_config.json"
         )
 
 

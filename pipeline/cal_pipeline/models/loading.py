@@ -35,14 +35,14 @@ registry.register()  # Whoever loads a model here may load one of ours.
 
 def model_directory(model_name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """The directory of a model's files: the path itself, or the hub's snapshot (fetched once, without pickles)."""
-    wanted = [*_FILES, "*.py"] if trust_remote_code else _FILES
+    patterns = [*_FILES, "*.py"] if trust_remote_code else _FILES
     if Path(model_name_or_path).is_dir():
         return Path(model_name_or_path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -62,8 +62,8 @@ FLOAT32: Final = Precision(name="float32")
 def precision_of(names: set[str], *, quantized: bool) -> Precision:
     """The coarsest of the names of formats that a forward makes numbers in."""
     narrow = quantized or any(name.startswith("float8") for name in names)
-    found = {"bfloat16"} if narrow else names & HALF.keys()
-    return Precision(name=max(found, key=HALF.__getitem__) if found else "float32")
+    coarse = {"bfloat16"} if narrow else names & HALF.keys()
+    return Precision(name=max(coarse, key=HALF.__getitem__) if coarse else "float32")
 
 
 def watched(model: Any, run: Callable[[], _Result]) -> tuple[_Result, Precision]:

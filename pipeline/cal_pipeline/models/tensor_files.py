@@ -48,13 +48,13 @@ def tensors_of(folder: Path, *, pickled: bool = False) -> dict[str, Piece]:
             )
         kinds = "*.safetensors or *.bin" if pickled else "*.safetensors"
         raise ConfigError(f"{folder} is no folder with weights ({kinds}); download it beforehand, with hf download")
-    found: dict[str, Piece] = {}
+    tensors: dict[str, Piece] = {}
     for file in files:
         for name, shape in _shapes(file).items():
-            if name in found:
-                raise ConfigError(f"{name} is in both {found[name].file} and {file}: leave one of them")
-            found[name] = Piece(file=file, name=name, shape=shape)
-    return found
+            if name in tensors:
+                raise ConfigError(f"{name} is in both {tensors[name].file} and {file}: leave one of them")
+            tensors[name] = Piece(file=file, name=name, shape=shape)
+    return tensors
 
 
 def load(file: Path, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:

@@ -41,8 +41,8 @@ def labels(name: str, messages: list[Turn], tools: list[Any] | None = None) -> l
     ("gemma4_v5", "<|channel>thought\nI look.\n<channel|>"), ("nemotron_3_ultra", "<think>\nI look.</think>"),
 ])  # fmt: skip
 def test_thoughts_of_the_last_answer_are_rendered_and_learned(name: str, thoughts: str, key: str) -> None:
-    (found,) = labels(name, [ASKED, answered(**{key: "I look."})])
-    assert found.startswith(thoughts + "A cat.")
+    (label,) = labels(name, [ASKED, answered(**{key: "I look."})])
+    assert label.startswith(thoughts + "A cat.")
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2_5_vl", "llava_next", "gemma3", "phi3"])
@@ -58,8 +58,8 @@ def test_keys_that_a_template_does_not_take_refuse_the_row_by_name(name: str) ->
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_a_name_that_a_template_does_not_take_refuses_the_row_unless_a_tool_has_it(role: str) -> None:
     messages = [Turn(role="system", content="S"), ASKED, answered()]
-    named = [Turn(role=one.role, content=one.content, extra={"name": "Ann"} if one.role == role else {})
-             for one in messages]  # fmt: skip
+    named = [Turn(role=turn.role, content=turn.content, extra={"name": "Ann"} if turn.role == role else {})
+             for turn in messages]  # fmt: skip
     with pytest.raises(SampleError, match="does not take `name`"):
         labels("qwen2_5", named)
 
@@ -92,10 +92,10 @@ def test_keys_without_a_value_say_nothing() -> None:
                 "<parameter=n>\n1\n</parameter>\n</function>\n</tool_call><|im_end|>"),
 ])  # fmt: skip
 def test_a_turn_that_only_calls_a_tool_is_learned_to_its_end(name: str, call: str) -> None:
-    found = labels(name, called(), [TOOL])
-    assert found[0] == call
-    assert "A cat." in found[1]
-    assert "seen" not in "".join(found)
+    label_texts = labels(name, called(), [TOOL])
+    assert label_texts[0] == call
+    assert "A cat." in label_texts[1]
+    assert "seen" not in "".join(label_texts)
 
 
 CALLING = (
@@ -152,9 +152,9 @@ def test_a_call_whose_arguments_quote_the_end_token_refuses_the_row() -> None:
 
 
 def test_tools_are_described_to_the_model_and_nothing_of_them_is_learned() -> None:
-    found = TEMPLATES["qwen2_5"].render([ASKED, answered()], [TOOL])
-    assert '"description": "Zooms."' in found.text
-    assert supervised(found) == ["A cat.<|im_end|>"]
+    rendering = TEMPLATES["qwen2_5"].render([ASKED, answered()], [TOOL])
+    assert '"description": "Zooms."' in rendering.text
+    assert supervised(rendering) == ["A cat.<|im_end|>"]
 
 
 def test_a_template_that_takes_text_gets_it_with_the_image_token_where_the_mark_was() -> None:
@@ -174,9 +174,9 @@ def test_an_image_that_a_template_leaves_out_refuses_the_row() -> None:
 
 def test_words_of_a_system_turn_that_a_template_rewrites_are_followed() -> None:
     messages = [Turn(role="system", content="Reasoning effort: high for cats"), ASKED, answered()]
-    found = TEMPLATES["muse_glimmer"].render(messages)
-    assert "Reasoning strength: high for cats" in found.text
-    assert supervised(found) == [" to=user<|message|>A cat.<|eot|>"]
+    rendering = TEMPLATES["muse_glimmer"].render(messages)
+    assert "Reasoning strength: high for cats" in rendering.text
+    assert supervised(rendering) == [" to=user<|message|>A cat.<|eot|>"]
 
 
 ESCAPING = (
@@ -243,9 +243,9 @@ def test_an_answer_does_not_begin_at_the_numbered_header_of_one_before_it_that_s
 def test_a_template_that_would_print_typed_parts_gets_text() -> None:
     for how in ("m.content | e", "m.content | tojson", "m.content | string | upper | lower"):
         source = f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{{{ {how} }}}}<|end|>{{% endfor %}}"
-        found = rendered(source, [Turn(role="user", content="q"), answered("cat")])
-        assert "text" not in found.text
-        assert len(found.label_spans) == 1
+        rendering = rendered(source, [Turn(role="user", content="q"), answered("cat")])
+        assert "text" not in rendering.text
+        assert len(rendering.label_spans) == 1
 
 
 def test_a_template_that_prints_the_parts_of_some_turns_refuses_the_row() -> None:
@@ -265,9 +265,9 @@ def test_a_template_that_needs_a_system_turn_is_looked_at_with_one() -> None:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     source = "{% if messages[0].role != 'system' %}{{ raise_exception('No system') }}{% endif %}" + chatml
-    found = rendered(source, [Turn(role="system", content="S"), *[ASKED, answered()] * 2])
-    assert supervised(found) == ["A cat.<|im_end|>"] * 2
-    assert found.text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>")
+    rendering = rendered(source, [Turn(role="system", content="S"), *[ASKED, answered()] * 2])
+    assert supervised(rendering) == ["A cat.<|im_end|>"] * 2
+    assert rendering.text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>")
     with pytest.raises(SampleError, match="No system"):
         rendered(source, [ASKED, answered()])
 
@@ -386,8 +386,8 @@ def test_threads_share_a_template() -> None:
     template = ChatTemplate(processor, processor.specials)
     rows = [conversation(*["What?", f"{number} cats."] * (1 + number % 5)).messages or () for number in range(200)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda row: supervised(template.render(row)), rows))
-    assert found == [
+        answers = list(pool.map(lambda row: supervised(template.render(row)), rows))
+    assert answers == [
         [f"<think>\n\n</think>\n\n{number} cats.<|im_end|>"] * (1 + number % 5) for number in range(200)
     ]  # fmt: skip
 
@@ -396,9 +396,9 @@ def test_a_question_without_a_word_or_of_a_dropped_tag_alone_hides_no_answer() -
     for question in ("& !", "<b>", "& <b> !", "<b> &"):
         assert supervised(rendered(ESCAPING, [Turn(role="user", content=question), answered()])) == ["A cat.<|end|>"]
     dropping = ESCAPING.replace("m.content | e", "m.content | replace('<b>', '')")
-    found = rendered(dropping, [Turn(role="user", content="<b>"), answered()])
-    assert supervised(found) == ["A cat.<|end|>"]
-    assert found.text == "<|user|><|end|><|assistant|>A cat.<|end|>"
+    rendering = rendered(dropping, [Turn(role="user", content="<b>"), answered()])
+    assert supervised(rendering) == ["A cat.<|end|>"]
+    assert rendering.text == "<|user|><|end|><|assistant|>A cat.<|end|>"
 
 
 @pytest.mark.parametrize(("source", "question"), [(ESCAPING, "Is <b> & <i> bold?"), (MISTRAL, "{} small cats or {}?")])
@@ -409,7 +409,7 @@ def test_words_of_any_number_are_one_layout(source: str, question: str) -> None:
 
     def render(words: str) -> None:
         for layout in layouts:
-            turns = [Turn(role=one.role, content=one.content.replace("{}", words)) for one in layout.messages or ()]
+            turns = [Turn(role=turn.role, content=turn.content.replace("{}", words)) for turn in layout.messages or ()]
             template.render(turns)
 
     render("no")
@@ -422,8 +422,8 @@ def test_words_of_any_number_are_one_layout(source: str, question: str) -> None:
 def test_thoughts_that_are_no_text_are_shown_as_they_are_or_refuse_the_row() -> None:
     shown = MISTRAL.replace(" {{ m.content }}</s>", " {{ m.thinking | tojson if m.thinking }}{{ m.content }}</s>")
     thoughts = {"name": "I look.", "arguments": ["left"]}
-    (found,) = supervised(rendered(shown, [ASKED, answered(thinking=thoughts)]))
-    assert found.endswith("A cat.</s>")
+    (label,) = supervised(rendered(shown, [ASKED, answered(thinking=thoughts)]))
+    assert label.endswith("A cat.</s>")
     with pytest.raises(SampleError, match="does not take `thinking`"):
         rendered(MISTRAL, [ASKED, answered(thinking=thoughts)])
 

@@ -47,8 +47,8 @@ def test_labels_are_the_words_and_the_end_token_of_every_turn(family: Callable[[
         expected = f"{expected} Here, I think.{END[name]}"
     encoded = encoder(conversation(*turns), [IMAGE])
     labels = encoded.labels
-    found = decoded(encoder, encoded, labels != IGNORE_INDEX).strip()
-    assert found.replace(f"{END[name]} ", END[name]) == expected.replace(f"{END[name]} ", END[name])
+    text = decoded(encoder, encoded, labels != IGNORE_INDEX).strip()
+    assert text.replace(f"{END[name]} ", END[name]) == expected.replace(f"{END[name]} ", END[name])
     ids = encoded.sequence_inputs["input_ids"]
     assert torch.equal(labels[labels != IGNORE_INDEX], ids[labels != IGNORE_INDEX])
 
@@ -188,8 +188,8 @@ def test_tail_never_cuts_an_image_nor_all_labels(llava: Family, keep: str) -> No
 
 
 def test_pad_to_square_centres_the_image_on_the_mean_colour() -> None:
-    picture = Image.new("RGB", (4, 2), (9, 9, 9))
-    padded = pad_to_square(picture, [0.5, 0.25, 1.0])
+    image = Image.new("RGB", (4, 2), (9, 9, 9))
+    padded = pad_to_square(image, [0.5, 0.25, 1.0])
     assert padded.size == (4, 4)
     assert [padded.getpixel((0, y)) for y in range(4)] == [(127, 63, 255), (9, 9, 9), (9, 9, 9), (127, 63, 255)]
 
@@ -358,25 +358,26 @@ def test_an_image_that_stands_before_all_text_takes_its_mark_and_newline_along(t
     processors.BUILDERS["blip_2"](tmp_path)
     encoder = Encoder(processors.load(tmp_path, "blip_2")[1].processor, template="vicuna_v1")
     bos = encoder.processor.tokenizer.bos_token_id
-    found = [
+    encodings = [
         encoder(conversation(question, "A cat.", "And?", "A dog."), [IMAGE])
         for question in ("<image>\nWhat?", "<image> What?", "What? <image>")
     ]
-    for one in found:
-        prefix = int(one.image_mask.sum())
-        assert torch.equal(one.image_mask, torch.arange(one.num_tokens) < prefix)
-        assert decoded(encoder, one, one.labels != IGNORE_INDEX) == " A cat.<eos> A dog.<eos>"
-        assert "USER: What? ASSISTANT: A cat.<eos>USER: And? ASSISTANT:" in decoded(encoder, one, ~one.image_mask)
-        assert int((one.sequence_inputs["input_ids"][prefix:] == bos).sum()) == 1
+    for encoding in encodings:
+        prefix = int(encoding.image_mask.sum())
+        assert torch.equal(encoding.image_mask, torch.arange(encoding.num_tokens) < prefix)
+        assert decoded(encoder, encoding, encoding.labels != IGNORE_INDEX) == " A cat.<eos> A dog.<eos>"
+        text = decoded(encoder, encoding, ~encoding.image_mask)
+        assert "USER: What? ASSISTANT: A cat.<eos>USER: And? ASSISTANT:" in text
+        assert int((encoding.sequence_inputs["input_ids"][prefix:] == bos).sum()) == 1
     late = encoder(conversation("What?", "A cat.", "<image>\nAnd?", "A dog."), [IMAGE])
-    assert torch.equal(late.sequence_inputs["input_ids"], found[0].sequence_inputs["input_ids"])
-    assert torch.equal(late.labels, found[0].labels)
+    assert torch.equal(late.sequence_inputs["input_ids"], encodings[0].sequence_inputs["input_ids"])
+    assert torch.equal(late.labels, encodings[0].labels)
 
 
 def test_inputs_of_tokens_have_their_shape_and_whole_numbers() -> None:
     ids = torch.zeros(1, 3, dtype=torch.long)
-    found = token_aligned({"input_ids": ids, "areas": ids / 2, "sizes": ids[:, :2], "names": ["a"]})
-    assert found == {"input_ids"}
+    names = token_aligned({"input_ids": ids, "areas": ids / 2, "sizes": ids[:, :2], "names": ["a"]})
+    assert names == {"input_ids"}
 
 
 class Rewriting:
@@ -387,7 +388,7 @@ class Rewriting:
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """As the processor's own, of the longer text."""
-        written = [one if self.before and one.startswith(self.before) else self.before + one for one in text]
+        written = [words if self.before and words.startswith(self.before) else self.before + words for words in text]
         output = super().__call__(images=images, text=written, **kwargs)  # type: ignore[misc]
         if not self.reports:
             output.pop("text_replacement_offsets", None)
@@ -410,11 +411,11 @@ def test_a_processor_that_rewrites_the_text_around_its_images_is_refused_by_name
 def test_a_processor_that_writes_the_bos_itself_gets_no_second_one(llava: Family, template: Any) -> None:
     processor = rewriting(llava, before=BOS["llava"], reports=False)
     asked = conversation("<image>\nWhat?", "A cat.")
-    found = Encoder(processor, template=template)(asked, [IMAGE])
+    encoded = Encoder(processor, template=template)(asked, [IMAGE])
     expected = Encoder(load_processor(llava.directory), template=template)(asked, [IMAGE])
-    assert torch.equal(found.sequence_inputs["input_ids"], expected.sequence_inputs["input_ids"])
-    assert torch.equal(found.labels, expected.labels)
-    assert torch.equal(found.image_mask, expected.image_mask)
+    assert torch.equal(encoded.sequence_inputs["input_ids"], expected.sequence_inputs["input_ids"])
+    assert torch.equal(encoded.labels, expected.labels)
+    assert torch.equal(encoded.image_mask, expected.image_mask)
 
 
 def test_a_bos_behind_a_blank_is_the_template_s_and_no_second_one_is_written(llava: Family) -> None:

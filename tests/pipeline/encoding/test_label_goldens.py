@@ -70,10 +70,10 @@ def test_ids_and_labels_equal_the_released_preprocessing(
 
 
 def test_token_ids_agree_on_all_29_and_labels_on_26(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = [(encode(golden, tokenizer), golden) for golden in CONVERSATIONS]
-    assert len(found) == 29
-    assert sum(ids == golden["input_ids"] for (_, ids, _), golden in found) == 29
-    assert sum(labels == golden["labels"] for (_, _, labels), golden in found) == 29 - len(OTHER_LABELS)
+    encoded = [(encode(golden, tokenizer), golden) for golden in CONVERSATIONS]
+    assert len(encoded) == 29
+    assert sum(ids == golden["input_ids"] for (_, ids, _), golden in encoded) == 29
+    assert sum(labels == golden["labels"] for (_, _, labels), golden in encoded) == 29 - len(OTHER_LABELS)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ TEMPLATE = (
 
 
 def labels_of(encoder: Encoder, encoded: EncodedSample) -> list[str]:
-    found = encoder.processor.tokenizer.convert_ids_to_tokens(encoded.labels[encoded.labels != IGNORE_INDEX].tolist())
-    assert isinstance(found, list)
-    return found
+    tokens = encoder.processor.tokenizer.convert_ids_to_tokens(encoded.labels[encoded.labels != IGNORE_INDEX].tolist())
+    assert isinstance(tokens, list)
+    return tokens
 
 
 def trimming(processor: Any, post: Any) -> Any:
@@ -104,19 +104,19 @@ def test_a_header_s_token_is_no_label_though_it_swallows_the_answer_s_blanks(
     swallowing: Callable[..., Encoder], side: str, answer: str
 ) -> None:
     encoder = swallowing(**{side: True})
-    found = labels_of(encoder, encoder(conversation("Red?", answer, "Sure?", answer), []))
-    assert "<|assistant|>" not in found
-    assert "<|user|>" not in found
-    assert found.count("<|end|>") == 2
-    assert "".join(found).replace("\u0120", "").replace("\u010a", "") == "No.<|end|>" * 2
+    labels = labels_of(encoder, encoder(conversation("Red?", answer, "Sure?", answer), []))
+    assert "<|assistant|>" not in labels
+    assert "<|user|>" not in labels
+    assert labels.count("<|end|>") == 2
+    assert "".join(labels).replace("\u0120", "").replace("\u010a", "") == "No.<|end|>" * 2
 
 
 def test_the_next_header_s_token_is_no_label_though_it_swallows_the_blanks_an_answer_ends_with(
     swallowing: Callable[..., Encoder],
 ) -> None:
     encoder = swallowing(TEMPLATE.replace("<|end|>\n", ""), lstrip=True)
-    found = labels_of(encoder, encoder(conversation("Red?", "No.  ", "Sure?", "No."), []))
-    assert "".join(found).replace("\u0120", "").replace("\u010a", "") == "No.No."
+    labels = labels_of(encoder, encoder(conversation("Red?", "No.  ", "Sure?", "No."), []))
+    assert "".join(labels).replace("\u0120", "").replace("\u010a", "") == "No.No."
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])
@@ -220,5 +220,5 @@ def test_labels_are_the_tokens_of_the_answers_for_any_words(llava: Family, turns
             encoder(sample, [])
         return
     encoded = encoder(sample, [])
-    found = encoder.processor.tokenizer.decode(encoded.labels[encoded.labels != IGNORE_INDEX])
-    assert found == expected
+    decoded = encoder.processor.tokenizer.decode(encoded.labels[encoded.labels != IGNORE_INDEX])
+    assert decoded == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -102,7 +103,8 @@ def test_labels_are_what_the_template_writes_of_an_answer_behind_its_header_to_i
     made: Made, messages: list[Turn]
 ) -> None:
     text, learned = made.write(messages)
-    found = rendered(made.source(), messages, SPECIALS)
-    assert found.text == text
-    assert [found.text[start:stop] for start, stop in found.label_spans] == learned
-    assert all(one[1] <= other[0] for one, other in zip(found.label_spans, found.label_spans[1:], strict=False))
+    rendering = rendered(made.source(), messages, SPECIALS)
+    assert rendering.text == text
+    spans = rendering.label_spans
+    assert [rendering.text[start:stop] for start, stop in spans] == learned
+    assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))

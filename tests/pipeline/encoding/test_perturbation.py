@@ -30,17 +30,17 @@ BLUR = ContrastSpec(condition="gaussian_blur", blur_sigma=3.0)
 
 def masked_cells(image: Image.Image, source: Image.Image, columns: int = 10, rows: int = 20) -> int:
     """Cells painted over; every other cell must be as it was."""
-    found, before = np.asarray(image), np.asarray(source)
-    height, width = found.shape[:2]
+    after, before = np.asarray(image), np.asarray(source)
+    height, width = after.shape[:2]
     count = 0
     for row in range(rows):
         for column in range(columns):
             cell = (slice(row * height // rows, (row + 1) * height // rows),
                     slice(column * width // columns, (column + 1) * width // columns))  # fmt: skip
-            if bool((found[cell] == FILL).all()):
+            if bool((after[cell] == FILL).all()):
                 count += 1
             else:
-                np.testing.assert_array_equal(found[cell], before[cell])
+                np.testing.assert_array_equal(after[cell], before[cell])
     return count
 
 
@@ -74,8 +74,8 @@ def test_the_mask_of_a_seed_never_changes() -> None:
 def test_images_smaller_than_the_grid_have_cells_of_one_pixel(width: int, height: int, ratio: float) -> None:
     white = Image.new("RGB", (width, height), "white")
     columns, rows = min(10, width), min(20, height)
-    found = mask_patches(white, ratio, "k")
-    assert masked_cells(found, white, columns, rows) == max(1, round(ratio * columns * rows))
+    masked = mask_patches(white, ratio, "k")
+    assert masked_cells(masked, white, columns, rows) == max(1, round(ratio * columns * rows))
 
 
 @pytest.mark.parametrize("size", [(64, 48), (7, 31), (1, 1), (3, 200)])
@@ -122,26 +122,26 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_every_kind_of_image_is_perturbed_as_the_model_would_see_it(mode: str, contrast: ContrastSpec) -> None:
     file = io.BytesIO()
     MODES[mode](sample_image(5, (40, 60))).save(file, "TIFF" if mode == "CMYK" else "PNG")
-    picture = decode_image(file.getvalue())
-    found = perturbed(picture, contrast, "k", 0)
-    assert (found.mode, found.size) == ("RGB", picture.size)
-    assert (np.asarray(found) != np.asarray(picture)).any()
+    image = decode_image(file.getvalue())
+    changed = perturbed(image, contrast, "k", 0)
+    assert (changed.mode, changed.size) == ("RGB", image.size)
+    assert (np.asarray(changed) != np.asarray(image)).any()
     if mode == "16 bit":
-        assert np.asarray(picture).std() > 10  # not cut off to white
+        assert np.asarray(image).std() > 10  # not cut off to white
 
 
 def test_ids_and_labels_are_reused_and_only_pixels_differ(llava: Family) -> None:
-    sample, picture = conversation("<image>\nWhat?", "A cat."), sample_image(1, (60, 40))
-    plain = llava.encoder(sample, [picture])
+    sample, image = conversation("<image>\nWhat?", "A cat."), sample_image(1, (60, 40))
+    plain = llava.encoder(sample, [image])
     for contrast in (PATCHES, BLUR):
-        found = encode_with_contrast(llava.encoder, contrast, sample, [picture], "k")
-        assert found.labels.tolist() == plain.labels.tolist()
-        assert found.contrast_inputs.keys() == plain.image_inputs.keys()
-        assert bool((found.contrast_inputs["pixel_values"] != plain.image_inputs["pixel_values"]).any())
-        assert found.image_inputs["pixel_values"].equal(plain.image_inputs["pixel_values"])
+        encoded = encode_with_contrast(llava.encoder, contrast, sample, [image], "k")
+        assert encoded.labels.tolist() == plain.labels.tolist()
+        assert encoded.contrast_inputs.keys() == plain.image_inputs.keys()
+        assert bool((encoded.contrast_inputs["pixel_values"] != plain.image_inputs["pixel_values"]).any())
+        assert encoded.image_inputs["pixel_values"].equal(plain.image_inputs["pixel_values"])
     text = encode_with_contrast(llava.encoder, BLUR, conversation("Hello?", "Hi."), [], "k")
     assert text.contrast_inputs == {}
-    assert encode_with_contrast(llava.encoder, ContrastSpec(), sample, [picture], "k").contrast_inputs == {}
+    assert encode_with_contrast(llava.encoder, ContrastSpec(), sample, [image], "k").contrast_inputs == {}
 
 
 def test_a_processor_that_makes_other_tokens_of_the_perturbed_image_makes_an_encode_error(
@@ -151,10 +151,10 @@ def test_a_processor_that_makes_other_tokens_of_the_perturbed_image_makes_an_enc
     monkeypatch.setattr(
         "cal_pipeline.encoding.perturbation.perturbed", lambda image, *_: image.crop((0, 0, 20, image.height))
     )
-    found = family("llava_next")
+    reference = family("llava_next")
     with pytest.raises(ContrastError, match=r"makes other tokens of the perturbed image \(\d+ instead of \d+") as error:
         encode_with_contrast(
-            found.encoder, BLUR, conversation("<image>\nWhat?", "A."), [sample_image(1, (90, 60))], "k"
+            reference.encoder, BLUR, conversation("<image>\nWhat?", "A."), [sample_image(1, (90, 60))], "k"
         )
     assert error.value.status == "encode_error"
     assert STATUSES.count("encode_error") == 1
@@ -194,8 +194,8 @@ def test_the_images_that_are_written_out_are_those_that_are_measured(tmp_path: P
     source, shown = names[1], names[0]
     assert shown.replace("-patch_mask-0.7", "") == source
     key = source.split("-")[1]
-    with Image.open(folder / source) as picture, Image.open(folder / shown) as other:
-        np.testing.assert_array_equal(np.asarray(other), np.asarray(perturbed(picture, PATCHES, key, 0)))
+    with Image.open(folder / source) as image, Image.open(folder / shown) as changed:
+        np.testing.assert_array_equal(np.asarray(changed), np.asarray(perturbed(image, PATCHES, key, 0)))
     assert save_contrast_images(shards, BLUR, folder, count=1000, max_image_pixels=90 * 90) < 20
 
 

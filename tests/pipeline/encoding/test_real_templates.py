@@ -69,16 +69,16 @@ def test_labels_are_answer_and_end_of_turn_under_every_template_and_few_conversa
         for kind, messages in CONVERSATIONS.items():
             answers = [turn.content for turn in messages if turn.role == "assistant"]
             try:
-                found = supervised(template.render(messages))
+                shown = supervised(template.render(messages))
             except SampleError as error:
                 reason = next((known for known in REFUSED if known in str(error)), str(error))
                 refused[reason] += 1
                 table[name, kind] = f"refused: {error}"
                 continue
-            table[name, kind] = "right" if len(found) == len(answers) and all(
+            table[name, kind] = "right" if len(shown) == len(answers) and all(
                 re.fullmatch(pattern(name, answer, last=answer is answers[-1]), text)
-                for text, answer in zip(found, answers, strict=False)
-            ) else f"wrong: {found}"  # fmt: skip
+                for text, answer in zip(shown, answers, strict=False)
+            ) else f"wrong: {shown}"  # fmt: skip
     wrong = {key: value for key, value in table.items() if value.startswith("wrong")}
     assert not wrong
     assert refused == REFUSED
@@ -107,8 +107,8 @@ def witness(name: str, messages: list[Turn], given: str) -> set[int]:
     return {at + shift for start, stop in blocks for at in range(start, stop)}
 
 
-def characters(found: Rendered) -> set[int]:
-    return {at for start, stop in found.label_spans for at in range(start, stop)}
+def characters(rendering: Rendered) -> set[int]:
+    return {at for start, stop in rendering.label_spans for at in range(start, stop)}
 
 
 TOLD = ["one question", "one letter", "a system turn"]
@@ -121,11 +121,11 @@ def test_a_template_s_own_generation_blocks_hold_all_labels_and_nothing_else_but
     name: str, kind: str
 ) -> None:
     messages = CONVERSATIONS[kind]
-    found = TEMPLATES[name].render(messages)
-    marked = witness(name, messages, found.text)
-    ours = characters(found)
+    rendering = TEMPLATES[name].render(messages)
+    marked = witness(name, messages, rendering.text)
+    ours = characters(rendering)
     assert ours <= marked
-    left = "".join(found.text[at] if at in marked - ours else "\0" for at in range(len(found.text)))
+    left = "".join(rendering.text[at] if at in marked - ours else "\0" for at in range(len(rendering.text)))
     headers = {TEMPLATES[name]._facts.header, "<|start|>assistant", "\n", "\n</s>", "</s>", " ", ""}
     assert set(re.split("\0+", left)) <= headers | {f"\n{header}" for header in headers}
 
@@ -176,15 +176,15 @@ def test_what_is_no_label_does_not_depend_on_the_answers_and_a_label_holds_its_a
     template = TEMPLATES[name]
     answers = [turn for turn in messages if turn.role == "assistant"]
     try:
-        found = template.render(messages)
+        rendering = template.render(messages)
     except SampleError:
         assume(False)
     for turn, (start, stop) in zip(
-        [turn for turn in answers if turn.supervised and turn.content.strip()], found.label_spans, strict=False
+        [turn for turn in answers if turn.supervised and turn.content.strip()], rendering.label_spans, strict=False
     ):
-        if len(found.label_spans) == sum(turn.supervised and bool(turn.content.strip()) for turn in answers):
+        if len(rendering.label_spans) == sum(turn.supervised and bool(turn.content.strip()) for turn in answers):
             words = turn.content.split("</think>")[-1].split("<image>")[-1].strip()
-            assert words in found.text[start:stop]
+            assert words in rendering.text[start:stop]
     if any(re.search(r"think>|<image>|channel|^\s*$", turn.content) or not turn.supervised for turn in answers):
         return
     # The same conversation with other answers of the same shape: nothing else may change.
@@ -193,10 +193,10 @@ def test_what_is_no_label_does_not_depend_on_the_answers_and_a_label_holds_its_a
         for turn in messages
     ]
     again = template.render(other)
-    assert len(found.label_spans) == len(again.label_spans) == len(answers)
-    assert outside(found) == outside(again)
+    assert len(rendering.label_spans) == len(again.label_spans) == len(answers)
+    assert outside(rendering) == outside(again)
 
 
-def outside(found: Rendered) -> list[str]:
-    places = [0, *(at for span in found.label_spans for at in span), len(found.text)]
-    return [found.text[start:stop] for start, stop in zip(places[::2], places[1::2], strict=True)]
+def outside(rendering: Rendered) -> list[str]:
+    places = [0, *(at for span in rendering.label_spans for at in span), len(rendering.text)]
+    return [rendering.text[start:stop] for start, stop in zip(places[::2], places[1::2], strict=True)]

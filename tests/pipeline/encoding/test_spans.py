@@ -30,11 +30,11 @@ def recovered(rendered: str, expanded: str, bos: str | None = "<s>") -> Expansio
     ],
 )
 def test_runs_are_the_images_and_the_words_are_found_again(rendered: str, expanded: str, images: list[str]) -> None:
-    found = recovered(rendered, expanded)
-    assert [expanded[start:stop] for start, stop in found.inserted] == images
+    expansion = recovered(rendered, expanded)
+    assert [expanded[start:stop] for start, stop in expansion.inserted] == images
     if "cat" in rendered:
         at = rendered.index("cat")
-        assert expanded[found.offset(at) : found.offset(at + 3)] == "cat"
+        assert expanded[expansion.offset(at) : expansion.offset(at + 3)] == "cat"
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_a_report_s_spans_move_what_stands_behind_them() -> None:
         {"span": (2, 9), "new_span": (2, 20), "replacement": "x" * 18},
         {"span": (10, 17), "new_span": (21, 39), "replacement": "x" * 18},
     ]]  # fmt: skip
-    found = reported_expansion({"text_replacement_offsets": report}, 2, "P")
-    assert found is not None
-    assert found.inserted == ((2, 20), (21, 39))
-    assert [found.offset(at) for at in (0, 2, 9, 10, 17, 20)] == [0, 2, 20, 21, 39, 42]
+    expansion = reported_expansion({"text_replacement_offsets": report}, 2, "P")
+    assert expansion is not None
+    assert expansion.inserted == ((2, 20), (21, 39))
+    assert [expansion.offset(at) for at in (0, 2, 9, 10, 17, 20)] == [0, 2, 20, 21, 39, 42]
     assert reported_expansion({}, 2, "P") is None
     with pytest.raises(SampleError, match="expanded 2 placeholders for 1 images"):
         reported_expansion({"text_replacement_offsets": report}, 1, "P")

@@ -64,8 +64,8 @@ def test_encoders_of_other_dates_and_other_renderings_of_the_process_do_not_meet
     days = [f"20{number:02}-01-01" for number in range(10, 30)]
     templates = [ChatTemplate(TemplateOnly(DATED), ["</s>"], day) for day in days]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda template: template.render(TURNS).text[7:11], templates * 20))
-    assert found == [day[:4] for day in days] * 20
+        dates = list(pool.map(lambda template: template.render(TURNS).text[7:11], templates * 20))
+    assert dates == [day[:4] for day in days] * 20
     (text,), _ = render_jinja_template([[{"role": "user", "content": []}]], chat_template=DATED)
     assert text[7:11] == chat.today()[:4]
 

@@ -39,9 +39,9 @@ def turns(sample: Sample) -> tuple[Turn, ...]:
 
 def test_chat_supervises_the_words_and_the_end_token_of_every_turn_but_not_the_newline_behind() -> None:
     sample = conversation("<image>\nWhat?", "A cat.", "Where?", "On <|im_end|> it.")
-    found = rendered(CHATML, turns(sample))
-    assert found.text.startswith("<|im_start|>user\n<img>What?<|im_end|>\n<|im_start|>assistant\nA cat.")
-    assert supervised(found) == ["A cat.<|im_end|>", "On <|im_end|> it.<|im_end|>"]
+    rendering = rendered(CHATML, turns(sample))
+    assert rendering.text.startswith("<|im_start|>user\n<img>What?<|im_end|>\n<|im_start|>assistant\nA cat.")
+    assert supervised(rendering) == ["A cat.<|im_end|>", "On <|im_end|> it.<|im_end|>"]
 
 
 def test_words_that_also_occur_in_the_end_token_are_located_where_they_stand() -> None:
@@ -104,12 +104,12 @@ def test_a_template_whose_words_cannot_be_located_makes_the_row_an_encode_error(
 
 
 def test_vicuna_by_hand() -> None:
-    found = render_vicuna_v1(turns(conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")), "<image>", "</s>")
-    assert found.text == (
+    rendering = render_vicuna_v1(turns(conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")), "<image>", "</s>")
+    assert rendering.text == (
         templates.VICUNA_SYSTEM
         + " USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>"
     )  # fmt: skip
-    assert supervised(found) == [" A cat.</s>", " Yes.</s>"]
+    assert supervised(rendering) == [" A cat.</s>", " Yes.</s>"]
 
 
 def test_vicuna_takes_a_system_turn_and_skips_an_opening_answer() -> None:
@@ -128,9 +128,9 @@ def test_vicuna_refuses_turns_that_do_not_alternate(roles: list[str]) -> None:
 
 
 def test_plain_shows_the_image_and_supervises_caption_and_newline() -> None:
-    found = render_plain(turns(conversation("<image>\nDescribe.", "A cat.")), "<image>")
-    assert found.text == "<image>A cat.\n"
-    assert supervised(found) == ["A cat.\n"]
+    rendering = render_plain(turns(conversation("<image>\nDescribe.", "A cat.")), "<image>")
+    assert rendering.text == "<image>A cat.\n"
+    assert supervised(rendering) == ["A cat.\n"]
 
 
 def test_plain_refuses_more_than_one_question() -> None:
@@ -144,9 +144,9 @@ def test_what_is_not_to_be_learned_or_empty_has_no_span_in_the_built_in_template
     assert supervised(render_plain([asked, answered], "<i>")) == ["Yes.\n"]
     assert supervised(render_plain([asked, unlearned], "<i>")) == []
     conversation_ = [asked, unlearned, asked, answered, asked, empty]
-    found = render_vicuna_v1(conversation_, "<i>", "</s>")
-    assert supervised(found) == [" Yes.</s>"]
-    assert found.text.endswith("ASSISTANT: Yes.</s>USER: ? ASSISTANT:")
+    rendering = render_vicuna_v1(conversation_, "<i>", "</s>")
+    assert supervised(rendering) == [" Yes.</s>"]
+    assert rendering.text.endswith("ASSISTANT: Yes.</s>USER: ? ASSISTANT:")
     only = render_vicuna_v1([Turn(role="system", content="Be brief.")], "<i>", "</s>")
     assert (only.text, only.label_spans) == ("Be brief. ", ())
 

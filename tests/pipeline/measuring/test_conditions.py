@@ -43,32 +43,32 @@ def second(
 
 
 def test_drop_gathers_every_input_of_tokens_and_leaves_the_image_s_out() -> None:
-    found = second()
-    assert found.index.tolist() == [[0, 3, 4, 5], [1, 2, 1, 1]], "padding repeats a row's first kept token"
-    assert found.inputs["input_ids"].tolist() == [[5, 20, 21, 22], [30, 31, 30, 30]]
-    assert found.inputs["kinds"].tolist() == [[50, 200, 210, 220], [300, 310, 300, 300]]
-    assert found.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert found.inputs["attention_mask"].dtype == MASK.dtype
-    assert found.inputs["position_ids"].tolist() == [[0, 3, 4, 5], [1, 2, 1, 1]], "as beside the image"
-    assert found.labels.tolist() == [[_, 20, _, 22], [30, 31, _, _]]
-    assert set(found.inputs) == {"input_ids", "attention_mask", "kinds", "position_ids"}
+    without = second()
+    assert without.index.tolist() == [[0, 3, 4, 5], [1, 2, 1, 1]], "padding repeats a row's first kept token"
+    assert without.inputs["input_ids"].tolist() == [[5, 20, 21, 22], [30, 31, 30, 30]]
+    assert without.inputs["kinds"].tolist() == [[50, 200, 210, 220], [300, 310, 300, 300]]
+    assert without.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert without.inputs["attention_mask"].dtype == MASK.dtype
+    assert without.inputs["position_ids"].tolist() == [[0, 3, 4, 5], [1, 2, 1, 1]], "as beside the image"
+    assert without.labels.tolist() == [[_, 20, _, 22], [30, 31, _, _]]
+    assert set(without.inputs) == {"input_ids", "attention_mask", "kinds", "position_ids"}
 
 
 def test_an_input_that_the_forward_requires_is_passed_on_as_it_is() -> None:
-    found = second(required=["pixel_values", "input_ids", "absent"])
-    assert found.inputs["pixel_values"] is INPUTS["pixel_values"]
-    assert found.inputs["input_ids"].shape == (2, 4)
-    assert "absent" not in found.inputs
+    without = second(required=["pixel_values", "input_ids", "absent"])
+    assert without.inputs["pixel_values"] is INPUTS["pixel_values"]
+    assert without.inputs["input_ids"].shape == (2, 4)
+    assert "absent" not in without.inputs
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (1, 6), (3, 2, 6)])
 def test_positions_are_those_of_the_first_pass_in_every_section(shape: tuple[int, ...]) -> None:
     positions = torch.arange(100, 100 + 36)[: torch.Size(shape).numel()].reshape(shape)
-    found = second(positions=positions).inputs["position_ids"]
+    position_ids = second(positions=positions).inputs["position_ids"]
     whole = positions.expand(*shape[:-2], 2, 6)
-    assert found.shape == (*shape[:-2], 2, 4)
-    assert torch.equal(found[..., 0, :], whole[..., 0, [0, 3, 4, 5]])
-    assert torch.equal(found[..., 1, :2], whole[..., 1, [1, 2]])
+    assert position_ids.shape == (*shape[:-2], 2, 4)
+    assert torch.equal(position_ids[..., 0, :], whole[..., 0, [0, 3, 4, 5]])
+    assert torch.equal(position_ids[..., 1, :2], whole[..., 1, [1, 2]])
 
 
 def test_without_position_ids_real_tokens_are_counted_padding_in_front_too() -> None:
@@ -83,24 +83,24 @@ def test_without_position_ids_real_tokens_are_counted_padding_in_front_too() -> 
 
 
 def test_mask_leaves_every_token_where_it_is_and_hides_the_image_s() -> None:
-    found = second("mask")
-    assert found.inputs["attention_mask"].tolist() == [[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0]]
-    assert found.inputs["pixel_values"] is INPUTS["pixel_values"]
-    assert found.inputs["input_ids"] is IDS
-    assert torch.equal(found.index, torch.arange(6).expand(2, 6))
-    assert torch.equal(found.labels, LABELS)
+    without = second("mask")
+    assert without.inputs["attention_mask"].tolist() == [[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0]]
+    assert without.inputs["pixel_values"] is INPUTS["pixel_values"]
+    assert without.inputs["input_ids"] is IDS
+    assert torch.equal(without.index, torch.arange(6).expand(2, 6))
+    assert torch.equal(without.labels, LABELS)
     with pytest.raises(ConfigError, match="contrast 'mask' is not defined for this model: layers of type mamba"):
         second("mask", config=SimpleNamespace(layer_types=["mamba"]))
 
 
 @pytest.mark.parametrize("condition", ["patch_mask", "gaussian_blur"])
 def test_a_perturbed_image_takes_the_place_of_the_image(condition: Any) -> None:
-    other = {"pixel_values": torch.zeros(2, 3, 4, 4)}
-    found = second(condition, contrast_inputs=other)
-    assert found.inputs["pixel_values"] is other["pixel_values"]
-    assert found.inputs["attention_mask"] is MASK
-    assert "position_ids" not in found.inputs, "the model makes the same ones again"
-    assert torch.equal(found.index, torch.arange(6).expand(2, 6))
+    perturbed = {"pixel_values": torch.zeros(2, 3, 4, 4)}
+    without = second(condition, contrast_inputs=perturbed)
+    assert without.inputs["pixel_values"] is perturbed["pixel_values"]
+    assert without.inputs["attention_mask"] is MASK
+    assert "position_ids" not in without.inputs, "the model makes the same ones again"
+    assert torch.equal(without.index, torch.arange(6).expand(2, 6))
 
 
 def test_chunks_are_exact_as_long_as_a_row_fits_into_one() -> None:

@@ -46,13 +46,13 @@ def golden(part: str) -> tuple[dict[str, Tensor], Tensor, Tensor, Any]:
 def test_deltas_equal_the_released_code(golden_model: Any, part: str, condition: Condition) -> None:
     inputs, labels, image_mask, expected = golden(part)
     deltas = delta_logits(golden_model, inputs, labels, image_mask, ContrastSpec(condition=condition))
-    found = deltas[expected["sample"], expected["label_pos"]].numpy()
+    measured = deltas[expected["sample"], expected["label_pos"]].numpy()
     after_image = expected["after_image"].astype(bool)
     compared = ~after_image if condition == "drop" else np.ones_like(after_image)
-    np.testing.assert_allclose(found[compared], expected["delta_raw"][compared], atol=1e-4)
+    np.testing.assert_allclose(measured[compared], expected["delta_raw"][compared], atol=1e-4)
     if condition == "drop" and after_image.any():
         # By definition: the released code reads these from an image position, drop from the last kept token.
-        assert np.abs(found[after_image] - expected["delta_raw"][after_image]).max() > 0.1
+        assert np.abs(measured[after_image] - expected["delta_raw"][after_image]).max() > 0.1
     unsupervised = torch.ones_like(labels, dtype=torch.bool)
     unsupervised[expected["sample"], expected["label_pos"]] = False
     assert bool(deltas[unsupervised].isnan().all())
@@ -92,10 +92,10 @@ def batch_of(family: Callable[[str], Family]) -> Callable[[str], tuple[Any, Batc
     return get
 
 
-def _through_processor(found: Family) -> tuple[Any, Batch, list[Batch]]:
-    options = {"pad_token_id": found.encoder.pad_token_id, "batch_led": found.encoder.batch_led_inputs}
-    encoded = samples(found.encoder, found.name)
-    return found.model, collate(encoded, **options), [collate([item], **options) for item in encoded]
+def _through_processor(reference: Family) -> tuple[Any, Batch, list[Batch]]:
+    options = {"pad_token_id": reference.encoder.pad_token_id, "batch_led": reference.encoder.batch_led_inputs}
+    encoded = samples(reference.encoder, reference.name)
+    return reference.model, collate(encoded, **options), [collate([item], **options) for item in encoded]
 
 
 def _qwen() -> tuple[Any, Batch, list[Batch]]:
@@ -120,12 +120,12 @@ def _qwen() -> tuple[Any, Batch, list[Batch]]:
 def test_label_head_equals_full_logits(batch_of: Callable[[str], Any], name: str) -> None:
     model, batch, _ = batch_of(name)
     with torch.no_grad():
-        found = label_logits(model, batch.inputs, batch.labels)
+        logits = label_logits(model, batch.inputs, batch.labels)
         full = model(**batch.inputs, use_cache=False).logits
     expected = full[:, :-1].gather(2, batch.labels[:, 1:].clamp(min=0)[..., None])[..., 0]
     supervised = batch.labels[:, 1:] != IGNORE_INDEX
-    torch.testing.assert_close(found[:, 1:][supervised], expected[supervised], atol=1e-5, rtol=0)
-    assert bool(found[:, 1:][~supervised].isnan().all())
+    torch.testing.assert_close(logits[:, 1:][supervised], expected[supervised], atol=1e-5, rtol=0)
+    assert bool(logits[:, 1:][~supervised].isnan().all())
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, QWEN])
@@ -151,8 +151,8 @@ def test_a_ragged_batch_equals_its_rows_one_by_one(
     for number, row in enumerate(rows):
         alone = contrast_logits(model, row.inputs, row.labels, row.image_mask, contrast)
         length = row.labels.shape[1]
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[number, :length], other[0], atol=1e-4, rtol=0, equal_nan=True)
+        for beside, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(beside[number, :length], single[0], atol=1e-4, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, QWEN])

@@ -31,9 +31,9 @@ GIVEN = [
 ]
 
 
-def batch_of(found: Family, contrast: ContrastSpec | None = None) -> Batch:
-    encoded = [encode_with_contrast(found.encoder, contrast or ContrastSpec(), *pair, "k") for pair in GIVEN]
-    return collate(encoded, pad_token_id=found.encoder.pad_token_id, batch_led=found.encoder.batch_led_inputs)
+def batch_of(reference: Family, contrast: ContrastSpec | None = None) -> Batch:
+    encoded = [encode_with_contrast(reference.encoder, contrast or ContrastSpec(), *pair, "k") for pair in GIVEN]
+    return collate(encoded, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
 
 
 def expected(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,12 +51,12 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def check(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> None:
     with torch.no_grad():
-        logits, found = label_logits_and_logprobs(model, inputs, labels)
+        logits, logprobs_ = label_logits_and_logprobs(model, inputs, labels)
         torch.testing.assert_close(logits, label_logits(model, inputs, labels), equal_nan=True)
-    wanted, supervised = expected(model, inputs, labels)
-    torch.testing.assert_close(found[:, 1:][supervised], wanted[supervised], atol=2e-5, rtol=0)
-    assert bool(found[:, 1:][~supervised].isnan().all())
-    assert bool(found[:, 0].isnan().all())
+    wanted_logprobs, supervised = expected(model, inputs, labels)
+    torch.testing.assert_close(logprobs_[:, 1:][supervised], wanted_logprobs[supervised], atol=2e-5, rtol=0)
+    assert bool(logprobs_[:, 1:][~supervised].isnan().all())
+    assert bool(logprobs_[:, 0].isnan().all())
 
 
 @pytest.mark.usefixtures("chunk")
@@ -64,9 +64,9 @@ def check(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> None:
     "name", [name if name in ("llava", "gemma3") else pytest.param(name, marks=pytest.mark.full) for name in FAMILIES]
 )
 def test_they_are_log_softmax_of_full_logits(family: Callable[[str], Family], name: str) -> None:
-    found = family(name)
-    batch = batch_of(found)
-    check(found.model, batch.inputs, batch.labels)
+    reference = family(name)
+    batch = batch_of(reference)
+    check(reference.model, batch.inputs, batch.labels)
 
 
 @pytest.mark.usefixtures("chunk")
@@ -77,17 +77,17 @@ def test_at_model_level_with_rotary_sections() -> None:
 
 @pytest.mark.usefixtures("chunk")
 def test_a_soft_cap_is_respected(family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = family("gemma3")
-    batch = batch_of(found)
-    before, _ = expected(found.model, batch.inputs, batch.labels)
-    config = found.model.config.get_text_config()
+    reference = family("gemma3")
+    batch = batch_of(reference)
+    before, _ = expected(reference.model, batch.inputs, batch.labels)
+    config = reference.model.config.get_text_config()
     monkeypatch.setattr(config, "final_logit_softcapping", 3.0)
-    after, supervised = expected(found.model, batch.inputs, batch.labels)
+    after, supervised = expected(reference.model, batch.inputs, batch.labels)
     if torch.equal(before, after):  # This wrapper has no cap of its own: one around its forward serves as well.
-        _cap_outside(found.model, monkeypatch)
-        after, supervised = expected(found.model, batch.inputs, batch.labels)
+        _cap_outside(reference.model, monkeypatch)
+        after, supervised = expected(reference.model, batch.inputs, batch.labels)
     assert float((after - before)[supervised].abs().max()) > 0.1
-    check(found.model, batch.inputs, batch.labels)
+    check(reference.model, batch.inputs, batch.labels)
 
 
 def _cap_outside(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,17 +128,17 @@ def test_both_passes_under_every_contrast(llava: Family, condition: Any) -> None
     given = (llava.model, batch.inputs, batch.labels, batch.image_mask, contrast)
     contrast_inputs = batch.contrast_inputs if contrast.perturbs else None
     plain = contrast_logits(*given, contrast_inputs)
-    found = contrast_logits(*given, contrast_inputs, label_logits_and_logprobs)
-    for one, other in zip(plain, found, strict=True):
-        assert other.shape == (2, *one.shape)
-        torch.testing.assert_close(other[0], one, equal_nan=True, atol=1e-5, rtol=0)
-        assert bool((other[1][~one.isnan()] < 0).all())
-        assert bool(other[1].isnan().equal(one.isnan()))
+    with_logprobs = contrast_logits(*given, contrast_inputs, label_logits_and_logprobs)
+    for logits, both in zip(plain, with_logprobs, strict=True):
+        assert both.shape == (2, *logits.shape)
+        torch.testing.assert_close(both[0], logits, equal_nan=True, atol=1e-5, rtol=0)
+        assert bool((both[1][~logits.isnan()] < 0).all())
+        assert bool(both[1].isnan().equal(logits.isnan()))
     if condition == "mask":
         masked = {**batch.inputs, "attention_mask": batch.inputs["attention_mask"] * ~batch.image_mask}
         wanted, _ = expected(llava.model, masked, batch.labels)
         shown = ~plain[1][:, 1:].isnan() & batch.image_mask.any(-1, keepdim=True)
-        torch.testing.assert_close(found[1][1][:, 1:][shown], wanted[shown], atol=1e-4, rtol=0)
+        torch.testing.assert_close(with_logprobs[1][1][:, 1:][shown], wanted[shown], atol=1e-4, rtol=0)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -185,7 +185,7 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_rows_times_vocabulary(
     with torch.no_grad():
         full = head(given) if cap is None else torch.tanh(head(given) / cap) * cap
         with LiveBytes() as live:
-            found = logprobs._logsumexp(Model(), given, {})
-    torch.testing.assert_close(found, full.logsumexp(-1), atol=1e-5, rtol=1e-5)
+            normalizers = logprobs._logsumexp(Model(), given, {})
+    torch.testing.assert_close(normalizers, full.logsumexp(-1), atol=1e-5, rtol=1e-5)
     assert full.nbytes > 30 * limit
     assert limit < live.peak < 8 * limit

@@ -29,29 +29,29 @@ def test_without_an_image_every_delta_is_zero_but_that_of_the_first_token_which_
 ) -> None:
     encoded = llava.encoder(conversation("Hello?", "Hi."), [])
     ids = encoded.sequence_inputs["input_ids"]
-    (found,) = measure(
+    (row,) = measure(
         [replace(encoded, labels=ids)], model=llava.model, encoder=llava.encoder, contrast=ContrastSpec(),
         tokens_per_batch=512, extra_columns=extra,
     )  # fmt: skip
-    assert isinstance(found, MeasuredSample)
-    assert found.label_ids.tolist() == ids.tolist()
-    assert found.label_positions.tolist() == list(range(len(ids)))
-    np.testing.assert_array_equal(found.delta_logits, [np.nan, *[0.0] * (len(ids) - 1)])
-    np.testing.assert_array_equal(found.logits_with_image[1:], found.logits_without_image[1:])
-    assert (len(found.logprobs_with_image) == 0) == ("logprobs" not in extra)
-    assert (len(found.logprobs_without_image) == 0) == ("logprobs" not in extra)
+    assert isinstance(row, MeasuredSample)
+    assert row.label_ids.tolist() == ids.tolist()
+    assert row.label_positions.tolist() == list(range(len(ids)))
+    np.testing.assert_array_equal(row.delta_logits, [np.nan, *[0.0] * (len(ids) - 1)])
+    np.testing.assert_array_equal(row.logits_with_image[1:], row.logits_without_image[1:])
+    assert (len(row.logprobs_with_image) == 0) == ("logprobs" not in extra)
+    assert (len(row.logprobs_without_image) == 0) == ("logprobs" not in extra)
 
 
 def test_rows_without_an_image_cost_no_pass_however_many_batches_they_are(llava: Family) -> None:
     sample = llava.encoder(conversation("Hello?", "Hi."), [])
     handle = llava.model.register_forward_pre_hook(lambda *_: pytest.fail("a pass was run"))
     try:
-        found = measure(
+        results = measure(
             [sample] * 3, model=llava.model, encoder=llava.encoder, contrast=ContrastSpec(), tokens_per_batch=1
         )
     finally:
         handle.remove()
-    assert all(isinstance(row, MeasuredSample) for row in found)
+    assert all(isinstance(row, MeasuredSample) for row in results)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def rows_of_passes(model: Any, encoder: Encoder, samples: list[EncodedSample], l
 def test_the_numbers_of_a_row_are_those_of_the_two_passes(llava: Family, contrast: ContrastSpec) -> None:
     asked = conversation("<image>\nWhat?", "A red cat.")
     sample = encode_with_contrast(llava.encoder, contrast, asked, [sample_image(1)], "key")
-    (found,) = measure([sample], model=llava.model, encoder=llava.encoder, contrast=contrast, tokens_per_batch=512)
+    (row,) = measure([sample], model=llava.model, encoder=llava.encoder, contrast=contrast, tokens_per_batch=512)
     batch = collate([sample], pad_token_id=llava.encoder.pad_token_id, batch_led=llava.encoder.batch_led_inputs)
     with_image, without = contrast_logits(
         llava.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs or None
     )
-    assert isinstance(found, MeasuredSample)
+    assert isinstance(row, MeasuredSample)
     chosen = sample.labels != IGNORE_INDEX
-    np.testing.assert_allclose(found.logits_with_image, with_image[0][chosen], atol=1e-5)
-    np.testing.assert_allclose(found.logits_without_image, without[0][chosen], atol=1e-5)
-    np.testing.assert_array_equal(found.delta_logits, found.logits_with_image - found.logits_without_image)
-    assert float(np.abs(found.delta_logits).min()) > 0
+    np.testing.assert_allclose(row.logits_with_image, with_image[0][chosen], atol=1e-5)
+    np.testing.assert_allclose(row.logits_without_image, without[0][chosen], atol=1e-5)
+    np.testing.assert_array_equal(row.delta_logits, row.logits_with_image - row.logits_without_image)
+    assert float(np.abs(row.delta_logits).min()) > 0

@@ -39,9 +39,9 @@ def _measured(model: Any, encoder: Encoder, samples: list[EncodedSample]) -> lis
 
 
 def _same_as_alone(model: Any, encoder: Encoder, samples: list[EncodedSample], rows: list[int]) -> None:
-    found = _measured(model, encoder, samples)
+    results = _measured(model, encoder, samples)
     for row in rows:
-        together, (alone,) = found[row], _measured(model, encoder, [samples[row]])
+        together, (alone,) = results[row], _measured(model, encoder, [samples[row]])
         assert isinstance(together, MeasuredSample)
         assert isinstance(alone, MeasuredSample)
         np.testing.assert_allclose(together.delta_logits, alone.delta_logits, atol=1e-4)
@@ -66,8 +66,8 @@ def test_the_last_learned_position_can_be_used(blip_2: tuple[Any, Encoder]) -> N
     long = encoder(conversation("<image>\nWhat?", "A small dog sits next to a cat. " * 20), [sample_image(1)])
     cut = {name: getattr(long, name)[:256] for name in ("labels", "image_mask")}
     ids = {key: value[:256] for key, value in long.sequence_inputs.items()}
-    (found,) = _measured(model, encoder, [dataclasses.replace(long, sequence_inputs=ids, **cut)])
-    assert isinstance(found, MeasuredSample)
+    (row,) = _measured(model, encoder, [dataclasses.replace(long, sequence_inputs=ids, **cut)])
+    assert isinstance(row, MeasuredSample)
 
 
 def test_rotary_decoders_have_no_such_limit_and_gpt_2_has(family: Callable[[str], Family]) -> None:
@@ -171,18 +171,18 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_is_what_is_no_smaller(
 
     handle = model.register_forward_pre_hook(fits, with_kwargs=True)
     try:
-        found = measure(
+        results = measure(
             samples, model=model, encoder=encoder, contrast=ContrastSpec(), tokens_per_batch=max(long, 5 * short)
         )
     finally:
         handle.remove()
-    problem = found[-1]
+    problem = results[-1]
     assert isinstance(problem, OutOfMemoryError)
     assert str(problem) == f"{long} tokens do not fit into the accelerator's memory"
     # The long one; all five, of which two fit; the other three are no smaller than what did not, and not tried.
     assert seen == [1, 5, 2, 1, 2]
     assert f"a batch of {5 * short} tokens does not fit" in caplog.text
-    for sample, row in zip(samples[:-1], found[:-1], strict=True):
+    for sample, row in zip(samples[:-1], results[:-1], strict=True):
         (alone,) = _measured(model, encoder, [sample])
         assert isinstance(row, MeasuredSample)
         assert isinstance(alone, MeasuredSample)
@@ -197,11 +197,11 @@ def test_tokens_beyond_the_embedding_are_that_row_s_problem_and_an_image_s_place
         ids = sample.sequence_inputs["input_ids"].clone()
         ids[-1] = beyond
         changed = dataclasses.replace(sample, sequence_inputs={**sample.sequence_inputs, "input_ids": ids})
-        found, other = _measured(model, encoder, [changed, sample])
+        row, other = _measured(model, encoder, [changed, sample])
         assert isinstance(other, MeasuredSample)
-        assert isinstance(found, MeasuredSample) == good
+        assert isinstance(row, MeasuredSample) == good
         if not good:
-            assert str(found) == f"token id {size} is beyond the model's {size} embeddings"
+            assert str(row) == f"token id {size} is beyond the model's {size} embeddings"
 
 
 def test_a_row_whose_logits_are_not_finite_says_how_many(llava: Family) -> None:

@@ -37,9 +37,9 @@ GIVEN = [
 ]  # fmt: skip
 
 
-def batch_of(found: Family, contrast: ContrastSpec) -> Batch:
-    encoded = [encode_with_contrast(found.encoder, contrast, *pair, f"k{i}") for i, pair in enumerate(GIVEN)]
-    return collate(encoded, pad_token_id=found.encoder.pad_token_id, batch_led=found.encoder.batch_led_inputs)
+def batch_of(reference: Family, contrast: ContrastSpec) -> Batch:
+    encoded = [encode_with_contrast(reference.encoder, contrast, *pair, f"k{i}") for i, pair in enumerate(GIVEN)]
+    return collate(encoded, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
 
 
 @pytest.mark.parametrize("condition", CONTRASTS)
@@ -49,20 +49,20 @@ def batch_of(found: Family, contrast: ContrastSpec) -> Batch:
 def test_the_second_pass_is_the_model_on_the_perturbed_image(
     family: Callable[[str], Family], name: str, condition: str
 ) -> None:
-    found, contrast = family(name), CONTRASTS[condition]
-    batch = batch_of(found, contrast)
+    reference, contrast = family(name), CONTRASTS[condition]
+    batch = batch_of(reference, contrast)
     with_image, without = contrast_logits(
-        found.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs
+        reference.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs
     )
     # The same by the long way: the perturbed images are encoded as if they were the data.
-    other = [
-        found.encoder(sample, [perturbed(image, contrast, f"k{i}", n) for n, image in enumerate(images)])
+    shown = [
+        reference.encoder(sample, [perturbed(image, contrast, f"k{i}", n) for n, image in enumerate(images)])
         for i, (sample, images) in enumerate(GIVEN)
     ]
-    long_way = collate(other, pad_token_id=found.encoder.pad_token_id, batch_led=found.encoder.batch_led_inputs)
+    long_way = collate(shown, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
     assert long_way.inputs["input_ids"].equal(batch.inputs["input_ids"])
     with torch.no_grad():
-        expected = label_logits(found.model, long_way.inputs, batch.labels)
+        expected = label_logits(reference.model, long_way.inputs, batch.labels)
     torch.testing.assert_close(without, expected, atol=1e-4, rtol=0, equal_nan=True)
     shown = (batch.labels != -100) & batch.image_mask.any(-1, keepdim=True)
     assert float((with_image - without)[shown].abs().mean()) > 0.01
@@ -74,16 +74,16 @@ def test_the_second_pass_is_the_model_on_the_perturbed_image(
 def test_the_model_and_encoder_that_a_worker_loads_pass_the_self_check(
     family: Callable[[str], Family], condition: str
 ) -> None:
-    found, contrast = family("llava_next"), CONTRASTS[condition]
-    encoded = encode_questions(found.encoder, found.name, contrast)
-    batch = collate(encoded, pad_token_id=found.encoder.pad_token_id)
-    check_reference(found.model, batch, contrast, found.name)
+    reference, contrast = family("llava_next"), CONTRASTS[condition]
+    encoded = encode_questions(reference.encoder, reference.name, contrast)
+    batch = collate(encoded, pad_token_id=reference.encoder.pad_token_id)
+    check_reference(reference.model, batch, contrast, reference.name)
     blind = Batch(
         inputs=batch.inputs, labels=batch.labels, image_mask=batch.image_mask,
         contrast_inputs={key: batch.inputs[key] for key in batch.contrast_inputs},
     )  # fmt: skip
     with pytest.raises(ConfigError, match="does not see the perturbed image"):
-        check_reference(found.model, blind, contrast, found.name)
+        check_reference(reference.model, blind, contrast, reference.name)
 
 
 def test_two_passes_of_the_decoder_and_two_of_the_vision_tower(llava: Family) -> None:
@@ -121,8 +121,8 @@ def test_a_token_right_behind_the_first_image_has_a_delta_where_another_image_is
     mask = batch.image_mask[:, start:]
     labels = cut["input_ids"].where(~mask, -100)
     after = int(mask.sum())
-    found = delta_logits(llava.model, cut, labels, mask, contrast, batch.contrast_inputs)[0]
-    assert bool(found[after:].isfinite().all())
+    deltas = delta_logits(llava.model, cut, labels, mask, contrast, batch.contrast_inputs)[0]
+    assert bool(deltas[after:].isfinite().all())
     dropped = delta_logits(llava.model, cut, labels, mask)[0]
     assert bool(dropped[after].isnan())
 

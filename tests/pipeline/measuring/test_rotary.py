@@ -93,11 +93,11 @@ def by_hand(model: Any, sample: EncodedSample) -> tuple[Tensor, Tensor]:
     with_image = copy.deepcopy(model)(**shown, **sample.image_inputs).logits[0]
     words = {key: value[:, kept] for key, value in shown.items()}
     without = copy.deepcopy(model)(**words, position_ids=kept[None]).logits[0]
-    wanted = [int(t) for t in torch.nonzero(labels >= 0)[:, 0]]
-    before = [int(torch.nonzero(kept < t)[-1]) for t in wanted]
+    positions = [int(t) for t in torch.nonzero(labels >= 0)[:, 0]]
+    before = [int(torch.nonzero(kept < t)[-1]) for t in positions]
     return (
-        torch.stack([with_image[t - 1, ids[t]] for t in wanted]),
-        torch.stack([without[row, ids[t]] for row, t in zip(before, wanted, strict=True)]),
+        torch.stack([with_image[t - 1, ids[t]] for t in positions]),
+        torch.stack([without[row, ids[t]] for row, t in zip(before, positions, strict=True)]),
     )
 
 
@@ -108,11 +108,11 @@ def test_lengths_lie_on_both_sides_of_the_limit(case: Case) -> None:
 
 
 def test_a_row_is_measured_as_if_alone_whatever_it_shares_a_batch_with(case: Case) -> None:
-    found = measure(
+    rows = measure(
         case.samples, model=case.model, encoder=case, contrast=ContrastSpec(), tokens_per_batch=10_000,  # type: ignore[arg-type]
         extra_columns=("logits",),
     )  # fmt: skip
-    for sample, row in zip(case.samples, found, strict=True):
+    for sample, row in zip(case.samples, rows, strict=True):
         assert isinstance(row, MeasuredSample)
         with_image, without = by_hand(case.model, sample)
         torch.testing.assert_close(torch.from_numpy(row.logits_with_image), with_image, atol=1e-4, rtol=0)
@@ -138,8 +138,8 @@ def test_what_was_measured_before_leaves_no_trace(case: Case) -> None:
     assert other.num_tokens < long.num_tokens
     for sample in (long, other):
         batch = case.batch([sample])
-        found = contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask)
-    torch.testing.assert_close(found[0][0][sample.labels >= 0], by_hand(case.model, other)[0], atol=1e-4, rtol=0)
+        passes = contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask)
+    torch.testing.assert_close(passes[0][0][sample.labels >= 0], by_hand(case.model, other)[0], atol=1e-4, rtol=0)
 
 
 def test_the_rotary_s_own_forward_comes_back(case: Case) -> None:

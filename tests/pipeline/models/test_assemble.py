@@ -90,10 +90,11 @@ def test_both_parts_keep_their_weights(
     tower = hf.CLIPVisionModel.from_pretrained(parts("vision", vision))
     decoder = hf.AutoModelForCausalLM.from_pretrained(parts("language", language))
     for ours, theirs in ((model.model.vision_tower, tower), (model.model.language_model, decoder.model)):
-        found, expected = ours.state_dict(), theirs.state_dict()
-        assert found.keys() == expected.keys()
+        weights, expected = ours.state_dict(), theirs.state_dict()
+        assert weights.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[name][: len(value)] if value.dim() else found[name], value, rtol=0, atol=0)
+            kept = weights[name][: len(value)] if value.dim() else weights[name]
+            torch.testing.assert_close(kept, value, rtol=0, atol=0)
     head = decoder.lm_head.weight
     torch.testing.assert_close(model.lm_head.weight[: len(head)], head, rtol=0, atol=0)
     tied = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()

@@ -37,10 +37,11 @@ def copied(llava: Family, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llava.directory, tmp_path / "model"))
 
 
-def spec_for(found: Family, condition: str = "drop") -> MeasurementSpec:
+def spec_for(reference: Family, condition: str = "drop") -> MeasurementSpec:
     return MeasurementSpec(
-        label=label_spec(found.encoder), input=input_spec(found.encoder), contrast=ContrastSpec(condition=condition),  # type: ignore[arg-type]
-        dtype="float32", attn_implementation="sdpa", model_id=found.name, revision=None, weights_digest="w",
+        label=label_spec(reference.encoder), input=input_spec(reference.encoder),
+        contrast=ContrastSpec(condition=condition),  # type: ignore[arg-type]
+        dtype="float32", attn_implementation="sdpa", model_id=reference.name, revision=None, weights_digest="w",
         reference_saw_data="no",
     )  # fmt: skip
 
@@ -110,8 +111,8 @@ def test_a_directory_without_a_processor_is_refused(copied: Path) -> None:
 @pytest.mark.parametrize("name", ["llava", "llava_next", "gemma3", "paligemma", "idefics3"])
 @pytest.mark.parametrize("condition", ["drop", "mask"])
 def test_self_check_passes_on_every_family(family: Callable[[str], Family], name: str, condition: str) -> None:
-    found = family(name)
-    self_check(found.model, found.encoder, spec_for(found, condition))
+    reference = family(name)
+    self_check(reference.model, reference.encoder, spec_for(reference, condition))
 
 
 def test_self_check_passes_in_bfloat16(llava: Family) -> None:
@@ -285,13 +286,13 @@ def test_the_long_row_of_the_self_check_outgrows_what_a_layer_sees(
 
 
 def test_the_self_check_measures_a_row_longer_than_the_window(family: Callable[[str], Family]) -> None:
-    found, lengths = family("gemma3"), []
-    handle = innermost_decoder(found.model).register_forward_pre_hook(
+    reference, lengths = family("gemma3"), []
+    handle = innermost_decoder(reference.model).register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
-    self_check(found.model, found.encoder, spec_for(found))
+    self_check(reference.model, reference.encoder, spec_for(reference))
     handle.remove()
-    assert found.encoder.one_by_one is None
+    assert reference.encoder.one_by_one is None
     assert 512 < max(lengths) < 560
 
 
@@ -311,10 +312,10 @@ def _short_of_memory(model: Any, full: Callable[[Any], bool]) -> list[torch.Size
 def test_a_long_row_that_memory_does_not_hold_is_left_out_of_the_self_check(
     family: Callable[[str], Family], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = family("gemma3")
-    model = load_reference(found.directory, dtype="float32")
+    reference = family("gemma3")
+    model = load_reference(reference.directory, dtype="float32")
     shapes = _short_of_memory(model, lambda ids: ids.numel() > 512)
-    self_check(model, found.encoder, spec_for(found))
+    self_check(model, reference.encoder, spec_for(reference))
     assert "do not fit into memory; tried on short ones" in caplog.text
     assert max(rows for rows, _ in shapes) == 2
 

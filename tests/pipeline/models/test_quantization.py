@@ -80,12 +80,12 @@ def test_a_quantised_reference_measures_near_the_whole_one(wide: Family, quantiz
     batch = collate([wide.encoder(*GIVEN)], pad_token_id=wide.encoder.pad_token_id)
     placed = batch.to(model.device, model.dtype)
     given = (placed.inputs, placed.labels, placed.image_mask)
-    found, precision = watched(model, lambda: delta_logits(model, *given))
+    deltas, precision = watched(model, lambda: delta_logits(model, *given))
     assert precision.name == "bfloat16"
     expected = delta_logits(wide.model, *given)
     defined = ~expected.isnan()
-    assert bool(found[defined].isfinite().all())
-    assert 0 < float((found - expected)[defined].abs().mean()) < float(expected[defined].abs().mean())
+    assert bool(deltas[defined].isfinite().all())
+    assert 0 < float((deltas - expected)[defined].abs().mean()) < float(expected[defined].abs().mean())
 
 
 @needs_bitsandbytes
@@ -201,8 +201,8 @@ def test_several_gpus_share_one_model(monkeypatch: pytest.MonkeyPatch, llava: Fa
 def test_quantisation_and_devices_go_together(monkeypatch: pytest.MonkeyPatch, llava: Family) -> None:
     with asked_for(monkeypatch) as seen:
         load_reference(llava.directory, num_devices=2, quantization="4bit")
-    found = seen["quantization_config"]
-    assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_compute_dtype) == (
+    config = seen["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == (
         True,
         "nf4",
         torch.bfloat16,

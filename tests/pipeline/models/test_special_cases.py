@@ -65,8 +65,8 @@ def test_a_processor_of_the_table_is_refused_with_the_reason(llava: Family) -> N
     ],
 )
 def test_mask_is_undefined_where_layers_pass_it_by(config: dict[str, Any], reason: str | None) -> None:
-    found = mask_undefined(SimpleNamespace(**config))
-    assert found is None if reason is None else reason in str(found)
+    undefined = mask_undefined(SimpleNamespace(**config))
+    assert undefined is None if reason is None else reason in str(undefined)
 
 
 def test_inputs_that_a_forward_demands_are_found_by_its_signature(llava: Family) -> None:

@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hd", action="store_true", help="grid of 2 x 2 crops and a global view, 1536 pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
     parser.add_argument("--dry_run", action="store_true", help="check everything, print the mapping, write nothing")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
         convert(
-            given.source, vision=given.vision, aux_vision=given.aux_vision, output=given.output,
-            tokenizer=given.tokenizer, untrained=given.untrained, hd=given.hd, seed=given.seed, dry_run=given.dry_run,
+            args.source, vision=args.vision, aux_vision=args.aux_vision, output=args.output,
+            tokenizer=args.tokenizer, untrained=args.untrained, hd=args.hd, seed=args.seed, dry_run=args.dry_run,
         )  # fmt: skip
     except CalError as error:
         print(f"cal-convert-mgm: {error}", file=sys.stderr)  # noqa: T201
@@ -128,12 +128,12 @@ def plan(source: Path, vision: Path, aux_vision: Path, *, untrained: bool) -> tu
     # In this order: what the source holds overlays the towers' checkpoints, as the released loader does.
     for folder, rules in ((vision, keys.CLIP), (aux_vision, keys.OPEN_CLIP), (source, keys.PUBLISHED)):
         # Towers and language models are published as pickles, Mini-Gemini is not.
-        found = tensors_of(folder, pickled=untrained or folder is not source)
-        renamed, unused = keys.rename(found, rules, str(folder))
+        tensors = tensors_of(folder, pickled=untrained or folder is not source)
+        renamed, unused = keys.rename(tensors, rules, str(folder))
         useless += [f"{folder}: {name}" for name in unused]
         towers = {new: pieces[new] for new in renamed.values() if new in pieces}
         useless += [f"{piece.file}: {piece.name} (the source has its own)" for piece in towers.values()]
-        pieces.update({new: found[old] for old, new in renamed.items()})
+        pieces.update({new: tensors[old] for old, new in renamed.items()})
     return pieces, useless
 
 

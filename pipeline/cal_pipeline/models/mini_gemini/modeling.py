@@ -38,8 +38,8 @@ class PatchInfoMining(nn.Module):
         windows = cut(aux_map, int(tokens.shape[1] ** 0.5)).flatten(3).mT  # [M, L, places, D]
         scores = self.query(tokens)[:, :, None] @ (self.key(windows) / tokens.shape[-1] ** 0.5).mT
         # A score may overflow in half precision; the released code turns such scores into numbers as well.
-        found: Tensor = scores.nan_to_num().softmax(-1) @ self.value(windows)
-        return tokens + found[:, :, 0]
+        mined: Tensor = scores.nan_to_num().softmax(-1) @ self.value(windows)
+        return tokens + mined[:, :, 0]
 
 
 class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
@@ -83,8 +83,8 @@ class MiniGeminiModel(LlavaModel):  # type: ignore[misc]
         views = pixel_values[:, None] if pixel_values.dim() == 4 else pixel_values
         if views.shape[1] != self.config.num_views:
             raise ValueError(f"{views.shape[1]} views of an image came, the config has {self.config.num_views}")
-        seen = self.vision_tower(views.flatten(0, 1), output_hidden_states=True)
-        tokens = seen.hidden_states[self.config.vision_feature_layer][:, 1:]
+        vision = self.vision_tower(views.flatten(0, 1), output_hidden_states=True)
+        tokens = vision.hidden_states[self.config.vision_feature_layer][:, 1:]
         tokens = tokens.reshape(*views.shape[:2], *tokens.shape[1:])
         # One view after the other: the windows of all five would take three times the map's 1.7 GB in HD.
         maps = self._maps_of_views(self.aux_map(high_res_pixel_values))

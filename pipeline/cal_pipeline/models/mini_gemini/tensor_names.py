@@ -77,16 +77,17 @@ def rename(names: Collection[str], rules: Rules, source: str) -> tuple[dict[str,
     return renamed, useless
 
 
-def check_complete(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
+def check_complete(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
     """ConfigError naming parameters without a tensor, tensors without a parameter, and shapes that differ."""
     problems = []
-    if missing := [name for name in expected if name not in found]:
+    if missing := [name for name in expected if name not in shapes]:
         problems.append(f"no tensor for {len(missing)} parameters: {_some(missing)}")
-    if extra := [name for name in found if name not in expected]:
+    if extra := [name for name in shapes if name not in expected]:
         problems.append(f"{len(extra)} tensors the config has no place for: {_some(extra)}")
-    for name in sorted(found.keys() & expected.keys()):
-        if tuple(found[name]) != tuple(expected[name]):
-            problems.append(f"{name} is {tuple(found[name])} in the checkpoint, {tuple(expected[name])} by the configs")
+    for name in sorted(shapes.keys() & expected.keys()):
+        if tuple(shapes[name]) != tuple(expected[name]):
+            shape = tuple(shapes[name])
+            problems.append(f"{name} is {shape} in the checkpoint, {tuple(expected[name])} by the configs")
             break
     if problems:
         raise ConfigError("the checkpoints do not make a whole Mini-Gemini: " + "; ".join(problems))

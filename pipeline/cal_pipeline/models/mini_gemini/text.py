@@ -83,9 +83,10 @@ def chat_template(language: str) -> str:
 
 
 def _gemma(directory: Path) -> Any:
-    found = (AutoTokenizer if (directory / "tokenizer.json").is_file() else GemmaTokenizer).from_pretrained(directory)
-    found.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
-    return found
+    kind = AutoTokenizer if (directory / "tokenizer.json").is_file() else GemmaTokenizer
+    tokenizer = kind.from_pretrained(directory)
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
+    return tokenizer
 
 
 def _vicuna(tokenizer: Any) -> PreTrainedTokenizerFast:

@@ -50,7 +50,7 @@ def main(tiny: Path, *, hd: bool) -> None:
     messages = (Turn(role="user", content="<image>\nWhat is it?"), Turn(role="assistant", content="A red box."))
     sample = encoder(Sample(sample_id="x", images=(), messages=messages), [sample_image(1, (640, 400))])
     batch = collate([sample], pad_token_id=0)
-    found = {}
+    logits = {}
     with torch.no_grad():
         pixels = {name: batch.inputs[name] for name in ("pixel_values", "high_res_pixel_values")}
         features = model.model.get_image_features(**pixels)
@@ -59,11 +59,11 @@ def main(tiny: Path, *, hd: bool) -> None:
         full = model(**batch.inputs, use_cache=False).logits[0]
         for condition in ("drop", "mask"):
             given = (model, batch.inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
-            found[condition] = contrast_logits(*given)
+            logits[condition] = contrast_logits(*given)
     supervised = batch.labels[0] != -100
     where = supervised.nonzero()[:, 0]
     by_full = full[where - 1].gather(1, batch.labels[0][where][:, None])[:, 0]
-    (with_image, dropped), (_, masked) = found["drop"], found["mask"]
+    (with_image, dropped), (_, masked) = logits["drop"], logits["mask"]
     print(json.dumps({  # noqa: T201
         "tokens": int(batch.image_mask.sum()),
         "head": float((with_image[0][where] - by_full).abs().max()),

@@ -42,11 +42,11 @@ class Golden:
         for row in range(len(mask)):
             expanded = torch.tensor(self.expanded(row))
             ids[row, : len(expanded)] = expanded
-        pictures = {
+        pixel_inputs = {
             "pixel_values": self.arrays["images"][WITH_IMAGE],
             "high_res_pixel_values": self.arrays["images_aux"][WITH_IMAGE],
         }
-        return {"input_ids": ids, "attention_mask": mask, **(pictures if pixels else {})}
+        return {"input_ids": ids, "attention_mask": mask, **(pixel_inputs if pixels else {})}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -61,8 +61,8 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
 
 
-def close(found: Tensor, expected: Tensor, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+def close(actual: Tensor, expected: Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def test_a_zero_image_without_tokens_changes_no_logit_of_a_text_only_row(golden:
 
 
 def test_images_of_both_resolutions(golden: Golden) -> None:
-    pictures = [Image.open(GOLDENS / "images" / name) for name in ("wide.png", "tall.png")]
-    pixels = golden.processor.image_processor(pictures, return_tensors="pt")
+    images = [Image.open(GOLDENS / "images" / name) for name in ("wide.png", "tall.png")]
+    pixels = golden.processor.image_processor(images, return_tensors="pt")
     close(pixels["pixel_values"], golden.arrays["images"][WITH_IMAGE], atol=1e-5)
     close(pixels["high_res_pixel_values"], golden.arrays["images_aux"][WITH_IMAGE], atol=1e-5)
 
@@ -125,8 +125,8 @@ def test_images_of_both_resolutions(golden: Golden) -> None:
 def test_token_ids_labels_and_image_tokens_of_the_conversations(golden: Golden, row: int) -> None:
     raw = golden.conversations[row]
     turns = tuple(Turn(role=ROLES[turn["from"]], content=turn["value"]) for turn in raw["conversations"])
-    pictures = [Image.open(GOLDENS / "images" / raw["image"])] if "image" in raw else []
-    encoded = Encoder(golden.processor)(Sample(sample_id="x", images=(), messages=turns), pictures)
+    images = [Image.open(GOLDENS / "images" / raw["image"])] if "image" in raw else []
+    encoded = Encoder(golden.processor)(Sample(sample_id="x", images=(), messages=turns), images)
     assert encoded.sequence_inputs["input_ids"].tolist() == golden.expanded(row)
     real = golden.arrays["merged_attention_mask"][row].bool()
     assert encoded.labels.tolist() == golden.arrays["merged_labels"][row][real].tolist()
@@ -137,8 +137,8 @@ def test_template_vicuna_v1_is_the_same_text(tmp_path: Path) -> None:
     processor = load_processor(build_mini_gemini(tmp_path / "model"))
     turns = [("user", "What is it?\n<image>"), ("assistant", "A box."), ("user", "Why?"), ("assistant", "So.")]
     sample = Sample(sample_id="x", images=(), messages=tuple(Turn(role=role, content=text) for role, text in turns))
-    picture = [Image.new("RGB", (40, 30), "red")]
-    ours, named = (Encoder(processor, template=name)(sample, picture) for name in ("auto", "vicuna_v1"))
+    images = [Image.new("RGB", (40, 30), "red")]
+    ours, named = (Encoder(processor, template=name)(sample, images) for name in ("auto", "vicuna_v1"))
     assert torch.equal(ours.sequence_inputs["input_ids"], named.sequence_inputs["input_ids"])
     assert torch.equal(ours.labels, named.labels)
 

@@ -45,12 +45,12 @@ def encoded_samples(encoder: Encoder) -> list[Any]:
     """One image, two images, none."""
     questions = ["<image>\nWhat is it?", "<image><image>\nAre they the same?", "Hello?"]
     answers = ["A red box with blue text.", "No.", "Good day to all of you."]
-    found = []
+    encodings = []
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         messages = (Turn(role="user", content=question), Turn(role="assistant", content=answer))
-        pictures = [sample_image(10 * number + i, (50 + 30 * i, 60)) for i in range(question.count("<image>"))]
-        found.append(encoder(Sample(sample_id=str(number), images=(), messages=messages), pictures))
-    return found
+        images = [sample_image(10 * number + i, (50 + 30 * i, 60)) for i in range(question.count("<image>"))]
+        encodings.append(encoder(Sample(sample_id=str(number), images=(), messages=messages), images))
+    return encodings
 
 
 def ragged(directory: Path) -> tuple[Any, Batch, list[Batch]]:
@@ -118,15 +118,15 @@ def test_saved_and_loaded_it_generates_the_same(built: Built, name: str, tmp_pat
 def test_in_bfloat16_it_takes_the_processor_s_float32_images_in_a_left_padded_batch(built: Built, name: str) -> None:
     processor = AutoProcessor.from_pretrained(built(name))
     processor.tokenizer.padding_side = "left"
-    texts, pictures = [], [sample_image(seed, (60 + seed, 40)) for seed in range(3)]
+    texts, images = [], [sample_image(seed, (60 + seed, 40)) for seed in range(3)]
     for question, count in (("What is in the image?", 1), ("Hello?", 0), ("Same?", 2)):
         content = [*[{"type": "image"}] * count, {"type": "text", "text": question}]
         texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
     options = {"return_tensors": "pt", "text_kwargs": {"add_special_tokens": "<bos>" not in texts[0]}}
-    batch = processor(images=pictures, text=texts, padding=True, **options)
+    batch = processor(images=images, text=texts, padding=True, **options)
     model = AutoModelForImageTextToText.from_pretrained(built(name))
     together = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
-    for row, shown in enumerate((pictures[:1], None, pictures[1:])):
+    for row, shown in enumerate((images[:1], None, images[1:])):
         alone = processor(images=shown, text=texts[row : row + 1], **options)
         expected = model.generate(**alone, max_new_tokens=5, do_sample=False)[0, alone["input_ids"].shape[1] :]
         assert together[row, : len(expected)].tolist() == expected.tolist()
@@ -137,14 +137,14 @@ def test_in_bfloat16_it_takes_the_processor_s_float32_images_in_a_left_padded_ba
 
 
 def test_crops_go_row_by_row_after_the_view_of_the_whole() -> None:
-    picture = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert cut(picture, 2)[0, :, 0].flatten(1).tolist() == [
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert cut(image, 2)[0, :, 0].flatten(1).tolist() == [
         [0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15],
     ]  # fmt: skip
-    pictures = torch.rand(2, 3, 48, 48)
-    views = low_res_views(pictures, 14, grid=2, with_global=True)
+    images = torch.rand(2, 3, 48, 48)
+    views = low_res_views(images, 14, grid=2, with_global=True)
     assert views.shape == (2, 5, 3, 14, 14)
-    enlarged = F.interpolate(pictures, (28, 28), mode="bilinear")
+    enlarged = F.interpolate(images, (28, 28), mode="bilinear")
     torch.testing.assert_close(views[:, 2], enlarged[:, :, :14, 14:])
     # Halving bilinearly with corners not aligned is the mean of 2 x 2.
     torch.testing.assert_close(views[:, 0], F.avg_pool2d(enlarged, 2))
@@ -153,16 +153,16 @@ def test_crops_go_row_by_row_after_the_view_of_the_whole() -> None:
 @torch.no_grad()
 def test_hd_mines_each_view_from_its_own_part_of_the_map(built: Built) -> None:
     model = AutoModelForImageTextToText.from_pretrained(built("llama-hd")).model
-    views, pictures = torch.randn(1, 5, 3, 56, 56), torch.randn(1, 3, 256, 256)
-    whole = model.aux_map(pictures)
+    views, images = torch.randn(1, 5, 3, 56, 56), torch.randn(1, 3, 256, 256)
+    whole = model.aux_map(images)
     assert whole.shape[-2:] == (64, 64)
     corners = [whole[..., :32, :32], whole[..., :32, 32:], whole[..., 32:, :32], whole[..., 32:, 32:]]
     parts = [F.avg_pool2d(whole, 2), *corners]
     tokens = model.vision_tower(views[0], output_hidden_states=True).hidden_states[-2][:, 1:]
     expected = [model.patch_info_mining(tokens[None, number], part) for number, part in enumerate(parts)]
-    found = model.get_image_features(views, pictures)
-    torch.testing.assert_close(found.last_hidden_state, torch.cat(expected, dim=1), atol=1e-5, rtol=1e-5)
-    assert [feature.shape for feature in found.pooler_output] == [(80, 64)]
+    features = model.get_image_features(views, images)
+    torch.testing.assert_close(features.last_hidden_state, torch.cat(expected, dim=1), atol=1e-5, rtol=1e-5)
+    assert [feature.shape for feature in features.pooler_output] == [(80, 64)]
 
 
 @torch.no_grad()

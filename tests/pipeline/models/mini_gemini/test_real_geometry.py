@@ -24,10 +24,10 @@ def test_both_passes_at_real_geometry(size: str, tokens: int, kind: str, tmp_pat
     code += f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, cwd=TESTS)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(size, found)  # noqa: T201
-    assert found["tokens"] == tokens
-    assert found["head"] < 1e-4
-    assert found["drop_mask"] < 1e-3
-    assert found["delta"] > 0.01
-    assert found["peak_gb"] < 8
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(size, report)  # noqa: T201
+    assert report["tokens"] == tokens
+    assert report["head"] < 1e-4
+    assert report["drop_mask"] < 1e-3
+    assert report["delta"] > 0.01
+    assert report["peak_gb"] < 8

@@ -18,13 +18,13 @@ IMAGE_KEYS = ("images", "image")
 """Of a row, and of a turn."""
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP")
-_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic")
 _MEANS_IMAGE = frozenset(["image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pixel",
                           "pixels", "jpg", "jpeg", "png", "webp"])  # fmt: skip
 _MEANS_FILE = frozenset(["path", "paths", "file", "files", "filename", "name", "names", "url", "urls", "uri", "src",
                          "bytes", "data", "base64", "b64", "values"])  # fmt: skip
-_OTHER_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wav", ".mp3", ".flac", ".m4a",
-                   ".ogg", ".opus")  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+_SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus")
 _CHANGES_IMAGE = frozenset(["crop", "pixels", "resized", "rotate", "rotation", "page", "frame"])
 _LONGEST_PATH = 4096
 
@@ -87,6 +87,6 @@ def looks_like_image(key: str, value: Any) -> str | None:
         return "a data: URL"
     words = words_of(key)
     is_name = not any(letter.isspace() for letter in value)
-    ends = value.split("?")[0].lower().endswith(_SUFFIXES + _OTHER_SUFFIXES)
+    ends = value.split("?")[0].lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES + _SOUND_SUFFIXES)
     says = bool(words & _MEANS_IMAGE) and words <= _MEANS_IMAGE | _MEANS_FILE
     return repr(value[:80]) if (is_name and ends) or says else None

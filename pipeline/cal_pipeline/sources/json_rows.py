@@ -58,15 +58,15 @@ def conflicting_keys(row: Mapping[str, Any]) -> str | None:
 
 def sample_from_json(value: Any, row_id: str) -> Sample:
     """One row, whatever its layout, as a Sample."""
-    if isinstance(value, RowError):
-        return Sample(sample_id=row_id, images=(), messages=None, problem=str(value))
+    values: Mapping[str, Any] = {}
+    problem: str | None
     if not isinstance(value, Mapping):
-        return Sample(
-            sample_id=row_id, images=(), messages=None, problem=f"expected an object, got {type(value).__name__}"
-        )
-    problem = conflicting_keys(value)
-    known = {key: item for key, item in value.items() if not isinstance(item, ConflictingValues)} if problem else value
-    return sample_from_values(known, row_id, problem=problem)
+        problem = str(value) if isinstance(value, RowError) else f"expected an object, got {type(value).__name__}"
+    elif (problem := conflicting_keys(value)) is None:
+        values = value
+    else:
+        values = {key: item for key, item in value.items() if not isinstance(item, ConflictingValues)}
+    return sample_from_values(values, row_id, problem=problem)
 
 
 def names_image_file(value: Any, mentions: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.row_values import RowError, is_empty, json_value, learned, parsed, words_of
-from cal_pipeline.sources.turns import Conversation, read_turns, validate_media
+from cal_pipeline.sources.turns import OTHER_MEDIA, Conversation, read_turns, validate_media
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 
@@ -45,7 +45,7 @@ _FOREIGN_IMAGE_MARK = re.compile(
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
     [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
-     "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", "video", "videos", "audio", "audios",
+     "tools", "functions", "chat_template_kwargs", "segments", "objects", "label", *OTHER_MEDIA,
      *(key for question, answer, others in PAIRS for key in (question, answer, *others))]
 )  # fmt: skip
 """Keys of a row that are looked at, beside those of the system prompt."""

@@ -26,9 +26,9 @@ _ROLES = {
 _CALLS = ("function_call", "tool_call")
 """Roles whose content is the call itself, as JSON."""
 _FOR_TEMPLATE = ("reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id")
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _READ = frozenset(
-    ["role", "from", "content", "value", "function_call", "refusal", *_FOR_TEMPLATE, *_OTHER_MEDIA, *IMAGE_KEYS]
+    ["role", "from", "content", "value", "function_call", "refusal", *_FOR_TEMPLATE, *OTHER_MEDIA, *IMAGE_KEYS]
 )
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -50,7 +50,7 @@ class Conversation:
 
 def validate_media(values: Mapping[str, Any], what: str) -> None:
     """RowError where a row or a turn shows a video or plays a sound."""
-    for key in _OTHER_MEDIA:
+    for key in OTHER_MEDIA:
         if key in values and not is_empty(values[key]):
             raise RowError(f"{what} has {key!r}: {'a video' if 'video' in key else 'sound'}; only images are known")
 
@@ -160,7 +160,7 @@ def _content(value: Any, item: Mapping[str, Any], where: str) -> tuple[str, list
         elif kind in _TEXT_PARTS:
             if not isinstance(text := part.get("text"), str):
                 raise RowError(f"{where} has a text part whose text is {type(text).__name__}")
-            if shown := [key for key in (*IMAGE_KEYS, "image_url", *_OTHER_MEDIA) if not is_empty(part.get(key))]:
+            if shown := [key for key in (*IMAGE_KEYS, "image_url", *OTHER_MEDIA) if not is_empty(part.get(key))]:
                 raise RowError(f"{where} has a text part with {shown[0]!r}, which some chat templates show and others "
                                "do not: make it a part of its own")  # fmt: skip
             parts.append(text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cal_pipeline.sources.image_values import IMAGE_KEYS, own_images
+from cal_pipeline.sources.image_values import IMAGE_KEYS, IMAGE_SUFFIXES, VIDEO_SUFFIXES, own_images
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
 from cal_pipeline.sources.json_rows import conflicting_keys, parse
 from cal_pipeline.sources.row_values import RowError, is_empty, is_wide_text
@@ -18,12 +18,11 @@ from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.sources.tar_reader import Member
 from cal_schemas.sample import Sample
 
-IMAGES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "heic", "heif",
-                    "ppm", "pgm", "pbm", "pnm"])  # fmt: skip
+IMAGES = frozenset([*(suffix[1:] for suffix in IMAGE_SUFFIXES), "heif", "ppm", "pgm", "pbm", "pnm"])
 TEXTS = frozenset(["json", "txt"])
 MAX_MEMBERS = 20_000
 """Of one key."""
-_VIDEOS = frozenset(["mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg"])
+_VIDEOS = frozenset(suffix[1:] for suffix in VIDEO_SUFFIXES)
 _IMAGE_SUFFIX = re.compile(r"(?:(\d{1,9})\.)?(\w+)")
 _META = re.compile(r"__.*__")
 

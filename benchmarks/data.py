@@ -46,7 +46,7 @@ def annotate(model_folder: Path, source: Path, output: Path, encoder: Encoder) -
 
 def reading(examples: Examples, encoder: Encoder, batch_size: int) -> Callable[[], int]:
     """One epoch in the sampler's order, collated."""
-    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    collator = ExampleCollator(encoder=encoder, dummy=examples.blank.encoded)
 
     def epoch() -> int:
         sampler = iter(train_sampler(examples, StepShape(batch_size=batch_size), group_by="none", seed=0))

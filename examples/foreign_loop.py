@@ -31,7 +31,7 @@ def train(model_name: str, annotated: Path, output: Path, learning_rate: float) 
     encoder = Encoder(processor)  # template, max_length, … as in cal-precompute
     # Compares tokenizer and template with the measurement now, and the label ids of every row when it is read.
     examples = AnnotatedExamples(annotated, encoder)
-    collate = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    collate = ExampleCollator(encoder=encoder, dummy=examples.blank.encoded)
     loader = DataLoader(examples, batch_size=BATCH_SIZE, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(EPOCHS):

@@ -23,7 +23,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.alignment import Example, dummy_sample
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
@@ -102,7 +102,7 @@ class Seen:
     losses: list[float]
     """Of each step, as logged."""
     text_only_batches: int
-    """Micro-batches that held no image but the blank one."""
+    """Micro-batches that held no image but the dummy one."""
     wrapper: str
     """Class of the model that the training step called."""
 
@@ -181,7 +181,7 @@ def run_case(case: Case, models: Path, folder: Path, *, world_size: int) -> Seen
     )
     recorder = _Recorder()
     text_only_batches = 0
-    collate = ExampleCollator(encoder=encoder, blank=blank_sample(encoder))
+    collate = ExampleCollator(encoder=encoder, dummy=dummy_sample(encoder))
 
     def counting(given: list[Example]) -> dict[str, Tensor]:
         nonlocal text_only_batches

@@ -93,7 +93,7 @@ def test_cached_equals_online_under_every_contrast(
     llava: Family, annotated: Path, tmp_path: Path, contrast: ContrastSpec, flags: tuple[str, ...], streaming: bool
 ) -> None:
     data = measured(tmp_path, llava, contrast)
-    # Batches of one: text-only ones among them, which the blank row goes with.
+    # Batches of one: text-only ones among them, which the dummy row goes with.
     common = ("--normalization", "sample", "--max_steps", "8", "--per_device_train_batch_size", "1")
     common += ("--streaming", "true") if streaming else ("--group_by", "modality_length")
     cached = losses(llava, data, tmp_path / "c", "--delta_source", "cached", *common)

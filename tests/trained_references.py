@@ -47,7 +47,7 @@ def train(start: Path, directory: Path, *, steps: int = 60) -> None:
     model = load_reference(start, dtype="float32", device="cpu").train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("vision" not in name)
-    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     label_ids = supervised_ids(batch.labels)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.0)
     for _ in range(steps):
@@ -63,6 +63,6 @@ def train(start: Path, directory: Path, *, steps: int = 60) -> None:
 def label_logits_rms(model: Any, encoder: Encoder) -> float:
     """Of the answer that the model was trained to give to its first image."""
     sample = encoder(conversation("<image>\nWhat is in the image?", ANSWERS[0]), [sample_image(0)])
-    batch = collate([sample], pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    batch = collate([sample], pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     with torch.no_grad():
         return float(label_logits(model, batch.inputs, batch.labels).square().nanmean().sqrt())

@@ -40,30 +40,30 @@ class Case:
     model: Any
     samples: Sequence[EncodedSample]
     pad_token_id: int = 0
-    batch_led: frozenset[str] = frozenset()
+    batch_first: frozenset[str] = frozenset()
     two_images: str = "yes"
     """`yes`, or the reason why a sample holds one image only."""
     text_only: str = "yes"
     """`yes`, or the reason why every sample needs an image."""
     found_by: str = "ids"
     """How `image_mask` came about; docs/models.md explains the words."""
-    alike_batches: str | None = None
+    uniform_shape_batches: str | None = None
     """Why samples that share a batch need pixel inputs of one shape, or None."""
     one_by_one: str | None = None
     """Why no two samples may share a batch, or None."""
 
     def batch(self, samples: Sequence[EncodedSample]) -> Batch:
         """Samples as the product collates them."""
-        return collate(samples, pad_token_id=self.pad_token_id, batch_led=self.batch_led)
+        return collate(samples, pad_token_id=self.pad_token_id, batch_first=self.batch_first)
 
     @property
-    def batch_led_inputs(self) -> frozenset[str]:
+    def batch_first_inputs(self) -> frozenset[str]:
         """As an Encoder calls it: the collator and `measure` read nothing else of one."""
-        return self.batch_led
+        return self.batch_first
 
     def groups(self) -> list[list[EncodedSample]]:
         """Samples that may share a batch; usually all of them."""
-        if self.alike_batches is None:
+        if self.uniform_shape_batches is None:
             return [list(self.samples)]
         kinds: dict[tuple[int, ...], list[EncodedSample]] = {}
         for sample in self.samples:

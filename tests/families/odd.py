@@ -169,7 +169,7 @@ def minicpmv4_6() -> Case:
     samples = token_samples(image, two_images=False)
     return Case(
         model=build(hf.MiniCPMV4_6ForConditionalGeneration, config), samples=samples,
-        batch_led=frozenset({"pixel_values"}),
+        batch_first=frozenset({"pixel_values"}),
     )  # fmt: skip
 
 

@@ -9,13 +9,18 @@ import re
 from pathlib import Path
 from typing import Final
 
-from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from cal_pipeline.models.special_cases import (
+    PREFIX_PROCESSORS,
+    REFUSED_MODELS,
+    REFUSED_PROCESSORS,
+    UNIFORM_SHAPE_BATCHES,
+)
 from families.table import NAMES, NOT_BUILT, REQUIRED
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS: Final = (
     "family", "status", "image tokens found by", "dropped in the first sample", "contrast `mask`", "two images",
-    "text-only rows", "label head", "drop = mask", "batch = one by one", "left = right padding",
+    "text-only rows", "label-only LM head", "drop = mask", "batch = one by one", "left = right padding",
     "image moves logits by", "cached = online loss", "real processor end to end",
 )  # fmt: skip
 
@@ -99,7 +104,7 @@ def _alike_cells(new: str, old: str) -> bool:
 
 
 def _value_and_remark(cell: str) -> tuple[float | None, str]:
-    """`2e-6 (alike rows)` is a figure and what is said of it."""
+    """`2e-6 (uniform shapes)` is a figure and what is said of it."""
     figure, _, remark = cell.removeprefix("< ").partition(" (")
     try:
         return float(figure), remark
@@ -121,12 +126,12 @@ Written by the tests (`pytest tests/models`, part of `make test-full`), never by
 model of transformers' own config class in float32, with weights large enough that a wrong number shows. Figures are the
 largest differences of a logit (losses: of the loss) seen in that run, rounded up to one digit.
 
-Each row was tested for: the label head against full logits; `drop` against `mask`; a ragged batch against its rows one
-by one, with the image and under both contrasts; padding left against right; two images in a sample and text-only rows;
-one training step through the trainer with cached and one with online deltas, finite and equal; other pixels giving
-other logits with the image and the same ones without it, dropped or masked. "Real processor end to end" is files,
-`cal-precompute`, pandas, `cal-train` (cached and online) with a processor and a tokenizer made in the test; elsewhere
-the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
+Each row was tested for: the label-only LM head against full logits; `drop` against `mask`; a ragged batch against its
+rows one by one, with the image and under both contrasts; padding left against right; two images in a sample and
+text-only rows; one training step through the trainer with cached and one with online deltas, finite and equal; other
+pixels giving other logits with the image and the same ones without it, dropped or masked. "Real processor end to end"
+is files, `cal-precompute`, pandas, `cal-train` (cached and online) with a processor and a tokenizer made in the test;
+elsewhere the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
 
 How the tokens that stand for an image are found:
 
@@ -147,7 +152,7 @@ def _tail() -> str:
         + "- encoder-decoders (Florence-2, UDOP, Pix2Struct, T5Gemma 2, BLIP-2 over T5, ...): by their config; CAL\n"
         "  contrasts a decoder's logits given one sequence.\n"
         + listed("## Refused processors", REFUSED_PROCESSORS)
-        + listed("## Processors with a rule of their own", {**PREFIX_PROCESSORS, **ALIKE_BATCHES})
+        + listed("## Processors with a rule of their own", {**PREFIX_PROCESSORS, **UNIFORM_SHAPE_BATCHES})
         + _UNLISTED
     )
 
@@ -160,7 +165,7 @@ These lists are `cal_pipeline/models/special_cases.py`; everything else is gener
 Try it: `cal-precompute --dry_run` tells at once whether config, processor and template can be used, and every worker
 checks the model before its first row (`cal-train --delta_source online` before its first step):
 
-1. The label head must give what full logits give. Else the model is refused: nothing can be measured with it.
+1. The label-only LM head must give what full logits give. Else the model is refused: nothing can be measured with it.
 2. A row must be what it is alone, whatever stands beside it, and a token must not change with what stands behind it.
    Where a neighbour shows, rows are measured one at a time; where the words behind show, the model is refused.
 3. Dropping the image's tokens must give what masking them gives, within what the precision of the forward explains.

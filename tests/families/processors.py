@@ -255,6 +255,6 @@ def case(model: Any, encoder: Encoder, name: str) -> Case:
     only = {"two_images": ONE_IMAGE, "text_only": ONE_IMAGE} if name == "blip_2" else {}
     found_by = {"blip_2": "count", "idefics2": "text", "mllama": "text"}.get(name, "report")
     return Case(
-        model=model, samples=samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs,
-        alike_batches=encoder.alike_batches, found_by=found_by, **only,
+        model=model, samples=samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs,
+        uniform_shape_batches=encoder.uniform_shape_batches, found_by=found_by, **only,
     )  # fmt: skip

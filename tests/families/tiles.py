@@ -21,8 +21,8 @@ _TEXT: dict[str, Any] = {**_LAYERS, **_IDS, "num_key_value_heads": 1, "head_dim"
 
 
 def _case(model_class: Any, config: Any, image: Callable[[int], Image], **options: Any) -> Case:
-    batch_led = options.pop("batch_led", frozenset())
-    return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_led=batch_led)
+    batch_first = options.pop("batch_first", frozenset())
+    return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_first=batch_first)
 
 
 def llava_onevision() -> Case:
@@ -52,7 +52,7 @@ def smolvlm() -> Case:
     def image(seed: int) -> Image:
         return Image(ids=[_MARK, *[_IMAGE] * 4] * 2, inputs={"pixel_values": pixels(seed, 1, 2, 3, 16, 16)})
 
-    case = _case(hf.SmolVLMForConditionalGeneration, config, image, batch_led=raise_batch)
+    case = _case(hf.SmolVLMForConditionalGeneration, config, image, batch_first=raise_batch)
     return _led_by_batch(case)
 
 
@@ -174,7 +174,7 @@ def gemma4() -> Case:
 
 
 def instructblip() -> Case:
-    """The Q-Former reads the question too; its ids lead with the batch."""
+    """The Q-Former reads the question too; its ids are batch-first."""
     shape = {**_LAYERS, "intermediate_size": 64}
     qformer = {**shape, "vocab_size": VOCABULARY, "encoder_hidden_size": HIDDEN, "hidden_dropout_prob": 0.0,
                "attention_probs_dropout_prob": 0.0}  # fmt: skip

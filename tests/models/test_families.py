@@ -92,7 +92,7 @@ def test_every_parameter_belongs_to_a_part_that_can_be_trained(entry: tuple[str,
     assert set(of_part.values()) == set(PARTS)
 
 
-def test_label_head_equals_full_logits(entry: tuple[str, Case]) -> None:
+def test_the_label_only_head_equals_full_logits(entry: tuple[str, Case]) -> None:
     (name, case), sizes = entry, []
     for samples in case.groups():
         batch = case.batch(samples)
@@ -142,7 +142,7 @@ def test_a_ragged_batch_equals_its_rows_one_by_one(entry: tuple[str, Case]) -> N
                 alone = passes(case, [sample], condition)[:, 0]
                 sizes.append(difference(together[:, number, : sample.num_tokens], alone))
     assert max(sizes) <= PASSES
-    page.record(name, ragged=page.figure(max(sizes)) + (" (alike rows)" if case.alike_batches else ""))
+    page.record(name, ragged=page.figure(max(sizes)) + (" (uniform shapes)" if case.uniform_shape_batches else ""))
 
 
 def test_left_padding_equals_right_padding(entry: tuple[str, Case]) -> None:
@@ -185,8 +185,8 @@ def step_loss(tmp_path: Path) -> Callable[[Case, list[Example], DeltaSource], fl
 
     def run(case: Case, examples: list[Example], source: DeltaSource) -> float:
         first = case.samples[0]
-        blank = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
-        size = 1 if case.alike_batches else len(examples)
+        dummy = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
+        size = 1 if case.uniform_shape_batches else len(examples)
         options = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to=[], remove_unused_columns=False, learning_rate=0.0,
             max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=len(examples) // size,
@@ -195,7 +195,7 @@ def step_loss(tmp_path: Path) -> Callable[[Case, list[Example], DeltaSource], fl
         encoder: Any = case
         trainer = CalTrainer(
             model=case.model, args=options, delta_source=source, weighting=Weighting(normalization="sample"),
-            train_dataset=examples, data_collator=ExampleCollator(encoder=encoder, blank=blank),
+            train_dataset=examples, data_collator=ExampleCollator(encoder=encoder, dummy=dummy),
         )  # fmt: skip
         try:
             trainer.train()

@@ -4,7 +4,12 @@ import os
 
 import pytest
 
-from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_MODELS, REFUSED_PROCESSORS
+from cal_pipeline.models.special_cases import (
+    PREFIX_PROCESSORS,
+    REFUSED_MODELS,
+    REFUSED_PROCESSORS,
+    UNIFORM_SHAPE_BATCHES,
+)
 from families import page
 from families.table import NAMES, NOT_BUILT
 
@@ -12,7 +17,7 @@ from families.table import NAMES, NOT_BUILT
 def test_the_committed_page_has_every_family_and_every_special_case() -> None:
     assert [row[0] for row in page.committed_rows()] == [f"`{name}`" for name in (*NAMES, *NOT_BUILT)]
     text = page.PAGE.read_text(encoding="utf-8")
-    for table in (REFUSED_MODELS, REFUSED_PROCESSORS, PREFIX_PROCESSORS, ALIKE_BATCHES):
+    for table in (REFUSED_MODELS, REFUSED_PROCESSORS, PREFIX_PROCESSORS, UNIFORM_SHAPE_BATCHES):
         assert all(f"`{name}`: {reason}" in text for name, reason in table.items())
 
 

@@ -102,8 +102,8 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "output under a file": (["--output_dir", f"{__file__}/out"], "cannot be written to: Not a directory"),
     "output in a store": (["--output_dir", "s3://bucket/out"], "is a URL"),
     "evaluation images that are not there": (
-        ["--eval_path", "/nowhere", "--eval_strategy", "epoch", "--eval_image_folder", "/no/pictures"],
-        "--eval_image_folder /no/pictures: no such directory",
+        ["--eval_path", "/nowhere", "--eval_strategy", "epoch", "--eval_image_folder", "/no/images"],
+        "--eval_image_folder /no/images: no such directory",
     ),
     "source that is not there": (["--source_path", "/nowhere.json"], "--source_path /nowhere.json: no file there"),
     "bounds of a store": (["--alpha", "q0.5", "--data_path", "s3://no-such-bucket/x"], "s3://no-such-bucket/x"),
@@ -189,7 +189,7 @@ def test_a_run_that_begins_anew_beside_old_checkpoints_says_so(
     assert "holds checkpoint-1 of an earlier run" in caplog.text
 
 
-def test_evaluation_pictures_that_are_gone_show_before_the_model_is_loaded(
+def test_evaluation_images_that_are_gone_show_before_the_model_is_loaded(
     llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, images = write_llava_json(tmp_path, 4)
@@ -202,7 +202,7 @@ def test_evaluation_pictures_that_are_gone_show_before_the_model_is_loaded(
     assert "cannot be encoded now" in capfd.readouterr().err
 
 
-def test_evaluation_takes_the_pictures_it_was_measured_with_whatever_training_takes(
+def test_evaluation_takes_the_images_it_was_measured_with_whatever_training_takes(
     llava: Family, annotated: Path, tmp_path: Path
 ) -> None:
     data, images = write_llava_json(tmp_path, 4)
@@ -210,8 +210,8 @@ def test_evaluation_takes_the_pictures_it_was_measured_with_whatever_training_ta
     held_out = annotate(tmp_path / "eval", plan, llava.encoder, llava.model, carry="paths")
     other = tmp_path / "other"
     other.mkdir()
-    for number, picture in enumerate(sorted(images.iterdir())):
-        sample_image(100 + number).save(other / picture.name)
+    for number, image in enumerate(sorted(images.iterdir())):
+        sample_image(100 + number).save(other / image.name)
 
     def eval_loss(name: str, *flags: object) -> float:
         always = ("--max_steps", 1, "--learning_rate", 0, "--eval_path", held_out, "--eval_strategy", "epoch")
@@ -283,7 +283,7 @@ def test_a_quantile_of_no_deltas_is_refused() -> None:
         TrainConfig(model_name_or_path="m", source_path=["s"], alpha="q0.5")
 
 
-def test_a_folder_of_evaluation_pictures_without_evaluation_is_refused() -> None:
+def test_a_folder_of_evaluation_images_without_evaluation_is_refused() -> None:
     with pytest.raises(ConfigError, match="give --eval_path too"):
         TrainConfig(model_name_or_path="m", data_path=["d"], eval_image_folder="images")
 
@@ -319,12 +319,12 @@ def test_an_incomplete_checkpoint_is_passed_over_by_last_and_refused_by_name(
     assert len(losses(tmp_path / "out")) == 4
 
 
-def test_raw_data_without_its_pictures_is_refused_before_the_model_is_loaded(
+def test_raw_data_without_its_images_is_refused_before_the_model_is_loaded(
     llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, images = write_llava_json(tmp_path, 12)
-    for picture in images.iterdir():
-        picture.unlink()
+    for image in images.iterdir():
+        image.unlink()
     rows = [row for row in json.loads(data.read_text()) if "image" in row]
     data.write_text(json.dumps(rows))
     flags = ("--source_path", data, "--image_folder", images, "--delta_source", "uniform", "--max_steps", 1)

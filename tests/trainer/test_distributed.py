@@ -97,7 +97,7 @@ def test_two_processes_train_as_one(one: Result, two: Result, name: str) -> None
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)
-def test_a_rank_without_pictures_neither_hangs_nor_changes_a_gradient(one: Result, two: Result, name: str) -> None:
+def test_a_rank_without_images_neither_hangs_nor_changes_a_gradient(one: Result, two: Result, name: str) -> None:
     ranks = two(name)
     micro_batches = distributed_step.STEPS * CASES[name].accumulation
     expected = (2, 2) if CASES[name].accumulation > 1 else (0, micro_batches)

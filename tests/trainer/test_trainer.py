@@ -18,7 +18,7 @@ from cal_pipeline.models.loading import load_reference
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.alignment import Example, dummy_sample
 from cal_trainer.data.collator import ExampleCollator, StepBatch
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
@@ -97,9 +97,9 @@ def test_all_weights_equal_is_the_loss_of_transformers(model: Any, tmp_path: Pat
 
 
 def rows(batch: dict[str, Tensor], chosen: list[int], owner: list[int]) -> dict[str, Tensor]:
-    pictures = [number for number, row in enumerate(owner) if row in chosen]
+    images = [number for number, row in enumerate(owner) if row in chosen]
     cut = {key: value[chosen] for key, value in batch.items() if key != "pixel_values"}
-    return {**cut, "pixel_values": batch["pixel_values"][pictures]}
+    return {**cut, "pixel_values": batch["pixel_values"][images]}
 
 
 @pytest.mark.parametrize("normalization", ["step", "sample"])
@@ -169,11 +169,11 @@ def test_combinations_that_cannot_be_computed_are_refused_with_the_reason(
         trainer_for(model, tmp_path, source, weighting, gradient_accumulation_steps=steps)
 
 
-def test_micro_batches_of_fillers_do_not_scale_the_released_mean_down(model: Any, tmp_path: Path) -> None:
+def test_micro_batches_of_padding_rows_do_not_scale_the_released_mean_down(model: Any, tmp_path: Path) -> None:
     batch = golden_batch("main")
-    filler = {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+    padding = {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
     trainer = trainer_for(model, tmp_path, MASK, Weighting(normalization="micro_batch"))
-    alone, filled = gradients(trainer, [batch]), gradients(trainer, [batch, filler])
+    alone, filled = gradients(trainer, [batch]), gradients(trainer, [batch, padding])
     assert filled[0] == pytest.approx(alone[0], abs=1e-5)
     for name, gradient in filled[1].items():
         torch.testing.assert_close(gradient, alone[1][name], atol=1e-5, rtol=1e-4)
@@ -193,14 +193,14 @@ def eight_rows(llava: Family) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(8):
-        picture = number not in (3, 6)
+        image = number not in (3, 6)
         turns = (
-            Turn(role="user", content=("<image>\n" if picture else "") + "What is it?"),
+            Turn(role="user", content=("<image>\n" if image else "") + "What is it?"),
             Turn(role="assistant", content="A red cat sits. " * (1 + number % 4)),
         )
         sample = Sample(sample_id=str(number), images=(), messages=turns)
-        encoded = llava.encoder(sample, [sample_image(number)] if picture else [])
-        deltas = torch.randn(encoded.num_tokens, generator=generator) * 4 * picture
+        encoded = llava.encoder(sample, [sample_image(number)] if image else [])
+        deltas = torch.randn(encoded.num_tokens, generator=generator) * 4 * image
         found.append(Example(encoded=encoded, deltas=deltas.where(encoded.labels != IGNORE_INDEX, torch.nan)))
     return found
 
@@ -219,7 +219,7 @@ def test_one_by_eight_two_by_four_and_eight_by_one_give_the_same_gradients(
     llava: Family, tmp_path: Path, source: DeltaSource, normalization: Any
 ) -> None:
     rows = eight_rows(llava)
-    batch_of = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))
+    batch_of = ExampleCollator(encoder=llava.encoder, dummy=dummy_sample(llava.encoder))
     weighting = UNIFORM if isinstance(source, UniformWeights) else Weighting(normalization=normalization)
     model = copy.deepcopy(llava.model).train()
     results = []
@@ -239,7 +239,7 @@ def test_a_step_of_text_alone_is_plain_training_whatever_alpha_is(
 ) -> None:
     rows = [row for row in eight_rows(llava) if not row.encoded.image_inputs]
     rows = rows[:1] if normalization == "sample" else rows  # Eq. 5 means over samples, plain training over tokens
-    batch = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))(rows)
+    batch = ExampleCollator(encoder=llava.encoder, dummy=dummy_sample(llava.encoder))(rows)
     model = copy.deepcopy(llava.model).train()
     weighting = Weighting(alpha=0.5, normalization=normalization)
     loss, found = gradients(trainer_for(model, tmp_path, source, weighting), [dict(batch)])
@@ -254,7 +254,7 @@ def test_a_step_of_text_alone_is_plain_training_whatever_alpha_is(
 
 
 def test_released_pooling_trains_an_answer_that_only_an_image_precedes(llava: Family, tmp_path: Path) -> None:
-    batch = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))(eight_rows(llava)[:2])
+    batch = ExampleCollator(encoder=llava.encoder, dummy=dummy_sample(llava.encoder))(eight_rows(llava)[:2])
     first = int(batch["image_mask"][0].float().argmax())
     # The text before the image is cut off, and supervision begins right behind it.
     cut = {
@@ -281,10 +281,10 @@ def test_under_autocast_both_passes_of_online_deltas_come_from_one_head(model: A
         def contrasted(
             self, with_image: Tensor, model: Any, batch: StepBatch, labels: Tensor, position_ids: Tensor | None
         ) -> Tensor:
-            by_label_head = label_logits(model, batch.inputs, labels)
-            compared = ~by_label_head.isnan()
-            assert float(by_label_head[compared].abs().mean()) > 5
-            differences.append(float((with_image - by_label_head)[compared].abs().max()))
+            by_label_only_head = label_logits(model, batch.inputs, labels)
+            compared = ~by_label_only_head.isnan()
+            assert float(by_label_only_head[compared].abs().mean()) > 5
+            differences.append(float((with_image - by_label_only_head)[compared].abs().max()))
             return super().contrasted(with_image, model, batch, labels, position_ids)
 
     trainer = trainer_for(model, tmp_path, Compared(contrast=ContrastSpec()), Weighting(normalization="sample"))

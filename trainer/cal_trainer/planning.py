@@ -11,7 +11,7 @@ from typing import Any
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.positions import longest_row
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
-from cal_pipeline.models.loading import check_architecture, load_outline, load_processor, model_directory
+from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor, model_directory
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import location
@@ -117,7 +117,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         num_workers=arguments.dataloader_num_workers,
     )
     sampler = train_sampler(examples, shape, group_by=config.group_by, seed=seed)
-    collator = ExampleCollator(encoder=encoder, blank=examples.blank.encoded)
+    collator = ExampleCollator(encoder=encoder, dummy=examples.blank.encoded)
     if arguments.dataloader_num_workers:
         validate_shared_memory(collator([largest_of_first(examples)]), arguments, evaluates=evaluates)
     return Plan(
@@ -137,7 +137,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
 def prepare_model(model: Any, config: TrainConfig) -> Any:
     """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks.
 
-    Takes the model or its outline: a part that does not exist is then refused before any weight is read.
+    Takes the model or its meta_model: a part that does not exist is then refused before any weight is read.
     """
     if config.lora_r:
         model = add_lora(
@@ -190,7 +190,7 @@ def _drift_batches(
         return ()
     assert not isinstance(examples, SourceExamples)  # cached deltas always have a measurement
     shown = examples.contrasted(examples.spec.contrast)
-    together = replace(collator, blank=shown.blank.encoded)
+    together = replace(collator, dummy=shown.blank.encoded)
     return drift_batches(shown, together, batch_size=arguments.per_device_eval_batch_size, seed=arguments.seed)
 
 
@@ -230,7 +230,7 @@ def _plan_model(
     check_architecture(directory, trust_remote_code=remote)
     processor = load_processor(directory, trust_remote_code=remote)
     with without_deepspeed():
-        meta_model = load_outline(directory, trust_remote_code=remote)
+        meta_model = load_meta_model(directory, trust_remote_code=remote)
         check_weights(directory, meta_model)
         check_image_tokens(processor, meta_model)
         num_embeddings = meta_model.get_input_embeddings().weight.shape[0]

@@ -39,7 +39,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
 
     Takes what `Trainer` takes, plus where deltas come from, how they become weights, the order of the global epoch
     (`sampling`, `streaming`), learning-rate multipliers, and what checkpoints remember of the run (`resuming`). Batches
-    are those of `dataset.ExampleCollator`; evaluation data that does not divide among ranks answers index BLANK.
+    are those of `collator.ExampleCollator`; evaluation data that does not divide among ranks answers index DUMMY.
     """
 
     def __init__(

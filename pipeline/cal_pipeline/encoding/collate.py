@@ -42,12 +42,12 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_led: Collection[str] = ()) -> Batch:
+def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_first: Collection[str] = ()) -> Batch:
     """Pads and stacks samples.
 
     Token-aligned inputs are padded on the right, whatever the processor would do: pad_token_id for input_ids, 0 for
     the rest. Pixel inputs are zero-padded in all but their leading dimension and concatenated in it. Those named in
-    `batch_led` lead with the batch (idefics): a text-only sample among samples with images gets a row of zeros.
+    `batch_first` have the batch as that dimension (idefics): a text-only sample beside images gets a row of zeros.
     """
     length = max(sample.num_tokens for sample in samples)
     names = list(dict.fromkeys(key for sample in samples for key in sample.sequence_inputs))
@@ -58,12 +58,12 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, batch_led: C
     real = torch.tensor([sample.num_tokens for sample in samples])
     # Always a 2-D mask, even all ones: with gapped positions and no mask transformers infers packed samples.
     inputs["attention_mask"] = (torch.arange(length)[None] < real[:, None]).long()
-    inputs.update(_collate_images([sample.image_inputs for sample in samples], batch_led))
+    inputs.update(_collate_images([sample.image_inputs for sample in samples], batch_first))
     return Batch(
         inputs=inputs,
         labels=torch.stack([_padded(sample.labels, length, IGNORE_INDEX) for sample in samples]),
         image_mask=torch.stack([_padded(sample.image_mask, length, 0) for sample in samples]),
-        contrast_inputs=_collate_images([sample.contrast_inputs for sample in samples], batch_led),
+        contrast_inputs=_collate_images([sample.contrast_inputs for sample in samples], batch_first),
     )
 
 
@@ -71,11 +71,11 @@ def _padded(values: Tensor, length: int, fill: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, length - len(values)), value=fill)
 
 
-def _collate_images(samples: Sequence[Mapping[str, Tensor]], batch_led: Collection[str]) -> dict[str, Tensor]:
+def _collate_images(samples: Sequence[Mapping[str, Tensor]], batch_first: Collection[str]) -> dict[str, Tensor]:
     collated = {}
     for key in dict.fromkeys(key for sample in samples for key in sample):
         present = [sample[key] for sample in samples if key in sample]
-        if key in batch_led:
+        if key in batch_first:
             absent = torch.zeros_like(present[0])
             present = [sample.get(key, absent) for sample in samples]
         shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in present), strict=True)]
@@ -89,17 +89,18 @@ def _collate_images(samples: Sequence[Mapping[str, Tensor]], batch_led: Collecti
 
 
 def batches_by_tokens(
-    samples: Sequence[EncodedSample], tokens_per_batch: int, *, alike: bool = False
+    samples: Sequence[EncodedSample], tokens_per_batch: int, *, uniform_shape: bool = False
 ) -> list[list[int]]:
     """Indices of samples, grouped so that a padded batch holds at most `tokens_per_batch` tokens.
 
-    Longest first, so padding is small and memory peaks at once or never. Samples with images and text-only samples
-    do not mix: the latter need no second pass. `alike` also keeps pixel inputs of other shapes apart (special_cases
-    tells for whom). A sample over the budget has a batch of its own. Depends on the lengths and shapes alone.
+    Longest first, so padding is small and memory peaks at once or never. Samples with images and text-only samples do
+    not mix: the latter need no second pass. `uniform_shape` also keeps pixel inputs of other shapes apart
+    (special_cases tells for whom). A sample over the budget has a batch of its own. Depends on the lengths and shapes
+    alone.
     """
     kinds: dict[tuple[object, ...], list[int]] = {}
     for index, sample in enumerate(samples):
-        shapes = tuple(sample.image_inputs["pixel_values"].shape) if alike and sample.image_inputs else ()
+        shapes = tuple(sample.image_inputs["pixel_values"].shape) if uniform_shape and sample.image_inputs else ()
         kinds.setdefault((not sample.image_inputs, *shapes), []).append(index)
     groups: list[list[int]] = []
     for kind in sorted(kinds, key=str):

@@ -23,7 +23,7 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.processing import Processed, complete, process, with_all_offsets
 from cal_pipeline.encoding.spans import overlapping_tokens, own_offsets
 from cal_pipeline.encoding.templates import Rendered
-from cal_pipeline.models.special_cases import ALIKE_BATCHES, PREFIX_PROCESSORS, REFUSED_PROCESSORS
+from cal_pipeline.models.special_cases import PREFIX_PROCESSORS, REFUSED_PROCESSORS, UNIFORM_SHAPE_BATCHES
 from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, TooLongError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, AspectRatio, Template, Truncation
@@ -107,11 +107,11 @@ class Encoder:
         self._writes_bos = False
         self._token_inputs: frozenset[str] = frozenset()
         with complete(processor):
-            self.batch_led_inputs = self._probe()
+            self.batch_first_inputs = self._probe()
         own = processor.tokenizer.convert_tokens_to_ids(self._image_token)
         known = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
         self._placeholders = torch.tensor(known or [getattr(processor, "image_token_id", own)])
-        self.alike_batches = ALIKE_BATCHES.get(self._name)
+        self.uniform_shape_batches = UNIFORM_SHAPE_BATCHES.get(self._name)
         """Why samples in one batch must have pixel inputs of one shape, or None where they need not."""
         self.one_by_one: str | None = None
         """Why no two samples may share a batch, or None; the self-check of the model finds it out."""
@@ -120,7 +120,7 @@ class Encoder:
         self.pad_token_id: int = 0 if pad is None else int(pad)
 
     def _probe(self) -> frozenset[str]:
-        """Names of the pixel inputs that lead with the batch: two images of one sample give them one row.
+        """Names of the pixel inputs that are batch-first: two images of one sample give them one row.
 
         Also learns which inputs are of tokens: two texts of different lengths give them as many entries as tokens. And
         notices a processor that rewrites the text, where character offsets would point at the wrong words.

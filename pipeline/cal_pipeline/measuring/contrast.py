@@ -23,7 +23,7 @@ Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
 
 
 @contextmanager
-def label_head(model: Any, labels: Tensor) -> Iterator[None]:
+def label_only_head(model: Any, labels: Tensor) -> Iterator[None]:
     """Within it the model's `logits` are [1, N, 1] float32: what position t - 1 gives to token t of `labels` [B, T].
 
     Order is that of `labels[:, 1:] != IGNORE_INDEX`. Whatever the model does to its logits afterwards (scale,
@@ -94,7 +94,7 @@ def label_logits(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tenso
     Takes the model's inputs and unshifted labels [B, T]; returns [B, T] float32 where entry t belongs to token t and
     was predicted at t - 1. NaN where unsupervised, and at t = 0, which nothing precedes.
     """
-    with label_head(model, labels), rows_alone(innermost_decoder(model), inputs.get("attention_mask")):
+    with label_only_head(model, labels), rows_alone(innermost_decoder(model), inputs.get("attention_mask")):
         supervised = model(**inputs, use_cache=False).logits
     logits = torch.full(labels.shape, torch.nan, dtype=torch.float32, device=labels.device)
     logits[:, 1:][labels[:, 1:] != IGNORE_INDEX] = supervised.reshape(-1).float().to(labels.device)

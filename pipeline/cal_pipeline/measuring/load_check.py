@@ -39,7 +39,7 @@ def check_model(model: Any, encoder: Encoder, contrast: ContrastSpec, name: str)
         samples.append(long)
 
     def collated(rows: Sequence[EncodedSample]) -> Batch:
-        return collate(rows, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+        return collate(rows, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
 
     fits = True
     try:

@@ -48,7 +48,7 @@ def measure(
     fit = [index for index in range(len(samples)) if index not in results]
     chosen_samples = [samples[index] for index in fit]
     tokens = 1 if encoder.one_by_one else tokens_per_batch
-    batches = batches_by_tokens(chosen_samples, tokens, alike=encoder.alike_batches is not None)
+    batches = batches_by_tokens(chosen_samples, tokens, uniform_shape=encoder.uniform_shape_batches is not None)
     queue = [[fit[at] for at in batch] for batch in reversed(batches)]
     budget: float = math.inf
     while queue:
@@ -105,7 +105,7 @@ def _raise_if_lost() -> None:
 def _measure_batch(
     samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec, logprobs: bool
 ) -> Iterator[MeasuredSample | SampleError]:
-    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     # Not the first parameter's dtype: that of a quantised layer is an integer.
     placed = batch.to(model.device, model.dtype)
     contrast_inputs = placed.contrast_inputs if contrast.perturbs else None

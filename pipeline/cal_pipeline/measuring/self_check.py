@@ -40,7 +40,7 @@ def encode_question(
     # The strongest one, whatever the run's: the self-check wants to see that the model sees it.
     contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=1.0) if contrast.perturbs else contrast
     answer, size, colour = _QUESTIONS[number]
-    size = _QUESTIONS[0][1] if encoder.alike_batches else size
+    size = _QUESTIONS[0][1] if encoder.uniform_shape_batches else size
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((20, 10, size[0] - 20, size[1] - 10), fill=colour)
     turns = (
@@ -59,12 +59,12 @@ def encode_question(
 def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
     """Measures one batch in more than one way; ConfigError naming the model when the ways disagree.
 
-    The label head must give what full logits give, also where padding is not masked (`without_padding_mask`); with
-    contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image (there
-    the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with the
-    image; with a contrast that perturbs, the image itself as perturbed image must give delta 0, and the batch's
-    perturbed images must not. All within what the forward's own precision explains (`precision`). A decoder whose
-    mask is undefined must keep its words where they were beside the image.
+    The label-only LM head must give what full logits give, also where padding is not masked (`without_padding_mask`);
+    with contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image
+    (there the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with
+    the image; with a contrast that perturbs, the image itself as perturbed image must give delta 0, and the batch's
+    perturbed images must not. All within what the forward's own precision explains (`precision`). A decoder whose mask
+    is undefined must keep its words where they were beside the image.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())
@@ -86,7 +86,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     size, wrong = disagreement(by_head[supervised], by_full, "head")
     if wrong:
         raise ConfigError(
-            f"{name}: the logit of a label differs by {size:.3g} between the label head and full logits; this "
+            f"{name}: the logit of a label differs by {size:.3g} between the label-only LM head and full logits; this "
             f"architecture ({kind}) uses its output head in a way that is not supported"
         )
     size, wrong = disagreement(unmasked[supervised], by_head[supervised])

@@ -111,13 +111,13 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def check_weights(directory: Path, outline: Any) -> None:
+def check_weights(directory: Path, meta_model: Any) -> None:
     """ConfigError naming weights that the files lack, have under other names, or in other shapes.
 
-    `outline` is the model without its weights. Does not look into adapters alone, quantised weights, pickles and
+    `meta_model` is the model without its weights. Does not look into adapters alone, quantised weights, pickles and
     formats that cannot be loaded without content: loading does.
     """
-    config = outline.config
+    config = meta_model.config
     if (directory / _ADAPTERS).is_file() or getattr(config, "quantization_config", None) is not None:
         return
     if getattr(config, "transformers_weights", None) or not any(directory.glob("*.safetensors")):
@@ -129,7 +129,7 @@ def check_weights(directory: Path, outline: Any) -> None:
     }
     try:
         with _quiet():
-            _, info = type(outline).from_pretrained(
+            _, info = type(meta_model).from_pretrained(
                 None, config=config, state_dict=weights, device_map="meta", ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )  # fmt: skip
@@ -160,13 +160,13 @@ def check_weights(directory: Path, outline: Any) -> None:
         )
 
 
-def check_image_tokens(processor: Any, outline: Any) -> None:
+def check_image_tokens(processor: Any, meta_model: Any) -> None:
     """ConfigError where LLaVA's processor counts other tokens for an image than the model's vision tower makes."""
-    tower = next((module for module in outline.modules() if hasattr(module, "num_positions")), None)
+    tower = next((module for module in meta_model.modules() if hasattr(module, "num_positions")), None)
     counted = getattr(processor, "num_additional_image_tokens", None)
-    if outline.config.model_type not in ("llava", "llava_next") or tower is None or counted is None:
+    if meta_model.config.model_type not in ("llava", "llava_next") or tower is None or counted is None:
         return
-    counts, makes = (owner.vision_feature_select_strategy == "default" for owner in (processor, outline.config))
+    counts, makes = (owner.vision_feature_select_strategy == "default" for owner in (processor, meta_model.config))
     made = tower.num_positions - tower.num_patches - makes + counts
     if counted != made:
         raise ConfigError(

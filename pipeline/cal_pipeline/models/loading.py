@@ -138,7 +138,7 @@ def brings_code(directory: Path) -> bool:
     return AutoModelForImageTextToText.__name__ in (config.get("auto_map") or {})
 
 
-def load_outline(directory: Path, *, trust_remote_code: bool = False) -> Any:
+def load_meta_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The model without its weights: parameters have names and shapes, and take neither time nor memory."""
     config = load_config(directory, trust_remote_code=trust_remote_code)
 

@@ -30,7 +30,7 @@ PREFIX_PROCESSORS: Final = {
 }
 """Class name to why its image tokens are found by their number, `num_query_tokens`, at the front."""
 
-ALIKE_BATCHES: Final = {
+UNIFORM_SHAPE_BATCHES: Final = {
     "MllamaProcessor": "a token before its image, and every token of a row without one, attends evenly to all of the "
     "batch's images and their padding: a row's logits depend on how many images its neighbours have",
 }

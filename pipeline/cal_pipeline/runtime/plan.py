@@ -25,7 +25,7 @@ from cal_pipeline.models.loading import (
     brings_code,
     check_architecture,
     load_config,
-    load_outline,
+    load_meta_model,
     load_processor,
     model_directory,
     weights_digest,
@@ -83,9 +83,9 @@ def prepare(config: PrecomputeConfig) -> Job:
     if config.template == "auto":
         warn_of_other_templates(processor, directory)
     if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
-        outline = load_outline(directory)
-        check_weights(directory, outline)
-        check_image_tokens(processor, outline)
+        meta_model = load_meta_model(directory)
+        check_weights(directory, meta_model)
+        check_image_tokens(processor, meta_model)
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True,

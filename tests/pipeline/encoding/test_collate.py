@@ -30,14 +30,14 @@ def test_pixels_are_concatenated_and_ragged_tiles_zero_padded() -> None:
     assert pixels["pixel_values"].sum((1, 2)).tolist() == [6.0, 18.0, 18.0]
 
 
-def test_batch_led_pixels_get_a_row_of_zeros_for_a_text_only_sample() -> None:
+def test_batch_first_pixels_get_a_row_of_zeros_for_a_text_only_sample() -> None:
     one = torch.ones(1, 2, 3)
-    batch = collate([encoded(1, p=one), encoded(1), encoded(1, p=one)], pad_token_id=0, batch_led={"p"})
+    batch = collate([encoded(1, p=one), encoded(1), encoded(1, p=one)], pad_token_id=0, batch_first={"p"})
     assert batch.inputs["p"].sum((1, 2)).tolist() == [6.0, 0.0, 6.0]
 
 
 def test_a_text_only_batch_has_no_pixels() -> None:
-    assert set(collate([encoded(1)], pad_token_id=0, batch_led={"p"}).inputs) == {"input_ids", "attention_mask"}
+    assert set(collate([encoded(1)], pad_token_id=0, batch_first={"p"}).inputs) == {"input_ids", "attention_mask"}
 
 
 def test_pixels_are_cast_to_the_model_s_dtype_and_ids_are_not() -> None:

@@ -97,9 +97,9 @@ def test_two_images_and_text_only_rows_encode(family: Callable[[str], Family], n
     assert decoded(encoder, none, none.labels != IGNORE_INDEX) == decoded(encoder, one, one.labels != IGNORE_INDEX)
 
 
-def test_batch_led_inputs_are_found_by_probing(family: Callable[[str], Family]) -> None:
-    assert family("idefics3").encoder.batch_led_inputs == {"pixel_values", "pixel_attention_mask"}
-    assert family("llava_next").encoder.batch_led_inputs == frozenset()
+def test_batch_first_inputs_are_found_by_probing(family: Callable[[str], Family]) -> None:
+    assert family("idefics3").encoder.batch_first_inputs == {"pixel_values", "pixel_attention_mask"}
+    assert family("llava_next").encoder.batch_first_inputs == frozenset()
 
 
 @pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
@@ -402,7 +402,7 @@ def rewriting(llava: Family, **how: Any) -> Any:
 
 
 def test_a_processor_that_rewrites_the_text_around_its_images_is_refused_by_name(llava: Family) -> None:
-    assert Encoder(rewriting(llava)).batch_led_inputs == llava.encoder.batch_led_inputs
+    assert Encoder(rewriting(llava)).batch_first_inputs == llava.encoder.batch_first_inputs
     with pytest.raises(ConfigError, match="RewritingProcessor rewrites the text around its images, so labels cannot"):
         Encoder(rewriting(llava, before="Look: "))
 

@@ -74,7 +74,7 @@ def test_labels_image_tokens_and_both_contrasts_agree(directory: Path) -> None:
         assert tokenizer.decode(ids[item.labels != IGNORE_INDEX]) == words
         assert torch.equal(ids == tokenizer.convert_tokens_to_ids("<|image_pad|>"), item.image_mask)
         assert torch.equal(item.sequence_inputs["mm_token_type_ids"].bool(), item.image_mask)
-    assert encoder.batch_led_inputs == frozenset()
+    assert encoder.batch_first_inputs == frozenset()
     batch = collate(encoded, pad_token_id=encoder.pad_token_id)
     given = (model, batch.inputs, batch.labels, batch.image_mask)
     dropped, masked = (contrast_logits(*given, ContrastSpec(condition=c))[1] for c in ("drop", "mask"))  # type: ignore[arg-type]

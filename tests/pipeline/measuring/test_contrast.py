@@ -93,7 +93,7 @@ def batch_of(family: Callable[[str], Family]) -> Callable[[str], tuple[Any, Batc
 
 
 def _through_processor(reference: Family) -> tuple[Any, Batch, list[Batch]]:
-    options = {"pad_token_id": reference.encoder.pad_token_id, "batch_led": reference.encoder.batch_led_inputs}
+    options = {"pad_token_id": reference.encoder.pad_token_id, "batch_first": reference.encoder.batch_first_inputs}
     encoded = samples(reference.encoder, reference.name)
     return reference.model, collate(encoded, **options), [collate([item], **options) for item in encoded]
 
@@ -117,7 +117,7 @@ def _qwen() -> tuple[Any, Batch, list[Batch]]:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, QWEN])
-def test_label_head_equals_full_logits(batch_of: Callable[[str], Any], name: str) -> None:
+def test_the_label_only_head_equals_full_logits(batch_of: Callable[[str], Any], name: str) -> None:
     model, batch, _ = batch_of(name)
     with torch.no_grad():
         logits = label_logits(model, batch.inputs, batch.labels)

@@ -33,7 +33,9 @@ GIVEN = [
 
 def batch_of(reference: Family, contrast: ContrastSpec | None = None) -> Batch:
     encoded = [encode_with_contrast(reference.encoder, contrast or ContrastSpec(), *pair, "k") for pair in GIVEN]
-    return collate(encoded, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
+    return collate(
+        encoded, pad_token_id=reference.encoder.pad_token_id, batch_first=reference.encoder.batch_first_inputs
+    )
 
 
 def expected(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def test_rows_without_an_image_cost_no_pass_however_many_batches_they_are(llava:
 
 
 @pytest.mark.parametrize(
-    ("known", "rows"), [({}, [3]), ({"alike_batches": "why"}, [2, 1]), ({"one_by_one": "why"}, [1, 1, 1])]
+    ("known", "rows"), [({}, [3]), ({"uniform_shape_batches": "why"}, [2, 1]), ({"one_by_one": "why"}, [1, 1, 1])]
 )
 def test_rows_share_a_pass_unless_their_numbers_would_depend_on_it(
     llava: Family, known: dict[str, str], rows: list[int]
@@ -102,7 +102,7 @@ def test_the_numbers_of_a_row_are_those_of_the_two_passes(llava: Family, contras
     asked = conversation("<image>\nWhat?", "A red cat.")
     sample = encode_with_contrast(llava.encoder, contrast, asked, [sample_image(1)], "key")
     (row,) = measure([sample], model=llava.model, encoder=llava.encoder, contrast=contrast, tokens_per_batch=512)
-    batch = collate([sample], pad_token_id=llava.encoder.pad_token_id, batch_led=llava.encoder.batch_led_inputs)
+    batch = collate([sample], pad_token_id=llava.encoder.pad_token_id, batch_first=llava.encoder.batch_first_inputs)
     with_image, without = contrast_logits(
         llava.model, batch.inputs, batch.labels, batch.image_mask, contrast, batch.contrast_inputs or None
     )

@@ -39,7 +39,9 @@ GIVEN = [
 
 def batch_of(reference: Family, contrast: ContrastSpec) -> Batch:
     encoded = [encode_with_contrast(reference.encoder, contrast, *pair, f"k{i}") for i, pair in enumerate(GIVEN)]
-    return collate(encoded, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
+    return collate(
+        encoded, pad_token_id=reference.encoder.pad_token_id, batch_first=reference.encoder.batch_first_inputs
+    )
 
 
 @pytest.mark.parametrize("condition", CONTRASTS)
@@ -59,7 +61,9 @@ def test_the_second_pass_is_the_model_on_the_perturbed_image(
         reference.encoder(sample, [perturbed(image, contrast, f"k{i}", n) for n, image in enumerate(images)])
         for i, (sample, images) in enumerate(GIVEN)
     ]
-    long_way = collate(shown, pad_token_id=reference.encoder.pad_token_id, batch_led=reference.encoder.batch_led_inputs)
+    long_way = collate(
+        shown, pad_token_id=reference.encoder.pad_token_id, batch_first=reference.encoder.batch_first_inputs
+    )
     assert long_way.inputs["input_ids"].equal(batch.inputs["input_ids"])
     with torch.no_grad():
         expected = label_logits(reference.model, long_way.inputs, batch.labels)

@@ -123,7 +123,7 @@ def test_the_assembled_model_encodes_and_trains_its_projector(
     encoded = encoder(Sample(sample_id="a", images=(), messages=TURNS), [sample_image(1, (80, 40))])
     if kind == "llava":
         assert int(encoded.image_mask.sum()) == 4
-    batch = collate([encoded], pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    batch = collate([encoded], pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     model(**batch.inputs).logits.float().square().sum().backward()
     assert all(model.get_parameter(name).grad.abs().sum() > 0 for name in training)
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from cal_pipeline import cli
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights
-from cal_pipeline.models.loading import check_architecture, load_model, load_outline, load_processor
+from cal_pipeline.models.loading import check_architecture, load_meta_model, load_model, load_processor
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli as train_cli
 from conftest import Family
@@ -30,7 +30,7 @@ def copied(llava: Family, tmp_path: Path) -> Path:
 
 def refused(directory: Path, message: str) -> str:
     with pytest.raises(ConfigError, match=message) as raised:
-        check_weights(directory, load_outline(directory))
+        check_weights(directory, load_meta_model(directory))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -56,10 +56,10 @@ def test_what_loads_passes_with_one_file_of_weights_and_with_more(
     family: Callable[[str], Family], name: str, tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(family(name).directory, tmp_path / "model"))
-    check_weights(directory, load_outline(directory))
+    check_weights(directory, load_meta_model(directory))
     if name != "mini_gemini":  # Its converter writes several files.
         in_two_files(directory)
-        check_weights(directory, load_outline(directory))
+        check_weights(directory, load_meta_model(directory))
 
 
 def test_weights_that_are_tied_are_not_missing(copied: Path) -> None:
@@ -67,7 +67,7 @@ def test_weights_that_are_tied_are_not_missing(copied: Path) -> None:
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
     (copied / "config.json").write_text(json.dumps(config))
     rewrite(copied, lambda weights: {key: value for key, value in weights.items() if "lm_head" not in key})
-    check_weights(copied, load_outline(copied))
+    check_weights(copied, load_meta_model(copied))
 
 
 def test_missing_and_renamed_weights_are_named_on_both_sides(copied: Path) -> None:
@@ -123,7 +123,7 @@ def test_adapters_merged_where_they_lay_are_refused_by_both_programs(
     assert capfd.readouterr().err.count("move adapter_config.json and adapter_model.safetensors away") == 2
     for left in copied.glob("adapter_*"):
         left.unlink()
-    check_weights(copied, load_outline(copied))
+    check_weights(copied, load_meta_model(copied))
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
@@ -131,17 +131,17 @@ def test_a_processor_that_counts_other_image_tokens_than_the_tower_makes_is_refu
     family: Callable[[str], Family], name: str, tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(family(name).directory, tmp_path / "model"))
-    file, outline = directory / "processor_config.json", load_outline(directory)
+    file, meta_model = directory / "processor_config.json", load_meta_model(directory)
     values = json.loads(file.read_text())
     # The first token of the tower, which the model drops: a processor may count and drop it, or do neither.
     for strategy, given, wanted in (("default", 1, None), ("default", 0, 1), ("full", 0, None), ("full", 1, 0)):
         changed = {"vision_feature_select_strategy": strategy, "num_additional_image_tokens": given}
         file.write_text(json.dumps(values | changed))
         if wanted is None:
-            check_image_tokens(load_processor(directory), outline)
+            check_image_tokens(load_processor(directory), meta_model)
             continue
         with pytest.raises(ConfigError, match=f"write num_additional_image_tokens {wanted} into"):
-            check_image_tokens(load_processor(directory), outline)
+            check_image_tokens(load_processor(directory), meta_model)
 
 
 def test_adapters_alone_are_refused_with_a_way_that_merges_into_another_directory(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_self_check_notices_a_head_that_is_not_what_it_seems(copied: Path, llava
     model = load_reference(copied, dtype="float32")
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, out: out + out.shape[-1])
-    with pytest.raises(ConfigError, match="label head and full logits"):
+    with pytest.raises(ConfigError, match="label-only LM head and full logits"):
         self_check(model, llava.encoder, spec_for(llava))
 
 

@@ -21,7 +21,7 @@ AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 def questions(family: Family) -> Batch:
     encoded = encode_questions(family.encoder, family.name, ContrastSpec())
-    return collate(encoded, pad_token_id=family.encoder.pad_token_id, batch_led=family.encoder.batch_led_inputs)
+    return collate(encoded, pad_token_id=family.encoder.pad_token_id, batch_first=family.encoder.batch_first_inputs)
 
 
 def scaled(family: Family, dtype: Any = "float32", scale: float = 5.0) -> Any:
@@ -115,11 +115,13 @@ def test_a_right_head_passes_and_a_wrong_one_is_refused_in_every_precision(
     model = scaled(llava, weights)
     run_under(model, autocast)
     if FAULTS[fault]:
-        # On full logits only: what the label head yields has one column.
+        # On full logits only: what the label-only LM head yields has one column.
         model.get_output_embeddings().register_forward_hook(
             lambda module, args, out: FAULTS[fault](module, args, out) if out.shape[-1] > 1 else out  # type: ignore[misc]
         )
     batch = questions(llava).to(model.device, model.dtype)
-    expected = pytest.raises(ConfigError, match="label head and full logits") if FAULTS[fault] else nullcontext()
+    expected = (
+        pytest.raises(ConfigError, match="label-only LM head and full logits") if FAULTS[fault] else nullcontext()
+    )
     with expected:
         check_reference(model, batch, ContrastSpec(), "tiny")

@@ -114,15 +114,15 @@ def test_mllama_s_bos_is_there_once_and_is_no_image(mllama: Encoder, template: A
     assert "A cat." in tokenizer.decode(ids[encoded.labels != -100])
 
 
-def test_batches_hold_samples_alike_where_a_neighbour_s_images_would_show(mllama: Encoder) -> None:
+def test_batches_hold_samples_of_one_shape_where_a_neighbour_s_images_would_show(mllama: Encoder) -> None:
     counts = [1, 2, 0, 1, 0, 2]
     samples = [
         mllama(conversation("<image>" * n + "What?", "A cat."), [sample_image(i) for i in range(n)]) for n in counts
     ]
-    for batch in batches_by_tokens(samples, 10_000, alike=True):
+    for batch in batches_by_tokens(samples, 10_000, uniform_shape=True):
         assert len({counts[index] for index in batch}) == 1
-    assert sorted(index for batch in batches_by_tokens(samples, 10_000, alike=True) for index in batch) == list(
+    assert sorted(index for batch in batches_by_tokens(samples, 10_000, uniform_shape=True) for index in batch) == list(
         range(6)
     )
     assert len(batches_by_tokens(samples, 10_000)) == 2
-    assert mllama.alike_batches is not None
+    assert mllama.uniform_shape_batches is not None

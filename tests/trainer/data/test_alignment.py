@@ -137,7 +137,7 @@ def test_rows_that_nobody_measured_train_without_deltas(llava: Family) -> None:
     assert not example.unusable
 
 
-def test_what_is_wrong_with_the_words_is_said_before_a_picture_is_opened(
+def test_what_is_wrong_with_the_words_is_said_before_a_image_is_opened(
     llava: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = row_of(conversation("<image>\nWhat?", " "), images=[{"path": "lost.png", "bytes": None}])
@@ -145,18 +145,18 @@ def test_what_is_wrong_with_the_words_is_said_before_a_picture_is_opened(
     assert "s trains nothing: no_supervised_tokens: " in caplog.text
 
 
-def test_a_measured_row_whose_perturbed_picture_gets_other_tokens_trains_nothing_and_is_said(
+def test_a_measured_row_whose_perturbed_image_gets_other_tokens_trains_nothing_and_is_said(
     family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # As by a processor that crops to content: the perturbed image comes out narrower, and tiles otherwise.
     monkeypatch.setattr(
         "cal_pipeline.encoding.perturbation.perturbed", lambda image, *_: image.crop((0, 0, 20, image.height))
     )
-    encoder, sample, picture = family("llava_next").encoder, conversation("<image>\nWhat?", "A cat."), io.BytesIO()
-    sample_image(1, (90, 60)).save(picture, "PNG")
+    encoder, sample, image = family("llava_next").encoder, conversation("<image>\nWhat?", "A cat."), io.BytesIO()
+    sample_image(1, (90, 60)).save(image, "PNG")
     ids = [label for label in encoder(sample, [sample_image(1, (90, 60))]).labels.tolist() if label != IGNORE_INDEX]
     row = row_of(
-        sample, images=[{"path": None, "bytes": picture.getvalue()}], sample_key="k", label_ids=ids,
+        sample, images=[{"path": None, "bytes": image.getvalue()}], sample_key="k", label_ids=ids,
         delta_logits=[0.0] * len(ids),
     )  # fmt: skip
     rows = RowEncoder(encoder, spec_of(encoder))

@@ -27,9 +27,9 @@ from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, RowEncoder, blank_sample, scatter_deltas
+from cal_trainer.data.alignment import Example, RowEncoder, dummy_sample, scatter_deltas
 from cal_trainer.data.collator import ExampleCollator, StepBatch
-from cal_trainer.data.dataset import BLANK, AnnotatedExamples
+from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.run.parameters import set_trainable
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
@@ -216,7 +216,7 @@ def test_rows_that_train_nothing_are_said_twenty_times(
 
 
 @pytest.mark.parametrize("max_length", [2048, 2047])
-def test_a_picture_that_vanished_since_the_measurement_stops_the_run_whatever_the_student_s_inputs(
+def test_a_image_that_vanished_since_the_measurement_stops_the_run_whatever_the_student_s_inputs(
     data: Data, tmp_path: Path, max_length: int
 ) -> None:
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=max_length)
@@ -239,7 +239,7 @@ def test_each_shard_s_own_image_folder_is_used(llava: Family, tmp_path: Path) ->
         examples[1]
 
 
-def test_embedded_pictures_come_out_of_the_arrow_copy(llava: Family, tmp_path: Path) -> None:
+def test_embedded_images_come_out_of_the_arrow_copy(llava: Family, tmp_path: Path) -> None:
     shards = plan_shards([str(write_parquet(tmp_path / "p[0].parquet", 4))])
     directory = annotate(tmp_path / "out", shards, llava.encoder, llava.model)
     examples = AnnotatedExamples(directory, llava.encoder, cache_dir=tmp_path)
@@ -261,8 +261,8 @@ def test_a_shard_that_was_measured_again_is_not_taken_from_the_old_copy(llava: F
 
 
 def test_workers_give_the_batches_of_the_main_process(examples: AnnotatedExamples, data: Data) -> None:
-    collator = ExampleCollator(encoder=data.encoder, blank=blank_sample(data.encoder))
-    order = [3, 0, BLANK, 5, 1, 2]
+    collator = ExampleCollator(encoder=data.encoder, dummy=dummy_sample(data.encoder))
+    order = [3, 0, DUMMY, 5, 1, 2]
     loaders = [
         DataLoader(examples, batch_size=2, sampler=order, collate_fn=collator, num_workers=workers)
         for workers in (0, 2)
@@ -281,17 +281,17 @@ def test_it_survives_pickling_for_workers_that_are_spawned(examples: AnnotatedEx
     torch.testing.assert_close(copy[2].deltas, examples[2].deltas, equal_nan=True, rtol=0, atol=0)
 
 
-def test_a_batch_without_a_picture_gets_the_blank_one(examples: AnnotatedExamples, data: Data) -> None:
-    collator = ExampleCollator(encoder=data.encoder, blank=blank_sample(data.encoder))
+def test_a_batch_without_a_image_gets_the_dummy_one(examples: AnnotatedExamples, data: Data) -> None:
+    collator = ExampleCollator(encoder=data.encoder, dummy=dummy_sample(data.encoder))
     text_only = int(np.flatnonzero(~examples.has_image())[0])
     batch = collator([examples[text_only]])
     assert len(batch["labels"]) == 2
     assert bool((batch["labels"][1] == IGNORE_INDEX).all())
     assert bool(batch["image_mask"][1].any())
-    assert len(collator([examples[text_only], examples[BLANK]])["labels"]) == 2
+    assert len(collator([examples[text_only], examples[DUMMY]])["labels"]) == 2
 
 
-def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictures_beside_them(
+def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_images_beside_them(
     examples: AnnotatedExamples, data: Data
 ) -> None:
     assert examples.contrasted(ContrastSpec()) is examples
@@ -304,15 +304,15 @@ def test_a_contrast_that_perturbs_takes_a_twin_of_the_rows_with_perturbed_pictur
     assert shown.shape == blurry.shape
     assert not torch.equal(shown, blurry)
     same(dict(blurred.blank.encoded.image_inputs), dict(blurred.blank.encoded.contrast_inputs))
-    assert blank_sample(data.encoder, ContrastSpec()).contrast_inputs == {}
+    assert dummy_sample(data.encoder, ContrastSpec()).contrast_inputs == {}
 
 
 def test_the_cells_that_are_painted_over_are_those_of_the_measurement(examples: AnnotatedExamples, data: Data) -> None:
     contrast = ContrastSpec(condition="patch_mask", patch_mask_ratio=0.5)
     row = stored_rows(data.directory)[0]
     sample = sample_from_columns(row)
-    pictures = decode_images(read_images(sample.images, data.images), MAX_IMAGE_PIXELS)
-    expected = encode_with_contrast(data.encoder, contrast, sample, pictures, str(row["sample_key"]))
+    images = decode_images(read_images(sample.images, data.images), MAX_IMAGE_PIXELS)
+    expected = encode_with_contrast(data.encoder, contrast, sample, images, str(row["sample_key"]))
     same(dict(examples.contrasted(contrast)[0].encoded.contrast_inputs), dict(expected.contrast_inputs))
 
 
@@ -331,27 +331,27 @@ def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data
         AnnotatedExamples(directory, llava.encoder, cache_dir=tmp_path)
 
 
-def test_a_max_length_below_one_picture_is_a_config_error(data: Data, tmp_path: Path) -> None:
+def test_a_max_length_below_one_image_is_a_config_error(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one small image and a word cannot be encoded"):
         open_examples(data, tmp_path, Encoder(data.encoder.processor, template="vicuna_v1", max_length=8))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_blank_row_reaches_every_parameter_of_the_vision_side(family: Callable[[str], Family], name: str) -> None:
+def test_the_dummy_row_reaches_every_parameter_of_the_vision_side(family: Callable[[str], Family], name: str) -> None:
     found = family(name)
     model = copy.deepcopy(found.model).train()
     trained = set_trainable(model, ["vision_tower", "projector"])
-    blank = blank_sample(found.encoder)
-    batch = ExampleCollator(encoder=found.encoder, blank=blank)(
-        [Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))]
+    dummy = dummy_sample(found.encoder)
+    batch = ExampleCollator(encoder=found.encoder, dummy=dummy)(
+        [Example(encoded=dummy, deltas=torch.full((dummy.num_tokens,), torch.nan))]
     )
     (model(**StepBatch.of(batch).inputs, use_cache=False).logits.sum() * 0).backward()
     without = [name for name, parameter in model.named_parameters() if name in trained and parameter.grad is None]
     assert without == []
 
 
-def test_the_blank_row_has_the_picture_with_the_fewest_tokens(family: Callable[[str], Family]) -> None:
+def test_the_dummy_row_has_the_image_with_the_fewest_tokens(family: Callable[[str], Family]) -> None:
     encoder = family("llava_next").encoder
     turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
     square = encoder(Sample(sample_id="s", images=(), messages=turns), [Image.new("RGB", (32, 32))])
-    assert blank_sample(encoder).num_tokens < square.num_tokens
+    assert dummy_sample(encoder).num_tokens < square.num_tokens

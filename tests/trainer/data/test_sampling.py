@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from cal_trainer.data.dataset import BLANK
+from cal_trainer.data.dataset import DUMMY
 from cal_trainer.data.sampling import EpochSampler, GroupBy, InOrder, SetSamplerEpoch, StepShape, epoch_order
 
 GROUPINGS: tuple[GroupBy, ...] = ("none", "length", "modality_length")
@@ -28,26 +28,26 @@ def order_of(samples: list[tuple[int, bool]], group_by: GroupBy, step_size: int,
 
 
 @given(SAMPLES, st.sampled_from(GROUPINGS), st.integers(1, 12))
-def test_every_index_comes_once_and_blanks_only_fill(
+def test_every_index_comes_once_and_padding_rows_only_fill(
     samples: list[tuple[int, bool]], group_by: GroupBy, step_size: int
 ) -> None:
     order = order_of(samples, group_by, step_size)
-    assert sorted(order[order != BLANK].tolist()) == list(range(len(samples)))
+    assert sorted(order[order != DUMMY].tolist()) == list(range(len(samples)))
     assert len(order) % step_size == 0
     with_image = sum(flag for _, flag in samples)
     pools = [with_image, len(samples) - with_image] if group_by == "modality_length" else [len(samples)]
-    assert (order == BLANK).sum() == sum(-size % step_size for size in pools)
+    assert (order == DUMMY).sum() == sum(-size % step_size for size in pools)
     for step in order.reshape(-1, step_size):
-        blank = step == BLANK
-        assert not blank.all()
-        assert not (blank[:-1] & ~blank[1:]).any(), "blanks are at the end of their step"
+        padding = step == DUMMY
+        assert not padding.all()
+        assert not (padding[:-1] & ~padding[1:]).any(), "padding rows are at the end of their step"
 
 
 @given(SAMPLES, st.integers(1, 12))
 def test_every_step_is_of_one_modality(samples: list[tuple[int, bool]], step_size: int) -> None:
     _, has_image = arrays(samples)
     for step in order_of(samples, "modality_length", step_size).reshape(-1, step_size):
-        assert len(set(has_image[step[step != BLANK]].tolist())) == 1
+        assert len(set(has_image[step[step != DUMMY]].tolist())) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,7 +68,7 @@ def test_steps_are_sorted_by_length_and_the_longest_sample_comes_first(
     order = order_of(samples, group_by, step_size)
     assert lengths[order[0]] == lengths.max()
     for step in order.reshape(-1, step_size):
-        of_step = lengths[step[step != BLANK]]
+        of_step = lengths[step[step != DUMMY]]
         assert (np.diff(of_step) <= 0).all()
 
 
@@ -106,7 +106,7 @@ def test_accelerate_gives_ranks_equal_batches_and_no_sample_twice(
     ]
     assert {len(batches) for batches in ranks} == {len(sampler) // (batch_size * world_size)}
     assert len(ranks[0]) % accumulation == 0
-    seen = [index for batches in ranks for batch in batches for index in batch if index != BLANK]
+    seen = [index for batches in ranks for batch in batches for index in batch if index != DUMMY]
     assert sorted(seen) == list(range(len(samples)))
     if group_by != "modality_length":
         return
@@ -114,7 +114,7 @@ def test_accelerate_gives_ranks_equal_batches_and_no_sample_twice(
         of_step = [
             i for rank in ranks for batch in rank[step * accumulation : (step + 1) * accumulation] for i in batch
         ]
-        assert len({bool(has_image[i]) for i in of_step if i != BLANK}) == 1
+        assert len({bool(has_image[i]) for i in of_step if i != DUMMY}) == 1
 
 
 @pytest.mark.parametrize("group_by", GROUPINGS)
@@ -135,13 +135,13 @@ def test_no_samples_are_no_steps(group_by: GroupBy) -> None:
     assert sampler.steps_per_epoch == 0
 
 
-def test_blanks_are_shorter_than_any_sample() -> None:
+def test_padding_rows_are_shorter_than_any_sample() -> None:
     order = epoch_order(np.zeros(5), np.zeros(5, bool), group_by="length", step_size=4, seed=0, epoch=0)
-    assert order[5:].tolist() == [BLANK] * 3
+    assert order[5:].tolist() == [DUMMY] * 3
 
 
 def test_evaluation_takes_every_row_once_in_order_and_fills_the_last_step() -> None:
-    assert list(InOrder(5, 4)) == [0, 1, 2, 3, 4, BLANK, BLANK, BLANK]
+    assert list(InOrder(5, 4)) == [0, 1, 2, 3, 4, DUMMY, DUMMY, DUMMY]
     assert list(InOrder(4, 2)) == [0, 1, 2, 3]
     assert len(InOrder(5, 4)) == 8
     assert len(InOrder(4, 2)) == 4

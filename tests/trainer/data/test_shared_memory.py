@@ -53,7 +53,7 @@ def test_without_workers_nothing_is_handed_over(llava: Family, annotated: Path, 
 @pytest.mark.usefixtures("full")
 def test_a_batch_that_does_not_fit_later_ends_the_run(llava: Family, annotated: Path, tmp_path: Path) -> None:
     examples = AnnotatedExamples(annotated, llava.encoder, cache_dir=tmp_path / "cache")
-    collator = ExampleCollator(encoder=llava.encoder, blank=examples.blank.encoded)
+    collator = ExampleCollator(encoder=llava.encoder, dummy=examples.blank.encoded)
     assert len(collator([examples[0]])["labels"]) == 1
     with pytest.raises(ConfigError, match=r"does not fit into /proc, which has 0\.0 MB free"):
         next(iter(DataLoader(examples, batch_size=2, num_workers=1, collate_fn=collator)))

@@ -19,9 +19,9 @@ from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, MissingDeltaError
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.data.alignment import Example, blank_sample
+from cal_trainer.data.alignment import Example, dummy_sample
 from cal_trainer.data.collator import ExampleCollator
-from cal_trainer.data.dataset import BLANK, AnnotatedExamples
+from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.data.sidecar import ABSENT, SidecarExamples, key_array, match_keys
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples
@@ -71,7 +71,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def batches(examples: Dataset[Example], data: Data, order: list[int]) -> list[dict[str, torch.Tensor]]:
-    collator = ExampleCollator(encoder=data.family.encoder, blank=blank_sample(data.family.encoder))
+    collator = ExampleCollator(encoder=data.family.encoder, dummy=dummy_sample(data.family.encoder))
     return [collator([examples[i] for i in order[start : start + 3]]) for start in range(0, len(order), 3)]
 
 
@@ -89,7 +89,7 @@ def test_sidecar_and_self_contained_shards_give_the_same_batches(data: Data) -> 
     assert joined.skipped == whole.skipped
     np.testing.assert_array_equal(joined.lengths(), whole.lengths())
     np.testing.assert_array_equal(joined.has_image(), whole.has_image())
-    order = [*range(len(whole)), BLANK]
+    order = [*range(len(whole)), DUMMY]
     identical(batches(joined, data, order), batches(whole, data, order))
 
 
@@ -188,7 +188,7 @@ def test_labels_are_checked_row_by_row(llava: Family, data: Data, tmp_path: Path
         _ = [joined[number] for number in range(len(joined))]
 
 
-def test_a_parquet_source_with_embedded_pictures_joins_by_their_bytes(llava: Family, tmp_path: Path) -> None:
+def test_a_parquet_source_with_embedded_images_joins_by_their_bytes(llava: Family, tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "raw" / "p.parquet", 5)
     shards = plan_shards([str(source)])
     sidecar = annotate(tmp_path / "sidecar", shards, llava.encoder, llava.model, carry="none")
@@ -231,7 +231,7 @@ def test_an_unmeasured_source_trains_without_deltas(data: Data) -> None:
     assert examples.skipped == {"encode_error": 1}
     assert examples[0].deltas.isnan().all()
     assert (examples[0].encoded.labels != IGNORE_INDEX).any()
-    assert (examples[BLANK].encoded.labels == IGNORE_INDEX).all()
+    assert (examples[DUMMY].encoded.labels == IGNORE_INDEX).all()
     turns = [row["conversations"] for number, row in enumerate(rows_of(data)) if number != 14]
     assert examples.lengths().tolist() == [sum(len(turn["value"]) for turn in row) for row in turns]
     assert examples.has_image().sum() == 21
@@ -259,10 +259,10 @@ def test_a_sidecar_of_an_archive_joins_to_it_packed_again_in_another_order(llava
     def pack(path: Path, order: list[int]) -> Path:
         with tarfile.open(path, "w") as archive:
             for number in order:
-                picture = io.BytesIO()
-                sample_image(number, (48, 40)).save(picture, "PNG")
+                image = io.BytesIO()
+                sample_image(number, (48, 40)).save(image, "PNG")
                 caption = json.dumps({"caption": "A red cat." + " Yes." * number}).encode()
-                for suffix, data in (("png", picture.getvalue()), ("json", caption)):
+                for suffix, data in (("png", image.getvalue()), ("json", caption)):
                     info = tarfile.TarInfo(f"{number:03d}.{suffix}")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))

@@ -16,9 +16,9 @@ from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas import annotated
 from cal_schemas.errors import ConfigError
-from cal_trainer.data.alignment import blank_sample
+from cal_trainer.data.alignment import dummy_sample
 from cal_trainer.data.collator import ExampleCollator
-from cal_trainer.data.dataset import BLANK, AnnotatedExamples
+from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.streaming import RowGroups, StreamedExamples, StreamSampler, lane_sizes
 from conftest import Family
@@ -52,7 +52,7 @@ def test_rows_are_those_of_the_mapped_dataset(
     mapped = AnnotatedExamples(directory, llava.encoder, cache_dir=tmp_path, max_image_pixels=MAX_IMAGE_PIXELS)
     assert len(examples) == len(mapped) == 22
     assert examples.skipped == mapped.skipped
-    for index in (*range(22), BLANK):
+    for index in (*range(22), DUMMY):
         one, other = examples[index], mapped[index]
         torch.testing.assert_close(one.encoded.labels, other.encoded.labels)
         torch.testing.assert_close(one.deltas, other.deltas, equal_nan=True, rtol=0, atol=0)
@@ -141,11 +141,11 @@ def test_every_row_comes_once_over_ranks_and_workers(
     ranks = of_ranks(sampler, batch_size, world_size)
     assert {len(batches) for batches in ranks} == {len(sampler) // batch_size // world_size}
     assert len(ranks[0]) % accumulation == 0
-    seen = [index for batches in ranks for batch in batches for index in batch if index != BLANK]
+    seen = [index for batches in ranks for batch in batches for index in batch if index != DUMMY]
     assert sorted(seen) == list(range(sum(sizes)))
-    # Blanks only fill the last step.
+    # Padding rows only fill the last step.
     step = batch_size * accumulation * world_size
-    assert BLANK not in list(sampler)[: len(sampler) - step]
+    assert DUMMY not in list(sampler)[: len(sampler) - step]
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5))
@@ -187,7 +187,7 @@ def test_rows_are_shuffled_and_each_epoch_otherwise(examples: StreamedExamples) 
 def test_a_resumed_epoch_goes_on_where_it_stopped(examples: StreamedExamples, llava: Family, workers: int) -> None:
     sampler = sampler_of(examples, num_workers=workers)
     sampler.set_epoch(1)
-    collator = ExampleCollator(encoder=llava.encoder, blank=blank_sample(llava.encoder))
+    collator = ExampleCollator(encoder=llava.encoder, dummy=dummy_sample(llava.encoder))
 
     def batches(batch_sampler: Any) -> list[dict[str, torch.Tensor]]:
         return list(DataLoader(examples, batch_sampler=batch_sampler, collate_fn=collator, num_workers=workers))

@@ -36,9 +36,9 @@ def batch_of(encoder: Encoder) -> Batch:
     for number, contents in enumerate(rows):
         roles = ("user", "assistant") * (len(contents) // 2)
         turns = tuple(Turn(role=role, content=content) for role, content in zip(roles, contents, strict=True))
-        pictures = [sample_image(number)] if "<image>" in contents[0] else []
-        encoded.append(encoder(Sample(sample_id=str(number), images=(), messages=turns), pictures))
-    return collate(encoded, pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+        images = [sample_image(number)] if "<image>" in contents[0] else []
+        encoded.append(encoder(Sample(sample_id=str(number), images=(), messages=turns), images))
+    return collate(encoded, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
 
 
 @pytest.fixture

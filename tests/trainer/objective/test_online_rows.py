@@ -20,7 +20,7 @@ from cal_trainer.objective.delta_source import OnlineDeltas
 from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.run.parameters import active_dropout
 from cal_trainer.trainer import CalTrainer, Weighting
-from families.case import VOCABULARY, Case, Picture, pixels, token_samples
+from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
 _LAYERS = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -31,7 +31,7 @@ def online_loss(directory: Path, case: Case, size: int, **options: Any) -> float
     """Of one step over all samples at learning rate 0, in micro-batches of `size` rows, each row weighed by itself."""
     examples = [Example(encoded=sample, deltas=torch.zeros(sample.num_tokens)) for sample in case.samples]
     first = case.samples[0]
-    blank = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
+    dummy = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
     arguments = TrainingArguments(
         output_dir=str(directory), use_cpu=True, report_to=[], remove_unused_columns=False, learning_rate=0.0,
         max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=len(examples) // size,
@@ -41,7 +41,7 @@ def online_loss(directory: Path, case: Case, size: int, **options: Any) -> float
     trainer = CalTrainer(
         model=case.model, args=arguments, delta_source=OnlineDeltas(contrast=ContrastSpec()),
         weighting=Weighting(normalization="sample"), train_dataset=examples,
-        data_collator=ExampleCollator(encoder=encoder, blank=blank),
+        data_collator=ExampleCollator(encoder=encoder, dummy=dummy),
     )  # fmt: skip
     trainer.train()
     return float(trainer.state.log_history[0]["loss"])
@@ -56,7 +56,7 @@ def test_rope_that_scales_with_the_longest_row_gives_each_row_its_own(tmp_path: 
         image_token_index=3,
         image_seq_length=4,
     )
-    samples = token_samples(lambda seed: Picture(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)}))
+    samples = token_samples(lambda seed: Image(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)}))
     case = Case(model=build(hf.LlavaForConditionalGeneration, config), samples=samples)
     together, alone = (
         online_loss(tmp_path, case, size, activation_checkpointing=checkpointing) for size in (len(samples), 1)
@@ -76,11 +76,11 @@ def _emu3() -> Case:
         vocabulary_map={**vocabulary, "<image>": 3, "<|extra_200|>": 4},
     )  # fmt: skip
 
-    def picture(seed: int) -> Picture:
+    def image(seed: int) -> Image:
         inputs = {"pixel_values": pixels(seed, 1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
-        return Picture(ids=[1, *[3] * 72, 2], inputs=inputs)
+        return Image(ids=[1, *[3] * 72, 2], inputs=inputs)
 
-    return Case(model=build(hf.Emu3ForConditionalGeneration, config), samples=token_samples(picture))
+    return Case(model=build(hf.Emu3ForConditionalGeneration, config), samples=token_samples(image))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -113,7 +113,7 @@ def _llava() -> Case:
         image_token_index=3,
         image_seq_length=4,
     )
-    samples = token_samples(lambda seed: Picture(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)}))
+    samples = token_samples(lambda seed: Image(ids=[3] * 4, inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)}))
     return Case(model=build(hf.LlavaForConditionalGeneration, config), samples=samples)
 
 

@@ -38,7 +38,7 @@ def shown(annotated: Path) -> np.ndarray:
     return np.array([d for row in rows if row["images"] for d in row["delta_logits"] if d is not None], np.float64)
 
 
-def test_quantiles_are_those_of_rows_with_pictures(
+def test_quantiles_are_those_of_rows_with_images(
     annotated: Path, shown: np.ndarray, tmp_path: Path, llava: Family
 ) -> None:
     found = quantiles_of(open_annotated(annotated))
@@ -149,7 +149,7 @@ def test_bounds_that_cannot_be_are_one_message_and_exit_2(
     assert "Traceback" not in err
 
 
-def test_data_without_a_picture_s_delta_is_refused(tmp_path: Path, llava: Family) -> None:
+def test_data_without_a_image_s_delta_is_refused(tmp_path: Path, llava: Family) -> None:
     rows = [{"id": 1, "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     folder = annotate(tmp_path / "out", plan_shards([str(tmp_path / "data.json")], []), llava.encoder, llava.model)

@@ -34,7 +34,7 @@ def batch_of(family: Family) -> dict[str, torch.Tensor]:
     turns = (Turn(role="user", content="<image>\nWhat is it?"), Turn(role="assistant", content="A red square."))
     encoded = family.encoder(Sample(sample_id="a", images=(), messages=turns), [sample_image(1)])
     batch = collate(
-        [encoded, encoded], pad_token_id=family.encoder.pad_token_id, batch_led=family.encoder.batch_led_inputs
+        [encoded, encoded], pad_token_id=family.encoder.pad_token_id, batch_first=family.encoder.batch_first_inputs
     )
     return {**batch.inputs, "labels": batch.labels, "image_mask": batch.image_mask}
 

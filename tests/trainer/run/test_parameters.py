@@ -41,7 +41,7 @@ def batch_of(family: Family) -> dict[str, torch.Tensor]:
     turns = (Turn(role="user", content="<image>\nWhat is it?"), Turn(role="assistant", content="A red square."))
     sample = Sample(sample_id="a", images=(), messages=turns)
     encoded = [family.encoder(sample, [sample_image(1, size)]) for size in ((80, 50), (50, 80))]
-    batch = collate(encoded, pad_token_id=family.encoder.pad_token_id, batch_led=family.encoder.batch_led_inputs)
+    batch = collate(encoded, pad_token_id=family.encoder.pad_token_id, batch_first=family.encoder.batch_first_inputs)
     return dict(batch.inputs)
 
 

@@ -152,8 +152,8 @@ def test_rows_that_turn_out_unusable_are_counted_in_the_log_and_in_the_card(
     llava: Family, annotated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, images = write_llava_json(tmp_path, 12)
-    for picture in list(images.iterdir())[:8]:
-        picture.unlink()
+    for image in list(images.iterdir())[:8]:
+        image.unlink()
     flags = ("--source_path", data, "--image_folder", images, "--delta_source", "uniform", "--num_train_epochs", 2)
     argv = command(llava, annotated, tmp_path / "out", *flags)
     at = argv.index("--data_path")

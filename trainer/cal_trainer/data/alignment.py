@@ -25,7 +25,7 @@ from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
 _MAX_WARNINGS = 20
-_BLANK_SIZES = ((32, 32), (8, 256), (256, 8))
+_DUMMY_SIZES = ((32, 32), (8, 256), (256, 8))
 """(width, height). A thinner strip would leave no row of tiles at all, and LLaVA-NeXT's newline without a gradient."""
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Example:
     deltas: Tensor
     """[T] float32, NaN where unsupervised or undefined."""
     unusable: bool = False
-    """The blank example in place of a row that this model's encoding cannot hold."""
+    """The dummy example in place of a row that this model's encoding cannot hold."""
 
 
 def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) -> bool:
@@ -99,7 +99,7 @@ def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[i
     return scattered
 
 
-def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
+def dummy_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
     """A black image with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
 
     Of a few small images it takes the one with the fewest tokens: processors that cut images into tiles enlarge a
@@ -113,9 +113,9 @@ def blank_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
 
     turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
     found: list[EncodedSample] = []
-    for size in _BLANK_SIZES:
+    for size in _DUMMY_SIZES:
         try:
-            found.append(encoder(Sample(sample_id="blank", images=(), messages=turns), [Image.new("RGB", size)]))
+            found.append(encoder(Sample(sample_id="dummy", images=(), messages=turns), [Image.new("RGB", size)]))
         except SampleError as error:
             problem = error
     if not found:
@@ -148,8 +148,8 @@ class EncodesRows:
 
     @property
     def blank(self) -> Example:
-        """What stands at index BLANK: trains nothing."""
-        return self._encode.blank
+        """What stands at index DUMMY: trains nothing."""
+        return self._encode.dummy
 
     def contrasted(self, contrast: ContrastSpec) -> Self:
         """The same rows, with the perturbed images that online deltas and the drift log need under `contrast`."""
@@ -188,8 +188,8 @@ class RowEncoder:
         self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
         self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
         self._same_inputs = spec is not None and use_deltas and check_measurement(spec, encoder, where)
-        blank = blank_sample(encoder)
-        self.blank = Example(encoded=blank, deltas=torch.full((blank.num_tokens,), torch.nan))
+        dummy = dummy_sample(encoder)
+        self.dummy = Example(encoded=dummy, deltas=torch.full((dummy.num_tokens,), torch.nan))
         self._contrast = ContrastSpec()
         self._num_warned = 0
 
@@ -197,22 +197,22 @@ class RowEncoder:
         """The same, whose examples also hold what a second pass under `contrast` needs of their images."""
         twin = copy.copy(self)
         twin._contrast = contrast
-        twin.blank = replace(self.blank, encoded=blank_sample(self._encoder, contrast))
+        twin.dummy = replace(self.dummy, encoded=dummy_sample(self._encoder, contrast))
         return twin
 
     def __call__(self, row: Mapping[str, Any], image_folder: Location | None) -> Example:
         """Encodes and aligns; `row` has images, messages, and label_ids and delta_logits where it was measured.
 
         A row that only this model cannot take (too long under other inputs, a token beyond its embeddings, or never
-        measured and bad) becomes the blank example, marked unusable, with a warning. Raises AlignmentError for labels
+        measured and bad) becomes the dummy example, marked unusable, with a warning. Raises AlignmentError for labels
         other than the measured ones.
         """
         sample, measured = sample_from_columns(row), measured_from_columns(row)
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
             self._encoder.check(sample)
-            pictures = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
-            encoded = encode_with_contrast(self._encoder, self._contrast, sample, pictures, key)
+            images = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
+            encoded = encode_with_contrast(self._encoder, self._contrast, sample, images, key)
         except SampleError as error:
             too_long_now = isinstance(error, TooLongError) and not self._same_inputs
             if measured is None or too_long_now or isinstance(error, ContrastError):
@@ -236,4 +236,4 @@ class RowEncoder:
         if self._num_warned <= _MAX_WARNINGS:
             more = "; further ones are counted only (unusable_rows)" if self._num_warned == _MAX_WARNINGS else ""
             _log.warning("%s trains nothing: %s: %s%s", sample.sample_id, error.status, error, more)
-        return replace(self.blank, unusable=True)
+        return replace(self.dummy, unusable=True)

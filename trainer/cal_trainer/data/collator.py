@@ -20,24 +20,24 @@ from cal_trainer.data.shared_memory import validate_batch_memory
 class ExampleCollator:
     """Examples to the dict a training step takes: model inputs, and `labels`, `image_mask`, `deltas` [B, T].
 
-    With them comes `num_unusable`, an int64 scalar: rows that the blank example stands for.
+    With them comes `num_unusable`, an int64 scalar: rows that the dummy example stands for.
 
-    A micro-batch without an image gets the blank sample as its last row: under data parallelism every rank then runs
+    A micro-batch without an image gets the dummy sample as its last row: under data parallelism every rank then runs
     the same passes, and no parameter of the vision side is left without a gradient. Not so where an image in a
-    neighbour's row would change this one's logits (special_cases.ALIKE_BATCHES).
+    neighbour's row would change this one's logits (special_cases.UNIFORM_SHAPE_BATCHES).
     """
 
     encoder: Encoder
-    blank: EncodedSample
+    dummy: EncodedSample
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Pads and stacks; with perturbed images also `contrast_inputs`, their pixel inputs by name."""
         encoded = [example.encoded for example in examples]
         deltas = [example.deltas for example in examples]
-        if self.encoder.alike_batches is None and not any(item.image_inputs for item in encoded):
-            encoded.append(self.blank)
-            deltas.append(torch.full((self.blank.num_tokens,), torch.nan))
-        batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_led=self.encoder.batch_led_inputs)
+        if self.encoder.uniform_shape_batches is None and not any(item.image_inputs for item in encoded):
+            encoded.append(self.dummy)
+            deltas.append(torch.full((self.dummy.num_tokens,), torch.nan))
+        batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_first=self.encoder.batch_first_inputs)
         length = batch.labels.shape[1]
         padded = [torch.nn.functional.pad(item, (0, length - len(item)), value=torch.nan) for item in deltas]
         extra: dict[str, Any] = {

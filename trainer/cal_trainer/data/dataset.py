@@ -27,7 +27,7 @@ from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOpti
 from cal_trainer.data.arrow_copy import map_parquet
 from cal_trainer.data.shards import annotated_shards
 
-BLANK = -1
+DUMMY = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
 COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "label_ids", "delta_logits",
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class AnnotatedExamples(EncodesRows, Dataset[Example]):
-    """Usable rows of annotated shards, encoded on access; index BLANK is the blank example.
+    """Usable rows of annotated shards, encoded on access; index DUMMY is the dummy example.
 
     Args:
         path: directory of annotated shards (self-contained: with images and messages).
@@ -85,7 +85,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         return has_image(self._rows.data.table)[self._usable]
 
     def __getitem__(self, index: int) -> Example:
-        if index == BLANK:
+        if index == DUMMY:
             return self.blank
         row = int(self._usable[index])
         return self._encode(self._rows[row].to_pylist()[0], self._folders(row))

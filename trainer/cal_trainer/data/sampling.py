@@ -2,7 +2,7 @@
 
 An epoch is cut into steps of world_size * accumulation_steps * batch_size indices. Inside a step the i-th run of
 batch_size indices is micro-batch i // world_size of rank i % world_size, which is how accelerate deals batches out.
-Steps are filled with BLANK, so that every rank has the same number of batches and no sample is repeated.
+Steps are filled with DUMMY, so that every rank has the same number of batches and no sample is repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from cal_trainer.data.dataset import BLANK
+from cal_trainer.data.dataset import DUMMY
 
 GroupBy = Literal["none", "length", "modality_length"]
 _CHUNK = 8192
@@ -43,7 +43,7 @@ class StepShape:
 def epoch_order(
     lengths: np.ndarray, has_image: np.ndarray, *, group_by: GroupBy, step_size: int, seed: int, epoch: int
 ) -> np.ndarray:
-    """Indices of one epoch, BLANK included.
+    """Indices of one epoch, DUMMY included.
 
     Args:
         lengths: [N] tokens of every sample; any unit will do.
@@ -55,8 +55,8 @@ def epoch_order(
         seed: of the run.
         epoch: each has an order of its own.
 
-    Returns [M] int64 with M a multiple of step_size: every index once, at most step_size - 1 blanks (per modality),
-    at the end of their step. With grouping the step with the longest sample comes first: memory peaks at once or never.
+    Returns [M] int64 with M a multiple of step_size: every index once, at most step_size - 1 DUMMY (per modality), at
+    the end of their step. With grouping the step with the longest sample comes first: memory peaks at once or never.
     """
     rng = np.random.default_rng([seed, epoch])
     if group_by == "none":
@@ -67,7 +67,7 @@ def epoch_order(
     steps = np.concatenate([_steps(rng.permutation(pool), step_size) for pool in pools])
     if group_by == "modality_length":
         steps = rng.permutation(steps)
-    # BLANK reads the last entry: shorter than anything, so that blanks sort to the end.
+    # DUMMY reads the last entry: shorter than anything, so that padding rows sort to the end.
     known = np.append(lengths, -1)
     steps = np.take_along_axis(steps, np.argsort(-known[steps], axis=1, kind="stable"), axis=1)
     if len(steps):
@@ -77,9 +77,9 @@ def epoch_order(
 
 
 def _steps(indices: np.ndarray, step_size: int) -> np.ndarray:
-    """[steps, step_size], the last one filled with BLANK."""
-    blanks = -len(indices) % step_size
-    return np.append(indices, np.full(blanks, BLANK, np.int64)).astype(np.int64).reshape(-1, step_size)
+    """[steps, step_size], the last one filled with DUMMY."""
+    num_padding = -len(indices) % step_size
+    return np.append(indices, np.full(num_padding, DUMMY, np.int64)).astype(np.int64).reshape(-1, step_size)
 
 
 class EpochSampler(Sampler[int]):
@@ -106,7 +106,7 @@ class EpochSampler(Sampler[int]):
         return len(self) // self._step_size
 
     def __len__(self) -> int:
-        """Indices of an epoch, BLANK included: the same for all epochs."""
+        """Indices of an epoch, DUMMY included: the same for all epochs."""
         pools = [len(self._lengths)]
         if self._group_by == "modality_length":
             with_image = int(self._has_image.sum())
@@ -131,7 +131,7 @@ class EpochSampler(Sampler[int]):
 
 
 class InOrder(Sampler[int]):
-    """Every index once and in order, then BLANK until ranks have equal batches: nothing is evaluated twice.
+    """Every index once and in order, then DUMMY until ranks have equal batches: nothing is evaluated twice.
 
     Args:
         num_rows: of the evaluation data.
@@ -139,14 +139,14 @@ class InOrder(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, step_size: int) -> None:
-        self._num_rows, self._num_blanks = num_rows, -num_rows % step_size
+        self._num_rows, self._num_padding = num_rows, -num_rows % step_size
 
     def __len__(self) -> int:
-        return self._num_rows + self._num_blanks
+        return self._num_rows + self._num_padding
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self._num_rows)
-        yield from [BLANK] * self._num_blanks
+        yield from [DUMMY] * self._num_padding
 
 
 class _StepSampler(Protocol):

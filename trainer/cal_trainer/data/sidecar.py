@@ -22,7 +22,7 @@ from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.storage.locations import Location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
-from cal_trainer.data.dataset import BLANK, has_image, is_ok, named, num_tokens, open_measured, report_skipped
+from cal_trainer.data.dataset import DUMMY, has_image, is_ok, named, num_tokens, open_measured, report_skipped
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class SidecarExamples(EncodesRows, Dataset[Example]):
-    """Rows of a source with the deltas of its sidecar; index BLANK is the blank example.
+    """Rows of a source with the deltas of its sidecar; index DUMMY is the dummy example.
 
     Args:
         path: directory of annotated shards; whether they carry messages does not matter.
@@ -111,7 +111,7 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         return has_image(self._source.data.table)[self._usable]
 
     def __getitem__(self, index: int) -> Example:
-        if index == BLANK:
+        if index == DUMMY:
             return self.blank
         row, match = int(self._usable[index]), int(self._match[index])
         values = self._source[row].to_pylist()[0]

@@ -20,12 +20,12 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_source
-from cal_trainer.data.dataset import BLANK, FolderOfRow, has_image, report_skipped
+from cal_trainer.data.dataset import DUMMY, FolderOfRow, has_image, report_skipped
 from cal_trainer.data.shards import source_shards
 
 
 class SourceExamples(EncodesRows, Dataset[Example]):
-    """Rows of a source that nobody measured, for weights that need no cache; index BLANK is the blank example.
+    """Rows of a source that nobody measured, for weights that need no cache; index DUMMY is the dummy example.
 
     Arguments as in SidecarExamples. A row that cannot be encoded trains nothing, with a warning when it is read.
     """
@@ -61,7 +61,7 @@ class SourceExamples(EncodesRows, Dataset[Example]):
         return has_image(self._source.data.table)[self._usable]
 
     def __getitem__(self, index: int) -> Example:
-        if index == BLANK:
+        if index == DUMMY:
             return self.blank
         row = int(self._usable[index])
         return self._encode(self._source[row].to_pylist()[0], self._folders(row))

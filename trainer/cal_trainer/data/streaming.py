@@ -27,8 +27,8 @@ from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location, open_parquet
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.dataset import (
-    BLANK,
     COLUMNS,
+    DUMMY,
     count_skipped,
     image_folders,
     is_ok,
@@ -55,7 +55,7 @@ class RowGroups:
 
 
 class StreamedExamples(EncodesRows, Dataset[Example]):
-    """Usable rows of annotated shards, read in row groups of which the last few are held; index BLANK is blank.
+    """Usable rows of annotated shards, read in row groups of which the last few are held; index DUMMY is the dummy.
 
     Any order of access gives the same rows; only that of `StreamSampler` is fast.
 
@@ -100,7 +100,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         return {**vars(self), "_held": OrderedDict(), "_held_rows": 0}
 
     def __getitem__(self, index: int) -> Example:
-        if index == BLANK:
+        if index == DUMMY:
             return self.blank
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
@@ -187,7 +187,7 @@ def lane_indices(
 
 
 class StreamSampler(Sampler[int]):
-    """Indices of the global epoch, BLANK included, such that each worker of each rank reads row groups of its own.
+    """Indices of the global epoch, DUMMY included, such that each worker of each rank reads row groups of its own.
 
     Every row once an epoch, whatever the numbers; the order is one of seed, epoch and all numbers here, so a resumed
     run must keep them.
@@ -227,4 +227,4 @@ class StreamSampler(Sampler[int]):
         ]  # fmt: skip
         for batch in range(self._num_indices // self._batch_size):
             indices = list(islice(lanes[batch % self._num_lanes], self._batch_size))
-            yield from indices + [BLANK] * (self._batch_size - len(indices))
+            yield from indices + [DUMMY] * (self._batch_size - len(indices))

@@ -31,13 +31,14 @@ class HeadProducts:
     """The share of a number that rounding to the head's format takes at most."""
 
     def undo_rounding(self, logits: Tensor, row: Tensor) -> Tensor:
-        """[N] float32: the labels' logits [N] of the model's output, as the label head would have given them.
+        """[N] float32: the labels' logits [N] of the model's output, as the label-only LM head would have given them.
 
         row: [1, V] of the output, the first token's; [0, V] where there is none.
 
-        In half precision the head rounds a logit of 20 by up to 0.06, and the label head of the pass without the image,
-        which multiplies in float32, does not: that would be noise in every delta. What the model does to its logits
-        after the head is kept where it scales them all alike; where it bends them (a soft cap) they stay as they are.
+        In half precision the head rounds a logit of 20 by up to 0.06, and the label-only LM head of the pass without
+        the image, which multiplies in float32, does not: that would be noise in every delta. What the model does to its
+        logits after the head is kept where it scales them all alike; where it bends them (a soft cap) they stay as they
+        are.
         """
         logits = logits.float()
         size = min(row.shape[-1], self.row.shape[-1])

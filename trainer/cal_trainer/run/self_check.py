@@ -16,7 +16,7 @@ from cal_trainer.objective.same_network import validate_determinism
 
 
 def validate_batch_sizes(encoder: Encoder, arguments: TrainingArguments, *, evaluates: bool) -> None:
-    """ConfigError for more than one row a forward where neighbours change its logits (special_cases.ALIKE_BATCHES).
+    """ConfigError for more than one row a forward where neighbours change its logits (`UNIFORM_SHAPE_BATCHES`).
 
     evaluates: whether there are batches of the evaluation's size.
     """
@@ -24,10 +24,10 @@ def validate_batch_sizes(encoder: Encoder, arguments: TrainingArguments, *, eval
     if evaluates:
         sizes["--per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
     for flag, size in sizes.items():
-        if encoder.alike_batches and size > 1:
+        if encoder.uniform_shape_batches and size > 1:
             raise ConfigError(
                 f"{flag} {size}: a model of {type(encoder.processor).__name__} takes one row at a time "
-                f"({encoder.alike_batches}); give {flag} 1, and --gradient_accumulation_steps for larger steps"
+                f"({encoder.uniform_shape_batches}); give {flag} 1, and --gradient_accumulation_steps for larger steps"
             )
 
 
@@ -55,7 +55,7 @@ class SelfCheck(TrainerCallback):  # type: ignore[misc]
         batch = collate(
             encode_questions(self._encoder, self._name, self._contrast)[:1],
             pad_token_id=self._encoder.pad_token_id,
-            batch_led=self._encoder.batch_led_inputs,
+            batch_first=self._encoder.batch_first_inputs,
         )
         parameter = next(item for item in model.parameters() if item.is_floating_point())
         placed = batch.to(parameter.device, parameter.dtype)

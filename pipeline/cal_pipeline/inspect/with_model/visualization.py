@@ -44,7 +44,7 @@ def image_attention(
     the row of a query is that of the token itself. Returns ([n] float64, share): `share` is the part of all attention
     that goes to the image, between 0 and 1. The model must run eager attention. Holds one layer's matrix at a time.
     """
-    batch = collate([encoded], pad_token_id=encoder.pad_token_id, batch_led=encoder.batch_led_inputs)
+    batch = collate([encoded], pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     placed = batch.to(model.device, model.dtype)
     asked = torch.nonzero(query_mask(encoded, queries))[:, 0]
     image = torch.nonzero(encoded.image_mask)[:, 0]

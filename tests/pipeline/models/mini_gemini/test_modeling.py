@@ -62,7 +62,7 @@ def ragged(directory: Path) -> tuple[Any, Batch, list[Batch]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_drop_is_mask_and_the_label_head_gives_full_logits(built: Built, name: str) -> None:
+def test_drop_is_mask_and_the_label_only_head_gives_full_logits(built: Built, name: str) -> None:
     model, together, alone = ragged(built(name))
     check_reference(model, together, ContrastSpec(condition="drop"), name)
     with torch.no_grad():

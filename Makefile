@@ -11,6 +11,9 @@ PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-re
 MEASURED := $(CURDIR)/$(VENV)/models.jsonl
 PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measured
 
+# `az://` is tested against Azurite, which comes from npm.
+AZURITE := $(VENV)/node_modules/.bin/azurite-blob
+
 .PHONY: help install demo test test-full bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
@@ -23,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(AZURITE): | $(STAMP)
+	npm install --silent --no-audit --no-fund --prefix $(VENV) azurite@3.35.0
+
 install: $(STAMP)  ## create .venv with everything, once
 
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
@@ -33,7 +39,7 @@ test: $(STAMP)  ## the quick tier: everything but the tests marked `full`
 
 # Faults are mostly waited for: two at a time leave a third of two cores idle, with three the whole tier leaves 3 %.
 test-full: JOBS = 3
-test-full: $(STAMP)  ## all tests, with every fault and every model family; what CI runs
+test-full: $(STAMP) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)
 	CAL_MODELS_RECORD=$(MEASURED) $(BIN)/python -m pytest -q $(PAGE_TEST)

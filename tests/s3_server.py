@@ -62,15 +62,16 @@ def _endpoint(process: subprocess.Popen[bytes]) -> str:
 class FaultyProxy:
     """Passes requests on to `upstream`, except that each request takes the next fault of the queue, if there is one.
 
-    Faults: `drop` (closed before an answer), `503`, `403`, `cut` (half of the answer's body), `lost` (done, but the
-    answer never arrives), `slow` (the answer takes 3 s), `hang` (neither done nor answered), `pass` (none). `only`
-    names the methods they are for.
+    Faults: `drop` (closed before an answer), `503`, `403`, `401`, `cut` (half of the answer's body), `lost` (done, but
+    the answer never arrives), `slow` (the answer takes 3 s), `hang` (neither done nor answered), `pass` (none). `only`
+    names the methods they are for, `where` what the URL must hold.
     """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.faults: deque[str] = deque()
         self.only = {"GET", "PUT", "POST", "HEAD", "DELETE"}
+        self.where = ""
         self.requests: list[tuple[str, str, str]] = []
         proxy = self
 
@@ -81,7 +82,8 @@ class FaultyProxy:
                 pass
 
             def answer(self) -> None:
-                fault = proxy.faults.popleft() if proxy.faults and self.command in proxy.only else "pass"
+                meant = proxy.faults and self.command in proxy.only and proxy.where in self.path
+                fault = proxy.faults.popleft() if meant else "pass"
                 proxy.requests.append((self.command, self.path, fault))
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault == "drop":
@@ -90,7 +92,7 @@ class FaultyProxy:
                 if fault == "hang":
                     self.rfile.read(1)  # Until the client gives up.
                     return
-                if fault in ("503", "403"):
+                if fault in ("503", "403", "401"):
                     code = "SlowDown" if fault == "503" else "AccessDenied"
                     text = f"<Error><Code>{code}</Code><Message>asked for by a test</Message></Error>".encode()
                     self.send(int(fault), [("Content-Length", str(len(text)))], text)

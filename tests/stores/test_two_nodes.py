@@ -20,7 +20,7 @@ from fault_job import PATIENCE_S, wait_for
 from faulty_model import build_faulty_llava
 from tiny_data import BAD_ROWS, write_llava_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.full]
+pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.parametrize("scheme", ["s3"])]
 
 _CLUSTER = """
 import json, os, sys

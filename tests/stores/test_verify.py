@@ -329,14 +329,14 @@ def test_an_object_store_is_verified_and_cleaned_the_same_way(
 ) -> None:
     output = bucket / "out"
     finished(tmp_path, output)
-    client = factory.backend("s3")._client  # type: ignore[attr-defined]
-    for key in ("out/sub/x.parquet", "outside/y.parquet"):
-        client.create_multipart_upload(Bucket=bucket.bucket, Key=key)
+    begun = ("out/sub/x.parquet", "outside/y.parquet") if bucket.scheme == "s3" else ()
+    for key in begun:
+        factory.backend("s3")._client.create_multipart_upload(Bucket=bucket.bucket, Key=key)  # type: ignore[attr-defined]
     assert cli.run(["--verify", "--output_dir", str(output)]) == 0
     assert "3 shards with 10 rows: all is well" in capsys.readouterr().out
     assert cli.run(["--clean", "--output_dir", str(output)]) == 0
-    assert f"unfinished upload of {output}/sub/x.parquet" in capsys.readouterr().out
-    assert [key for key, _ in bucket.unfinished_uploads()] == ["outside/y.parquet"]
+    assert (f"unfinished upload of {output}/sub/x.parquet" in capsys.readouterr().out) == bool(begun)
+    assert [key for key, _ in bucket.unfinished_uploads()] == [*begun[1:]]
     broken = next(item for item in output.files() if item.suffix == ".parquet")
     local = tmp_path / "local.parquet"
     local.write_bytes(broken.read_bytes())

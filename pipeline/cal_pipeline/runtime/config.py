@@ -61,10 +61,12 @@ class PrecomputeConfig(ContrastFlags):
 
     model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
     output_dir: str = field(
-        metadata=_help("annotated shards go here, local or s3://, gs://; rerun the same command to resume")
+        metadata=_help("annotated shards go here, local or s3://, gs://, az://; rerun the same command to resume")
     )
     data_path: list[str] = field(
-        metadata=_help("files, directories, globs, a-{00..99}.tar, also s3://: LLaVA .json(l), .parquet, WebDataset")
+        metadata=_help(
+            "files, directories, globs, a-{00..99}.tar, also s3://, gs://, az://: LLaVA .json(l), .parquet, WebDataset"
+        )
     )
 
     revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+from typing import cast
 
 from cal_schemas.storage.protocol import Backend
+
+_CLASSES = {"s3": "s3.S3", "gs": "gs.GoogleStorage", "az": "az.AzureStorage"}
 
 
 def backend(scheme: str) -> Backend:
@@ -15,10 +19,5 @@ def backend(scheme: str) -> Backend:
 
 @functools.lru_cache(maxsize=4)
 def _backend(scheme: str, _pid: int) -> Backend:
-    if scheme == "s3":
-        from cal_schemas.storage.s3 import S3
-
-        return S3()
-    from cal_schemas.storage.fsspec_store import google_storage
-
-    return google_storage()
+    module, name = _CLASSES[scheme].split(".")
+    return cast(Backend, getattr(importlib.import_module(f"cal_schemas.storage.{module}"), name)())

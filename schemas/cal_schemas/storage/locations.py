@@ -1,4 +1,4 @@
-"""Files wherever they are: `pathlib.Path` for local ones, `ObjectPath` for objects in `s3://` and `gs://` stores."""
+"""Opens, lists and writes files wherever they are: a `pathlib.Path` is local, an `ObjectPath` lies in a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cal_schemas.storage.object_path import ObjectPath
 
 Location: TypeAlias = Path | ObjectPath
 
-_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs"}
+_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _BACKSLASH_OR_NUL = ("\\", "\0")
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def lies_in(inner: Location, outer: Location) -> bool:
 
 
 def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
-    """What the user typed, as something to open: a path, `file://`, `s3://bucket/key` or `gs://bucket/key`.
+    """What the user typed, as something to open: a path, `file://`, `s3://`, `gs://` or `az://bucket/key`.
 
     Raises ConfigError for any other scheme, and for a URL without a bucket.
     """
@@ -61,10 +61,12 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
             raise ConfigError(f"{text}: a file:// URL of another host; write file:///path")
         return Path(unquote(parsed.path))
     if scheme not in _SCHEMES:
-        raise ConfigError(f"{text}: no store is known for {scheme}://; expected a path, file://, s3:// or gs://")
+        raise ConfigError(f"{text}: no store is known for {scheme}://; expected a path, file://, s3://, gs:// or az://")
     bucket, _, key = rest.partition("/")
     if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
         raise ConfigError(f"{text}: expected {scheme}://bucket/key")
+    if "@" in bucket:
+        raise ConfigError(f"{text}: write az://container/key, and name the account in AZURE_STORAGE_ACCOUNT_NAME")
     return ObjectPath(_SCHEMES[scheme], bucket, key.removesuffix("/"))
 
 

@@ -1,4 +1,4 @@
-"""Objects in `s3://` and `gs://` stores, in as much of `pathlib.Path`'s language as this project uses.
+"""Names objects in `s3://`, `gs://` and `az://` stores, in as much of `pathlib.Path`'s language as this project uses.
 
 Code that opens, lists and names files does not ask where they are. What an object store cannot do (links, renames in
 place, appending) there is no method for.
@@ -232,7 +232,7 @@ class ObjectFile(io.RawIOBase):
         if stop <= self._at:
             return 0
         path = self._path
-        data = backend(path.scheme).read(path.bucket, path.key, self._at, stop, self._info.etag)
+        data = backend(path.scheme).read(path.bucket, self._info, self._at, stop)
         target[: len(data)] = data
         self._at += len(data)
         return len(data)

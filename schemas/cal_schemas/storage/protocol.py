@@ -1,4 +1,4 @@
-"""What every kind of object store must be able to do."""
+"""States what every kind of object store must be able to do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class ObjectInfo:
     etag: str
     """Changes whenever the content does."""
     mtime_ns: int = 0
+    generation: int | None = None
+    """Google's number of this content; None in other stores."""
 
     @property
     def st_size(self) -> int:
@@ -38,8 +40,8 @@ class Backend(Protocol):
     def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """All objects whose keys start with `prefix`, in order of their keys."""
 
-    def read(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
-        """Bytes [start, stop) of the object as it was when it had this etag; FileNotFoundError, StoreError."""
+    def read(self, bucket: str, pinned: ObjectInfo, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), one or more, of the object as it was then; FileNotFoundError, StoreError."""
 
     def read_all(self, bucket: str, key: str) -> bytes:
         """The whole object, in one request."""

@@ -1,4 +1,4 @@
-"""`s3://` through boto3: endpoint, region and credentials from the usual environment, retries and timing from here.
+"""Serves `s3://` through boto3: endpoint, region and credentials from the usual environment, retries from here.
 
 Every request goes through `_retrying`, reading a body included: botocore's own retries end when the headers arrive.
 Objects appear whole: a put is one step, and parts of a multipart upload are invisible until it is completed.
@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage.protocol import ObjectInfo
-from cal_schemas.storage.s3_errors import UnknownToServerError, passes, refused, translated
+from cal_schemas.storage.s3_errors import UnknownToServerError, passes, translated
+from cal_schemas.storage.store_errors import access_denied, one_line
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -75,18 +76,18 @@ class S3:
             except errors.ClientError as error:
                 if not passes(error) or attempt == self._attempts:
                     raise translated(what, error, attempt) from error
-                reason = str(error)
+                reason = one_line(error)
             except passing as error:
                 if attempt == self._attempts:
-                    raise StoreError(f"{what}: no answer after {attempt} tries: {error}") from error
-                reason = f"{type(error).__name__}: {error}"
+                    raise StoreError(f"{what}: no answer after {attempt} tries: {one_line(error)}") from error
+                reason = f"{type(error).__name__}: {one_line(error)}"
             except nameless as error:
-                raise refused(
+                raise access_denied(
                     f"{what}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this "
                     "machine a role (on a cluster: every node)"
                 ) from error
             except errors.BotoCoreError as error:
-                raise StoreError(f"{what}: {error}") from error
+                raise StoreError(f"{what}: {one_line(error)}") from error
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             _log.warning("%s: %s; try %d of %d in %.1f s", what, reason, attempt + 1, self._attempts, wait)
             time.sleep(wait)
@@ -114,14 +115,12 @@ class S3:
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def read(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    def read(self, bucket: str, pinned: ObjectInfo, start: int, stop: int) -> bytes:
         """As `Backend.read`."""
-        if stop <= start:
-            return b""
 
         def get() -> bytes:
             answer = self._client.get_object(
-                Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{etag}"'
+                Bucket=bucket, Key=pinned.key, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{pinned.etag}"'
             )
             with answer["Body"] as body:
                 data: bytes = body.read()
@@ -129,7 +128,7 @@ class S3:
                 raise self._errors.IncompleteReadError(actual_bytes=len(data), expected_bytes=stop - start)
             return data
 
-        return self._retrying(_uri(bucket, key), get)
+        return self._retrying(_uri(bucket, pinned.key), get)
 
     def read_all(self, bucket: str, key: str) -> bytes:
         """As `Backend.read_all`."""

@@ -1,4 +1,4 @@
-"""What an S3 server answers when it refuses, in the words that the rest of the program knows."""
+"""Translates what an S3 server answers when it refuses into the words that the rest of the program knows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 from cal_schemas.errors import StoreError
+from cal_schemas.storage.store_errors import access_denied
 
 _TRY_AGAIN = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
@@ -28,14 +29,6 @@ def passes(error: Any) -> bool:
     return code in _TRY_AGAIN or status == 429 or (status >= 500 and status != 501)
 
 
-def refused(message: str) -> StoreError:
-    """A StoreError that no other request would escape."""
-    # The worker stops the run at this errno: the next shard would fare no better.
-    error = StoreError(message)
-    error.errno = errno.EACCES
-    return error
-
-
 def translated(what: str, error: Any, attempts: int) -> OSError | UnknownToServerError:
     """Botocore's ClientError about `what`, as an exception of ours or of Python's."""
     code, status = _code(error)
@@ -51,10 +44,10 @@ def translated(what: str, error: Any, attempts: int) -> OSError | UnknownToServe
     if code == "NoSuchBucket":
         return StoreError(f"{what}: no such bucket")
     if code in _CREDENTIALS:
-        return refused(f"{what}: the store does not take these credentials ({code}); renew them and run again")
+        return access_denied(f"{what}: the store does not take these credentials ({code}); renew them and run again")
     if status == 403:
         message = f"{what}: {operation} is forbidden ({code}); without s3:ListBucket a missing object looks so too"
-        return StoreError(message) if operation in ("GetObject", "HeadObject") else refused(message)
+        return StoreError(message) if operation in ("GetObject", "HeadObject") else access_denied(message)
     tries = f" after {attempts} tries" if attempts > 1 else ""
     return StoreError(f"{what}: {operation} failed{tries}: {error}")
 

@@ -19,7 +19,10 @@ from cal_schemas.annotated import (
     MeasuredSample,
     ShardWriter,
     annotated_schema,
+    measured_from_columns,
     read_shard_metadata,
+    rows_from_batch,
+    sample_columns,
     sample_from_columns,
 )
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
@@ -147,6 +150,30 @@ def test_what_a_template_gets_beside_the_words_is_read_back(tmp_path: Path) -> N
     assert [sample_key(row.sample) for row in kept[:3]] == [row.sample_key for row in written[:3]]
     again = write(tmp_path / "again" / "a.parquet", *kept)
     assert pq.read_table(again)["template_inputs"].equals(table["template_inputs"])
+
+
+def test_columns_that_were_not_read_leave_a_row_without_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", simple_row(), simple_row(**NOT_OK, error="no"))
+    names = ["sample_id", "sample_key", "status", "label_ids", "label_positions", "delta_logits"]
+    (batch,) = pq.read_table(path, columns=names).to_batches()
+    first, second = rows_from_batch(batch)
+    assert (first.sample.messages, first.sample.images, first.error, first.num_tokens) == (None, (), None, None)
+    assert first.measured is not None
+    np.testing.assert_array_equal(first.measured.delta_logits, MEASURED.delta_logits)
+    assert len(first.measured.logits_with_image) == 0
+    assert second.measured is None
+    measured = measured_from_columns({"label_ids": [7, 8], "delta_logits": [1.5, None]})
+    assert measured is not None
+    assert (measured.label_ids.dtype, measured.label_ids.tolist()) == (np.int32, [7, 8])
+    assert (len(measured.label_positions), bool(np.isnan(measured.delta_logits[1]))) == (0, True)
+    assert measured_from_columns({"label_ids": []}) is measured_from_columns({}) is None
+
+
+def test_a_sample_in_columns_is_read_back_and_its_bytes_are_embedded_only_where_asked() -> None:
+    sample = simple_row().sample
+    assert sample_from_columns(sample_columns(sample, embed=True)) == sample
+    bare = replace(sample, images=(ImageRef(path="a.png"),))
+    assert sample_from_columns(sample_columns(sample, embed=False)) == bare
 
 
 def test_a_file_from_before_template_inputs_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cal_pipeline.output.store import ObjectStore, open_store
+from cal_pipeline.output.object_store import ObjectStore
+from cal_pipeline.output.store import open_store
 from cal_schemas.storage.object_path import ObjectPath
 
 

@@ -18,8 +18,8 @@ import pytest
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
+from cal_pipeline.output.object_store import ObjectStore
 from cal_pipeline.output.shard_report import ShardReport
-from cal_pipeline.output.store import ObjectStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import annotated_schema

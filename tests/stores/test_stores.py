@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cal_pipeline.output.store import ObjectStore, open_store
+from cal_pipeline.output.object_store import ObjectStore
+from cal_pipeline.output.store import open_store
 from cal_pipeline.output.traces import Traces
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.images import read_image_file

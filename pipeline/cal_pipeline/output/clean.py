@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cal_pipeline.output.heartbeat import Heartbeat
-from cal_pipeline.output.store import ObjectStore, Store
+from cal_pipeline.output.object_store import ObjectStore
+from cal_pipeline.output.store import Store
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import Location
 

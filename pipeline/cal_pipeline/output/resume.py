@@ -12,12 +12,7 @@ import pyarrow.parquet as pq
 from cal_pipeline.output import redo
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import (
-    ShardMetadata,
-    read_annotated_footer,
-    read_annotated_footers,
-    read_shard_metadata,
-)
+from cal_schemas.annotated import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location
@@ -55,8 +50,7 @@ def compare_with_output(
     for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
         metadata = read_shard_metadata(path, footer)
         _check_measurement(path, metadata, spec)
-        shard = planned.get(path)
-        if shard is None:
+        if (shard := planned.get(path)) is None:
             raise ConfigError(
                 f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} "
                 f"of {metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "

@@ -60,7 +60,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("pandas", "matplotlib"):
+        if (error.name or "").split(".")[0] not in ("duckdb", "pandas", "matplotlib"):
             raise
         print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED

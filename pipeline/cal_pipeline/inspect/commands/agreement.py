@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from cal_pipeline.inspect.tables.conditions import row_values
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
 from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
-from cal_pipeline.inspect.tables.statistics import auc
+from cal_pipeline.inspect.tables.statistics import auc, computed_columns
 from cal_schemas.errors import ConfigError
 
 _YES = {
@@ -166,7 +165,7 @@ def scores_of_shards(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
     """Scores of every row by sample_key, with the default weighting."""
     scores: dict[str, dict[str, float]] = {}
     for batch in read_batches(open_paths(paths), ["sample_key", *LIST_COLUMNS]):
-        values = row_values(batch.data, list(SCORES), alpha=1.0, beta=5.0, window=3, pool="span")
+        values = computed_columns(batch.data, SCORES, alpha=1.0, beta=5.0, window=3, pool="span")
         columns = [values[name].tolist() for name in SCORES]
         for key, *row in zip(batch.data.column("sample_key").to_pylist(), *columns, strict=True):
             scores[key] = dict(zip(SCORES, row, strict=True))

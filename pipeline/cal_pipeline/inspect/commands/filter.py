@@ -1,8 +1,10 @@
-"""Rows that fulfil a condition on their deltas: counts before and after, ids, or a new annotated directory.
+"""Chooses the rows that fulfil a condition: counts before and after, ids, or a new annotated directory.
 
-    cal-inspect filter annotated/ "mean_delta < 0.2 or share_negative > 0.3"
+    cal-inspect filter annotated/ "mean_delta < 0.2 OR share_negative > 0.3"
     cal-inspect filter annotated/ "share_negative > 0.3" --drop --output clean/
-    cal-inspect filter annotated/ "status != 'ok'" --ids bad.csv
+    cal-inspect filter annotated/ "status <> 'ok'" --ids bad.csv
+
+A condition is one expression of DuckDB's SQL.
 
 The new directory holds the same columns and metadata, and says in each file by which condition its rows were chosen:
 cal-train takes it as it is, cal-precompute refuses to resume into it. Memory does not grow with the rows.
@@ -27,7 +29,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.conditions import RowTest, row_test
+from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_annotated(parser)
     parser.add_argument("condition", metavar="CONDITION", help='e.g. "mean_delta < 0.2"; --columns lists the names')
     flags.add_weighting(parser)
-    parser.add_argument("--drop", action="store_true", help="take the rows that do not fulfil the condition")
+    parser.add_argument("--drop", action="store_true", help="take the other rows: those where it IS NOT TRUE")
     parser.add_argument("--output", type=Path, metavar="DIR", help="new annotated directory with these rows")
     parser.add_argument("--ids", type=Path, metavar="FILE", help=".txt: a sample_id a line; .csv: with key, file, row")
     parser.add_argument("--columns", action=_ListColumns, nargs=0, help="names that a condition may hold, and end")
@@ -65,7 +67,7 @@ class _ListColumns(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(  # noqa: T201
             "per row: " + ", ".join(SAMPLE_COLUMNS) + ", images\nstored: sample_id, sample_key, status, error, "
-            "num_tokens, source, and the source's own columns with one value a row; `in backticks` if no plain word, "
+            "num_tokens, source, and the source's own columns with one value a row; in double quotes if no plain word, "
             "and with source_ in front where the name is one of the first list, or turn"
         )
         parser.exit()
@@ -74,7 +76,7 @@ class _ListColumns(argparse.Action):
 def run(arguments: argparse.Namespace) -> int:
     """Prints counts and writes what was asked for; 0."""
     opened = open_paths(arguments.annotated)
-    test = row_test(arguments.condition, opened.schema, **flags.weighting_of(arguments))
+    test = RowTest(arguments.condition, opened.schema, **flags.weighting_of(arguments))
     if arguments.output:
         _check_output(arguments.output, arguments.annotated)
     ids = flags.new_file(arguments.ids, ".txt", ".csv") if arguments.ids else None
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         if not selection.after.total():
             raise ConfigError(f"no row is left by {arguments.condition!r}, so {arguments.output} is not written")
-        condition = f"not ({arguments.condition})" if arguments.drop else arguments.condition
+        condition = f"({arguments.condition}) IS NOT TRUE" if arguments.drop else arguments.condition
         write_rows(opened, selection, arguments.output, names=_names(arguments.annotated), condition=condition)
         print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, ready for cal-train")  # noqa: T201
         if "messages" not in opened.schema.names:

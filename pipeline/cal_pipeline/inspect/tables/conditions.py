@@ -1,95 +1,133 @@
-"""Conditions on batches of shards: what of a batch a condition needs, and which of its rows fulfil it."""
+"""Finds the rows of batches that fulfil a condition: DuckDB's SQL over their columns and those of `sample_frame`.
+
+DuckDB sees one batch at a time, on one thread, without files, network and extensions; memory does not grow with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
+import duckdb
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from cal_pipeline.inspect.tables.expression import Condition
-from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.condition_sql import NUMBER, TEXT, TIME, TRUTH, ZONED, Term, Writer
+from cal_pipeline.inspect.tables.condition_text import connection
+from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
-from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, check_defined, sample_columns
-from cal_pipeline.inspect.tables.stored_columns import comparable, scalar_columns
+from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, check_defined, computed_columns
+from cal_pipeline.inspect.tables.stored_columns import TEXTS, comparable, plain_type, scalar_columns
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool, check_weighting
 
+_ALWAYS_DEFINED = ("tokens", "undefined", "turns", "images")
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
 class RowTest:
-    """A condition on record batches that hold `columns`."""
+    """A condition made ready for record batches that hold `columns`.
+
+    Args:
+        condition: SQL, or a `pyarrow.compute` expression over the stored columns.
+        schema: of the shards.
+        alpha: of the computed columns, as in `sample_frame`.
+        beta: the same.
+        window: the same.
+        pool: the same.
+
+    Raises ConfigError when the condition cannot be evaluated on such shards.
+    """
 
     columns: tuple[str, ...]
-    condition: Condition | pc.Expression
-    stored: Mapping[str, str]
-    """What a stored column is called in the condition -> its stored name."""
-    weighting: Mapping[str, Any]
+
+    def __init__(
+        self,
+        condition: str | pc.Expression,
+        schema: pa.Schema,
+        *,
+        alpha: float = 1.0,
+        beta: float = 5.0,
+        window: int = 3,
+        pool: Pool = "span",
+    ) -> None:
+        check_weighting(alpha=alpha, beta=beta, window=window)
+        self._condition = condition
+        self._weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
+        if not isinstance(condition, str):
+            self.columns = tuple(name for name in schema.names if name not in ("images", "messages"))
+            return
+        self._stored = scalar_columns(schema)
+        terms = {address: _stored_term(schema.field(name)) for address, name in self._stored.items()}
+        computed = [*(["images"] if "images" in schema.names else []), *SAMPLE_COLUMNS]
+        for name in computed:
+            defined = name in _ALWAYS_DEFINED
+            terms[name] = Term(sql="", kind=NUMBER, nullable=not defined, whole=defined)
+        names = {name: f"c{at}" for at, name in enumerate(terms)}
+        writer = Writer(condition, {name: _named(term, names[name]) for name, term in terms.items()})
+        self._names = {name: names[name] for name in writer.names}
+        check_defined(self._names, alpha=alpha, beta=beta)
+        columns = [self._stored[name] for name in self._names if name in self._stored]
+        columns += [IMAGE_PATHS] if "images" in self._names else []
+        columns += LIST_COLUMNS if set(self._names) & set(SAMPLE_COLUMNS) else ()
+        if "turns" in self._names:
+            columns += [name for name in ANSWER_COLUMNS if name in schema.names and name not in columns]
+        self.columns = tuple(columns)
+        self._query = f"SELECT {writer.condition.sql} IS TRUE AS passed FROM batch"
+        self._connection = connection()
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
-        """[rows] bool."""
-        if not isinstance(self.condition, Condition):
-            import pyarrow.dataset as ds
+        """[rows] bool; false where the condition is undefined."""
+        if not isinstance(self._condition, str):
+            return self._expressed(batch, self._condition)
+        computed = set(self._names) & set(SAMPLE_COLUMNS)
+        values = computed_columns(batch, computed, **self._weighting) if computed else {}
+        # Without a column a condition is one truth value, for as many rows as there are.
+        table: dict[str, pa.Array] = {"rows": pa.nulls(batch.num_rows, pa.bool_())}
+        for name, short in self._names.items():
+            if name in computed:
+                table[short] = pa.array(values[name], from_pandas=True)
+            elif name == "images":
+                table[short] = pc.fill_null(pc.list_value_length(batch.column("images")), 0).cast(pa.int64())
+            else:
+                table[short] = comparable(batch.column(self._stored[name]))
+        try:
+            self._connection.register("batch", pa.table(table))
+            passed = self._connection.execute(self._query).fetchnumpy()["passed"]
+        except duckdb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            hint = ": multiply by 1.0 first for floats" if "Overflow" in reason else ""
+            raise ConfigError(f"{self._condition[:80]!r}: {reason[:300]}{hint}") from error
+        return pa.array(np.asarray(passed, bool))
 
-            table = pa.Table.from_batches([batch]).append_column("__row", pa.array(np.arange(batch.num_rows)))
-            try:
-                passed = ds.dataset(table).to_table(columns=["__row"], filter=self.condition)["__row"].to_numpy()
-            except (pa.ArrowException, ValueError, TypeError) as error:
-                raise ConfigError(f"filter {self.condition}: {' '.join(str(error).split())[:300]}") from error
-            mask = np.zeros(batch.num_rows, dtype=bool)
-            mask[passed] = True
-            return pa.array(mask)
-        values = row_values(batch, self.condition.names, self.stored, **self.weighting)
-        return pa.array(self.condition(values, batch.num_rows))
-
-
-def row_values(
-    batch: pa.RecordBatch, names: Sequence[str], stored: Mapping[str, str] | None = None, **weighting: Any
-) -> dict[str, pd.Series]:
-    """Columns of `sample_frame` and those of a batch, these by their names in `stored`."""
-    values: dict[str, pd.Series] = {}
-    computed: dict[str, Any] = {}
-    if set(names) & set(SAMPLE_COLUMNS):
-        check_defined(names, alpha=weighting["alpha"], beta=weighting["beta"])
-        flat = FlatTokens.from_arrow(batch)
-        turns = flat.turns(irregular_answers(batch) if "turns" in names else None)
-        computed = dict(sample_columns(flat, turns, **weighting))
-    for name in names:
-        if name in computed:
-            values[name] = pd.Series(computed[name])
-        elif name == "images":
-            values[name] = pd.Series(np.asarray(pc.fill_null(pc.list_value_length(batch.column("images")), 0)))
-        else:
-            values[name] = comparable(batch.column((stored or {})[name]))
-    return values
+    @staticmethod
+    def _expressed(batch: pa.RecordBatch, expression: pc.Expression) -> pa.Array:
+        table = pa.Table.from_batches([batch]).append_column("__row", pa.array(np.arange(batch.num_rows)))
+        try:
+            passed = ds.dataset(table).to_table(columns=["__row"], filter=expression)["__row"].to_numpy()
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise ConfigError(f"filter {expression}: {' '.join(str(error).split())[:300]}") from error
+        mask = np.zeros(batch.num_rows, dtype=bool)
+        mask[passed] = True
+        return pa.array(mask)
 
 
-def row_test(
-    condition: str | pc.Expression,
-    schema: pa.Schema,
-    *,
-    alpha: float = 1.0,
-    beta: float = 5.0,
-    window: int = 3,
-    pool: Pool = "span",
-) -> RowTest:
-    """A condition made ready for batches of shards with this schema; ConfigError when it cannot be."""
-    check_weighting(alpha=alpha, beta=beta, window=window)
-    weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
-    stored = scalar_columns(schema)
-    if not isinstance(condition, str):
-        own = tuple(name for name in schema.names if name not in ("images", "messages"))
-        return RowTest(columns=own, condition=condition, stored=stored, weighting=weighting)
-    images = ["images"] if "images" in schema.names else []
-    parsed = Condition(condition, [*stored, *images, *SAMPLE_COLUMNS])
-    check_defined(parsed.names, alpha=alpha, beta=beta)
-    columns = [stored[name] for name in parsed.names if name in stored]
-    columns += [IMAGE_PATHS] if "images" in parsed.names else []
-    columns += LIST_COLUMNS if set(parsed.names) & set(SAMPLE_COLUMNS) else ()
-    if "turns" in parsed.names:
-        columns += [name for name in ANSWER_COLUMNS if name in schema.names and name not in columns]
-    return RowTest(columns=tuple(columns), condition=parsed, stored=stored, weighting=weighting)
+def _stored_term(field: pa.Field) -> Term:
+    kind = plain_type(field.type)
+    zone = kind.tz if pa.types.is_timestamp(kind) else None
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return Term(sql="", kind=TIME if zone is None else ZONED, nullable=field.nullable, zone=zone)
+    named = TRUTH if pa.types.is_boolean(kind) else NUMBER
+    if any(is_kind(kind) for is_kind in TEXTS):
+        named = TEXT
+    whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0)
+    short = {pa.float16(): np.float16, pa.float32(): np.float32}.get(kind)
+    # Floats may be NaN, which is as good as null.
+    nullable = field.nullable or pa.types.is_floating(kind)
+    wide = "HUGEINT" if whole and not pa.types.is_signed_integer(kind) else ""
+    return Term(sql=wide, kind=named, nullable=nullable, whole=whole, precision=short)
+
+
+def _named(term: Term, name: str) -> Term:
+    """The term over the batch's column of this name; unsigned and long numbers are computed with in 128 bits."""
+    sql = f"CAST({name} AS {term.sql})" if term.sql else name
+    return Term(sql=sql, kind=term.kind, nullable=term.nullable, whole=term.whole, precision=term.precision,
+                zone=term.zone)  # fmt: skip

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.tables import conditions
+from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
@@ -43,8 +43,8 @@ def load_annotated(
         path: a shard, a directory of them, or several of one measurement.
         columns: which columns; by default all, where `images` names the images but leaves their bytes out. Name
             `images` to have those too.
-        filter: which rows: an expression in text over the shards' columns and those of `sample_frame`
-            (`"status == 'ok' and mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.
+        filter: which rows: a condition in DuckDB's SQL over the shards' columns and those of `sample_frame`
+            (`"status = 'ok' AND mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.
 
     List columns hold one NumPy array per row: `label_ids` and `label_positions` int32 [S], `delta_logits` float32 [S],
     NaN where undefined. Only rows that pass the filter are ever held, so a filter bounds memory. Raises ConfigError for
@@ -52,7 +52,7 @@ def load_annotated(
     """
     opened = open_paths(path)
     wanted = _physical_columns(opened, columns)
-    test = None if filter is None else conditions.row_test(filter, opened.schema)
+    test = None if filter is None else RowTest(filter, opened.schema)
     extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
     tables = []
     for batch in read_batches(opened, [*wanted, *extra]):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.tables.conditions import row_values
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
+from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
@@ -56,15 +56,13 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
                 continue
             seen.add(row["sample_key"])
             number = len(seen)
-            values = row_values(table.combine_chunks().to_batches()[0], list(SCORES), alpha=arguments.alpha,
-                                beta=arguments.beta, window=arguments.window, pool=arguments.pool)  # fmt: skip
+            values = computed_columns(table.combine_chunks().to_batches()[0], SCORES, alpha=arguments.alpha,
+                                      beta=arguments.beta, window=arguments.window, pool=arguments.pool)  # fmt: skip
             names = _write_images(row, image_folder_of(opened, place.file, arguments.image_folder), folder, number)
             texts = [_said(row["messages"], role) for role in ("user", "assistant")]
             key = KEY_PREFIX + row["sample_key"]
             sheet_rows.writerow([number, key, names, *map(guarded, texts), "", ""])
-            measured_rows.writerow(
-                [key, guarded(row["sample_id"]), *(f"{values[name].iloc[0]:.6g}" for name in SCORES)]
-            )
+            measured_rows.writerow([key, guarded(row["sample_id"]), *(f"{values[name][0]:.6g}" for name in SCORES)])
     return (
         f"{len(seen)} samples in {SHEET}, for people to write yes or no into {MARK_COLUMN!r}; keep {MEASURED} from "
         f"them, then: cal-inspect agreement {arguments.output / SHEET}"

@@ -1,4 +1,4 @@
-"""What the deltas of a row say together, and distributions of deltas that are counted as they stream by."""
+"""Computes what the deltas of a row say together, and how well a score tells two groups apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from cal_pipeline.inspect.tables.flat import FlatTokens
+from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool
 
@@ -66,6 +67,13 @@ def sample_columns(
         raised = np.clip(deltas.astype(np.float64), alpha, beta) - alpha
         columns["visual_dependence"] = mean(raised / (beta - alpha))
     return columns
+
+
+def computed_columns(batch: pa.RecordBatch, names: Collection[str], **weighting: Any) -> dict[str, np.ndarray]:
+    """SAMPLE_COLUMNS of a batch of shards; ConfigError where one of `names` is not defined by these bounds."""
+    check_defined(names, alpha=weighting["alpha"], beta=weighting["beta"])
+    flat = FlatTokens.from_arrow(batch)
+    return sample_columns(flat, flat.turns(irregular_answers(batch) if "turns" in names else None), **weighting)
 
 
 def check_defined(names: Collection[str], *, alpha: float, beta: float) -> None:

@@ -1,16 +1,19 @@
-"""Stored columns with one value a row: what they are called beside computed ones, and their values to compare."""
+"""Names the stored columns with one value a row beside the computed ones, and makes their values comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
+from cal_schemas.errors import ConfigError
 
 COMPUTED = (*SAMPLE_COLUMNS, "turn")
 """Names that always mean what was computed: of rows, and `turn` of tokens."""
+TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+"""What tells the types that are compared as text."""
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -32,20 +35,20 @@ def scalar_columns(schema: pa.Schema) -> dict[str, str]:
     return {
         address: name
         for address, name in addresses(schema.names).items()
-        if _is_comparable(_plain_type(schema.field(name).type))
+        if _is_comparable(plain_type(schema.field(name).type))
     }
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """That of the values where a column is a dictionary's codes or an extension type."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+        return plain_type(kind.storage_type)
+    return plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _is_comparable(kind: pa.DataType) -> bool:
-    allowed = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
-               pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_date,
-               pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration)  # fmt: skip
+    allowed = (*TEXTS, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
+               pa.types.is_date, pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration)  # fmt: skip
     return any(is_kind(kind) for is_kind in allowed)
 
 
@@ -56,33 +59,31 @@ def plain(column: pa.Array) -> pa.Array:
     return plain(column.dictionary_decode()) if pa.types.is_dictionary(column.type) else column
 
 
-def comparable(column: pa.Array) -> pd.Series:
-    """Numbers (decimals, and durations and times of day in seconds, too), truth values, texts or times.
+def comparable(column: pa.Array) -> pa.Array:
+    """What DuckDB compares: numbers (durations and times of day in seconds, too), truth values, texts or times.
 
-    Whole numbers stay whole, also beside nulls, which would make floats of them: ids of 64 bits would be rounded.
+    Whole numbers stay whole, those of decimals too; NaN is null; a time with a zone is the same in UTC, without the
+    zone. Raises ConfigError for a whole number of more than 38 digits.
     """
     column = plain(column)
     kind = column.type
-    values: pd.Series
-    if pa.types.is_boolean(kind):
-        values = column.to_pandas(types_mapper=lambda _: pd.BooleanDtype())
-    elif pa.types.is_integer(kind):
-        wide, dtype = (pa.uint64(), pd.UInt64Dtype()) if kind == pa.uint64() else (pa.int64(), pd.Int64Dtype())
-        values = column.cast(wide).to_pandas(types_mapper=lambda _: dtype)
-    elif pa.types.is_decimal(kind):
+    if pa.types.is_decimal(kind) and kind.scale <= 0:
         try:
-            if kind.scale <= 0:
-                return comparable(column.cast(pa.int64()))
-        except pa.ArrowInvalid:  # More digits than 64 bits hold.
-            pass
-        values = pd.Series([None if value is None else float(value) for value in column.to_pylist()], dtype="float64")
-    elif pa.types.is_duration(kind) or pa.types.is_time(kind):
+            return column.cast(pa.decimal128(38, 0))
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"a whole number of more than 38 digits stands in a column of {kind}") from error
+    if pa.types.is_decimal(kind):
+        return pa.array([None if value is None else float(value) for value in column.to_pylist()], pa.float64())
+    if pa.types.is_floating(kind):
+        column = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(column), None, column)
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
         counted = column.view(pa.int32() if pa.types.is_time32(kind) else pa.int64())
-        values = counted.to_pandas().astype("float64") / _PER_SECOND[kind.unit]
-    elif pa.types.is_date(kind):
-        values = column.cast(pa.timestamp("ms")).to_pandas()
-    elif pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
-        values = column.to_pandas()
-    else:
-        values = column.cast(pa.large_string()).to_pandas(types_mapper=lambda _: pd.StringDtype())
-    return values
+        return pc.divide(counted.cast(pa.float64(), safe=False), float(_PER_SECOND[kind.unit]))
+    if pa.types.is_date(kind):
+        return column.cast(pa.timestamp("ms"))
+    if pa.types.is_timestamp(kind):
+        return column.view(pa.timestamp(kind.unit))
+    if pa.types.is_integer(kind):
+        return column.cast(pa.uint64() if kind == pa.uint64() else pa.int64())
+    return column if pa.types.is_boolean(kind) else column.cast(pa.large_string())

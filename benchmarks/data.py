@@ -21,7 +21,7 @@ from cal_pipeline.models.loading import load_reference
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_trainer.data.collator import ExampleCollator
-from cal_trainer.data.factory import Examples, open_examples, train_sampler
+from cal_trainer.data.factory import Examples, make_dataset, train_sampler
 from cal_trainer.data.sampling import StepShape
 from measuring import cpu_ratio, interleave, ratio
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
@@ -73,9 +73,9 @@ def main() -> None:
         annotate(folder / "model", folder / "source", folder / "annotated", encoder)
         cache = folder / "cache"
         opened: dict[str, Examples] = {
-            "mapped": open_examples(folder / "annotated", encoder, cache_dir=cache),
-            "streamed": open_examples(folder / "annotated", encoder, streaming=True),
-            "source": open_examples(
+            "mapped": make_dataset(folder / "annotated", encoder, cache_dir=cache),
+            "streamed": make_dataset(folder / "annotated", encoder, streaming=True),
+            "source": make_dataset(
                 None, encoder, source_paths=[str(folder / "source")], use_deltas=False, cache_dir=cache
             ),
         }

@@ -13,12 +13,17 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_pipeline.encoding.encoder import Encoder
-from cal_trainer.data.collator import ExampleCollator, StepBatch
-from cal_trainer.data.dataset import AnnotatedExamples
-from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
-from cal_trainer.objective.loss import weighted_nll
-from cal_trainer.objective.weights import token_weights
+from cal_pipeline import Encoder
+from cal_trainer import (
+    AnnotatedExamples,
+    ExampleCollator,
+    StepBatch,
+    at_rows,
+    label_rows,
+    supervised_ids,
+    token_weights,
+    weighted_nll,
+)
 
 BATCH_SIZE, EPOCHS = 8, 3
 ALPHA, BETA, WINDOW = 1.0, 5.0, 3

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PACKAGES = ["cal_schemas", "cal_pipeline", "cal_pipeline.inspect"]
+PACKAGES = ["cal_schemas", "cal_pipeline", "cal_pipeline.inspect", "cal_trainer"]
 HEAVY = ("torch", "transformers", "ray", "datasets", "pandas", "pyarrow")
 
 

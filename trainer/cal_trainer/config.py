@@ -1,4 +1,4 @@
-"""Flags of `cal-train` beyond transformers' own. Only training.py and record.py see them whole."""
+"""Defines the flags of `cal-train` beyond transformers' own; only planning.py and training.py see them whole."""
 
 from __future__ import annotations
 

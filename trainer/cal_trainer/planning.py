@@ -21,8 +21,8 @@ from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import (
     Examples,
     largest_of_first,
-    open_evaluation,
-    open_examples,
+    make_dataset,
+    make_evaluation_dataset,
     train_sampler,
     validate_rows,
 )
@@ -154,7 +154,7 @@ def prepare_model(model: Any, config: TrainConfig) -> Any:
 
 
 def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples:
-    examples = open_examples(
+    examples = make_dataset(
         [location(path) for path in config.data_path] or None,
         encoder,
         source_paths=config.source_path,
@@ -173,7 +173,7 @@ def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) 
 def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples | None:
     if config.eval_path is None:
         return None
-    return open_evaluation(
+    return make_evaluation_dataset(
         location(config.eval_path),
         encoder,
         image_folder=config.eval_image_folder,

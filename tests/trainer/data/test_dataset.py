@@ -58,10 +58,10 @@ def data(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture
 def examples(data: Data, tmp_path: Path) -> AnnotatedExamples:
-    return open_examples(data, tmp_path)
+    return make_dataset(data, tmp_path)
 
 
-def open_examples(data: Data, cache: Path, encoder: Encoder | None = None, **options: object) -> AnnotatedExamples:
+def make_dataset(data: Data, cache: Path, encoder: Encoder | None = None, **options: object) -> AnnotatedExamples:
     return AnnotatedExamples(
         data.directory, encoder or data.encoder, cache_dir=cache, max_image_pixels=MAX_IMAGE_PIXELS, **options
     )  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def test_rows_that_are_not_ok_are_skipped_and_counted_in_the_log(
     data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        examples = open_examples(data, tmp_path)
+        examples = make_dataset(data, tmp_path)
     assert examples.skipped == {"image_error": 5, "no_supervised_tokens": 1, "encode_error": 2}
     assert "8 of 24 rows are skipped" in caplog.text
     assert "'image_error': 5" in caplog.text
@@ -111,7 +111,7 @@ def test_deltas_of_llava_train_a_llava_next_student(
 ) -> None:
     student = Encoder(load_processor(family("llava_next").directory), template="vicuna_v1")
     with caplog.at_level(logging.WARNING):
-        examples = open_examples(data, tmp_path, student)
+        examples = make_dataset(data, tmp_path, student)
     assert "image_processor was 'LlavaImageProcessor', is 'LlavaNextImageProcessor'" in caplog.text
     lengths = []
     for number, row in enumerate(stored_rows(data.directory)):
@@ -127,8 +127,8 @@ def test_another_template_is_refused_up_front_with_both_values_and_the_way_out(
     llava: Family, data: Data, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"template is 'vicuna_v1' there and 'auto' here.*--template vicuna_v1"):
-        open_examples(data, tmp_path, Encoder(load_processor(llava.directory)))
-    assert len(open_examples(data, tmp_path, Encoder(load_processor(llava.directory)), use_deltas=False)) == 16
+        make_dataset(data, tmp_path, Encoder(load_processor(llava.directory)))
+    assert len(make_dataset(data, tmp_path, Encoder(load_processor(llava.directory)), use_deltas=False)) == 16
 
 
 def test_another_chat_template_is_refused_naming_a_template_for_both(
@@ -144,7 +144,7 @@ def test_another_tokenizer_is_refused_naming_the_model_that_measured(llava: Fami
     processor = AutoProcessor.from_pretrained(llava.directory)
     processor.tokenizer.add_tokens(["zebra"])
     with pytest.raises(ConfigError, match=r"tokenizer_digest.*the tokenizer of tiny"):
-        open_examples(data, tmp_path, Encoder(processor, template="vicuna_v1"))
+        make_dataset(data, tmp_path, Encoder(processor, template="vicuna_v1"))
 
 
 def test_other_label_ids_stop_with_sample_both_values_and_way_out(llava: Family, data: Data, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_a_row_cut_at_the_end_takes_the_deltas_of_the_labels_it_kept(examples: A
 def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
     data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, use_deltas: bool
 ) -> None:
-    lengths = open_examples(data, tmp_path).lengths()
+    lengths = make_dataset(data, tmp_path).lengths()
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=int(lengths.max()) - 1)
-    examples = open_examples(data, tmp_path, student, use_deltas=use_deltas)
+    examples = make_dataset(data, tmp_path, student, use_deltas=use_deltas)
     with caplog.at_level(logging.WARNING):
         example = examples[int(lengths.argmax())]
     assert example.unusable
@@ -194,7 +194,7 @@ def test_a_row_too_long_for_the_student_trains_nothing_and_is_said(
 def test_without_deltas_the_labels_are_the_same_and_every_delta_is_undefined(
     examples: AnnotatedExamples, data: Data, tmp_path: Path
 ) -> None:
-    uniform = open_examples(data, tmp_path, use_deltas=False)
+    uniform = make_dataset(data, tmp_path, use_deltas=False)
     for number in range(len(examples)):
         assert torch.equal(uniform[number].encoded.labels, examples[number].encoded.labels)
         assert bool(uniform[number].deltas.isnan().all())
@@ -204,9 +204,9 @@ def test_without_deltas_the_labels_are_the_same_and_every_delta_is_undefined(
 def test_rows_that_train_nothing_are_said_twenty_times(
     data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lengths = open_examples(data, tmp_path).lengths()
+    lengths = make_dataset(data, tmp_path).lengths()
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=int(lengths.max()) - 1)
-    examples = open_examples(data, tmp_path, student)
+    examples = make_dataset(data, tmp_path, student)
     caplog.clear()
     for _ in range(22):
         examples[int(lengths.argmax())]
@@ -220,7 +220,7 @@ def test_a_image_that_vanished_since_the_measurement_stops_the_run_whatever_the_
     data: Data, tmp_path: Path, max_length: int
 ) -> None:
     student = Encoder(data.encoder.processor, template="vicuna_v1", max_length=max_length)
-    examples = open_examples(data, tmp_path, student, image_folder=tmp_path)
+    examples = make_dataset(data, tmp_path, student, image_folder=tmp_path)
     with pytest.raises(AlignmentError, match=r"id-0: measured ok.*not a file.*restore its images"):
         examples[0]
 
@@ -333,7 +333,7 @@ def test_directories_that_cannot_be_trained_on_say_why(llava: Family, data: Data
 
 def test_a_max_length_below_one_image_is_a_config_error(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one small image and a word cannot be encoded"):
-        open_examples(data, tmp_path, Encoder(data.encoder.processor, template="vicuna_v1", max_length=8))
+        make_dataset(data, tmp_path, Encoder(data.encoder.processor, template="vicuna_v1", max_length=8))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,7 +11,7 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import Carry
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.dataset import AnnotatedExamples
-from cal_trainer.data.factory import open_examples, train_sampler
+from cal_trainer.data.factory import make_dataset, train_sampler
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
@@ -32,10 +32,10 @@ def paths(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_flags_decide_the_dataset_and_its_sampler(llava: Family, paths: tuple[Path, str], tmp_path: Path) -> None:
     annotated, source = paths
     found = [
-        open_examples(annotated, llava.encoder, cache_dir=tmp_path),
-        open_examples(annotated, llava.encoder, cache_dir=tmp_path, source_paths=[source]),
-        open_examples(None, llava.encoder, cache_dir=tmp_path, source_paths=[source], use_deltas=False),
-        open_examples(annotated, llava.encoder, streaming=True),
+        make_dataset(annotated, llava.encoder, cache_dir=tmp_path),
+        make_dataset(annotated, llava.encoder, cache_dir=tmp_path, source_paths=[source]),
+        make_dataset(None, llava.encoder, cache_dir=tmp_path, source_paths=[source], use_deltas=False),
+        make_dataset(annotated, llava.encoder, streaming=True),
     ]
     assert [type(item) for item in found] == [AnnotatedExamples, SidecarExamples, SourceExamples, StreamedExamples]
     samplers = [train_sampler(item, SHAPE, group_by="none", seed=0) for item in found]
@@ -60,7 +60,7 @@ def test_flags_that_do_not_go_together_are_refused(
     llava: Family, paths: tuple[Path, str], options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        open_examples(**{"data_path": paths[0], "encoder": llava.encoder, **options})
+        make_dataset(**{"data_path": paths[0], "encoder": llava.encoder, **options})
 
 
 def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measured_it(
@@ -75,11 +75,11 @@ def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measure
     second = annotate(tmp_path / "second", plan_shards(halves[1:]), llava.encoder, other, weights_digest="other")
     for options in ({}, {"streaming": True}, {"source_paths": halves}):
         with pytest.raises(FormatError, match=r"weights_digest is 'w' in .*a cross-fit: --crossfit true"):
-            open_examples([first, second], llava.encoder, cache_dir=None, **options)
-    one = open_examples(whole, llava.encoder, cache_dir=tmp_path / "cache")
+            make_dataset([first, second], llava.encoder, cache_dir=None, **options)
+    one = make_dataset(whole, llava.encoder, cache_dir=tmp_path / "cache")
     wanted = [one[row].deltas * (1 if row < len(one) // 2 else 2) for row in range(len(one))]
     for options in ({}, {"streaming": True}, {"source_paths": halves}):
-        both = open_examples([first, second], llava.encoder, cache_dir=tmp_path / "cache", crossfit=True, **options)
+        both = make_dataset([first, second], llava.encoder, cache_dir=tmp_path / "cache", crossfit=True, **options)
         assert len(both) == len(wanted)
         for row, deltas in enumerate(wanted):
             assert torch.allclose(both[row].deltas, deltas, atol=1e-5, equal_nan=True), (options, row)
@@ -103,4 +103,4 @@ def test_a_cross_fit_whose_references_measured_copies_of_one_file_is_refused_in_
         with pytest.raises(
             FormatError, match=r"'first-0', one of 3 such, was measured by .*one.* and by .*two|two.* and by .*one"
         ):
-            open_examples(order, llava.encoder, cache_dir=tmp_path, crossfit=True, **options[reader])
+            make_dataset(order, llava.encoder, cache_dir=tmp_path, crossfit=True, **options[reader])

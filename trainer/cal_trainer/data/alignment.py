@@ -1,4 +1,4 @@
-"""What was measured against what is trained: the specs up front, then the label ids of every row."""
+"""Encodes rows and aligns what was measured with what is trained: the specs, then the label ids of every row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Arrow copy of shards or of a source that `datasets` makes once, keeps in its cache and memory-maps."""
+"""Copies shards or a source into the Arrow cache of `datasets`, once, and memory-maps the copy."""
 
 from __future__ import annotations
 

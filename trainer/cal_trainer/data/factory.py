@@ -1,4 +1,4 @@
-"""From the data flags of `cal-train` to a dataset and its sampler; combinations that mean nothing are refused."""
+"""Makes the dataset and sampler that the data flags of `cal-train` ask for; refuses what does not go together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | StreamedExamples
 
 
-def open_examples(
+def make_dataset(
     data_path: Location | Sequence[Location] | None,
     encoder: Encoder,
     *,
@@ -95,7 +95,7 @@ def open_examples(
     return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options)
 
 
-def open_evaluation(
+def make_evaluation_dataset(
     eval_path: Location,
     encoder: Encoder,
     *,
@@ -106,7 +106,7 @@ def open_evaluation(
 ) -> AnnotatedExamples:
     """Annotated shards to evaluate on: with images and words of their own, their deltas left aside.
 
-    Arguments as of `open_examples`; without `image_folder` each shard's paths start where they did in the measurement.
+    Arguments as of `make_dataset`; without `image_folder` each shard's paths start where they did in the measurement.
 
     Raises ConfigError naming the flag, and what AnnotatedExamples raises.
     """

@@ -1,4 +1,4 @@
-"""Which samples share a batch: the order of an epoch as a pure function of lengths, modalities and seed.
+"""Decides which samples share a batch: the order of an epoch from lengths, modalities and seed alone.
 
 An epoch is cut into steps of world_size * accumulation_steps * batch_size indices. Inside a step the i-th run of
 batch_size indices is micro-batch i // world_size of rank i % world_size, which is how accelerate deals batches out.

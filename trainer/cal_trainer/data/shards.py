@@ -1,4 +1,4 @@
-"""The shards behind a data set, by name and size: what tells that a resumed run reads the same."""
+"""Lists the shards behind a data set, by name and size, which tell that a resumed run reads the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room in /dev/shm for the batches of loader workers: where there is none, torch loses a batch and waits for it."""
+"""Checks for room in /dev/shm, without which torch loses a batch of a loader worker and waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sidecar (deltas without images and messages) joined to its source, however that was reordered since.
+"""Joins a sidecar (deltas without images and messages) to its source, however that was reordered since.
 
 The source is read once, in whatever format it has, into a memory-mapped Arrow copy; the deltas stay in theirs. Keys are
 joined as sorted arrays of 16 bytes a row, so what is held in memory is about 50 bytes a row.

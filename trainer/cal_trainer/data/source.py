@@ -1,4 +1,4 @@
-"""A source in any input format, memory-mapped: for training without a measurement, and for joining one to it."""
+"""Memory-maps a source in any input format: to train it without a measurement, and to join one to it."""
 
 from __future__ import annotations
 

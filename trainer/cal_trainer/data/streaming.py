@@ -1,4 +1,4 @@
-"""Annotated shards read row group by row group, for data that does not fit into the Arrow cache a second time.
+"""Reads annotated shards row group by row group: data that does not fit into the Arrow cache a second time.
 
 Still a map-style dataset, whose sampler asks for rows that lie together: `set_epoch`, skipping on resume and the split
 over ranks are then those of the mapped dataset, exact and without decoding an image. `datasets`' own streaming gives

@@ -1,4 +1,4 @@
-"""Deltas to token weights: clamp, then average over neighbouring supervised tokens. Pure functions of tensors."""
+"""Makes deltas into token weights: clamps, then averages over neighbouring supervised tokens. Pure functions."""
 
 from __future__ import annotations
 

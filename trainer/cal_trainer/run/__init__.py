@@ -1,1 +1,1 @@
-"""run."""
+"""Holds what a run needs around its steps: trained parts, adapters, sharding, checks, checkpoints, model card."""

@@ -1,4 +1,4 @@
-"""LoRA adapters on the language model, through peft; other parts train in full beside them and are saved with them.
+"""Adds LoRA adapters to the language model, through peft; other parts train in full and are saved with them.
 
 The wrapped model needs no unwrapping beyond accelerate's: it answers `get_output_embeddings`, `get_decoder`,
 `get_encoder` and `config` for the model inside, whose modules are its own.

@@ -1,4 +1,4 @@
-"""Which parameters train, and at which learning rate: parts of a vision-language model by name or by pattern.
+"""Chooses which parameters train, and at which learning rate: parts of the model by name or by pattern.
 
 `vision_tower` is the image encoder, `language_model` the decoder with its embeddings and output head, `projector` what
 stands between them. Any other name is a regular expression, searched for in the parameters' names.

@@ -1,4 +1,4 @@
-"""What a model must be for its batches and its online deltas to mean what they say."""
+"""Checks that batches and online deltas of a model mean what they say."""
 
 from __future__ import annotations
 

@@ -27,39 +27,11 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
     ConfigError when there is nothing, or when some of the names in braces are not there.
     """
     path = location(data_path)
-    nothing = ConfigError(
-        f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
-    )
-    if isinstance(path, ObjectPath):
-        base_key, objects = _find_objects(path)
-        if not objects:
-            raise nothing
-        return base_key, objects
-    data_path = str(path)
-    files: list[Location]
-    if path.is_dir():
-        files = files_below(path)
-        base = path
-    elif path.is_file():
-        base, files = path.parent, [path]
-    else:
-        names = expand_braces(data_path)
-        if len(names) == 1 and not glob.has_magic(data_path):
-            raise nothing
-        base = _literal_part(path, lambda part: glob.has_magic(part) or "{" in part)
-        files = []
-        for name in names:
-            of_name: list[Location] = [Path(name)] if Path(name).is_file() else []
-            if not of_name and glob.has_magic(name):
-                of_name = _matching(Path(name))
-            if not of_name and Path(name).is_dir():
-                of_name = files_below(Path(name))
-            if not of_name and len(names) > 1:
-                raise ConfigError(f"--data_path {data_path}: of its {len(names)} names {name} is not there")
-            files += of_name
-        files = list(dict.fromkeys(files))
+    base, files = _find_objects(path) if isinstance(path, ObjectPath) else _find_local(path)
     if not files:
-        raise nothing
+        raise ConfigError(
+            f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
+        )
     return base, files
 
 
@@ -104,6 +76,32 @@ def _matching(pattern: Path) -> list[Location]:
     return files_below(base, lambda file: bool(form.fullmatch(file.relative_to(base).as_posix())))  # type: ignore[arg-type]
 
 
+def _find_local(path: Path) -> tuple[Path, list[Location]]:
+    """One file, all below a directory, or those that braces and globs name."""
+    if path.is_dir():
+        return path, files_below(path)
+    if path.is_file():
+        return path.parent, [path]
+    names = expand_braces(str(path))
+    if len(names) == 1 and not glob.has_magic(str(path)):
+        return path, []
+    files: dict[Location, None] = {}
+    for name in map(Path, names):
+        of_name: list[Location] = [name] if name.is_file() else []
+        if not of_name and glob.has_magic(str(name)):
+            of_name = _matching(name)
+        if not of_name and name.is_dir():
+            of_name = files_below(name)
+        if not of_name and len(names) > 1:
+            raise ConfigError(f"--data_path {path}: of its {len(names)} names {name} is not there")
+        files |= dict.fromkeys(of_name)
+    return _literal_part(path, _is_pattern), [*files]
+
+
+def _is_pattern(part: str) -> bool:
+    return glob.has_magic(part) or "{" in part
+
+
 def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     """As in a file system: one object, all below a prefix, or those that braces and globs name."""
     if path.key and path.is_file():
@@ -112,7 +110,7 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     if len(names) == 1 and not glob.has_magic(path.key):
         return path, files_below(path)
     parts = path.key.split("/")
-    literal = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part)]
+    literal = parts[: next(i for i, part in enumerate(parts) if _is_pattern(part))]
     base = replace(path, key="/".join(literal))
     # One listing serves all names.
     there = {item.key: item for item in base.files()}

@@ -48,8 +48,8 @@ ARRAYS = {
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_plain_array_has_the_values_of_its_column(name: str) -> None:
     column, values = ARRAYS[name]
-    found = plain_array(column).to_pylist(maps_as_pydicts="strict")
-    assert [decoded(value, plain_type(column.type), "strict") for value in found] == values
+    plain = plain_array(column).to_pylist(maps_as_pydicts="strict")
+    assert [decoded(value, plain_type(column.type), "strict") for value in plain] == values
 
 
 def test_text_that_is_no_utf8_is_read_as_it_is_asked_for_and_bytes_stay_bytes() -> None:

@@ -84,8 +84,8 @@ def test_white_is_zero_is_turned_round_up_to_8_bits(order: str, bits: int) -> No
     values = [0, white // 2, white]
     for photometric, expected in ((BLACK_IS_ZERO, values), (WHITE_IS_ZERO, [white - value for value in values])):
         data = tiff(packed(values, bits), width=3, bits=bits, photometric=photometric, order=order)
-        found = np.asarray(decode_image(data))[0, :, 0]
-        assert found.tolist() == [round(255 * value / white) for value in expected]
+        image = np.asarray(decode_image(data))[0, :, 0]
+        assert image.tolist() == [round(255 * value / white) for value in expected]
 
 
 def test_white_is_zero_is_turned_round_at_16_bits_whatever_the_compression() -> None:
@@ -105,10 +105,10 @@ def test_white_is_zero_is_turned_round_in_fax_compression() -> None:
 def test_a_ramp_of_12_bits_is_the_ramp_of_8() -> None:
     ramp = np.linspace(0, 4095, 65).round().astype(int).tolist()
     rows = packed(ramp, 12) + packed(ramp[::-1], 12)
-    found = np.asarray(decode_image(tiff(rows, width=65, height=2, bits=12, photometric=BLACK_IS_ZERO)), int)[..., 0]
+    image = np.asarray(decode_image(tiff(rows, width=65, height=2, bits=12, photometric=BLACK_IS_ZERO)), int)[..., 0]
     expected = np.linspace(0, 255, 65)
-    assert np.abs(found - [expected, expected[::-1]]).max() <= 1
-    assert (found[0, 0], found[0, -1]) == (0, 255)
+    assert np.abs(image - [expected, expected[::-1]]).max() <= 1
+    assert (image[0, 0], image[0, -1]) == (0, 255)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -130,8 +130,8 @@ def test_a_ramp_of_any_bits_is_the_ramp_of_8_in_either_order_and_from_either_end
 
 def test_white_is_zero_at_16_bits_of_big_endian_is_turned_round_and_a_narrow_range_is_noted() -> None:
     data = np.array([[0, 0x1234, 0x8000, 0xFFFF]], ">u2").tobytes()
-    found = decode_image(tiff(data, width=4, bits=16, photometric=WHITE_IS_ZERO, order=">"))
-    assert np.asarray(found)[0, :, 0].tolist() == [255, 255 - 0x12, 127, 0]
+    image = decode_image(tiff(data, width=4, bits=16, photometric=WHITE_IS_ZERO, order=">"))
+    assert np.asarray(image)[0, :, 0].tolist() == [255, 255 - 0x12, 127, 0]
     dark = tiff(packed([0, 5, 900], 14), width=3, bits=14, photometric=BLACK_IS_ZERO)
     assert "14 bits a sample uses only the levels 0 to 14 of 255: if its white is not 16383" in str(
         note_of(decode_image(dark))

@@ -48,10 +48,10 @@ def read_all(path: Path, data_format: str, rows_per_shard: int) -> list[Sample]:
     """Every virtual shard of the file, one after the other."""
     samples: list[Sample] = []
     for item in plan_file(data_format, path, rows_per_shard).ranges:
-        found = list(read_rows(data_format, path, item, "s"))
-        assert len(found) == item.row_stop - item.row_start
+        of_range = list(read_rows(data_format, path, item, "s"))
+        assert len(of_range) == item.row_stop - item.row_start
         assert item.row_start == len(samples)
-        samples += found
+        samples += of_range
     return samples
 
 
@@ -104,8 +104,8 @@ def test_the_shards_of_a_jsonl_file_are_exactly_its_lines_in_order(
 )
 @pytest.mark.parametrize("chunk", range(1, 8))
 def test_no_element_is_cut_where_a_read_ends(tmp_path: Path, text: str, chunk: int) -> None:
-    found = read_values(write(tmp_path / "a.json", text), "json", 1, chunk)
-    assert repr(found) == repr(numbered(json.loads(text)))  # NaN equals itself only in words.
+    values = read_values(write(tmp_path / "a.json", text), "json", 1, chunk)
+    assert repr(values) == repr(numbered(json.loads(text)))  # NaN equals itself only in words.
 
 
 def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, m
 
 def test_a_malformed_line_keeps_its_place_as_a_sample_with_a_problem(tmp_path: Path) -> None:
     text = ROW % (0, "q") + '\n{"id": \n' + "7" * 5000 + "\n" + "[" * 100_000 + "\n3\n" + ROW % (5, "q")
-    found = read_all(write(tmp_path / "a.jsonl", text), "jsonl", 2)
-    assert [sample.sample_id for sample in found] == ["0", "s/1", "s/2", "s/3", "s/4", "5"]
-    assert [sample.messages is None for sample in found] == [False, True, True, True, True, False]
-    problems = [sample.problem or "" for sample in found]
+    samples = read_all(write(tmp_path / "a.jsonl", text), "jsonl", 2)
+    assert [sample.sample_id for sample in samples] == ["0", "s/1", "s/2", "s/3", "s/4", "5"]
+    assert [sample.messages is None for sample in samples] == [False, True, True, True, True, False]
+    problems = [sample.problem or "" for sample in samples]
     assert problems[1].startswith("malformed JSON line: Expecting value")
     assert "4300 digits" in problems[2]
     assert "recursion" in problems[3]

@@ -21,8 +21,8 @@ _LINE = re.compile(
 
 def lines() -> list[tuple[str, str, dict[str, Any], str]]:
     """(what the key is of, key, an example, what becomes of it) of every line of the page's table."""
-    found = [match.groups() for line in PAGE.read_text(encoding="utf-8").splitlines() if (match := _LINE.match(line))]
-    return [(of, key, json.loads(example), becomes) for of, key, example, becomes in found]
+    lines = [match.groups() for line in PAGE.read_text(encoding="utf-8").splitlines() if (match := _LINE.match(line))]
+    return [(of, key, json.loads(example), becomes) for of, key, example, becomes in lines]
 
 
 LINES = lines()

@@ -317,10 +317,10 @@ def test_a_row_range_is_read_exactly_across_batches_and_row_groups(
     path = write(tmp_path / "a.parquet", {"text": pa.array([f"t{n}" for n in range(rows)], pa.string())},
                  row_group_size=group)  # fmt: skip
     start, stop = min(bounds), max(bounds)
-    found = samples(path, start, stop)
+    chosen = samples(path, start, stop)
     expected = range(min(start, rows), min(stop, rows))
-    assert [sample.sample_id for sample in found] == [f"s/{n}" for n in expected]
-    assert [sample.messages[1].content for sample in found if sample.messages] == [f"t{n}" for n in expected]
+    assert [sample.sample_id for sample in chosen] == [f"s/{n}" for n in expected]
+    assert [sample.messages[1].content for sample in chosen if sample.messages] == [f"t{n}" for n in expected]
 
 
 def test_a_file_of_no_rows_has_no_samples(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_directory_below_a_dot_directory_is_searched_like_any_other(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "expected"),
     [
         ("d/*.json", ["a", "b"]),
         ("d/[a]*.json", ["a"]),
@@ -112,12 +112,12 @@ def test_a_directory_below_a_dot_directory_is_searched_like_any_other(tmp_path: 
 )
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_glob_names_files_from_its_first_wildcard_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, found: list[str], absolute: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str], absolute: bool
 ) -> None:
     for name in ("d/a.json", "d/b.json", "d/e/c.json", "d/e/f.parquet", "d/.h.json"):
         write(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert [name for name, _ in names(f"{tmp_path}/{pattern}" if absolute else pattern)] == found
+    assert [name for name, _ in names(f"{tmp_path}/{pattern}" if absolute else pattern)] == expected
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:

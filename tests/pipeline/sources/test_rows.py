@@ -244,7 +244,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "found"),
+    ("key", "value", "named"),
     [
         ("jpg", b"\xff\xd8\xff\xe0", True), ("anything", PNG, True), ("x", {"bytes": PNG, "path": None}, True),
         ("img", "a.png", True), ("image_path", "coco/1", True), ("image_file", "a.webp", True), ("file", "a.JPG", True),
@@ -255,11 +255,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("embedding", b"\x00\x01", False), ("image_caption", "A cat.", False), ("img", None, False), ("img", "", False),
     ],
 )  # fmt: skip
-def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, found: bool) -> None:
+def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, named: bool) -> None:
     chat = [{"from": "human", "value": "What?"}, CHAT[1]]
     sample = row(image=None, conversations=chat, **{key: value})
-    assert (sample.problem is not None) == found
-    if found:
+    assert (sample.problem is not None) == named
+    if named:
         assert (sample.problem or "").startswith(f"no image is set, and {key!r} holds ")
     # Beside an image it is only listed.
     assert row(**{key: value}).problem is None
@@ -390,7 +390,7 @@ def test_a_list_of_what_is_learned_of_a_row_s_tokens_is_refused(key: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "problem"),
     [
         ('{"image": "a.png", "image": "b.png", "conversations": %s}', "the row has 'image' twice: 'a.png'"),
         ('{"image": "a.png", "train": false, "train": true, "conversations": %s}', "the row has 'train' twice"),
@@ -401,11 +401,11 @@ def test_a_list_of_what_is_learned_of_a_row_s_tokens_is_refused(key: str) -> Non
     ],
 )
 def test_a_key_that_an_object_has_twice_is_refused_where_it_is_read_and_the_values_differ(
-    text: str, found: str | None
+    text: str, problem: str | None
 ) -> None:
     sample = sample_from_json(parse(text % json.dumps(CHAT)), "s/7")
-    assert (sample.problem is None) == (found is None)
-    assert (found or "") in (sample.problem or "")
+    assert (sample.problem is None) == (problem is None)
+    assert (problem or "") in (sample.problem or "")
 
 
 @pytest.mark.parametrize("keys", ['"value": "A", "value": "B"', '"value": "A", "weight": 0, "weight": 1'])

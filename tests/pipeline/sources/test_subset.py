@@ -59,12 +59,12 @@ def test_a_limited_plan_reads_exactly_the_first_rows(tmp_path: Path, name: str) 
 def test_a_sample_reads_exactly_the_drawn_rows_and_the_same_every_time(tmp_path: Path, name: str) -> None:
     plan = plan_shards([str(write(tmp_path / name, 400))], rows_per_shard=150)
     drawn = sample_rows(plan, 0.25, seed=7)
-    found = ids(drawn)
-    assert len(found) == sum(shard.num_rows for shard in drawn)
-    assert 60 <= len(found) <= 140  # 100 expected, deviation 8.7
-    assert found == sorted(set(found), key=int)
-    assert ids(sample_rows(plan, 0.25, seed=7)) == found
-    assert ids(sample_rows(plan, 0.25, seed=8)) != found
+    drawn_ids = ids(drawn)
+    assert len(drawn_ids) == sum(shard.num_rows for shard in drawn)
+    assert 60 <= len(drawn_ids) <= 140  # 100 expected, deviation 8.7
+    assert drawn_ids == sorted(set(drawn_ids), key=int)
+    assert ids(sample_rows(plan, 0.25, seed=7)) == drawn_ids
+    assert ids(sample_rows(plan, 0.25, seed=8)) != drawn_ids
     assert [shard.name for shard in drawn] == [shard.name for shard in plan]
 
 
@@ -88,9 +88,9 @@ def test_a_sample_drops_only_shards_of_which_nothing_is_drawn(counts: list[int],
 
 def test_limit_then_sample_draws_from_the_limited_rows(tmp_path: Path) -> None:
     plan = plan_shards([str(write(tmp_path / "a.jsonl", 100))], rows_per_shard=40)
-    found = ids(sample_rows(limit_rows(plan, 50), 0.5, seed=0))
-    assert found
-    assert max(map(int, found)) < 50
+    drawn_ids = ids(sample_rows(limit_rows(plan, 50), 0.5, seed=0))
+    assert drawn_ids
+    assert max(map(int, drawn_ids)) < 50
 
 
 @given(

@@ -15,8 +15,8 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it
 
 
 def turn(**item: Any) -> Turn:
-    (found,) = read_turns([{"role": "assistant", "content": "A cat.", **item}]).turns
-    return found
+    (turn,) = read_turns([{"role": "assistant", "content": "A cat.", **item}]).turns
+    return turn
 
 
 def refused(*items: Any) -> str:
@@ -71,7 +71,7 @@ def test_what_templates_take_of_a_turn_is_kept_and_what_is_empty_is_not() -> Non
     assert turn(role="user", name="Ann").extra == {}
 
 
-def test_keys_that_nothing_is_made_of_are_told() -> None:
+def test_keys_that_nothing_is_made_of_are_listed() -> None:
     read = {
         "refusal": False,
         "reasoning": "R",

@@ -58,9 +58,9 @@ def read_all(path: Path, rows_per_shard: int = 1000) -> list[Sample]:
     """Every virtual shard of the archive, one after the other."""
     samples: list[Sample] = []
     for item in plan_file(path, rows_per_shard).ranges:
-        found = list(read_rows(path, item))
-        assert (item.row_start, item.row_stop) == (len(samples), len(samples) + len(found))
-        samples += found
+        of_range = list(read_rows(path, item))
+        assert (item.row_start, item.row_stop) == (len(samples), len(samples) + len(of_range))
+        samples += of_range
     return samples
 
 
@@ -145,7 +145,7 @@ def test_images_of_one_key_stand_in_the_order_of_their_numbers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("names", "expected"),
     [
         (["a.1.jpg", "a.0.jpg"], [b"1", b"0"]),
         (["1.jpg", "0.jpg", "1.jpg"], [b"1", b"0", b"1"]),
@@ -154,11 +154,11 @@ def test_images_of_one_key_stand_in_the_order_of_their_numbers(tmp_path: Path) -
         (["coco/x.jpg", "coco/y.jpg"], [b"0", b"1"]),
     ],
 )
-def test_json_says_which_images_and_in_which_order(tmp_path: Path, names: Any, found: list[bytes]) -> None:
+def test_json_says_which_images_and_in_which_order(tmp_path: Path, names: Any, expected: list[bytes]) -> None:
     key = "images" if isinstance(names, list) else "image"
     members = [("d/a.0.jpg", b"0"), ("d/a.1.jpg", b"1"), ("d/a.mask.png", b"m"),
                ("d/a.json", {key: names, "caption": "c"})]  # fmt: skip
-    assert image_data(one(tmp_path, members)) == found
+    assert image_data(one(tmp_path, members)) == expected
 
 
 def test_json_that_names_two_images_for_one_is_refused_and_empty_keys_name_none(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], lis
 
 
 @pytest.mark.parametrize(
-    ("data_path", "found"),
+    ("data_path", "expected"),
     [
         ("data/s-{008..010}.tar", ["s-008", "s-009", "s-010"]),
         ("data/s-{010..008}.tar", ["s-010", "s-009", "s-008"]),
@@ -446,9 +446,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], lis
     ],
 )
 def test_numbered_names_in_braces_are_all_those_files(
-    tree: Callable[[str], list[str]], data_path: str, found: list[str]
+    tree: Callable[[str], list[str]], data_path: str, expected: list[str]
 ) -> None:
-    assert tree(data_path) == found
+    assert tree(data_path) == expected
 
 
 @pytest.mark.parametrize(

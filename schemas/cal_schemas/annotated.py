@@ -4,7 +4,7 @@ Schema, codec of rows, writer, metadata and version of the format live here and 
 the same contract in prose. `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from
 what precedes that token. A null element is a delta that is undefined; NaN and infinity never reach a file.
 
-Over 300 lines, because a format has one module: a split would let writer and reader disagree. What a cross-fit allows
+Over 400 lines, because a format has one module: a split would let writer and reader disagree. What a cross-fit allows
 and what not is in crossfit.py.
 """
 
@@ -41,10 +41,13 @@ EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
     "logprobs": ("logprobs_with_image", "logprobs_without_image"),
 }
 """What may be kept beside the deltas, of both passes."""
-TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
+REQUIRED_TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
     "label_ids": np.int32,
     "label_positions": np.int32,
     "delta_logits": np.float32,
+}
+TOKEN_COLUMNS = {
+    **REQUIRED_TOKEN_COLUMNS,
     **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
 }
 """Lists of one value for each supervised token, and what their values are."""
@@ -164,12 +167,6 @@ class MeasuredSample:
     logprobs_with_image: np.ndarray = field(default_factory=_empty)
     logprobs_without_image: np.ndarray = field(default_factory=_empty)
 
-    def __post_init__(self) -> None:
-        lists = {name: getattr(self, name) for name in TOKEN_COLUMNS}
-        assert {len(values) for values in lists.values()} <= {0, len(self.label_ids)}
-        assert len(self.delta_logits) == len(self.label_ids)
-        assert not any(np.isinf(values).any() for values in lists.values())
-
 
 _NOT_MEASURED = MeasuredSample(**{name: np.empty(0, kind) for name, kind in TOKEN_COLUMNS.items()})
 
@@ -189,9 +186,20 @@ class AnnotatedRow:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        measured = self.measured or _NOT_MEASURED
-        assert (self.status == STATUS_OK) == (len(measured.label_ids) > 0), (self.status, len(measured.label_ids))
-        assert len(measured.label_positions) == len(measured.label_ids)
+        problem = _problem(self.status, self.measured or _NOT_MEASURED)
+        assert problem is None, problem
+
+
+def _problem(status: str, measured: MeasuredSample) -> str | None:
+    """What no row may be, in a file or on its way there."""
+    count = len(measured.label_ids)
+    for name in TOKEN_COLUMNS:
+        values = getattr(measured, name)
+        if len(values) != count and (name in REQUIRED_TOKEN_COLUMNS or len(values)):
+            return f"{count} label_ids and {len(values)} {name}"
+        if np.isinf(values).any():
+            return f"infinity in {name}"
+    return None if (status == STATUS_OK) == (count > 0) else f"status {status!r} and {count} label_ids"
 
 
 _SAMPLE_COLUMNS = ("sample_id", "images", "messages", "template_inputs")
@@ -250,16 +258,19 @@ def measured_from_columns(values: Mapping[str, Any]) -> MeasuredSample | None:
 
 
 def rows_from_batch(batch: pa.RecordBatch) -> Iterator[AnnotatedRow]:
-    """Rows of an annotated shard, as `rows_to_table` took them; columns of numbers, images or messages may be missing.
+    """Rows of an annotated shard, as `rows_to_table` took them; columns that may be null or empty may be missing.
 
-    Columns of the source stay Arrow arrays of one value: Python's types would round some of them.
+    Columns of the source stay Arrow arrays of one value: Python's types would round some of them. Raises FormatError
+    for what no row may be: lists of different lengths, infinity, an `ok` without labels or the contrary.
     """
     pass_through = [name for name in batch.schema.names if name not in RESERVED_COLUMNS]
     for number, values in enumerate(batch.drop_columns(pass_through).to_pylist()):
-        sample = sample_from_columns(values)
+        sample, measured = sample_from_columns(values), measured_from_columns(values)
+        if problem := _problem(values["status"], measured or _NOT_MEASURED):
+            raise FormatError(f"row {sample.sample_id!r} has {problem}: cal-precompute --verify lists all such rows")
         yield AnnotatedRow(
             sample=replace(sample, pass_through={name: batch.column(name).slice(number, 1) for name in pass_through}),
-            measured=measured_from_columns(values),
+            measured=measured,
             **{name: values[name] for name in _ROW_COLUMNS if name in values},
         )
 

@@ -169,6 +169,26 @@ def test_columns_that_were_not_read_leave_a_row_without_them(tmp_path: Path) -> 
     assert measured_from_columns({"label_ids": []}) is measured_from_columns({}) is None
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "problem"),
+    [
+        ("label_positions", [[4]], "2 label_ids and 1 label_positions"),
+        ("delta_logits", [[1.0, float("inf")]], "infinity in delta_logits"),
+        ("status", ["too_long"], "status 'too_long' and 2 label_ids"),
+        ("label_ids", [[]], "status 'ok' and 0 label_ids"),
+    ],
+)
+def test_a_row_that_no_row_may_be_is_refused_on_reading(
+    tmp_path: Path, column: str, values: list[object], problem: str
+) -> None:
+    table = pq.read_table(write(tmp_path / "a.parquet", simple_row()))
+    place = table.schema.get_field_index(column)
+    changed = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    (batch,) = changed.to_batches()
+    with pytest.raises(FormatError, match=rf"row 's' has {problem}: cal-precompute --verify"):
+        list(rows_from_batch(batch))
+
+
 def test_a_sample_in_columns_is_read_back_and_its_bytes_are_embedded_only_where_asked() -> None:
     sample = simple_row().sample
     assert sample_from_columns(sample_columns(sample, embed=True)) == sample
@@ -202,9 +222,9 @@ def test_undefined_delta_is_a_null_element_and_no_nan_is_in_the_file(tmp_path: P
 
 def test_infinity_and_unequal_lengths_never_reach_the_writer() -> None:
     with pytest.raises(AssertionError):
-        replace(MEASURED, delta_logits=np.array([1.0, np.inf], np.float32))
+        simple_row(measured=replace(MEASURED, delta_logits=np.array([1.0, np.inf], np.float32)))
     with pytest.raises(AssertionError):
-        replace(MEASURED, label_ids=np.array([7], np.int32))
+        simple_row(measured=replace(MEASURED, label_ids=np.array([7], np.int32)))
     with pytest.raises(AssertionError):
         simple_row(measured=replace(MEASURED, label_positions=np.array([], np.int32)))
 

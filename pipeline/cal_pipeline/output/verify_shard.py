@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cal_pipeline.sources.shard import drawn_rows
-from cal_schemas.annotated import TOKEN_COLUMNS, ShardMetadata, read_shard_metadata
+from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS, ShardMetadata, read_shard_metadata
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.storage.locations import Location, open_parquet
 
 _FILLED = ("sample_id", "sample_key", "status")
-_REQUIRED = (*_FILLED, "label_ids", "label_positions", "delta_logits")
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -45,7 +44,8 @@ def check_shard(file: Location, name: str) -> ShardCheck:
             check.metadata = read_shard_metadata(file, parquet.metadata)
             check.schema = parquet.schema_arrow.remove_metadata()
             check.problems += _metadata_problems(parquet.metadata, check.metadata, name)
-            if lacking := [column for column in _REQUIRED if column not in check.schema.names]:
+            required = (*_FILLED, *REQUIRED_TOKEN_COLUMNS)
+            if lacking := [column for column in required if column not in check.schema.names]:
                 check.problems.append(f"lacks the columns {', '.join(lacking)}")
                 return check
             _check_rows(parquet, check)

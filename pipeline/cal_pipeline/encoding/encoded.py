@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -28,3 +29,10 @@ class EncodedSample:
     def num_tokens(self) -> int:
         """T."""
         return len(self.labels)
+
+
+def token_aligned(inputs: Mapping[str, Any]) -> frozenset[str]:
+    """Names of a batch's inputs [B, T] that are of its tokens, by their shape; numbers of images are floating."""
+    shape = inputs["input_ids"].shape
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+    return frozenset(k for k, value in tensors.items() if value.shape == shape and not value.is_floating_point())

@@ -85,6 +85,45 @@ def recovered_expansion(
     return Expansion(shifts=shifts, inserted=inserted)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processed:
+    """What came out for one sample."""
+
+    output: Mapping[str, Any]
+    """Tensors, each with a leading dimension, and the processor's own report where it makes one."""
+    given: str
+    """The text that its tokenizer was given."""
+    processor: Any
+    image_token: str
+
+    @property
+    def inserted_text(self) -> str:
+        """What stands for the images of a text made of placeholders alone."""
+        report = self.output.get("text_replacement_offsets")
+        return "".join(item["replacement"] for item in report[0]) if report else self.given
+
+    def expansion(self, rendered: str, num_images: int, specials: Sequence[str]) -> Expansion:
+        """What became of the placeholders of `rendered`: by the report, else from what the tokenizer was given.
+
+        `specials` are the tokens that text is not normally made of. Raises SampleError when it cannot be told.
+        """
+        name = type(self.processor).__name__
+        if num_images and (reported := reported_expansion(self.output, num_images, name)) is not None:
+            return reported
+        if not num_images and self.given == rendered:
+            return NOTHING_EXPANDED
+        tokenizer = self.processor.tokenizer
+        ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+        return recovered_expansion(
+            rendered,
+            self.given,
+            image_token=self.image_token,
+            markers=[token for token in specials if token not in ends],
+            bos=tokenizer.bos_token,
+            name=name,
+        )
+
+
 def own_offsets(ids: Tensor, offsets: Tensor, text: str, stripping: Mapping[int, str]) -> tuple[Tensor, Tensor]:
     """Where each token's own characters begin and stop in the text that the tokenizer was given.
 

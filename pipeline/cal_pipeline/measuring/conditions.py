@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import token_aligned
+from cal_pipeline.encoding.encoded import token_aligned
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, PERTURBING, Condition

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cal_pipeline.encoding.encoder import token_aligned
+from cal_pipeline.encoding.encoded import token_aligned
 from cal_pipeline.measuring.contrast import label_logits
 from cal_schemas.spec import IGNORE_INDEX
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cal_pipeline.encoding.collate import Batch
-from cal_pipeline.encoding.encoded import EncodedSample
-from cal_pipeline.encoding.encoder import token_aligned
+from cal_pipeline.encoding.encoded import EncodedSample, token_aligned
 from cal_pipeline.measuring.conditions import FirstPass, without_image
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits, innermost_decoder, label_logits
 from cal_pipeline.models.precision import watched

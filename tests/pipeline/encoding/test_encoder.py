@@ -10,8 +10,8 @@ import transformers
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from cal_pipeline.encoding.encoded import EncodedSample
-from cal_pipeline.encoding.encoder import Encoder, pad_to_square, token_aligned
+from cal_pipeline.encoding.encoded import EncodedSample, token_aligned
+from cal_pipeline.encoding.encoder import Encoder, pad_to_square
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.models.loading import load_processor
 from cal_schemas.errors import ConfigError, NoSupervisedTokensError, SampleError, TooLongError
@@ -292,7 +292,7 @@ def test_a_text_of_ten_megabytes_is_too_long_without_being_encoded(
     llava: Family, monkeypatch: pytest.MonkeyPatch, truncation: Any, reason: str
 ) -> None:
     encoder = Encoder(llava.encoder.processor, max_length=64, truncation=truncation)
-    monkeypatch.setattr(encoder, "_process", lambda *text, **options: pytest.fail("it was encoded"))
+    monkeypatch.setattr(encoder._facts, "process", lambda *text, **options: pytest.fail("it was encoded"))
     turns = (Turn(role="user", content="Read."), Turn(role="assistant", content="word " * 2_000_000))
     with pytest.raises(TooLongError, match=reason):
         encoder(Sample(sample_id="x", images=(), messages=turns), [])

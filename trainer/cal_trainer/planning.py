@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.positions import longest_row
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
 from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor, model_directory
@@ -229,6 +230,8 @@ def _plan_model(
     validate_adapters(directory, trains=True)
     check_architecture(directory, trust_remote_code=remote)
     processor = load_processor(directory, trust_remote_code=remote)
+    if config.template == "auto":
+        warn_of_other_templates(processor, directory)
     with without_deepspeed():
         meta_model = load_meta_model(directory, trust_remote_code=remote)
         check_weights(directory, meta_model)

@@ -1,8 +1,9 @@
 """Annotates one shard, from source file to published file: the table of contents of this package, in plain Python.
 
-Rows are read and encoded ahead in threads, gathered in windows, measured in two passes in batches of like length, and
-written in their own order. While a window is measured the next one is gathered and the last one is written. Windows and
-batches depend on the shard and the flags alone, never on workers or timing.
+`sources` reads rows, `encoding` prepares them ahead in threads and gathers windows of them, `measuring` sorts a window
+into batches of like length and passes each twice through the model of `models`, and `output` writes the rows in their
+own order and publishes the file. While a window is measured the next one is gathered and the last one is written.
+Windows and batches depend on the shard and the flags alone, never on workers or timing.
 """
 
 from __future__ import annotations

@@ -146,9 +146,9 @@ def prepare_model(model: Any, config: TrainConfig) -> Any:
         )
     else:
         set_trainable(model, config.trainable)
-    if config.delta_source == "online" and (found := active_dropout(model)):
+    if config.delta_source == "online" and (dropout := active_dropout(model)):
         raise ConfigError(
-            f"online deltas need the same network in both passes, and the model has dropout ({found[0]}, …): "
+            f"online deltas need the same network in both passes, and the model has dropout ({dropout[0]}, …): "
             "set it to 0 in its config"
         )
     return model

@@ -100,7 +100,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer's, but DDP always looks for parameters without a gradient.
+        """Makes the Trainer's accelerator, whose DDP always looks for parameters without a gradient.
 
         The Trainer turns that off under gradient checkpointing, for the sake of the reentrant kind, which it does not
         use. LLaVA reads its vision tower's last layer but one: the last has no gradient, and DDP would fail in step 2.
@@ -110,7 +110,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         super().create_accelerator_and_postprocess()
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """As the Trainer's, which takes one more step before it notices that a resumed run has had them all."""
+        """Runs the Trainer's epoch, which takes a step too many when a resumed run has had them all."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
             return
@@ -197,7 +197,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             return model(**batch.inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, with the loss over all tokens: its mean of batch means depends on the batch size."""
+        """Evaluates as the Trainer does, with the loss over all tokens: its mean of means depends on the batch size."""
         self._evaluated = torch.zeros(2, device=self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
         nll, tokens = self._over_ranks(self._evaluated).tolist()

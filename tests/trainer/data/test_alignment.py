@@ -1,4 +1,4 @@
-"""What was measured against what is trained: settings, and the labels of rows of a few tokens."""
+"""A measurement is compared with what is trained: settings, and the labels of rows of a few tokens."""
 
 import io
 import logging

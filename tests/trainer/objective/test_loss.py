@@ -1,4 +1,4 @@
-"""What an optimizer step's sum is divided by, on two rows: one with two weighed tokens, one with a first token only."""
+"""The loss and its denominator on two rows: one with two weighed tokens, one with a first token only."""
 
 import pytest
 import torch

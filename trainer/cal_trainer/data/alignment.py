@@ -112,15 +112,15 @@ def dummy_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
     from PIL import Image
 
     turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
-    found: list[EncodedSample] = []
+    candidates: list[EncodedSample] = []
     for size in _DUMMY_SIZES:
         try:
-            found.append(encoder(Sample(sample_id="dummy", images=(), messages=turns), [Image.new("RGB", size)]))
+            candidates.append(encoder(Sample(sample_id="dummy", images=(), messages=turns), [Image.new("RGB", size)]))
         except SampleError as error:
             problem = error
-    if not found:
+    if not candidates:
         raise ConfigError(f"one small image and a word cannot be encoded for this model: {problem}") from problem
-    encoded = min(found, key=lambda item: item.num_tokens)
+    encoded = min(candidates, key=lambda item: item.num_tokens)
     return EncodedSample(
         sequence_inputs=encoded.sequence_inputs,
         image_inputs=encoded.image_inputs,
@@ -131,7 +131,7 @@ def dummy_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> Enco
 
 
 class RowOptions(TypedDict, total=False):
-    """How rows are read, whatever holds them: what every dataset hands on to RowEncoder."""
+    """Options of reading rows, whatever holds them: every dataset hands them on to RowEncoder."""
 
     use_deltas: bool
     """False trains without them (uniform, online): nothing is compared, all deltas are NaN. True by default."""
@@ -148,11 +148,11 @@ class EncodesRows:
 
     @property
     def blank(self) -> Example:
-        """What stands at index DUMMY: trains nothing."""
+        """The dummy example, at index DUMMY: trains nothing."""
         return self._encode.dummy
 
     def contrasted(self, contrast: ContrastSpec) -> Self:
-        """The same rows, with the perturbed images that online deltas and the drift log need under `contrast`."""
+        """Gives the same rows with the perturbed images that online deltas and the drift log need under `contrast`."""
         if not contrast.perturbs:
             return self
         twin = copy.copy(self)
@@ -194,7 +194,7 @@ class RowEncoder:
         self._num_warned = 0
 
     def contrasted(self, contrast: ContrastSpec) -> RowEncoder:
-        """The same, whose examples also hold what a second pass under `contrast` needs of their images."""
+        """Gives an encoder whose examples also hold what a second pass under `contrast` needs of their images."""
         twin = copy.copy(self)
         twin._contrast = contrast
         twin.dummy = replace(self.dummy, encoded=dummy_sample(self._encoder, contrast))

@@ -71,6 +71,6 @@ class StepBatch:
 
     @classmethod
     def of(cls, collated: Mapping[str, Any]) -> Self:
-        """What the collator made, divided: whatever is no field here is an input of the model."""
+        """Divides what the collator made: whatever is no field here is an input of the model."""
         own = {name: value for name, value in collated.items() if name in cls.__slots__ and name != "inputs"}
         return cls(inputs={name: value for name, value in collated.items() if name not in own}, **own)

@@ -33,7 +33,7 @@ COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "label_ids", "delta_logits",
     "num_tokens",
 )  # fmt: skip
-"""What training reads of a self-contained row; files from before `template_inputs` have all but that."""
+"""Columns that training reads of a self-contained row; files from before `template_inputs` have all but that."""
 _log = logging.getLogger(__name__)
 
 
@@ -118,7 +118,7 @@ def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool =
 
 
 def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> list[Location | None]:
-    """Of every shard: the one given, or the one it was measured with."""
+    """Lists the image folder of every shard: the one given, or the one it was measured with."""
     if image_folder is not None:
         return [image_folder] * len(opened.files)
     measured = [item.source.image_folder for item in opened.metadata]
@@ -126,7 +126,7 @@ def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> li
 
 
 class FolderOfRow:
-    """Which image folder a row's paths start in; rows of a shard lie together."""
+    """Tells the image folder that a row's paths start in; rows of a shard lie together."""
 
     def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Location | None]) -> None:
         self._stops = np.cumsum(rows_by_shard)

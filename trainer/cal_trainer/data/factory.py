@@ -164,7 +164,7 @@ def validate_rows(examples: Examples) -> None:
 
 
 def largest_of_first(examples: Examples) -> Example:
-    """Of the first few, the one whose tensors are largest."""
+    """Picks, of the first few, the example whose tensors are largest."""
 
     def size(example: Example) -> int:
         inputs = (example.encoded.sequence_inputs, example.encoded.image_inputs, example.encoded.contrast_inputs)

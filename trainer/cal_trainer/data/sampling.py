@@ -23,7 +23,7 @@ _CHUNK = 8192
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepShape:
-    """How an optimizer step is dealt out."""
+    """The sizes by which an optimizer step is dealt out."""
 
     batch_size: int
     """Of one rank's micro-batch."""

@@ -28,5 +28,5 @@ def annotated_shards(opened: AnnotatedDataset) -> dict[str, list[int]]:
 
 
 def source_shards(shards: Sequence[Shard]) -> dict[str, list[int]]:
-    """The same of planned shards of a source."""
+    """Rows and bytes of each planned shard of a source."""
     return {shard.name: [shard.num_rows, shard.source.size] for shard in shards}

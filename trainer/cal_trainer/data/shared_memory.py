@@ -23,7 +23,7 @@ _WAY_OUT: Final = (
 
 
 def batch_bytes(batch: Mapping[str, Any]) -> int:
-    """Of all its tensors."""
+    """Counts the bytes of all tensors of a batch."""
     sizes = (value.nbytes if isinstance(value, Tensor) else batch_bytes(value) for value in batch.values())
     return sum(sizes)
 

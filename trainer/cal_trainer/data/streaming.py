@@ -116,13 +116,13 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         with open_parquet(self._files[int(self.groups.shard[group])]) as file:
             table = file.read_row_group(int(self.groups.number[group]), columns=self._columns)
         self.num_reads += 1
-        found = table, np.flatnonzero(is_ok(table))
-        self._held_rows += len(found[1])
+        group_rows = table, np.flatnonzero(is_ok(table))
+        self._held_rows += len(group_rows[1])
         while self._held_rows > self._capacity:
             _, (_, dropped) = self._held.popitem(last=False)
             self._held_rows -= len(dropped)
-        self._held[group] = found
-        return found
+        self._held[group] = group_rows
+        return group_rows
 
 
 def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:

@@ -62,7 +62,7 @@ class _KnownDeltas:
 
 
 class CachedDeltas(_KnownDeltas):
-    """What the reference measured, from the annotated rows."""
+    """Deltas that the reference measured, from the annotated rows."""
 
     def known(self, batch: StepBatch) -> Tensor:
         """See DeltaSource."""

@@ -20,7 +20,7 @@ the largest have no scale that is known."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadProducts:
-    """Of one forward's N supervised tokens: the label's logit as the head gave it, and multiplied in float32."""
+    """Logits of one forward's N labels: as the head gave them, and multiplied in float32."""
 
     rounded: Tensor
     exact: Tensor

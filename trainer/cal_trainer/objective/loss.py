@@ -40,7 +40,7 @@ def normalized(weights: Tensor, normalization: Normalization) -> tuple[Tensor, T
 
 
 def known_denominator(labels: Tensor, deltas: Tensor | None, weighting: Weighting) -> Tensor | None:
-    """What one micro-batch adds to the step's denominator, a float scalar; None where only its forward will tell.
+    """Counts what a micro-batch adds to the step's denominator, a float scalar; None where only its forward will tell.
 
     Takes unshifted labels [B, T], and deltas [B, T] or None where they need the forward.
     """

@@ -25,7 +25,7 @@ class StepMetrics:
 
     @property
     def pending(self) -> bool:
-        """Whether anything was added since the last `take`."""
+        """True when something was added since the last `take`."""
         return self._sums is not None
 
     def add(self, weights: Tensor, labels: Tensor, nll: Tensor, num_unusable: Tensor | None) -> None:

@@ -16,7 +16,7 @@ Normalization = Literal["step", "sample", "micro_batch"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weighting:
-    """How deltas become weights, and what the weighted sum is divided by.
+    """Makes deltas into weights, and says what the weighted sum is divided by.
 
     `step`: the summed weights of the whole optimizer step, over micro-batches and ranks. `sample`: inside a sample,
     then the mean over the step's samples with a positive sum (CAL, Eq. 5). `micro_batch`: the released code.
@@ -38,7 +38,7 @@ class Weighting:
 
     @property
     def takes_all_tokens(self) -> bool:
-        """Whether it averages over the deltas of unsupervised tokens too."""
+        """True when it averages over the deltas of unsupervised tokens too."""
         return self.pool == "released"
 
     def measured_labels(self, labels: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Weighting:
 
     @property
     def independent_of_the_split(self) -> bool:
-        """Whether loss and gradient are those of the whole step, however it is cut into micro-batches and ranks."""
+        """True when loss and gradient are those of the step, however it is cut into micro-batches and ranks."""
         return self.normalization != "micro_batch" and not self.takes_all_tokens
 
 

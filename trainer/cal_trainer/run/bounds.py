@@ -56,17 +56,17 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
 
 
 def quantiles_of(opened: AnnotatedDataset) -> DeltaCounts:
-    """Of all defined deltas of the rows with an image, in one pass over two columns of the shards.
+    """Counts all defined deltas of the rows with an image, in one pass over two columns of the shards.
 
     Counts are whole numbers, so every process that reads the same deltas, in whatever order, gets the same answer.
 
     A text-only row is one whose deltas are all 0, which they are there by definition; a sidecar holds no images to
     count. Rows that are not ok have none.
     """
-    found = DeltaCounts(held=_HELD, bits=_BITS)
+    counts = DeltaCounts(held=_HELD, bits=_BITS)
     for batch in opened.batches(columns=["status", "delta_logits"]):
-        found.add(_deltas_with_image(batch))
-    return found
+        counts.add(_deltas_with_image(batch))
+    return counts
 
 
 def _deltas_with_image(batch: pa.RecordBatch) -> np.ndarray:
@@ -79,8 +79,8 @@ def _deltas_with_image(batch: pa.RecordBatch) -> np.ndarray:
     defined = ~np.isnan(values)
     row, values = row[defined], values[defined]
     shown = np.bincount(row, weights=values != 0, minlength=len(lengths)) > 0
-    found: np.ndarray = values[(shown & ok)[row]]
-    return found
+    of_images: np.ndarray = values[(shown & ok)[row]]
+    return of_images
 
 
 def resolve_bounds(
@@ -103,14 +103,14 @@ def resolve_bounds(
     if recorded:
         origin = f"recorded in {resume}"
     else:
-        found = quantiles_of(open_measured(list(data_path), crossfit=crossfit))
-        if not found.defined:
+        counts = quantiles_of(open_measured(list(data_path), crossfit=crossfit))
+        if not counts.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(
                 f"{paths} has no defined delta of a row with an image: give --alpha and --beta as numbers"
             )
-        recorded = {name: found.quantile(bound.share) for name, bound in quantiles.items()}
-        origin = f"of {found.defined} deltas of rows with images"
+        recorded = {name: counts.quantile(bound.share) for name, bound in quantiles.items()}
+        origin = f"of {counts.defined} deltas of rows with images"
     said = ", ".join(f"--{name} {quantiles[name]} is {value:.6g}" for name, value in recorded.items())
     _log.info("%s (%s)", said, origin)
     bounds = {name: recorded.get(name, numbers.get(name, float("nan"))) for name in wanted}

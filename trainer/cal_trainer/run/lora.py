@@ -100,7 +100,7 @@ def _whole_modules(model: Any, parts: Sequence[str]) -> list[str]:
     """Names of the outermost modules that hold exactly these parts' parameters, or more where one is inside another."""
     owners = part_of_each(model)
     modules = dict(model.named_modules())
-    found: set[str] = set()
+    whole: set[str] = set()
     for part in parts:
         names = [name for name, owner in owners.items() if owner == part]
         if not names:
@@ -115,7 +115,7 @@ def _whole_modules(model: Any, parts: Sequence[str]) -> list[str]:
                     outermost = module
                     break
             if outermost:
-                found.add(outermost)
+                whole.add(outermost)
             else:
                 _log.warning("%s is a bare parameter, which adapters cannot be saved with: it stays frozen", name)
-    return sorted(name for name in found if not any(name.startswith(other + ".") for other in found))
+    return sorted(name for name in whole if not any(name.startswith(other + ".") for other in whole))

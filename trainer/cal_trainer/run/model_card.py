@@ -113,13 +113,13 @@ def _measurement(spec: MeasurementSpec) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of what decides the numbers."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -51,8 +51,8 @@ def part_of_each(model: Any) -> dict[str, Part | None]:
     modules = {id(module): name for name, module in model.named_modules()}
     decoder, head, tower = model.get_decoder(), model.get_output_embeddings(), model.get_encoder(modality="image")
     # What a model answers when it has no such module is itself, which has a name of no length here.
-    found = {"decoder": decoder, "head": head, "tower": tower}
-    inside = {key: modules.get(id(module), "") for key, module in found.items()}
+    modules_of = {"decoder": decoder, "head": head, "tower": tower}
+    inside = {key: modules.get(id(module), "") for key, module in modules_of.items()}
 
     def part(name: str) -> Part | None:
         def under(key: str) -> bool:
@@ -99,16 +99,16 @@ def matching(model: Any, part: str, flag: str) -> list[str]:
     if part == ALL:
         return list(of_part)
     if part in PARTS:
-        found = [name for name, owner in of_part.items() if owner == part]
+        names = [name for name, owner in of_part.items() if owner == part]
     else:
         try:
             pattern = re.compile(part)
         except re.error as error:
             raise ConfigError(f"{flag} {part}: no part's name, and no regular expression either ({error})") from error
-        found = [name for name in of_part if pattern.search(name)]
-    if not found:
+        names = [name for name in of_part if pattern.search(name)]
+    if not names:
         raise ConfigError(f"{flag} {part} matches no parameter of {type(model).__name__}; {_inventory(of_part)}")
-    return found
+    return names
 
 
 def _inventory(of_part: Mapping[str, Part | None]) -> str:
@@ -156,7 +156,7 @@ def parse_lr_multipliers(items: Sequence[str]) -> dict[str, float]:
 def parameter_groups(
     model: Any, learning_rate: float, weight_decay: float, multipliers: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """What trains, as groups for a torch optimizer: `params`, `lr`, `weight_decay`, and `parameter_names`.
+    """Groups what trains for a torch optimizer: `params`, `lr`, `weight_decay`, and `parameter_names`.
 
     Without decay are biases and norms, as in transformers. Schedulers scale every group's own `lr`. Raises ConfigError
     when a multiplier matches nothing that trains, or two match the same parameter.
@@ -165,10 +165,10 @@ def parameter_groups(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen: dict[int, str] = {}
     for part in multipliers or {}:
-        found = {id(parameters[name]) for name in matching(model, part, "--lr_multipliers")} & set(trainable)
-        if not found:
+        matched = {id(parameters[name]) for name in matching(model, part, "--lr_multipliers")} & set(trainable)
+        if not matched:
             raise ConfigError(f"--lr_multipliers {part}: nothing of it trains; name it in --trainable too")
-        for key in found:
+        for key in matched:
             if key in chosen:
                 raise ConfigError(f"--lr_multipliers {chosen[key]} and {part} both match {trainable[key]}: "
                                   "which one counts is unclear")  # fmt: skip
@@ -183,13 +183,11 @@ def parameter_groups(
         group = groups.setdefault((part_name, key in decayed), start)
         group["params"].append(parameters[name])
         group["parameter_names"].append(name)
-    if not groups:
-        raise ConfigError("no parameter of the model trains")
     return list(groups.values())
 
 
 def active_dropout(model: Any) -> list[str]:
-    """Where dropout acts in train mode: names of modules that drop with a rate above 0, and such config settings.
+    """Names what drops in train mode: modules that drop with a rate above 0, and such config settings.
 
     Modules that drop values or paths are known by their class's name. Online deltas contrast two passes of the training
     forward, so they are refused with any.

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def state_of(facts: RunFacts) -> dict[str, Any]:
-    """What a checkpoint must remember to be resumed by the same run only."""
+    """Makes the state by which a checkpoint is resumed by the same run only."""
     flags, weighting = facts.flags, facts.weighting
     source, streams = flags["delta_source"], flags["streaming"]
     settings = {name: flags[name] for name in (*_BELONG_TO_A_RUN, *_RESTORED_BY_THE_OPTIMIZER)}
@@ -65,12 +65,12 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
 
 
 def quantile_name(bound: str) -> str:
-    """Under which a checkpoint remembers which quantile a bound is."""
+    """Names the setting by which a checkpoint remembers which quantile a bound is."""
     return f"quantile of {bound}"
 
 
 def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact: bool) -> dict[str, Any]:
-    """What a checkpoint remembers of its run.
+    """Makes what a checkpoint remembers of its run.
 
     Args:
         settings: by flag, or by a name of several words; JSON values. The step's size is the product of
@@ -100,10 +100,10 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 def saved_date(checkpoint: Path) -> str | None:
     """The date that the template read in the run that saved it; None also where `check_state` refuses it."""
     try:
-        found = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"].get(DATE_NAME)
+        date = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"].get(DATE_NAME)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if isinstance(found, str) else None
+    return date if isinstance(date, str) else None
 
 
 def check_state(checkpoint: Path, present: Mapping[str, Any]) -> None:
@@ -141,20 +141,20 @@ def _shown(value: Any) -> str:
 
 
 def _shard_differences(flag: str, there: Shards, here: Shards) -> list[str]:
-    found = []
+    differences = []
     for name in dict.fromkeys([*there, *here]):
         if name not in here:
-            found.append(f"--{flag}: {name} ({there[name][0]} rows) is no longer there")
+            differences.append(f"--{flag}: {name} ({there[name][0]} rows) is no longer there")
         elif name not in there:
-            found.append(f"--{flag}: {name} ({here[name][0]} rows) is new")
+            differences.append(f"--{flag}: {name} ({here[name][0]} rows) is new")
         elif list(there[name]) != list(here[name]):
             rows, size = zip(there[name], here[name], strict=True)
-            found.append(f"--{flag}: {name} had {rows[0]} rows in {size[0]} bytes, has {rows[1]} in {size[1]}")
-    if not found and list(there) != list(here):
+            differences.append(f"--{flag}: {name} had {rows[0]} rows in {size[0]} bytes, has {rows[1]} in {size[1]}")
+    if not differences and list(there) != list(here):
         was, now = next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
-        found.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
-    more = len(found) - _SHARDS_NAMED
-    return [*found[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else found
+        differences.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
+    more = len(differences) - _SHARDS_NAMED
+    return [*differences[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else differences
 
 
 def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
@@ -182,7 +182,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
 
 
 def _lacking(checkpoint: Path) -> str:
-    """What a checkpoint needs and has not, in words; empty when it is whole."""
+    """Lists what a checkpoint needs and has not, in words; empty when it is whole."""
     needed = {
         "trainer_state.json": ("trainer_state.json",),
         STATE_NAME: (STATE_NAME,),

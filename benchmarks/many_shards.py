@@ -23,7 +23,7 @@ import ray
 from cal_pipeline.output.resume import compare_with_output
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import LocalStore
-from cal_pipeline.runtime import ray_driver
+from cal_pipeline.runtime import ray_driver, ray_session
 from cal_pipeline.runtime.cluster import Cluster, RunOutcome
 from cal_pipeline.runtime.worker import Outcome
 from cal_pipeline.sources.pass_through import pass_through_fields
@@ -133,7 +133,7 @@ def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, f
     )  # fmt: skip
     watch, outcome = Watch(len(shards)), RunOutcome()
     settings = type("Settings", (), {"store": store})
-    with ray_driver.ray_session(cluster):
+    with ray_session.ray_session(cluster):
         cpu = time.process_time()
         ray_driver.run_shards(shards, settings, cluster, store.internal / "logs", watch, outcome)  # type: ignore[arg-type]
         seconds = time.monotonic() - watch.first_at

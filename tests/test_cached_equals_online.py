@@ -15,6 +15,7 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
+from cal_trainer.training import train
 from conftest import Family
 from examples_of import measurement_spec
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
@@ -46,10 +47,7 @@ def losses(llava: Family, annotated: Path, output: Path, *flags: str) -> list[fl
     ]  # fmt: skip
     defaults = {"--max_steps": "4", "--per_device_train_batch_size": "4"}
     argv += [part for pair in defaults.items() if pair[0] not in flags for part in pair]
-    config, arguments = cli.parse_configs(
-        [cli.TrainConfig, cli.CalTrainingArguments], [*argv, *flags], program="cal-train", description=""
-    )
-    trainer = cli.train(config, arguments)
+    trainer = train(*cli.parse([*argv, *flags]))
     history: list[dict[str, Any]] = trainer.state.log_history
     return [entry["loss"] for entry in history if "loss" in entry]
 

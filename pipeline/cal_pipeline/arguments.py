@@ -1,17 +1,24 @@
-"""Command lines from dataclasses: flags, and `--config file.yaml` that flags override."""
+"""Builds dataclasses from command lines: flags, and `--config file.yaml` that flags override.
+
+Programs answer --help, a typo and a wrong path before they import torch, transformers, datasets or Ray, which takes ten
+seconds: this module and the configs need none of them, and each `cli.py` imports the rest after that, once. From
+transformers come the parser and the names of its flags, both read out of its files without importing the package.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
+import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec
@@ -55,7 +62,45 @@ def own_flags_first(kind: type[_Config]) -> type[_Config]:
     return kind
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+def _file_of_transformers(name: str) -> Path:
+    package = importlib.util.find_spec("transformers")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name(name)
+
+
+def _hf_argument_parser() -> Any:
+    spec = importlib.util.spec_from_file_location("_hf_argparser", _file_of_transformers("hf_argparser.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.HfArgumentParser
+
+
+def training_argument_names() -> list[str]:
+    """Names of the flags of transformers' TrainingArguments."""
+    tree = ast.parse(_file_of_transformers("training_args.py").read_text(encoding="utf-8"))
+    (kind,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    names = [
+        node.target.id for node in kind.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    return [name for name in names if not name.startswith("_")]
+
+
+_HfArgumentParser: Any = _hf_argument_parser()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Adds --version, which prints the project's version and exits."""
+    try:
+        version = importlib.metadata.version("cal-vlm")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    parser.add_argument("--version", action="version", version=f"cal-vlm {version}", help="show the version and exit")
+
+
+class _Parser(_HfArgumentParser):  # type: ignore[misc]
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
@@ -73,20 +118,27 @@ def parse_configs(
     program: str,
     description: str,
     replaces: Mapping[str, Sequence[str]] | None = None,
+    others: Sequence[str] = (),
 ) -> list[Any]:
     """Builds one instance of each dataclass from one command line.
 
     A YAML file given with `--config` is expanded to flags in front of the user's own, so both take the same path:
     same names, same types, same checks, and what is typed wins; a typed flag that the file lacks also wins over those
-    that `replaces` lists for it. Raises ConfigError with one line that names the flag.
+    that `replaces` lists for it. `others` are names of flags that may be there and are not looked at. Raises
+    ConfigError with one line that names the flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(kinds, prog=program, description=description, allow_abbrev=False)
+    add_version(parser)
     parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
     flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
-    _refuse_repeated_lists(given, kinds)
-    found = _config_file(given)
-    from_file = [] if found is None else _yaml_flags(found, flags, _float_flags(kinds), _typed(given), replaces or {})
+    for name in others:
+        spellings = (form for start in ("", "no_") for form in (start + name, (start + name).replace("_", "-")))
+        parser.add_argument(*(f"--{form}" for form in dict.fromkeys(spellings)), nargs="*", help=argparse.SUPPRESS)
+    flags += others
+    _validate_lists(given, kinds)
+    file = _config_file(given)
+    from_file = [] if file is None else _yaml_flags(file, flags, _float_flags(kinds), _typed(given), replaces or {})
     namespace, unknown = parser.parse_known_args([*from_file, *given])
     if unknown:
         raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
@@ -103,7 +155,7 @@ def parse_configs(
 
 
 def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = None) -> set[str]:
-    """Which of these boolean flags of `kind` are true on the command line or in its `--config` file, however spelled.
+    """Returns those boolean flags of `kind` that are true on the command line or in its `--config` file.
 
     The rest of the line is not looked at: what such a flag asks for may need less of it. Raises ConfigError.
     """
@@ -120,8 +172,8 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
     return {name for name in names if getattr(namespace, name)}
 
 
-def _refuse_repeated_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> None:
-    """Argparse would keep the last one and drop the others in silence."""
+def _validate_lists(given: Sequence[str], kinds: Sequence[type[Any]]) -> None:
+    """Raises ConfigError for a list flag that is given twice: argparse would keep the last and drop the others."""
     typed = _typed(given)
     for kind in kinds:
         hints = get_type_hints(kind)
@@ -137,24 +189,19 @@ def _typed(given: Sequence[str]) -> list[str]:
 
 
 def _config_file(given: Sequence[str]) -> Path | None:
-    """Looked for alone: the file may be what provides the required flags."""
+    """Returns the path of --config, looked for alone: the file may be what provides the required flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     try:
-        found: Path | None = parser.parse_known_args(given)[0].config
+        path: Path | None = parser.parse_known_args(given)[0].config
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    return found
+    return path
 
 
 def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
-    found = set()
-    for kind in kinds:
-        hints = get_type_hints(kind)
-        found |= {
-            item.name for item in dataclasses.fields(kind) if float in (hints[item.name], *get_args(hints[item.name]))
-        }
-    return found
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    return {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
 
 
 def _yaml_flags(

@@ -46,6 +46,13 @@ def annotated_files(path: Location) -> list[Location]:
     return [path] if path.is_file() else files_below(path, lambda file: file.suffix == ".parquet")
 
 
+def required_files(path: Location) -> list[Location]:
+    """Returns `annotated_files`; FormatError where there are none."""
+    if not (files := annotated_files(path)):
+        raise FormatError(f"{path}: no annotated shards (*.parquet) here")
+    return files
+
+
 def _validate_named_once(files: Sequence[Location]) -> None:
     seen: dict[Location, Location] = {}
     for file in files:
@@ -73,9 +80,7 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     """
     files: list[Location] = []
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
-        if not (shards := annotated_files(one)):
-            raise FormatError(f"{one}: no annotated shards (*.parquet) here")
-        files += shards
+        files += required_files(one)
     _validate_named_once(files)
     where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
     footers = list(read_annotated_footers(files))

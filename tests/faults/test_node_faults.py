@@ -20,11 +20,12 @@ ON_CPU = """
 import sys
 from dataclasses import replace
 from cal_pipeline import cli
-prepare = cli.prepare
+from cal_pipeline.runtime import plan
+make_plan = plan.make_plan
 def on_cpu(config):
-    job = prepare(config)
-    return replace(job, settings=replace(job.settings, device="cpu"))
-cli.prepare = on_cpu
+    planned = make_plan(config)
+    return replace(planned, settings=replace(planned.settings, device="cpu"))
+plan.make_plan = on_cpu
 cli.main()
 """
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.full]

@@ -20,6 +20,7 @@ import pytest
 
 from cal_pipeline import cli
 from cal_pipeline.encoding.identity import label_spec
+from cal_pipeline.runtime import execution
 from cal_schemas.opened import open_annotated
 from cal_schemas.spec import ContrastSpec
 from conftest import Family
@@ -373,7 +374,7 @@ def test_an_edited_source_is_refused_by_name(
 def test_dry_run_lists_done_and_pending_and_starts_nothing(
     finished: tuple[Path, str, str], argv: Callable[..., list[str]], capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(cli, "_execute", lambda job: pytest.fail("work was started"))
+    monkeypatch.setattr(execution, "execute", lambda *_: pytest.fail("work was started"))
     assert cli.run(argv("--dry_run")) == 0
     out = capfd.readouterr().out
     assert out.count("done  ") == 6

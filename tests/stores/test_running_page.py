@@ -15,7 +15,8 @@ import yaml
 from cal_pipeline.arguments import parse_config
 from cal_pipeline.runtime.cluster import RunOutcome
 from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
-from cal_trainer.config import CalTrainingArguments, TrainConfig
+from cal_trainer.config import TrainConfig
+from cal_trainer.training_arguments import CalTrainingArguments
 from conftest import Family
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 

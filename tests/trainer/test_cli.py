@@ -36,6 +36,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
     return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
 
 
+ANNOTATED = "the annotated shards"
 REFUSED: dict[str, tuple[list[object], str]] = {
     "nothing": (["--data_path", "/nowhere"], "no annotated shards"),
     "released with cached": (["--preset", "released"], "use --delta_source online"),
@@ -65,7 +66,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "wrong flag": (["--delta_sauce", "cached"], "did you mean --delta_source?"),
     "other template": (["--template", "vicuna_v1"], "template"),
     "no evaluation": (["--eval_strategy", "epoch"], "give both, or neither"),
-    "never evaluated": (["--eval_path", "/nowhere"], "give both, or neither"),
+    "never evaluated": (["--eval_path", ANNOTATED], "give both, or neither"),
     "alpha without LoRA": (["--lora_alpha", "8"], "give --lora_r too"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
     "dropout without LoRA": (["--lora_dropout", "0.1"], "give --lora_r too"),
@@ -88,7 +89,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "metric": (
         [
             "--eval_path",
-            "/nowhere",
+            ANNOTATED,
             "--eval_strategy",
             "epoch",
             "--save_strategy",
@@ -102,7 +103,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "output under a file": (["--output_dir", f"{__file__}/out"], "cannot be written to: Not a directory"),
     "output in a store": (["--output_dir", "s3://bucket/out"], "is a URL"),
     "evaluation images that are not there": (
-        ["--eval_path", "/nowhere", "--eval_strategy", "epoch", "--eval_image_folder", "/no/images"],
+        ["--eval_path", ANNOTATED, "--eval_strategy", "epoch", "--eval_image_folder", "/no/images"],
         "--eval_image_folder /no/images: no such directory",
     ),
     "source that is not there": (["--source_path", "/nowhere.json"], "--source_path /nowhere.json: no file there"),
@@ -119,6 +120,7 @@ def test_what_cannot_work_is_one_message_and_exit_2(
     monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     flags, message = REFUSED[what]
+    flags = [annotated if flag == ANNOTATED else flag for flag in flags]
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 2
     err = capfd.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("cal-train: ")]

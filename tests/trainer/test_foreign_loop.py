@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
+from cal_trainer.training import train
 from conftest import Family
 from fault_job import PATIENCE_S
 from tiny_data import write_llava_json
@@ -49,10 +50,7 @@ def losses_of_cal_train(llava: Family, annotated: Path, folder: Path) -> list[fl
         "--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1",
         "--use_cpu", "--save_strategy", "no", "--disable_tqdm", "true",
     ]  # fmt: skip
-    config, arguments = cli.parse_configs(
-        [cli.TrainConfig, cli.CalTrainingArguments], argv, program="cal-train", description=""
-    )
-    history = cli.train(config, arguments).state.log_history
+    history = train(*cli.parse(argv)).state.log_history
     return [entry["loss"] for entry in history if "loss" in entry]
 
 

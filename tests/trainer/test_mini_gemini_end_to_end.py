@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.inspect import cli as inspect_cli
 from cal_trainer import cli
+from cal_trainer.training import train
 from conftest import Family
 from tiny_data import write_llava_json
 from tiny_models import sample_image
@@ -43,10 +44,7 @@ def losses(directory: Path, annotated: Path, output: Path, source: str) -> list[
         "--per_device_train_batch_size", "4", "--output_dir", str(output), "--logging_steps", "1", "--use_cpu",
         "--cache_dir", str(annotated.parent / "cache"), "--disable_tqdm", "true", "--save_strategy", "no",
     ]  # fmt: skip
-    config, arguments = cli.parse_configs(
-        [cli.TrainConfig, cli.CalTrainingArguments], argv, program="cal-train", description=""
-    )
-    trainer = cli.train(config, arguments)
+    trainer = train(*cli.parse(argv))
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -12,6 +12,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
+from cal_trainer.training import train
 from conftest import Family
 from tiny_data import write_llava_json
 from trained_references import TRAINED_RMS, label_logits_rms, trained
@@ -68,7 +69,7 @@ def run(recipe: Path, found: Family, folder: Path, *flags: str) -> list[dict[str
         "--use_cpu", "true", "--dataloader_num_workers", "0", "--disable_tqdm", "true",
     ]  # fmt: skip
     config, arguments = cli.parse([*argv, *flags])
-    trainer = cli.train(config, arguments)
+    trainer = train(config, arguments)
     assert (folder / "out" / "README.md").is_file()
     if "false" not in flags:
         assert trainer.accelerator.mixed_precision == "bf16"

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
-
-from transformers import TrainingArguments
 
 from cal_pipeline.arguments import ContrastFlags, own_flags_first
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import AspectRatio, ContrastSpec, Dtype, Template, Truncation
-from cal_trainer.data.sampling import GroupBy
-from cal_trainer.data.sidecar import OnMissing
-from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS
-from cal_trainer.objective.weighting import Normalization
-from cal_trainer.objective.weights import Pool
-from cal_trainer.run.bounds import Quantile, parse_bound
+from cal_schemas.weighting import Pool
 
 Source = Literal["cached", "online", "uniform"]
 Preset = Literal["equations", "released"]
+GroupBy = Literal["none", "length", "modality_length"]
+OnMissing = Literal["error", "uniform"]
+Normalization = Literal["step", "sample", "micro_batch"]
+DEFAULT_SHUFFLE_ROWS = 1024
+_QUANTILE = re.compile(r"q(.+)")
 
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-@dataclass
-class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' arguments, with other defaults where CAL needs them.
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """A bound that is known once the deltas are."""
 
-    `remove_unused_columns=False`: the batch carries more than the forward takes. `prediction_loss_only=True`:
-    evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN loss is shown. `report_to="none"`: nothing is
-    sent anywhere unless asked for.
-    """
+    share: float
 
-    remove_unused_columns: bool = field(default=False, metadata=_help("must stay False: batches carry deltas"))
-    prediction_loss_only: bool = field(default=True, metadata=_help("evaluation returns the loss only"))
-    logging_nan_inf_filter: bool = field(default=False, metadata=_help("hide NaN and infinite losses from the log"))
-    report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, all, …"))
+    def __str__(self) -> str:
+        return f"q{self.share:g}"
 
-    def __post_init__(self) -> None:
-        # `fsdp: true` of a YAML file arrives as a word, which transformers takes for an old option.
-        given: Any = self.fsdp  # type: ignore[has-type]
-        if isinstance(given, str) and given.lower() in ("true", "false"):
-            self.fsdp = True if given.lower() == "true" else None
-        super().__post_init__()
+
+def parse_bound(flag: str, text: object) -> float | Quantile:
+    """A number, `inf`, or `q` and a share: `q0.9` is what nine tenths of the deltas do not exceed; else ConfigError."""
+    found = _QUANTILE.fullmatch(str(text).strip())
+    try:
+        value = float(found[1] if found else str(text))
+    except ValueError as error:
+        raise ConfigError(
+            f"--{flag} {text}: expected a number, inf, or a quantile of the deltas such as q0.5"
+        ) from error
+    if not found:
+        return value
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"--{flag} {text}: a quantile's share is above 0 and below 1")
+    return Quantile(value)
 
 
 @own_flags_first

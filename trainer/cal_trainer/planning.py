@@ -12,11 +12,12 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.positions import longest_row
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
-from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor, model_directory
+from cal_pipeline.models.directory import model_directory
+from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import location
-from cal_trainer.config import CalTrainingArguments, TrainConfig
+from cal_trainer.config import Quantile, TrainConfig
 from cal_trainer.data.alignment import RowOptions
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import (
@@ -34,7 +35,7 @@ from cal_trainer.data.streaming import StreamSampler
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.objective.drift import drift_batches
 from cal_trainer.objective.weighting import UNIFORM, Weighting
-from cal_trainer.run.bounds import Quantile, resolve_bounds
+from cal_trainer.run.bounds import resolve_bounds
 from cal_trainer.run.facts import RunFacts
 from cal_trainer.run.lora import add_lora
 from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
@@ -42,6 +43,7 @@ from cal_trainer.run.resuming import check_state, find_checkpoint, saved_date, s
 from cal_trainer.run.self_check import validate_batch_sizes
 from cal_trainer.run.sharding import without_deepspeed
 from cal_trainer.run.validation import prepare_output, validate_flags, validate_optimizer
+from cal_trainer.training_arguments import CalTrainingArguments
 
 _log = logging.getLogger("cal-train")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from transformers import enable_full_determinism, set_seed
 
 from cal_pipeline.models.loading import load_model
-from cal_trainer.config import CalTrainingArguments, TrainConfig
+from cal_trainer.config import TrainConfig
 from cal_trainer.data.sampling import SetSamplerEpoch
 from cal_trainer.objective.drift import DriftLog
 from cal_trainer.planning import Plan, plan_run, prepare_model
 from cal_trainer.run.model_card import write_model_card
 from cal_trainer.run.self_check import SelfCheck
 from cal_trainer.trainer import CalTrainer
+from cal_trainer.training_arguments import CalTrainingArguments
 
 
 def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:

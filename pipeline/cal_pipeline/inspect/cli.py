@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cal_pipeline.arguments import add_version
 from cal_pipeline.console import printing
 from cal_schemas.errors import CalError, ConfigError
 
@@ -79,6 +80,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
     """The parser with the flags of the subcommand that is asked for, and that subcommand's module."""
     parser = _Parser(prog="cal-inspect", description="Look at annotated shards.", allow_abbrev=False)
+    add_version(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     chosen = next((word for word in given if not word.startswith("-")), None)
     module = None

@@ -19,7 +19,7 @@ import transformers as hf
 from torch import nn
 from transformers.utils import is_torchvision_available
 
-from cal_pipeline.models.loading import model_directory
+from cal_pipeline.models.directory import model_directory
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import VICUNA_SYSTEM
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cal_pipeline.models.checkpoint import raw_header, validate_adapters
+from cal_pipeline.models.directory import cache_hint
 from cal_pipeline.models.mini_gemini import registry
 from cal_pipeline.models.quantization import (
     accept_maps,
@@ -27,37 +27,9 @@ from cal_schemas.spec import Dtype, Quantization, digest_json
 
 _MIB = 2**20
 _PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
-_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _Loaded = TypeVar("_Loaded")
 
 registry.register()  # Whoever loads a model here may load one of ours.
-
-
-def model_directory(model_name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
-    """The directory of a model's files: the path itself, or the hub's snapshot (fetched once, without pickles)."""
-    patterns = [*_FILES, "*.py"] if trust_remote_code else _FILES
-    if Path(model_name_or_path).is_dir():
-        return Path(model_name_or_path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it ({reason})"
-            f"{_cache_hint(error)}"
-        ) from error
-
-
-def _cache_hint(error: Exception) -> str:
-    """The way out where an error is about the directory that models and their code are fetched into."""
-    place = Path(str(getattr(error, "filename", None) or "."))
-    home = Path(constants.HF_HOME)
-    if not (place.is_absolute() and (place.is_relative_to(home) or home.is_relative_to(place))):
-        return ""
-    return f" Set HF_HOME (now {home}) to a directory that can be written to."
 
 
 def weights_digest(directory: Path) -> str:
@@ -99,7 +71,7 @@ def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
         hint = " If you trust its code, pass --trust_remote_code." if "remote_code" in reason else ""
         if "does not support an attention implementation" in reason:
             hint = " Ask for --attn_implementation eager."
-        hint = hint or _cache_hint(error)
+        hint = hint or cache_hint(error)
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 
 

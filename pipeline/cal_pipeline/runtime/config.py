@@ -1,4 +1,4 @@
-"""Every flag of `cal-precompute`. Only cli.py sees this whole; everything below takes the values it needs."""
+"""Holds every flag of `cal-precompute`. Only cli.py sees this whole; everything below takes the values it needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import re
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
-
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cal_pipeline.arguments import ContrastFlags, own_flags_first
 from cal_pipeline.sources.formats import FORMATS
@@ -39,7 +37,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 def maintenance_config() -> type[Any]:
-    """The same flags with nothing required but `--output_dir`, for `--verify` and `--clean`: a whole command fits."""
+    """Makes the same flags with nothing required but `--output_dir`: of --verify and --clean, in a whole command."""
     hints = get_type_hints(PrecomputeConfig)
     made: list[tuple[str, Any, Any]] = []
     for item in fields(PrecomputeConfig):
@@ -193,12 +191,6 @@ class PrecomputeConfig(ContrastFlags):
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
         self.extra()
-        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-        # A slash names a kernel of the hub.
-        if self.attn_implementation not in known and "/" not in self.attn_implementation:
-            raise ConfigError(
-                f"--attn_implementation {self.attn_implementation}: expected one of {', '.join(sorted(known))}"
-            )
         contrast = self.contrast_spec()
         if self.save_contrast_images < 0:
             raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
@@ -211,18 +203,18 @@ class PrecomputeConfig(ContrastFlags):
             raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")
 
     def extra(self) -> tuple[ExtraColumn, ...]:
-        """What is stored beside the deltas; ConfigError for a name that is none."""
+        """Names what is stored beside the deltas; ConfigError for a name that is none."""
         wanted = [part.strip() for part in (self.extra_columns or "").split(",") if part.strip()]
         if unknown := [name for name in wanted if name not in EXTRA_COLUMNS]:
             raise ConfigError(f"--extra_columns {unknown[0]}: expected some of {', '.join(EXTRA_COLUMNS)}")
         return tuple(name for name in EXTRA_COLUMNS if name in wanted)
 
     def redo_statuses(self) -> frozenset[str]:
-        """Statuses whose rows are measured again; empty in a normal run."""
+        """Returns the statuses whose rows are measured again; empty in a normal run."""
         return frozenset(part.strip() for part in (self.redo_status or "").split(",") if part.strip())
 
     def resolved_carry(self, embedded_bytes: int) -> tuple[Carry, str]:
-        """What `--carry` comes to for a source that embeds so many bytes of images, and why, in words."""
+        """Returns what `--carry` comes to for a source that embeds so many bytes of images, and why, in words."""
         if self.carry != "auto":
             return self.carry, f"--carry {self.carry}"
         size = f"{embedded_bytes / 1e6:.1f} MB of embedded images"

@@ -1,4 +1,4 @@
-"""What a run of `cal-precompute` is to do: everything checked that can be checked before work, nothing started."""
+"""Plans a run of `cal-precompute`: everything is checked that can be checked before work, nothing is started."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.encoding.encoder import Encoder
@@ -21,13 +23,13 @@ from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.encoding.templates import warn_of_other_templates
 from cal_pipeline.measuring.self_check import encode_questions
 from cal_pipeline.models.checkpoint import check_image_tokens, check_weights
+from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import (
     brings_code,
     check_architecture,
     load_config,
     load_meta_model,
     load_processor,
-    model_directory,
     weights_digest,
 )
 from cal_pipeline.models.quantization import check_quantization, resolve_quantization
@@ -35,6 +37,8 @@ from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
+from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.pass_through import pass_through_fields
@@ -50,7 +54,7 @@ _log = logging.getLogger("cal-precompute")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class Plan:
     """A checked run: everything is known, nothing has been started."""
 
     config: PrecomputeConfig
@@ -64,19 +68,20 @@ class Job:
     """Rows of the whole input, of which a pilot takes a part."""
 
     def statuses_before(self) -> Counter[str]:
-        """Rows of finished shards that this run leaves as they are, by status."""
+        """Counts rows of finished shards that this run leaves as they are, by status."""
         kept = {shard.name for shard in self.progress.done} - {shard.name for shard in self.todo}
         return sum((self.progress.statuses[name] for name in kept), Counter[str]())
 
 
-def prepare(config: PrecomputeConfig) -> Job:
-    """Checks output, model config, data, processor and weights (cheapest first), and what is already done.
+def make_plan(config: PrecomputeConfig) -> Plan:
+    """Checks model, data, processor and weights (cheapest first), and what is already done, after `validate_paths`.
 
     Raises ConfigError or FormatError with one message for whatever stands in the way; leaves nothing behind.
     """
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = open_store(config.output_dir, run_id)
-    store.check_writable()
+    gpus = _gpus_per_worker(config)
+    validate_device(config, gpus)
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
     processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
@@ -90,7 +95,7 @@ def prepare(config: PrecomputeConfig) -> Job:
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True,
     )  # fmt: skip
-    _refuse_own_output(config.output_dir, shards)
+    _validate_output(config.output_dir, shards)
     rows_of_all = sum(shard.source.num_rows for shard in shards)
     if config.limit is not None:
         shards = limit_rows(shards, config.limit)
@@ -102,11 +107,9 @@ def prepare(config: PrecomputeConfig) -> Job:
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
-    gpus = _gpus_per_worker(config)
-    check_device(config, gpus)
     todo = (*(shard for shard in progress.pending if shard.problem is None), *progress.done_with(redo))
     look_at_images(todo, max_image_pixels=config.max_image_pixels)
-    return Job(
+    return Plan(
         config=config,
         progress=progress,
         todo=todo,
@@ -132,7 +135,7 @@ def prepare(config: PrecomputeConfig) -> Job:
     )
 
 
-def _refuse_own_output(output_dir: str, shards: Sequence[Shard]) -> None:
+def _validate_output(output_dir: str, shards: Sequence[Shard]) -> None:
     inside = location(output_dir).resolve()
     if own := next((uri for uri in {shard.source.uri for shard in shards} if lies_in(location(uri), inside)), None):
         raise ConfigError(f"{own} lies in --output_dir {output_dir}: keep input and output apart")
@@ -192,42 +195,73 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
     )
 
 
-def check_device(config: PrecomputeConfig, gpus: float) -> None:
-    """What a worker without a GPU cannot do is refused here, and not by each worker as it starts."""
+def validate_device(config: PrecomputeConfig, gpus: float) -> None:
+    """Raises ConfigError for what a worker cannot do, which each would find out only as it starts."""
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    # A slash names a kernel of the hub.
+    if config.attn_implementation not in known and "/" not in config.attn_implementation:
+        raise ConfigError(
+            f"--attn_implementation {config.attn_implementation}: expected one of {', '.join(sorted(known))}"
+        )
     if not gpus and config.attn_implementation.startswith("flash_attention"):
         raise ConfigError(
             f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
             "(--gpus_per_worker 0): use sdpa or eager"
         )
-    if not (config.ray_address or os.environ.get("RAY_ADDRESS")):  # A cluster's nodes have packages of their own.
+    if not _on_cluster(config):  # Its nodes have packages of their own.
         check_quantization(config.quantization, "cuda" if gpus else "cpu")
 
 
 def _gpus_per_worker(config: PrecomputeConfig) -> float:
     wanted = config.gpus_per_worker
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted is not None:
-        if wanted > there and not (config.ray_address or os.environ.get("RAY_ADDRESS")):
-            raise ConfigError(
-                f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the "
-                "CPU), or name a cluster with --ray_address"
-            )
-        return wanted
-    found = 1.0 if torch.cuda.is_available() else 0.0
-    _log.info("--gpus_per_worker %g, because this machine has %s GPU", found, "a" if found else "no")
-    return found
+    if wanted is None:
+        wanted = float(min(1, there))
+        _log.info("--gpus_per_worker %g, because this machine has %s GPU", wanted, "a" if wanted else "no")
+    elif wanted > there and not _on_cluster(config):
+        raise ConfigError(
+            f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the CPU), "
+            "or name a cluster with --ray_address"
+        )
+    return wanted
 
 
-def cluster_of(job: Job) -> Cluster:
-    """What the driver asks of Ray for it."""
-    config = job.config
+def _on_cluster(config: PrecomputeConfig) -> bool:
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def print_plan(plan: Plan) -> int:
+    """Lists what is done and pending, and starts nothing; returns the exit code."""
+    console = Console(soft_wrap=True, highlight=False)
+    for state, shards in (("done", plan.progress.done), ("pending", plan.progress.pending)):
+        for shard in shards:
+            if shard.problem is None:
+                console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
+    for shard in plan.broken:
+        console.print(f"FAILED {shard.name}: {shard.problem}", markup=False)
+    if bad := not_ok(plan.statuses_before()):
+        console.print(f"of the rows that are done {bad}", markup=False)
+    rows = sum(shard.num_rows for shard in plan.todo)
+    console.print(
+        f"{len(plan.progress.done)} shards done, {len(plan.progress.pending)} pending; this run would measure "
+        f"{len(plan.todo)} shards with {rows} rows. "
+        f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
+        "nothing was started.",
+        markup=False,
+    )
+    return EXIT_SHARDS_FAILED if plan.broken else EXIT_DONE
+
+
+def cluster_of(plan: Plan) -> Cluster:
+    """Says what the driver asks of Ray for a plan."""
+    config = plan.config
     return Cluster(
-        num_workers=min(config.num_workers, max(1, len(job.todo))),
-        gpus_per_worker=job.gpus_per_worker,
+        num_workers=min(config.num_workers, max(1, len(plan.todo))),
+        gpus_per_worker=plan.gpus_per_worker,
         cpus_per_worker=config.cpus_per_worker,
         address=config.ray_address,
         max_tries=config.max_tries,
-        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in job.todo)),
+        max_rows_not_ok=math.floor(config.max_error_fraction * sum(shard.num_rows for shard in plan.todo)),
         shard_timeout_s=config.shard_timeout_s,
         start_timeout_s=config.start_timeout_s,
         idle_timeout_s=config.idle_timeout_s,

@@ -1,10 +1,10 @@
-"""Spreads shards over Ray workers. The only module that imports Ray.
+"""Spreads shards over Ray workers.
 
 One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
 and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
 
-Over 300 lines, because the states of workers and shards are one machine: halves of it could disagree. What needs no Ray
-is elsewhere already (cluster, worker, worker_process, session_dir), and no other module may import Ray.
+Over 250 lines, because the states of workers and shards are one machine: halves of it could disagree. Its session is
+in ray_session, what needs no Ray in cluster, worker, worker_process and session_dir, what becomes of a fault in faults.
 """
 
 from __future__ import annotations
@@ -12,39 +12,30 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import secrets
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.job_config import JobConfig
 from ray.util.metrics import Counter
 
 from cal_pipeline.output.shard_report import ShardReport
-from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, check_reachable
-from cal_pipeline.runtime.session_dir import session_dir
+from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome
+from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.errors import STATUS_OK
 
 _TICK_S = 0.5
 _BACKOFF_S = 1.0
 _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
-_RAY_STARTS = 3
-_NODE_NEWS_S, _UNREACHABLE_S = 10.0, 60.0
-_OBJECT_STORE_BYTES = 200 * 2**20
-_TOKEN_HINT = (
-    ". If the cluster asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
-)
+_HOME_CHECK_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -55,34 +46,13 @@ class _AbortError(Exception):
 @ray.remote(max_restarts=0, max_task_retries=0)
 class _Actor(WorkerProcess):
     def where(self, on_gpu: bool) -> tuple[str, str, str]:
-        """Host and process in words, Ray's id of the node, and the device in words."""
+        """Names host and process, Ray's node, and the device."""
         node = ray.get_runtime_context().get_node_id()
         return f"{platform.node()}, pid {os.getpid()}", node, device_name(on_gpu)
 
 
-class _ImportsOfDriver(JobConfig):  # type: ignore[misc]
-    """Workers import what this program imports, no more and no less.
-
-    Ray itself puts the working directory first on their path, where a script of the user's may be called timeit.py.
-    Nodes of a cluster have environments of their own: they get that directory, and the script's, only if this program
-    searches it.
-    """
-
-    def __init__(self, *, local: bool) -> None:
-        super().__init__()
-        self._py_driver_sys_path: list[str] = []
-        self._local = local
-
-    def _get_proto_job_config(self) -> Any:
-        here = [path or str(Path.cwd()) for path in sys.path]
-        rays = self._py_driver_sys_path
-        # Workers insert them one by one, each in front of the last.
-        self._py_driver_sys_path = [path for path in reversed(here) if self._local or path in rays]
-        return super()._get_proto_job_config()
-
-
 class _Metrics:
-    """Counters for whoever scrapes Ray's metrics; where nobody does they cost nothing."""
+    """Counts for whoever scrapes Ray's metrics; where nobody does they cost nothing."""
 
     def __init__(self) -> None:
         self._counts = {
@@ -117,59 +87,6 @@ class _Slot:
     where: str = "?"
     node: str = ""
     device: str = ""
-
-
-@contextmanager
-def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
-    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine.
-
-    `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
-    at the address, or Ray cannot start here.
-    """
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else session_dir() as temporary:
-        try:
-            _init(cluster, address, temporary, starting)
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _init(
-    cluster: Cluster,
-    address: str | None,
-    temporary: str | None,
-    starting: Callable[[], AbstractContextManager[None]],
-) -> None:
-    where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
-    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    given["job_config"] = _ImportsOfDriver(local=not address)
-    if address:
-        check_reachable(address)
-        given |= {"address": address}
-    else:
-        where = "Ray cannot start here"
-        # A container's user may have no home at all, which Path.home() does not bear.
-        token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111
-        if not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            # Ray would write one there, which a home may not allow; this Ray ends with this process.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
-        given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
-        given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
-    for tries_left in reversed(range(1 if address else _RAY_STARTS)):
-        try:
-            with starting():
-                ray.init(**given)
-            return
-        except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
-            reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
-            if not tries_left:
-                # Ray itself does not send its token to an address that was named, and does not say so.
-                hint = "" if not address or "RAY_AUTH_MODE" in os.environ else _TOKEN_HINT
-                raise ConfigError(reason + hint) from error
-            _log.warning("%s; trying again", reason)
-            ray.shutdown()
 
 
 def run_shards(
@@ -241,7 +158,7 @@ class _Run:
 
     @property
     def refused(self) -> bool:
-        """Whether no worker ever came up, and none broke: there is nothing to look up in a log."""
+        """Tells whether no worker ever came up, and none broke: there is nothing to look up in a log."""
         return self.outcome.first_worker_at is None and not self._broken
 
     def stop_all(self) -> None:
@@ -290,8 +207,7 @@ class _Run:
         except ray.exceptions.RayError as error:
             # The process or its node is gone (or out of reach, which must be treated as gone).
             reason = f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}"
-            unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
-            self._lose(slot, reason, patience_s=_UNREACHABLE_S if unreachable else _NODE_NEWS_S)
+            self._lose(slot, reason, node_news_s=fault_of(error).node_news_s)
             return
         self._last_alive = time.monotonic()
         slot.since = self._last_alive
@@ -304,7 +220,7 @@ class _Run:
             slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
         elif slot.state == "starting":
             if value.kind != "done":
-                self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "abort")
+                self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "refuse")
                 return
             self._start_failures = 0
             if self.outcome.first_worker_at is None:
@@ -316,7 +232,7 @@ class _Run:
     def _take(self, slot: _Slot, outcome: Outcome) -> None:
         shard, slot.shard, slot.state, slot.ref = slot.shard, None, "idle", None
         assert shard is not None
-        if outcome.kind == "abort":
+        if outcome.kind == "stop":
             raise _AbortError(outcome.message)
         if outcome.report is None:
             self._retry(shard, outcome.message)
@@ -335,14 +251,14 @@ class _Run:
             self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
             raise _AbortError(self.outcome.too_many_not_ok)
 
-    def _lose(self, slot: _Slot, reason: str, *, patience_s: float = 0.0, refused: bool = False) -> None:
+    def _lose(self, slot: _Slot, reason: str, *, node_news_s: float = 0.0, refused: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
             # That a worker is gone is known at once, that its node is gone only after some missed health checks. The
             # fresh worker is loading its model meanwhile.
-            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + patience_s))
+            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + node_news_s))
             self._decide()
             return
         self._start_failures += 1
@@ -359,7 +275,7 @@ class _Run:
             raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{see}")
 
     def _decide(self) -> None:
-        """Whether a lost worker's node is lost too, or the shard is to blame."""
+        """Decides whether a lost worker's node is lost too, or the shard is to blame."""
         if not self._undecided:
             return
         lost = _lost_nodes()
@@ -383,7 +299,7 @@ class _Run:
         self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
 
     def _move(self, shard: Shard, reason: str) -> None:
-        """A lost node is not the shard's fault and costs no try; a shard that loses ten of them may be at fault."""
+        """Hands the shard on: a lost node costs it no try; one that loses ten of them may be at fault."""
         losses = self._node_losses[shard.name] = self._node_losses.get(shard.name, 0) + 1
         if losses > _MAX_NODE_LOSSES:
             self._retry(shard, reason)
@@ -404,7 +320,7 @@ class _Run:
 
         Whatever other nodes there are, nothing it asks for is placed any more, and some answers never come.
         """
-        if time.monotonic() - self._last_home_check < _NODE_NEWS_S:
+        if time.monotonic() - self._last_home_check < _HOME_CHECK_S:
             return
         self._last_home_check = time.monotonic()
         if self._home in _lost_nodes():
@@ -425,7 +341,7 @@ class _Run:
 
 
 def _lost_nodes() -> set[str]:
-    return {found["NodeID"] for found in ray.nodes() if not found["Alive"]}
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _in_short(error: Exception) -> str:
@@ -440,6 +356,6 @@ def _in_short(error: Exception) -> str:
 
 
 def _accelerators(node: str) -> str:
-    """What Ray found in a node, such as H100, in words."""
+    """Names what Ray found in a node, such as H100."""
     resources: dict[str, float] = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
     return ", ".join(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one thing: the run is dropped cleanly, within a bounded time, and the exit code says why."""
+"""Turns Ctrl-C and SIGTERM into one thing: a run dropped cleanly, within a bounded time, with an exit code."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             sys.unraisablehook = self._unraisable
             for number in _SIGNALS:
-                found = signal.getsignal(number)
-                if found != signal.SIG_IGN:  # What is ignored (nohup) stays ignored.
-                    self._before[number] = found
+                handler = signal.getsignal(number)
+                if handler != signal.SIG_IGN:  # What is ignored (nohup) stays ignored.
+                    self._before[number] = handler
                     signal.signal(number, self._handle)
         return self
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Inside, no library can take the signals for itself; one that a library swallowed is raised at the end.
+        """Lets no library inside take the signals for itself; one that a library swallowed is raised at the end.
 
         For `ray.init`, which would answer SIGTERM with an exit of its own.
         """
@@ -110,18 +110,18 @@ class Interruption:
 
     def _give_up(self, number: int) -> None:
         self.number = number
-        message = f"\n{self.words}; cleaning up took more than {_CLEANUP_S:g} s; run the same command to resume\n"
+        message = f"\n{self.message}; cleaning up took more than {_CLEANUP_S:g} s; run the same command to resume\n"
         os.write(2, message.encode())
         os._exit(self.exit_code)
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as shells count."""
+        """Returns 128 + the signal, as shells count."""
         return 128 + (self.number or signal.SIGINT)
 
     @property
-    def words(self) -> str:
-        """What happened, for people."""
+    def message(self) -> str:
+        """Says what happened."""
         if self.number in (None, signal.SIGINT):
             return "interrupted"
         return f"terminated ({signal.Signals(self.number).name})"

@@ -9,8 +9,9 @@ import threading
 import time
 from types import TracebackType
 
+from cal_pipeline.runtime.faults import EXIT_STOPPED
+
 _LIMIT_S = 900.0
-_EXIT = 2
 
 
 class Watchdog:
@@ -35,7 +36,7 @@ class Watchdog:
         self._stopped.set()
 
     def alive(self) -> None:
-        """The driver's loop goes round."""
+        """Notes that the driver's loop goes round."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:
@@ -48,4 +49,4 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(sys.stderr)
-                os._exit(_EXIT)
+                os._exit(EXIT_STOPPED)

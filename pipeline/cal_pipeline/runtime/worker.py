@@ -1,33 +1,33 @@
-"""What one worker process holds: a model, an encoder, and the way to a finished shard. No Ray in here."""
+"""Holds what one worker process does: loads a model and an encoder, and annotates shards. No Ray in here."""
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import logging
 import os
 import platform
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
 import torch
 
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.measuring.load_check import check_model
-from cal_pipeline.models.loading import load_processor, load_reference, model_directory, weights_digest
+from cal_pipeline.models.directory import model_directory
+from cal_pipeline.models.loading import load_processor, load_reference, weights_digest
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
+from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.errors import ConfigError, FormatError, ShardError
+from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
 from cal_schemas.storage.object_path import ObjectPath
 
-_STOP_AT_ONCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _STORE_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -65,7 +65,8 @@ class WorkerSettings:
 class Outcome:
     """How an attempt at a shard ended: data, not an exception, so that the driver decides."""
 
-    kind: Literal["done", "retry", "abort"]
+    kind: Literal["done", "retry", "stop", "refuse"]
+    """The last two, as the one before, are words of the table of faults."""
     report: ShardReport | None = None
     message: str = ""
 
@@ -83,9 +84,9 @@ class Worker:
         directory = model_directory(
             settings.model_name_or_path, settings.spec.revision, trust_remote_code=settings.trust_remote_code
         )
-        if (found := weights_digest(directory)) != settings.spec.weights_digest:
+        if (digest := weights_digest(directory)) != settings.spec.weights_digest:
             raise ConfigError(
-                f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {found}, "
+                f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {digest}, "
                 f"driver {settings.spec.weights_digest}): name a --revision, or copy the same files to every node"
             )
         processor = load_processor(directory, trust_remote_code=settings.trust_remote_code)
@@ -103,7 +104,7 @@ class Worker:
         self_check(self._model, self._encoder, settings.spec)
 
     def run(self, shard: Shard) -> Outcome:
-        """Annotates one shard; a CUDA error other than out of memory is raised, because the device is lost."""
+        """Annotates one shard; a fault that only a fresh process gets over (a lost device) is raised."""
         settings = self._settings
         try:
             report = annotate_shard(
@@ -115,35 +116,30 @@ class Worker:
                 options=settings.options,
                 redo=settings.redo,
             )
-        except torch.AcceleratorError:
-            raise
-        except ShardError as error:
-            return Outcome(kind="retry", message=str(error))
-        except (ConfigError, FormatError) as error:
-            return Outcome(kind="abort", message=str(error))
-        except OSError as error:
-            kind: Literal["abort", "retry"] = "abort" if error.errno in _STOP_AT_ONCE else "retry"
-            return Outcome(kind=kind, message=f"{shard.name}: {error}")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            return Outcome(kind="abort", message=f"{shard.name} does not fit the output's columns: {error}")
-        except Exception as error:
-            _log.exception("shard %s", shard.name)
-            if torch.cuda.is_available():
-                # A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises.
-                torch.cuda.synchronize()
+        except BaseException as error:
+            fault = fault_of(error)
+            if fault.in_shard == "end":
+                raise
+            if fault.kind is Exception:
+                _log.exception("shard %s", shard.name)
+                if torch.cuda.is_available():
+                    # A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises.
+                    torch.cuda.synchronize()
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
-            return Outcome(kind="retry", message=f"{type(error).__name__}: {error} ({where})")
+            message = fault.worker_says.format(shard=shard.name, kind=type(error).__name__, error=error, where=where)
+            assert fault.in_shard is not None
+            return Outcome(kind=fault.in_shard, message=message)
         return Outcome(kind="done", report=report)
 
 
 def store_environment() -> tuple[tuple[str, str], ...]:
-    """Variables of this process that name an object store, none of them secret."""
+    """Returns the variables of this process that name an object store, none of them secret."""
     return tuple((name, os.environ[name]) for name in _STORE_VARIABLES if name in os.environ)
 
 
 def check_reachable(store: Store) -> None:
-    """ConfigError naming this node when it cannot see the output's object store (no credentials, no route)."""
+    """Raises ConfigError naming this node when it cannot see the output's object store (no credentials, no route)."""
     if isinstance(store.output_dir, ObjectPath):
         try:
             store.output_dir.is_dir()
@@ -152,7 +148,7 @@ def check_reachable(store: Store) -> None:
 
 
 def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:
-    """ConfigError when this machine would encode differently from the one that planned the run."""
+    """Raises ConfigError when this machine would encode differently from the one that planned the run."""
     for name, planned, here in (
         ("label", spec.label, label_spec(encoder)),
         ("input", spec.input, input_spec(encoder)),
@@ -171,12 +167,10 @@ def self_check(model: Any, encoder: Encoder, spec: MeasurementSpec) -> None:
 
 
 def library_versions() -> tuple[tuple[str, str], ...]:
-    """Versions of what can change a delta, for the file's metadata."""
+    """Returns the versions of what can change a delta, for the file's metadata."""
     names = ("cal-vlm", "torch", "transformers", "tokenizers", "pillow", "torchvision", "numpy", "pyarrow")
-    found = []
+    versions = []
     for name in names:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return tuple(found)
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append((name, importlib.metadata.version(name)))
+    return tuple(versions)

@@ -1,4 +1,4 @@
-"""A worker as a process: its log, its death, and its last words for the driver to quote. No Ray in here."""
+"""Runs a worker as a process: its log, its death, and its last words for the driver to quote. No Ray in here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.errors import CalError
 
 _NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
 """Lines of Ray's own, of ours that report no trouble, and progress bars."""
@@ -23,7 +23,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 def device_name(on_gpu: bool) -> str:
-    """What this process computes on, in words."""
+    """Names what this process computes on."""
     if on_gpu:
         with suppress(RuntimeError, AssertionError):  # The start says what is wrong with the GPU.
             return str(torch.cuda.get_device_name(0))
@@ -46,18 +46,18 @@ class WorkerProcess:
         logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
 
     def start(self, settings: WorkerSettings) -> Outcome:
-        """`done`; `abort` where the worker says itself why it refuses, `retry` where it broke."""
+        """Loads the model: `done`, `refuse` where the worker says itself what it lacks, `retry` where it broke."""
         try:
             self._worker = Worker(settings)
         except BaseException as error:
             self._note(traceback.format_exc())
-            if isinstance(error, CalError):
-                return Outcome(kind="abort", message=str(error))
-            return Outcome(kind="retry", message=f"{type(error).__name__}: {error}")
+            kind = fault_of(error).at_start
+            assert kind is not None
+            return Outcome(kind=kind, message=str(error) if kind == "refuse" else f"{type(error).__name__}: {error}")
         return Outcome(kind="done")
 
     def run(self, shard: Shard) -> Outcome:
-        """How the attempt at the shard ended; does not return after an error that only a fresh process gets over."""
+        """Annotates the shard; does not return after a fault that only a fresh process gets over."""
         try:
             return self._worker.run(shard)
         except BaseException:
@@ -71,7 +71,7 @@ class WorkerProcess:
 
 
 def last_words(log_path: Path) -> str:
-    """What a dead worker's log ends with: the signal that was fatal, else the last line."""
+    """Quotes what a dead worker's log ends with: the signal that was fatal, else the last line."""
     try:
         with log_path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -35,6 +35,13 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
     return base, files
 
 
+def existing_directory(flag: str, given: str) -> Location:
+    """Returns the directory that a flag names; ConfigError where there is none."""
+    if not (folder := location(given)).is_dir():
+        raise ConfigError(f"{flag} {folder}: no such directory")
+    return folder
+
+
 def expand_braces(pattern: str) -> list[str]:
     """`a-{000..012}.tar` and `a.{x,y}` as all their names, in order; a leading zero keeps the width.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 
-from cal_pipeline.sources.data_paths import find_files
+from cal_pipeline.sources.data_paths import existing_directory, find_files
 from cal_pipeline.sources.formats import FORMATS, PROBED_ROWS, FilePlan, InputFormat, RowRange, format_of, known_suffix
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.shard import Shard
@@ -106,8 +106,8 @@ def _folder_of_each(data_paths: Sequence[str], image_folders: Sequence[str]) -> 
             f"{len(image_folders)} --image_folder for {len(data_paths)} --data_path: "
             "give none, one for all, or one for each"
         )
-    if absent := [folder for folder in image_folders if not location(folder).is_dir()]:
-        raise ConfigError(f"--image_folder {absent[0]}: no such directory")
+    for given in image_folders:
+        existing_directory("--image_folder", given)
     return folders
 
 

@@ -16,7 +16,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import label_spec, rebuild_encoder
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.runtime.config import PrecomputeConfig
-from cal_pipeline.runtime.plan import prepare
+from cal_pipeline.runtime.plan import make_plan
 from cal_schemas.errors import SampleError
 from cal_schemas.spec import MeasurementSpec
 from cal_trainer.data.alignment import RowEncoder
@@ -97,7 +97,7 @@ def test_a_run_goes_on_with_the_date_that_its_output_was_begun_with(
     )  # fmt: skip
     caplog.set_level("INFO")
     monkeypatch.setattr(chat, "today", lambda: "2020-01-01")
-    begun = prepare(config)
+    begun = make_plan(config)
     assert begun.settings.spec.label.date == "2020-01-01"
     assert caplog.text.count("reads the clock: in every row it is 2020-01-01") == 1
     spec = begun.settings.spec
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_the_date_that_its_output_was_begun_with(
         name: getattr(spec, name) for name in ("model_id", "weights_digest", "reference_saw_data")
     })  # fmt: skip
     monkeypatch.setattr(chat, "today", lambda: "2020-01-02")
-    again = prepare(config)
+    again = make_plan(config)
     assert again.settings.spec == spec
     assert [len(again.progress.done), len(again.todo)] == [1, 1]
 

@@ -19,11 +19,11 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.load_check import reach
+from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import (
     check_architecture,
     load_processor,
     load_reference,
-    model_directory,
     weights_digest,
 )
 from cal_pipeline.runtime.worker import check_same_encoding, self_check

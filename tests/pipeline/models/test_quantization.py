@@ -21,7 +21,7 @@ from cal_pipeline.models import loading
 from cal_pipeline.models.loading import load_config, load_reference
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import check_quantization, flag_of, quantization_config, resolve_quantization
-from cal_pipeline.runtime import plan as job
+from cal_pipeline.runtime import plan
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.runtime.worker import self_check
 from cal_schemas.errors import ConfigError
@@ -116,7 +116,7 @@ def test_a_checkpoint_s_own_quantisation_is_recorded_and_audited_as_what_it_is(
     assert name == f"bitsandbytes-{bits}bit"
     with pytest.raises(ConfigError, match=rf"--quantization 8bit: .* quantised as it is stored \({name}\)"):
         load_reference(stored, dtype="float32", device="cpu", quantization="8bit")
-    planned = job.prepare(
+    planned = plan.make_plan(
         config(model_name_or_path=str(stored), output_dir=str(tmp_path / "out"), gpus_per_worker=0.0, dry_run=True,
                data_path=[str(write_parquet(tmp_path / "planned.parquet", 1))])
     )  # fmt: skip
@@ -229,14 +229,14 @@ def config(**changed: Any) -> PrecomputeConfig:
 def test_what_needs_a_gpu_is_refused_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="flash_attention_2 needs a GPU, and workers have none"):
-        job.check_device(config(attn_implementation="flash_attention_2"), 0.0)
-    job.check_device(config(attn_implementation="flash_attention_2"), 1.0)
+        plan.validate_device(config(attn_implementation="flash_attention_2"), 0.0)
+    plan.validate_device(config(attn_implementation="flash_attention_2"), 1.0)
     with pytest.raises(ConfigError, match="--attn_implementation flash: expected one of"):
-        config(attn_implementation="flash")
+        plan.validate_device(config(attn_implementation="flash"), 1.0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        job.check_device(config(quantization="4bit"), 1.0)
-    job.check_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
+        plan.validate_device(config(quantization="4bit"), 1.0)
+    plan.validate_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cal_pipeline.runtime.ray_driver import _ImportsOfDriver
+from cal_pipeline.runtime.ray_session import _ImportsOfDriver
 from cal_pipeline.runtime.session_dir import session_dir
 from cal_schemas.errors import ConfigError
 

@@ -95,7 +95,7 @@ def test_a_signal_while_a_process_starts_interrupts_after_it_and_leaves_no_lock_
         "        print('started', subprocess.run(['true'], preexec_fn=lambda: None).returncode)\n"
         "        time.sleep(60)\n"
         "    except KeyboardInterrupt:\n"
-        "        print(it.words, lock.locked())\n"
+        "        print(it.message, lock.locked())\n"
     )
     assert ended(code) == (0, "started 0\nterminated (SIGTERM) False\n", "")
 
@@ -131,7 +131,7 @@ def test_a_signal_in_a_finalizer_interrupts_after_it(second: str) -> None:
         "    try:\n"
         "        time.sleep(60)\n"
         "    except KeyboardInterrupt:\n"
-        "        print(it.words)\n"
+        "        print(it.message)\n"
     )
     assert ended(code) == (0, "None\nterminated (SIGTERM)\n", "")
 

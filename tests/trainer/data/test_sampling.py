@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from cal_trainer.config import GroupBy
 from cal_trainer.data.dataset import DUMMY
-from cal_trainer.data.sampling import EpochSampler, GroupBy, InOrder, SetSamplerEpoch, StepShape, epoch_order
+from cal_trainer.data.sampling import EpochSampler, InOrder, SetSamplerEpoch, StepShape, epoch_order
 
 GROUPINGS: tuple[GroupBy, ...] = ("none", "length", "modality_length")
 SAMPLES = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=60)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from cal_trainer.config import Normalization
 from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
-from cal_trainer.objective.weighting import Normalization, Weighting
+from cal_trainer.objective.weighting import Weighting
 
 LABELS = torch.tensor([[-100, 7, 8, -100], [9, -100, -100, -100]])  # nothing predicts a row's first token
 NOTHING = torch.full((2, 4), -100)

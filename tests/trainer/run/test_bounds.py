@@ -16,8 +16,9 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated
 from cal_trainer import cli
+from cal_trainer.config import Quantile, parse_bound
 from cal_trainer.run import bounds
-from cal_trainer.run.bounds import Quantile, parse_bound, quantiles_of
+from cal_trainer.run.bounds import quantiles_of
 from conftest import Family
 from tiny_data import write_llava_json
 

@@ -10,15 +10,17 @@ from typing import TypeAlias, Unpack
 import numpy as np
 
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.sources.data_paths import existing_directory
 from cal_schemas.errors import ConfigError, SidecarError
-from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.locations import Location
+from cal_trainer.config import DEFAULT_SHUFFLE_ROWS, GroupBy, OnMissing
 from cal_trainer.data.alignment import Example, RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples
-from cal_trainer.data.sampling import EpochSampler, GroupBy, StepShape
+from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.shared_memory import batch_bytes
-from cal_trainer.data.sidecar import OnMissing, SidecarExamples
+from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
-from cal_trainer.data.streaming import DEFAULT_SHUFFLE_ROWS, StreamedExamples, StreamSampler
+from cal_trainer.data.streaming import StreamedExamples, StreamSampler
 
 _PROBED_FIRST, _PROBED_ROWS = 16, 256
 _log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def make_dataset(
     if len(image_folders) > 1:
         raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
                           "that each shard was measured with")  # fmt: skip
-    folder = _directory("--image_folder", image_folders[0]) if image_folders else None
+    folder = existing_directory("--image_folder", image_folders[0]) if image_folders else None
     if streaming:
         return StreamedExamples(
             data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, crossfit=crossfit, **options
@@ -110,7 +112,7 @@ def make_evaluation_dataset(
 
     Raises ConfigError naming the flag, and what AnnotatedExamples raises.
     """
-    folder = _directory("--eval_image_folder", image_folder) if image_folder else None
+    folder = existing_directory("--eval_image_folder", image_folder) if image_folder else None
     options["use_deltas"] = False
     try:
         return AnnotatedExamples(
@@ -121,13 +123,6 @@ def make_evaluation_dataset(
             f"--eval_path {eval_path} is a sidecar (--carry none), and evaluation joins no source to one: measure it "
             "with cal-precompute --carry images or --carry paths"
         ) from error
-
-
-def _directory(flag: str, given: str) -> Location:
-    folder = location(given)
-    if not folder.is_dir():
-        raise ConfigError(f"{flag} {folder}: no such directory")
-    return folder
 
 
 def train_sampler(

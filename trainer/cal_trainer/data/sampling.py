@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from cal_trainer.config import GroupBy
 from cal_trainer.data.dataset import DUMMY
 
-GroupBy = Literal["none", "length", "modality_length"]
 _CHUNK = 8192
 
 

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.storage.locations import Location
+from cal_trainer.config import OnMissing
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
 from cal_trainer.data.dataset import DUMMY, has_image, is_ok, named, num_tokens, open_measured, report_skipped
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
 
-OnMissing = Literal["error", "uniform"]
 ABSENT = -1
 """Row number where the sidecar has no row."""
 _SIDECAR_COLUMNS = ("sample_key", "status", "label_ids", "delta_logits", "num_tokens")

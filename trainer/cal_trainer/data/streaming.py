@@ -25,6 +25,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location, open_parquet
+from cal_trainer.config import DEFAULT_SHUFFLE_ROWS
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.dataset import (
     COLUMNS,
@@ -38,8 +39,6 @@ from cal_trainer.data.dataset import (
 )
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.shards import annotated_shards
-
-DEFAULT_SHUFFLE_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

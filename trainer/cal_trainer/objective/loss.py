@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.objective.weighting import Normalization, Weighting
+from cal_trainer.config import Normalization
+from cal_trainer.objective.weighting import Weighting
 
 _RELEASED_EPSILON = 1e-6
 

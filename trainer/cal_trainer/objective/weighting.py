@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from cal_schemas.spec import IGNORE_INDEX
+from cal_trainer.config import Normalization
 from cal_trainer.objective.weights import Pool, check_weighting, token_weights
-
-Normalization = Literal["step", "sample", "micro_batch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

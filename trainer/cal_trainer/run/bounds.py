@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +18,13 @@ from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
 from cal_schemas.weighting import check_weighting
+from cal_trainer.config import Quantile
 from cal_trainer.data.dataset import open_measured
 from cal_trainer.run.resuming import STATE_NAME, quantile_name
 
-_QUANTILE = re.compile(r"q(.+)")
 _HELD, _BITS = 2**22, 22
 """Exact up to 4 million deltas (16 MB), of more to 1 part in 16384 of the value (32 MB)."""
 _log = logging.getLogger("cal-train")
-
-
-@dataclass(frozen=True, slots=True)
-class Quantile:
-    """A bound that is known once the deltas are."""
-
-    share: float
-
-    def __str__(self) -> str:
-        return f"q{self.share:g}"
-
-
-def parse_bound(flag: str, text: object) -> float | Quantile:
-    """A number, `inf`, or `q` and a share: `q0.9` is what nine tenths of the deltas do not exceed; else ConfigError."""
-    found = _QUANTILE.fullmatch(str(text).strip())
-    try:
-        value = float(found[1] if found else str(text))
-    except ValueError as error:
-        raise ConfigError(
-            f"--{flag} {text}: expected a number, inf, or a quantile of the deltas such as q0.5"
-        ) from error
-    if not found:
-        return value
-    if not 0.0 < value < 1.0:
-        raise ConfigError(f"--{flag} {text}: a quantile's share is above 0 and below 1")
-    return Quantile(value)
 
 
 def quantiles_of(opened: AnnotatedDataset) -> DeltaCounts:

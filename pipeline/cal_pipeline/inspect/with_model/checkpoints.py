@@ -66,7 +66,8 @@ def sights(arguments: argparse.Namespace, *, attn_implementation: str) -> Iterat
     from cal_pipeline.encoding.identity import rebuild_encoder
     from cal_pipeline.inspect.with_model.image_tokens import check_places, picture_tokens
     from cal_pipeline.inspect.with_model.resolve_reference import find_reference
-    from cal_pipeline.models.loading import load_config, load_processor, load_reference, model_directory
+    from cal_pipeline.models.directory import model_directory
+    from cal_pipeline.models.loading import load_config, load_processor, load_reference
     from cal_pipeline.sources.images import decode_images
 
     disable_progress_bar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cal_pipeline.models.loading import model_directory
+from cal_pipeline.models.directory import model_directory
 from cal_pipeline.output.run_reports import reported_model
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec

@@ -21,7 +21,8 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
-from cal_pipeline.models.loading import load_processor, model_directory
+from cal_pipeline.models.directory import model_directory
+from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError

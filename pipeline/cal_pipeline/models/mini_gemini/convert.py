@@ -1,15 +1,8 @@
-"""`cal-convert-mgm`: converts checkpoints of other layouts into one Mini-Gemini in Hugging Face's.
-
-Three kinds of source: a published Mini-Gemini (`mgm`, `mgm_gemma`); with --untrained a language model (`llama`,
-`gemma`), which gets a fresh projector: what pretraining starts from; with --hd a Mini-Gemini of ours (or one of the
-former two) whose images become larger: what HD finetuning starts from.
-"""
+"""Converts checkpoints of other layouts to one Mini-Gemini in Hugging Face's; `cal-convert-mgm` says which."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -35,30 +28,6 @@ from cal_schemas.errors import CalError, ConfigError
 _PUBLISHED: Final = {"mgm": "llama", "mgm_gemma": "gemma"}
 _UNTRAINED: Final = {"llama": "llama", "gemma": "gemma"}
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program; 0 on success, 2 for anything that cannot be converted."""
-    parser = argparse.ArgumentParser(prog="cal-convert-mgm", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
-    parser.add_argument("--vision", type=Path, help="folder of its CLIP (openai/clip-vit-large-patch14-336)")
-    parser.add_argument("--aux_vision", type=Path, help="folder of its OpenCLIP (CLIP-convnext_large_d_320)")
-    parser.add_argument("--tokenizer", type=Path, help="folder or tokenizer.model, when it is not in the source")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist yet")
-    parser.add_argument("--untrained", action="store_true", help="source is a language model; projector starts fresh")
-    parser.add_argument("--hd", action="store_true", help="grid of 2 x 2 crops and a global view, 1536 pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
-    parser.add_argument("--dry_run", action="store_true", help="check everything, print the mapping, write nothing")
-    args = parser.parse_args(argv)
-    try:
-        convert(
-            args.source, vision=args.vision, aux_vision=args.aux_vision, output=args.output,
-            tokenizer=args.tokenizer, untrained=args.untrained, hd=args.hd, seed=args.seed, dry_run=args.dry_run,
-        )  # fmt: skip
-    except CalError as error:
-        print(f"cal-convert-mgm: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
 
 
 def convert(
@@ -177,7 +146,3 @@ def _print_plan(pieces: Mapping[str, Piece], fresh: Mapping[str, Any], useless: 
 
 def _with(flag: bool) -> str:
     return "with" if flag else "without"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from cal_pipeline.models.mini_gemini import tensor_names as keys
-from cal_pipeline.models.mini_gemini.convert import convert, main
+from cal_pipeline.models.mini_gemini.cli import main
+from cal_pipeline.models.mini_gemini.convert import convert
 from cal_schemas.errors import ConfigError
 from mini_gemini_data import GOLDENS, KINDS, build_mini_gemini, save_parts, source, stripped_source
 

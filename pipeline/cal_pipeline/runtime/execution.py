@@ -1,0 +1,132 @@
+"""Carries out a plan: starts Ray, hands the shards out, and reports what became of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict
+
+from cal_pipeline.encoding.contrast_images import save_contrast_images
+from cal_pipeline.output.heartbeat import Heartbeat, now
+from cal_pipeline.output.resume import unplanned
+from cal_pipeline.output.traces import Traces
+from cal_pipeline.runtime.cluster import RunOutcome
+from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, RunAbortedError
+from cal_pipeline.runtime.plan import Plan, cluster_of
+from cal_pipeline.runtime.progress import ProgressListener
+from cal_pipeline.runtime.ray_driver import run_shards
+from cal_pipeline.runtime.ray_session import ray_session
+from cal_pipeline.runtime.report import RunReport, print_report, projection
+from cal_pipeline.runtime.signals import Interruption
+from cal_pipeline.runtime.watchdog import Watchdog
+from cal_schemas.errors import ConfigError
+
+_log = logging.getLogger("cal-precompute")
+
+
+def execute(plan: Plan, interruption: Interruption) -> int:
+    """Measures the plan's shards, and prints and writes the report; returns the exit code.
+
+    Raises ConfigError where no worker can start, RunAbortedError where going on was useless, and KeyboardInterrupt,
+    which says how far the run had come, after a signal.
+    """
+    config, store = plan.config, plan.settings.store
+    started, at = now(), time.monotonic()
+    heartbeat, traces = Heartbeat(store.internal, started), Traces(store)
+    if others := heartbeat.others():
+        _log.warning(
+            "another driver works on this output: %s. Both are safe, but work may be done twice", "; ".join(others)
+        )
+    else:
+        store.clear_staging(everybodys=True)
+    outcome = RunOutcome()
+    interrupted = False
+    try:
+        store.prepare()
+        heartbeat.beat()
+        shards = (*plan.progress.done, *plan.progress.pending)
+        listed = json.dumps([asdict(shard) for shard in shards], indent=1)
+        (store.internal / "plan.json").write_text(f"{listed}\n", encoding="utf-8")
+        if config.save_contrast_images:
+            folder = store.internal / "contrast_images"
+            count = save_contrast_images(
+                shards, config.contrast_spec(), folder, count=config.save_contrast_images,
+                max_image_pixels=config.max_image_pixels,
+            )  # fmt: skip
+            _log.info("%d images and their perturbed forms are in %s", count, folder)
+        if plan.todo:
+            _measure(plan, heartbeat, interruption, outcome)
+            if not outcome.aborted and (theirs := unplanned(shards, store)):
+                outcome.aborted = (
+                    f"{theirs[0]} is not part of this run's plan, and holds rows of its data: another driver, with "
+                    "another --rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose "
+                    "another --output_dir"
+                )
+    except ConfigError:  # There is no Ray.
+        outcome.refused = not outcome.reports
+        raise
+    except KeyboardInterrupt:
+        interrupted = True
+        outcome.aborted = interruption.message
+    finally:
+        store.clear_staging()
+        heartbeat.stop()
+        if outcome.refused and not heartbeat.others():
+            traces.remove()
+    if outcome.refused:
+        raise ConfigError(outcome.aborted)
+    outcome.failed = {shard.name: str(shard.problem) for shard in plan.broken} | outcome.failed
+    report = RunReport(
+        run_id=store.run_id,
+        config=asdict(config),
+        fingerprint=plan.settings.spec.fingerprint(),
+        started=started,
+        seconds=time.monotonic() - at,
+        workers=outcome.workers,
+        devices=outcome.devices,
+        seconds_to_first_worker=(outcome.first_worker_at or at) - at,
+        shards_done_before=len(plan.progress.done),
+        statuses_before=dict(plan.statuses_before()),
+        shards=outcome.reports,
+        failed=outcome.failed,
+        aborted=outcome.aborted,
+        retries=outcome.retries,
+    )
+    path = report.write(store.internal / "reports")
+    if interrupted:
+        raise KeyboardInterrupt(f"{len(outcome.reports)} of {len(plan.todo)} shards were done")
+    print_report(report, config.output_dir, path)
+    if outcome.aborted and not outcome.too_many_not_ok:
+        raise RunAbortedError(outcome.aborted)
+    if report.total("rows") and (config.limit is not None or config.sample is not None):
+        print(projection(report, plan.rows_of_all))  # noqa: T201
+    if outcome.too_many_not_ok:
+        print(  # noqa: T201
+            f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; "
+            "1 never stops). The rows above say why; finished shards are intact, the same command goes on, and "
+            "--redo_status measures such rows again",
+            file=sys.stderr,
+        )
+    elif report.none_is_ok():
+        print("cal-precompute: no row is ok: see above", file=sys.stderr)  # noqa: T201
+    return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok or report.none_is_ok() else EXIT_DONE
+
+
+def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outcome: RunOutcome) -> None:
+    rows, cluster = sum(shard.num_rows for shard in plan.todo), cluster_of(plan)
+    _log.info("%d shards with %d rows to measure, %d done; more than %d rows not ok would end the run "
+              "(--max_error_fraction %g)", len(plan.todo), rows, len(plan.progress.done), cluster.max_rows_not_ok,
+              plan.config.max_error_fraction)  # fmt: skip
+
+    def check() -> None:
+        watchdog.alive()
+        interruption.check()
+
+    with (
+        Watchdog() as watchdog,
+        ray_session(cluster, starting=interruption.kept),
+        ProgressListener(len(plan.todo), rows, heartbeat.beat, check) as listener,
+    ):
+        run_shards(plan.todo, plan.settings, cluster, plan.settings.store.logs, listener, outcome)

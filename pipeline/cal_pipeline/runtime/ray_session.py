@@ -1,0 +1,100 @@
+"""Attaches to a Ray cluster, or starts a small Ray on this machine. Only this module and ray_driver import Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_config import JobConfig
+
+from cal_pipeline.runtime.cluster import Cluster, check_reachable
+from cal_pipeline.runtime.session_dir import session_dir
+from cal_schemas.errors import ConfigError
+
+_RAY_STARTS = 3
+_OBJECT_STORE_BYTES = 200 * 2**20
+_TOKEN_HINT = (
+    ". If the cluster asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
+)
+_log = logging.getLogger(__name__)
+
+
+class _ImportsOfDriver(JobConfig):  # type: ignore[misc]
+    """Workers import what this program imports, no more and no less.
+
+    Ray itself puts the working directory first on their path, where a script of the user's may be called timeit.py.
+    Nodes of a cluster have environments of their own: they get that directory, and the script's, only if this program
+    searches it.
+    """
+
+    def __init__(self, *, local: bool) -> None:
+        super().__init__()
+        self._py_driver_sys_path: list[str] = []
+        self._local = local
+
+    def _get_proto_job_config(self) -> Any:
+        here = [path or str(Path.cwd()) for path in sys.path]
+        rays = self._py_driver_sys_path
+        # Workers insert them one by one, each in front of the last.
+        self._py_driver_sys_path = [path for path in reversed(here) if self._local or path in rays]
+        return super()._get_proto_job_config()
+
+
+@contextmanager
+def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """Attaches to the cluster that is named (also by RAY_ADDRESS), or starts a small Ray on this machine.
+
+    `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
+    at the address, or Ray cannot start here.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    with nullcontext() if address else session_dir() as temporary:
+        try:
+            _init(cluster, address, temporary, starting)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(
+    cluster: Cluster,
+    address: str | None,
+    temporary: str | None,
+    starting: Callable[[], AbstractContextManager[None]],
+) -> None:
+    where = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    given["job_config"] = _ImportsOfDriver(local=not address)
+    if address:
+        check_reachable(address)
+        given |= {"address": address}
+    else:
+        where = "Ray cannot start here"
+        # A container's user may have no home at all, which Path.home() does not bear.
+        token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111
+        if not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Ray would write one there, which a home may not allow; this Ray ends with this process.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
+        given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
+        given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
+    for tries_left in reversed(range(1 if address else _RAY_STARTS)):
+        try:
+            with starting():
+                ray.init(**given)
+            return
+        except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
+            reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            if not tries_left:
+                # Ray itself does not send its token to an address that was named, and does not say so.
+                hint = "" if not address or "RAY_AUTH_MODE" in os.environ else _TOKEN_HINT
+                raise ConfigError(reason + hint) from error
+            _log.warning("%s; trying again", reason)
+            ray.shutdown()

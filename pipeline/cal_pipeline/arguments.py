@@ -52,16 +52,6 @@ class ContrastFlags(ContrastParameters):
         return ContrastSpec(condition=condition, **parameters)
 
 
-def own_flags_first(kind: type[_Config]) -> type[_Config]:
-    """The dataclass with its own fields, and so its flags in --help, before those that it shares."""
-    declared: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    shared = {name for base in kind.__mro__[1:] for name in getattr(base, "__dataclass_fields__", ())}
-    kind.__dataclass_fields__ = dict(  # type: ignore[attr-defined]
-        sorted(declared.items(), key=lambda item: item[0] in shared)
-    )
-    return kind
-
-
 def _file_of_transformers(name: str) -> Path:
     package = importlib.util.find_spec("transformers")
     assert package is not None

@@ -19,6 +19,7 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_Kind = TypeVar("_Kind")
 Template = Literal["auto", "plain", "vicuna_v1"]
 AspectRatio = Literal["square", "pad", "native"]
 Truncation = Literal["drop", "tail"]
@@ -32,6 +33,16 @@ PATCH_COLUMNS, PATCH_ROWS = 10, 20
 """The paper's grid; an image of fewer pixels than that has cells of one pixel."""
 MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
 """Below the former the kernel is one pixel, above the latter every usual image becomes one colour."""
+
+
+def own_fields_first(kind: type[_Kind]) -> type[_Kind]:
+    """Returns the dataclass with its own fields before those that it inherits: in --help and in messages."""
+    declared: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    shared = {name for base in kind.__mro__[1:] for name in getattr(base, "__dataclass_fields__", ())}
+    kind.__dataclass_fields__ = dict(  # type: ignore[attr-defined]
+        sorted(declared.items(), key=lambda item: item[0] in shared)
+    )
+    return kind
 
 
 def digest_json(value: Any) -> str:
@@ -109,6 +120,7 @@ PARAMETERS: dict[str, Parameter] = {
 }
 
 
+@own_fields_first
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastSpec(ContrastParameters):
     """What "without the image" means; see docs/method.md.

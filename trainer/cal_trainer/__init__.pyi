@@ -1,4 +1,3 @@
-from .config import CalTrainingArguments as CalTrainingArguments
 from .config import TrainConfig as TrainConfig
 from .data.collator import ExampleCollator as ExampleCollator
 from .data.collator import StepBatch as StepBatch
@@ -18,3 +17,4 @@ from .objective.weighting import Weighting as Weighting
 from .objective.weights import token_weights as token_weights
 from .trainer import CalTrainer as CalTrainer
 from .training import train as train
+from .training_arguments import CalTrainingArguments as CalTrainingArguments

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from cal_pipeline.arguments import ContrastFlags, own_flags_first
+from cal_pipeline.arguments import ContrastFlags
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import AspectRatio, ContrastSpec, Dtype, Template, Truncation
+from cal_schemas.spec import AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
 from cal_schemas.weighting import Pool
 
 Source = Literal["cached", "online", "uniform"]
@@ -51,7 +51,7 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
     return Quantile(value)
 
 
-@own_flags_first
+@own_fields_first
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(ContrastFlags):
     """Flags in groups: model, data, weights, encoding, what is trained."""

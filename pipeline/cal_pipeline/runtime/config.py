@@ -7,12 +7,12 @@ import re
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
-from cal_pipeline.arguments import ContrastFlags, own_flags_first
+from cal_pipeline.arguments import ContrastFlags
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, Carry, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
-from cal_schemas.spec import AspectRatio, Dtype, Quantization, Template, Truncation
+from cal_schemas.spec import AspectRatio, Dtype, Quantization, Template, Truncation, own_fields_first
 from cal_schemas.storage.locations import location
 
 _POSITIVE = (
@@ -52,7 +52,7 @@ def maintenance_config() -> type[Any]:
     return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
 
 
-@own_flags_first
+@own_fields_first
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrecomputeConfig(ContrastFlags):
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""

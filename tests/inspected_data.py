@@ -37,14 +37,14 @@ def llava_directory(family: Family, folder: Path, count: int = 40) -> Path:
     return measured(family, folder / "annotated", [data], images, carry="paths")
 
 
-def conversations(folder: Path, answers: Sequence[str], *, pictures: bool = True, ids: Sequence[str] = ()) -> Path:
+def conversations(folder: Path, answers: Sequence[str], *, images: bool = True, ids: Sequence[str] = ()) -> Path:
     """A LLaVA JSON with one answer a row, its images beside it in `images/`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, answer in enumerate(answers):
         row: dict[str, Any] = {"id": ids[number] if ids else f"row-{number}"}
         mark = ""
-        if pictures:
+        if images:
             sample_image(number, (48, 40)).save(folder / "images" / f"{number}.png")
             row["image"], mark = f"{number}.png", "<image>\n"
         turns = [{"from": "human", "value": f"{mark}What is it?"}, {"from": "gpt", "value": answer}]

@@ -1,4 +1,4 @@
-"""Flags that several subcommands share."""
+"""Adds and reads the flags that several subcommands share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
 from cal_schemas.weighting import check_weighting
 
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH = 140
 
 
@@ -45,6 +46,27 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR",
         help="directory or hub id of the reference (its tokenizer.json is read); not needed when it was a hub id",
     )  # fmt: skip
+
+
+def add_image_folder(parser: argparse.ArgumentParser) -> None:
+    """--image_folder, where an annotated directory's images lie now."""
+    parser.add_argument(
+        "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
+    )
+
+
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """ANNOTATED..., --sample, --model_name_or_path and how to load it; read with `checkpoints.encoded_views`."""
+    add_annotated(parser)
+    parser.add_argument("--sample", required=True, help="sample_id, sample_key, or #N for row N of all")
+    parser.add_argument(
+        "--model_name_or_path", nargs="+", metavar="MODEL",
+        help="one checkpoint, or two side by side (before and after training); default the reference",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model")
+    parser.add_argument("--device", help="cuda or cpu; default cuda where there is one")
+    add_image_folder(parser)
 
 
 def counted(count: int, noun: str) -> str:

@@ -39,7 +39,7 @@ REFUSED: dict[str, dict[str, str]] = {
 }
 """Directory -> subcommand -> part of the message; what is not named succeeds."""
 SLOW = ("export hf-dataset",)
-WITH_PICTURES = ("show", "filter", "export")
+WITH_IMAGES = ("show", "filter", "export")
 """To the others a directory of paths is one of embedded images."""
 
 
@@ -48,7 +48,7 @@ def cases() -> list[object]:
         pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.full] if name in SLOW else [])
         for name in COMMANDS
         for kind in ("normal", "paths", "sidecar", "empty", "failed", "text_only", "truncated")
-        if kind != "paths" or name.split()[0] in WITH_PICTURES
+        if kind != "paths" or name.split()[0] in WITH_IMAGES
     ]
 
 
@@ -169,3 +169,15 @@ def test_a_reader_that_leaves_early_is_no_error(directories: Directories) -> Non
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stdout == "{\n"
     assert not done.stderr
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_the_help_of_a_subcommand_imports_no_torch(name: str) -> None:
+    code = (
+        "import sys; from cal_pipeline.inspect.cli import run\n"
+        f"try:\n    run([{name!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"cal-inspect {name}" in done.stdout

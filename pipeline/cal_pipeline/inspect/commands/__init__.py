@@ -1,1 +1,1 @@
-"""commands."""
+"""Subcommands of `cal-inspect`, a module each: its flags (`add_arguments`) and what it does (`run`)."""

@@ -1,4 +1,4 @@
-"""How well deltas agree with what people marked on a labelling sheet (`cal-inspect export --to labelling-sheet`).
+"""Scores how well deltas agree with what people marked on a sheet of `cal-inspect export --to labelling-sheet`.
 
     cal-inspect agreement sheet.csv
 

@@ -1,4 +1,4 @@
-"""Two measurements of the same samples, joined by sample_key: how far their deltas and weights are apart.
+"""Compares two measurements of the same samples, joined by sample_key: how far deltas and weights are apart.
 
     cal-inspect compare annotated_7b/ annotated_13b/ --output scatter.png
 
@@ -115,10 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         from cal_pipeline.inspect.page import plots
 
-        path = flags.new_file(arguments.output, *plots.FIGURE_SUFFIXES)
-    found = compare(a, b, alpha=weighting["alpha"], beta=weighting["beta"])
-    _refuse_nothing(found, arguments)
-    result = found.result()
+        path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
+    comparison = compare(a, b, alpha=weighting["alpha"], beta=weighting["beta"])
+    _validate(comparison, arguments)
+    result = comparison.result()
     differing = {name: [one, other] for name, one, other in a.spec.differences(b.spec)}
     if arguments.json:
         print(json.dumps({**result, "spec_differences": differing}, indent=1, allow_nan=False))  # noqa: T201
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path:
         names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
         figure = plots.scatter_figure(
-            *_trimmed(found), names=names, alpha=found.alpha, beta=found.beta, title=_title(result)
+            *_trimmed(comparison), names=names, alpha=comparison.alpha, beta=comparison.beta, title=_title(result)
         )
         plots.save(figure, path)
         if not arguments.json:
@@ -135,30 +135,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_nothing(found: Comparison, arguments: argparse.Namespace) -> None:
-    if found.tokens:
+def _validate(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    ok, others = comparison.both_ok, comparison.other_labels
+    if comparison.tokens:
         return
-    reason = (
-        "no sample_key is in both: were the images embedded in one and named by path in the other?"
-        if not found.joined
-        else f"of {found.joined} joined rows none is ok in both"
-        if not found.both_ok
-        else f"all {found.other_labels} rows that are ok in both have other label ids ({', '.join(found.examples)}): "
-        "another tokenizer or template"
-        if found.other_labels == found.both_ok
-        else "no token has a defined delta in both"
+    if not comparison.joined:
+        reason = "no sample_key is in both: were the images embedded in one and named by path in the other?"
+    elif not ok:
+        reason = f"of {comparison.joined} joined rows none is ok in both"
+    elif others == ok:
+        examples = ", ".join(comparison.examples)
+        reason = (
+            f"all {others} rows that are ok in both have other label ids ({examples}): another tokenizer or template"
+        )
+    else:
+        reason = "no token has a defined delta in both"
+    raise ConfigError(
+        f"nothing to compare in {arguments.a} ({comparison.rows_a} rows) and {arguments.b} ({comparison.rows_b} rows): "
+        f"{reason}"
     )
-    raise ConfigError(f"nothing to compare in {arguments.a} ({found.rows_a} rows) and {arguments.b} ({found.rows_b} "
-                      f"rows): {reason}")  # fmt: skip
 
 
 def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: float) -> Comparison:
     """Joins by key and counts; see `Comparison`."""
-    found = Comparison(alpha=alpha, beta=beta, rows_a=a.num_rows, rows_b=b.num_rows)
+    comparison = Comparison(alpha=alpha, beta=beta, rows_a=a.num_rows, rows_b=b.num_rows)
     columns = ["sample_id", "sample_key", "status", *LIST_COLUMNS]
     batches = [batch.data for batch in read_batches(b, columns[1:])]
     if not batches:
-        return found
+        return comparison
     table = pa.Table.from_batches(batches)
     theirs = _Side(table)
     row_of = {key: row for row, key in enumerate(_numbered(table.column("sample_key").to_pandas(), {}))}
@@ -169,21 +173,21 @@ def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: flo
             [row_of.get(key, -1) for key in _numbered(batch.data.column("sample_key").to_pandas(), seen)], np.int64
         )
         rows = np.flatnonzero(match >= 0)
-        found.joined += len(rows)
+        comparison.joined += len(rows)
         rows = rows[mine.ok[rows] & theirs.ok[match[rows]]]
-        found.both_ok += len(rows)
+        comparison.both_ok += len(rows)
         same = mine.flat.lengths[rows] == theirs.flat.lengths[match[rows]]
         tokens = mine.tokens(rows[same]), theirs.tokens(match[rows[same]])
         lengths = mine.flat.lengths[rows[same]]
         unequal = mine.flat.label_ids[tokens[0]] != theirs.flat.label_ids[tokens[1]]
         differing = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[unequal], minlength=len(lengths)) > 0
         kept = np.repeat(~differing, lengths)
-        found.add(mine.flat.deltas[tokens[0][kept]], theirs.flat.deltas[tokens[1][kept]])
+        comparison.add(mine.flat.deltas[tokens[0][kept]], theirs.flat.deltas[tokens[1][kept]])
         others = np.sort(np.concatenate([rows[~same], rows[same][differing]]))
-        found.other_labels += len(others)
+        comparison.other_labels += len(others)
         ids = batch.data.column("sample_id")
-        found.examples += [ids[int(row)].as_py() for row in others[: max(0, _NAMED - len(found.examples))]]
-    return found
+        comparison.examples += [ids[int(row)].as_py() for row in others[: max(0, _NAMED - len(comparison.examples))]]
+    return comparison
 
 
 class _Side:
@@ -211,13 +215,13 @@ def _numbered(keys: pd.Series, seen: dict[str, int]) -> list[tuple[str, int]]:
     return numbered
 
 
-def _trimmed(found: Comparison) -> tuple[np.ndarray, np.ndarray]:
+def _trimmed(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
     """The square around 0 that holds every counted token."""
     middle = _BINS // 2
-    used = np.flatnonzero(found.grid.any(0) | found.grid.any(1))
+    used = np.flatnonzero(comparison.grid.any(0) | comparison.grid.any(1))
     half = int(np.clip(max(middle - used.min(), used.max() + 1 - middle) + 2, 8, middle))
     inner = slice(middle - half, middle + half)
-    return found.grid[inner, inner], found.edges()[middle - half : middle + half + 1]
+    return comparison.grid[inner, inner], comparison.edges()[middle - half : middle + half + 1]
 
 
 def _title(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Per-token weights for other trainers, or a sheet for people to mark.
+"""Writes per-token weights for other trainers, or a sheet for people to mark.
 
     cal-inspect export annotated/ --to messages-jsonl --model_name_or_path MODEL --output for_others/
     cal-inspect export annotated/ --to hf-dataset --model_name_or_path MODEL --output for_others/

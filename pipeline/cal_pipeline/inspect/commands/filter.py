@@ -101,19 +101,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def select_rows(opened: AnnotatedDataset, test: RowTest, *, drop: bool = False) -> Selection:
     """One pass over the columns that the condition needs; undefined values (failed rows) fulfil no comparison."""
-    found = Selection()
+    selection = Selection()
     parts: dict[Location, list[np.ndarray]] = {path: [] for path in opened.files}
     for batch in read_batches(opened, [*dict.fromkeys([*test.columns, "status", "label_ids"])]):
         mask = np.asarray(test(batch.data)) ^ drop
         parts[batch.file].append(mask)
         lengths = np.asarray(pc.list_value_length(batch.data.column("label_ids")))
-        found.tokens_before += int(lengths.sum())
-        found.tokens_after += int(lengths[mask].sum())
-        for counted, rows in ((found.before, batch.data), (found.after, batch.data.filter(pa.array(mask)))):
+        selection.tokens_before += int(lengths.sum())
+        selection.tokens_after += int(lengths[mask].sum())
+        for counted, rows in ((selection.before, batch.data), (selection.after, batch.data.filter(pa.array(mask)))):
             for item in pc.value_counts(rows.column("status")).to_pylist():
                 counted[item["values"]] += item["counts"]
-    found.masks = {path: np.concatenate([np.empty(0, bool), *masks]) for path, masks in parts.items()}
-    return found
+    selection.masks = {path: np.concatenate([np.empty(0, bool), *masks]) for path, masks in parts.items()}
+    return selection
 
 
 def _print_counts(selection: Selection) -> None:

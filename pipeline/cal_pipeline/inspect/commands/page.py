@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.page.page_data import Look, page_data
+from cal_pipeline.inspect.page.page_data import PageOptions, page_data
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import summarise
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_paths(arguments.annotated)
     summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
-    look = Look(
+    options = PageOptions(
         samples=arguments.samples,
         pick=arguments.pick,
         seed=arguments.seed,
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         image_folder=arguments.image_folder,
     )
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
-    text = page_text(page_data(dataset, summary, pieces, look, title=title))
+    text = page_text(page_data(dataset, summary, pieces, options, title=title))
     target.write_text(text, encoding="utf-8")
     print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
     return 0

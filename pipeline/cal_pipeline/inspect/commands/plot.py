@@ -1,4 +1,4 @@
-"""Histogram of delta with alpha and beta marked and the cumulative share, as PNG, SVG or PDF (CAL, Fig. 4).
+"""Draws the histogram of delta with alpha, beta and the cumulative share, as PNG, SVG or PDF (CAL, Fig. 4).
 
 Reads one batch of rows after the other: memory does not grow with the rows.
 """
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     opened = open_paths(arguments.annotated)
     weighting = flags.weighting_of(arguments)
-    path = flags.new_file(arguments.output, *plots.FIGURE_SUFFIXES)
+    path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
     groups = shown_groups(count_groups(opened, arguments.by))
     tokens = sum(counts.defined for counts in groups.values())
     if not tokens:

@@ -1,4 +1,4 @@
-"""One sample: its image, and its words shaded by delta or weight, in the terminal or as one HTML file.
+"""Shows one sample: its image, and its words shaded by delta or weight, in the terminal or as one HTML file.
 
     cal-inspect show annotated/ 000123 --tokenizer path/to/the/reference
     cal-inspect show annotated/ '#17' --tokenizer path/to/the/reference --output sample.html
@@ -42,7 +42,7 @@ from cal_pipeline.output.row_reader import read_rows
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
-PICTURE_WIDTH = 48
+IMAGE_WIDTH = 48
 """Of an image in the terminal, in columns."""
 _WHITE = (255, 255, 255)
 _LEAST_SHADE = 0.02
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     places = find_samples(opened, arguments.sample)
     shown = [_Shown(opened, place, arguments) for place in places[: arguments.limit]]
     if path:
-        written = terminal_picture(shown, arguments) if path.suffix.lower() == ".svg" else page(shown, arguments)
+        written = terminal_svg(shown, arguments) if path.suffix.lower() == ".svg" else page(shown, arguments)
         path.write_text(written, encoding="utf-8")
         print(f"{path}: {flags.counted(len(shown), 'row')}")  # noqa: T201
     else:
@@ -123,8 +123,7 @@ class _Shown:
             self.missing = str(error)
         else:
             self.messages = [asdict(turn) for turn in row.sample.messages or ()]
-            pictures = [{"bytes": image.data, "path": image.path} for image in row.sample.images]
-            self.images = list(row_images(pictures, folder))
+            self.images = list(row_images(row.sample.images, folder))
         self.turns = conversation(self.messages, self.tokens)
 
     def heading(self) -> str:
@@ -153,7 +152,7 @@ def _terminal(color: str) -> Console:
     return Console(highlight=False, soft_wrap=True, width=console.width, no_color=True) if color == "never" else console
 
 
-def terminal_picture(shown: list[_Shown], arguments: argparse.Namespace) -> str:
+def terminal_svg(shown: list[_Shown], arguments: argparse.Namespace) -> str:
     """What a terminal with colours would show, as SVG that loads nothing from a network."""
     console = Console(
         record=True, width=100, force_terminal=True, color_system="truecolor", file=io.StringIO(), highlight=False
@@ -168,13 +167,13 @@ def print_sample(console: Console, shown: _Shown, arguments: argparse.Namespace)
     """Shaded where the terminal has colours; elsewhere every word is followed by its number."""
     coloured = console.is_terminal and console.color_system is not None and not console.no_color
     console.print(Text(printable(shown.heading()), style="bold"))
-    for name, picture in shown.images:
-        if isinstance(picture, str):
-            console.print(Text(f"[image {printable(name)}: {printable(picture)}]"))
+    for name, image in shown.images:
+        if isinstance(image, str):
+            console.print(Text(f"[image {printable(name)}: {printable(image)}]"))
             continue
-        console.print(Text(f"[image {printable(name)}, {picture.width} x {picture.height} pixels]"))
+        console.print(Text(f"[image {printable(name)}, {image.width} x {image.height} pixels]"))
         if coloured:
-            console.print(drawn(picture, min(PICTURE_WIDTH, console.width - 1)))
+            console.print(drawn(image, min(IMAGE_WIDTH, console.width - 1)))
     if shown.missing:
         console.print(Text(f"[{printable(shown.missing)}]"))
     for turn in shown.turns:
@@ -211,11 +210,11 @@ def _token(token: ShownToken, arguments: argparse.Namespace, coloured: bool) -> 
     return Text(words, style=Style.parse(f"rgb(0,0,0) on rgb({red},{green},{blue})"))
 
 
-def drawn(picture: Image.Image, width: int) -> Text:
+def drawn(image: Image.Image, width: int) -> Text:
     """The image in half blocks: two pixels a character, at most `width` wide and as many lines high."""
-    scale = min(width / picture.width, 2 * width / picture.height, 1.0)
-    size = max(1, round(picture.width * scale)), max(2, round(picture.height * scale) // 2 * 2)
-    pixels = picture.resize(size).load()
+    scale = min(width / image.width, 2 * width / image.height, 1.0)
+    size = max(1, round(image.width * scale)), max(2, round(image.height * scale) // 2 * 2)
+    pixels = image.resize(size).load()
     assert pixels is not None
     text = Text()
     for y in range(0, size[1], 2):
@@ -242,11 +241,11 @@ def page(shown: list[_Shown], arguments: argparse.Namespace) -> str:
 
 def _article(shown: _Shown, arguments: argparse.Namespace) -> str:
     lines = [f"<h1>{html.escape(str(shown.row['sample_id']))}</h1>"]
-    for name, picture in shown.images:
-        if isinstance(picture, str):
-            lines.append(f'<p class="about">{html.escape(name)}: {html.escape(picture)}</p>')
+    for name, image in shown.images:
+        if isinstance(image, str):
+            lines.append(f'<p class="about">{html.escape(name)}: {html.escape(image)}</p>')
         else:
-            data = base64.b64encode(small_jpeg(picture, 768)).decode("ascii")
+            data = base64.b64encode(small_jpeg(image, 768)).decode("ascii")
             lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
     if shown.missing:
         lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')

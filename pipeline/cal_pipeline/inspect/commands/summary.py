@@ -94,11 +94,11 @@ def _delta_table(summary: Mapping[str, Any]) -> Table:
     for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in {"all": summary["delta"], **summary["turns"]}.items():
-        cells = []
+        table_cells = []
         for key in columns:
             value = values[key]
             share = key.startswith("share")
-            cells.append("-" if value is None else f"{value:,}" if key == "tokens" else f"{value:.1%}" if share
+            table_cells.append("-" if value is None else f"{value:,}" if key == "tokens" else f"{value:.1%}" if share
                          else f"{value:.2f}")  # fmt: skip
-        table.add_row(name, *cells)
+        table.add_row(name, *table_cells)
     return table

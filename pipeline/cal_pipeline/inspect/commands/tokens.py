@@ -1,4 +1,4 @@
-"""Tokens with the highest and lowest deltas: single occurrences with the text around them, and means by token.
+"""Prints the tokens with the highest and lowest deltas: occurrences with the text around them, and means by token.
 
 Reads one batch of rows after the other: memory does not grow with the rows.
 """
@@ -75,18 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
     path = flags.new_file(arguments.output, ".csv") if arguments.output else None
     opened = open_paths(arguments.annotated)
     pieces = pieces_of_measurement(opened, arguments.tokenizer)
-    found = token_statistics(opened, arguments.top)
-    if not found.highest:
+    statistics = token_statistics(opened, arguments.top)
+    if not statistics.highest:
         raise ConfigError(
             f"no tokens: none of the {opened.num_rows} rows of {opened.files[0].parent} has a defined delta "
             "(cal-inspect summary tells their statuses)"
         )
     console = flags.console()
-    console.print(_occurrences("highest deltas", found.highest, pieces), "")
-    console.print(_occurrences("lowest deltas", found.lowest, pieces), "")
-    _print_means(console, found, pieces, arguments.top, arguments.min_count)
+    console.print(_occurrences("highest deltas", statistics.highest, pieces), "")
+    console.print(_occurrences("lowest deltas", statistics.lowest, pieces), "")
+    _print_means(console, statistics, pieces, arguments.top, arguments.min_count)
     if path:
-        write_csv(path, found, pieces)
+        write_csv(path, statistics, pieces)
         console.print(f"{path}: every token", markup=False)
     return 0
 
@@ -155,9 +155,9 @@ def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces) -> T
     return table
 
 
-def _print_means(console: Console, found: TokenStatistics, pieces: Pieces, top: int, min_count: int) -> None:
-    mean = found.mean()
-    often = np.flatnonzero(found.count >= min_count)
+def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, top: int, min_count: int) -> None:
+    mean = statistics.mean()
+    often = np.flatnonzero(statistics.count >= min_count)
     if not len(often):
         console.print(f"no token occurs {min_count} times: lower --min_count for means by token", markup=False)
         return
@@ -170,19 +170,19 @@ def _print_means(console: Console, found: TokenStatistics, pieces: Pieces, top: 
         for token_id in chosen:
             table.add_row(
                 f"{mean[token_id]:.2f}",
-                f"{found.count[token_id]:,}",
+                f"{statistics.count[token_id]:,}",
                 Text(f"[{printable(pieces.text_of(int(token_id)))}]"),
             )
         console.print(table, "")
 
 
-def write_csv(path: Path, found: TokenStatistics, pieces: Pieces) -> None:
+def write_csv(path: Path, statistics: TokenStatistics, pieces: Pieces) -> None:
     """Columns token_id, token, count, mean_delta; most frequent first."""
-    mean = found.mean()
+    mean = statistics.mean()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["token_id", "token", "count", "mean_delta"])
-        for token_id in np.argsort(-found.count, kind="stable"):
-            if found.count[token_id]:
+        for token_id in np.argsort(-statistics.count, kind="stable"):
+            if statistics.count[token_id]:
                 text = printable(pieces.text_of(int(token_id)))
-                writer.writerow([int(token_id), text, int(found.count[token_id]), f"{mean[token_id]:.6g}"])
+                writer.writerow([int(token_id), text, int(statistics.count[token_id]), f"{mean[token_id]:.6g}"])

@@ -1,4 +1,4 @@
-"""What a page shows, as plain JSON values: facts, a histogram, and a card for each drawn sample."""
+"""Gathers what a page shows as plain JSON values: facts, a histogram, and a card for each drawn sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUM_BINS = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class PageOptions:
     """What is drawn and how it is weighed at first."""
 
     samples: int
@@ -46,29 +46,29 @@ class Look:
 
 
 def page_data(
-    dataset: AnnotatedDataset, summary: Mapping[str, Any], pieces: Pieces | None, look: Look, *, title: str
+    dataset: AnnotatedDataset, summary: Mapping[str, Any], pieces: Pieces | None, options: PageOptions, *, title: str
 ) -> dict[str, Any]:
     """Everything the page's script needs; `summary` is `summarise`'s, `pieces` may be None where no row has tokens.
 
     Reads the columns of numbers once more, for the histogram and the choice of rows, and only the chosen rows whole.
     """
     counts, means = _scan(dataset)
-    chosen = choose(means, look.pick, look.samples, look.seed)
-    rows = list(read_rows(dataset, chosen, look.image_folder))
-    edges = _edges(counts, look)
+    chosen = choose(means, options.pick, options.samples, options.seed)
+    rows = list(read_rows(dataset, chosen, options.image_folder))
+    edges = _edges(counts, options)
     top = counts.quantile(0.995) if counts.defined else 0.0
     return {
         "title": title,
         "rows": dataset.num_rows,
-        "alpha": look.alpha,
-        "beta": look.beta,
-        "window": look.window,
-        "sliderMax": float(np.ceil(max(10.0, look.beta, top))),
-        "facts": facts(summary, look),
+        "alpha": options.alpha,
+        "beta": options.beta,
+        "window": options.window,
+        "sliderMax": float(np.ceil(max(10.0, options.beta, top))),
+        "facts": facts(summary, options),
         "settings": measured_with(summary),
         "histogram": {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.histogram(edges).tolist()},
         "turns": [{"name": name, "mean": values["mean"]} for name, values in summary["turns"].items()],
-        "samples": samples_data(rows, pieces, look),
+        "samples": samples_data(rows, pieces, options),
     }
 
 
@@ -100,13 +100,13 @@ def choose(means: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def _edges(counts: DeltaCounts, look: Look) -> np.ndarray:
+def _edges(counts: DeltaCounts, options: PageOptions) -> np.ndarray:
     low = min(-1.0, counts.quantile(0.005)) if counts.defined else -1.0
-    high = max(look.beta + 1.0, counts.quantile(0.995)) if counts.defined else look.beta + 1.0
+    high = max(options.beta + 1.0, counts.quantile(0.995)) if counts.defined else options.beta + 1.0
     return np.linspace(np.floor(low), np.ceil(high), NUM_BINS + 1)
 
 
-def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
+def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, str]]:
     """Name and value of every fact in the page's head."""
     delta = summary["delta"]
 
@@ -116,27 +116,27 @@ def facts(summary: Mapping[str, Any], look: Look) -> list[tuple[str, str]]:
     def share(name: str) -> str:
         return "-" if delta[name] is None else f"{delta[name]:.1%}"
 
-    found = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
-    found += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
+    named = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
+    named += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
     if summary["images"] is not None:
-        found += [("pictures", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]
-    found += [
+        named += [("images", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]
+    named += [
         ("supervised tokens", f"{summary['tokens']:,}"),
         *([("undefined deltas", f"{summary['undefined']:,}")] if summary["undefined"] else []),
         ("mean delta", logits("mean")),
         ("10%, 50%, 90% quantile", ", ".join(logits(name) for name in ("q10", "q50", "q90"))),
         ("deltas below 0", share("share_negative")),
-        (f"deltas below {look.alpha:g}", share("share_below_alpha")),
-        (f"deltas below {look.beta:g}", share("share_below_beta")),
+        (f"deltas below {options.alpha:g}", share("share_below_alpha")),
+        (f"deltas below {options.beta:g}", share("share_below_beta")),
     ]
-    return found
+    return named
 
 
-def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, look: Look) -> list[dict[str, Any]]:
+def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: PageOptions) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
     table = rows_to_table([row.annotated for row in rows], annotated_schema(carry="none"), "none")
     flat = FlatTokens.from_arrow(table)
-    weights = flat.weights(alpha=look.alpha, beta=look.beta, window=look.window)
+    weights = flat.weights(alpha=options.alpha, beta=options.beta, window=options.window)
     turns = flat.turns(
         {
             number: [
@@ -161,7 +161,7 @@ def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, look: Look)
                 "row": row.number,
                 "status": row.annotated.status,
                 "error": row.annotated.error,
-                "images": [thumbnail(image, row.image_folder, look.thumbnail_px) for image in row.sample.images],
+                "images": [thumbnail(image, row.image_folder, options.thumbnail_px) for image in row.sample.images],
                 "tokens": [] if pieces is None else pieces.spelled(ids),
                 "special": special,
                 "deltas": [None if np.isnan(delta) else round(float(delta), 5) for delta in flat.deltas[own]],
@@ -202,15 +202,15 @@ def thumbnail(image: ImageRef, image_folder: Location | None, side_px: int) -> d
     At most MAX_THUMBNAIL_BYTES and `side_px` on its longer side, less where the bytes demand it.
     """
     try:
-        picture = decode_image(read_image_file(image, image_folder))
+        decoded = decode_image(read_image_file(image, image_folder))
     except SampleError as error:
         return {"problem": str(error)}
     while True:
-        picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+        decoded.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
         for kind, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": 85}), ("JPEG", {"quality": 60})):
             # PNG is exact and small for drawings; a photograph is a JPEG.
             file = io.BytesIO()
-            picture.save(file, kind, **options)
+            decoded.save(file, kind, **options)
             limit = MAX_THUMBNAIL_BYTES // 2 if kind == "PNG" else MAX_THUMBNAIL_BYTES
             if file.tell() <= limit:
                 data = base64.b64encode(file.getvalue()).decode()

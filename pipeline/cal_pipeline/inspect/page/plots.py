@@ -1,8 +1,8 @@
-"""Figures of deltas, drawn without a display and saved by suffix. Needs no torch."""
+"""Draws figures of deltas without a display and saves them by suffix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 
 from cal_schemas.delta_counts import DeltaCounts
 
-FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 BINS = 80
 _OUTERMOST = 0.001
 """Share of the tokens on each side that would squeeze everything else; they are counted in the end bins."""
@@ -89,8 +88,18 @@ def scatter_figure(
     return figure
 
 
+def panels(count: int, width: float = 4.2, height: float = 4.6) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with `count` axes side by side, without ticks; width and height of one, in inches."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for one in axes:
+        one.set_axis_off()
+    return figure, axes
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure; the suffix is one of FIGURE_SUFFIXES, and equal figures give equal files."""
+    """Writes the figure; the suffix is one of `flags.FIGURE_SUFFIXES`, and equal figures give equal files."""
     # Dataset text may stand in a title or legend: a lone dollar must not start a formula.
     with mpl.rc_context({"svg.hashsalt": "cal", "text.parse_math": False}):
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())

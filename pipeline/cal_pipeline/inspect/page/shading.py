@@ -1,4 +1,4 @@
-"""How strongly a word is shaded: green where the image speaks for it, red where it speaks against it."""
+"""Shades a word: green where the image speaks for it, red where it speaks against it."""
 
 from __future__ import annotations
 

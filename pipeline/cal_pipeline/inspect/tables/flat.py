@@ -1,4 +1,4 @@
-"""The list columns of many rows as flat arrays: what every look at tokens is computed from, without a loop over rows.
+"""Flattens the list columns of many rows into arrays, from which every figure of tokens is computed without a loop.
 
 R rows, N supervised tokens of all of them together, in order.
 """
@@ -175,15 +175,15 @@ def irregular_answers(columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> dict
     messages: Any = columns["messages"]
     inputs: Any = columns["template_inputs"] if "template_inputs" in names else None
     if isinstance(columns, pd.DataFrame):
-        cells = list(zip(messages, [None] * len(messages) if inputs is None else inputs, strict=True))
-        rows = [row for row, (turns, given) in enumerate(cells) if _is_irregular(turns, given)]
-        return {row: answers_of(*cells[row]) for row in rows}
-    found = _mentions_image(messages)
+        pairs = list(zip(messages, [None] * len(messages) if inputs is None else inputs, strict=True))
+        rows = [row for row, (turns, given) in enumerate(pairs) if _is_irregular(turns, given)]
+        return {row: answers_of(*pairs[row]) for row in rows}
+    irregular = _mentions_image(messages)
     if inputs is not None:
-        found |= np.asarray(pc.fill_null(pc.match_substring_regex(inputs, _TELLING), False))
+        irregular |= np.asarray(pc.fill_null(pc.match_substring_regex(inputs, _TELLING), False))
     return {
         int(row): answers_of(messages[int(row)].as_py(), None if inputs is None else inputs[int(row)].as_py())
-        for row in np.flatnonzero(found)
+        for row in np.flatnonzero(irregular)
     }
 
 
@@ -213,7 +213,7 @@ def _is_irregular(turns: Any, template_inputs: Any) -> bool:
 
 
 def _mentions_image(messages: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    found = np.zeros(len(messages), dtype=bool)
+    mentions = np.zeros(len(messages), dtype=bool)
     start = 0
     for chunk in messages.chunks if isinstance(messages, pa.ChunkedArray) else [messages]:
         turns = chunk.flatten()
@@ -221,9 +221,9 @@ def _mentions_image(messages: pa.Array | pa.ChunkedArray) -> np.ndarray:
             pc.equal(turns.field("role"), "assistant"), pc.match_substring(turns.field("content"), IMAGE_MARK)
         )
         rows = np.asarray(pc.list_parent_indices(chunk))
-        found[start + rows[np.asarray(pc.fill_null(marked, False))]] = True
+        mentions[start + rows[np.asarray(pc.fill_null(marked, False))]] = True
         start += len(chunk)
-    return found
+    return mentions
 
 
 def _flat_arrow(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -237,15 +237,15 @@ def _flat_arrow(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndar
 def _flat_frame(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(column.dtype, pd.ArrowDtype):
         return _flat_arrow(pa.chunked_array(column.array.__arrow_array__()))
-    cells = [_cell(cell) for cell in column]
-    lengths = np.fromiter(map(len, cells), np.int64, len(cells))
-    return lengths, _concatenated(cells)
+    values = [_values(value) for value in column]
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    return lengths, _concatenated(values)
 
 
-def _cell(cell: Any) -> np.ndarray:
-    if isinstance(cell, np.ndarray) and cell.dtype != object:
-        return cell
-    return np.asarray([] if cell is None or cell is pd.NA or isinstance(cell, float) else cell, np.float64)
+def _values(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    return np.asarray([] if value is None or value is pd.NA or isinstance(value, float) else value, np.float64)
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:

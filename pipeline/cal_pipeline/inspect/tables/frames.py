@@ -1,4 +1,4 @@
-"""Annotated shards as pandas frames: a row per sample, or a row per supervised token. Needs no torch.
+"""Gives annotated shards as pandas frames: a row per sample, or a row per supervised token.
 
     frame = load_annotated("annotated/")
     samples = sample_frame(frame)

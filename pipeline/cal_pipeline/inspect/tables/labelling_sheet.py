@@ -1,4 +1,4 @@
-"""The labelling sheet: random samples for people to mark those whose text contradicts the image (CAL, Fig. 1b).
+"""Writes the labelling sheet: random samples for people to mark those whose text contradicts the image (CAL, Fig. 1b).
 
 sheet.csv and images/ go to the people; measured.csv, with the scores, stays with whoever asks.
 """
@@ -19,6 +19,7 @@ from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location
 
 KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
@@ -91,12 +92,13 @@ def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
 
 def _write_images(row: dict[str, Any], image_folder: Location | None, folder: Path, number: int) -> str:
     names = []
-    for at, (_, picture) in enumerate(row_images(row["images"], image_folder), start=1):
-        if isinstance(picture, str):
-            names.append(f"({picture})")
+    refs = [ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]]
+    for at, (_, image) in enumerate(row_images(refs, image_folder), start=1):
+        if isinstance(image, str):
+            names.append(f"({image})")
             continue
         name = f"images/{number:04d}-{at}.jpg"
-        (folder / name).write_bytes(small_jpeg(picture, _LONGEST_SIDE))
+        (folder / name).write_bytes(small_jpeg(image, _LONGEST_SIDE))
         names.append(name)
     return " ".join(names)
 

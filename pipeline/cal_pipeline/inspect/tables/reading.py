@@ -1,4 +1,4 @@
-"""Annotated shards for looking: one batch after the other, with where each came from."""
+"""Reads annotated shards one batch after the other, and says where each came from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single rows of annotated shards, found by id, with their words in the order of the conversation."""
+"""Finds single rows of annotated shards by id, and puts their words in the order of the conversation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
+from cal_pipeline.output.row_reader import NumberedRow, read_rows
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.errors import ConfigError, FormatError, ImageError
 from cal_schemas.opened import AnnotatedDataset
@@ -80,6 +81,14 @@ def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
     return places
 
 
+def sample_with_image(opened: AnnotatedDataset, wanted: str, image_folder: Location | None) -> NumberedRow:
+    """The first row that `find_samples` gives; ConfigError where it has another number of images than one."""
+    row = next(read_rows(opened, [find_samples(opened, wanted)[0].number], image_folder))
+    if len(row.sample.images) != 1:
+        raise ConfigError(f"{row.sample.sample_id} has {len(row.sample.images)} images; this is for samples with one")
+    return row
+
+
 def read_row(place: Place) -> pa.Table:
     """The row as a table of one; FormatError when its row group cannot be read."""
     row = place.row
@@ -143,12 +152,12 @@ def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
     return bool(words) and (words in spelled or (len(spelled) > 8 and spelled[: len(words)] == words[: len(spelled)]))
 
 
-def row_images(images: Sequence[Mapping[str, Any]], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
+def row_images(images: Sequence[ImageRef], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
     """(name, image as RGB, or why there is none) of every image of a row."""
     for number, image in enumerate(images):
-        name = image.get("path") or f"image {number} ({len(image.get('bytes') or b''):,} bytes, no path)"
+        name = image.path or f"image {number} ({len(image.data or b''):,} bytes, no path)"
         try:
-            yield name, decode_image(read_image_file(ImageRef(data=image.get("bytes"), path=image.get("path")), folder))
+            yield name, decode_image(read_image_file(image, folder))
         except ImageError as error:
             yield name, str(error)
 
@@ -163,9 +172,9 @@ def image_folder_of(opened: AnnotatedDataset, file: Location, given: Location | 
     return None if measured is None else location(measured)
 
 
-def small_jpeg(picture: Image.Image, longest_side: int) -> bytes:
+def small_jpeg(image: Image.Image, longest_side: int) -> bytes:
     """The image scaled down to a longest side and encoded anew: nothing of the original file goes along."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((longest_side, longest_side))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)

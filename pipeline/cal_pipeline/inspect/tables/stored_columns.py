@@ -20,14 +20,14 @@ _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 def addresses(names: Iterable[str]) -> dict[str, str]:
     """Each stored column's name beside the computed ones -> its stored name: `source_` stands before one of theirs."""
     stored = list(names)
-    found = {name: name for name in stored if name not in COMPUTED}
+    named = {name: name for name in stored if name not in COMPUTED}
     for name in stored:
         if name in COMPUTED:
             address = f"source_{name}"
             while address in stored:
                 address = f"source_{address}"
-            found[address] = name
-    return found
+            named[address] = name
+    return named
 
 
 def scalar_columns(schema: pa.Schema) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a token id spells, from the bytes of its vocabulary piece; no torch, and no transformers where it can be helped.
+"""Spells token ids from the bytes of their vocabulary pieces; no torch, and no transformers where it can be helped.
 
 Decoding one id at a time loses spaces and turns half a character into U+FFFD. A piece's bytes lose nothing: the pieces
 of a text, one after the other, are that text, and a token that holds half a character says which half.
@@ -198,14 +198,14 @@ def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pi
         path = _from_hub(name)
     wanted = spec.label.tokenizer_digest
     pieces = as_pieces(path)
-    found = [tokenizer_digest(pieces.tokenizer)]
-    if found[0] != wanted and path.is_dir():
+    digests = [tokenizer_digest(pieces.tokenizer)]
+    if digests[0] != wanted and path.is_dir():
         pieces = as_pieces(_of_processor(path))
-        found.append(tokenizer_digest(pieces.tokenizer))
-    if found[-1] != wanted:
+        digests.append(tokenizer_digest(pieces.tokenizer))
+    if digests[-1] != wanted:
         raise ConfigError(
             f"--tokenizer {name} is not what {spec.model_id} was measured with (digest {wanted} there, "
-            f"{' or '.join(dict.fromkeys(found))} here): its words would be wrong"
+            f"{' or '.join(dict.fromkeys(digests))} here): its words would be wrong"
         )
     return pieces
 

@@ -1,1 +1,1 @@
-"""with_model."""
+"""Measures and encodes again, and looks into models: the one part of cal-inspect that needs torch."""

@@ -1,7 +1,7 @@
-"""Is a cache what its reference would measure today, and is the reference fit for the data at all?
+"""Compares stored deltas with deltas measured again, and deltas of own images with those of other samples' images.
 
-The first question compares stored deltas with deltas measured again. The second needs no truth: deltas with a sample's
-own image are compared with deltas of the same words beside another sample's image.
+The first says whether a cache is what its reference would measure today; the second, which needs no truth, whether the
+reference is fit for the data: the same words are measured beside another sample's image.
 """
 
 from __future__ import annotations
@@ -100,22 +100,22 @@ def spec_differences(
 def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:
     """A stored row against what was measured now, with this precision."""
 
-    def found(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
+    def outcome(verdict: Verdict, reason: str = "", **sizes: Any) -> Comparison:
         return Comparison(number=row.number, sample_id=row.sample.sample_id, verdict=verdict, reason=reason, **sizes)
 
     measured = row.annotated.measured
     assert measured is not None
     if not row.key_matches:
-        return found("sample", "images or messages are not those of its sample_key")
+        return outcome("sample", "images or messages are not those of its sample_key")
     if isinstance(again, SampleError):
-        return found("unmeasurable", f"{again.status}: {again}")
+        return outcome("unmeasurable", f"{again.status}: {again}")
     if not np.array_equal(measured.label_ids, again.label_ids):
         at = _first_difference(measured.label_ids, again.label_ids)
         sizes = f"{len(measured.label_ids)} label ids stored, {len(again.label_ids)} now"
-        return found("labels", f"{sizes}, the first other one at {at}")
+        return outcome("labels", f"{sizes}, the first other one at {at}")
     stored, now = measured.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
     if (undefined := np.isnan(stored) != np.isnan(now)).any():
-        return found("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
+        return outcome("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
     defined = ~np.isnan(stored)
     difference = np.abs(stored - now)[defined]
     # Of the difference of two logits: of what is subtracted, the size of the larger decides.
@@ -125,7 +125,7 @@ def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Pr
     verdict: Verdict = "agrees" if size <= tolerance else "deltas"
     kind = "max" if precision.exact else "rms"
     reason = "" if verdict == "agrees" else f"{kind} difference {size:.3g} logits, tolerance {tolerance:.3g}"
-    return found(
+    return outcome(
         verdict, reason, num_tokens=len(difference), max_difference=float(difference.max(initial=0.0)),
         squared=float(np.square(difference).sum()),
     )  # fmt: skip

@@ -1,22 +1,20 @@
-"""What an audit found, for people and for programs."""
+"""Reports what an audit found, to people and to programs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from cal_pipeline.inspect.with_model.audit import AuditReport, SwapReport
+from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, SwapReport
+from cal_pipeline.models.precision import EXACT_TOLERANCE
 
 _SHOWN = 10
 
 
 def print_audit(report: AuditReport) -> None:
     """Differences of the specs, figures over all tokens, the worst rows, the verdict."""
-    from cal_pipeline.models.precision import EXACT_TOLERANCE
-
     for name, stored, now in report.spec_differences:
         _say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
     compared = [item for item in report.comparisons if item.num_tokens]
@@ -59,8 +57,6 @@ def _sizes(report: AuditReport) -> tuple[float, float]:
 
 def print_swap(report: SwapReport) -> None:
     """Means, AUC and wins, with the warnings that belong to them."""
-    from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC
-
     count = len(report.own)
     if not count:
         _say(f"Swap control: none of {report.skipped} samples could be measured with another's image")

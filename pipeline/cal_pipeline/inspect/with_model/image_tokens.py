@@ -1,4 +1,4 @@
-"""Which part of an image each image token of a LLaVA-type model stands for, and the image as that model sees it.
+"""Places the image tokens of LLaVA-type models on the image, and shows the image as the model sees it.
 
 For LLaVA (one square grid behind a projector), LLaVA-NeXT (the whole image as a grid, then tiles of it in finer
 grids), and models whose config has a method `image_token_boxes` that says where their tokens lie. Coordinates are
@@ -23,7 +23,7 @@ LLAVA_TYPES = ("llava", "llava_next")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureTokens:
+class ImageTokens:
     """The n image tokens of a sample's one image, in the order of the sequence."""
 
     positions: np.ndarray
@@ -32,7 +32,7 @@ class PictureTokens:
     """[n, 4] float64: top, left, bottom, right as shares of the image; NaN for tokens of no place (line ends)."""
     grid_side: int
     """The first grid_side ** 2 tokens are the grid of the whole image, row by row."""
-    picture: Image.Image
+    image: Image.Image
     """What the model's vision tower sees of the whole image."""
 
     def heat(self, values: np.ndarray, side: int = 336) -> np.ndarray:
@@ -50,13 +50,13 @@ def check_places(config: Any, what: str) -> None:
     """ConfigError naming the reason for a model whose image tokens are no patches behind a projector."""
     if config.model_type not in LLAVA_TYPES and not hasattr(config, "image_token_boxes"):
         raise ConfigError(
-            f"{what} holds a {config.model_type!r} model; this look is for {', '.join(LLAVA_TYPES)} and models whose "
+            f"{what} holds a {config.model_type!r} model; this is for {', '.join(LLAVA_TYPES)} and models whose "
             "config says where their image tokens lie: patches of the image, one by one behind a projector. Others "
             "pool, merge or resample patches, so that no token is one place in the image"
         )
 
 
-def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> PictureTokens:
+def image_tokens(model: Any, processor: Any, encoded: EncodedSample) -> ImageTokens:
     """Places of the image tokens of a sample with one image; ConfigError when the model has another number."""
     pixels = encoded.image_inputs["pixel_values"]
     vision = model.config.vision_config
@@ -80,8 +80,8 @@ def picture_tokens(model: Any, processor: Any, encoded: EncodedSample) -> Pictur
             f"the processor makes {len(positions)} image tokens of this image, and the model {len(boxes)} patches: "
             "are patch_size and vision_feature_select_strategy of both the same?"
         )
-    picture = _seen(whole, processor.image_processor)
-    return PictureTokens(positions=positions, boxes=boxes, grid_side=side, picture=picture)
+    image = _seen(whole, processor.image_processor)
+    return ImageTokens(positions=positions, boxes=boxes, grid_side=side, image=image)
 
 
 def _tiled_boxes(model: Any, pixels: Tensor, image_sizes: Tensor, side: int) -> np.ndarray:
@@ -95,17 +95,19 @@ def _tiled_boxes(model: Any, pixels: Tensor, image_sizes: Tensor, side: int) -> 
     packed, _ = model.model.pack_image_features(
         [torch.cat([tile, feature], dim=-1)], image_sizes, "default", image_newline=nowhere
     )
-    found = packed[0].numpy().astype(np.float64)
-    boxes = np.full((len(found), 4), np.nan)
-    base = found[:, 0] == 0
-    boxes[base] = np.stack([found[base, 1], found[base, 2], found[base, 1] + 1, found[base, 2] + 1], axis=1) / side
-    fine = found[:, 0] > 0
+    arranged = packed[0].numpy().astype(np.float64)
+    boxes = np.full((len(arranged), 4), np.nan)
+    base = arranged[:, 0] == 0
+    boxes[base] = (
+        np.stack([arranged[base, 1], arranged[base, 2], arranged[base, 1] + 1, arranged[base, 2] + 1], axis=1) / side
+    )
+    fine = arranged[:, 0] > 0
     if fine.any():
         # Flattened line by line and each line closed by a line end: count lines and places within them.
         first = int(np.flatnonzero(fine)[0])
-        width = int(np.flatnonzero(found[first:, 0] < 0)[0])
-        height = len(found[first:]) // (width + 1)
-        rows, columns = np.divmod(np.arange(len(found) - first), width + 1)
+        width = int(np.flatnonzero(arranged[first:, 0] < 0)[0])
+        height = len(arranged[first:]) // (width + 1)
+        rows, columns = np.divmod(np.arange(len(arranged) - first), width + 1)
         box = np.stack([rows / height, columns / width, (rows + 1) / height, (columns + 1) / width], axis=1)
         boxes[first:] = np.where(columns[:, None] < width, box, np.nan)
     return boxes

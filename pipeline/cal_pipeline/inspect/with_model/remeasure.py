@@ -1,4 +1,4 @@
-"""Samples measured once more, through the same `Encoder` and `measure` as `cal-precompute`."""
+"""Measures samples once more, through the same `Encoder` and `measure` as `cal-precompute`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ToMeasure:
     sample: Sample
     sample_key: str
     """As stored: what is painted over an image depends on it, where the contrast perturbs images."""
-    pictures: list[Image.Image] | SampleError
+    images: list[Image.Image] | SampleError
     """In the order of the marks, or why there are none."""
 
 
@@ -45,16 +45,16 @@ def measure_again(
     """Results in the order given; a SampleError in place of images, or one while encoding, is its sample's result."""
 
     def encode(item: ToMeasure) -> EncodedSample | SampleError:
-        if isinstance(item.pictures, SampleError):
-            return item.pictures
+        if isinstance(item.images, SampleError):
+            return item.images
         try:
-            return encode_with_contrast(encoder, spec.contrast, item.sample, item.pictures, item.sample_key)
+            return encode_with_contrast(encoder, spec.contrast, item.sample, item.images, item.sample_key)
         except SampleError as error:
             return error
 
     with ThreadPoolExecutor(encode_threads) as pool:
         encoded = list(pool.map(encode, samples))
-    found = iter(
+    measured = iter(
         measure(
             [item for item in encoded if isinstance(item, EncodedSample)],
             model=model,
@@ -63,4 +63,4 @@ def measure_again(
             tokens_per_batch=tokens_per_batch,
         )
     )
-    return [next(found) if isinstance(item, EncodedSample) else item for item in encoded]
+    return [next(measured) if isinstance(item, EncodedSample) else item for item in encoded]

@@ -1,4 +1,4 @@
-"""Where the reference model of an annotated directory lies now: shards name it, a run report or a flag says where."""
+"""Resolves where the reference of annotated shards lies now: by a flag, a run report, or its name in them."""
 
 from __future__ import annotations
 

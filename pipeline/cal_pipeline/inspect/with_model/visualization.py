@@ -1,4 +1,4 @@
-"""What a LLaVA-type model does with an image: where its words attend to, and which words its patches are nearest to.
+"""Computes what a LLaVA-type model does with an image: where its words attend to, and the words nearest to its patches.
 
 T tokens of the encoding, n image tokens, P patches of the whole image, H hidden size, V vocabulary.
 """

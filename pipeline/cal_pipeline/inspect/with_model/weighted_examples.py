@@ -1,4 +1,4 @@
-"""Rows encoded again, with a weight for every token: what trainers that know nothing of deltas can read."""
+"""Encodes rows again and weighs every token, for trainers that know nothing of deltas."""
 
 from __future__ import annotations
 

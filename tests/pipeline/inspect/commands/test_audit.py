@@ -96,7 +96,7 @@ def test_a_delta_that_is_defined_on_one_side_only_is_found(llava: Family, tmp_pa
     assert (code, found["verdicts"]) == (1, {"deltas": 1, "agrees": 2})
 
 
-def test_an_edited_picture_is_found(llava: Family, tmp_path: Path) -> None:
+def test_an_edited_image_is_found(llava: Family, tmp_path: Path) -> None:
     path = measured(
         llava,
         tmp_path / "annotated",
@@ -118,13 +118,13 @@ def test_an_edited_picture_is_found(llava: Family, tmp_path: Path) -> None:
 def test_an_edited_row_is_found_by_its_key(llava: Family, tmp_path: Path) -> None:
     path = parquet_directory(llava, tmp_path, count=4)
 
-    def edit_picture(images: list[Any]) -> None:
+    def edit_image(images: list[Any]) -> None:
         images[1][0]["bytes"] = images[2][0]["bytes"]
 
     def edit_words(messages: list[Any]) -> None:
         messages[3][1]["content"] += " Also a bus."
 
-    rewrite(path / "a.parquet", "images", edit_picture)
+    rewrite(path / "a.parquet", "images", edit_image)
     rewrite(path / "a.parquet", "messages", edit_words)
     code, found = audited(path, "--swap", 0)
     assert code == 1
@@ -179,7 +179,7 @@ def test_a_model_that_is_nowhere_is_asked_for(
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["llava_next", "gemma3", "paligemma", "idefics3"])
-def test_every_family_agrees_and_swaps_although_pictures_take_different_numbers_of_tokens(
+def test_every_family_agrees_and_swaps_although_images_take_different_numbers_of_tokens(
     name: str, family: Callable[[str], Family], tmp_path: Path
 ) -> None:
     reference = family(name)
@@ -275,7 +275,7 @@ def test_the_swap_control_of_a_perfect_and_of_a_blind_reference() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=40), st.integers(0, 5))
-def test_nobody_keeps_a_picture_and_nobody_lends_twice(digests: list[str], seed: int) -> None:
+def test_nobody_keeps_a_image_and_nobody_lends_twice(digests: list[str], seed: int) -> None:
     pairs = swap_partners(digests, np.random.default_rng(seed))
     assert all(digests[own] != digests[lender] for own, lender in pairs)
     assert len({own for own, _ in pairs}) == len(pairs) == len({lender for _, lender in pairs})

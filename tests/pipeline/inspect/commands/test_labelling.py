@@ -53,7 +53,7 @@ def agreed(sheet: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[
     return found
 
 
-def test_the_sheet_has_pictures_and_words_and_no_scores(sheet: Path, directories: Directories) -> None:
+def test_the_sheet_has_images_and_words_and_no_scores(sheet: Path, directories: Directories) -> None:
     rows = rows_of(sheet)
     samples = sample_frame(load_annotated(directories.normal)).set_index("sample_key")
     assert len({row["key"] for row in rows}) == len(rows) == 12
@@ -191,7 +191,7 @@ def test_exported_weights_stand_at_their_labels(
     assert json.loads((output / "cal_export.json").read_text())["weighting"]["beta"] == 4.0
 
 
-def test_a_lost_picture_stops_the_export_and_leaves_nothing(
+def test_a_lost_image_stops_the_export_and_leaves_nothing(
     directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "none").mkdir()

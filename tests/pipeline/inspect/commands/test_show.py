@@ -50,13 +50,13 @@ def test_words_carry_their_numbers_where_there_are_no_colours(
     assert by_key == out
 
 
-def test_colours_shade_words_and_draw_the_picture(directories: Directories, capsys: pytest.CaptureFixture[str]) -> None:
+def test_colours_shade_words_and_draw_the_image(directories: Directories, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(directories.normal, "#0", directories.family.directory, capsys, "--color", "always")
     assert out.count("\u2580") == 40 * 20
     assert "\x1b[38;2;0;0;0;48;2;" in out
 
 
-def test_a_picture_of_the_terminal_loads_nothing(directories: Directories, nasty: Path, tmp_path: Path) -> None:
+def test_a_image_of_the_terminal_loads_nothing(directories: Directories, nasty: Path, tmp_path: Path) -> None:
     for annotated in (directories.normal, nasty):
         given = ["show", annotated, "#0", "--tokenizer", directories.family.directory, "--output", tmp_path / "a.svg"]
         assert run([str(part) for part in given]) == 0

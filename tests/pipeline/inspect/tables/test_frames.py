@@ -99,7 +99,7 @@ def test_frames_read_by_pandas_itself_give_the_same_tokens(directories: Director
         pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, check_categorical=False)
 
 
-def test_columns_are_read_as_asked_for_and_pictures_only_by_name(directories: Directories) -> None:
+def test_columns_are_read_as_asked_for_and_images_only_by_name(directories: Directories) -> None:
     assert load_annotated(directories.normal, columns=["status", "sample_id"]).columns.tolist() == [
         "status",
         "sample_id",
@@ -156,7 +156,7 @@ def test_sample_frame_by_hand() -> None:
         (["a <image> b <image> c <image> d"], [1, 3, 9], [1, 2, 3]),  # cannot be brought together: spans count
     ],
 )
-def test_spans_around_pictures_inside_an_answer_are_one_turn(
+def test_spans_around_images_inside_an_answer_are_one_turn(
     answers: list[str], positions: list[int], expected: list[int]
 ) -> None:
     messages = [turn for answer in answers for turn in ({"role": "user", "content": "?"},

@@ -14,7 +14,7 @@ from cal_pipeline.encoding.collate import collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.inspect.cli import run
-from cal_pipeline.inspect.with_model.image_tokens import picture_tokens
+from cal_pipeline.inspect.with_model.image_tokens import image_tokens
 from cal_pipeline.inspect.with_model.visualization import image_attention, nameable_words, patch_words, query_mask
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import IMAGE_MARK
@@ -24,8 +24,8 @@ from inspected_data import conversations, llava_directory, measured
 from tiny_models import sample_image
 
 
-def encode(encoder: Encoder, picture: Image.Image) -> EncodedSample:
-    return encoder(conversation(f"{IMAGE_MARK}\nWhat is it?", "A red car on the left."), [picture])
+def encode(encoder: Encoder, image: Image.Image) -> EncodedSample:
+    return encoder(conversation(f"{IMAGE_MARK}\nWhat is it?", "A red car on the left."), [image])
 
 
 @pytest.mark.parametrize("queries", ["answer", "text"])
@@ -46,7 +46,7 @@ def test_attention_is_the_models_own_summed_over_layers_and_averaged_over_heads_
     assert 0 < share < 1
 
 
-def test_the_two_kinds_of_queries_are_the_answer_and_all_text_behind_the_picture(llava: Family) -> None:
+def test_the_two_kinds_of_queries_are_the_answer_and_all_text_behind_the_image(llava: Family) -> None:
     encoded = encode(llava.encoder, sample_image(1))
     answer, text = query_mask(encoded, "answer"), query_mask(encoded, "text")
     assert bool((answer <= text).all())
@@ -56,14 +56,14 @@ def test_the_two_kinds_of_queries_are_the_answer_and_all_text_behind_the_picture
     assert not bool((text & encoded.image_mask).any())
 
 
-def test_the_grid_of_llava_is_the_picture_row_by_row(llava: Family) -> None:
+def test_the_grid_of_llava_is_the_image_row_by_row(llava: Family) -> None:
     # Black but for the patch in the second row and third column.
-    picture = Image.new("RGB", (42, 42), "black")
-    picture.paste("white", (28, 14, 42, 28))
-    tokens = picture_tokens(llava.model, llava.encoder.processor, encode(llava.encoder, picture))
+    image = Image.new("RGB", (42, 42), "black")
+    image.paste("white", (28, 14, 42, 28))
+    tokens = image_tokens(llava.model, llava.encoder.processor, encode(llava.encoder, image))
     assert tokens.grid_side == 3
     np.testing.assert_allclose(tokens.boxes[5], [1 / 3, 2 / 3, 2 / 3, 1])
-    seen = np.asarray(tokens.picture)
+    seen = np.asarray(tokens.image)
     assert seen.shape == (42, 42, 3)
     assert seen[14:28, 28:].min() > 250
     assert seen[:14].max() < 5
@@ -79,8 +79,8 @@ def test_the_tiles_of_llava_next_lie_where_the_model_takes_them_from(family: Cal
     for size, field in (((56, 56), (28, 0, 56, 28)), ((84, 28), (56, 0, 84, 28)), ((28, 84), (0, 0, 28, 28))):
         plain, changed = Image.new("RGB", size, "black"), Image.new("RGB", size, "black")
         changed.paste("white", field)
-        encoded = [encode(reference.encoder, picture) for picture in (plain, changed)]
-        tokens = picture_tokens(reference.model, reference.encoder.processor, encoded[0])
+        encoded = [encode(reference.encoder, image) for image in (plain, changed)]
+        tokens = image_tokens(reference.model, reference.encoder.processor, encoded[0])
         assert len(tokens.positions) == len(tokens.boxes) == int(encoded[0].image_mask.sum())
         fine = tokens.boxes[tokens.grid_side**2 :]
         placed = fine[~np.isnan(fine).any(axis=1)]
@@ -115,8 +115,8 @@ def test_the_crops_of_mini_gemini_hd_lie_where_the_processor_takes_them_from(fam
     reference = family("mini_gemini_hd")
     plain, changed = (Image.new("RGB", (256, 256), "black") for _ in range(2))
     changed.paste("white", (128, 0, 256, 128))
-    encoded = [encode(reference.encoder, picture) for picture in (plain, changed)]
-    tokens = picture_tokens(reference.model, reference.encoder.processor, encoded[1])
+    encoded = [encode(reference.encoder, image) for image in (plain, changed)]
+    tokens = image_tokens(reference.model, reference.encoder.processor, encoded[1])
     assert tokens.grid_side == 4
     views = [item.image_inputs["pixel_values"][0] for item in encoded]
     assert (views[0] != views[1]).flatten(1).any(1).tolist() == [True, False, True, False, False]
@@ -128,7 +128,7 @@ def test_the_crops_of_mini_gemini_hd_lie_where_the_processor_takes_them_from(fam
     ])  # fmt: skip
     areas = (bottom - top) * (right - left)
     assert [areas[:16].sum(), areas[16:].sum()] == pytest.approx([1.0, 1.0])
-    assert np.asarray(tokens.picture)[:28, 28:].min() > 250
+    assert np.asarray(tokens.image)[:28, 28:].min() > 250
 
 
 class KnownProjector(torch.nn.Module):
@@ -147,7 +147,7 @@ def test_a_patch_that_equals_a_words_embedding_is_named_by_it(name: str, family:
     reference = family(name)
     model = load_reference(reference.directory, dtype="float32", device="cpu")
     encoded = encode(reference.encoder, sample_image(2, (56, 56)))
-    patches = picture_tokens(model, reference.encoder.processor, encoded).grid_side ** 2
+    patches = image_tokens(model, reference.encoder.processor, encoded).grid_side ** 2
     vocabulary = nameable_words(model, reference.encoder.processor.tokenizer)
     wanted = vocabulary[torch.randperm(len(vocabulary), generator=torch.Generator().manual_seed(0))[:patches]]
     model.model.multi_modal_projector = KnownProjector(model.get_input_embeddings().weight[wanted].detach())
@@ -165,7 +165,7 @@ def test_only_words_that_spell_something_are_named(llava: Family) -> None:
     assert len(words) > 100
 
 
-def one_picture(family: Family, folder: Path) -> Path:
+def one_image(family: Family, folder: Path) -> Path:
     data = conversations(folder / "data", ["A red car on the left.", "A dog."])
     return measured(family, folder / "annotated", [data], folder / "data" / "images", carry="paths")
 
@@ -174,7 +174,7 @@ def one_picture(family: Family, folder: Path) -> Path:
 def test_both_looks_are_drawn_for_two_checkpoints_side_by_side(
     llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = one_picture(llava, tmp_path)
+    path = one_image(llava, tmp_path)
     after = tmp_path / "after"
     model = load_reference(llava.directory, dtype="float32", device="cpu")
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_both_looks_are_drawn_for_two_checkpoints_side_by_side(
 
 @pytest.mark.full
 def test_without_a_model_named_the_reference_is_shown(llava: Family, tmp_path: Path) -> None:
-    path = one_picture(llava, tmp_path)
+    path = one_image(llava, tmp_path)
     assert (
         run(["attention", str(path), "--sample", "row-1", "--output", str(tmp_path / "a.svg"), "--device", "cpu"]) == 0
     )
@@ -224,7 +224,7 @@ def test_other_models_are_refused_with_the_reason(
     command: str, name: str, family: Callable[[str], Family], llava: Family, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    path = one_picture(llava, tmp_path)
+    path = one_image(llava, tmp_path)
     flags = [
         "--sample",
         "row-0",
@@ -239,7 +239,7 @@ def test_other_models_are_refused_with_the_reason(
     assert "no token is one place in the image" in error
 
 
-def test_samples_without_a_picture_and_a_third_checkpoint_are_refused(
+def test_samples_without_a_image_and_a_third_checkpoint_are_refused(
     llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = llava_directory(llava, tmp_path, count=5)

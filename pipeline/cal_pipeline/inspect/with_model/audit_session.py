@@ -1,0 +1,149 @@
+"""Audits opened shards: loads their reference and measures drawn rows again, with their own and with other images."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, get_args
+
+import numpy as np
+from transformers.utils.logging import disable_progress_bar
+
+from cal_pipeline.encoding.identity import rebuild_encoder
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.with_model.audit import (
+    AuditReport,
+    SwapReport,
+    compare,
+    draw,
+    spec_differences,
+    swap_partners,
+    swap_report,
+)
+from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS, ToMeasure, measure_again
+from cal_pipeline.inspect.with_model.resolve_reference import find_reference
+from cal_pipeline.measuring.load_check import check_model
+from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
+from cal_pipeline.models.precision import watched
+from cal_pipeline.models.quantization import flag_of
+from cal_pipeline.output.row_reader import NumberedRow, read_rows
+from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
+from cal_schemas.errors import ConfigError, SampleError
+from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.spec import Dtype
+
+
+class AuditSession:
+    """Opened shards with their reference model loaded."""
+
+    def __init__(
+        self, dataset: AnnotatedDataset, arguments: argparse.Namespace, *, ok: np.ndarray, num_images: np.ndarray
+    ) -> None:
+        self.dataset, self.arguments, self.spec = dataset, arguments, dataset.spec
+        self.ok, self.num_images = ok, num_images
+        disable_progress_bar()  # of loading: what is printed here is the report
+        if self.spec.dtype not in get_args(Dtype):
+            raise ConfigError(f"the deltas were measured in {self.spec.dtype!r}, which this version does not know")
+        trust = arguments.trust_remote_code
+        self.directory = find_reference(
+            arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
+        )
+        check_architecture(self.directory, trust_remote_code=trust)
+        self.encoder = rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
+        attention = arguments.attn_implementation or self.spec.attn_implementation
+        self.differences = spec_differences(
+            self.spec, self.encoder, weights_digest(self.directory), attn_implementation=attention
+        )
+        self.model = load_reference(
+            self.directory,
+            dtype=self.spec.dtype,  # type: ignore[arg-type]
+            attn_implementation=attention,
+            device=arguments.device,
+            num_devices=arguments.num_devices,
+            quantization=flag_of(self.spec.quantization),
+            trust_remote_code=trust,
+        )
+        # Also finds out whether rows may share a batch.
+        check_model(self.model, self.encoder, self.spec.contrast, self.spec.model_id)
+
+    def audit(self) -> AuditReport:
+        """Measures the drawn rows again."""
+        candidates = np.flatnonzero(self.ok)
+        count = max(1, math.ceil(self.arguments.fraction * len(candidates)))
+        drawn = draw(candidates, count, np.random.default_rng([self.arguments.seed, 0]))
+        rows = flags.counted(self.dataset.num_rows, "row")
+        say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
+            f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
+        report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
+        stored = read_rows(self.dataset, drawn, self.arguments.image_folder)
+        while window := list(islice(stored, WINDOW_ROWS)):
+            pairs = [(row, row) for row in window]
+            outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
+            report.comparisons += [
+                compare(row, outcome, report.precision) for row, outcome in zip(window, outcomes, strict=True)
+            ]
+        return report
+
+    def swap(self) -> SwapReport | None:
+        """Measures drawn samples with their own and with another's images; None when no two images differ."""
+        rng = np.random.default_rng([self.arguments.seed, 1])
+        drawn = draw(np.flatnonzero(self.ok & (self.num_images > 0)), self.arguments.swap, rng)
+        rows = list(read_rows(self.dataset, drawn, self.arguments.image_folder))
+        pairs: list[tuple[NumberedRow, NumberedRow]] = []
+        for number in sorted({len(row.sample.images) for row in rows}):
+            alike = [row for row in rows if len(row.sample.images) == number]
+            partners = swap_partners([image_digest(row) for row in alike], rng)
+            pairs += [(alike[own], alike[lender]) for own, lender in partners]
+        if not pairs:
+            samples = flags.counted(len(rows), "sample")
+            say(f"Swap control: not possible, no two of {samples} with images show different ones")
+            return None
+        say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's image")
+        own, other = [], []
+        for start in range(0, len(pairs), WINDOW_ROWS):
+            window = pairs[start : start + WINDOW_ROWS]
+            own += self._measure([(row, row) for row, _ in window])
+            other += self._measure(window)
+        return swap_report(own, other)
+
+    def _measure(self, pairs: Sequence[tuple[NumberedRow, NumberedRow]]) -> list[Any]:
+        """Each row's words with the images of the row beside it."""
+        return measure_again(
+            [
+                ToMeasure(sample=row.sample, sample_key=row.annotated.sample_key, images=decoded_images(lender))
+                for row, lender in pairs
+            ],
+            model=self.model,
+            encoder=self.encoder,
+            spec=self.spec,
+            tokens_per_batch=self.arguments.tokens_per_batch or self.dataset.metadata[0].tokens_per_batch,
+            encode_threads=self.arguments.encode_threads,
+        )
+
+
+def decoded_images(row: NumberedRow) -> Any:
+    """Its decoded images, or the SampleError that says why not."""
+    try:
+        return decode_images(row.image_files(), DEFAULT_MAX_IMAGE_PIXELS)
+    except SampleError as error:
+        return error
+
+
+def image_digest(row: NumberedRow) -> str:
+    """Names the images of a row: equal ones are no swap. A row whose images are gone stands for itself."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in row.image_files():
+            digest.update(hashlib.blake2b(file, digest_size=16).digest())
+    except SampleError:
+        return f"row {row.number}"
+    return digest.hexdigest()
+
+
+def say(text: str) -> None:
+    """A line of progress, at once."""
+    print(text, flush=True)  # noqa: T201

@@ -24,8 +24,8 @@ from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.images import decode_image, read_image_file
-from cal_schemas.annotated import sample_from_columns
-from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, SampleError
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, rows_from_batch, sample_columns
+from cal_schemas.errors import AlignmentError, ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec
 from cal_schemas.storage.locations import Location
@@ -89,21 +89,21 @@ def weighted_examples(
         flat = FlatTokens.from_arrow(batch.data)
         weights = flat.weights(**weighting)
         stops = np.cumsum(flat.lengths)
-        for number, row in enumerate(batch.data.drop_columns([*LIST_COLUMNS]).to_pylist()):
-            if row["status"] == STATUS_OK:
-                own = slice(int(stops[number] - flat.lengths[number]), int(stops[number]))
-                yield _example(row, flat.label_ids[own], weights[own], encoder, folder, arguments.max_image_pixels)
+        for row, start, stop in zip(rows_from_batch(batch.data), stops - flat.lengths, stops, strict=True):
+            if row.measured is not None:
+                own = weights[start:stop]
+                yield _example(row, row.measured, own, encoder, folder, arguments.max_image_pixels)
 
 
 def _example(
-    row: dict[str, Any],
-    label_ids: np.ndarray,
+    row: AnnotatedRow,
+    measured: MeasuredSample,
     weights: np.ndarray,
     encoder: Encoder,
     folder: Location | None,
     pixels: int,
 ) -> WeightedExample:
-    sample = sample_from_columns(row)
+    sample = row.sample
     try:
         files = [read_image_file(ref, folder) for ref in sample.images]
         encoded = encoder(sample, [decode_image(data, pixels) for data in files])
@@ -114,18 +114,19 @@ def _example(
         ) from error
     labels = encoded.labels.numpy()
     supervised = labels != IGNORE_INDEX
-    if not np.array_equal(labels[supervised], label_ids):
+    if not np.array_equal(labels[supervised], measured.label_ids):
         raise AlignmentError(
-            f"{sample.sample_id}: {len(label_ids)} supervised tokens were measured, this encoding has "
+            f"{sample.sample_id}: {len(measured.label_ids)} supervised tokens were measured, this encoding has "
             f"{int(supervised.sum())}, or other ids: name the model whose tokenizer and template it was measured with"
         )
     loss_weights = np.zeros(len(labels), np.float32)
     loss_weights[supervised] = weights
+    columns = sample_columns(sample, embed=False)
     return WeightedExample(
-        sample_id=row["sample_id"],
-        sample_key=row["sample_key"],
-        messages=row["messages"],
-        template_inputs=row.get("template_inputs"),
+        sample_id=sample.sample_id,
+        sample_key=row.sample_key,
+        messages=columns["messages"],
+        template_inputs=columns["template_inputs"],
         images=[(ref.path, data) for ref, data in zip(sample.images, files, strict=True)],
         image_paths=[None if ref.data is not None or folder is None else (folder / str(ref.path)).resolve()
                      for ref in sample.images],

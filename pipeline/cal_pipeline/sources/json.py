@@ -7,7 +7,7 @@ parse a JSON array incrementally too, but does not tell byte offsets.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -20,6 +20,10 @@ from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location
 
+_Span = tuple[int, int, bool, bool]
+"""(first byte, last byte + 1, whether this row or one before names an image file, whether it holds a `data:` URL)."""
+_FindSpans = Callable[[BinaryIO, Location], Iterator[_Span]]
+_ReadValues = Callable[[Location, int, int], Iterator[Any]]
 _CHUNK = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
@@ -28,7 +32,7 @@ _MAX_RANGE_BYTES = 256 * 2**20
 """A virtual shard is read into memory: it ends early rather than grow beyond."""
 
 
-def plan_file(data_format: str, path: Location, rows_per_shard: int, has_folder: bool = False) -> FilePlan:
+def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
     """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
 
     A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
@@ -45,8 +49,7 @@ def plan_file(data_format: str, path: Location, rows_per_shard: int, has_folder:
 
     try:
         with open_binary(path) as file:
-            spans = _array_spans(file, path) if data_format == "json" else _line_spans(file, path)
-            for start, end, has_image, embeds in spans:
+            for start, end, has_image, embeds in find_spans(file, path):
                 full = row - first_row == rows_per_shard or end - first_byte > _MAX_RANGE_BYTES
                 if row > first_row and full:
                     cut()
@@ -76,7 +79,7 @@ def _validate_encoding(path: Location) -> None:
         )
 
 
-def _line_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
+def _line_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:
     offset, has_image = 0, False
     for length, line in _lines(file, offset):
         if line is None:
@@ -109,7 +112,7 @@ def _lines(file: BinaryIO, offset: int, stop: int | None = None) -> Iterator[tup
         offset += length
 
 
-def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, bool, bool]]:
+def _array_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:
     """Byte spans of the elements of a top-level JSON array.
 
     The bytes are decoded as Latin-1: one character per byte, so offsets in the text are offsets in the file, and
@@ -183,40 +186,43 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[tuple[int, int, boo
         raise wrong(f"{mark!r} after the end of the array")
 
 
-def read_rows(data_format: str, path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
+def _read_rows(read_values: _ReadValues, path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
     """Samples of one range, in order; a malformed line is a sample with a `problem`, not an error.
 
     Raises ShardError when the range is no longer what planning saw.
     """
     try:
-        values = _range_values(path, data_format, rows.byte_start, rows.byte_stop)
-        for row, value in enumerate(values, rows.row_start):
+        for row, value in enumerate(read_values(path, rows.byte_start, rows.byte_stop), rows.row_start):
             yield sample_from_json(value, f"{name}/{row}")
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
 
 
-def _range_values(path: Location, data_format: str, byte_start: int, byte_stop: int) -> Iterator[Any]:
-    changed = f"{path}: ends before byte {byte_stop}; it was changed after planning"
-    if data_format == "jsonl":
-        at = byte_start
-        with open_at(path, byte_start) as file:
-            for length, line in _lines(file, byte_start, byte_stop):
-                at += length
-                if line is None:
-                    yield RowError(f"a line of {length} bytes; at most {MAX_ROW_TEXT_BYTES} are read")
-                elif line and not line.isspace():
-                    yield parse_line(line)
-        if at < byte_stop:
-            raise ShardError(changed)
-        return
+def _line_values(path: Location, byte_start: int, byte_stop: int) -> Iterator[Any]:
+    at = byte_start
+    with open_at(path, byte_start) as file:
+        for length, line in _lines(file, byte_start, byte_stop):
+            at += length
+            if line is None:
+                yield RowError(f"a line of {length} bytes; at most {MAX_ROW_TEXT_BYTES} are read")
+            elif line and not line.isspace():
+                yield parse_line(line)
+    if at < byte_stop:
+        raise _changed(path, byte_stop)
+
+
+def _array_values(path: Location, byte_start: int, byte_stop: int) -> Iterator[Any]:
     raw = read_range(path, byte_start, byte_stop)
     if len(raw) != byte_stop - byte_start:
-        raise ShardError(changed)
+        raise _changed(path, byte_stop)
     try:
         yield from parse(f"[{decode(raw)}]")
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: bytes {byte_start}-{byte_stop} are no longer JSON: {error}") from error
+
+
+def _changed(path: Location, byte_stop: int) -> ShardError:
+    return ShardError(f"{path}: ends before byte {byte_stop}; it was changed after planning")
 
 
 register(
@@ -224,9 +230,12 @@ register(
         InputFormat(
             name=name,
             suffixes=tuple(f".{name}{compressed}" for compressed in ("", ".zst", ".gz")),
-            plan=partial(plan_file, name),
-            read=partial(read_rows, name),
+            plan=partial(_plan_file, find_spans),
+            read=partial(_read_rows, read_values),
         )
-        for name in ("json", "jsonl")
+        for name, find_spans, read_values in (
+            ("json", _array_spans, _array_values),
+            ("jsonl", _line_spans, _line_values),
+        )
     )
 )

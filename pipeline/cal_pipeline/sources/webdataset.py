@@ -55,7 +55,7 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
         yield group
 
 
-def plan_file(path: Location, rows_per_shard: int, has_folder: bool = False) -> FilePlan:
+def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
     """Cuts the archive into ranges of `rows_per_shard` samples (the last may be shorter); reads headers only.
 
     A compressed archive is decompressed once. Raises ShardError for a damaged or cut archive, and for one that has the

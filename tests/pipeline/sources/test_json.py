@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.sources import json as json_source
-from cal_pipeline.sources.formats import RowRange
-from cal_pipeline.sources.json import plan_file, read_rows
+from cal_pipeline.sources.formats import FORMATS, RowRange
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 
@@ -47,8 +46,8 @@ def byte_range(start: int, stop: int) -> RowRange:
 def read_all(path: Path, data_format: str, rows_per_shard: int) -> list[Sample]:
     """Every virtual shard of the file, one after the other."""
     samples: list[Sample] = []
-    for item in plan_file(data_format, path, rows_per_shard).ranges:
-        of_range = list(read_rows(data_format, path, item, "s"))
+    for item in FORMATS[data_format].plan(path, rows_per_shard, False).ranges:
+        of_range = list(FORMATS[data_format].read(path, item, "s"))
         assert len(of_range) == item.row_stop - item.row_start
         assert item.row_start == len(samples)
         samples += of_range
@@ -110,7 +109,9 @@ def test_no_element_is_cut_where_a_read_ends(tmp_path: Path, text: str, chunk: i
 
 def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n{"id":3}\n')
-    assert [(r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in plan_file("jsonl", path, 2).ranges] == [
+    assert [
+        (r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in FORMATS["jsonl"].plan(path, 2, False).ranges
+    ] == [
         (0, 2, 0, 18),
         (2, 3, 18, 27),
     ]
@@ -118,9 +119,9 @@ def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[]", " [ \n] ", "\ufeff[]"])
 def test_an_empty_array_and_an_empty_file_of_lines_have_no_shards(tmp_path: Path, text: str) -> None:
-    assert plan_file("json", write(tmp_path / "a.json", text), 4).ranges == []
-    assert plan_file("jsonl", write(tmp_path / "a.jsonl", "\n \r\n"), 4).ranges == []
-    assert plan_file("jsonl", write(tmp_path / "b.jsonl", ""), 4).ranges == []
+    assert FORMATS["json"].plan(write(tmp_path / "a.json", text), 4, False).ranges == []
+    assert FORMATS["jsonl"].plan(write(tmp_path / "a.jsonl", "\n \r\n"), 4, False).ranges == []
+    assert FORMATS["jsonl"].plan(write(tmp_path / "b.jsonl", ""), 4, False).ranges == []
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_what_is_no_array_is_refused_naming_file_and_byte(
     monkeypatch.setattr(json_source, "_CHUNK", chunk)
     error = ShardError if text.lstrip("\ufeff").startswith("[") or not text else ConfigError
     with pytest.raises(error, match=rf"a\.json: {message}; expected a JSON array of samples"):
-        plan_file("json", write(tmp_path / "a.json", text), 4)
+        FORMATS["json"].plan(write(tmp_path / "a.json", text), 4, False)
 
 
 def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,7 @@ def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, m
         file.write(b'[{"id": tru}, ')
         file.truncate(2**40)  # A sparse terabyte: reading on would never end.
     with pytest.raises(ShardError, match="at byte 8;"):
-        plan_file("json", tmp_path / "a.json", 4)
+        FORMATS["json"].plan(tmp_path / "a.json", 4, False)
 
 
 def test_a_malformed_line_keeps_its_place_as_a_sample_with_a_problem(tmp_path: Path) -> None:
@@ -205,21 +206,21 @@ def test_a_cut_zst_is_one_clear_error(tmp_path: Path, data_format: str, keep: fl
     path = tmp_path / f"a.{data_format}.zst"
     path.write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(ShardError, match=r"a\.jsonl?\.zst: broken compressed stream: the file ends inside a frame"):
-        plan_file("jsonl", path, 100)
+        FORMATS["jsonl"].plan(path, 100, False)
 
 
 def test_a_zst_that_is_none_or_has_flipped_bytes_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(lines(3).encode())
     with pytest.raises(ShardError, match="broken compressed stream"):
-        plan_file("jsonl", path, 100)
+        FORMATS["jsonl"].plan(path, 100, False)
     flipped = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(lines(300).encode()))
     flipped[-10] ^= 255
     path.write_bytes(flipped)
     with pytest.raises(ShardError, match="broken compressed stream"):
-        plan_file("jsonl", path, 100)
+        FORMATS["jsonl"].plan(path, 100, False)
     with pytest.raises(ShardError, match=r"a\.jsonl\.zst: broken compressed stream"):
-        list(read_rows("jsonl", path, byte_range(0, len(lines(300))), "s"))
+        list(FORMATS["jsonl"].read(path, byte_range(0, len(lines(300))), "s"))
 
 
 def test_skippable_frames_between_data_are_skipped(tmp_path: Path) -> None:
@@ -234,12 +235,12 @@ def test_skippable_frames_between_data_are_skipped(tmp_path: Path) -> None:
 def test_a_range_that_is_no_longer_there_is_a_shard_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines(2))
     with pytest.raises(ShardError, match=r"a\.jsonl: ends before byte 5000; it was changed after planning"):
-        list(read_rows("jsonl", path, byte_range(0, 5000), "s"))
+        list(FORMATS["jsonl"].read(path, byte_range(0, 5000), "s"))
     with pytest.raises(ShardError, match=r"bytes 3-20 are no longer JSON"):
-        list(read_rows("json", path, byte_range(3, 20), "s"))
+        list(FORMATS["json"].read(path, byte_range(3, 20), "s"))
     zst = write(tmp_path / "a.jsonl.zst", lines(2))
     with pytest.raises(ShardError, match="ends before byte 9000"):
-        list(read_rows("jsonl", zst, byte_range(8000, 9000), "s"))
+        list(FORMATS["jsonl"].read(zst, byte_range(8000, 9000), "s"))
 
 
 @pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
@@ -258,16 +259,16 @@ def test_only_a_row_with_an_image_file_names_images(
     tmp_path: Path, data_format: str, form: str, row: str, named: bool
 ) -> None:
     path = write(tmp_path / "a.any", form % ("{}", row))
-    assert plan_file(data_format, path, 4).images == ("named" if named else "unknown")
+    assert FORMATS[data_format].plan(path, 4, False).images == ("named" if named else "unknown")
 
 
 @pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
 def test_images_in_data_urls_are_counted_as_embedded(tmp_path: Path, data_format: str, form: str) -> None:
     row = '{"image": "data:image/png;base64,iVBORw0KGgo="}'
-    plan = plan_file(data_format, write(tmp_path / "a.any", form % ("{}", row)), 4)
+    plan = FORMATS[data_format].plan(write(tmp_path / "a.any", form % ("{}", row)), 4, False)
     assert plan.images != "named"
     assert len(row) <= plan.ranges[0].image_bytes <= len(row) + 1
-    without = plan_file(data_format, write(tmp_path / "b.any", form % ("{}", "{}")), 4)
+    without = FORMATS[data_format].plan(write(tmp_path / "b.any", form % ("{}", "{}")), 4, False)
     assert without.ranges[0].image_bytes == 0
 
 
@@ -275,12 +276,12 @@ _PEAK = """
 import sys, tracemalloc
 from pathlib import Path
 from cal_pipeline.sources import json as json_source
-from cal_pipeline.sources.json import plan_file, read_rows
+from cal_pipeline.sources.formats import FORMATS
 json_source._CHUNK = 2**16  # So that the small file fills it, too.
 tracemalloc.start()
 path, data_format = Path(sys.argv[1]), sys.argv[2]
-last = plan_file(data_format, path, 1000).ranges[-1]
-for _ in read_rows(data_format, path, last, "s"):
+last = FORMATS[data_format].plan(path, 1000, False).ranges[-1]
+for _ in FORMATS[data_format].read(path, last, "s"):
     pass
 print(last.row_stop, tracemalloc.get_traced_memory()[1])
 """

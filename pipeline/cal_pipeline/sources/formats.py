@@ -6,7 +6,8 @@ plans ranges of rows, without opening an image, and reads such a range; what els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,30 @@ class RowRange:
     """They lie in bytes [byte_start, byte_stop) of the (decompressed) file, where the format is read by bytes."""
     image_bytes: int = 0
     """Of the images that the file itself holds in these rows: encoded, or in `data:` URLs."""
+
+
+def cut_rows(spans: Iterable[tuple[int, int, int]], rows_per_shard: int, max_bytes: float = math.inf) -> list[RowRange]:
+    """Ranges of `rows_per_shard` rows (the last may be shorter), that also end before they have over `max_bytes` bytes.
+
+    `spans` has (first byte, last byte + 1, bytes of its images) of every row.
+    """
+    ranges: list[RowRange] = []
+    row = first_row = byte_start = byte_stop = image_bytes = 0
+
+    def cut() -> None:
+        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=byte_start, byte_stop=byte_stop,
+                               image_bytes=image_bytes))  # fmt: skip
+
+    for start, stop, of_images in spans:
+        if row > first_row and (row - first_row == rows_per_shard or stop - byte_start > max_bytes):
+            cut()
+            first_row = row
+        if row == first_row:
+            byte_start, image_bytes = start, 0
+        row, byte_stop, image_bytes = row + 1, stop, image_bytes + of_images
+    if row > first_row:
+        cut()
+    return ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

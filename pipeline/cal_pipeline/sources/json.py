@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from cal_pipeline.sources.compression import BROKEN, open_at, open_binary, read_range
-from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, register
 from cal_pipeline.sources.json_rows import decode, names_image_file, parse, parse_line, sample_from_json
 from cal_pipeline.sources.row_values import RowError, is_wide_text
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
@@ -33,36 +33,25 @@ _MAX_RANGE_BYTES = 256 * 2**20
 
 
 def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
-    """Cuts the file into ranges of `rows_per_shard` rows (the last may be shorter); reads it once, flat in memory.
+    """Reads the file once, flat in memory; a range also ends before it would hold more than 256 MiB.
 
-    A range also ends before it would hold more than 256 MiB. Raises ConfigError, naming the byte, when a JSON file is
+    Raises ConfigError, naming the byte, when a JSON file is
     no array, and ShardError when the array is malformed or cut off, or the compression is broken.
     """
     _validate_encoding(path)
-    ranges: list[RowRange] = []
-    row, first_row, first_byte, stop, image_bytes = 0, 0, 0, 0, 0
     named = False
 
-    def cut() -> None:
-        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                               image_bytes=image_bytes))  # fmt: skip
+    def spans(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+        nonlocal named
+        for start, stop, names_image, has_data in find_spans(file, path):
+            named |= names_image
+            yield start, stop, (stop - start) * has_data
 
     try:
         with open_binary(path) as file:
-            for start, end, has_image, embeds in find_spans(file, path):
-                full = row - first_row == rows_per_shard or end - first_byte > _MAX_RANGE_BYTES
-                if row > first_row and full:
-                    cut()
-                    first_row = row
-                if row == first_row:
-                    first_byte, image_bytes = start, 0
-                named |= has_image
-                image_bytes += (end - start) * embeds
-                row, stop = row + 1, end
+            ranges = cut_rows(spans(file), rows_per_shard, _MAX_RANGE_BYTES)
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
-    if row > first_row:
-        cut()
     return FilePlan(ranges=ranges, images="named" if named else "unknown")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cal_pipeline.sources.compression import BROKEN, is_compressed, open_at
-from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, register
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
 from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
@@ -56,43 +56,33 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
 
 
 def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
-    """Cuts the archive into ranges of `rows_per_shard` samples (the last may be shorter); reads headers only.
+    """Reads headers only; a compressed archive is decompressed once.
 
-    A compressed archive is decompressed once. Raises ShardError for a damaged or cut archive, and for one that has the
-    members of a sample in two places.
+    Raises ShardError for a damaged or cut archive, and for one that has the members of a sample in two places.
     """
-    ranges: list[RowRange] = []
     seen: set[bytes] = set()
-    row = first_row = first_byte = stop = image_bytes = others = 0
-    first_other = ""
+    others, first_other = 0, ""
 
-    def cut() -> None:
-        ranges.append(RowRange(row_start=first_row, row_stop=row, byte_start=first_byte, byte_stop=stop,
-                               image_bytes=image_bytes))  # fmt: skip
-
-    with _reading(path), open_at(path, 0) as file:
-        for group in _groups(TarStream(file, can_seek=not is_compressed(path)), None, load=False):
+    def spans(groups: Iterator[Group]) -> Iterator[tuple[int, int, int]]:
+        nonlocal others, first_other
+        for group in groups:
+            first = group.members[0][1]
             if not group.is_row:
-                others += 1
-                first_other = first_other or group.members[0][1].name
+                others, first_other = others + 1, first_other or first.name
                 continue
             digest = hashlib.blake2b(group.key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
             if digest in seen:
                 raise DamagedTarError(
-                    f"key {group.key!r} comes again at byte {group.members[0][1].start}; files of one sample must "
-                    "stand together, and each key once: pack it again, sorted by name"
+                    f"key {group.key!r} comes again at byte {first.start}; files of one sample must stand together, "
+                    "and each key once: pack it again, sorted by name"
                 )
             seen.add(digest)
-            if row == first_row:
-                first_byte, image_bytes = group.members[0][1].start, 0
-            row += 1
-            stop = group.members[-1][1].stop
-            image_bytes += sum(member.size for suffix, member in group.members if ending(suffix) in IMAGES)
-            if row - first_row == rows_per_shard:
-                cut()
-                first_row = row
-    if row > first_row:
-        cut()
+            of_images = sum(member.size for suffix, member in group.members if ending(suffix) in IMAGES)
+            yield first.start, group.members[-1][1].stop, of_images
+
+    with _reading(path), open_at(path, 0) as file:
+        stream = TarStream(file, can_seek=not is_compressed(path))
+        ranges = cut_rows(spans(_groups(stream, None, load=False)), rows_per_shard)
     if others:
         _log.warning("%s: %d keys have no image, .json or .txt and make no row; the first is of %r", path, others,
                      first_other)  # fmt: skip

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cal_pipeline.sources import formats
-from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, format_of, register
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, format_of, register
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.rows import sample_from_values
@@ -76,3 +76,16 @@ def test_two_formats_cannot_share_a_name_or_a_suffix() -> None:
         register(InputFormat(name="parquet", suffixes=(".pq",), plan=plan, read=read))
     with pytest.raises(AssertionError, match="tgz"):
         register(InputFormat(name="tar", suffixes=(".tgz",), plan=plan, read=read))
+
+
+def test_rows_are_cut_by_number_and_by_size_and_none_is_lost() -> None:
+    spans = [(0, 10, 1), (11, 20, 0), (21, 30, 4), (30, 90, 0), (90, 95, 2)]
+    by_number = cut_rows(iter(spans), 2)
+    assert by_number == [
+        RowRange(row_start=0, row_stop=2, byte_start=0, byte_stop=20, image_bytes=1),
+        RowRange(row_start=2, row_stop=4, byte_start=21, byte_stop=90, image_bytes=4),
+        RowRange(row_start=4, row_stop=5, byte_start=90, byte_stop=95, image_bytes=2),
+    ]
+    by_size = cut_rows(iter(spans), 100, max_bytes=30)
+    assert [(rows.row_start, rows.row_stop, rows.byte_stop) for rows in by_size] == [(0, 3, 30), (3, 4, 90), (4, 5, 95)]
+    assert cut_rows(iter([]), 2) == []

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,13 +9,9 @@ import zstandard
 from cal_pipeline.sources.planning import find_sources, plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import ShardSource
-from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.errors import ConfigError
 from cal_schemas.sample import ImageRef
 from plain_sources import ids, write
-
-
-def names(data_path: str) -> list[tuple[str, str]]:
-    return [(name, input_format.name) for _, name, input_format in find_sources(data_path, "auto")]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ def names(data_path: str) -> list[tuple[str, str]]:
 )
 def test_a_file_is_known_by_its_suffix_and_all_its_rows_are_read(tmp_path: Path, file: str, kind: str) -> None:
     path = write(tmp_path / file, 5)
-    assert names(str(path)) == [("a", kind)]
+    assert [(name, item.name) for _, name, item in find_sources(str(path), "auto")] == [("a", kind)]
     assert ids(plan_shards([str(path)], rows_per_shard=2)) == ["0", "1", "2", "3", "4"]
 
 
@@ -41,99 +36,6 @@ def test_a_name_whose_output_readers_would_ignore_is_refused(tmp_path: Path, nam
     data_path = str(tmp_path) if "/" in name else str(file)
     with pytest.raises(ConfigError, match="pandas and pyarrow ignore names"):
         plan_shards([data_path])
-
-
-def test_a_directory_is_searched_in_order_and_dot_names_are_ignored(tmp_path: Path) -> None:
-    for name in (
-        "b.json",
-        "a/z.parquet",
-        "a/b/c.jsonl",
-        ".hidden.json",
-        ".cal/x.parquet",
-        "a/.git/y.json",
-        "README.md",
-    ):
-        write(tmp_path / name)
-    assert names(str(tmp_path)) == [("a/b/c", "jsonl"), ("a/z", "parquet"), ("b", "json")]
-
-
-@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.json*"])
-def test_linked_folders_are_searched_and_no_folder_twice(tmp_path: Path, pattern: str) -> None:
-    data, elsewhere = tmp_path / "data", tmp_path / ".elsewhere"
-    for file in (data / "a.json", data / "m/b.jsonl", data / "m/.git/h.json", elsewhere / "deep/c.jsonl"):
-        write(file)
-    (data / "linked").symlink_to(elsewhere)
-    (data / "again").symlink_to(elsewhere)
-    (data / "alias").symlink_to("m")
-    (data / ".hidden").symlink_to(elsewhere)
-    (data / "m/own").symlink_to(".")
-    (data / "m/top").symlink_to("..")
-    (data / "m/out").symlink_to(tmp_path)
-    (elsewhere / "deep/up").symlink_to("..")
-    (elsewhere / "deep/back").symlink_to(data)
-    # Of two links the first names the files; a link never renames what has a name without it.
-    assert names(f"{data}{pattern}") == [("a", "json"), ("again/deep/c", "jsonl"), ("m/b", "jsonl")]
-    assert len(ids(plan_shards([f"{data}{pattern}"]))) == 9
-
-
-def test_a_folder_that_cannot_be_searched_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write(tmp_path / "a.json")
-    (tmp_path / "closed").mkdir()
-    scan = os.scandir
-
-    def refusing(path: str) -> object:  # Permissions do not bind root, who may run the tests.
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", path)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    assert names(str(tmp_path)) == [("a", "json")]
-    assert f"{tmp_path / 'closed'} cannot be searched, so what it holds is left out: Permission denied" in caplog.text
-
-
-def test_a_directory_below_a_dot_directory_is_searched_like_any_other(tmp_path: Path) -> None:
-    write(tmp_path / ".cache/data/a.json")
-    assert names(str(tmp_path / ".cache/data")) == [("a", "json")]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("d/*.json", ["a", "b"]),
-        ("d/[a]*.json", ["a"]),
-        ("d/?.json", ["a", "b"]),
-        ("d/**/*.json", ["a", "b", "e/c"]),
-        ("*/e/*", ["d/e/c", "d/e/f"]),
-        ("**/**/c.json", ["d/e/c"]),
-        ("./d/../d/*.json", ["a", "b"]),
-    ],
-)
-@pytest.mark.parametrize("absolute", [True, False])
-def test_a_glob_names_files_from_its_first_wildcard_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str], absolute: bool
-) -> None:
-    for name in ("d/a.json", "d/b.json", "d/e/c.json", "d/e/f.parquet", "d/.h.json"):
-        write(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert [name for name, _ in names(f"{tmp_path}/{pattern}" if absolute else pattern)] == expected
-
-
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
-    write(tmp_path / "a[1].json")
-    write(tmp_path / "a1.json")
-    assert names(str(tmp_path / "a[1].json")) == [("a[1]", "json")]
-
-
-@pytest.mark.parametrize("data_path", ["absent.json", "absent*.json", "empty", "fifo", "a.json/b.json"])
-def test_a_data_path_without_files_is_refused_by_name(tmp_path: Path, data_path: str) -> None:
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "a.json")
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ConfigError) as error:
-        plan_shards([str(tmp_path / data_path)], data_format="jsonl")
-    assert str(error.value).startswith(f"--data_path {tmp_path / data_path}: no file there")
 
 
 def test_an_unknown_suffix_is_refused_and_a_named_format_is_the_way_out(tmp_path: Path) -> None:
@@ -267,33 +169,6 @@ def test_a_broken_parquet_file_is_refused_at_planning(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=r"a\.parquet: not a readable Parquet file"):
             plan_shards([str(path)])
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
-def test_a_source_changed_since_planning_is_a_shard_error(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name)
-    (shard,) = plan_shards([str(path)])
-    stat = path.stat()
-    write(path, 4)
-    with pytest.raises(ShardError, match=rf"{name}: changed since planning; start cal-precompute again"):
-        ids([shard])
-    write(path, 3)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    with pytest.raises(ShardError, match="changed since planning"):
-        ids([shard])
-    path.unlink()
-    with pytest.raises(ShardError, match=rf"{name}: No such file or directory; it was there at planning"):
-        ids([shard])
-
-
-def test_a_source_of_the_same_size_and_time_but_fewer_rows_is_a_shard_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", 3)
-    (shard,) = plan_shards([str(path)])
-    stat = path.stat()
-    path.write_bytes(path.read_bytes().replace(b"}\n{", b"} {", 1))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ShardError, match=r"a\.jsonl: 2 rows in the range, 3 planned"):
-        ids([shard])
 
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -6,7 +6,7 @@ import math
 import random
 import tarfile
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cal_pipeline.sources.shard import read_samples
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
 from cal_pipeline.sources.webdataset import plan_file, read_rows
-from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.errors import ShardError
 from cal_schemas.sample import Sample, sample_key
 
 NAMES = st.text(st.characters(exclude_characters="./\0", exclude_categories=["Cs"]), min_size=1, max_size=150)
@@ -423,44 +423,3 @@ def test_archives_mix_with_other_sources_and_may_have_any_name(tmp_path: Path) -
     (tmp_path / "d/c.jsonl").write_text(json.dumps({"id": 1, "conversations": CHAT[1:]}) + "\n")
     plan = plan_shards([str(tmp_path / "d")])
     assert [sample.sample_id for shard in plan for sample in read_samples(shard)] == ["1", "1"]
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    for name in ("s-008.tar", "s-009.tar", "s-010.tar", "s-{a}.tar", "x/1.tar", "y/1.tar"):
-        write(tmp_path / "data" / name, [("1.jpg", b"p"), ("1.txt", "t")])
-    monkeypatch.chdir(tmp_path)
-    return lambda data_path: [shard.name.rpartition("-r")[0] for shard in plan_shards([data_path])]
-
-
-@pytest.mark.parametrize(
-    ("data_path", "expected"),
-    [
-        ("data/s-{008..010}.tar", ["s-008", "s-009", "s-010"]),
-        ("data/s-{010..008}.tar", ["s-010", "s-009", "s-008"]),
-        ("data/s-0{08,10}.tar", ["s-008", "s-010"]),
-        ("data/{x,y}/{1..1}.tar", ["x/1", "y/1"]),
-        ("data/{x,y}", ["x/1", "y/1"]),
-        ("data/s-{a}.tar", ["s-{a}"]),
-        ("data/s-0{0,1}*.tar", ["s-008", "s-009", "s-010"]),
-    ],
-)
-def test_numbered_names_in_braces_are_all_those_files(
-    tree: Callable[[str], list[str]], data_path: str, expected: list[str]
-) -> None:
-    assert tree(data_path) == expected
-
-
-@pytest.mark.parametrize(
-    ("data_path", "message"),
-    [
-        ("data/s-{008..012}.tar", r"of its 5 names data/s-011\.tar is not there"),
-        ("data/s-{0..9999999}.tar", "more than 1000000 names"),
-        ("data/s-{1}.tar", "no file there"),
-    ],
-)
-def test_names_in_braces_that_are_not_there_are_refused(
-    tree: Callable[[str], list[str]], data_path: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        tree(data_path)

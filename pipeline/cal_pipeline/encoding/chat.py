@@ -1,7 +1,7 @@
 """Renders a conversation by a processor's chat template, and says which of its characters are supervised.
 
 Supervised is what the template writes of an assistant's turn behind the header, up to and with its end token. Nothing
-is searched by its words: the conversation is rendered once more with slots in place of all words (layout.py), and what
+is searched by its words: the conversation is rendered once more with slots in place of all words (slots.py), and what
 stands between the slots is the template's own. That skeleton, filled with the words, must be the rendering that is
 trained on. Rows of one layout share a skeleton, so that most rows are rendered once.
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 from cal_pipeline.encoding.skeleton import Skeleton, skeleton_of
 from cal_pipeline.encoding.slots import Slots, as_it_is, common_start, conversation, stem_for
-from cal_pipeline.encoding.template_facts import TemplateFacts, TemplateText, reads_clock, today
+from cal_pipeline.encoding.template_facts import TemplateFacts
+from cal_pipeline.encoding.template_text import TemplateText, reads_clock, today
 from cal_pipeline.encoding.templates import Rendered, chat_template
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Turn

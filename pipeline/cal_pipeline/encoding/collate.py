@@ -17,7 +17,7 @@ class Batch:
     """B samples padded on the right to T tokens."""
 
     inputs: dict[str, Tensor]
-    """What the model's forward takes: input_ids, attention_mask [B, T], …, pixel inputs. No labels."""
+    """The forward's: input_ids, attention_mask [B, T], …, pixel inputs. No labels."""
     labels: Tensor
     """[B, T] int64, not shifted, IGNORE_INDEX where unsupervised."""
     image_mask: Tensor

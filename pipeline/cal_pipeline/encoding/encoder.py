@@ -149,7 +149,7 @@ class Encoder:
         return templates.render_vicuna_v1(turns, self._facts.image_token, str(self.processor.tokenizer.eos_token))
 
     def check(self, sample: Sample, num_images: int | None = None) -> None:
-        """Whatever is wrong with the words alone, before an image is opened; raises as `__call__` does."""
+        """Raises as `__call__` does for what is wrong with the words alone, before an image is opened."""
         if sample.messages is None:
             raise SampleError(sample.problem or "the row could not be parsed")
         num_images = len(sample.images) if num_images is None else num_images

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cal_pipeline.encoding.template_facts import TemplateText
+from cal_pipeline.encoding.template_text import TemplateText
 from cal_schemas.errors import SampleError
 
 _BLOCK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")

@@ -12,7 +12,7 @@ from cal_schemas.spec import InputSpec, LabelSpec, MeasurementSpec, digest_json
 
 
 def label_spec(encoder: Encoder) -> LabelSpec:
-    """What decides the labels, as digests."""
+    """Digests of all that decides the labels."""
     tokenizer = json.loads(encoder.processor.tokenizer.backend_tokenizer.to_str())
     for setting in ("truncation", "padding"):  # State of the last call, not part of the tokenizer.
         tokenizer.pop(setting, None)
@@ -26,7 +26,7 @@ def label_spec(encoder: Encoder) -> LabelSpec:
 
 
 def input_spec(encoder: Encoder) -> InputSpec:
-    """What decides the pixels and the length."""
+    """Digests and settings of all that decides the pixels and the length."""
     image_processor = encoder.processor.image_processor
     settings = {key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type")}
     layout = {

@@ -16,7 +16,7 @@ from cal_schemas.sample import IMAGE_MARK, Turn
 
 
 def encode_rendered(facts: ProcessorFacts, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
-    """Images have a place in the text: supervised are the tokens that cover characters of its label spans."""
+    """Encodes text in which images have a place: supervised are the tokens that cover characters of label spans."""
     processed = facts.process_rendered(rendered.text, images)
     expansion = processed.expansion(rendered.text, len(images), facts.specials)
     spans = [(expansion.offset(start), expansion.offset(stop)) for start, stop in rendered.label_spans]
@@ -26,7 +26,7 @@ def encode_rendered(facts: ProcessorFacts, rendered: Rendered, images: Sequence[
 
 
 def encode_prefixed(facts: ProcessorFacts, rendered: Rendered, images: Sequence[Image.Image]) -> EncodedSample:
-    """The mark and a newline behind it leave the text; the processor puts the image's ids before all of it."""
+    """Encodes for a processor that puts the image's ids before all text: its mark and a newline behind it leave."""
     if len(images) != 1:
         raise SampleError(f"{facts.name} takes exactly one image, got {len(images)}")
     at = rendered.text.index(facts.image_token)
@@ -45,7 +45,7 @@ def encode_prefixed(facts: ProcessorFacts, rendered: Rendered, images: Sequence[
 
 
 def encode_suffix(facts: ProcessorFacts, messages: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedSample:
-    """Prefix-LM processors (PaliGemma) take the answer as an argument, and mark its tokens by their type."""
+    """Encodes for a prefix-LM processor (PaliGemma): it takes the answer apart, and marks its tokens by their type."""
     if [turn.role for turn in messages] != ["user", "assistant"]:
         raise SampleError(f"{facts.name} takes one question and one answer, got {[turn.role for turn in messages]}")
     question, answer = messages[0].content.replace(IMAGE_MARK, "").strip(), messages[1]

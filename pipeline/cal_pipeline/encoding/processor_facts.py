@@ -111,13 +111,13 @@ class ProcessorFacts:
         return Processed(output=tensors, given=given, processor=self.processor, image_token=self.image_token)
 
     def process_rendered(self, text: str, images: Sequence[Image.Image]) -> Processed:
-        """A template or a processor (Mllama's) that writes the BOS must not get a second one from the tokenizer."""
+        """Calls the processor with a rendered text; a BOS that it (Mllama) or the template writes stays alone."""
         bos = self.processor.tokenizer.bos_token
         written = self._writes_bos or (bos and text.lstrip().startswith(bos))
         return self.process(text, images, add_special_tokens=not written)
 
     def offsets(self, processed: Processed) -> tuple[Tensor, Tensor]:
-        """Where each token's own characters begin and stop, see `spans.own_offsets`."""
+        """Starts and stops of each token's own characters, see `spans.own_offsets`."""
         output = processed.output
         return own_offsets(output["input_ids"][0], output["offset_mapping"][0], processed.given, self._stripping)
 
@@ -168,7 +168,7 @@ class _Recorder:
 
 @contextmanager
 def _complete(processor: Any) -> Iterator[None]:
-    """Within it two images are processed: whatever comes of it is a ConfigError that names what the processor lacks.
+    """Makes whatever is raised inside, where two images are processed, a ConfigError that names what is lacking.
 
     Checkpoints converted long ago lack what their processors were given by the model in older versions of transformers.
     """

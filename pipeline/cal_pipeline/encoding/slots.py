@@ -26,7 +26,7 @@ class Writer(Protocol):
     """Takes a text of the conversation to what stands for it."""
 
     def __call__(self, turn: int, key: str, text: str) -> str:
-        """What stands for the text of turn number `turn` that is under `key`."""
+        """Replaces the text of turn number `turn` that is under `key`."""
         ...
 
 
@@ -119,12 +119,12 @@ class Slots:
         return "".join(pieces)
 
     def marker(self, number: int) -> str:
-        """What stands for the words of this number."""
+        """The slot of the words of this number."""
         return f"{self.stem}{number}e"
 
     @property
     def part_key(self) -> dict[str, str]:
-        """What stands beside the text of a typed part: a template that shows it prints the part instead of its text."""
+        """A key beside the text of a typed part: a template that shows it prints the part instead of its text."""
         return {f"{self.stem}key": ""}
 
     def thoughts(self) -> set[int]:
@@ -151,6 +151,6 @@ def stem_for(messages: Sequence[Turn], tools: Sequence[Any] | None, source: str)
 
 
 def common_start(first: str, second: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Counts the characters that two texts begin with alike."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))

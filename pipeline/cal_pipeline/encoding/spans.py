@@ -15,7 +15,7 @@ from cal_schemas.errors import SampleError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expansion:
-    """Where the characters of a rendered text went when its image placeholders were expanded."""
+    """Maps the characters of a rendered text to those of the text with its image placeholders expanded."""
 
     shifts: tuple[tuple[int, int], ...]
     """(position in the rendered text, by how much it and all behind it moved), ascending."""
@@ -23,7 +23,7 @@ class Expansion:
     """Spans [start, stop) of the expanded text that stand for images, in order."""
 
     def offset(self, position: int) -> int:
-        """Where a character of the rendered text lies in the expanded one."""
+        """The place in the expanded text of a character of the rendered one."""
         return position + max((item for item in self.shifts if item[0] <= position), default=(0, 0))[1]
 
 
@@ -31,7 +31,7 @@ NOTHING_EXPANDED = Expansion(shifts=(), inserted=())
 
 
 def reported_expansion(output: Mapping[str, Any], num_images: int, name: str) -> Expansion | None:
-    """From the processor's own report of the text it inserted; None when it makes none.
+    """Takes the processor's own report of the text it inserted; None when it makes none.
 
     Raises SampleError when it expanded another number of images.
     """
@@ -47,7 +47,7 @@ def reported_expansion(output: Mapping[str, Any], num_images: int, name: str) ->
 def recovered_expansion(
     rendered: str, expanded: str, *, image_token: str, markers: Sequence[str], bos: str | None, name: str
 ) -> Expansion:
-    """From the two texts alone, for processors that make no report (Idefics2, Mllama).
+    """Compares the two texts, for processors that make no report (Idefics2, Mllama).
 
     Args:
         rendered: what the processor was given, one `image_token` for each image.
@@ -87,7 +87,7 @@ def recovered_expansion(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processed:
-    """What came out for one sample."""
+    """One sample as it comes out of a processor."""
 
     output: Mapping[str, Any]
     """Tensors, each with a leading dimension, and the processor's own report where it makes one."""
@@ -98,12 +98,12 @@ class Processed:
 
     @property
     def inserted_text(self) -> str:
-        """What stands for the images of a text made of placeholders alone."""
+        """The characters that stand for the images of a text made of placeholders alone."""
         report = self.output.get("text_replacement_offsets")
         return "".join(item["replacement"] for item in report[0]) if report else self.given
 
     def expansion(self, rendered: str, num_images: int, specials: Sequence[str]) -> Expansion:
-        """What became of the placeholders of `rendered`: by the report, else from what the tokenizer was given.
+        """Locates what became of the placeholders of `rendered`: by the report, else from what the tokenizer was given.
 
         `specials` are the tokens that text is not normally made of. Raises SampleError when it cannot be told.
         """
@@ -125,7 +125,7 @@ class Processed:
 
 
 def own_offsets(ids: Tensor, offsets: Tensor, text: str, stripping: Mapping[int, str]) -> tuple[Tensor, Tensor]:
-    """Where each token's own characters begin and stop in the text that the tokenizer was given.
+    """Locates each token's own characters, [T] starts and stops, in the text that the tokenizer was given.
 
     Takes ids [T] and offsets [T, 2]. `stripping` has the added tokens that swallow the blanks beside them (`lstrip`,
     `rstrip`), with their text: a header does not reach into the answer behind it.

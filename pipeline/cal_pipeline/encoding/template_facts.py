@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Sequence
 from typing import Any
 
-from cal_pipeline.encoding import template_date
 from cal_pipeline.encoding.slots import common_start
+from cal_pipeline.encoding.template_text import TemplateText
 from cal_schemas.errors import SampleError
 
 _log = logging.getLogger(__name__)
@@ -18,50 +16,13 @@ _warned: set[str] = set()
 """Templates that were warned of already."""
 _TAG = r"<[^<>\s]{1,60}>"
 _BARRED = r"<[|\uff5c][^<>\s]{1,60}?[|\uff5c]>"
-"""What templates write for a special token, also where the tokenizer at hand has none such."""
+"""Written by templates for a special token, also where the tokenizer at hand has none such."""
 _QUESTION, _PART_KEY = "qwslot0e", "qwslotkey"
 _CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
-_AT = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
-_TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": _AT}}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TemplateText:
-    """Renders conversations by one template at one date; see template_date.py for the date."""
-
-    processor: Any
-    source: str
-    date: str | None
-
-    def __call__(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] | None = None,
-        *,
-        prompt: bool = False,
-        source: str | None = None,
-    ) -> str:
-        """The text, with the header of an answer to come if `prompt`; by `source` instead of the template's own.
-
-        Raises SampleError when the template fails.
-        """
-        source = source or self.source
-        more = {} if tools is None else {"tools": list(tools)}
-        try:
-            with template_date.pinned(source, self.date):
-                rendered = self.processor.apply_chat_template(
-                    list(turns), chat_template=source, tokenize=False, add_generation_prompt=prompt, **more
-                )
-        except Exception as error:  # A template is a program of the model's author; it may raise anything.
-            raise SampleError(
-                f"the chat template fails on the roles {[turn['role'] for turn in turns]}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return str(rendered)
 
 
 class TemplateFacts:
-    """Of one template: what content it takes, the header of an answer, and what ends a turn.
+    """Knows of one template what content it takes, the header of an answer, and what ends a turn.
 
     `specials` are the tokens that text is not normally made of. Raises SampleError where the template shows no plain
     question and answer, of which all this is learned.
@@ -74,14 +35,14 @@ class TemplateFacts:
         self._unbroken = re.compile("|".join([*map(re.escape, by_length), _TAG]))
         self._takes_parts: dict[str, bool] = {}
         self._openings = [[], [{"role": "system", **self._as(".", False)}], [{"role": "system", **self._as(".", True)}]]
-        """What a question may need before it; the one that it needs once a question was shown."""
+        """Turns that a question may need before it; those that it needs once a question was shown."""
         self.header = self._find_header()
-        """What the template writes before an answer; empty where it writes nothing."""
+        """Written before an answer; empty where nothing is."""
         self.ends = self._find_ends()
-        """What may end a turn."""
+        """Each may end a turn."""
 
     def takes_parts(self, role: str) -> bool:
-        """Whether the content of this role is a list of typed parts; else it is text.
+        """Says whether the content of this role is a list of typed parts; else it is text.
 
         Where a template takes both it gets parts, unless it shows no image among a user's.
         """
@@ -128,7 +89,7 @@ class TemplateFacts:
         return {"role": role, **self._as(words, self.takes_parts(role))}
 
     def _tails(self, number: int, *, prompt: bool = False) -> list[str]:
-        """What stands behind each of `number` turns, by turns a question and an answer; empty when that fails."""
+        """The texts behind each of `number` turns, by turns a question and an answer; empty when that fails."""
         words = [f"qwslot{at}e" for at in range(number)]
         try:
             turns = [self._turn(("user", "assistant")[at % 2], word) for at, word in enumerate(words)]
@@ -139,9 +100,9 @@ class TemplateFacts:
         return tails if len(tails) == number else []
 
     def _find_header(self) -> str:
-        """What asking for an answer adds to a question, up to a think block: that is the model's own.
+        """The text that asking for an answer adds to a question, up to a think block: that is the model's own.
 
-        Where asking adds nothing, what an answer itself has before its words.
+        Where asking adds nothing, that which an answer itself has before its words.
         """
         plain = self._tails(1)
         for more in (self._tails(1, prompt=True), self._tails(2)):
@@ -178,12 +139,12 @@ class TemplateFacts:
         return ends
 
     def end(self, tail: str) -> str:
-        """Which of `ends` comes first in what stands behind an answer, the longest of those; or nothing."""
+        """The first of `ends` in what stands behind an answer, the longest of those; or nothing."""
         present = [end for end in self.ends if end in tail]
         return min(present, key=lambda end: (tail.index(end), -len(end)), default="")
 
     def last_special(self, tail: str) -> int:
-        """Where the last special token ends; 0 where there is none."""
+        """The end of the last special token; 0 where there is none."""
         return max((match.end() for match in self._run.finditer(tail)), default=0)
 
     def run(self, tail: str) -> str:
@@ -197,31 +158,3 @@ class TemplateFacts:
     def whole(self, text: str, at: int) -> int:
         """`at`, or where the token or tag that it would cut begins."""
         return next((match.start() for match in self._unbroken.finditer(text) if match.start() < at < match.end()), at)
-
-
-def reads_clock(processor: Any, source: str) -> bool:
-    """Whether a rendering needs a date: of plain conversations, with a system turn, or with tools."""
-    if "strftime_now" not in source:
-        return False
-    dated, undated = (TemplateText(processor=processor, source=source, date=day) for day in ("2023-11-28", None))
-    for parts in (True, False):
-        turns = [{"role": role, "content": [{"type": "text", "text": "?"}] if parts else "?"}
-                 for role in ("system", "user", "assistant", "user", "assistant")]  # fmt: skip
-        for messages in (turns[1:2], turns[1:3], turns[1:], turns):
-            for tools in (None, [_TOOL]):
-                if _renders(dated, messages, tools) and not _renders(undated, messages, tools):
-                    return True
-    return False
-
-
-def _renders(text: TemplateText, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> bool:
-    try:
-        text(turns, tools)
-    except SampleError:
-        return False
-    return True
-
-
-def today() -> str:
-    """The date that a template gets which reads the clock and was given none."""
-    return date.today().isoformat()

@@ -32,7 +32,7 @@ class WithoutImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FirstPass:
-    """What the pass with the image was given, and where its tokens were."""
+    """The pass with the image: its inputs, and where its tokens were."""
 
     inputs: Mapping[str, Tensor]
     """input_ids and attention_mask [B, T] among them."""
@@ -114,7 +114,7 @@ def _dropped(first: FirstPass) -> WithoutImage:
 
 
 _TOKENS: dict[Condition, Callable[[FirstPass], WithoutImage]] = {"drop": _dropped, "mask": _masked}
-"""What each condition that shows no image does with the image's tokens."""
+"""Of each condition that shows no image: its way with the image's tokens."""
 
 
 def check_contrast_inputs(

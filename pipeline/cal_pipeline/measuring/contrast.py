@@ -24,7 +24,7 @@ Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
 
 @contextmanager
 def label_only_head(model: Any, labels: Tensor) -> Iterator[None]:
-    """Within it the model's `logits` are [1, N, 1] float32: what position t - 1 gives to token t of `labels` [B, T].
+    """Makes the model's `logits`, inside, [1, N, 1] float32: what position t - 1 gives to token t of `labels` [B, T].
 
     Order is that of `labels[:, 1:] != IGNORE_INDEX`. Whatever the model does to its logits afterwards (scale,
     soft-cap) acts on them elementwise as before. The hidden row and the head's row are multiplied in float32.

@@ -18,7 +18,7 @@ _MOST_LAYERS: Final = 8
 
 @contextmanager
 def exact_part(model: Any, inputs: Mapping[str, Any]) -> Iterator[bool]:
-    """Within it the model is its towers and first decoder layers, one of each kind at least, in float32.
+    """Makes the model, inside, its towers and first decoder layers, one of each kind at least, in float32.
 
     Yields whether it is: a model that computes in float32 anyway, is quantised, sharded or spread over devices, does
     not fit a second time, or does not take `inputs` without its other layers, stays whole. Afterwards every number is

@@ -25,7 +25,7 @@ _PROBE = (-50.0, -1.0, 0.0, 0.5, 100.0)
 def label_logits_and_logprobs(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
     """Raw logit and log-probability of every supervised token, [2, B, T] float32.
 
-    Arguments, order and NaN as in `reference.label_logits`, which the first entry is. The second is log_softmax of the
+    Arguments, order and NaN as in `contrast.label_logits`, which the first entry is. The second is log_softmax of the
     model's own logits, soft-cap and scale included, in float32.
     """
     with _label_rows(model, labels) as rows:
@@ -56,7 +56,7 @@ def _label_rows(model: Any, labels: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _one_token(inputs: Mapping[str, Any], label: Tensor) -> dict[str, Tensor]:
-    """One label [1] as a text of its own: the cheapest call that ends in the model's treatment of its logits."""
+    """Makes one label [1] a text of its own: the cheapest call that ends in the model's treatment of its logits."""
     token = {key: torch.zeros_like(inputs[key][:1, :1]) for key in token_aligned(inputs)}
     return {**token, "input_ids": label[None], "attention_mask": torch.ones_like(inputs["attention_mask"][:1, :1])}
 
@@ -83,7 +83,7 @@ def _logsumexp(model: Any, rows: Tensor, one_token: Mapping[str, Tensor]) -> Ten
 
 
 def _finishing(model: Any, one_token: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """What the model does to its head's output [n, columns], elementwise: found out by calling it, not by its name.
+    """Repeats what the model does to its head's output [n, columns], elementwise: learned by calling it, not by name.
 
     The whole model runs on one token while its head returns the given rows instead of its own.
     """

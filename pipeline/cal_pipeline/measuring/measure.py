@@ -97,7 +97,7 @@ def measure(
 
 
 def _raise_if_lost() -> None:
-    """A lost device also speaks as a plain RuntimeError (cuBLAS, cuDNN); if it is lost, this raises."""
+    """Raises if the device is lost, which also speaks as a plain RuntimeError (cuBLAS, cuDNN)."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -135,7 +135,7 @@ def _measure_batch(
 
 
 def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | None:
-    """A token that the tokenizer has and the model's embedding has not would fail the batch, on CUDA the device.
+    """Finds a token that the model's embedding has not, which would fail the batch, on CUDA the device.
 
     Placeholders of images may lie outside: the model replaces them.
     """

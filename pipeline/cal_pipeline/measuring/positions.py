@@ -17,7 +17,7 @@ _NAME = re.compile(r"(^|_)(pos|positions?|wpe)(_|$)")
 
 
 def learned_positions(model: Any) -> int | None:
-    """How many tokens a row may have where the decoder looks its positions up in a table (OPT, GPT-2); else None."""
+    """The number of tokens a row may have where a decoder looks positions up in a table (OPT, GPT-2); else None."""
     decoder, tower = innermost_decoder(model), model.get_encoder(modality="image")
     # Idefics' decoder holds its vision tower, whose table is of patches. A model without a tower answers with itself.
     patches = set() if tower is model or decoder in tower.modules() else set(tower.modules())

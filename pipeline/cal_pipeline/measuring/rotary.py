@@ -21,7 +21,7 @@ def varying_rotary(decoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def rows_alone(decoder: nn.Module, attention_mask: Any) -> Iterator[None]:
-    """Within it a row's rotary embedding is what the row gets in a batch of its own, after no other batch.
+    """Gives a row, inside, the rotary embedding that it gets in a batch of its own, after no other batch.
 
     Takes the mask [B, T] of the batch: padding has positions too, and does not lengthen a row. Masks of another form
     say nothing: contrast `drop` makes them for windows, and its padding repeats the positions of first tokens.
@@ -81,7 +81,7 @@ def _row_by_row(module: Any, attention_mask: Any) -> Iterator[None]:
 
 
 def _forget(module: Any) -> None:
-    """Of `dynamic`, which keeps the frequencies of the longest row that it has ever seen."""
+    """Resets `dynamic`, which keeps the frequencies of the longest row that it has ever seen."""
     for prefix in {"", *(f"{kind}_" for kind in _layer_kinds(module))}:
         original = getattr(module, f"{prefix}original_inv_freq", None)
         if original is not None and hasattr(module, "original_max_seq_len"):

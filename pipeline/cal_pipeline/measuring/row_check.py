@@ -27,18 +27,18 @@ _ANOTHER = "use --contrast patch_mask or gaussian_blur"
 
 
 class Dependence(NamedTuple):
-    """Why rows must be measured one at a time."""
+    """The reason why rows must be measured one at a time."""
 
     reason: str
     fails: bool
-    """Whether the forward takes no batch of two at all."""
+    """True where the forward takes no batch of two at all."""
 
 
 @torch.no_grad()
 def dependence(
     model: Any, samples: Sequence[EncodedSample], collate: Collate, contrast: ContrastSpec, name: str
 ) -> Dependence | None:
-    """Why rows must be measured one at a time, or None where a batch gives each row what it gets alone.
+    """Tells why rows must be measured one at a time, or None where a batch gives each row what it gets alone.
 
     Two rows with different images are measured in one batch, and each in a batch of its own: the first as it is, the
     second with other words at the end of its answer. Raises ConfigError naming the model when earlier logits change
@@ -54,7 +54,7 @@ def dependence(
         return torch.stack(contrast_logits(*given, batch.contrast_inputs if contrast.perturbs else None)).cpu()
 
     def apart(together: Tensor, alone: Tensor, chosen: Tensor) -> float:
-        """How far the two passes of one row lie apart at the chosen tokens; 0 where precision explains it."""
+        """The distance of two measurements of a row at the chosen tokens; 0 where precision explains it."""
         chosen = chosen & ~alone[0].isnan()
         beside, single = together[:, : len(chosen)][:, chosen], alone[:, chosen]
         size = precision.size(beside - single)
@@ -139,7 +139,7 @@ def _with_another_end(sample: EncodedSample) -> tuple[EncodedSample, Tensor]:
 
 @contextmanager
 def _untold_positions(model: Any) -> Iterator[list[nn.Module]]:
-    """Within it no layer of the decoder is told the position ids; yields those that would have been."""
+    """Hides the position ids, inside, from the decoder's layers; yields those that would have been given them."""
     deprived: list[nn.Module] = []
 
     def hide(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -158,7 +158,7 @@ def _untold_positions(model: Any) -> Iterator[list[nn.Module]]:
 
 
 def _counts_places(model: Any, batch: Batch) -> bool:
-    """Whether some layer of attention looks further or less far back for the place of a key.
+    """Says whether some layer of attention looks further or less far back for the place of a key.
 
     Given the same rows before it in another order, the last of a few rows comes out of a layer as before where it does
     not; so do decoders without positions, which leave order to their recurrent layers.
@@ -194,14 +194,14 @@ def _counts_places(model: Any, batch: Batch) -> bool:
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    """Bit by bit: the same operations on the same numbers."""
+    """Compares bit by bit: the same operations on the same numbers."""
     chosen = ~first.isnan()
     return torch.equal(first[chosen], second[chosen])
 
 
 @contextmanager
 def config_error_with(what: str) -> Iterator[None]:
-    """A model's own complaint becomes a refusal; running out of memory and lost devices stay what they are."""
+    """Makes a model's own complaint a ConfigError; running out of memory and lost devices stay what they are."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError, CalError):

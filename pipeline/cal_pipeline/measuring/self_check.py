@@ -106,7 +106,7 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
 
 
 def check_long(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
-    """What `check_reference` says of the pass without the image, and nothing of full logits: rows may be long."""
+    """Checks the pass without the image as `check_reference` does, and no full logits: rows may be long."""
     if contrast.perturbs or mask_undefined(model.config.get_text_config()):
         return
     _, precision = watched(model, lambda: label_logits(model, batch.inputs, batch.labels))
@@ -126,7 +126,7 @@ def _check_without_image(
         return contrast_logits(*given)[1][compared]
 
     def changes_with_image(masked: torch.Tensor) -> tuple[float, bool]:
-        """By how much the masked logits change with the image, here its negative; and whether that is too much."""
+        """The size of what masked logits change with the image, here its negative; and whether that is too much."""
         pixels = {key for key, value in batch.inputs.items() if value.is_floating_point()}
         negative = {key: -value if key in pixels else value for key, value in batch.inputs.items()}
         return disagreement(masked, without("mask", negative))

@@ -54,7 +54,7 @@ _VICUNA: Final = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assembly:
-    """What `--assemble` asks for; the fields are `assemble`'s arguments."""
+    """The arguments of `assemble` that `--assemble` gives."""
 
     vision: str
     language: str
@@ -227,7 +227,7 @@ def _join(tower: Any, decoder: Any, kind: Kind, pinpoints: list[list[int]] | Non
 
 @torch.no_grad()
 def _check_text_logits(model: Any, decoder: Any, name: str) -> None:
-    """Some decoders scale or cap their logits outside the parts that LLaVA takes over."""
+    """ConfigError for decoders that scale or cap their logits outside the parts that LLaVA takes over."""
     ids = torch.arange(1, 9)[None]
     ours, theirs = (module(input_ids=ids, use_cache=False).logits.float() for module in (model, decoder))
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):

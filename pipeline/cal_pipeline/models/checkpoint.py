@@ -62,7 +62,7 @@ def validate_adapters(directory: Path, *, trains: bool = False) -> None:
 
 
 def _value_in(file: Path, key: str) -> Any:
-    """What a file of JSON has under a key; None also where it is not to be read, of which loading complains."""
+    """The value under a key of a JSON file; None also where it is not to be read, of which loading complains."""
     try:
         return json.loads(file.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
@@ -70,7 +70,7 @@ def _value_in(file: Path, key: str) -> Any:
 
 
 def raw_header(file: Path) -> bytes:
-    """What a safetensors file tells of its tensors; ConfigError for a file that is none."""
+    """The header of a safetensors file, as bytes; ConfigError for a file that is none."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -177,7 +177,7 @@ def check_image_tokens(processor: Any, meta_model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bar and table: what they tell is told in one line."""
+    """Silences transformers' bar and table: one line of our own says the same."""
     verbosity, bar = logging_of_transformers.get_verbosity(), logging_of_transformers.is_progress_bar_enabled()
     logging_of_transformers.set_verbosity_error()
     logging_of_transformers.disable_progress_bar()

@@ -105,7 +105,7 @@ def check_architecture(directory: Path, *, trust_remote_code: bool = False) -> N
 
 
 def brings_code(directory: Path) -> bool:
-    """Whether the directory's model is of a class of its own, which --trust_remote_code runs."""
+    """Says whether the directory's model is of a class of its own, which --trust_remote_code runs."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     return AutoModelForImageTextToText.__name__ in (config.get("auto_map") or {})
 

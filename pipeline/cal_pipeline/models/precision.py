@@ -28,14 +28,14 @@ passes 0.2 to 1.2 where weights have the size of trained ones, up to 6 in bfloat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precision:
-    """Of the coarsest numbers that a forward makes."""
+    """The format of the coarsest numbers that a forward makes."""
 
     name: str
     """`float32` or a key of HALF; of anything quantised it is bfloat16, whose rounding theirs comes to."""
 
     @property
     def exact(self) -> bool:
-        """Whether differences of single logits are bounded, and not their root mean square."""
+        """True where differences of single logits are bounded, and not their root mean square."""
         return self.name not in HALF
 
     def tolerance(self, logits: Tensor, what: Literal["head", "passes"] = "passes") -> float:
@@ -67,7 +67,7 @@ def precision_of(names: set[str], *, quantized: bool) -> Precision:
 
 
 def watched(model: Any, run: Callable[[], _Result]) -> tuple[_Result, Precision]:
-    """What `run` returns, and the precision of the model's forwards in it: what its operations give numbers in."""
+    """Runs `run`; its result, and the precision of the model's forwards in it: what operations give numbers in."""
     with _Watch() as watch:
         result = run()
     names = {str(dtype).removeprefix("torch.") for dtype in (model.dtype, *watch.dtypes)}
@@ -79,7 +79,7 @@ def watched(model: Any, run: Callable[[], _Result]) -> tuple[_Result, Precision]
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether transformers quantised the model's weights, or loaded them so."""
+    """Says whether transformers quantised the model's weights, or loaded them so."""
     return bool(getattr(model, "is_quantized", False))
 
 

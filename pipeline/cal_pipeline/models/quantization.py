@@ -22,7 +22,7 @@ def flag_of(recorded: str | None) -> Quantization:
 
 
 def resolve_quantization(quantization: Quantization, config: Any) -> str | None:
-    """What the spec records: the flag's value, a checkpoint's own method (`bitsandbytes-4bit`, `fp8`, …), or None.
+    """The spec's record: the flag's value, a checkpoint's own method (`bitsandbytes-4bit`, `fp8`, …), or None.
 
     Takes the checkpoint's config. ConfigError for a flag on top of the checkpoint's own, which transformers ignores.
     """
@@ -62,7 +62,7 @@ def check_quantization(quantization: Quantization, device: str) -> None:
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What `from_pretrained` takes; None leaves the weights as they are.
+    """The argument of `from_pretrained`; None leaves the weights as they are.
 
     The output head stays in `dtype` (transformers' default): label logits are read from its rows. 4 bits are NF4 with
     products in `dtype`; 8 bits are LLM.int8 with products in float16.

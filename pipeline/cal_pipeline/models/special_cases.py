@@ -1,8 +1,8 @@
 """Lists what no general rule serves, with the reason beside each entry; docs/models.md has every family.
 
-Rules come first and live where they act: encoder-decoders by their config (loading.py), pixel inputs that a forward
-demands by its signature (reference.py), text that a processor inserts by its own report or from what it hands to its
-tokenizer (spans.py), layers that a mask does not reach by their type (below).
+Rules come first and live where they act: encoder-decoders by their config (loading), pixel inputs that a forward
+requires by its signature (measuring.contrast), text that a processor inserts by its own report or from what it hands to
+its tokenizer (encoding.spans), layers that a mask does not reach by their type (below).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_atte
 
 
 def mask_undefined(text_config: Any) -> str | None:
-    """Why contrast `mask` has no meaning for this decoder, or None where it has.
+    """Tells why contrast `mask` has no meaning for this decoder, or None where it has.
 
     Takes the decoder's config. Contrast `drop` defines its deltas then.
     """

@@ -50,7 +50,7 @@ def make_config(
 
 
 def _convnext(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """OpenCLIP's checkpoints come without a config of their ConvNeXt; the tensors' names and shapes say it all."""
+    """Reads the ConvNeXt's config off names and shapes of tensors: OpenCLIP's checkpoints come without one."""
     layers = [name.split(".") for name in shapes if name.endswith(".layer_scale_parameter")]
     if not layers or "embeddings.patch_embeddings.weight" not in shapes:
         raise ConfigError("--aux_vision holds no ConvNeXt (visual.trunk.stem, visual.trunk.stages)")

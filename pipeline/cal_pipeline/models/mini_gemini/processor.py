@@ -14,7 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 
 
 class MiniGeminiImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
-    """What the image processor takes beside the usual options.
+    """The image processor's options beside the usual ones.
 
     low_res_size: side of a view for CLIP, in pixels.
     image_grid, image_global: as in MiniGeminiConfig.

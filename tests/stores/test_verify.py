@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -94,12 +96,21 @@ def problems(output: Location) -> str:
 
 def test_a_whole_output_is_well_and_its_duplicates_are_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--verify", "--output_dir", str(output)]) == 0
-    said = capsys.readouterr().out
-    assert "3 shards with 10 rows: all is well" in said
-    assert "rows by status: ok 7, too_long 3" in said
+    text = capsys.readouterr().out
+    assert "3 shards with 10 rows: all is well" in text
+    assert "rows by status: ok 7, too_long 3" in text
     # Rows 8 and 9 of the source repeat rows 0 and 1.
-    assert "4 rows share their sample_key with another (2 keys)" in said
-    assert "data-r000000000-000000004.parquet:0, data-r000000008-000000010.parquet:0" in said
+    assert "4 rows share their sample_key with another (2 keys)" in text
+    assert "data-r000000000-000000004.parquet:0, data-r000000008-000000010.parquet:0" in text
+
+
+@pytest.mark.parametrize("flag", ["--verify", "--clean"])
+def test_neither_imports_what_measures(output: Path, flag: str) -> None:
+    program = (
+        "import sys; from cal_pipeline import cli; code = cli.run(sys.argv[1:]); "
+        "sys.exit(code or bool({'torch', 'transformers', 'ray'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", program, flag, "--output_dir", str(output)], check=True, timeout=120)
 
 
 def test_a_whole_command_or_its_yaml_takes_the_flag_too(output: Path, tmp_path: Path) -> None:
@@ -163,12 +174,12 @@ def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Pa
     one.write_bytes(content)
     pq.write_table(pa.table({"x": [1]}), output / "foreign.parquet")
     two.write_bytes(two.read_bytes()[:200])
-    said = problems(output)
-    assert "data-r000000000-000000004.parquet: broken after row 0" in said
-    assert "foreign.parquet: " in said
-    assert "not an annotated shard" in said
-    assert f"{two.name}: " in said
-    assert three.name not in said
+    text = problems(output)
+    assert "data-r000000000-000000004.parquet: broken after row 0" in text
+    assert "foreign.parquet: " in text
+    assert "not an annotated shard" in text
+    assert f"{two.name}: " in text
+    assert three.name not in text
     shutil.rmtree(output)
     shards = finished(tmp_path, output)
     table = pq.read_table(three)

@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples measured with another sample's image (default 512, 0 for none)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the rows drawn and of who lends images to whom")
-    parser.add_argument(
-        "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
-    )
+    flags.add_image_folder(parser)
     parser.add_argument("--device", help="cuda or cpu; default cuda where there is one")
     parser.add_argument("--num_devices", type=int, default=1, help="GPUs that one model is spread over (default 1)")
     parser.add_argument("--attn_implementation", help="if not the one that measured, which counts as a difference")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument("--model_name_or_path", help="whose processor encodes (not for labelling-sheet)")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--image_folder", type=Path, help="where image paths start (default: as measured)")
+    flags.add_image_folder(parser)
     parser.add_argument("--max_image_pixels", type=int, default=DEFAULT_MAX_IMAGE_PIXELS, help="as in cal-precompute")
     parser.add_argument("--num_samples", type=int, default=100, help="of the labelling sheet (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the labelling sheet's draw")

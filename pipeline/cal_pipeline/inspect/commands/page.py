@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")
     parser.add_argument("--window", type=int, default=3, help="tokens averaged at first, odd (default 3)")
     parser.add_argument("--thumbnail_px", type=int, default=320, help="longer side of an image (default 320)")
-    parser.add_argument(
-        "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
-    )
+    flags.add_image_folder(parser)
     parser.add_argument("--title", help="of the page; default the directory's name")
 
 

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_tokenizer(parser)
     flags.add_weighting(parser)
     parser.add_argument("--by", choices=["delta", "weight"], default="delta", help="what the shade tells")
-    parser.add_argument("--image_folder", type=Path, help="where image paths start (default: as measured)")
+    flags.add_image_folder(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help=".html: a page; .svg: the terminal as an image")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="of the terminal")
     parser.add_argument("--limit", type=int, default=5, help="of rows with one id, how many are shown (default 5)")

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.inspect import load_annotated, token_frame
+from cal_pipeline.inspect import flags, load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.plot import count_groups, shown_groups
-from cal_pipeline.inspect.page import plots, shading
+from cal_pipeline.inspect.page import shading
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.statistics import auc
 from cal_schemas.delta_counts import DeltaCounts
@@ -95,7 +95,7 @@ def test_summary_says_what_the_frames_say(directories: Directories, capsys: pyte
     assert summary["bytes"]["per_token"] > 0
 
 
-@pytest.mark.parametrize(("by", "suffix"), [*((None, suffix) for suffix in plots.FIGURE_SUFFIXES), ("turn", ".svg")])
+@pytest.mark.parametrize(("by", "suffix"), [*((None, suffix) for suffix in flags.FIGURE_SUFFIXES), ("turn", ".svg")])
 def test_plots_are_files_of_their_kind_and_the_same_every_time(
     by: str | None, suffix: str, directories: Directories, tmp_path: Path
 ) -> None:

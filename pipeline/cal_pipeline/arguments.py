@@ -32,7 +32,7 @@ _INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastFlags(ContrastParameters):
-    """What the pass without the image sees: flags that cal-precompute and cal-train share."""
+    """Holds the flags that cal-precompute and cal-train share: what the pass without the image sees."""
 
     contrast: Condition | None = dataclasses.field(
         default=None,
@@ -43,11 +43,11 @@ class ContrastFlags(ContrastParameters):
     )
 
     def contrast_spec(self) -> ContrastSpec:
-        """The flags as one value; ConfigError for a parameter that is missing, or of another condition."""
+        """Returns the flags as one value; ConfigError for a parameter that is missing, or of another condition."""
         return self.contrast_with(self.contrast or "drop")
 
     def contrast_with(self, condition: Condition) -> ContrastSpec:
-        """The same where the condition comes from elsewhere."""
+        """Returns the same where the condition comes from elsewhere."""
         parameters = {item.name: getattr(self, item.name) for item in dataclasses.fields(ContrastParameters)}
         return ContrastSpec(condition=condition, **parameters)
 
@@ -69,7 +69,7 @@ def _hf_argument_parser() -> Any:
 
 
 def training_argument_names() -> list[str]:
-    """Names of the flags of transformers' TrainingArguments."""
+    """Reads the names of the flags of transformers' TrainingArguments."""
     tree = ast.parse(_file_of_transformers("training_args.py").read_text(encoding="utf-8"))
     (kind,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
     names = [
@@ -155,9 +155,9 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
         add_help=False,
         allow_abbrev=False,
     )
-    found = _config_file(given)
+    file = _config_file(given)
     flags = [field.name for field in dataclasses.fields(kind)]
-    from_file = [] if found is None else _yaml_flags(found, flags, set(), _typed(given), {})
+    from_file = [] if file is None else _yaml_flags(file, flags, set(), _typed(given), {})
     namespace = parser.parse_known_args([*from_file, *given])[0]
     return {name for name in names if getattr(namespace, name)}
 

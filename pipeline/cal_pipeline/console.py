@@ -1,4 +1,4 @@
-"""Standard output and error, whatever stands behind them: what a program did counts, not who could read of it."""
+"""Keeps standard output and error usable: what a program did counts, not who could read of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 
 
 class _WhileRead:
-    """A stream that goes nowhere from the moment that its reader has gone; the program goes on."""
+    """Writes to a stream, and nowhere from the moment that its reader has gone; the program goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,7 +41,7 @@ class _WhileRead:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    r"""Within it a reader that goes (`… | head`) is no error, and a character that an output cannot show is `\xe4`."""
+    r"""Makes a reader that goes (`… | head`) no error, and a character that an output cannot show `\xe4`."""
     outputs = sys.stdout, sys.stderr
     for stream in outputs:
         if isinstance(stream, io.TextIOWrapper):

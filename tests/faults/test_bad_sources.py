@@ -26,9 +26,9 @@ def write_tar(path: Path, count: int = 3) -> Path:
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         for number in range(count):
-            picture = io.BytesIO()
-            sample_image(number).save(picture, "JPEG")
-            for suffix, data in (("jpg", picture.getvalue()), ("txt", b"A cat on the table.\n")):
+            image = io.BytesIO()
+            sample_image(number).save(image, "JPEG")
+            for suffix, data in (("jpg", image.getvalue()), ("txt", b"A cat on the table.\n")):
                 info = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))

@@ -43,8 +43,8 @@ def test_chaos_loses_no_row_and_changes_no_column(
     blows = ["kill worker"] * draw.randint(2, 4) + ["lose node", "kill driver", draw.choice(["kill driver", "SIGTERM"])]
     draw.shuffle(blows)
     moments = sorted(draw.sample(range(1, SHARDS - 4), len(blows)))
-    told = f"CAL_CHAOS_SEED={SEED}: {list(zip(moments, blows, strict=True))}"
-    print(told)  # noqa: T201  pytest shows it when anything below fails.
+    chaos = f"CAL_CHAOS_SEED={SEED}: {list(zip(moments, blows, strict=True))}"
+    print(chaos)  # noqa: T201  pytest shows it when anything below fails.
     expected = calm.table(SHARDS)
     cluster = nodes(2)
     flags = ("--num_workers", "2", "--ray_address", cluster.address)
@@ -63,20 +63,20 @@ def test_chaos_loses_no_row_and_changes_no_column(
                     cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)  # As a spot market would.
             if blow in ("kill driver", "SIGTERM"):
                 process.send_signal(signal.SIGKILL if blow == "kill driver" else signal.SIGTERM)
-                wait_for(lambda: process.poll() is not None, told)  # noqa: B023
+                wait_for(lambda: process.poll() is not None, chaos)  # noqa: B023
                 process, drivers = job.start(), drivers + 1
         code = job.finish(process)
         assert code in (0, 1), job.said()
         if code == 1:  # Three blows may have hit the same shard: it is listed, and a rerun does it.
-            assert "FAILED" in job.said(), told
+            assert "FAILED" in job.said(), chaos
             assert job.run() == 0, job.said()
     finally:
         cluster.shutdown()
-    assert drivers == 3, told
-    assert {name: job.contents()[name] for name in finished} == finished, told
+    assert drivers == 3, chaos
+    assert {name: job.contents()[name] for name in finished} == finished, chaos
     table = job.table()
     assert Counter(table["sample_id"].to_pylist()) == Counter(
         {f"s{n:02d}-{r}": 1 for n in range(SHARDS) for r in range(ROWS)}
     )
-    assert table.equals(expected), told
-    assert job.staged() == [], told
+    assert table.equals(expected), chaos
+    assert job.staged() == [], chaos

@@ -86,7 +86,7 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(job: Job, number: 
     # A terminal and a batch system signal the whole group, Ray's processes included.
     os.killpg(process.pid, number)
     assert job.finish(process) == code, job.said()
-    # What was published a moment before the signal may not have been told to the driver.
+    # What was published a moment before the signal may not have reached the driver.
     done = "|".join(str(count) for count in range(1, len(job.done()) + 1))
     message = (
         rf"cal-precompute: {re.escape(words)}; ({done}) of {SHARDS} shards were done; run the same command to resume"
@@ -178,10 +178,10 @@ def test_a_driver_that_finds_shards_of_another_split_beside_its_own_ends_with_2(
     ],
 )
 def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm: Job, title: str, words: str) -> None:
-    # How long Ray's processes look for a lost GCS: 60 s unless told.
+    # How long Ray's processes look for a lost GCS: 60 s by default.
     process = replace(job, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}).start()
     with frozen(process, job, done=1):
-        (victim,) = [child for child, found in descendants(process.pid) if title in found]
+        (victim,) = [child for child, command in descendants(process.pid) if title in command]
         before = job.contents()
         os.kill(victim, signal.SIGKILL)
     code = process.wait(timeout=PATIENCE_S)

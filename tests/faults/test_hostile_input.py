@@ -43,20 +43,20 @@ model, encoder = load_reference(Path(sys.argv[1]), dtype="float32"), Encoder(loa
 store = LocalStore(output_dir=Path(sys.argv[2]))
 store.prepare()
 options = AnnotateOptions(schema=annotated_schema(carry="paths"), carry="paths", tokens_per_batch=512)
-found = {}
+rows = {}
 def measure(data, images):
     for shard in plan_shards([data], [images]):
         annotate_shard(shard, encoder=encoder, model=model, spec=measurement_spec(), store=store, options=options)
         for row in pq.read_table(store.path(shard.name)).to_pylist():
-            found[row["sample_id"]] = (row["status"], row["error"] or "")
+            rows[row["sample_id"]] = (row["status"], row["error"] or "")
 measure(sys.argv[5], sys.argv[4])  # Harmless rows: what this loads belongs to the baseline.
-found.clear()
+rows.clear()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sys.addaudithook(watch)
 for data in sys.argv[6:]:
     measure(data, sys.argv[4])
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-Path(sys.argv[2], "found.json").write_text(json.dumps([found, grown, opened]))
+Path(sys.argv[2], "rows.json").write_text(json.dumps([rows, grown, opened]))
 """
 
 
@@ -79,28 +79,28 @@ def visits() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def measure(found: Family, folder: Path, images: Path, *data: Path) -> tuple[dict[str, list[str]], float, list[str]]:
+def measure(family: Family, folder: Path, images: Path, *data: Path) -> tuple[dict[str, list[str]], float, list[str]]:
     """Annotates the files in a process of its own: id -> status and error, MiB the process grew by, what it opened."""
     (folder / "harmless.jsonl").write_text(
         json.dumps({"id": 0, "image": "good.png", "conversations": [
             {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}) + "\n"
     )  # fmt: skip
-    arguments = [found.directory, folder / "out", folder / "outside", images, folder / "harmless.jsonl", *data]
+    arguments = [family.directory, folder / "out", folder / "outside", images, folder / "harmless.jsonl", *data]
     path = [str(Path(__file__).parents[1]), *sys.path]
     code = f"import sys; sys.path[:0] = {path!r}\n{_MEASURE}"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    values: Any = json.loads((folder / "out" / "found.json").read_text())
+    values: Any = json.loads((folder / "out" / "rows.json").read_text())
     return values[0], values[1], values[2]
 
 
-def check(found: dict[str, list[str]], expected: dict[str, tuple[str, str]]) -> None:
-    assert list(found) == list(expected)
+def check(rows: dict[str, list[str]], expected: dict[str, tuple[str, str]]) -> None:
+    assert list(rows) == list(expected)
     for name, (status, reason) in expected.items():
-        assert found[name][0] == status, (name, found[name])
-        assert reason in found[name][1], (name, found[name])
+        assert rows[name][0] == status, (name, rows[name])
+        assert reason in rows[name][1], (name, rows[name])
 
 
 def test_hostile_rows_are_refused_with_their_reason_in_bounded_memory_and_nothing_else_is_opened(
@@ -108,8 +108,8 @@ def test_hostile_rows_are_refused_with_their_reason_in_bounded_memory_and_nothin
 ) -> None:
     url, asked = visits
     data, images, expected = write_hostile_rows(tmp_path, url)
-    found, grown, opened = measure(llava, tmp_path, images, data)
-    check(found, expected)
+    rows, grown, opened = measure(llava, tmp_path, images, data)
+    check(rows, expected)
     assert grown < 500, f"{grown} MiB"
     assert opened == []
     assert asked == []
@@ -122,8 +122,8 @@ def test_hostile_members_of_an_archive_are_refused_with_their_reason_and_nothing
     _, images, _ = write_hostile_rows(tmp_path, visits[0])
     archive = write_hostile_tar(tmp_path / "a.tar", tmp_path / "outside" / "secret.png")
     before = sorted(path for path in tmp_path.rglob("*") if "out" not in path.parts)
-    found, grown, opened = measure(llava, tmp_path, images, archive)
-    check(found, TAR_ROWS)
+    rows, grown, opened = measure(llava, tmp_path, images, archive)
+    check(rows, TAR_ROWS)
     assert grown < 500, f"{grown} MiB"
     assert opened == []
     after = {path for path in tmp_path.rglob("*") if "out" not in path.relative_to(tmp_path).parts}
@@ -138,12 +138,12 @@ def test_decompression_bombs_of_gigabytes_cost_megabytes(
     lines, members = write_line_bomb(tmp_path / "b.jsonl.zst", 1), write_member_bomb(tmp_path / "c.tar.gz", 1)
     assert lines.stat().st_size < 2**20
     assert members.stat().st_size < 2**22
-    found, grown, _ = measure(llava, tmp_path, images, lines, members)
-    (bomb,) = (value for name, value in found.items() if name.startswith("b-r"))
+    rows, grown, _ = measure(llava, tmp_path, images, lines, members)
+    (bomb,) = (value for name, value in rows.items() if name.startswith("b-r"))
     assert bomb == ["encode_error", f"a line of {2**30 + 1} bytes; at most {64 * 2**20} are read"]
-    assert found["bomb"][0] == "encode_error"
-    assert "member 'bomb.jpg' of 1073741824 bytes is too large" in found["bomb"][1]
-    assert found["good"][0] == "ok"
+    assert rows["bomb"][0] == "encode_error"
+    assert "member 'bomb.jpg' of 1073741824 bytes is too large" in rows["bomb"][1]
+    assert rows["good"][0] == "ok"
     assert grown < 700, f"{grown} MiB"
 
 

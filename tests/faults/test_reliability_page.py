@@ -13,12 +13,12 @@ def test_every_test_that_the_page_names_exists_and_every_fault_test_is_named() -
     here = set()
     everywhere = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
-        found = re.findall(r"^def test_(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        everywhere.update(found)
+        tests = re.findall(r"^def test_(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        everywhere.update(tests)
         if path.parent == Path(__file__).parent and path != Path(__file__):
-            here.update(found)
+            here.update(tests)
     flags = {name for name in named if f"--{name}" in page}
     missing = {name for name in named - flags if not any(test.startswith(name) for test in everywhere)}
     assert not missing
-    untold = {test for test in here if not any(test.startswith(name) for name in named)}
-    assert not untold
+    unnamed = {test for test in here if not any(test.startswith(name) for name in named)}
+    assert not unnamed

@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 def report(job: Job) -> dict[str, object]:
     (path,) = (job.output / ".cal" / "reports").glob("*.json")
-    found: dict[str, object] = json.loads(path.read_text())
-    return found
+    report: dict[str, object] = json.loads(path.read_text())
+    return report
 
 
 def test_a_worker_killed_in_mid_shard_is_replaced_and_the_shard_done_once(

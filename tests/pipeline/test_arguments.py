@@ -197,7 +197,7 @@ def precompute(**changed: Any) -> PrecomputeConfig:
         ({"sample": 0.0}, "--sample is a fraction above 0 and up to 1, got 0.0"),
         ({"sample": 1.5}, "--sample is a fraction above 0 and up to 1, got 1.5"),
         ({"sample": float("nan")}, "--sample is a fraction above 0 and up to 1, got nan"),
-        ({"limit": 5, "sample": 0.5}, "--limit and --sample are two ways to run a pilot: give one"),
+        ({"limit": 5, "sample": 0.5}, "--limit and --sample are two ways to take a subset: give one"),
         ({"seed": -1}, "--seed must not be negative, got -1"),
         ({"gpus_per_worker": -1.0}, "--gpus_per_worker is a fraction of one GPU or a whole number of them, got -1.0"),
         ({"gpus_per_worker": 1.5}, "--gpus_per_worker is a fraction .* got 1.5"),
@@ -270,7 +270,7 @@ def test_redo_statuses_are_separated_by_commas(given_text: str | None, statuses:
         ("none", 0, "none", "--carry none"),
     ],
 )
-def test_carry_auto_copies_embedded_pictures_up_to_10_gb_and_says_so(
+def test_carry_auto_copies_embedded_images_up_to_10_gb_and_says_so(
     carry: str, embedded: int, resolved: str, why: str
 ) -> None:
     assert precompute(carry=carry).resolved_carry(embedded) == (resolved, why)
@@ -282,7 +282,7 @@ def test_a_list_flag_given_twice_is_refused_because_argparse_would_drop_the_firs
 
 
 @pytest.mark.parametrize(
-    ("argv", "yaml", "found"),
+    ("argv", "yaml", "flags"),
     [
         (["--verify"], None, {"verify"}),
         (["--verify=true", "--clean", "yes"], None, {"verify", "clean"}),
@@ -294,12 +294,12 @@ def test_a_list_flag_given_twice_is_refused_because_argparse_would_drop_the_firs
     ],
 )
 def test_a_flag_that_asks_for_something_else_is_found_however_it_is_spelled(
-    tmp_path: Path, argv: list[str], yaml: str | None, found: set[str]
+    tmp_path: Path, argv: list[str], yaml: str | None, flags: set[str]
 ) -> None:
     if yaml is not None:
         (tmp_path / "c.yaml").write_text(yaml)
         argv = ["--config", str(tmp_path / "c.yaml"), *argv]
-    assert chosen(PrecomputeConfig, ("verify", "clean"), argv) == found
+    assert chosen(PrecomputeConfig, ("verify", "clean"), argv) == flags
 
 
 def test_a_value_that_is_neither_true_nor_false_is_refused_where_the_flag_is_looked_for() -> None:

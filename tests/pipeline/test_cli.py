@@ -1,4 +1,4 @@
-"""`cal-precompute` as a user runs it: real processes, real Ray, real files, a real SIGKILL."""
+"""Runs `cal-precompute` as a user does: real processes, real Ray, real files, a real SIGKILL."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ ROWS, ROWS_PER_SHARD = 60, 10
 pytestmark = pytest.mark.slow
 
 
-def command(found: Family, *flags: str, output: str) -> list[str]:
+def command(family: Family, *flags: str, output: str) -> list[str]:
     """The command line with its defaults, apart from the flags that are given."""
     defaults = {
-        "--model_name_or_path": str(found.directory), "--dtype": "float32", "--data_path": "data.json",
+        "--model_name_or_path": str(family.directory), "--dtype": "float32", "--data_path": "data.json",
         "--image_folder": "images", "--output_dir": output, "--rows_per_shard": str(ROWS_PER_SHARD),
         "--max_image_pixels": str(MAX_IMAGE_PIXELS), "--tokens_per_batch": "512", "--gpus_per_worker": "0",
         "--trust_remote_code": "true",
@@ -46,11 +46,11 @@ def command(found: Family, *flags: str, output: str) -> list[str]:
 
 
 def precompute(
-    found: Family, folder: Path, output: str, *flags: str, settings: dict[str, str] | None = None
+    family: Family, folder: Path, output: str, *flags: str, settings: dict[str, str] | None = None
 ) -> tuple[int, str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
-        command(found, *flags, output=output), cwd=folder, text=True, capture_output=True, timeout=PATIENCE_S,
+        command(family, *flags, output=output), cwd=folder, text=True, capture_output=True, timeout=PATIENCE_S,
         env={**environment, "HF_MODULES_CACHE": str(folder / "modules"), **(settings or {})}, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
@@ -205,12 +205,12 @@ def test_a_corrupt_shard_is_listed_after_three_tries_and_the_rest_is_done(tmp_pa
     assert err.count("shard b, try") == 2
 
 
-def test_pilot_prints_the_projection_for_the_whole(folder: Path, llava: Family) -> None:
-    code, out, err = precompute(llava, folder, "pilot", "--sample", "0.3", "--seed", "1")
+def test_a_subset_prints_the_projection_for_the_whole(folder: Path, llava: Family) -> None:
+    code, out, err = precompute(llava, folder, "subset", "--sample", "0.3", "--seed", "1")
     assert code == 0, err
-    drawn = len(table(folder / "pilot"))
+    drawn = len(table(folder / "subset"))
     assert 8 <= drawn <= 30
-    assert f"pilot: {drawn} of {ROWS} rows; the whole would take about" in out
+    assert f"subset: {drawn} of {ROWS} rows; the whole would take about" in out
 
 
 def test_redo_status_measures_repaired_rows_again(tmp_path: Path, llava: Family) -> None:
@@ -227,15 +227,15 @@ def test_redo_status_measures_repaired_rows_again(tmp_path: Path, llava: Family)
     pd.testing.assert_frame_equal(before.loc[kept], after.loc[kept])
 
 
-def test_a_perturbed_measurement_leaves_pictures_for_a_look(tmp_path: Path, llava: Family) -> None:
+def test_a_perturbed_measurement_leaves_images_to_look_at(tmp_path: Path, llava: Family) -> None:
     write_llava_json(tmp_path, 20)
     flags = ("--contrast", "gaussian_blur", "--blur_sigma", "10", "--save_contrast_images", "3")
     code, _, err = precompute(llava, tmp_path, "out", *flags, "--rows_per_shard", "20")
     assert code == 0, err
     assert open_annotated(tmp_path / "out").spec.contrast == ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)
-    pictures = sorted(path.name for path in (tmp_path / "out" / ".cal" / "contrast_images").iterdir())
-    assert len(pictures) == 6
-    assert sum(name.endswith("-gaussian_blur-10.png") for name in pictures) == 3
+    images = sorted(path.name for path in (tmp_path / "out" / ".cal" / "contrast_images").iterdir())
+    assert len(images) == 6
+    assert sum(name.endswith("-gaussian_blur-10.png") for name in images) == 3
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".cal"] == [
         "data-r000000000-000000020.parquet"
     ]

@@ -27,7 +27,7 @@ def _help(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """A bound that is known once the deltas are."""
+    """Is a bound that is known once the deltas are."""
 
     share: float
 
@@ -36,15 +36,15 @@ class Quantile:
 
 
 def parse_bound(flag: str, text: object) -> float | Quantile:
-    """A number, `inf`, or `q` and a share: `q0.9` is what nine tenths of the deltas do not exceed; else ConfigError."""
-    found = _QUANTILE.fullmatch(str(text).strip())
+    """Reads a number, `inf`, or `q` and a share (`q0.9`: nine tenths of the deltas do not exceed it); else ConfigError."""
+    quantile = _QUANTILE.fullmatch(str(text).strip())
     try:
-        value = float(found[1] if found else str(text))
+        value = float(quantile[1] if quantile else str(text))
     except ValueError as error:
         raise ConfigError(
             f"--{flag} {text}: expected a number, inf, or a quantile of the deltas such as q0.5"
         ) from error
-    if not found:
+    if not quantile:
         return value
     if not 0.0 < value < 1.0:
         raise ConfigError(f"--{flag} {text}: a quantile's share is above 0 and below 1")

@@ -1,4 +1,4 @@
-"""What a run asks of Ray and what comes back, in types that need no Ray."""
+"""Holds what a run asks of Ray and what comes back, in types that need no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONNECT_S = 20.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """What to ask of Ray."""
+    """Says what to ask of Ray."""
 
     num_workers: int
     gpus_per_worker: float
@@ -30,7 +30,7 @@ class Cluster:
 
 
 def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
-    """ConfigError when nothing listens at a `host:port`: Ray itself would try for a quarter of an hour.
+    """Raises ConfigError when nothing listens at a `host:port`: Ray itself would try for a quarter of an hour.
 
     Other forms (`auto`, `ray://...`) are left to Ray, which refuses them quickly.
     """
@@ -47,15 +47,15 @@ class Listener(Protocol):
     """Hears of the run's progress; called from the driver's loop, at least every half second."""
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Hears that time has passed."""
 
     def finished(self, report: ShardReport) -> None:
-        """A shard is done."""
+        """Hears that a shard is done."""
 
 
 @dataclass(kw_only=True, slots=True)
 class RunOutcome:
-    """How the run ended, shard by shard."""
+    """Collects how the run ended, shard by shard."""
 
     reports: list[ShardReport] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)

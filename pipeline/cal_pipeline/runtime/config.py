@@ -27,7 +27,9 @@ _POSITIVE = (
     "start_timeout_s",
     "idle_timeout_s",
     "cpus_per_worker",
+    "limit",
 )
+_NOT_NEGATIVE = ("seed", "save_contrast_images")
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
@@ -90,8 +92,8 @@ class PrecomputeConfig(ContrastFlags):
     rows_per_shard: int = field(
         default=4096, metadata=_help("a JSON or JSONL file or an archive is split into shards of so many rows")
     )
-    limit: int | None = field(default=None, metadata=_help("pilot: only the first so many rows"))
-    sample: float | None = field(default=None, metadata=_help("pilot: a random fraction of the rows"))
+    limit: int | None = field(default=None, metadata=_help("subset: only the first so many rows"))
+    sample: float | None = field(default=None, metadata=_help("subset: a random fraction of the rows"))
     seed: int = field(default=0, metadata=_help("of --sample"))
 
     template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
@@ -159,8 +161,11 @@ class PrecomputeConfig(ContrastFlags):
         for name in _POSITIVE:
             value = getattr(self, name)
             # NaN is not positive either; only a time limit may be infinite.
-            if not value > 0 or (value == math.inf and not name.endswith("_timeout_s")):
+            if value is not None and (not value > 0 or (value == math.inf and not name.endswith("_timeout_s"))):
                 raise ConfigError(f"--{name} must be positive, got {value}")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} must not be negative, got {getattr(self, name)}")
         for flag, paths in (
             ("output_dir", [self.output_dir]), ("data_path", self.data_path), ("image_folder", self.image_folder),
         ):  # fmt: skip
@@ -174,11 +179,7 @@ class PrecomputeConfig(ContrastFlags):
                 except ConfigError as error:
                     raise ConfigError(f"--{flag} {error}") from error
         if self.limit is not None and self.sample is not None:
-            raise ConfigError("--limit and --sample are two ways to run a pilot: give one")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit must be positive, got {self.limit}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+            raise ConfigError("--limit and --sample are two ways to take a subset: give one")
         if self.max_image_pixels > PILLOW_MAX_PIXELS:
             raise ConfigError(
                 f"--max_image_pixels {self.max_image_pixels}: pillow opens no image over {PILLOW_MAX_PIXELS} pixels"
@@ -192,8 +193,6 @@ class PrecomputeConfig(ContrastFlags):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
         self.extra()
         contrast = self.contrast_spec()
-        if self.save_contrast_images < 0:
-            raise ConfigError(f"--save_contrast_images must not be negative, got {self.save_contrast_images}")
         if self.save_contrast_images and not contrast.perturbs:
             raise ConfigError(
                 f"--save_contrast_images writes perturbed images, and --contrast {contrast.condition} makes none: use "

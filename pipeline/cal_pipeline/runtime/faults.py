@@ -23,7 +23,7 @@ class RunAbortedError(CalError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One line of the table."""
+    """Is one line of the table."""
 
     kind: type[BaseException] | str
     """The exception's class, or its dotted name where importing it would load torch or Ray."""

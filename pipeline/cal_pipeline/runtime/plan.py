@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 import uuid
 from collections import Counter
@@ -13,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.encoding.encoder import Encoder
@@ -32,11 +29,12 @@ from cal_pipeline.models.loading import (
     load_processor,
     weights_digest,
 )
-from cal_pipeline.models.quantization import check_quantization, resolve_quantization
+from cal_pipeline.models.quantization import resolve_quantization
 from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.devices import gpus_per_worker, validate_device
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
 from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
@@ -65,7 +63,7 @@ class Plan:
     """Shards whose source planning could not read: they have failed, the others go on."""
     gpus_per_worker: float
     rows_of_all: int
-    """Rows of the whole input, of which a pilot takes a part."""
+    """Rows of the whole input, of which a subset is a part."""
 
     def statuses_before(self) -> Counter[str]:
         """Counts rows of finished shards that this run leaves as they are, by status."""
@@ -80,7 +78,7 @@ def make_plan(config: PrecomputeConfig) -> Plan:
     """
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = open_store(config.output_dir, run_id)
-    gpus = _gpus_per_worker(config)
+    gpus = gpus_per_worker(config)
     validate_device(config, gpus)
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
@@ -193,41 +191,6 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
         max_image_pixels=config.max_image_pixels,
         library_versions=library_versions(),
     )
-
-
-def validate_device(config: PrecomputeConfig, gpus: float) -> None:
-    """Raises ConfigError for what a worker cannot do, which each would find out only as it starts."""
-    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    # A slash names a kernel of the hub.
-    if config.attn_implementation not in known and "/" not in config.attn_implementation:
-        raise ConfigError(
-            f"--attn_implementation {config.attn_implementation}: expected one of {', '.join(sorted(known))}"
-        )
-    if not gpus and config.attn_implementation.startswith("flash_attention"):
-        raise ConfigError(
-            f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
-            "(--gpus_per_worker 0): use sdpa or eager"
-        )
-    if not _on_cluster(config):  # Its nodes have packages of their own.
-        check_quantization(config.quantization, "cuda" if gpus else "cpu")
-
-
-def _gpus_per_worker(config: PrecomputeConfig) -> float:
-    wanted = config.gpus_per_worker
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted is None:
-        wanted = float(min(1, there))
-        _log.info("--gpus_per_worker %g, because this machine has %s GPU", wanted, "a" if wanted else "no")
-    elif wanted > there and not _on_cluster(config):
-        raise ConfigError(
-            f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the CPU), "
-            "or name a cluster with --ray_address"
-        )
-    return wanted
-
-
-def _on_cluster(config: PrecomputeConfig) -> bool:
-    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
 def print_plan(plan: Plan) -> int:

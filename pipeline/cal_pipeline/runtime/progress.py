@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, a log line every 30 s elsewhere."""
+"""Shows how a run goes on: a bar on a terminal, a log line every 30 s elsewhere."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ProgressListener:
             self._bar.stop()
 
     def finished(self, report: ShardReport) -> None:
-        """A shard is done."""
+        """Counts a shard that is done."""
         self._shards += 1
         self._rows += report.rows
         self._tokens += report.tokens
@@ -68,7 +68,7 @@ class ProgressListener:
             self._bar.update(self._task, completed=self._shards, description=self._describe())
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Shows the state from time to time, and checks whether the run is to end."""
         self._check()
         now = time.monotonic()
         if now - self._beaten > 10:
@@ -86,7 +86,7 @@ class ProgressListener:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves at least one of it."""
+    """Formats seconds in the largest unit that leaves at least one of it."""
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

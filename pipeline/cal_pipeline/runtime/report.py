@@ -1,4 +1,4 @@
-"""The end of a run: a table for people, a JSON file for programs, warnings that say what to do."""
+"""Reports the end of a run: a table for people, a JSON file for programs, warnings that say what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cal_pipeline.runtime.progress import duration
 from cal_schemas.errors import STATUS_OK, STATUSES
 from cal_schemas.storage.locations import Location
 
-_MOSTLY_FLOOR = 0.95
+_MOSTLY_AT_MOST_ALPHA = 0.95
 _RARELY_BELOW_BETA = 0.80
 _SHOWN_ERRORS = 10
 _SHOWN_KEYS = 30
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
-    """Everything said about one run of `cal-precompute`."""
+    """Holds everything said about one run of `cal-precompute`."""
 
     run_id: str
     config: dict[str, Any]
@@ -51,20 +51,20 @@ class RunReport:
     retries: int
 
     def statuses(self) -> Counter[str]:
-        """Rows of this run by status."""
+        """Counts the rows of this run by status."""
         return sum((Counter(report.statuses) for report in self.shards), Counter[str]())
 
     def none_is_ok(self) -> bool:
-        """Whether there are rows, of this run or else of those before it, and not one of them is ok."""
+        """Tells whether there are rows, of this run or else of those before it, and not one of them is ok."""
         statuses = self.statuses() or Counter(self.statuses_before)
         return statuses.total() > 0 and not statuses[STATUS_OK]
 
     def total(self, name: str) -> int:
-        """Sum of one count over the shards."""
+        """Sums one count over the shards."""
         return sum(getattr(report, name) for report in self.shards)
 
     def unread(self) -> list[str]:
-        """Keys of the rows that nothing was made of, by name."""
+        """Lists keys of the rows that nothing was made of, by name."""
         return sorted({key for shard in self.shards for key in shard.unread})
 
     def write(self, folder: Location) -> Location | None:
@@ -80,48 +80,48 @@ class RunReport:
         return path
 
     def warnings(self) -> list[str]:
-        """What the deltas' distribution and the row counts ask the user to look at."""
-        found = []
+        """Lists what the deltas' distribution and the row counts ask the user to look at."""
+        notices = []
         rows, lost = self.total("rows"), self.total("rows") - self.statuses()[STATUS_OK]
         if rows and lost / rows > _MANY_LOST:
             status, count = max(
                 ((s, c) for s, c in self.statuses().items() if s != STATUS_OK), key=lambda pair: pair[1]
             )
-            found.append(f"{lost / rows:.0%} of the rows are not ok, {count} of them {status}: see the column error")
+            notices.append(f"{lost / rows:.0%} of the rows are not ok, {count} of them {status}: see the column error")
         if len(self.devices) > 1 and self.config.get("dtype") != "float32":
-            found.append(
+            notices.append(
                 f"{len(self.devices)} kinds of device measured ({', '.join(self.devices)}): in {self.config['dtype']} "
                 "their deltas differ a little; the run report says which shard is whose"
             )
         tokens = self.total("image_label_tokens")
         if tokens:
-            floor, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens
-            if floor > _MOSTLY_FLOOR:
-                found.append(
-                    f"{floor:.1%} of deltas are at or under alpha = 1: the weights will be almost uniform. Is the "
-                    "reference fit for these images, and --template and --image_aspect_ratio those it was trained with?"
+            at_most_alpha, below = self.total("at_most_alpha") / tokens, self.total("below_beta") / tokens
+            if at_most_alpha > _MOSTLY_AT_MOST_ALPHA:
+                notices.append(
+                    f"{at_most_alpha:.1%} of deltas are at or under alpha = 1: the weights will be almost uniform. Is "
+                    "the reference fit for these images, and --template and --image_aspect_ratio those it was trained with?"
                 )
             if below < _RARELY_BELOW_BETA:
-                found.append(
+                notices.append(
                     f"only {below:.1%} of deltas are below beta = 5 (the paper finds about 90 %): alpha and beta were "
                     "chosen on LLaVA's logit scale; choose others for training from this model's quantiles"
                 )
         if reason := next((shard.one_by_one for shard in self.shards if shard.one_by_one), None):
-            found.append(f"rows were measured one at a time, which takes longer: {reason}")
+            notices.append(f"rows were measured one at a time, which takes longer: {reason}")
         if before := not_ok(self.statuses_before):
-            found.append(f"of the rows in shards that were done before {before}")
+            notices.append(f"of the rows in shards that were done before {before}")
         if cut := self.total("truncated"):
-            found.append(f"{cut} rows were cut at --max_length (--truncation tail)")
+            notices.append(f"{cut} rows were cut at --max_length (--truncation tail)")
         if long := self.statuses()["too_long"]:
-            found.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
+            notices.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
         if noted := self.total("noted"):
             first = next(note for shard in self.shards for note in shard.notes)
-            found.append(f"{noted} rows have a note in the column error; the first: {first}")
-        return found
+            notices.append(f"{noted} rows have a note in the column error; the first: {first}")
+        return notices
 
 
 def not_ok(statuses: Mapping[str, int]) -> str:
-    """How many rows are not ok, by status, and what measures them again; empty where all are."""
+    """Says how many rows are not ok, by status, and what measures them again; empty where all are."""
     lost = {status: count for status, count in statuses.items() if status != STATUS_OK and count}
     if not lost:
         return ""
@@ -134,7 +134,7 @@ def not_ok(statuses: Mapping[str, int]) -> str:
 
 
 def print_report(report: RunReport, output_dir: object, path: object) -> None:
-    """The final table, on standard output."""
+    """Prints the final table, on standard output."""
     console = Console(soft_wrap=True, highlight=False)
     statuses, rows = report.statuses(), report.total("rows")
     if not report.shards and not report.failed and not report.aborted:
@@ -177,12 +177,12 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
 
 
 def projection(report: RunReport, rows_of_all: int) -> str:
-    """Time and bytes that the whole input would take, judged by this pilot; workers' start counted once."""
+    """Projects from a subset the time and bytes of the whole input; workers' start counts once."""
     rows = report.total("rows")
     start = report.seconds_to_first_worker
     steady = max(report.seconds - start, 1e-9)
     return (
-        f"pilot: {rows} of {rows_of_all} rows; the whole would take about "
+        f"subset: {rows} of {rows_of_all} rows; the whole would take about "
         f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
         f"{report.total('bytes') * rows_of_all / rows / 1e9:.3g} GB"
     )

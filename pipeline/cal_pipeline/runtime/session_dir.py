@@ -1,4 +1,4 @@
-"""The directory of a Ray that this program starts; what a killed driver left behind is removed by the next run."""
+"""Makes the directory of a Ray that this program starts, and removes what killed drivers left behind."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _END_S = 3.0
 
 @contextmanager
 def session_dir(parent: Path = _SHORT) -> Iterator[str]:
-    """A new directory right below `parent` (Ray's sockets live in it, and socket paths are short); removed at the end.
+    """Makes a new directory right below `parent`, and removes it at the end.
 
-    Where `parent` cannot be written to it lies below TMPDIR; ConfigError where that cannot be, or is too long.
+    Ray's sockets live in it, and socket paths are short. Where `parent` cannot be written to it lies below TMPDIR; ConfigError where that cannot be, or is too long.
 
     Directories of drivers that were killed are removed first. A driver holds a lock on a file in its own for as long
     as it lives, and the kernel drops the lock with the process: no process id that could have been used again.
@@ -80,13 +80,13 @@ def _end_children(folder: Path) -> None:
 
 
 def _children(folder: Path) -> set[int]:
-    found = set()
+    children = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() and os.fsencode(f"{folder}/") in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-    return found
+                children.add(int(entry.name))
+    return children
 
 
 def remove_abandoned(parent: Path) -> None:
@@ -96,11 +96,11 @@ def remove_abandoned(parent: Path) -> None:
     """
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue
             if not (folder / _LOCK).exists():
-                if time.time() - found.st_mtime > _FORGOTTEN_S:
+                if time.time() - status.st_mtime > _FORGOTTEN_S:
                     _remove(folder)
                 continue
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
@@ -117,7 +117,7 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Ray's processes may still be writing as they end, so that an emptied directory fills again: some patience."""
+    """Removes a directory with patience: Ray's processes may still be writing in it as they end."""
     for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)

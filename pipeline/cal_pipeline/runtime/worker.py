@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """Everything a worker needs to start, on whatever node."""
+    """Holds everything a worker needs to start, on whatever node."""
 
     model_name_or_path: str
     dtype: Dtype
@@ -63,7 +63,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How an attempt at a shard ended: data, not an exception, so that the driver decides."""
+    """Says how an attempt ended: data, not an exception, so that the driver decides."""
 
     kind: Literal["done", "retry", "stop", "refuse"]
     """The last two, as the one before, are words of the table of faults."""
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Worker:
-    """A loaded reference that annotates shards, one at a time."""
+    """Holds a loaded reference, and annotates shards with it, one at a time."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings

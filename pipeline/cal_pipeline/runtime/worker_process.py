@@ -34,7 +34,7 @@ def device_name(on_gpu: bool) -> str:
 
 
 class WorkerProcess:
-    """A Worker in a process of its own. The constructor does little, so that a failing start can be told as data."""
+    """Runs a Worker in a process of its own. The constructor does little: a failing start is an answer, not a crash."""
 
     def __init__(self, log_path: str) -> None:
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)

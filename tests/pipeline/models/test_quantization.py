@@ -23,6 +23,7 @@ from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import check_quantization, flag_of, quantization_config, resolve_quantization
 from cal_pipeline.runtime import plan
 from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.devices import validate_device
 from cal_pipeline.runtime.worker import self_check
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
@@ -229,14 +230,14 @@ def config(**changed: Any) -> PrecomputeConfig:
 def test_what_needs_a_gpu_is_refused_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="flash_attention_2 needs a GPU, and workers have none"):
-        plan.validate_device(config(attn_implementation="flash_attention_2"), 0.0)
-    plan.validate_device(config(attn_implementation="flash_attention_2"), 1.0)
+        validate_device(config(attn_implementation="flash_attention_2"), 0.0)
+    validate_device(config(attn_implementation="flash_attention_2"), 1.0)
     with pytest.raises(ConfigError, match="--attn_implementation flash: expected one of"):
-        plan.validate_device(config(attn_implementation="flash"), 1.0)
+        validate_device(config(attn_implementation="flash"), 1.0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        plan.validate_device(config(quantization="4bit"), 1.0)
-    plan.validate_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
+        validate_device(config(quantization="4bit"), 1.0)
+    validate_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

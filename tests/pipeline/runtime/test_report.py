@@ -1,4 +1,4 @@
-"""What the end of a run says of rows that are not ok, and when there is none that is."""
+"""Reads what the end of a run says of rows that are not ok, and when there is none that is."""
 
 import json
 from pathlib import Path

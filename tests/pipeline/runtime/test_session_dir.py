@@ -1,4 +1,4 @@
-"""Where a Ray that this program starts may lie, and what its workers import."""
+"""Tries where a Ray that this program starts may lie, and what its workers import."""
 
 from __future__ import annotations
 

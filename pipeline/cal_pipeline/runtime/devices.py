@@ -1,0 +1,51 @@
+"""Decides what workers compute on, and validates what is asked of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cal_pipeline.models.quantization import check_quantization
+from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_schemas.errors import ConfigError
+
+_log = logging.getLogger("cal-precompute")
+
+
+def validate_device(config: PrecomputeConfig, gpus: float) -> None:
+    """Raises ConfigError for what a worker cannot do, which each would find out only as it starts."""
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    # A slash names a kernel of the hub.
+    if config.attn_implementation not in known and "/" not in config.attn_implementation:
+        raise ConfigError(
+            f"--attn_implementation {config.attn_implementation}: expected one of {', '.join(sorted(known))}"
+        )
+    if not gpus and config.attn_implementation.startswith("flash_attention"):
+        raise ConfigError(
+            f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
+            "(--gpus_per_worker 0): use sdpa or eager"
+        )
+    if not _on_cluster(config):  # Its nodes have packages of their own.
+        check_quantization(config.quantization, "cuda" if gpus else "cpu")
+
+
+def gpus_per_worker(config: PrecomputeConfig) -> float:
+    """Returns --gpus_per_worker or what this machine suggests; ConfigError for more than there are."""
+    wanted = config.gpus_per_worker
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is None:
+        wanted = float(min(1, there))
+        _log.info("--gpus_per_worker %g, because this machine has %s GPU", wanted, "a" if wanted else "no")
+    elif wanted > there and not _on_cluster(config):
+        raise ConfigError(
+            f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the CPU), "
+            "or name a cluster with --ray_address"
+        )
+    return wanted
+
+
+def _on_cluster(config: PrecomputeConfig) -> bool:
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))

@@ -36,7 +36,7 @@ class Quantile:
 
 
 def parse_bound(flag: str, text: object) -> float | Quantile:
-    """Reads a number, `inf`, or `q` and a share (`q0.9`: nine tenths of the deltas do not exceed it); else ConfigError."""
+    """Reads a number, `inf`, or `q` and a share: nine tenths of the deltas do not exceed `q0.9`; else ConfigError."""
     quantile = _QUANTILE.fullmatch(str(text).strip())
     try:
         value = float(quantile[1] if quantile else str(text))

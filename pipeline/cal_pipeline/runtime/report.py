@@ -99,7 +99,8 @@ class RunReport:
             if at_most_alpha > _MOSTLY_AT_MOST_ALPHA:
                 notices.append(
                     f"{at_most_alpha:.1%} of deltas are at or under alpha = 1: the weights will be almost uniform. Is "
-                    "the reference fit for these images, and --template and --image_aspect_ratio those it was trained with?"
+                    "the reference fit for these images, and --template and --image_aspect_ratio those it was trained "
+                    "with?"
                 )
             if below < _RARELY_BELOW_BETA:
                 notices.append(

@@ -28,7 +28,8 @@ _END_S = 3.0
 def session_dir(parent: Path = _SHORT) -> Iterator[str]:
     """Makes a new directory right below `parent`, and removes it at the end.
 
-    Ray's sockets live in it, and socket paths are short. Where `parent` cannot be written to it lies below TMPDIR; ConfigError where that cannot be, or is too long.
+    Ray's sockets live in it, and socket paths are short. Where `parent` cannot be written to it lies below TMPDIR;
+    ConfigError where that cannot be, or is too long.
 
     Directories of drivers that were killed are removed first. A driver holds a lock on a file in its own for as long
     as it lives, and the kernel drops the lock with the process: no process id that could have been used again.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cal_pipeline.measuring.conditions import FirstPass, check_contrast_inputs, defined_tokens, without_image
+from cal_pipeline.measuring.replaced_forward import replaced_forward
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
@@ -39,16 +40,8 @@ def label_only_head(model: Any, labels: Tensor) -> Iterator[None]:
         label_ids = targets[supervised].to(device)
         return label_products(head, rows, label_ids).view(1, -1, 1)
 
-    # On the instance: module hooks (FSDP's) still run, and a forward that accelerate put there comes back afterwards.
-    before = head.__dict__.get("forward")
-    head.forward = forward
-    try:
+    with replaced_forward(head, forward):
         yield
-    finally:
-        if before is None:
-            del head.forward
-        else:
-            head.forward = before
 
 
 def label_products(head: Any, rows: Tensor, label_ids: Tensor) -> Tensor:

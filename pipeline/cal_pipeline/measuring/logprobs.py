@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cal_pipeline.encoding.encoded import token_aligned
 from cal_pipeline.measuring.contrast import label_logits
+from cal_pipeline.measuring.replaced_forward import replaced_forward
 from cal_schemas.spec import IGNORE_INDEX
 
 CHUNK_BYTES = 64 * 2**20
@@ -89,16 +90,8 @@ def _finishing(model: Any, one_token: Mapping[str, Tensor]) -> Callable[[Tensor]
     """
 
     def finish(full: Tensor) -> Tensor:
-        head = model.get_output_embeddings()
-        before = head.__dict__.get("forward")
-        head.forward = lambda hidden: full[None]
-        try:
+        with replaced_forward(model.get_output_embeddings(), lambda hidden: full[None]):
             logits: Tensor = model(**one_token, use_cache=False).logits
-        finally:
-            if before is None:
-                del head.forward
-            else:
-                head.forward = before
         return logits[0].float()
 
     probe = torch.tensor([_PROBE], device=model.get_output_embeddings().weight.device)

@@ -123,15 +123,24 @@ def _measure_batch(
         if bool(broken.any()):
             yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
             continue
-        with_image, without = of_row.numpy()
-        yield MeasuredSample(
-            label_ids=sample.labels[positions].numpy().astype(np.int32),
-            label_positions=positions.numpy().astype(np.int32),
-            delta_logits=with_image[0] - without[0],
-            logits_with_image=with_image[0],
-            logits_without_image=without[0],
-            **({"logprobs_with_image": with_image[1], "logprobs_without_image": without[1]} if logprobs else {}),
-        )
+        yield _measured(sample, positions, *of_row.numpy())
+
+
+def _measured(
+    sample: EncodedSample, positions: torch.Tensor, with_image: np.ndarray, without: np.ndarray
+) -> MeasuredSample:
+    """One row of the passes' numbers, each [1 or 2, N]: logits, and log-probabilities where they were read."""
+    logprobs = {}
+    if len(with_image) > 1:
+        logprobs = {"logprobs_with_image": with_image[1], "logprobs_without_image": without[1]}
+    return MeasuredSample(
+        label_ids=sample.labels[positions].numpy().astype(np.int32),
+        label_positions=positions.numpy().astype(np.int32),
+        delta_logits=with_image[0] - without[0],
+        logits_with_image=with_image[0],
+        logits_without_image=without[0],
+        **logprobs,
+    )
 
 
 def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | None:
@@ -147,12 +156,6 @@ def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | N
 
 def _text_only(sample: EncodedSample) -> MeasuredSample:
     positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
-    zeros = np.zeros(len(positions), np.float32)
-    zeros[positions.numpy() == 0] = np.nan  # Nothing precedes the first token: undefined, as with an image.
-    return MeasuredSample(
-        label_ids=sample.labels[positions].numpy().astype(np.int32),
-        label_positions=positions.numpy().astype(np.int32),
-        delta_logits=zeros,
-        logits_with_image=zeros,
-        logits_without_image=zeros,
-    )
+    zeros = np.zeros((1, len(positions)), np.float32)
+    zeros[:, positions.numpy() == 0] = np.nan  # Nothing precedes the first token: undefined, as with an image.
+    return _measured(sample, positions, zeros, zeros)

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from cal_pipeline.measuring.replaced_forward import replaced_forward
+
 _FIXED: Final = {"default", "linear", "yarn", "llama3", "proportional"}
 """Rope types whose frequencies are the same for every length; whatever else there is may look at the positions."""
 
@@ -45,7 +47,6 @@ def _takes_positions(module: nn.Module) -> bool:
 
 @contextmanager
 def _row_by_row(module: Any, attention_mask: Any) -> Iterator[None]:
-    before = module.__dict__.get("forward")
     whole = module.forward
 
     def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -70,14 +71,8 @@ def _row_by_row(module: Any, attention_mask: Any) -> Iterator[None]:
         )
         return parts if len(parts) > 1 else parts[0]
 
-    module.forward = forward
-    try:
+    with replaced_forward(module, forward):
         yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 def _forget(module: Any) -> None:

@@ -22,7 +22,7 @@ from cal_pipeline.models.mini_gemini.parts import (
     parameter_shapes,
 )
 from cal_pipeline.models.mini_gemini.processor import MiniGeminiProcessor
-from cal_pipeline.models.tensor_files import Piece, load, read_json, tensors_of, write_checkpoint
+from cal_pipeline.models.mini_gemini.tensor_files import Piece, load, read_json, tensors_of, write_checkpoint
 from cal_schemas.errors import CalError, ConfigError
 
 _PUBLISHED: Final = {"mgm": "llama", "mgm_gemma": "gemma"}

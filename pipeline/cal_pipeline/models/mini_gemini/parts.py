@@ -13,8 +13,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from cal_pipeline.models.mini_gemini.configuration import MiniGeminiConfig
 from cal_pipeline.models.mini_gemini.modeling import MiniGeminiForConditionalGeneration, PatchInfoMining
 from cal_pipeline.models.mini_gemini.processor import MiniGeminiImageProcessor, MiniGeminiProcessor
+from cal_pipeline.models.mini_gemini.tensor_files import Piece, read_json
 from cal_pipeline.models.mini_gemini.text import chat_template, load_tokenizer
-from cal_pipeline.models.tensor_files import Piece, read_json
 from cal_schemas.errors import ConfigError
 
 _TEXT_CONFIGS: Final = {"llama": LlamaConfig, "gemma": GemmaConfig}

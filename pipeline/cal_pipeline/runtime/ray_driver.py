@@ -25,7 +25,7 @@ from ray.util.metrics import Counter
 
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome
-from cal_pipeline.runtime.faults import fault_of
+from cal_pipeline.runtime.faults import RunAbortedError, fault_of
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
@@ -37,10 +37,6 @@ _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
 _HOME_CHECK_S = 10.0
 _log = logging.getLogger(__name__)
-
-
-class _AbortError(Exception):
-    """The run cannot go on; ends the loop."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -107,7 +103,7 @@ def run_shards(
     run = _Run(shards, settings, cluster, log_dir, listener, outcome)
     try:
         run.loop()
-    except _AbortError as error:
+    except RunAbortedError as error:
         run.outcome.aborted = str(error)
         run.outcome.refused = run.refused
     finally:
@@ -233,7 +229,7 @@ class _Run:
         shard, slot.shard, slot.state, slot.ref = slot.shard, None, "idle", None
         assert shard is not None
         if outcome.kind == "stop":
-            raise _AbortError(outcome.message)
+            raise RunAbortedError(outcome.message)
         if outcome.report is None:
             self._retry(shard, outcome.message)
         else:
@@ -249,7 +245,7 @@ class _Run:
         self._rows_not_ok += report.rows - report.statuses.get(STATUS_OK, 0)
         if self._rows_not_ok > self._cluster.max_rows_not_ok:
             self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
-            raise _AbortError(self.outcome.too_many_not_ok)
+            raise RunAbortedError(self.outcome.too_many_not_ok)
 
     def _lose(self, slot: _Slot, reason: str, *, node_news_s: float = 0.0, refused: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
@@ -272,7 +268,7 @@ class _Run:
             # A process that died before its first line left no log; one on another node may have it there.
             there = self._broken and (slot.node or slot.log_path.exists())
             see = f"; see {slot.log_path}" if there else ""
-            raise _AbortError(f"{reason}. {self._start_failures} starts failed in a row{see}")
+            raise RunAbortedError(f"{reason}. {self._start_failures} starts failed in a row{see}")
 
     def _decide(self) -> None:
         """Decides whether a lost worker's node is lost too, or the shard is to blame."""
@@ -324,7 +320,7 @@ class _Run:
             return
         self._last_home_check = time.monotonic()
         if self._home in _lost_nodes():
-            raise _AbortError("the Ray node that this program is attached to has died")
+            raise RunAbortedError("the Ray node that this program is attached to has died")
 
     def _check_idle(self) -> None:
         if any(slot.state != "placing" for slot in self._slots):
@@ -334,7 +330,7 @@ class _Run:
         wanted = f"{self._cluster.gpus_per_worker:g} GPU and {self._cluster.cpus_per_worker:g} CPU"
         there = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise _AbortError(
+        raise RunAbortedError(
             f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
             f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
         )

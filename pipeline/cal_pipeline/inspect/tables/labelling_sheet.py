@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,9 +16,10 @@ import pyarrow.compute as pc
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
 from cal_pipeline.inspect.tables.statistics import computed_columns
+from cal_schemas.annotated import rows_from_batch
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.sample import ImageRef
+from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.storage.locations import Location
 
 KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
@@ -51,19 +51,20 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
         for place in _drawn(opened, arguments.seed):
             if len(seen) == arguments.num_samples:
                 break
-            table = read_row(place)
-            row = table.select(["sample_id", "sample_key", "images", "messages"]).to_pylist()[0]
-            if row["sample_key"] in seen:  # An equal sample is on the sheet already.
+            (batch,) = read_row(place).combine_chunks().to_batches()
+            (row,) = rows_from_batch(batch)
+            if row.sample_key in seen:  # An equal sample is on the sheet already.
                 continue
-            seen.add(row["sample_key"])
+            seen.add(row.sample_key)
             number = len(seen)
-            values = computed_columns(table.combine_chunks().to_batches()[0], SCORES, alpha=arguments.alpha,
+            values = computed_columns(batch, SCORES, alpha=arguments.alpha,
                                       beta=arguments.beta, window=arguments.window, pool=arguments.pool)  # fmt: skip
-            names = _write_images(row, image_folder_of(opened, place.file, arguments.image_folder), folder, number)
-            texts = [_said(row["messages"], role) for role in ("user", "assistant")]
-            key = KEY_PREFIX + row["sample_key"]
+            image_folder = image_folder_of(opened, place.file, arguments.image_folder)
+            names = _write_images(row.sample.images, image_folder, folder, number)
+            texts = [_said(row.sample.messages or (), role) for role in ("user", "assistant")]
+            key = KEY_PREFIX + row.sample_key
             sheet_rows.writerow([number, key, names, *map(guarded, texts), "", ""])
-            measured_rows.writerow([key, guarded(row["sample_id"]), *(f"{values[name][0]:.6g}" for name in SCORES)])
+            measured_rows.writerow([key, guarded(row.sample.sample_id), *(f"{values[name][0]:.6g}" for name in SCORES)])
     return (
         f"{len(seen)} samples in {SHEET}, for people to write yes or no into {MARK_COLUMN!r}; keep {MEASURED} from "
         f"them, then: cal-inspect agreement {arguments.output / SHEET}"
@@ -90,10 +91,9 @@ def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
         yield Place(file=file, row=first + row - start, number=row)
 
 
-def _write_images(row: dict[str, Any], image_folder: Location | None, folder: Path, number: int) -> str:
+def _write_images(images: Sequence[ImageRef], image_folder: Location | None, folder: Path, number: int) -> str:
     names = []
-    refs = [ImageRef(data=image["bytes"], path=image["path"]) for image in row["images"]]
-    for at, (_, image) in enumerate(row_images(refs, image_folder), start=1):
+    for at, (_, image) in enumerate(row_images(images, image_folder), start=1):
         if isinstance(image, str):
             names.append(f"({image})")
             continue
@@ -103,10 +103,8 @@ def _write_images(row: dict[str, Any], image_folder: Location | None, folder: Pa
     return " ".join(names)
 
 
-def _said(messages: list[dict[str, str]] | None, role: str) -> str:
-    return "\n---\n".join(
-        turn["content"].replace("<image>", "").strip() for turn in messages or () if turn["role"] == role
-    )
+def _said(messages: Sequence[Turn], role: str) -> str:
+    return "\n---\n".join(turn.content.replace("<image>", "").strip() for turn in messages if turn.role == role)
 
 
 def guarded(text: str) -> str:

@@ -70,6 +70,11 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "alpha without LoRA": (["--lora_alpha", "8"], "give --lora_r too"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
     "dropout without LoRA": (["--lora_dropout", "0.1"], "give --lora_r too"),
+    "adapters below zero": (["--lora_r", -1], "LoRA takes r >= 1"),
+    "adapters that drop, online": (
+        ["--delta_source", "online", "--lora_r", 2, "--lora_dropout", "0.1"],
+        "online deltas need the same network in both passes",
+    ),
     "adapters of nothing": (["--lora_r", 2, "--trainable", "projector"], "name language_model in --trainable"),
     "evaluation without data": (["--do_eval"], "--do_eval has no effect"),
     "prediction": (["--do_predict"], "--do_predict has no effect"),
@@ -280,9 +285,21 @@ def test_a_cross_fit_of_no_shards_is_refused() -> None:
         TrainConfig(model_name_or_path="m", source_path=["s"], delta_source="uniform", crossfit=True)
 
 
-def test_a_quantile_of_no_deltas_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--alpha q0\.5 is a quantile of cached deltas, and none are given"):
-        TrainConfig(model_name_or_path="m", source_path=["s"], alpha="q0.5")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"streaming": True, "source_path": ["a"]}, "--streaming reads annotated shards in their own order"),
+        ({"streaming": True, "group_by": "length"}, "--group_by length needs to know all rows"),
+        ({"on_missing": "uniform"}, "give --source_path"),
+        ({"image_folder": ["a", "b"]}, "2 --image_folder for one --data_path"),
+        ({"data_path": []}, "--data_path is required"),
+        ({"data_path": [], "source_path": ["a"]}, "--delta_source cached needs a measurement"),
+        ({"data_path": [], "source_path": ["a"], "alpha": "q0.5"}, "--delta_source cached needs a measurement"),
+    ],
+)
+def test_data_flags_that_do_not_go_together_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        TrainConfig(**{"model_name_or_path": "m", "data_path": ["d"], **options})
 
 
 def test_a_folder_of_evaluation_images_without_evaluation_is_refused() -> None:

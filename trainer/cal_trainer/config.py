@@ -136,19 +136,37 @@ class TrainConfig(ContrastFlags):
             raise ConfigError("--model_name_or_path is required")
         if not self.data_path and not self.source_path:
             raise ConfigError("--data_path is required (or --source_path for raw data)")
+        if self.delta_source == "cached" and not self.data_path:
+            raise ConfigError(
+                "--delta_source cached needs a measurement: give the annotated shards with --data_path (cal-precompute "
+                "writes them), or use --delta_source online or uniform"
+            )
+        if self.streaming and self.source_path:
+            raise ConfigError(
+                "--streaming reads annotated shards in their own order, and --source_path is joined through a "
+                "memory-mapped copy: leave one out, or run cal-precompute with --carry images"
+            )
+        if self.streaming and self.group_by != "none":
+            raise ConfigError(
+                f"--group_by {self.group_by} needs to know all rows at once, which --streaming does not: leave one out"
+            )
+        if self.on_missing != "error" and not self.source_path:
+            missing = f"--on_missing {self.on_missing} is about source rows that the annotated shards lack"
+            raise ConfigError(f"{missing}: give --source_path")
+        if len(self.image_folder) > 1 and not self.source_path:
+            raise ConfigError(f"{len(self.image_folder)} --image_folder for one --data_path: give one, or none to use "
+                              "those that each shard was measured with")  # fmt: skip
         if self.crossfit and not self.data_path and not self.eval_path:
             raise ConfigError("--crossfit is about the references of annotated shards: give --data_path")
         if self.eval_image_folder and not self.eval_path:
             raise ConfigError("--eval_image_folder is of the data to evaluate on: give --eval_path too")
-        if self.lora_r < 0 or self.drift_every < 0:
-            raise ConfigError(f"--lora_r {self.lora_r} and --drift_every {self.drift_every} may not be negative")
+        if self.drift_every < 0:
+            raise ConfigError(f"--drift_every {self.drift_every} may not be negative")
         for name in ("lora_alpha", "lora_dropout"):
             if getattr(self, name) and not self.lora_r:
                 raise ConfigError(f"--{name} is of LoRA adapters: give --lora_r too")
         if self.shuffle_rows != DEFAULT_SHUFFLE_ROWS and not self.streaming:
             raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
-        if self.lora_r and self.delta_source == "online" and self.lora_dropout:
-            raise ConfigError("online deltas need the same network in both passes: --lora_dropout must be 0 with them")
         for name in (item.name for item in fields(ContrastFlags)):
             if self.delta_source != "online" and getattr(self, name) is not None:
                 raise ConfigError(f"--{name} is of online deltas; --delta_source {self.delta_source} measures nothing")
@@ -168,11 +186,6 @@ class TrainConfig(ContrastFlags):
                 )
             if isinstance(bound, Quantile) and self.delta_source == "uniform":
                 raise ConfigError(f"--{name} {bound} has no effect: with --delta_source uniform every token weighs 1")
-            if isinstance(bound, Quantile) and not self.data_path:
-                raise ConfigError(
-                    f"--{name} {bound} is a quantile of cached deltas, and none are given: say with --data_path where "
-                    "the annotated shards are (cal-precompute writes them)"
-                )
         contrast = self.contrast_spec()
         if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
             raise ConfigError(

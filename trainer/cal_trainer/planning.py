@@ -30,7 +30,6 @@ from cal_trainer.data.factory import (
 )
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.shared_memory import validate_shared_memory
-from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamSampler
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.objective.drift import drift_batches
@@ -110,8 +109,6 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         check_state(resume, state)
     validate_rows(examples)
     evaluation = _evaluation_examples(config, encoder, rows)
-    if evaluation is not None:
-        validate_rows(evaluation)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     shape = StepShape(
         batch_size=arguments.per_device_train_batch_size,
@@ -131,17 +128,14 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         evaluation=evaluation,
         sampler=sampler,
         collator=collator,
-        drift=_drift_batches(config, arguments, examples, collator),
+        drift=_drift_batches(config, arguments, facts.spec, examples, collator),
         facts=facts,
         state=state,
     )
 
 
 def prepare_model(model: Any, config: TrainConfig) -> Any:
-    """Trainable parts, or adapters; refuses online deltas where dropout would make the two passes two networks.
-
-    Takes the model or its meta_model: a part that does not exist is then refused before any weight is read.
-    """
+    """Chooses what trains, or adds adapters, in the model or its meta-device model: mistakes show before loading."""
     if config.lora_r:
         model = add_lora(
             model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
@@ -151,7 +145,7 @@ def prepare_model(model: Any, config: TrainConfig) -> Any:
     if config.delta_source == "online" and (dropout := active_dropout(model)):
         raise ConfigError(
             f"online deltas need the same network in both passes, and the model has dropout ({dropout[0]}, …): "
-            "set it to 0 in its config"
+            "set it to 0 in its config, or --lora_dropout to 0"
         )
     return model
 
@@ -176,7 +170,7 @@ def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) 
 def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples | None:
     if config.eval_path is None:
         return None
-    return make_evaluation_dataset(
+    examples = make_evaluation_dataset(
         location(config.eval_path),
         encoder,
         image_folder=config.eval_image_folder,
@@ -184,15 +178,18 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
         **rows,
     )
+    validate_rows(examples)
+    return examples
 
 
 def _drift_batches(
-    config: TrainConfig, arguments: CalTrainingArguments, examples: Examples, collator: ExampleCollator
-) -> Sequence[dict[str, Any]]:
+    config: TrainConfig, arguments: CalTrainingArguments, spec: MeasurementSpec | None, examples: Examples,
+    collator: ExampleCollator,
+) -> Sequence[dict[str, Any]]:  # fmt: skip
     if not config.drift_every:
         return ()
-    assert not isinstance(examples, SourceExamples)  # cached deltas always have a measurement
-    shown = examples.contrasted(examples.spec.contrast)
+    assert spec is not None  # cached deltas always have one
+    shown = examples.contrasted(spec.contrast)
     together = replace(collator, dummy=shown.blank.encoded)
     return drift_batches(shown, together, batch_size=arguments.per_device_eval_batch_size, seed=arguments.seed)
 
@@ -218,12 +215,9 @@ def _contrast(config: TrainConfig) -> ContrastSpec | None:
 
 
 def _plan_model(
-    config: TrainConfig,
-    arguments: CalTrainingArguments,
-    directory: Path,
-    multipliers: Mapping[str, float],
+    config: TrainConfig, arguments: CalTrainingArguments, directory: Path, multipliers: Mapping[str, float],
     resume: Path | None,
-) -> tuple[Encoder, int, int]:
+) -> tuple[Encoder, int, int]:  # fmt: skip
     """The model's encoder, its number of embeddings and of parameters that train, from its files without its weights.
 
     Refuses an --optim, --trainable or --lr_multipliers that cannot be, too.

@@ -1,4 +1,4 @@
-"""Makes the dataset and sampler that the data flags of `cal-train` ask for; refuses what does not go together."""
+"""Makes the dataset and sampler that the data flags of `cal-train` ask for."""
 
 from __future__ import annotations
 
@@ -55,17 +55,8 @@ def make_dataset(
         crossfit: whether the annotated shards may be of different references, each of other rows.
         options: how rows are read (`alignment.RowOptions`).
 
-    Raises ConfigError naming the flags that do not go together, and what the datasets raise.
+    Which of these go together TrainConfig says; raises what the datasets raise.
     """
-    if streaming and source_paths:
-        raise ConfigError(
-            "--streaming reads annotated shards in their own order, and --source_path is joined through a "
-            "memory-mapped copy: leave one out, or run cal-precompute with --carry images"
-        )
-    if not source_paths and on_missing != "error":
-        raise ConfigError(
-            f"--on_missing {on_missing} is about source rows that the annotated shards lack: give --source_path"
-        )
     if source_paths and data_path is not None:
         return SidecarExamples(
             data_path,
@@ -78,17 +69,7 @@ def make_dataset(
             **options,
         )
     if data_path is None:
-        if not source_paths:
-            raise ConfigError("nothing to train on: give --data_path, --source_path or both")
-        if options.get("use_deltas", True):
-            raise ConfigError(
-                "--delta_source cached needs a measurement: give the annotated shards with --data_path (cal-precompute "
-                "writes them), or use --delta_source online or uniform"
-            )
         return SourceExamples(source_paths, encoder, image_folders=image_folders, cache_dir=cache_dir, **options)
-    if len(image_folders) > 1:
-        raise ConfigError(f"{len(image_folders)} --image_folder for one --data_path: give one, or none to use those "
-                          "that each shard was measured with")  # fmt: skip
     folder = existing_directory("--image_folder", image_folders[0]) if image_folders else None
     if streaming:
         return StreamedExamples(
@@ -128,12 +109,8 @@ def make_evaluation_dataset(
 def train_sampler(
     examples: Examples, shape: StepShape, *, group_by: GroupBy, seed: int
 ) -> EpochSampler | StreamSampler:
-    """The sampler of the global epoch; ConfigError for grouping what is streamed."""
+    """The sampler of the global epoch; what is streamed takes no grouping."""
     if isinstance(examples, StreamedExamples):
-        if group_by != "none":
-            raise ConfigError(
-                f"--group_by {group_by} needs to know all rows at once, which --streaming does not: leave one out"
-            )
         return StreamSampler(examples, shape, seed=seed)
     return EpochSampler(examples.lengths(), examples.has_image(), group_by=group_by, step_size=shape.size, seed=seed)
 

@@ -1,26 +1,24 @@
-"""The arms' tables in Markdown, from the record."""
+"""Tabulates the arms in Markdown, from the record."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
-import arm
 import comparison
-import paired
-from arm import Arm
-from arms.noise import NOISES
-from cells import markdown, marked, percent
-from comparison import Line, Rows
-from condition import REFERENCES, WORLDS, WorldName
-from pairs import PAIRS
-from swap_table import swap_table
+import estimates
+from arms import ARMS, NOISE_ARMS, NOISES, Arm
+from comparison import PAIRS, Line, Rows
+from condition import IN_SAMPLE, REFERENCES, WORLDS, WorldName
+from estimates import markdown, marked, percent
 
 
 def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows) -> dict[str, str]:
     """By arm: for each world its conditions, and what else the arm asks."""
-    found = {}
+    tables = {}
     for name in arms:
-        chosen = arm.load(name)
+        chosen = ARMS[name]
         extra = _EXTRA.get(name)
         parts = []
         for world in WORLDS:
@@ -32,20 +30,20 @@ def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows) -> dict[str, 
             parts.append(f"World of {world}:\n\n{conditions_table(chosen, shown)}")
             parts += [extra(chosen, world, runs, measurements)] if extra else []
         begun = [part for part in parts if not part.startswith("*")]
-        found[name] = "\n".join(begun if name == "quick" and begun else parts)  # that one is of one world
-    return found
+        tables[name] = "\n".join(begun if name == "quick" and begun else parts)  # that one is of one world
+    return tables
 
 
 def page_tables(runs: Rows, measurements: Rows) -> dict[str, str]:
     """Of docs/study.md, by the name that stands in its marker: arms, where they have no table of another shape."""
-    own_shape = {"quick", "swap", *comparison.NOISE_ARMS}
-    found = tables_of([name for name in arm.ARMS if name not in own_shape], runs, measurements)
-    found["reference"] = reference_table(runs)
-    chosen = arm.load("reference")
+    own_shape = {"quick", "swap", *NOISE_ARMS}
+    tables = tables_of([name for name in ARMS if name not in own_shape], runs, measurements)
+    tables["reference"] = reference_table(runs)
+    chosen = ARMS["reference"]
     for name, table in (("noise", noise_table), ("deltas", deltas_table), ("swap", swap_table)):
-        found[name] = "\n".join(f"World of {world}:\n\n{table(chosen, world, runs, measurements)}" for world in WORLDS)
-    found["pairs"] = pairs_table(runs)
-    return found
+        tables[name] = "\n".join(f"World of {world}:\n\n{table(chosen, world, runs, measurements)}" for world in WORLDS)
+    tables["pairs"] = pairs_table(runs)
+    return tables
 
 
 def conditions_table(chosen: Arm, lines: Sequence[Line]) -> str:
@@ -77,7 +75,7 @@ def conditions_table(chosen: Arm, lines: Sequence[Line]) -> str:
 
 def reference_table(runs: Rows) -> str:
     """Every source of weights at the main noise, both worlds side by side."""
-    chosen = arm.load("reference")
+    chosen = ARMS["reference"]
     worlds = {world: {line.label: line for line in comparison.lines(chosen, world, runs)} for world in WORLDS}
     header, rows = ["weights of"], []
     for world, lines in worlds.items():
@@ -105,14 +103,14 @@ def _source(label: str) -> str:
 
 def noise_table(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) -> str:
     """Every source of weights by share of exchanged images: gain in nll, then in accuracy."""
-    cells = {(line.label, line.group): line for line in comparison.noise_lines(world, runs)}
+    lines = {(line.label, line.group): line for line in comparison.noise_lines(world, runs)}
     groups = [f"p = {noise:g}" for noise in NOISES]
     tables = []
     for title in ("nll lower by", "accuracy higher by"):
         rows = []
         for label in ("uniform", "online", *REFERENCES):
             row = [_source(label)]
-            for line in (cells[label, group] for group in groups):
+            for line in (lines[label, group] for group in groups):
                 level, gain = (line.nll, line.gain) if title.startswith("nll") else (line.accuracy, line.accuracy_gain)
                 if level is None:
                     row.append("not run")
@@ -146,7 +144,7 @@ def flips_line(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) ->
     frame = comparison.measured(chosen, world, measurements)
     if frame.empty:
         return "*Clamp flips: not run.*\n"
-    flips = paired.mean(frame["clamp_flips"].tolist())
+    flips = estimates.mean(frame["clamp_flips"].tolist())
     return f"Clamped deltas that differ by more than 0.05: {percent(flips, 1)} of the words' tokens.\n"
 
 
@@ -161,6 +159,51 @@ def drift_table(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) -
             rows.append([label, *(f"{mean:.2f}" for mean in means)])
         tables.append(markdown([title, *map(str, steps)], rows) if rows else "*Drift: not run.*\n")
     return "\n".join(tables)
+
+
+def swap_table(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) -> str:
+    """The oracle is listed and left out of the correlations: nobody has it. These have a value for each seed."""
+    frame = comparison.measured(chosen, world, measurements)
+    if frame.empty:
+        return "*not run*\n"
+    gains = comparison.gains_of(chosen, world, runs)
+    swaps, knows = (
+        {str(name): dict(zip(part["seed"], part[score], strict=True)) for name, part in frame.groupby("reference")}
+        for score in ("swap_auc", "reference_accuracy")
+    )
+    rows = []
+    for name in REFERENCES:
+        shared = sorted(gains[name].keys() & swaps.get(name, {}).keys())
+        if len(shared) > 1:
+            swap, know = (sum(tested[name][seed] for seed in shared) / len(shared) for tested in (swaps, knows))
+            gain = estimates.mean([gains[name][seed] for seed in shared])
+            in_sample = "yes" if name in IN_SAMPLE else "no"
+            rows.append([name, in_sample, str(len(shared)), f"{swap:.3f}", f"{know:.3f}", marked(gain)])
+    table = markdown(["reference", "in-sample", "seeds", "swap control", "its own accuracy", "nll is lower by"], rows)
+    everyone = [name for name in REFERENCES if name != "oracle"]
+    correlations = []
+    unseen = [name for name in everyone if name not in IN_SAMPLE]
+    for whose, names in ((f"all {len(everyone)} references", everyone), (f"the {len(unseen)} out of sample", unseen)):
+        row = [whose]
+        for tested in (swaps, knows):
+            shared = [
+                seed
+                for seed in gains[names[0]]
+                if all(seed in gains[name] and seed in tested.get(name, {}) for name in names)
+            ]
+            row.append(_correlation([([tested[name][seed] for name in names], [gains[name][seed] for name in names])
+                                     for seed in shared]))  # fmt: skip
+        correlations.append(row)
+    header = ["rank correlation of the gain, without the oracle", "with swap control", "with its own accuracy"]
+    return f"{table}\n{markdown(header, correlations)}"
+
+
+def _correlation(seeds: list[tuple[list[float], list[float]]]) -> str:
+    usable = [value for one, other in seeds if not math.isnan(value := estimates.rank_correlation(one, other))]
+    if len(usable) < 2:
+        return "not run"
+    mean = estimates.mean(usable)
+    return marked(dataclasses.replace(mean, low=max(mean.low, -1.0), high=min(mean.high, 1.0)))
 
 
 _EXTRA: dict[str, Callable[[Arm, WorldName, Rows, Rows], str]] = {
@@ -182,6 +225,6 @@ def pairs_table(runs: Rows) -> str:
                 for score, order in (("nll", (other, one)), ("accuracy", (one, other)))
             )
             if len(lower) > 1:
-                gains = [marked(paired.mean(list(values.values()))) for values in (lower, higher)]
+                gains = [marked(estimates.mean(list(values.values()))) for values in (lower, higher)]
                 rows.append([title, world, str(len(lower)), *gains])
     return markdown(["", "world", "seeds", "nll lower by", "accuracy higher by"], rows)

@@ -1,4 +1,4 @@
-"""A generated world that must be read: a number of two digits above a chart of two bars, and captions about both.
+"""Draws a world that must be read: a number of two digits above a chart of two bars, and captions about both.
 
 The paper gains most where images hold text. Each word of a caption has a known truth, as in the world of shapes
 (examples/shapes/world.py), whose way to tell a sentence of a scene it shares.

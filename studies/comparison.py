@@ -1,4 +1,4 @@
-"""From the record to numbers: the conditions of an arm against its first, over the seeds that have both."""
+"""Compares the conditions of an arm with its first one, and pairs of conditions, over the seeds that have both."""
 
 from __future__ import annotations
 
@@ -9,16 +9,57 @@ from typing import Any
 
 import pandas as pd
 
-import paired
-from arm import Arm, load
-from condition import MAX_SEEDS, Measurement, Run, WorldName
-from paired import Estimate
+import estimates
+from arms import ARMS, NOISE_ARMS, NOISES, Arm, Fields, bounds, cached, online
+from condition import MAIN_NOISE, MAX_SEEDS, REFERENCES, Measurement, Run, WorldName
+from estimates import Estimate
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Of a results table, by key."""
 DriftLog = list[tuple[int, float, float]]
-NOISE_ARMS = ("noise", "noise_students", "noise_models", "reference")
-"""What one table and one plot show together: every reference at every noise."""
+_SMALL = bounds("0.1, 0.5")
+PAIRS: dict[str, tuple[Fields, Fields]] = {
+    **{f"`{name}` against online": (cached(name), online()) for name in REFERENCES if name != "oracle"},
+    **{
+        f"`{name}` against online, p = {noise:g}": (cached(name, noise=noise), online(noise=noise))
+        for noise in NOISES
+        if noise != MAIN_NOISE
+        for name in ("initial", "final", "crossfit", "longer", "larger")
+    },
+    **{
+        f"`{name}` [0.2, 1] against online [0.1, 0.5]": (cached(name), online(**_SMALL))
+        for name in ("initial", "final", "crossfit", "longer", "larger")
+    },
+    **{
+        f"`{one}` against `{other}`": (cached(one), cached(other))
+        for one, other in (("crossfit", "final"), ("longer", "crossfit"), ("larger", "longer"), ("larger", "oracle"))
+    },
+    "`initial`: [0.1, 0.5] against [0.2, 1]": (cached("initial", **_SMALL), cached("initial")),
+    "online: [0.1, 0.5] against [0.2, 1]": (online(**_SMALL), online()),
+    "`initial` [0.1, 0.5] against online [0.1, 0.5]": (cached("initial", **_SMALL), online(**_SMALL)),
+    **{
+        f"`{name}` [0.2, 1] against `initial` [0.1, 0.5]": (cached(name), cached("initial", **_SMALL))
+        for name in ("longer", "larger")
+    },
+    "`initial`: alpha 0 against 0.2": (cached("initial", alpha="0"), cached("initial")),
+    "`initial`: beta inf against 1": (cached("initial", beta="inf"), cached("initial")),
+    "`initial`: [0, inf] against [0, 1]": (cached("initial", **bounds("0, inf")), cached("initial", alpha="0")),
+    **{
+        f"`{name}`: [{size}] against [0.2, 1]": (cached(name, **bounds(size)), cached(name))
+        for name, size in (("initial", "1, 5"), ("larger", "0.4, 2"), ("larger", "1, 5"))
+    },
+    "two answers: joined against span": (cached("initial", answers=2, pool="joined"), cached("initial", answers=2)),
+    "`initial`, 4 x 8: micro_batch against step": (
+        cached("initial", accumulation=4, normalization="micro_batch"),
+        cached("initial", accumulation=4),
+    ),
+    "online weights in both stages against finetuning only": (online(pretraining="online"), online()),
+    **{
+        f"contrast {contrast} against drop": (cached("initial", contrast=contrast), cached("initial"))
+        for contrast in ("patch_mask 0.5", "patch_mask 0.7", "patch_mask 0.9", "gaussian_blur 1", "gaussian_blur 10")
+    },
+}
+"""What the text of docs/study.md compares beyond each arm's own first condition -> the one, the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,14 +89,15 @@ def rows_by_key(frame: pd.DataFrame) -> Rows:
     return {str(row["key"]): row for row in frame.to_dict("records")}  # type: ignore[misc]
 
 
-def scores(rows: Rows, world: WorldName, fields: Mapping[str, Any], score: str) -> dict[int, float]:
+def run_rows(rows: Rows, world: WorldName, fields: Fields) -> dict[int, Mapping[str, Any]]:
     """By seed, of the runs that are in the record."""
-    found = {}
-    for seed in range(MAX_SEEDS):
-        row = rows.get(Run(world=world, seed=seed, **fields).key)
-        if row is not None:
-            found[seed] = float(row[score])
-    return found
+    keys = {seed: Run(world=world, seed=seed, **fields).key for seed in range(MAX_SEEDS)}
+    return {seed: rows[key] for seed, key in keys.items() if key in rows}
+
+
+def scores(rows: Rows, world: WorldName, fields: Fields, score: str) -> dict[int, float]:
+    """By seed, of the runs that are in the record."""
+    return {seed: float(row[score]) for seed, row in run_rows(rows, world, fields).items()}
 
 
 def differences(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
@@ -82,7 +124,7 @@ def lines(arm: Arm, world: WorldName, rows: Rows) -> Iterator[Line]:
                 label=label,
                 nll=_mean(nll[label].values()),
                 gain=_mean(gain.values()),
-                share=paired.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if gained else None,
+                share=estimates.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if gained else None,
                 accuracy=_mean(accuracy[label].values()),
                 accuracy_gain=_mean(differences(accuracy[label], accuracy[first]).values()) if gain else None,
                 text_nll=_mean(text[label].values()),
@@ -92,33 +134,35 @@ def lines(arm: Arm, world: WorldName, rows: Rows) -> Iterator[Line]:
 
 def _mean(values: Iterable[float]) -> Estimate | None:
     """None below two seeds: one is a try, not a result."""
-    found = list(values)
-    return paired.mean(found) if len(found) > 1 else None
+    of_seeds = list(values)
+    return estimates.mean(of_seeds) if len(of_seeds) > 1 else None
 
 
 def measured(arm: Arm, world: WorldName, rows: Rows) -> pd.DataFrame:
     """One row per measurement of the arm and seed that is in the record: its fields and scores."""
-    found = []
-    for fields in arm.measurements:
-        for seed in range(MAX_SEEDS):
-            row = rows.get(Measurement(world=world, seed=seed, **fields).key)
-            if row is not None:
-                found.append(dict(row))
-    return pd.DataFrame(found)
+    keys = [
+        Measurement(world=world, seed=seed, **fields).key for fields in arm.measurements for seed in range(MAX_SEEDS)
+    ]
+    return pd.DataFrame([dict(rows[key]) for key in keys if key in rows])
 
 
 def noise_lines(world: WorldName, rows: Rows) -> Iterator[Line]:
     """Of `NOISE_ARMS`; conditions that several of them have come again, and are the same runs."""
     for name in NOISE_ARMS:
-        yield from lines(load(name), world, rows)
+        yield from lines(ARMS[name], world, rows)
+
+
+def gains_of(arm: Arm, world: WorldName, rows: Rows) -> dict[str, dict[int, float]]:
+    """By reference and seed: how much lower the nll is than with uniform weights."""
+    conditions = next(iter(arm.groups.values()))
+    uniform = scores(rows, world, conditions["uniform"], "nll")
+    return {name: differences(uniform, scores(rows, world, conditions[name], "nll")) for name in REFERENCES}
 
 
 def drift_logs(arm: Arm, world: WorldName, rows: Rows) -> dict[str, list[DriftLog]]:
     """By reference, of every seed: (step, rank correlation, clamp flips)."""
-    found: dict[str, list[DriftLog]] = {}
-    for label, fields in arm.groups["drift"].items():
-        keys = [Run(world=world, seed=seed, **fields).key for seed in range(MAX_SEEDS)]
-        logs = [json.loads(str(rows[key]["drift_log"])) for key in keys if key in rows]
-        if logs:
-            found[label] = logs
-    return found
+    logs = {
+        label: [json.loads(str(row["drift_log"])) for row in run_rows(rows, world, fields).values()]
+        for label, fields in arm.groups["drift"].items()
+    }
+    return {label: of_seeds for label, of_seeds in logs.items() if of_seeds}

@@ -1,4 +1,4 @@
-"""What a run of the study is: a frozen record whose digest is its key, and the sizes that all runs share."""
+"""Defines what the study runs: frozen records whose digests are their keys, and the sizes that all runs share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 WorldName = Literal["shapes", "charts"]
@@ -34,7 +35,10 @@ MAX_SEEDS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How much is trained on how much, and at what rate; a change makes other runs, in another folder."""
+    """How much is trained on how much, and at what rate; a change makes other runs, in another folder.
+
+    Every key is a digest over these names too, so none is changed: what `parent` is in them the code calls a backbone.
+    """
 
     student_vision_width: int = 64
     student_text_width: int = 64
@@ -85,7 +89,7 @@ def sizes_digest() -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """Deltas of one reference on the training data of one cell."""
+    """Deltas of one reference on the training data of one world, seed, noise and mix."""
 
     world: WorldName
     seed: int
@@ -156,26 +160,38 @@ class Run:
         )  # fmt: skip
 
 
+Scored = tuple[Run | Measurement, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """Work of one world and seed, in the order in which it is to be done."""
+
+    world: WorldName
+    seed: int
+    todo: tuple[Run | Measurement, ...]
+    scratch: Path
+    ray_address: str = ""
+
+
 def key_of(item: Run | Measurement) -> str:
     """12 hex digits over what differs from the defaults, and over all sizes.
 
     A new field of Run or Measurement leaves old keys alone, one of Sizes changes every key.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(item)}
-    told: dict[str, Any] = {
-        name: value for name, value in dataclasses.asdict(item).items() if value != defaults[name]
-    }  # fmt: skip
-    text = json.dumps([type(item).__name__, told, dataclasses.asdict(SIZES)], sort_keys=True)
+    given = {name: value for name, value in dataclasses.asdict(item).items() if value != defaults[name]}
+    text = json.dumps([type(item).__name__, given, dataclasses.asdict(SIZES)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe(item: Run | Measurement) -> str:
     """What differs from the defaults."""
-    told = [
+    fields = [
         str(getattr(item, field.name))
         if field.default is dataclasses.MISSING or field.name in ("reference", "contrast")
         else f"{field.name}={getattr(item, field.name)}"
         for field in dataclasses.fields(item)
         if getattr(item, field.name) != field.default
     ]  # fmt: skip
-    return f"{type(item).__name__.lower()} {' '.join(told)}"
+    return f"{type(item).__name__.lower()} {' '.join(fields)}"

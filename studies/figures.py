@@ -1,4 +1,4 @@
-"""Plots of the study, from the committed results."""
+"""Plots the study, from the committed results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import arm
 import comparison
+from arms import ARMS
 from comparison import Rows
 from condition import REFERENCES, WORLDS
-from swap_table import gains_of
 
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
@@ -30,13 +29,13 @@ def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
 
 def noise(runs: Rows) -> Figure:
     """Gain over uniform by share of exchanged images."""
-    figure, panels = _panels("share of exchanged pictures", "nll lower than uniform's by")
+    figure, panels = _panels("share of exchanged images", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = list(comparison.noise_lines(world, runs))
         labels = ["online", *REFERENCES]
         for place, label in enumerate(labels):
-            found = {float(line.group.split()[-1]): line.gain for line in lines if line.label == label and line.gain}
-            points = sorted(found.items())
+            gains = {float(line.group.split()[-1]): line.gain for line in lines if line.label == label and line.gain}
+            points = sorted(gains.items())
             if len(points) > 1:  # one noise is no curve
                 shifted = [at + 0.002 * (place - len(labels) / 2) for at, _ in points]
                 values = [gain.value for _, gain in points]
@@ -49,7 +48,7 @@ def noise(runs: Rows) -> Figure:
 
 def gains(runs: Rows) -> Figure:
     """Gain of every reference at the main noise."""
-    chosen = arm.load("reference")
+    chosen = ARMS["reference"]
     figure, panels = _panels("", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         lines = [line for line in comparison.lines(chosen, world, runs) if line.gain]
@@ -64,7 +63,7 @@ def gains(runs: Rows) -> Figure:
 
 
 def drift(runs: Rows) -> Figure:
-    chosen = arm.load("staleness")
+    chosen = ARMS["staleness"]
     figure, panels = _panels("training step", "rank correlation with the cache")
     for panel, world in zip(panels, WORLDS, strict=True):
         for label, logs in comparison.drift_logs(chosen, world, runs).items():
@@ -78,13 +77,13 @@ def drift(runs: Rows) -> Figure:
 
 def swap(runs: Rows, measurements: Rows) -> Figure:
     """The cheap test beside the gain, a point for each reference and seed."""
-    chosen = arm.load("swap")
+    chosen = ARMS["swap"]
     figure, panels = _panels("swap control (AUC)", "nll lower than uniform's by")
     for panel, world in zip(panels, WORLDS, strict=True):
         frame = comparison.measured(chosen, world, measurements)
-        found = gains_of(chosen, world, runs)
+        gains = comparison.gains_of(chosen, world, runs)
         for label, part in [] if frame.empty else frame.groupby("reference", sort=False):
-            gain = found[str(label)]
+            gain = gains[str(label)]
             seeds = [(seed, auc) for seed, auc in zip(part["seed"], part["swap_auc"], strict=True) if seed in gain]
             if seeds:
                 panel.scatter(*zip(*((auc, gain[seed]) for seed, auc in seeds), strict=True), label=label,
@@ -113,7 +112,7 @@ def _finish(panel: Any, *, empty: bool | None = None) -> None:
 
 def _legend(figure: Figure, panels: list[Any]) -> None:
     """One for both, below them, where it hides nothing."""
-    handles, labels = max((panel.get_legend_handles_labels() for panel in panels), key=lambda found: len(found[1]))
+    handles, labels = max((panel.get_legend_handles_labels() for panel in panels), key=lambda entries: len(entries[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1, fontsize=8)
 
 

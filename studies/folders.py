@@ -1,11 +1,11 @@
-"""Folders that processes share: one study at a time in each, and what is made in them is whole or not there."""
+"""Guards folders that processes share: one study at a time in each, and what is made in them is whole or not there."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +21,21 @@ def made(target: Path) -> Iterator[Path]:
     aside.rename(target)
 
 
+def once(target: Path, make: Callable[[Path], object]) -> Path:
+    """`target`, made where it is missing; `make` is given the path to make it at."""
+    if not target.exists():
+        with made(target) as path:
+            make(path)
+    return target
+
+
 def remove_unfinished(folder: Path) -> None:
     """What broken attempts left anywhere below `folder`; for whoever has it alone."""
-    for left in list(folder.rglob(f"*{_UNFINISHED}{'[0-9a-f]' * 8}")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in list(folder.rglob(f"*{_UNFINISHED}{'[0-9a-f]' * 8}")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How far a repeated study is from the record: every row that both have, and the mean gain of its weights.
+"""Compares a repeated study with the record: every row that both have, and the mean gain of its weights.
 
 python studies/repeated.py study-again/results
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import provenance
 import results
 from comparison import Rows, rows_by_key
 from condition import WORLDS, Measurement, Run, WorldName, describe
@@ -56,27 +55,27 @@ def main() -> int:
 def compare(repeated: Path, record: Path) -> int:
     """Prints what differs; returns the exit code."""
     runs = results.runs(repeated).read()
-    if others := {told for told in runs["versions"] if told != provenance.versions()}:
+    if others := {made_by for made_by in runs["versions"] if made_by != results.versions()}:
         print(
-            f"{repeated} was made by {', '.join(sorted(others))}; this is {provenance.versions()}: "
+            f"{repeated} was made by {', '.join(sorted(others))}; this is {results.versions()}: "
             "remove it, and repeat the arm",
             file=sys.stderr,
         )
         return 2
-    found = [
+    compared = [
         *differences(results.runs(repeated), results.runs(record), ("nll", "accuracy")),
         *differences(results.measurements(repeated), results.measurements(record), ("swap_auc", "reference_accuracy")),
     ]
     total = len(runs) + len(results.measurements(repeated).read())
-    if not found:
+    if not compared:
         print(f"{repeated} and {record} have no row in common", file=sys.stderr)
         return 1
-    for one in found:
-        told = ", ".join(f"{name} {value:+.5f}" for name, value in one.scores.items())
-        print(f"{told}: {describe(one.item)}")
-    far = [one for one in found if not one.largest <= TOLERANCE]
-    print(f"{len(found)} rows, {total - len(found)} more that the record lacks; largest difference "
-          f"{max(one.largest for one in found):.5f}, {len(far)} beyond {TOLERANCE:g}")  # fmt: skip
+    for one in compared:
+        values = ", ".join(f"{name} {value:+.5f}" for name, value in one.scores.items())
+        print(f"{values}: {describe(one.item)}")
+    far = [one for one in compared if not one.largest <= TOLERANCE]
+    print(f"{len(compared)} rows, {total - len(compared)} more that the record lacks; largest difference "
+          f"{max(one.largest for one in compared):.5f}, {len(far)} beyond {TOLERANCE:g}")  # fmt: skip
     lost = False
     for world in WORLDS:
         gains = mean_gains(world, rows_by_key(runs), rows_by_key(results.runs(record).read()))

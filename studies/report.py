@@ -1,4 +1,4 @@
-"""Tables of docs/study.md and its plots, from the committed results; nothing is trained.
+"""Writes the tables of docs/study.md and its plots from the committed results; nothing is trained.
 
 python studies/report.py
 python studies/report.py --arms quick --results_dir quick --print
@@ -11,11 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-import arm
 import arm_tables
 import comparison
 import figures
 import results
+from arms import ARMS
 from results import RecordError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -25,7 +25,7 @@ _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=arm.ARMS, help="with --print; default: all")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="with --print; default: all")
     parser.add_argument("--results_dir", type=Path, default=results.RESULTS)
     parser.add_argument("--print", action="store_true", help="print the tables, write no page and no plots")
     flags = parser.parse_args()
@@ -42,8 +42,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if flags.print:
-        for name, table in arm_tables.tables_of(flags.arms or arm.ARMS, runs, measurements).items():
-            print(f"{name}: {arm.load(name).question}\n\n{table}")
+        for name, table in arm_tables.tables_of(flags.arms or list(ARMS), runs, measurements).items():
+            print(f"{name}: {ARMS[name].question}\n\n{table}")
         return 0
     page = written(PAGE.read_text(encoding="utf-8"), arm_tables.page_tables(runs, measurements))
     PAGE.write_text(page, encoding="utf-8")
@@ -51,9 +51,9 @@ def main() -> int:
     return 0
 
 
-def written(page: str, found: dict[str, str]) -> str:
+def written(page: str, tables: dict[str, str]) -> str:
     """The page with these tables between their markers; raises KeyError for a marker that names none."""
-    return _BLOCK.sub(lambda block: block[1] + found[block[2]] + block[3], page)
+    return _BLOCK.sub(lambda block: block[1] + tables[block[2]] + block[3], page)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,32 @@
-"""The record of the study: one CSV row per finished run and measurement; what stands in it is not run again."""
+"""Reads and writes the record of the study: one CSV row per finished run and measurement, and what code made it.
+
+What stands in the record is not run again.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
 from condition import Measurement, Run
-from provenance import versions
 
-RESULTS = Path(__file__).resolve().parent / "results"
+_STUDIES = Path(__file__).resolve().parent
+RESULTS = _STUDIES / "results"
+SHAPES = _STUDIES.parent / "examples" / "shapes"
+"""Where the world of shapes is, and the tiny models."""
+_LIBRARIES = ("cal-vlm", "torch", "transformers", "numpy", "pillow")
+_PACKAGES = ("cal_schemas", "cal_pipeline", "cal_trainer")
 _RUN_SCORES = ("accuracy", "nll", "text_nll")
 _MEASUREMENT_SCORES = (
     "auc_irrelevant", "auc_contradictory", "mean_correlated", "mean_irrelevant", "mean_contradictory", "swap_auc",
@@ -64,8 +75,8 @@ class Table(Generic[Item]):
             io.StringIO(whole), dtype={**texts, "noise": float, "text_share": float}, keep_default_na=False,
             na_values={name: ["", "nan"] for name in (*_RUN_SCORES, *_MEASUREMENT_SCORES)},
         )  # fmt: skip
-        for number, found in enumerate(frame.to_dict("records"), start=2):
-            row = {str(name): value for name, value in found.items()}
+        for number, record in enumerate(frame.to_dict("records"), start=2):
+            row = {str(name): value for name, value in record.items()}
             if row["key"] != self.item(row).key:
                 raise ValueError(f"line {number}: {row['key']!r} is not the key of its fields")
         return frame
@@ -94,7 +105,7 @@ class Table(Generic[Item]):
             writer = csv.DictWriter(lines, self.columns, lineterminator="\n")
             if not written:
                 writer.writeheader()
-            writer.writerow({name: _told(value) for name, value in row.items()})
+            writer.writerow({name: _formatted(value) for name, value in row.items()})
             file.write(lines.getvalue())
 
     def repair(self) -> None:
@@ -114,15 +125,15 @@ class Table(Generic[Item]):
         return text[: text.rfind("\n") + 1]
 
     def _check_header(self, text: str) -> None:
-        found = text.partition("\n")[0]
-        if found != (wanted := ",".join(self.columns)):
+        header = text.partition("\n")[0]
+        if header != (wanted := ",".join(self.columns)):
             raise RecordError(
-                f"{self.path} begins with {found!r}, its rows are written under {wanted!r}: "
+                f"{self.path} begins with {header!r}, its rows are written under {wanted!r}: "
                 "give the file these columns, or another --results_dir"
             )
 
 
-def _told(value: Any) -> Any:
+def _formatted(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
     return json.dumps(value) if isinstance(value, list) else value
@@ -134,3 +145,28 @@ def runs(directory: Path = RESULTS) -> Table[Run]:
 
 def measurements(directory: Path = RESULTS) -> Table[Measurement]:
     return Table(directory / "measurements.csv", Measurement, _MEASUREMENT_SCORES)
+
+
+@functools.cache
+def versions() -> str:
+    """As one text. Of a process's first call: sources that are edited while it works do not change it."""
+    parts = [f"{name}={importlib.metadata.version(name)}" for name in _LIBRARIES]
+    own = [*_STUDIES.glob("*.py"), *SHAPES.glob("*.py")]  # not what scratch/ holds
+    files = [*own, *(path for name in _PACKAGES for path in _folder_of(name).rglob("*.py"))]
+    return " ".join([*parts, f"code={code_digest(files)}"])
+
+
+def code_digest(files: Iterable[Path]) -> str:
+    """12 hex digits over the contents of `files` and their names, with the folder's: wherever that lies."""
+    digest = hashlib.sha256()
+    for name, source in sorted((f"{path.parent.name}/{path.name}", path.read_bytes()) for path in files):
+        digest.update(f"{name} {len(source)}\n".encode() + source)
+    return digest.hexdigest()[:12]
+
+
+def _folder_of(package: str) -> Path:
+    """Of the installed package, which need not be the one beside this file."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is not installed: see `make install`")
+    return Path(spec.origin).parent

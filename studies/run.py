@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 if __name__ == "__main__":  # and not where it is imported: the environment is the whole process's
@@ -28,22 +25,21 @@ if __name__ == "__main__":  # and not where it is imported: the environment is t
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"RAY_worker_niceness": "0"}  # else whatever else runs on the machine starves the measurements
 
-import arm
 import folders
-import provenance
 import results
-from condition import MAX_SEEDS, WORLDS, Measurement, Run, WorldName, describe
+from arms import ARMS
+from condition import MAX_SEEDS, WORLDS, Measurement, Run, Scored, Unit, WorldName, describe
+from processes import in_processes, small_ray
 from results import RecordError, Table
-from unit import Scored, Unit, work_in_process
 
-sys.path.append(str(provenance.SHAPES))  # its processes inherit it
+sys.path.append(str(results.SHAPES))  # its processes inherit it
 
 SCRATCH = Path(__file__).resolve().parent / "scratch"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arms", nargs="+", choices=arm.ARMS)
+    parser.add_argument("arms", nargs="+", choices=ARMS)
     parser.add_argument("--world", choices=WORLDS, action="append", help="default: both")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="of the arms' conditions: those of these labels")
     parser.add_argument("--seeds", type=int, help=f"paired seeds, 1 to {MAX_SEEDS}; default: the arm's own")
@@ -52,7 +48,7 @@ def main() -> int:
     parser.add_argument("--scratch_dir", type=Path, default=SCRATCH, help="models and shards, reused")
     parser.add_argument("--dry_run", action="store_true", help="count what is missing")
     flags = parser.parse_args()
-    if unknown := set(flags.only or ()) - {label for name in flags.arms for label in arm.load(name).labels}:
+    if unknown := set(flags.only or ()) - {label for name in flags.arms for label in ARMS[name].labels}:
         parser.error(f"--only {', '.join(sorted(unknown))}: no condition of {', '.join(flags.arms)} is called so")
     if flags.seeds is not None and not 1 <= flags.seeds <= MAX_SEEDS:
         parser.error(f"--seeds {flags.seeds}: 1 to {MAX_SEEDS}, which is MAX_SEEDS (studies/condition.py)")
@@ -85,7 +81,7 @@ def todo(flags: argparse.Namespace) -> list[Unit]:
 def complete(flags: argparse.Namespace) -> int:
     """Does what is missing; returns the exit code, which is 1 where something still is. Both folders are its own."""
     runs, measurements = results.runs(flags.results_dir), results.measurements(flags.results_dir)
-    provenance.versions()  # of the code that is imported now, whatever is edited while it works
+    results.versions()  # of the code that is imported now, whatever is edited while it works
     runs.repair()
     measurements.repair()
     folders.remove_unfinished(flags.scratch_dir)
@@ -96,17 +92,17 @@ def complete(flags: argparse.Namespace) -> int:
         # Its processes and Ray end with it; after Ray's start, which sets a handler that would not.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         units = [dataclasses.replace(unit, ray_address=address) for unit in units]
-        with closing(in_processes(units, flags.processes)) as found:  # they end before Ray and the locks do
-            left = record(found, units, runs, measurements)
+        with closing(in_processes(units, flags.processes)) as outcomes:  # they end before Ray and the locks do
+            left = record(outcomes, units, runs, measurements)
     if left:
-        told = "; ".join(describe(item) for item in left[:3])
-        print(f"{len(left)} are still missing ({told}{', ...' if left[3:] else ''}); the same command goes on",
+        first = "; ".join(describe(item) for item in left[:3])
+        print(f"{len(left)} are still missing ({first}{', ...' if left[3:] else ''}); the same command goes on",
               file=sys.stderr)  # fmt: skip
     return 1 if left else 0
 
 
 def record(
-    found: Iterable[Scored | str], units: Sequence[Unit], runs: Table[Run], measurements: Table[Measurement]
+    outcomes: Iterable[Scored | str], units: Sequence[Unit], runs: Table[Run], measurements: Table[Measurement]
 ) -> list[Run | Measurement]:
     """Appends every result to its table as it comes, and says what failed; returns what was asked for and never came.
 
@@ -115,18 +111,20 @@ def record(
     began = time.monotonic()
     left = {item.key: item for unit in units for item in unit.todo}
     total = len(left)
-    for one in found:
-        if isinstance(one, str):
-            print(one, file=sys.stderr, flush=True)
+    for outcome in outcomes:
+        if isinstance(outcome, str):
+            print(outcome, file=sys.stderr, flush=True)
             continue
-        item, scores = one
+        item, scores = outcome
         if isinstance(item, Run):
             runs.add(item, scores)
         else:
             measurements.add(item, scores)
         del left[item.key]
-        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float))
-        print(f"[{time.monotonic() - began:5.0f} s, {total - len(left)}/{total}] {describe(item)}: {told}", flush=True)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float))
+        print(
+            f"[{time.monotonic() - began:5.0f} s, {total - len(left)}/{total}] {describe(item)}: {values}", flush=True
+        )
     return list(left.values())
 
 
@@ -141,7 +139,7 @@ def missing(
 ) -> list[Unit]:
     """One unit for each world and seed that lacks something, lower seeds first."""
     units = []
-    chosen = [arm.load(name) for name in arms]
+    chosen = [ARMS[name] for name in arms]
     for seed in range(max(seeds or one.seeds for one in chosen)):
         for world in worlds:
             wanted: list[Run | Measurement] = []
@@ -153,55 +151,6 @@ def missing(
             if todo:
                 units.append(Unit(world=world, seed=seed, todo=todo, scratch=scratch))
     return units
-
-
-@contextmanager
-def small_ray(units: Sequence[Unit], num_workers: int) -> Iterator[str]:
-    """Address of a Ray on the loopback, where something is to be measured: starting one takes as long as measuring."""
-    if not any(isinstance(item, Measurement) or item.weights == "cached" for unit in units for item in unit.todo):
-        yield ""
-        return
-    import ray
-
-    from cal_pipeline.runtime.session_dir import session_dir
-
-    with session_dir() as temporary:
-        context = ray.init(
-            address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False, _temp_dir=temporary,
-            _node_ip_address="127.0.0.1", object_store_memory=200 * 2**20,
-        )  # fmt: skip
-        try:
-            yield str(context.address_info["gcs_address"])
-        finally:
-            ray.shutdown()
-
-
-def in_processes(units: Sequence[Unit], num_processes: int) -> Generator[Scored | str, None, None]:
-    """Results of `unit.work` as they come, in no order; a failed unit is its traceback, a dead one its exit code."""
-    context = multiprocessing.get_context("spawn")
-    waiting, running = list(units), dict[Connection, SpawnProcess]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < num_processes:
-                ours, theirs = context.Pipe(duplex=False)  # one each: a process that is killed spoils no other's
-                process = context.Process(target=work_in_process, args=(waiting.pop(0), theirs))
-                process.start()
-                theirs.close()
-                running[ours] = process
-            ready = wait(list(running))
-            for ours in [one for one in running if one in ready]:
-                try:
-                    yield ours.recv()
-                except (EOFError, OSError):  # its end is closed, perhaps within a result
-                    process = running.pop(ours)
-                    process.join()
-                    if process.exitcode:
-                        yield f"a process of the study ended with exit code {process.exitcode}"
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.join()
 
 
 if __name__ == "__main__":

@@ -1,38 +1,74 @@
-"""What is measured of a finished student and of a measurement; torch stays in here."""
+"""Does what is missing of one world and seed, and scores its students and measurements; torch stays in here."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging
 
 import accuracy
 import words
 import worlds
-from condition import SIZES, Run
-from workshop import HELD_OUT, Workshop
+from artifacts import HELD_OUT, ArtifactCache
+from commands import kept_encodings
+from condition import SIZES, Measurement, Run, Scored, Unit
 
 
-def score_student(shop: Workshop, run: Run) -> dict[str, float]:
+def work(unit: Unit) -> Iterator[Scored]:
+    """Does one item after the other, and yields each with its scores."""
+    cache = ArtifactCache(unit.world, unit.seed, unit.scratch, unit.ray_address)
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with kept_encodings():
+        for item in unit.todo:
+            yield item, _scores_of_run(cache, item) if isinstance(item, Run) else _scores_of_measurement(cache, item)
+
+
+def _scores_of_run(cache: ArtifactCache, run: Run) -> dict[str, Any]:
+    student = cache.student(run)
+    scores: dict[str, Any] = dict(score_model(cache, student, with_text=run.text_share > 0))
+    if run.drift:
+        scores["drift_log"] = drift_of(student)
+    if student.name.startswith("student-"):  # the others are needed again
+        shutil.rmtree(student)
+    return scores
+
+
+def _scores_of_measurement(cache: ArtifactCache, measurement: Measurement) -> dict[str, Any]:
+    measured, models = cache.measured(measurement), cache.references(measurement)
+    tokens = deltas_of(measured, cache.start())
+    scores: dict[str, Any] = dict(judge_deltas(tokens))
+    scores["swap_auc"] = cache.swap_control(measurement)
+    accuracies = [score_model(cache, model)["accuracy"] for model in models]
+    scores["reference_accuracy"] = sum(accuracies) / len(accuracies)
+    if measurement.dtype != "float32":
+        exact = deltas_of(cache.measured(replace(measurement, dtype="float32")), cache.start())
+        scores["clamp_flips"] = clamp_flips(exact, tokens)
+    return scores
+
+
+def score_model(cache: ArtifactCache, directory: Path, *, with_text: bool = False) -> dict[str, float]:
     """On clean held-out images: `accuracy` and `nll` of the words that are true of them; `text_nll` without any."""
-    return score_model(shop, shop.student(run), with_text=run.text_share > 0)
-
-
-def score_model(shop: Workshop, directory: Path, *, with_text: bool = False) -> dict[str, float]:
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(directory)
-    found = accuracy.examine(model, _exam(shop.world, shop.seed, shop.start()))
-    scores = {"accuracy": found.accuracy, "nll": found.nll}
+    score = accuracy.examine(model, _exam(cache.world, cache.seed, cache.start()))
+    scores = {"accuracy": score.accuracy, "nll": score.nll}
     if with_text:
-        texts = worlds.texts(shop.world, SIZES.held_out_texts, seed=HELD_OUT + shop.seed)
+        texts = worlds.texts(cache.world, SIZES.held_out_texts, seed=HELD_OUT + cache.seed)
         scores["text_nll"] = _text_nll(model, processor, texts)
     return scores
 

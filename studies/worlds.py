@@ -1,11 +1,11 @@
-"""The worlds of the study: images with captions of known truth, some of whose images were exchanged."""
+"""Draws and writes samples of the study's worlds: images with captions of known truth, some of them exchanged."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,34 +18,9 @@ import world
 from condition import SIZES
 from world import WorldSample
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """Scenes, how they look, and sentences with open slots for what is true of them."""
-
-    patterns: tuple[str, ...]
-    fillers: Mapping[str, tuple[str, ...]]
-    questions: tuple[str, ...]
-    draw_scene: Callable[[np.random.Generator], Any]
-    render: Callable[[Any, np.random.Generator], Image.Image]
-
-
-WORLDS = {
-    "shapes": World(
-        patterns=world.PATTERNS,
-        fillers=world.FILLERS,
-        questions=world.QUESTIONS,
-        draw_scene=world.draw_scene,
-        render=world.render,
-    ),
-    "charts": World(
-        patterns=charts.PATTERNS,
-        fillers=charts.FILLERS,
-        questions=charts.QUESTIONS,
-        draw_scene=charts.draw_scene,
-        render=charts.render,
-    ),
-}
+WORLDS: dict[str, ModuleType] = {"shapes": world, "charts": charts}
+"""Each with PATTERNS of sentences, whose slots are open for what is true of a scene, FILLERS for their other words, and
+QUESTIONS, draw_scene and render."""
 
 
 def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[WorldSample]:
@@ -58,25 +33,25 @@ def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[
         raise ValueError(f"noise is a share of the samples, between 0 and 1, got {noise}")
     chosen = WORLDS[name]
     rng = np.random.default_rng(seed)
-    scenes, sentences, questions, pictures = [], [], [], []
+    scenes, sentences, questions, images = [], [], [], []
     for _ in range(num_samples):
         scenes.append(chosen.draw_scene(rng))
-        sentences.append(world.draw_sentence(rng, chosen.patterns, chosen.fillers))
-        questions.append(world.pick(rng, chosen.questions))
-        pictures.append(_png(chosen.render(scenes[-1], rng)))
+        sentences.append(world.draw_sentence(rng, chosen.PATTERNS, chosen.FILLERS))
+        questions.append(world.pick(rng, chosen.QUESTIONS))
+        images.append(_png(chosen.render(scenes[-1], rng)))
     exchanged = rng.permutation(num_samples)[: round(noise * num_samples)]
     shown = np.arange(num_samples)
     shown[exchanged] = np.roll(exchanged, 1)
     samples = []
-    for told, picture in enumerate(shown):
-        caption, kinds = world.tell(sentences[told], told=scenes[told], shown=scenes[picture])
-        clean_caption, _ = world.tell(sentences[told], told=scenes[picture], shown=scenes[picture])
+    for number, image in enumerate(shown):
+        caption, kinds = world.fill_slots(sentences[number], described=scenes[number], shown=scenes[image])
+        clean_caption, _ = world.fill_slots(sentences[number], described=scenes[image], shown=scenes[image])
         samples.append(
             WorldSample(
-                sample_id=f"{name}-{seed}-{told:06d}",
-                image_png=pictures[picture],
-                scene=scenes[picture],
-                question=questions[told],
+                sample_id=f"{name}-{seed}-{number:06d}",
+                image_png=images[image],
+                scene=scenes[image],
+                question=questions[number],
                 caption=caption,
                 word_kinds=kinds,
                 clean_caption=clean_caption,
@@ -85,42 +60,39 @@ def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[
     return samples
 
 
-def texts(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]]]:
+Conversation = list[dict[str, str]]
+
+
+def _conversation(chosen: ModuleType, scene: Any, rng: np.random.Generator) -> Conversation:
+    """A question and a true caption of the scene."""
+    sentence = world.draw_sentence(rng, chosen.PATTERNS, chosen.FILLERS)
+    caption, _ = world.fill_slots(sentence, described=scene, shown=scene)
+    question = world.pick(rng, chosen.QUESTIONS)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": caption}]
+
+
+def texts(name: str, num_samples: int, *, seed: int) -> list[Conversation]:
     """Conversations without an image: the questions and captions of scenes that nobody drew."""
-    chosen = WORLDS[name]
-    rng = np.random.default_rng([seed, 1])
-    found = []
-    for _ in range(num_samples):
-        scene = chosen.draw_scene(rng)
-        caption, _ = world.tell(world.draw_sentence(rng, chosen.patterns, chosen.fillers), told=scene, shown=scene)
-        question = world.pick(rng, chosen.questions)
-        found.append([{"role": "user", "content": question}, {"role": "assistant", "content": caption}])
-    return found
+    chosen, rng = WORLDS[name], np.random.default_rng([seed, 1])
+    return [_conversation(chosen, chosen.draw_scene(rng), rng) for _ in range(num_samples)]
 
 
-def earlier_answers(name: str, num_samples: int, *, seed: int) -> list[list[dict[str, str]]]:
-    """Another question and caption for every sample that `draw` tells of with this seed, whatever its noise."""
-    chosen = WORLDS[name]
+def earlier_answers(name: str, num_samples: int, *, seed: int) -> list[Conversation]:
+    """Another question and caption for every sample that `draw` makes with this seed, whatever its noise."""
     rng = np.random.default_rng([seed, 2])
-    found = []
-    for sample in draw(name, num_samples, seed=seed):  # without noise a sample shows what it tells of
-        sentence = world.draw_sentence(rng, chosen.patterns, chosen.fillers)
-        caption, _ = world.tell(sentence, told=sample.scene, shown=sample.scene)
-        question = world.pick(rng, chosen.questions)
-        found.append([{"role": "user", "content": question}, {"role": "assistant", "content": caption}])
-    return found
+    samples = draw(name, num_samples, seed=seed)  # without noise a sample shows what its caption describes
+    return [_conversation(WORLDS[name], sample.scene, rng) for sample in samples]
 
 
 def words_of(name: str) -> list[str]:
     """Texts that hold every word of the world, for its tokenizer: the same for all seeds."""
     drawn = [turn["content"] for messages in texts(name, SIZES.vocabulary_texts, seed=0) for turn in messages]
-    return [*drawn, *WORLDS[name].questions]
+    return [*drawn, *WORLDS[name].QUESTIONS]
 
 
-Conversations = Sequence[list[dict[str, str]]]
-
-
-def write(samples: list[WorldSample], texts: Conversations, directory: Path, earlier: Conversations = ()) -> None:
+def write(
+    samples: list[WorldSample], texts: Sequence[Conversation], directory: Path, earlier: Sequence[Conversation] = ()
+) -> None:
     """Two Parquet shards, each with half of the images and then half of the texts, whose words are irrelevant.
 
     `earlier` begins the conversations of the samples; `word_kinds` stay those of their last answer.
@@ -140,7 +112,7 @@ def write(samples: list[WorldSample], texts: Conversations, directory: Path, ear
         pq.write_table(pa.Table.from_pylist(rows, world.PARQUET_SCHEMA), directory / f"part-{shard}.parquet")
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()

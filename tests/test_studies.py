@@ -15,36 +15,35 @@ import pytest
 import torch
 from PIL import Image
 
-import arm
 import arm_tables
 import comparison
-import paired
+import estimates
 import repeated
 import report
 import results
 import run
 import world
 import worlds
-from arms.noise import NOISES
+from arms import ARMS, NOISE_ARMS, NOISES, Arm
 from cal_schemas.sample import ImageRef
+from commands import kept_encodings
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
 from conftest import Family
-from encodings_kept import kept_encodings
 from examples_of import conversation
 
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
-def test_words_are_correlated_exactly_when_they_are_true_of_the_picture(name: str) -> None:
+def test_words_are_correlated_exactly_when_they_are_true_of_the_image(name: str) -> None:
     for sample in worlds.draw(name, 200, seed=5, noise=0.3):
-        told, true = sample.caption.split(), sample.clean_caption.split()
-        for word, right, kind in zip(told, true, sample.word_kinds, strict=True):
+        written, true = sample.caption.split(), sample.clean_caption.split()
+        for word, right, kind in zip(written, true, sample.word_kinds, strict=True):
             assert (word != right) == (kind == "contradictory"), sample
     clean = worlds.draw(name, 200, seed=5)
     assert all("contradictory" not in sample.word_kinds and "correlated" in sample.word_kinds for sample in clean)
 
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
-def test_noise_exchanges_pictures_and_nothing_else(name: str) -> None:
+def test_noise_exchanges_images_and_nothing_else(name: str) -> None:
     clean, some, more = (worlds.draw(name, 100, seed=3, noise=noise) for noise in (0.0, 0.1, 0.3))
     assert [sample.caption for sample in clean] == [sample.caption for sample in more]
     moved = [
@@ -57,27 +56,27 @@ def test_noise_exchanges_pictures_and_nothing_else(name: str) -> None:
 
 def test_a_paired_mean_has_student_s_interval() -> None:
     # sd = sqrt(5 / 3), t(3) = 3.18245: 2.5 -+ 3.18245 * 1.29099 / 2
-    found = paired.mean([1.0, 2.0, 3.0, 4.0])
-    assert (found.value, found.count) == (2.5, 4)
-    assert (found.low, found.high) == pytest.approx((0.44575, 4.55425), abs=1e-4)
-    assert found.excludes_zero
-    assert paired.mean([1.0]).low == -math.inf
+    mean = estimates.mean([1.0, 2.0, 3.0, 4.0])
+    assert (mean.value, mean.count) == (2.5, 4)
+    assert (mean.low, mean.high) == pytest.approx((0.44575, 4.55425), abs=1e-4)
+    assert mean.excludes_zero
+    assert estimates.mean([1.0]).low == -math.inf
 
 
 def test_a_share_has_fieller_s_interval() -> None:
     # A whole without spread only scales the mean's interval.
-    found = paired.share([1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0])
-    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.44575 / 5, 4.55425 / 5), abs=1e-4)
+    share = estimates.share([1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0])
+    assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.44575 / 5, 4.55425 / 5), abs=1e-4)
     # Gains that are half of the whole in every pair leave nothing else to be possible.
-    exact = paired.share([2.5, 3.0, 3.5], [5.0, 6.0, 7.0])
+    exact = estimates.share([2.5, 3.0, 3.5], [5.0, 6.0, 7.0])
     assert (exact.value, exact.low, exact.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
     # A whole that may be 0 bounds nothing: mean 1, t(2) * 2 / sqrt(3) = 4.97.
-    assert paired.share([1.0, 2.0, 3.0], [-1.0, 1.0, 3.0]).high == math.inf
+    assert estimates.share([1.0, 2.0, 3.0], [-1.0, 1.0, 3.0]).high == math.inf
 
 
 def test_rank_correlation_needs_two_ranks() -> None:
-    assert paired.rank_correlation([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
-    assert math.isnan(paired.rank_correlation([1, 1, 1], [1, 2, 3]))
+    assert estimates.rank_correlation([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
+    assert math.isnan(estimates.rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
 def test_arms_share_their_runs(tmp_path: Path) -> None:
@@ -89,15 +88,14 @@ def test_arms_share_their_runs(tmp_path: Path) -> None:
 
 
 def test_every_reference_is_tried_at_every_noise(tmp_path: Path) -> None:
-    (unit,) = run.missing(comparison.NOISE_ARMS, ["shapes"], 1, set(), tmp_path)
+    (unit,) = run.missing(NOISE_ARMS, ["shapes"], 1, set(), tmp_path)
     tried = {(item.noise, item.weights, item.reference) for item in unit.todo if isinstance(item, Run)}
     sources = [("uniform", ""), ("online", ""), *(("cached", name) for name in REFERENCES)]
     assert tried == {(noise, *source) for noise in NOISES for source in sources}
 
 
 def test_every_arm_has_eight_seeds_and_conditions_that_can_be_run() -> None:
-    for name in arm.ARMS:
-        chosen = arm.load(name)
+    for name, chosen in ARMS.items():
         assert chosen.seeds >= 8 or name == "quick"
         assert len({item.key for item in chosen.runs("charts", 0)}) >= 2
         assert not chosen.gain_of or all(chosen.gain_of in conditions for conditions in chosen.groups.values())
@@ -111,11 +109,11 @@ def test_conditions_are_compared_over_the_seeds_that_have_both() -> None:
         for name, fields in (("uniform", uniform), ("online", online))
         for seed, value in enumerate(values[name])
     }
-    small = arm.Arm(question="?", groups={"g": {"uniform": uniform, "online": online}}, gain_of="online")
+    small = Arm(question="?", groups={"g": {"uniform": uniform, "online": online}}, gain_of="online")
     first, second = comparison.lines(small, "shapes", rows)
-    assert (first.nll, first.gain) == (paired.mean([1.5, 1.6, 1.7]), None)
-    assert second.gain == paired.mean([1.5 - 1.4, 1.6 - 1.3])
-    assert second.accuracy_gain == paired.mean([0.0, 0.0])
+    assert (first.nll, first.gain) == (estimates.mean([1.5, 1.6, 1.7]), None)
+    assert second.gain == estimates.mean([1.5 - 1.4, 1.6 - 1.3])
+    assert second.accuracy_gain == estimates.mean([0.0, 0.0])
 
 
 @pytest.mark.parametrize(("online", "share"), [(1.0, 0.5), (3.0, None)])
@@ -128,25 +126,25 @@ def test_there_is_a_share_of_a_gain_and_none_of_a_loss(online: float, share: flo
         for seed in range(3)
         for name, fields in conditions.items()
     }
-    small = arm.Arm(question="?", groups={"g": conditions}, gain_of="online")
-    found = list(comparison.lines(small, "shapes", rows))[-1].share
-    assert found is None if share is None else found is not None and found.value == pytest.approx(share)
+    small = Arm(question="?", groups={"g": conditions}, gain_of="online")
+    shown = list(comparison.lines(small, "shapes", rows))[-1].share
+    assert shown is None if share is None else shown is not None and shown.value == pytest.approx(share)
 
 
 def test_the_page_shows_the_committed_results() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
     runs, measurements = (comparison.rows_by_key(table.read()) for table in (results.runs(), results.measurements()))
-    found = arm_tables.page_tables(runs, measurements)
-    assert all(f"<!-- table: {name} -->" in page for name in found)
-    assert report.written(page, found) == page, "run python studies/report.py"
+    tables = arm_tables.page_tables(runs, measurements)
+    assert all(f"<!-- table: {name} -->" in page for name in tables)
+    assert report.written(page, tables) == page, "run python studies/report.py"
     assert "@@" not in page, "a place that was left to be filled"
 
 
 def test_every_arm_has_a_table_of_its_own_to_print() -> None:
     runs, measurements = (comparison.rows_by_key(table.read()) for table in (results.runs(), results.measurements()))
-    found = arm_tables.tables_of(arm.ARMS, runs, measurements)
-    assert sorted(found) == sorted(arm.ARMS)
-    assert all("World of shapes" in table for table in found.values())
+    tables = arm_tables.tables_of(list(ARMS), runs, measurements)
+    assert sorted(tables) == sorted(ARMS)
+    assert all("World of shapes" in table for table in tables.values())
 
 
 @pytest.mark.parametrize("table", [results.runs(), results.measurements()], ids=lambda table: table.path.stem)
@@ -160,26 +158,27 @@ COMPARED = ("uniform", "online", "initial", "final", "crossfit")
 
 @pytest.mark.full
 def test_a_committed_arm_comes_from_its_seeds(tmp_path: Path) -> None:
-    told = ["uniform", "online", "initial", "final", "crossfit"]
     flags = ["--world", "shapes", "--seeds", "1", "--results_dir", str(tmp_path), "--scratch_dir", str(tmp_path)]
-    command = [sys.executable, str(run.__file__), "reference", "--only", *told, *flags]
+    command = [sys.executable, str(run.__file__), "reference", "--only", *COMPARED, *flags]
     subprocess.run(command, check=True, timeout=600)
-    found = repeated.differences(results.runs(tmp_path), results.runs(), ("nll", "accuracy"))
-    assert [(one.item.reference or one.item.weights) for one in found if isinstance(one.item, Run)] == told
+    differences = repeated.differences(results.runs(tmp_path), results.runs(), ("nll", "accuracy"))
+    assert [(one.item.reference or one.item.weights) for one in differences if isinstance(one.item, Run)] == list(
+        COMPARED
+    )
     assert repeated.compare(tmp_path, results.RESULTS) == 0
 
 
 def test_kept_encodings_are_those_that_the_encoder_makes(llava: Family) -> None:
     drawn = worlds.draw("shapes", 2, seed=1)
-    pictures = [Image.open(io.BytesIO(sample.image_png)) for sample in drawn]
-    told = [conversation(*(turn["content"] for turn in sample.messages), images=(ImageRef(data=b"", path=None),))
+    images = [Image.open(io.BytesIO(sample.image_png)) for sample in drawn]
+    texts = [conversation(*(turn["content"] for turn in sample.messages), images=(ImageRef(data=b"", path=None),))
             for sample in drawn]  # fmt: skip
-    pairs = [(words, picture) for words in told for picture in pictures]  # the same words with other pixels too
-    made = [llava.encoder(words, [picture]) for words, picture in pairs]
+    pairs = [(text, image) for text in texts for image in images]  # the same words with other pixels too
+    made = [llava.encoder(text, [image]) for text, image in pairs]
     with kept_encodings():
         for _ in range(2):
-            for wanted, (words, picture) in zip(made, pairs, strict=True):
-                kept = llava.encoder(words, [picture])
+            for wanted, (text, image) in zip(made, pairs, strict=True):
+                kept = llava.encoder(text, [image])
                 one, other = ({**item.sequence_inputs, **item.image_inputs} for item in (wanted, kept))
                 assert one.keys() == other.keys()
                 assert all(torch.equal(one[name], other[name]) for name in one)
@@ -191,7 +190,7 @@ def test_a_second_answer_is_of_the_same_scene_and_changes_nothing_else(tmp_path:
     worlds.write(samples, [], tmp_path / "one")
     worlds.write(samples, [], tmp_path / "two", worlds.earlier_answers("shapes", 4, seed=1))
     one, two = (pd.read_parquet(tmp_path / name).to_dict("records") for name in ("one", "two"))
-    told = {sample.sample_id: sample.scene for sample in worlds.draw("shapes", 4, seed=1)}
+    scenes = {sample.sample_id: sample.scene for sample in worlds.draw("shapes", 4, seed=1)}
     for single, double in zip(one, two, strict=True):
         asked, answer, asked_again, last = double.pop("messages")
         question, only = single.pop("messages")
@@ -202,7 +201,7 @@ def test_a_second_answer_is_of_the_same_scene_and_changes_nothing_else(tmp_path:
         words = set(answer["content"].lower().rstrip(".").split())
         said = words & {*world.COLOURS, *world.SHAPES, *world.SIZES}
         assert said
-        assert said <= set(dataclasses.asdict(told[single["id"]]).values())
+        assert said <= set(dataclasses.asdict(scenes[single["id"]]).values())
         assert list(single["word_kinds"]) == list(double["word_kinds"])
 
 

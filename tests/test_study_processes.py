@@ -16,9 +16,8 @@ import pytest
 import folders
 import results
 import run
-from condition import Run
+from condition import Run, Unit
 from fault_job import PATIENCE_S, wait_for
-from unit import Unit
 
 ONE = Run(world="shapes", seed=0, noise=0.3, weights="uniform")
 
@@ -67,8 +66,8 @@ def test_a_unit_that_ended_early_leaves_its_runs_missing(tmp_path: Path) -> None
 @contextmanager
 def training_study(folder: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, list[str]]]:
     """A runner whose only process is in the midst of a training: (runner, its process, the command line)."""
-    told = ["quick", "--world", "shapes", "--seeds", "1", "--only", "uniform"]
-    command = [sys.executable, run.__file__, *told, "--results_dir", str(folder), "--scratch_dir", str(folder)]
+    asked = ["quick", "--world", "shapes", "--seeds", "1", "--only", "uniform"]
+    command = [sys.executable, run.__file__, *asked, "--results_dir", str(folder), "--scratch_dir", str(folder)]
     runner = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     workers: list[psutil.Process] = []
     try:
@@ -88,10 +87,10 @@ def training_study(folder: Path) -> Iterator[tuple[subprocess.Popen[str], psutil
 def test_a_command_that_a_signal_ended_is_no_success(tmp_path: Path) -> None:
     with training_study(tmp_path) as (runner, worker, _):
         worker.send_signal(signal.SIGINT)
-        _, told = runner.communicate(timeout=PATIENCE_S)
+        _, errors = runner.communicate(timeout=PATIENCE_S)
         assert runner.returncode == 1
-        assert "a process of the study ended with exit code 130" in told
-        assert "1 are still missing (run shapes 0 0.3 uniform); the same command goes on" in told
+        assert "a process of the study ended with exit code 130" in errors
+        assert "1 are still missing (run shapes 0 0.3 uniform); the same command goes on" in errors
 
 
 @pytest.mark.full
@@ -123,20 +122,20 @@ sys.path.insert(0, sys.argv[1])
 from contextlib import closing
 from pathlib import Path
 import psutil
-import run, unit
-from condition import Run
+import processes
+from condition import Run, Unit
 
 def work(asked, results):
     results.send("begun")
     time.sleep(3600)
 
-run.work_in_process = work
+processes.work_in_process = work
 if __name__ == "__main__":
     one = Run(world="shapes", seed=0, noise=0.3, weights="uniform")
-    units = [unit.Unit(world="shapes", seed=0, todo=(one,), scratch=Path(sys.argv[2]))] * 2
+    units = [Unit(world="shapes", seed=0, todo=(one,), scratch=Path(sys.argv[2]))] * 2
     try:
-        with closing(run.in_processes(units, 2)) as found:
-            for _ in found:
+        with closing(processes.in_processes(units, 2)) as outcomes:
+            for _ in outcomes:
                 raise OSError("disk is full")
     finally:
         running = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-import arm
 import condition
-import provenance
 import repeated
 import results
 import run
+from arms import ARMS
+from artifacts import ArtifactCache
 from condition import MAX_SEEDS, Run, Sizes
 from results import RecordError
-from workshop import Workshop
 
 UNIFORM = Run(world="shapes", seed=0, noise=0.3, weights="uniform")
 CACHED = Run(world="shapes", seed=0, noise=0.3, weights="cached", reference="initial")
@@ -36,11 +35,11 @@ def test_a_condition_is_keyed_by_what_it_is() -> None:
 def test_another_size_is_another_key_in_another_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = UNIFORM.key, CACHED.measurement.key, Workshop("shapes", 0, tmp_path).folder.parent
+    before = UNIFORM.key, CACHED.measurement.key, ArtifactCache("shapes", 0, tmp_path).folder.parent
     value = getattr(condition.SIZES, name)
     other = dataclasses.replace(condition.SIZES, **{name: "linear" if isinstance(value, str) else 2 * value})
     monkeypatch.setattr(condition, "SIZES", other)
-    after = UNIFORM.key, CACHED.measurement.key, Workshop("shapes", 0, tmp_path).folder.parent
+    after = UNIFORM.key, CACHED.measurement.key, ArtifactCache("shapes", 0, tmp_path).folder.parent
     assert not set(before) & set(after)
 
 
@@ -57,8 +56,8 @@ def test_a_seed_that_the_report_would_not_look_for_is_refused(
 
 def test_make_study_runs_every_arm() -> None:
     makefile = Path(run.__file__).parents[1] / "Makefile"
-    (told,) = re.findall(r"^ARMS \?= (.*)$", makefile.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted([*told.split(), "quick"]) == sorted(arm.ARMS)  # `quick` is a part of `reference`
+    (named,) = re.findall(r"^ARMS \?= (.*)$", makefile.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted([*named.split(), "quick"]) == sorted(ARMS)  # `quick` is a part of `reference`
 
 
 def test_a_killed_study_leaves_whole_rows(tmp_path: Path) -> None:
@@ -116,8 +115,8 @@ def test_a_row_that_is_not_the_record_s_own_is_refused_by_its_line(line: str, tm
 def test_a_row_names_the_code_that_made_it(tmp_path: Path) -> None:
     table = results.runs(tmp_path)
     table.add(UNIFORM, {"nll": 1.25})
-    (told,) = table.read()["versions"]
-    assert re.search(r"^cal-vlm=\S+ torch=\S+ .* code=[0-9a-f]{12}$", told)
+    (versions,) = table.read()["versions"]
+    assert re.search(r"^cal-vlm=\S+ torch=\S+ .* code=[0-9a-f]{12}$", versions)
 
 
 def test_a_digest_is_of_the_code_and_not_of_its_place(tmp_path: Path) -> None:
@@ -125,10 +124,10 @@ def test_a_digest_is_of_the_code_and_not_of_its_place(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "one.py").write_text("x = 1\n")
-    here, there = (provenance.code_digest(folder.glob("*.py")) for folder in folders)
+    here, there = (results.code_digest(folder.glob("*.py")) for folder in folders)
     assert here == there
     (folders[0] / "one.py").write_text("x = 2\n")
-    assert provenance.code_digest(folders[0].glob("*.py")) != there
+    assert results.code_digest(folders[0].glob("*.py")) != there
 
 
 def recorded(directory: Path, nlls: dict[Run, float]) -> Path:
@@ -141,11 +140,11 @@ def recorded(directory: Path, nlls: dict[Run, float]) -> Path:
 def test_a_repetition_is_compared_with_the_record_row_by_row(nll: float, code: int, tmp_path: Path) -> None:
     record = recorded(tmp_path / "record", {CACHED: 1.25})
     again = recorded(tmp_path / "again", {CACHED: nll, dataclasses.replace(CACHED, seed=1): 9.0})
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, repeated.__file__, again, "--record", record], capture_output=True, text=True, check=False
     )
-    assert told.returncode == code, told.stderr
-    first, last = told.stdout.splitlines()
+    assert done.returncode == code, done.stderr
+    first, last = done.stdout.splitlines()
     assert first == f"nll {nll - 1.25:+.5f}, accuracy +0.00000: run shapes 0 0.3 cached initial"
     assert last.startswith("1 rows, 1 more that the record lacks; ")
     assert last.endswith(f"{code} beyond 0.1")
@@ -165,7 +164,7 @@ def test_rows_of_other_code_are_no_repetition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, again = (recorded(tmp_path / name, {UNIFORM: 1.0}) for name in ("record", "again"))
-    monkeypatch.setattr(provenance, "versions", lambda: "code=edited")
+    monkeypatch.setattr(results, "versions", lambda: "code=edited")
     assert repeated.compare(again, record) == 2
     assert "this is code=edited: remove it, and repeat the arm" in capsys.readouterr().err
 

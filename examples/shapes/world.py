@@ -180,10 +180,10 @@ def parquet_row(sample: WorldSample) -> dict[str, object]:
 def _draw_sample(rng: np.random.Generator, sample_id: str, *, wrong: bool) -> WorldSample:
     scene = draw_scene(rng)
     sentence = draw_sentence(rng)
-    clean_caption, _ = tell(sentence, told=scene, shown=scene)
-    caption, word_kinds = tell(sentence, told=scene, shown=scene)
+    clean_caption, word_kinds = fill_slots(sentence, described=scene, shown=scene)
+    caption = clean_caption
     while wrong and caption == clean_caption:  # another scene may agree in all that this sentence mentions
-        caption, word_kinds = tell(sentence, told=draw_scene(rng), shown=scene)
+        caption, word_kinds = fill_slots(sentence, described=draw_scene(rng), shown=scene)
     file = io.BytesIO()
     render(scene, rng).save(file, format="PNG")
     return WorldSample(
@@ -218,15 +218,15 @@ def draw_sentence(
     return words
 
 
-def tell(sentence: list[str], *, told: object, shown: object) -> tuple[str, tuple[WordKind, ...]]:
-    """Fill the slots from the scene `told`, and judge each word by the scene `shown`."""
+def fill_slots(sentence: list[str], *, described: object, shown: object) -> tuple[str, tuple[WordKind, ...]]:
+    """Fill the slots from the scene `described`, and judge each word by the scene `shown`."""
     words: list[str] = []
     kinds: list[WordKind] = []
     for word in sentence:
         slot = word.strip("{}")
         is_slot = word != slot
-        words.append(getattr(told, slot) if is_slot else word)
-        is_true = is_slot and getattr(told, slot) == getattr(shown, slot)
+        words.append(getattr(described, slot) if is_slot else word)
+        is_true = is_slot and getattr(described, slot) == getattr(shown, slot)
         kinds.append("irrelevant" if not is_slot else "correlated" if is_true else "contradictory")
     text = " ".join(words) + "."
     return text[0].upper() + text[1:], tuple(kinds)

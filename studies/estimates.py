@@ -1,4 +1,4 @@
-"""Statistics of paired seeds: mean differences, shares of a gain, rank correlations, each with a 95 % interval."""
+"""Estimates means and shares of paired seeds with 95 % intervals and rank correlations, and formats them for tables."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Estimate:
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -69,3 +72,25 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 def _quantile(count: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+
+
+def marked(estimate: Estimate | None) -> str:
+    """A table cell, bold where the interval excludes zero."""
+    if estimate is None:
+        return ""
+    return f"**{estimate}**" if estimate.excludes_zero else str(estimate)
+
+
+def percent(estimate: Estimate | None, digits: int = 0) -> str:
+    """A table cell."""
+    if estimate is None or math.isnan(estimate.value):
+        return ""
+    if math.isinf(estimate.low):
+        return f"{estimate.value:.{digits}%} (no bound)"
+    return f"{estimate.value:.{digits}%} ({estimate.low:.{digits}%} to {estimate.high:.{digits}%})"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""What students are made of, as LLaVA is of CLIP and Vicuna: a tower that knows images, a model that knows sentences.
+"""Makes what students start from, as LLaVA does from CLIP and Vicuna: a tower and a language model that are trained.
 
 One of each for all seeds of a world; a student's projector starts from noise of its own.
 """
@@ -30,10 +30,10 @@ def train_tower(directory: Path, world: str, seed: int) -> None:
     samples = worlds.draw(world, SIZES.tower_samples, seed=seed)
     pixels = encode(AutoProcessor.from_pretrained(directory), samples).pixel_values
     scenes: list[Any] = [sample.scene for sample in samples]  # of a dataclass, which one is the world's affair
-    told = [asdict(scene) for scene in scenes]
-    classes = {name: sorted({scene[name] for scene in told}) for name in told[0]}
+    attributes = [asdict(scene) for scene in scenes]
+    classes = {name: sorted({scene[name] for scene in attributes}) for name in attributes[0]}
     wanted = {
-        name: torch.tensor([values.index(scene[name]) for scene in told]) for name, values in classes.items()
+        name: torch.tensor([values.index(scene[name]) for scene in attributes]) for name, values in classes.items()
     }  # fmt: skip
     tower = model.model.vision_tower
     heads = nn.ModuleDict({
@@ -56,13 +56,13 @@ def train_tower(directory: Path, world: str, seed: int) -> None:
     model.save_pretrained(directory)
 
 
-def with_new_projector(parent: Path, directory: Path, seed: int) -> None:
-    """Saves the model and processor of `parent` with a projector that was never trained."""
-    model = AutoModelForImageTextToText.from_pretrained(parent, dtype=torch.float32)
+def with_new_projector(backbone: Path, directory: Path, seed: int) -> None:
+    """Saves the model and processor of `backbone` with a projector that was never trained."""
+    model = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32)
     torch.manual_seed(seed)
     model.model.multi_modal_projector.apply(_initialised)
     model.save_pretrained(directory)
-    AutoProcessor.from_pretrained(parent).save_pretrained(directory)
+    AutoProcessor.from_pretrained(backbone).save_pretrained(directory)
 
 
 def _initialised(module: nn.Module) -> None:

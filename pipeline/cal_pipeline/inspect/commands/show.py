@@ -25,6 +25,7 @@ from rich.text import Text
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.page import shading
+from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import (
     Place,
     ShownToken,
@@ -77,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise ConfigError(f"--limit must be positive, got {arguments.limit}")
     path = flags.new_file(arguments.output, ".html", ".htm", ".svg") if arguments.output else None
-    opened = open_checked(arguments)
+    flags.weighting_of(arguments)
+    opened = open_paths(arguments.annotated)
     places = find_samples(opened, arguments.sample)
     shown = [_Shown(opened, place, arguments) for place in places[: arguments.limit]]
     if path:
@@ -93,14 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_checked(arguments: argparse.Namespace) -> AnnotatedDataset:
-    """The shards, after the flags were found to make sense."""
-    from cal_pipeline.inspect.tables.reading import open_paths
-
-    flags.weighting_of(arguments)
-    return open_paths(arguments.annotated)
-
-
 class _Shown:
     """A row ready to be printed."""
 
@@ -111,7 +105,7 @@ class _Shown:
         self.tokens: list[ShownToken] = []
         if self.row["status"] == STATUS_OK:
             pieces = pieces_of_measurement(opened, arguments.tokenizer)
-            self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments))[0]
+            self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments))
         folder = image_folder_of(opened, place.file, arguments.image_folder)
         self.messages: list[dict[str, Any]] = []
         self.images: list[tuple[str, Image.Image | str]] = []

@@ -104,23 +104,15 @@ def read_row(place: Place) -> pa.Table:
     raise FormatError(f"{place.file} has no row {place.row}")
 
 
-def shown_tokens(table: pa.Table, pieces: Pieces, **weighting: Any) -> list[list[ShownToken]]:
-    """Tokens of every row of the table."""
-    flat = FlatTokens.from_arrow(table.select(LIST_COLUMNS))
-    turns = flat.turns(irregular_answers(table))
-    weights = flat.weights(**weighting)
-    stops = np.cumsum(flat.lengths)
-    rows = []
-    for start, stop in zip(stops - flat.lengths, stops, strict=True):
-        texts = pieces.spelled(flat.label_ids[start:stop].tolist())
-        values = (column[start:stop].tolist() for column in (flat.deltas, weights, flat.positions, turns))
-        rows.append(
-            [
-                ShownToken(text=text, delta=delta, weight=weight, position=position, turn=turn)
-                for text, delta, weight, position, turn in zip(texts, *values, strict=True)
-            ]
-        )
-    return rows
+def shown_tokens(row: pa.Table, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
+    """Tokens of a table of one row."""
+    flat = FlatTokens.from_arrow(row.select(LIST_COLUMNS))
+    turns = flat.turns(irregular_answers(row))
+    values = zip(flat.deltas, flat.weights(**weighting), flat.positions, turns, strict=True)
+    return [
+        ShownToken(text=text, delta=float(delta), weight=float(weight), position=int(position), turn=int(turn))
+        for text, (delta, weight, position, turn) in zip(pieces.spelled(flat.label_ids.tolist()), values, strict=True)
+    ]
 
 
 def conversation(messages: Sequence[Mapping[str, Any]] | None, tokens: Sequence[ShownToken]) -> list[Utterance]:

@@ -25,7 +25,7 @@ from cal_pipeline.inspect.with_model.audit import (
     swap_report,
 )
 from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS, ToMeasure, measure_again
-from cal_pipeline.inspect.with_model.resolve_reference import find_reference
+from cal_pipeline.inspect.with_model.resolve_reference import resolve_reference
 from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
 from cal_pipeline.models.precision import watched
@@ -49,7 +49,7 @@ class AuditSession:
         if self.spec.dtype not in get_args(Dtype):
             raise ConfigError(f"the deltas were measured in {self.spec.dtype!r}, which this version does not know")
         trust = arguments.trust_remote_code
-        self.directory = find_reference(
+        self.directory = resolve_reference(
             arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
         )
         check_architecture(self.directory, trust_remote_code=trust)

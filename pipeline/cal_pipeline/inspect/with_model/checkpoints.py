@@ -13,7 +13,7 @@ from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import rebuild_encoder
 from cal_pipeline.inspect.with_model.image_tokens import ImageTokens, check_places, image_tokens
-from cal_pipeline.inspect.with_model.resolve_reference import find_reference
+from cal_pipeline.inspect.with_model.resolve_reference import resolve_reference
 from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import load_config, load_processor, load_reference
 from cal_pipeline.output.row_reader import NumberedRow
@@ -46,7 +46,7 @@ def encoded_views(
             raise ConfigError(f"--model_name_or_path: two checkpoints at most, got {len(arguments.model_name_or_path)}")
         directories = [model_directory(name) for name in arguments.model_name_or_path]
     else:
-        directories = [find_reference(arguments.annotated, dataset.spec)]
+        directories = [resolve_reference(arguments.annotated, dataset.spec)]
     for directory in directories:  # all of them before the first is loaded
         check_places(load_config(directory), str(directory))
     images = decode_images(row.image_files())

@@ -11,7 +11,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 
 
-def find_reference(
+def resolve_reference(
     paths: Sequence[Path], spec: MeasurementSpec, named: str | None = None, *, trust_remote_code: bool = False
 ) -> Path:
     """The directory of the model that measured `paths`: the one `named`, else what the run report or the spec names.

@@ -214,7 +214,7 @@ def test_a_plot_can_be_by_every_column_with_one_value_a_row(odd: Path) -> None:
         count_groups(opened, "blob")
 
 
-def test_the_other_looks_stand_odd_columns(
+def test_the_other_subcommands_take_odd_columns(
     odd: Path, directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(directories.family.directory)

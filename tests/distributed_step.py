@@ -109,21 +109,21 @@ class Seen:
 
 def examples(encoder: Encoder, text_only: frozenset[int]) -> list[Example]:
     """Answers of different lengths, so that no two ranks and no two micro-batches have equal sums of weights."""
-    found = []
+    rows = []
     generator = torch.Generator().manual_seed(0)
     for number in range(GLOBAL_BATCH * STEPS):
         place = number % GLOBAL_BATCH
-        picture = place not in text_only
-        question = ("<image>\n" if picture else "") + "What is in the image?"
+        with_image = place not in text_only
+        question = ("<image>\n" if with_image else "") + "What is in the image?"
         answer = ANSWERS[(place + number // GLOBAL_BATCH) % len(ANSWERS)]
         turns = (Turn(role="user", content=question), Turn(role="assistant", content=answer))
         sample = Sample(sample_id=str(number), images=(), messages=turns)
-        encoded = encoder(sample, [sample_image(number)] if picture else [])
+        encoded = encoder(sample, [sample_image(number)] if with_image else [])
         deltas = (
-            torch.randn(encoded.num_tokens, generator=generator) * 4 if picture else torch.zeros(encoded.num_tokens)
+            torch.randn(encoded.num_tokens, generator=generator) * 4 if with_image else torch.zeros(encoded.num_tokens)
         )
-        found.append(Example(encoded=encoded, deltas=deltas.where(encoded.labels != IGNORE_INDEX, torch.nan)))
-    return found
+        rows.append(Example(encoded=encoded, deltas=deltas.where(encoded.labels != IGNORE_INDEX, torch.nan)))
+    return rows
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]

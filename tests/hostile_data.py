@@ -60,11 +60,11 @@ def write_hostile_rows(folder: Path, url: str) -> tuple[Path, Path, dict[str, tu
     """
     images = folder / "images"
     images.mkdir(parents=True)
-    picture = io.BytesIO()
-    sample_image(0).save(picture, "PNG")
+    image_file = io.BytesIO()
+    sample_image(0).save(image_file, "PNG")
     (folder / "outside").mkdir()
     for place in (images / "good.png", folder / "outside" / "secret.png"):
-        place.write_bytes(picture.getvalue())
+        place.write_bytes(image_file.getvalue())
     (images / "link.png").symlink_to(folder / "outside" / "secret.png")
     (images / "dir").symlink_to(folder / "outside")
     files = {
@@ -129,8 +129,8 @@ def write_line_bomb(path: Path, gigabytes: int) -> Path:
 
 def write_hostile_tar(path: Path, outside: Path) -> Path:
     """An archive with the rows of TAR_ROWS."""
-    picture = io.BytesIO()
-    sample_image(1).save(picture, "JPEG")
+    image_file = io.BytesIO()
+    sample_image(1).save(image_file, "JPEG")
     with tarfile.open(path, "w") as archive:
 
         def add(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> None:
@@ -140,7 +140,7 @@ def write_hostile_tar(path: Path, outside: Path) -> Path:
             archive.addfile(info, io.BytesIO(data))
 
         for key in TAR_ROWS:
-            image = png(50_000, 50_000) if key == "wide" else picture.getvalue()
+            image = png(50_000, 50_000) if key == "wide" else image_file.getvalue()
             if key == "outside":
                 value: Mapping[str, Any] = {"image": f"../{outside.parent.name}/{outside.name}", "caption": "A cat."}
                 add(f"{key}.json", json.dumps(value).encode())
@@ -155,11 +155,11 @@ def write_member_bomb(path: Path, gigabytes: int) -> Path:
     """A small `.tar.gz` with an image of so many GiB of zeros, and a good row after it."""
     info = tarfile.TarInfo("bomb.jpg")
     info.size = gigabytes * 2**30
-    picture = io.BytesIO()
-    sample_image(1).save(picture, "JPEG")
+    image_file = io.BytesIO()
+    sample_image(1).save(image_file, "JPEG")
     rest = io.BytesIO()
     with tarfile.open(fileobj=rest, mode="w") as archive:
-        for name, data in (("bomb.txt", b"t"), ("good.jpg", picture.getvalue()), ("good.txt", b"A cat.")):
+        for name, data in (("bomb.txt", b"t"), ("good.jpg", image_file.getvalue()), ("good.txt", b"A cat.")):
             one = tarfile.TarInfo(name)
             one.size = len(data)
             archive.addfile(one, io.BytesIO(data))

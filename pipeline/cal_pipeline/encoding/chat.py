@@ -55,8 +55,8 @@ class ChatTemplate:
         that the answers cannot be told from the rest.
         """
         takes_parts, tools = self._facts.takes_parts, tools or None
-        given = conversation(messages, takes_parts=takes_parts, image_token=self._image_token, write=as_it_is)
-        text = self._text(given, tools)
+        turns = conversation(messages, takes_parts=takes_parts, image_token=self._image_token, write=as_it_is)
+        text = self._text(turns, tools)
         answers = frozenset(number for number, turn in enumerate(messages) if turn.role == "assistant")
         stem = stem_for(messages, tools, self._text.source)
         failure: SampleError | None = None

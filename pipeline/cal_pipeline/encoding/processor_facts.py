@@ -55,7 +55,7 @@ class ProcessorFacts:
         with _complete(processor):
             short, long = self._probe(takes_suffix)
             # Two texts of different lengths give these as many entries as tokens.
-            self._token_inputs = token_aligned(short) & token_aligned(long)
+            self._token_inputs = (token_aligned(short) & token_aligned(long)) - _NO_INPUTS
             pixels = self._image_inputs(short)
             self.batch_first_inputs = frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
             """Names of the pixel inputs that are batch-first: two images of one sample give them one row."""
@@ -125,14 +125,15 @@ class ProcessorFacts:
         """The sample of which the processor made `output`; tokens of images [T] are never among the supervised [T]."""
         ids = output["input_ids"][0]
         return EncodedSample(
-            sequence_inputs={key: output[key][0] for key in output if key in self._token_inputs - _NO_INPUTS},
+            sequence_inputs={key: output[key][0] for key in output if key in self._token_inputs},
             image_inputs=self._image_inputs(output),
             labels=torch.where(supervised & ~image_mask, ids, torch.tensor(IGNORE_INDEX)),
             image_mask=image_mask,
         )
 
     def _image_inputs(self, output: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {key: value for key, value in output.items() if key not in self._token_inputs | _NO_INPUTS}
+        inputs = output.keys() - self._token_inputs - _NO_INPUTS
+        return {key: value for key, value in output.items() if key in inputs}
 
 
 def _with_all_offsets(tokenizer: Any) -> Any:

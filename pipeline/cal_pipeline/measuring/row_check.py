@@ -50,8 +50,8 @@ def dependence(
 
     def passes(rows: Sequence[EncodedSample]) -> Tensor:
         batch = collate(rows)
-        given = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
-        return torch.stack(contrast_logits(*given, batch.contrast_inputs if contrast.perturbs else None)).cpu()
+        first_pass = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
+        return torch.stack(contrast_logits(*first_pass, batch.contrast_inputs if contrast.perturbs else None)).cpu()
 
     def apart(together: Tensor, alone: Tensor, chosen: Tensor) -> float:
         """The distance of two measurements of a row at the chosen tokens; 0 where precision explains it."""

@@ -122,8 +122,8 @@ def _check_without_image(
     compared = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask) & ~after_image
 
     def without(condition: Condition, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        given = (model, inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
-        return contrast_logits(*given)[1][compared]
+        first_pass = (model, inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
+        return contrast_logits(*first_pass)[1][compared]
 
     def changes_with_image(masked: torch.Tensor) -> tuple[float, bool]:
         """The size of what masked logits change with the image, here its negative; and whether that is too much."""
@@ -175,9 +175,9 @@ def _check_perturbed(
     name: str,
     disagreement: Callable[[torch.Tensor, torch.Tensor], tuple[float, bool]],
 ) -> None:
-    given = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
+    first_pass = (model, batch.inputs, batch.labels, batch.image_mask, contrast)
     itself = {key: batch.inputs[key] for key in batch.contrast_inputs}
-    with_image, same = contrast_logits(*given, itself)
+    with_image, same = contrast_logits(*first_pass, itself)
     compared = ~with_image.isnan()
     size, wrong = disagreement(with_image[compared], same[compared])
     if wrong:
@@ -185,7 +185,7 @@ def _check_perturbed(
             f"{name}: two passes over the same image differ by {size:.3g}; this architecture "
             f"({type(model).__name__}) cannot be contrasted with a perturbed image, use --contrast drop or mask"
         )
-    changed = contrast_logits(*given, batch.contrast_inputs)[1]
+    changed = contrast_logits(*first_pass, batch.contrast_inputs)[1]
     if bool((changed[compared] == same[compared]).all()):
         raise ConfigError(
             f"{name}: no logit changes when all of the image is masked; {type(model).__name__} does not see the "

@@ -223,11 +223,11 @@ def test_square_crops_also_where_the_processor_would_pad(llava: Family) -> None:
 
 def test_specs_differ_exactly_where_the_settings_do(llava: Family) -> None:
     processor = llava.encoder.processor
-    other = Encoder(processor, template="vicuna_v1", max_length=100)
+    by_vicuna = Encoder(processor, template="vicuna_v1", max_length=100)
     assert label_spec(llava.encoder) == label_spec(Encoder(processor, max_length=100))
-    assert label_spec(llava.encoder).tokenizer_digest == label_spec(other).tokenizer_digest
-    assert label_spec(llava.encoder) != label_spec(other)
-    assert input_spec(llava.encoder) != input_spec(other)
+    assert label_spec(llava.encoder).tokenizer_digest == label_spec(by_vicuna).tokenizer_digest
+    assert label_spec(llava.encoder) != label_spec(by_vicuna)
+    assert input_spec(llava.encoder) != input_spec(by_vicuna)
     backend = "torchvision" if is_torchvision_available() else "pil"
     assert input_spec(llava.encoder).image_processor_backend == backend
 

@@ -76,6 +76,6 @@ def test_labels_image_tokens_and_both_contrasts_agree(directory: Path) -> None:
         assert torch.equal(item.sequence_inputs["mm_token_type_ids"].bool(), item.image_mask)
     assert encoder.batch_first_inputs == frozenset()
     batch = collate(encoded, pad_token_id=encoder.pad_token_id)
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    dropped, masked = (contrast_logits(*given, ContrastSpec(condition=c))[1] for c in ("drop", "mask"))  # type: ignore[arg-type]
+    first_pass = (model, batch.inputs, batch.labels, batch.image_mask)
+    dropped, masked = (contrast_logits(*first_pass, ContrastSpec(condition=c))[1] for c in ("drop", "mask"))  # type: ignore[arg-type]
     torch.testing.assert_close(dropped, masked, atol=1e-4, rtol=0, equal_nan=True)

@@ -131,8 +131,8 @@ def test_the_label_only_head_equals_full_logits(batch_of: Callable[[str], Any], 
 @pytest.mark.parametrize("name", [*FAMILIES, QWEN])
 def test_drop_equals_mask_except_right_after_an_image(batch_of: Callable[[str], Any], name: str) -> None:
     model, batch, _ = batch_of(name)
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    dropped, masked = (contrast_logits(*given, ContrastSpec(condition=c))[1] for c in CONDITIONS)
+    first_pass = (model, batch.inputs, batch.labels, batch.image_mask)
+    dropped, masked = (contrast_logits(*first_pass, ContrastSpec(condition=c))[1] for c in CONDITIONS)
     after_image = torch.zeros_like(batch.image_mask)
     after_image[:, 1:] = batch.image_mask[:, :-1]
     compared = ~dropped.isnan() & ~after_image
@@ -172,8 +172,8 @@ def test_drop_equals_mask_when_the_sequence_outgrows_the_sliding_window(tmp_path
     batch = collate(samples(encoder, "gemma3"), pad_token_id=encoder.pad_token_id)
     assert sliding_window(model.config.get_text_config()) == window
     assert batch.labels.shape[1] > window
-    given = (model, batch.inputs, batch.labels, batch.image_mask)
-    dropped, masked = (contrast_logits(*given, ContrastSpec(condition=c))[1] for c in CONDITIONS)
+    first_pass = (model, batch.inputs, batch.labels, batch.image_mask)
+    dropped, masked = (contrast_logits(*first_pass, ContrastSpec(condition=c))[1] for c in CONDITIONS)
     compared = ~dropped.isnan()
     torch.testing.assert_close(dropped[compared], masked[compared], atol=1e-4, rtol=0)
 

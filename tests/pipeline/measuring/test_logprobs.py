@@ -127,10 +127,10 @@ def test_a_scale_and_a_bias_are_respected(llava: Family, monkeypatch: pytest.Mon
 def test_both_passes_under_every_contrast(llava: Family, condition: Any) -> None:
     contrast = ContrastSpec(condition=condition, **PARAMETERS.get(condition, {}))
     batch = batch_of(llava, contrast)
-    given = (llava.model, batch.inputs, batch.labels, batch.image_mask, contrast)
+    first_pass = (llava.model, batch.inputs, batch.labels, batch.image_mask, contrast)
     contrast_inputs = batch.contrast_inputs if contrast.perturbs else None
-    plain = contrast_logits(*given, contrast_inputs)
-    with_logprobs = contrast_logits(*given, contrast_inputs, label_logits_and_logprobs)
+    plain = contrast_logits(*first_pass, contrast_inputs)
+    with_logprobs = contrast_logits(*first_pass, contrast_inputs, label_logits_and_logprobs)
     for logits, both in zip(plain, with_logprobs, strict=True):
         assert both.shape == (2, *logits.shape)
         torch.testing.assert_close(both[0], logits, equal_nan=True, atol=1e-5, rtol=0)
@@ -183,11 +183,11 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_rows_times_vocabulary(
             return SimpleNamespace(logits=logits if cap is None else torch.tanh(logits / cap) * cap)
 
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", limit)
-    given = torch.randn(rows, hidden)
+    hidden_rows = torch.randn(rows, hidden)
     with torch.no_grad():
-        full = head(given) if cap is None else torch.tanh(head(given) / cap) * cap
+        full = head(hidden_rows) if cap is None else torch.tanh(head(hidden_rows) / cap) * cap
         with LiveBytes() as live:
-            normalizers = logprobs._logsumexp(Model(), given, {})
+            normalizers = logprobs._logsumexp(Model(), hidden_rows, {})
     torch.testing.assert_close(normalizers, full.logsumexp(-1), atol=1e-5, rtol=1e-5)
     assert full.nbytes > 30 * limit
     assert limit < live.peak < 8 * limit

@@ -128,11 +128,11 @@ def test_of_two_rows_the_one_that_fails_says_how_and_the_other_is_measured(
     assert samples[1].num_tokens < refused
     handle = llava.model.register_forward_pre_hook(fail, with_kwargs=True)
     try:
-        problem, other = _measured(llava.model, llava.encoder, samples)
+        problem, neighbour = _measured(llava.model, llava.encoder, samples)
     finally:
         handle.remove()
     assert str(problem) == f"the model cannot take this row: {error.__name__}: no such table"
-    assert isinstance(other, MeasuredSample)
+    assert isinstance(neighbour, MeasuredSample)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_tokens_beyond_the_embedding_are_that_row_s_problem_and_an_image_s_place
         ids = sample.sequence_inputs["input_ids"].clone()
         ids[-1] = beyond
         changed = dataclasses.replace(sample, sequence_inputs={**sample.sequence_inputs, "input_ids": ids})
-        row, other = _measured(model, encoder, [changed, sample])
-        assert isinstance(other, MeasuredSample)
+        row, neighbour = _measured(model, encoder, [changed, sample])
+        assert isinstance(neighbour, MeasuredSample)
         assert isinstance(row, MeasuredSample) == good
         if not good:
             assert str(row) == f"token id {size} is beyond the model's {size} embeddings"

@@ -107,12 +107,12 @@ def test_two_passes_of_the_decoder_and_two_of_the_vision_tower(llava: Family) ->
 
 def test_at_model_level_with_rotary_sections() -> None:
     model, tiny = build_qwen2_5_vl_model()
-    given = (model, tiny.inputs, tiny.labels, tiny.image_mask, CONTRASTS["gaussian_blur"])
-    same = delta_logits(*given, {"pixel_values": tiny.inputs["pixel_values"]})
+    first_pass = (model, tiny.inputs, tiny.labels, tiny.image_mask, CONTRASTS["gaussian_blur"])
+    same = delta_logits(*first_pass, {"pixel_values": tiny.inputs["pixel_values"]})
     assert float(same[~same.isnan()].abs().max()) < 1e-5
-    other = delta_logits(*given, {"pixel_values": tiny.inputs["pixel_values"] * 0.1})
-    shown = tiny.image_mask.any(-1, keepdim=True) & ~other.isnan()
-    assert float(other[shown].abs().mean()) > 0.05
+    changed = delta_logits(*first_pass, {"pixel_values": tiny.inputs["pixel_values"] * 0.1})
+    shown = tiny.image_mask.any(-1, keepdim=True) & ~changed.isnan()
+    assert float(changed[shown].abs().mean()) > 0.05
 
 
 def test_a_token_right_behind_the_first_image_has_a_delta_where_another_image_is_shown(llava: Family) -> None:
@@ -134,20 +134,20 @@ def test_a_token_right_behind_the_first_image_has_a_delta_where_another_image_is
 def test_contrast_inputs_are_required_and_must_fit(llava: Family) -> None:
     contrast = CONTRASTS["patch_mask"]
     batch = batch_of(llava, contrast)
-    given = (llava.model, batch.inputs, batch.labels, batch.image_mask)
+    first_pass = (llava.model, batch.inputs, batch.labels, batch.image_mask)
     with pytest.raises(ConfigError, match="'patch_mask' needs contrast_inputs"):
-        contrast_logits(*given, contrast)
+        contrast_logits(*first_pass, contrast)
     with pytest.raises(
         ConfigError, match=r"has 'pixels', which is no image input of the first pass \(\['pixel_values'"
     ):
-        contrast_logits(*given, contrast, {"pixels": torch.zeros(1)})
+        contrast_logits(*first_pass, contrast, {"pixels": torch.zeros(1)})
     with pytest.raises(ConfigError, match="has 'input_ids', which is no image input"):
-        contrast_logits(*given, contrast, {"input_ids": batch.inputs["input_ids"]})
+        contrast_logits(*first_pass, contrast, {"input_ids": batch.inputs["input_ids"]})
     with pytest.raises(ConfigError, match=r"has the shape \[1, 3, 28, 28\], the image itself \[3,"):
-        contrast_logits(*given, contrast, {"pixel_values": torch.zeros(1, 3, 28, 28)})
+        contrast_logits(*first_pass, contrast, {"pixel_values": torch.zeros(1, 3, 28, 28)})
     for condition in ("drop", "mask"):
         with pytest.raises(ConfigError, match=f"'{condition}' removes the image and takes no contrast_inputs"):
-            contrast_logits(*given, ContrastSpec(condition=condition), batch.contrast_inputs)
+            contrast_logits(*first_pass, ContrastSpec(condition=condition), batch.contrast_inputs)
 
 
 def deltas(folder: Path) -> list[list[float]]:

@@ -121,10 +121,10 @@ def test_a_row_is_measured_as_if_alone_whatever_it_shares_a_batch_with(case: Cas
 
 def test_in_windows_too() -> None:
     case = Case(model=_windowed(), samples=token_samples(_image))
-    given = {"model": case.model, "encoder": case, "contrast": ContrastSpec()}
-    together = measure(case.samples, tokens_per_batch=10_000, **given)  # type: ignore[arg-type]
+    options = {"model": case.model, "encoder": case, "contrast": ContrastSpec()}
+    together = measure(case.samples, tokens_per_batch=10_000, **options)  # type: ignore[arg-type]
     for sample, row in zip(case.samples, together, strict=True):
-        (alone,) = measure([sample], tokens_per_batch=1, **given)  # type: ignore[arg-type]
+        (alone,) = measure([sample], tokens_per_batch=1, **options)  # type: ignore[arg-type]
         assert isinstance(row, MeasuredSample)
         assert isinstance(alone, MeasuredSample)
         np.testing.assert_allclose(row.delta_logits, alone.delta_logits, atol=1e-4)
@@ -133,13 +133,13 @@ def test_in_windows_too() -> None:
 def test_what_was_measured_before_leaves_no_trace(case: Case) -> None:
     """`dynamic` keeps the frequencies of the longest row so far, for every row above the limit that comes later."""
     long = max(case.samples, key=lambda sample: sample.num_tokens)
-    others = [sample for sample in case.samples if sample.image_inputs and sample.num_tokens > _LIMIT]
-    other = min(others, key=lambda sample: sample.num_tokens)
-    assert other.num_tokens < long.num_tokens
-    for sample in (long, other):
+    rows = [sample for sample in case.samples if sample.image_inputs and sample.num_tokens > _LIMIT]
+    second = min(rows, key=lambda sample: sample.num_tokens)
+    assert second.num_tokens < long.num_tokens
+    for sample in (long, second):
         batch = case.batch([sample])
         passes = contrast_logits(case.model, batch.inputs, batch.labels, batch.image_mask)
-    torch.testing.assert_close(passes[0][0][sample.labels >= 0], by_hand(case.model, other)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(passes[0][0][sample.labels >= 0], by_hand(case.model, second)[0], atol=1e-4, rtol=0)
 
 
 def test_the_rotary_s_own_forward_comes_back(case: Case) -> None:

@@ -178,9 +178,9 @@ def test_a_seed_decides_the_projector_and_leaves_torchs_own_alone(parts: Callabl
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assemble(parts("vision"), parts("language", "llama"), tmp_path / name, seed=seed)
     assert torch.equal(state, torch.random.get_rng_state())
-    first, again, other = (load_reference(tmp_path / name, dtype="float32").state_dict() for name in "abc")
+    first, again, other_seed = (load_reference(tmp_path / name, dtype="float32").state_dict() for name in "abc")
     assert all(torch.equal(first[name], again[name]) for name in first)
-    different = {name for name in first if not torch.equal(first[name], other[name])}
+    different = {name for name in first if not torch.equal(first[name], other_seed[name])}
     assert {name for name in different if "projector" in name} == {n for n in first if "projector" in n}
     assert all("projector" in name or "embed" in name or "lm_head" in name for name in different)
 

@@ -210,9 +210,9 @@ def test_another_attention_than_asked_for_is_refused(copied: Path) -> None:
 
 
 def test_a_worker_that_would_encode_otherwise_is_refused(llava: Family) -> None:
-    other = Encoder(llava.encoder.processor, max_length=77)
+    shorter = Encoder(llava.encoder.processor, max_length=77)
     with pytest.raises(ConfigError, match="would make other inputs than the driver planned"):
-        check_same_encoding(spec_for(llava), other)
+        check_same_encoding(spec_for(llava), shorter)
 
 
 def test_bfloat16_weights_stay_bfloat16_and_eval_mode(llava: Family) -> None:

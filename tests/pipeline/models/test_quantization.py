@@ -80,10 +80,10 @@ def test_a_quantised_reference_measures_near_the_whole_one(wide: Family, quantiz
     self_check(model, wide.encoder, measurement_spec(quantization=quantization))
     batch = collate([wide.encoder(*GIVEN)], pad_token_id=wide.encoder.pad_token_id)
     placed = batch.to(model.device, model.dtype)
-    given = (placed.inputs, placed.labels, placed.image_mask)
-    deltas, precision = watched(model, lambda: delta_logits(model, *given))
+    first_pass = (placed.inputs, placed.labels, placed.image_mask)
+    deltas, precision = watched(model, lambda: delta_logits(model, *first_pass))
     assert precision.name == "bfloat16"
-    expected = delta_logits(wide.model, *given)
+    expected = delta_logits(wide.model, *first_pass)
     defined = ~expected.isnan()
     assert bool(deltas[defined].isfinite().all())
     assert 0 < float((deltas - expected)[defined].abs().mean()) < float(expected[defined].abs().mean())

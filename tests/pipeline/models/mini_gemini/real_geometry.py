@@ -58,8 +58,8 @@ def main(tiny: Path, *, hd: bool) -> None:
         model.model.get_image_features = lambda *_, **__: features
         full = model(**batch.inputs, use_cache=False).logits[0]
         for condition in ("drop", "mask"):
-            given = (model, batch.inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
-            logits[condition] = contrast_logits(*given)
+            first_pass = (model, batch.inputs, batch.labels, batch.image_mask, ContrastSpec(condition=condition))
+            logits[condition] = contrast_logits(*first_pass)
     supervised = batch.labels[0] != -100
     where = supervised.nonzero()[:, 0]
     by_full = full[where - 1].gather(1, batch.labels[0][where][:, None])[:, 0]

@@ -45,10 +45,10 @@ def gs_server() -> Iterator[str]:
 def az_server() -> Iterator[str]:
     """The endpoint of an Azurite; `make test-full` installs it beside Python's packages."""
     program = Path(sys.prefix) / "node_modules" / ".bin" / "azurite-blob"
-    found = str(program) if program.exists() else shutil.which("azurite-blob")
-    assert found, f"no Azurite here: npm install --prefix {sys.prefix} azurite (make test-full does it)"
+    azurite = str(program) if program.exists() else shutil.which("azurite-blob")
+    assert azurite, f"no Azurite here: npm install --prefix {sys.prefix} azurite (make test-full does it)"
     command = [
-        found,
+        azurite,
         "--blobPort",
         "0",
         "--inMemoryPersistence",
@@ -71,14 +71,14 @@ def _running(command: list[str], ready: str, environment: dict[str, str]) -> Ite
         assert process.stdout is not None
         try:
             pipe, said, deadline = process.stdout, b"", time.monotonic() + _START_S
-            while not (found := re.search(ready, said.decode())):
+            while not (announced := re.search(ready, said.decode())):
                 assert time.monotonic() < deadline, said.decode()
                 assert process.poll() is None, said.decode()
                 if select.select([pipe], [], [], 0.5)[0]:
                     said += os.read(pipe.fileno(), 65536)
             # Nobody may block on a full pipe: the rest of the log is read and dropped.
             threading.Thread(target=pipe.read, daemon=True).start()
-            yield found[1]
+            yield announced[1]
         finally:
             process.kill()
             process.wait()

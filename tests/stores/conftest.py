@@ -69,14 +69,14 @@ def bucket(scheme: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name, value in (_CREDENTIALS[scheme] | {_ENDPOINTS[scheme]: endpoint}).items():
         monkeypatch.setenv(name, value)
     factory._backend.cache_clear()
-    found = location(f"{scheme}://bucket-{next(_numbers)}")
-    assert isinstance(found, ObjectPath)
+    fresh = location(f"{scheme}://bucket-{next(_numbers)}")
+    assert isinstance(fresh, ObjectPath)
     {
-        "s3": lambda: client().create_bucket(Bucket=found.bucket),
-        "gs": lambda: client("gs").create_bucket(found.bucket),
-        "az": lambda: client("az").create_container(found.bucket),
+        "s3": lambda: client().create_bucket(Bucket=fresh.bucket),
+        "gs": lambda: client("gs").create_bucket(fresh.bucket),
+        "az": lambda: client("az").create_container(fresh.bucket),
     }[scheme]()
-    yield found
+    yield fresh
     forget(scheme)
 
 
@@ -85,13 +85,13 @@ def proxy(
     bucket: ObjectPath, scheme: str, endpoint: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultyProxy]:
     """Between this process and the server; the waits between tries are short."""
-    with FaultyProxy(endpoint) as found:
-        monkeypatch.setenv(_ENDPOINTS[scheme], found.endpoint + urlsplit(endpoint).path)
+    with FaultyProxy(endpoint) as faulty:
+        monkeypatch.setenv(_ENDPOINTS[scheme], faulty.endpoint + urlsplit(endpoint).path)
         monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
         if scheme == "az":
             monkeypatch.setattr(module, "_GROWTH", 0.1)
         forget(scheme)
-        yield found
+        yield faulty
 
 
 def forget(scheme: str) -> None:

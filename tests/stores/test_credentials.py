@@ -106,6 +106,7 @@ def test_an_environment_that_names_no_account_is_refused(
 def test_a_token_that_google_refuses_is_said_in_one_line(bucket: ObjectPath, proxy: FaultyProxy) -> None:
     proxy.faults.append("401")
     assert "set GOOGLE_APPLICATION_CREDENTIALS to a key file" in str(refused(bucket))
+    assert len(proxy.requests) == 1
 
 
 def test_google_credentials_that_are_none_are_said_with_what_to_set(

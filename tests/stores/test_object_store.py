@@ -18,9 +18,9 @@ from cal_schemas.storage.object_path import ObjectPath
 @pytest.fixture
 def store(bucket: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    found = open_store(str(bucket / "out"), "run-7")
-    assert isinstance(found, ObjectStore)
-    return found
+    store = open_store(str(bucket / "out"), "run-7")
+    assert isinstance(store, ObjectStore)
+    return store
 
 
 def everything(store: ObjectStore) -> list[str]:
@@ -47,11 +47,12 @@ def test_checking_that_a_store_can_be_written_leaves_nothing_and_warns_only_of_o
     assert everything(store) == []
     assert not caplog.text
 
-    def overwrite(path: ObjectPath, data: bytes) -> bool:
-        path.write_bytes(data)
-        return True
+    upload = ObjectPath.upload
 
-    monkeypatch.setattr(ObjectPath, "put_if_absent", overwrite)
+    def overwrite(path: ObjectPath, content: bytes, *, if_absent: bool) -> bool:
+        return upload(path, content, if_absent=False)
+
+    monkeypatch.setattr(ObjectPath, "upload", overwrite)
     store.check_writable()
     assert everything(store) == []
     assert f"{store.output_dir}: this store has no conditional writes" in caplog.text

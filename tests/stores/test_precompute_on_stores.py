@@ -49,9 +49,9 @@ def upload(folder: Path, to: ObjectPath) -> None:
             (to / path.relative_to(folder).as_posix()).upload(path, if_absent=True)
 
 
-def command(found: Family, bucket: ObjectPath, output: object, *flags: str) -> list[str]:
+def command(family: Family, bucket: ObjectPath, output: object, *flags: str) -> list[str]:
     defaults = {
-        "--model_name_or_path": str(found.directory), "--dtype": "float32", "--data_path": f"{bucket}/in/data.json",
+        "--model_name_or_path": str(family.directory), "--dtype": "float32", "--data_path": f"{bucket}/in/data.json",
         "--image_folder": f"{bucket}/in/images", "--output_dir": str(output), "--rows_per_shard": "10",
         "--max_image_pixels": str(MAX_IMAGE_PIXELS), "--tokens_per_batch": "512", "--gpus_per_worker": "0",
     }  # fmt: skip
@@ -60,10 +60,10 @@ def command(found: Family, bucket: ObjectPath, output: object, *flags: str) -> l
 
 
 def precompute(
-    found: Family, bucket: ObjectPath, output: object, *flags: str, environment: Mapping[str, str] | None = None
+    family: Family, bucket: ObjectPath, output: object, *flags: str, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
     process = subprocess.Popen(
-        command(found, bucket, output, *flags), env={**os.environ, **(environment or {})}, text=True,
+        command(family, bucket, output, *flags), env={**os.environ, **(environment or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     out, err = process.communicate(timeout=PATIENCE_S)

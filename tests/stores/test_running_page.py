@@ -30,11 +30,11 @@ RAY_FLAGS = {"--head", "--port", "--address", "--num-gpus", "--num-cpus", "--blo
 def commands(script: str) -> list[list[str]]:
     """Arguments of every `cal-precompute` of a script."""
     joined = script.replace("\\\n", " ")
-    found = []
+    parsed = []
     for line in joined.splitlines():
         if match := re.search(r"(?<![\w=-])cal-precompute (--.*)", line):
-            found.append(shlex.split(match[1].removesuffix(" &"), comments=True))
-    return found
+            parsed.append(shlex.split(match[1].removesuffix(" &"), comments=True))
+    return parsed
 
 
 def test_there_is_a_snippet_for_every_way_to_run() -> None:
@@ -49,9 +49,9 @@ def test_every_command_of_a_script_parses(number: int) -> None:
     script = SCRIPTS[number]
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    found = commands(script)
-    assert found
-    for arguments in found:
+    parsed = commands(script)
+    assert parsed
+    for arguments in parsed:
         kind = maintenance_config() if {"--verify", "--clean"} & set(arguments) else PrecomputeConfig
         parse_config(kind, arguments, program="cal-precompute", description="")
     for line in script.replace("\\\n", " ").splitlines():

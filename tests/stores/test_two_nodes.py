@@ -67,12 +67,12 @@ def cluster(bucket: ObjectPath, tmp_path: Path) -> Iterator[tuple[str, list[str]
 
 def counters(ports: list[str]) -> dict[str, float]:
     """What the nodes show of `cal_..._total`."""
-    found = {}
+    totals = {}
     for port in ports:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
-            found |= {name: float(value) for name, value in re.findall(r"^ray_cal_(\w+)_total{.*} (\S+)$", text, re.M)}
-    return found
+            totals |= {name: float(value) for name, value in re.findall(r"^ray_cal_(\w+)_total{.*} (\S+)$", text, re.M)}
+    return totals
 
 
 def test_workers_share_nothing_but_the_store_and_the_report_names_both_kinds(

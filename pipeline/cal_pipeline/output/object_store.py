@@ -59,7 +59,7 @@ class ObjectStore:
         probe = self.internal / f"probe.{self.run_id}"
         try:
             probe.write_bytes(b"")
-            conditional = not probe.put_if_absent(b"")
+            conditional = not probe.upload(b"", if_absent=True)
             probe.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error

@@ -94,24 +94,22 @@ class AzureStorage:
     def _blob(self, bucket: str, key: str) -> Any:
         return self._client.get_blob_client(bucket, key)
 
-    def _look(self, bucket: str, key: str) -> Any:
+    def _get(self, bucket: str, key: str) -> Any:
         try:
-            found = self._ask(_uri(bucket, key), self._blob(bucket, key).get_blob_properties, reading=True)
+            properties = self._ask(_uri(bucket, key), self._blob(bucket, key).get_blob_properties, reading=True)
         except FileNotFoundError:
             return None
-        return None if _is_folder(found) else found
+        return None if _is_folder(properties) else properties
 
     def info(self, bucket: str, key: str) -> ObjectInfo | None:
         """As `Backend.info`."""
-        found = self._look(bucket, key)
-        return None if found is None else _info(found)
+        blob = self._get(bucket, key)
+        return None if blob is None else _info(blob)
 
     def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """As `Backend.objects`."""
-        found = self._client.get_container_client(bucket).list_blobs(
-            name_starts_with=prefix, include=["metadata"], results_per_page=limit
-        )
-        pages = found.by_page()
+        container = self._client.get_container_client(bucket)
+        pages = container.list_blobs(prefix, include=["metadata"], results_per_page=limit).by_page()
         while (page := self._ask(_uri(bucket, prefix), lambda: next(pages, None))) is not None:
             yield from (_info(item) for item in page if not _is_folder(item))
 
@@ -140,9 +138,6 @@ class AzureStorage:
     def upload(self, bucket: str, key: str, content: Path | bytes, *, if_absent: bool) -> bool:
         """As `Backend.upload`."""
         uri, blob, writer = _uri(bucket, key), self._blob(bucket, key), uuid.uuid4().hex
-        # Spares sending a shard that cannot win; the condition on the request itself decides.
-        if if_absent and isinstance(content, Path) and self.info(bucket, key) is not None:
-            return False
         options = {
             "length": len(content) if isinstance(content, bytes) else content.stat().st_size,
             "overwrite": not if_absent, "metadata": {_WRITER: writer}, "max_concurrency": _UPLOAD_THREADS,
@@ -152,8 +147,8 @@ class AzureStorage:
                 self._ask(uri, lambda: blob.upload_blob(file, **options))
         except FileExistsError:
             # An answer that got lost on its way is asked for again, and then it is our own object that is in the way.
-            found = self._look(bucket, key)
-            return found is not None and (found.metadata or {}).get(_WRITER) == writer
+            there = self._get(bucket, key)
+            return there is not None and (there.metadata or {}).get(_WRITER) == writer
         return True
 
     def delete(self, bucket: str, key: str) -> None:
@@ -185,13 +180,13 @@ def _uri(bucket: str, key: str) -> str:
     return f"az://{bucket}/{key}"
 
 
-def _is_folder(found: Any) -> bool:
+def _is_folder(properties: Any) -> bool:
     """An account with a hierarchical namespace shows its folders as empty objects."""
-    return (found.metadata or {}).get("hdi_isfolder") == "true"
+    return (properties.metadata or {}).get("hdi_isfolder") == "true"
 
 
-def _info(found: Any) -> ObjectInfo:
+def _info(properties: Any) -> ObjectInfo:
     return ObjectInfo(
-        key=found.name, size=found.size, etag=found.etag.strip('"'),
-        mtime_ns=int(found.last_modified.timestamp()) * 10**9,
+        key=properties.name, size=properties.size, etag=properties.etag.strip('"'),
+        mtime_ns=int(properties.last_modified.timestamp()) * 10**9,
     )  # fmt: skip

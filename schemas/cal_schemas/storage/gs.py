@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,8 @@ class GoogleStorage:
         )  # fmt: skip
         retry = DEFAULT_RETRY.with_delay(initial=_FIRST_WAIT_S, maximum=_LONGEST_WAIT_S, multiplier=2.0)
         self._patience = {"retry": retry.with_timeout(GIVE_UP_AFTER_S), "timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)}
+        # A thread of the library would ask for the bucket itself, for traces, which needs a right that objects do not.
+        os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
         # A bucket's name is enough for objects: no project is looked for.
         self._client = self._ask("gs://", lambda: Client(project="none"))
         for scheme in ("http://", "https://"):
@@ -78,15 +81,15 @@ class GoogleStorage:
     def _blob(self, bucket: str, key: str, **options: Any) -> Any:
         return self._client.bucket(bucket).blob(key, **options)
 
-    def _look(self, bucket: str, key: str) -> Any:
+    def _get(self, bucket: str, key: str) -> Any:
         return self._ask(
             _uri(bucket, key), lambda: self._client.bucket(bucket).get_blob(key, **self._patience), reading=True
         )
 
     def info(self, bucket: str, key: str) -> ObjectInfo | None:
         """As `Backend.info`."""
-        found = self._look(bucket, key)
-        return None if found is None else _info(found)
+        blob = self._get(bucket, key)
+        return None if blob is None else _info(blob)
 
     def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """As `Backend.objects`."""
@@ -125,9 +128,6 @@ class GoogleStorage:
     def upload(self, bucket: str, key: str, content: Path | bytes, *, if_absent: bool) -> bool:
         """As `Backend.upload`."""
         uri, writer = _uri(bucket, key), uuid.uuid4().hex
-        # Spares sending a shard that cannot win; the condition on the request itself decides.
-        if if_absent and isinstance(content, Path) and self.info(bucket, key) is not None:
-            return False
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         blob = self._blob(bucket, key, chunk_size=PART_BYTES if size > 2 * PART_BYTES else None)
         blob.metadata = {_WRITER: writer}
@@ -141,8 +141,8 @@ class GoogleStorage:
             raise StoreError(f"{uri}: no such bucket") from error
         except FileExistsError:
             # An answer that got lost on its way is asked for again, and then it is our own object that is in the way.
-            found = self._look(bucket, key)
-            return found is not None and (found.metadata or {}).get(_WRITER) == writer
+            there = self._get(bucket, key)
+            return there is not None and (there.metadata or {}).get(_WRITER) == writer
         return True
 
     def delete(self, bucket: str, key: str) -> None:

@@ -89,7 +89,7 @@ def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _:
         if not isinstance(error, FileNotFoundError):
             _log.warning("%s cannot be searched, so what it holds is left out: %s", error.filename, error.strerror)
 
-    found: list[Path] = []
+    files: list[Path] = []
     searched: set[str] = set()
     waiting = [folder]
     while waiting:
@@ -106,11 +106,11 @@ def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _:
                     for link in (Path(at, name) for name in folders)
                     if link.is_symlink() and not Path(real).is_relative_to(link.resolve())
                 ]
-                files = (Path(at, name) for name in names if not name.startswith("."))
+                visible = (Path(at, name) for name in names if not name.startswith("."))
                 # The name first: asking a file system about a million images takes long.
-                found += [file for file in files if wanted(file) and counts_as_file(file)]
+                files += [file for file in visible if wanted(file) and counts_as_file(file)]
         waiting = sorted(links)
-    return [*sorted(found)]
+    return [*sorted(files)]
 
 
 def open_parquet(path: str | Location, *, verify: bool = False) -> pq.ParquetFile:

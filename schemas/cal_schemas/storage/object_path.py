@@ -6,6 +6,7 @@ place, appending) there is no method for.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import io
 from collections.abc import Iterator
@@ -108,10 +109,10 @@ class ObjectPath:
 
     def stat(self) -> ObjectInfo:
         """Size and etag; FileNotFoundError when there is no such object."""
-        found = self.known or (self._store.info(self.bucket, self.key) if self.key else None)
-        if found is None:
-            raise FileNotFoundError(2, "No such object", str(self))
-        return found
+        info = self.known or (self._store.info(self.bucket, self.key) if self.key else None)
+        if info is None:
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(self))
+        return info
 
     def is_file(self) -> bool:
         """Whether the object exists."""
@@ -162,20 +163,19 @@ class ObjectPath:
 
     def write_bytes(self, data: bytes) -> int:
         """Replaces the object in one step."""
-        self._store.upload(self.bucket, self.key, data, if_absent=False)
+        self.upload(data, if_absent=False)
         return len(data)
 
     def write_text(self, data: str, encoding: str = "utf-8") -> int:
         """Replaces the object in one step."""
         return self.write_bytes(data.encode(encoding))
 
-    def put_if_absent(self, data: bytes) -> bool:
-        """Writes the object unless there is one; False when there was, and it stays."""
-        return self._store.upload(self.bucket, self.key, data, if_absent=True)
-
-    def upload(self, local: Path, *, if_absent: bool) -> bool:
-        """Publishes a local file in one step; False when it had to be absent and another was first."""
-        return self._store.upload(self.bucket, self.key, local, if_absent=if_absent)
+    def upload(self, content: Path | bytes, *, if_absent: bool) -> bool:
+        """Publishes a local file or bytes in one step; False when it had to be absent and another was first."""
+        # Spares sending a shard that cannot win; the condition on the request itself decides.
+        if if_absent and isinstance(content, Path) and self._store.info(self.bucket, self.key) is not None:
+            return False
+        return self._store.upload(self.bucket, self.key, content, if_absent=if_absent)
 
     def replace(self, target: ObjectPath) -> ObjectPath:
         """Moves a small object (both exist for a moment)."""

@@ -142,9 +142,7 @@ class S3:
 
     def upload(self, bucket: str, key: str, content: Path | bytes, *, if_absent: bool) -> bool:
         """As `Backend.upload`."""
-        # Spares sending a shard that cannot win; the condition on the request itself decides, where the store has it.
-        large = isinstance(content, Path)
-        if if_absent and (large or not self._conditional) and self.info(bucket, key) is not None:
+        if if_absent and not self._conditional and self.info(bucket, key) is not None:
             return False
         writer = uuid.uuid4().hex
         condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
@@ -224,18 +222,18 @@ class S3:
 
     def uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:
         """As `Backend.uploads`."""
-        found: list[tuple[str, str]] = []
+        begun: list[tuple[str, str]] = []
         more: dict[str, str] = {}
         while True:
             page = self._retrying(
                 _uri(bucket, prefix),
                 lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix, **more),  # noqa: B023
             )
-            found += [
+            begun += [
                 (item["Key"], item["UploadId"]) for item in page.get("Uploads", []) if item["Key"].startswith(prefix)
             ]
             if not page.get("IsTruncated"):
-                return found
+                return begun
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def abort_upload(self, bucket: str, key: str, upload: str) -> None:

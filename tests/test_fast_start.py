@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
+from cal_pipeline import arguments
 from cal_pipeline.arguments import training_argument_names
 from cal_trainer import cli
 
@@ -82,6 +83,18 @@ def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, tmp_
 def test_all_flags_of_transformers_are_known_without_it() -> None:
     flags = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     assert set(training_argument_names()) == flags
+
+
+def test_of_a_transformers_that_is_built_otherwise_the_same_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = training_argument_names()
+    (tmp_path / "other.py").write_text(
+        "from .mixins import Flags\nclass TrainingArguments(Flags):\n    seed: int = 1\n"
+    )
+    monkeypatch.setattr(arguments, "_file_of_transformers", lambda name: tmp_path / "other.py")
+    assert arguments._hf_argument_parser() is HfArgumentParser
+    assert sorted(training_argument_names()) == sorted(flags)
 
 
 def test_help_of_everything_shows_transformers_flags_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,18 +64,24 @@ def _hf_argument_parser() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:  # Of a version whose parser needs more of the package: slower, and right.
+        return importlib.import_module("transformers").HfArgumentParser
     return module.HfArgumentParser
 
 
 def training_argument_names() -> list[str]:
     """Reads the names of the flags of transformers' TrainingArguments."""
     tree = ast.parse(_file_of_transformers("training_args.py").read_text(encoding="utf-8"))
-    (kind,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    names = [
-        node.target.id for node in kind.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
-    return [name for name in names if not name.startswith("_")]
+    for kind in tree.body:
+        if isinstance(kind, ast.ClassDef) and kind.name == "TrainingArguments" and not kind.bases:
+            targets = [node.target for node in kind.body if isinstance(node, ast.AnnAssign)]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            return [name for name in names if not name.startswith("_")]
+    # Of a version that inherits flags: slower, and right.
+    arguments: Any = importlib.import_module("transformers").TrainingArguments
+    return [field.name for field in dataclasses.fields(arguments) if field.init]
 
 
 _HfArgumentParser: Any = _hf_argument_parser()

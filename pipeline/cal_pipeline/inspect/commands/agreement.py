@@ -27,25 +27,8 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import auc, computed_columns
 from cal_schemas.errors import ConfigError
 
-_YES = {
-    "1",
-    "x",
-    "yes",
-    "y",
-    "true",
-    "t",
-    "ja",
-    "j",
-    "wahr",
-    "oui",
-    "o",
-    "vrai",
-    "si",
-    "s\u00ed",
-    "s",
-    "verdadero",
-    "vero",
-}
+_YES = {"1", "x", "yes", "y", "true", "t", "ja", "j", "wahr", "oui", "o", "vrai", "si", "s\u00ed", "s", "verdadero",
+        "vero"}  # fmt: skip
 _NO = {"0", "no", "n", "false", "f", "nein", "falsch", "non", "faux", "falso", "-"}
 _UNSURE = {"?", "unsure", "maybe"}
 _RESAMPLES = 1000

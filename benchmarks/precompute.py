@@ -182,7 +182,7 @@ def main() -> None:
     rates |= {key: rate(report) for key, report in reports.items()}
     shares = {key: stage_shares(report) for key, report in reports.items()}
     wide = {
-        f"{kind}_pictures": padding(drawn_lengths(shape, 4 * WINDOW_ROWS, tiles), DEFAULT_TOKENS_PER_BATCH)
+        f"{kind}_images": padding(drawn_lengths(shape, 4 * WINDOW_ROWS, tiles), DEFAULT_TOKENS_PER_BATCH)
         for kind, tiles in (("equal", (1,)), ("tiled", (3, 4, 5)))
     }
     print_table(
@@ -207,8 +207,8 @@ def main() -> None:
     ratios = {
         "one_worker/bare_loop": rates["one_worker"] / rates["bare_loop"],
         "two_workers/one_worker": rates["two_workers"] / rates["one_worker"],
-        "padding/tokens": wide["equal_pictures"][0],
-        "padding_tiled/tokens": wide["tiled_pictures"][0],
+        "padding/tokens": wide["equal_images"][0],
+        "padding_tiled/tokens": wide["tiled_images"][0],
     }
     write_report(
         f"precompute-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, results=results,

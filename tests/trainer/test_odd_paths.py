@@ -70,7 +70,7 @@ def test_a_cache_that_datasets_could_not_open_is_refused_by_its_flag(
     (tmp_path / "file").write_text("")
     for cache, reason in (("c::d", "splits paths at ::"), ("file/c", "Not a directory")):
         flags = command(llava, annotated, tmp_path / "t", "--cache_dir", tmp_path / cache, "--max_steps", 1)
-        assert inspect_cli.run(flags) == 2
+        assert cli.run(flags) == 2
         err = capfd.readouterr().err
         assert reason in err
         assert "--cache_dir" in err

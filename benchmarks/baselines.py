@@ -1,4 +1,4 @@
-"""What else one could do: plain forwards, and the two passes and the training step as the released code does them.
+"""Does what else one could do: plain forwards, and the two passes and the training step as the released code has them.
 
 Written anew after what the released code does, not copied: the vision tower runs once; the decoder runs twice over the
 whole sequence, the second time with the image tokens hidden by the attention mask; both passes make float32 logits of
@@ -74,8 +74,8 @@ def decoder_arguments(model: Any) -> Iterator[list[dict[str, Any]]]:
 def gathered(logits: Tensor, labels: Tensor) -> Tensor:
     """The labels' logits of [B, T, V]; entry t belongs to token t, NaN where unsupervised."""
     targets = labels[:, 1:]
-    found = logits[:, :-1].gather(-1, targets.clamp(min=0)[..., None])[..., 0].float()
-    return F.pad(found.where(targets != IGNORE_INDEX, torch.nan), (1, 0), value=torch.nan)
+    rows = logits[:, :-1].gather(-1, targets.clamp(min=0)[..., None])[..., 0].float()
+    return F.pad(rows.where(targets != IGNORE_INDEX, torch.nan), (1, 0), value=torch.nan)
 
 
 class ReleasedTrainer(Trainer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""When a cache pays: device-seconds of 1, 3 and 10 runs with released online, our online and cached deltas.
+"""Measures when a cache pays: device-seconds of 1, 3 and 10 runs with released online, our online and cached deltas.
 
     python benchmarks/breakeven.py --shape cpu
 
@@ -65,8 +65,8 @@ def main() -> None:
     points = {key: break_even(measure, added[key]) for key in ONLINE}
     print_table(
         ["deltas", *(f"{runs} runs, s a batch" for runs in RUNS), "cached pays after, runs"],
-        [[key, *(f"{found[runs]:.2f}" for runs in RUNS), f"{points[key]:.1f}" if key in points else ""]
-         for key, found in cost.items()],
+        [[key, *(f"{seconds[runs]:.2f}" for runs in RUNS), f"{points[key]:.1f}" if key in points else ""]
+         for key, seconds in cost.items()],
     )  # fmt: skip
     forward = times["forward"].median
     print_table(
@@ -85,7 +85,7 @@ def main() -> None:
                for other in points for runs in RUNS}  # fmt: skip
     write_report(
         f"breakeven-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, ratios=ratios,
-        results={"times": {key: found.row() for key, found in times.items()}, "device_seconds": cost}, load_before=load,
+        results={"times": {key: own.row() for key, own in times.items()}, "device_seconds": cost}, load_before=load,
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""The two passes of one batch: ours (`drop`, `mask`), the released way, two full forwards, and one plain forward.
+"""Measures the two passes of one batch: ours (`drop`, `mask`), the released way, two full forwards, one plain one.
 
     python benchmarks/contrast.py --shape cpu --image_tokens 2880
     python benchmarks/contrast.py --shape llava15-7b --device cuda --dtype bfloat16
 
 Time as ratios of medians of interleaved repeats; memory is that of tensors over what the model and batch take. On CUDA
 also tokens/s and the share of the card's own matrix rate (MFU), measured here in the same dtype, that one pass with
-the image through the label head reaches.
+the image through the label-only LM head reaches.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def check_agreement(runs: dict[str, Any], tolerance: float) -> None:
         return
     wanted = torch.stack(runs["released"]())
     for name in {"drop", "mask"} & set(runs):
-        found = torch.stack(runs[name]())
-        worst = float((found - wanted).nan_to_num().abs().max())
+        logits = torch.stack(runs[name]())
+        worst = float((logits - wanted).nan_to_num().abs().max())
         assert worst < tolerance, f"{name} differs from the released way by {worst}"
 
 

@@ -1,4 +1,4 @@
-"""The cost of a sample as arithmetic: floating-point operations of the passes, bytes of what they make and store.
+"""Predicts the cost of a sample by arithmetic: floating-point operations of the passes, bytes that they make and store.
 
 Counts what torch's counter counts: matrix products, convolutions and attention (two operations a multiply-add; scores
 over the whole square, although a causal kernel skips half of them). `tests/test_cost.py` holds it against that counter.
@@ -39,7 +39,7 @@ class SampleCost:
 
     @property
     def drop(self) -> float:
-        """Ours; the label head's N products are not worth counting."""
+        """Ours; the label-only LM head's N products are not worth counting."""
         return self.vision + self.decoder + self.decoder_text
 
     @property
@@ -92,7 +92,7 @@ class SampleBytes:
     released_logits: float
     """Two passes of float32 logits [T, V], which the released way holds at once."""
     label_rows: float
-    """Hidden rows and head rows of the supervised tokens, float32: what the label head makes instead."""
+    """Hidden rows and head rows of the supervised tokens, float32: what the label-only LM head makes instead."""
     pixels: float
     """What goes to the device, in bfloat16."""
     stored: float

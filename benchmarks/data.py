@@ -1,4 +1,4 @@
-"""Rows a second that a trainer's process gets from annotated shards, mapped and streamed, against the source alone.
+"""Measures rows a second that a trainer gets from annotated shards, mapped and streamed, and from the source alone.
 
     python benchmarks/data.py
 
@@ -15,33 +15,18 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from cal_pipeline.annotate import annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.models.loading import load_reference
-from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.planning import plan_shards
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import Examples, make_dataset, train_sampler
 from cal_trainer.data.sampling import StepShape
 from measuring import cpu_ratio, interleave, ratio
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from shapes import SHAPES
-from workload import annotate_options, measurement, write_checkpoint, write_source
+from workload import annotate, write_checkpoint, write_source
 
 SHAPE = replace(SHAPES["tiny"], tile_tokens=576, image_tokens=576, text_tokens=128)
 """The tokens of LLaVA-1.5; how wide the model is that measured them does not matter here."""
 RATIOS = (("mapped", "source"), ("streamed", "source"))
-
-
-def annotate(model_folder: Path, source: Path, output: Path, encoder: Encoder) -> None:
-    store = LocalStore(output_dir=output)
-    store.prepare()
-    model = load_reference(model_folder, dtype="float32", device="cpu")
-    for shard in plan_shards([str(source)]):
-        annotate_shard(
-            shard, encoder=encoder, model=model, spec=measurement(encoder), store=store,
-            options=annotate_options(16384),
-        )  # fmt: skip
 
 
 def reading(examples: Examples, encoder: Encoder, batch_size: int) -> Callable[[], int]:
@@ -70,7 +55,7 @@ def main() -> None:
         folder = Path(name)
         encoder = Encoder(write_checkpoint(folder / "model", SHAPE))
         write_source(folder / "source", [flags.rows // 2] * 2, SHAPE.text_tokens)
-        annotate(folder / "model", folder / "source", folder / "annotated", encoder)
+        annotate(folder / "source", folder / "annotated", folder / "model", encoder)
         cache = folder / "cache"
         opened: dict[str, Examples] = {
             "mapped": make_dataset(folder / "annotated", encoder, cache_dir=cache),
@@ -84,12 +69,12 @@ def main() -> None:
         )
     print_table(
         ["", "rows/s", "ms of CPU a row"],
-        [[key, flags.rows / found.median, 1e3 * found.row()["median_cpu_s"] / flags.rows]
-         for key, found in times.items()],
+        [[key, flags.rows / own.median, 1e3 * own.row()["median_cpu_s"] / flags.rows]
+         for key, own in times.items()],
     )  # fmt: skip
     write_report(
         "data", flags, settings={}, load_before=load,
-        results={key: {**found.row(), "rows_per_s": flags.rows / found.median} for key, found in times.items()},
+        results={key: {**own.row(), "rows_per_s": flags.rows / own.median} for key, own in times.items()},
         ratios={f"{top}_rows_per_s/{bottom}_rows_per_s": 1 / ratio(times, top, bottom) for top, bottom in RATIOS},
         cpu_time_ratios={
             f"{top}_rows_per_s/{bottom}_rows_per_s": 1 / cpu_ratio(times, top, bottom) for top, bottom in RATIOS

@@ -65,10 +65,10 @@ def memory() -> str:
     """Bytes of a sample: what the ways hold, what goes to the device, what is stored."""
     rows = []
     for name, shape in SHAPES_OF.items():
-        found = sample_bytes(shape)
-        rows.append([name, f"{found.weights / 1e9:.0f} GB", f"{found.released_logits / 1e6:.0f} MB",
-                     f"{found.label_rows / 1e6:.1f} MB", f"{found.pixels / 1e6:.2f} MB",
-                     f"{found.stored / 1e3:.2f} kB"])  # fmt: skip
+        of_sample = sample_bytes(shape)
+        rows.append([name, f"{of_sample.weights / 1e9:.0f} GB", f"{of_sample.released_logits / 1e6:.0f} MB",
+                     f"{of_sample.label_rows / 1e6:.1f} MB", f"{of_sample.pixels / 1e6:.2f} MB",
+                     f"{of_sample.stored / 1e3:.2f} kB"])  # fmt: skip
     header = ["model", "weights", "released: float32 logits", "ours: label rows", "pixels to the device", "stored"]
     return markdown(header, rows)
 
@@ -85,11 +85,11 @@ def hours() -> str:
     return markdown(["reference", "samples", "arithmetic", "GPU-hours", "arithmetic", "GB"], rows)
 
 
-def counted(found: dict[str, dict[str, list[float]]]) -> str:
+def counted(operations: dict[str, dict[str, list[float]]]) -> str:
     """Predicted beside counted operations, one layer at real width, 64 image and 32 text tokens."""
     rows = [
         [name, way, f"{1e-9 * predicted:.3f}", f"{1e-9 * by_torch:.3f}", f"{predicted / by_torch:.5f}"]
-        for name, ways in found.items()
+        for name, ways in operations.items()
         for way, (predicted, by_torch) in ways.items()
     ]
     return markdown(["model", "way", "predicted, G", "counted, G", "predicted / counted"], rows)
@@ -103,17 +103,17 @@ def main() -> None:
     load = load_average()
     for table in (operations, memory, hours):
         print(f"{table.__doc__}\n\n{table()}")
-    found = {name: count(SHAPES[name]) for name in flags.models} if flags.count else {}
-    if found:
-        print(f"{counted.__doc__}\n\n{counted(found)}")
+    by_model = {name: count(SHAPES[name]) for name in flags.models} if flags.count else {}
+    if by_model:
+        print(f"{counted.__doc__}\n\n{counted(by_model)}")
     costs = {name: sample_cost(shape) for name, shape in SHAPES_OF.items()}
     ratios = {f"{name}_{way}/plain": getattr(cost, way) / cost.plain
               for name, cost in costs.items() for way in ("released", "drop")}  # fmt: skip
     ratios |= {f"{name}_{way}_predicted/counted": predicted / by_torch
-               for name, ways in found.items() for way, (predicted, by_torch) in ways.items()}  # fmt: skip
+               for name, ways in by_model.items() for way, (predicted, by_torch) in ways.items()}  # fmt: skip
     write_report(
         "estimate", flags, settings={"peak_flops": PEAK, "mfu": MFU}, ratios=ratios, load_before=load,
-        results={"flops": {name: asdict(cost) for name, cost in costs.items()}, "counted": found},
+        results={"flops": {name: asdict(cost) for name, cost in costs.items()}, "counted": by_model},
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Time and peak memory of looking at annotated shards: pandas frames, and `cal-inspect summary` on a million rows.
+"""Measures time and peak memory of looking at annotated shards: pandas frames and `cal-inspect summary`.
 
     python benchmarks/inspect_frames.py
 
-Each measurement runs in a process of its own.
+The summary is of up to a million rows. Each measurement runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def measure_summary(folder: Path) -> dict[str, float]:
     from cal_pipeline.inspect.tables.summary import summarise
 
     before, watch = resident_mb(), Stopwatch()
-    found = summarise(open_paths(folder))
-    return {"rows": found["rows"], "tokens": found["tokens"], **watch.read("summary"), "before_mb": before,
-            "peak_mb": resident_mb(), "file_mb": found["bytes"]["files"] / 1e6}  # fmt: skip
+    summary = summarise(open_paths(folder))
+    return {"rows": summary["rows"], "tokens": summary["tokens"], **watch.read("summary"), "before_mb": before,
+            "peak_mb": resident_mb(), "file_mb": summary["bytes"]["files"] / 1e6}  # fmt: skip
 
 
 def main() -> None:
@@ -100,8 +100,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.measure:
         what, *paths = flags.measure
-        found = {"frames": measure_frames, "summary": measure_summary}[what](*map(Path, paths))
-        print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+        measured = {"frames": measure_frames, "summary": measure_summary}[what](*map(Path, paths))
+        print(json.dumps({name: round(value, 2) for name, value in measured.items()}))
         return
     load = load_average()
     results: dict[str, Any] = {"summary": []}

@@ -1,4 +1,4 @@
-"""What the driver spends on many tiny shards: planning, resume scan, and handing them out; time and memory of each.
+"""Measures what the driver spends on many tiny shards: time and memory of plan, resume scan, handing out.
 
     python benchmarks/many_shards.py --shards 1000 2500 5000 10000
 

@@ -1,4 +1,4 @@
-"""How benchmarks measure: variants that take turns, memory of tensors, floating-point operations.
+"""Measures for the benchmarks: variants that take turns, memory of tensors, floating-point operations.
 
 Wall times are compared as ratios of medians of interleaved repeats. On a machine that others share, the ratio of CPU
 seconds tells more than that of the wall's; both are reported.
@@ -159,9 +159,9 @@ def resident_mb(kind: str = "VmHWM") -> float:
 
     Not getrusage, whose maximum outlives exec: a child would report its parent's.
     """
-    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    size = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert size is not None
+    return int(size[1]) / 1024
 
 
 def fitted_exponent(sizes: list[float], costs: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Time and peak memory of planning a LLaVA-like file and reading one of its shards.
+"""Measures time and peak memory of planning a LLaVA-like file and reading one of its shards.
 
     python benchmarks/plan_memory.py --rows 1000 100000
 
@@ -15,7 +15,7 @@ from typing import Any
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import make_parser, print_table, write_report
+from reporting import growth, make_parser, print_table, write_report
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -69,18 +69,14 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"rows.{data_format}"
                 write_rows(path, num_rows)
-                found = in_own_process(__file__, path, flags.rows_per_shard)
-                results.append({"format": data_format, "rows": num_rows, "mb": path.stat().st_size / 1e6, **found})
+                measured = in_own_process(__file__, path, flags.rows_per_shard)
+                results.append({"format": data_format, "rows": num_rows, "mb": path.stat().st_size / 1e6, **measured})
     print_table(
         ["format", "rows", "MB", "shards", "planning s", "reading one shard s", "RSS before, MB", "peak RSS, MB"],
         [[row["format"], row["rows"], f"{row['mb']:.0f}", row["shards"], f"{row['planning_s']:.2f}",
           f"{row['reading_s']:.3f}", f"{row['before_mb']:.0f}", f"{row['peak_mb']:.0f}"] for row in results],
     )  # fmt: skip
-    ratios = {
-        f"{name}_peak_of_{flags.rows[-1]}/{name}_peak_of_{flags.rows[0]}": of[-1]["peak_mb"] / of[0]["peak_mb"]
-        for name in flags.formats
-        for of in [[row for row in results if row["format"] == name]]
-    }
+    ratios = growth(results, "format", "peak_mb")
     write_report("plan_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
 
 

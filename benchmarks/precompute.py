@@ -1,10 +1,11 @@
-"""`cal-precompute` end to end with one and two workers, against a bare loop over the same batches, encoded beforehand.
+"""Measures `cal-precompute` end to end with one and two workers, against a bare loop over encoded batches.
 
     python benchmarks/precompute.py --shape cpu
 
-The bare loop is the limit: the two passes and nothing else, in one process. All compute in as many torch threads as a
-worker has CPUs (`--threads`, 1). A rate is the median over shards of rows a second inside a shard; the two workers' is
-the sum of theirs. Half of the bare loop runs before the other runs and half after them. Needs Ray.
+The bare loop is the limit: the two passes over the same batches and nothing else, in one process. All compute in as
+many torch threads as a worker has CPUs (`--threads`, 1). A rate is the median over shards of rows a second inside a
+shard; the two workers' is the sum of theirs. Half of the bare loop runs before the other runs and half after them.
+Needs Ray.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def run_precompute(model: Path, source: Path, output: Path, num_workers: int, fl
     if done.returncode:
         raise SystemExit(f"cal-precompute failed:\n{done.stdout}\n{done.stderr}")
     report = next((output / ".cal" / "reports").glob("run-*.json"))
-    found: dict[str, Any] = json.loads(report.read_text())
-    return found
+    return json.loads(report.read_text())  # type: ignore[no-any-return]
 
 
 def rate(report: dict[str, Any]) -> float:
@@ -65,7 +65,7 @@ def rate(report: dict[str, Any]) -> float:
     rates = defaultdict(list)
     for shard in report["shards"]:
         rates[shard["worker"]].append(shard["rows"] / shard["seconds"]["total"])
-    return sum(statistics.median(found) for found in rates.values())
+    return sum(statistics.median(of_shards) for of_shards in rates.values())
 
 
 def stage_shares(report: dict[str, Any]) -> dict[str, float]:
@@ -119,25 +119,25 @@ def padding(samples: Sequence[Lengths], tokens_per_batch: int) -> tuple[float, f
 
 def windows(samples: Sequence[Lengths], num_tokens: int) -> list[list[Lengths]]:
     """As `annotate_shard` gathers them: rows in their order until there are so many tokens; the rest is left out."""
-    found: list[list[Lengths]] = []
+    gathered: list[list[Lengths]] = []
     window: list[Lengths] = []
     for sample in samples:
         window.append(sample)
         if sum(item.tokens for item in window) >= num_tokens or len(window) == WINDOW_ROWS:
-            found.append(window)
+            gathered.append(window)
             window = []
-    return found
+    return gathered
 
 
 def drawn_lengths(shape: Shape, count: int, tiles: Sequence[int]) -> list[Lengths]:
     """Text as in the benchmark's source, images of one of so many tiles."""
     rng = np.random.default_rng(2)
-    found = []
+    lengths = []
     for _ in range(count):
         image = int(rng.choice(tiles)) * shape.tile_tokens
         text = draw_text_tokens(rng, shape.text_tokens)
-        found.append(Lengths(tokens=image + text, image_tokens=image))
-    return found
+        lengths.append(Lengths(tokens=image + text, image_tokens=image))
+    return lengths
 
 
 def bare_loop(model: Any, shards: Sequence[Sequence[Batch]]) -> list[float]:

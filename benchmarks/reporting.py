@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: a Markdown table, targets met or missed, one JSON file in results/."""
+"""Prints and writes what every benchmark does: a Markdown table, targets met or missed, one JSON file in results/."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([_formatted(value) for value in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(value: object) -> str:
+def _formatted(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -79,8 +79,8 @@ def compare(
     first = next(iter(times))
     print_table(
         [what, "median ms", "/ first", "peak MB", "TFLOP"],
-        [[key, 1e3 * found.median, f"{ratio(times, key, first):.3f}", f"{memory[key] / 2**20:.1f}", flops[key] / 1e12]
-         for key, found in times.items()],
+        [[key, 1e3 * own.median, f"{ratio(times, key, first):.3f}", f"{memory[key] / 2**20:.1f}", flops[key] / 1e12]
+         for key, own in times.items()],
     )  # fmt: skip
     run = [pair for pair in pairs if set(pair) <= set(times)]
     ratios = {f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in run}
@@ -88,11 +88,23 @@ def compare(
     ratios |= {f"{top}_flops/{bottom}_flops": flops[top] / flops[bottom] for top, bottom in run}
     return {
         "results": {
-            key: {**found.row(), "peak_memory_mb": memory[key] / 2**20, "tera_flops": flops[key] / 1e12}
-            for key, found in times.items()
+            key: {**own.row(), "peak_memory_mb": memory[key] / 2**20, "tera_flops": flops[key] / 1e12}
+            for key, own in times.items()
         },
         "ratios": ratios,
         "cpu_time_ratios": {f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in run},
+    }
+
+
+def growth(results: Sequence[Mapping[str, Any]], by: str, peak: str) -> dict[str, float]:
+    """For each value of the column `by`: the peak memory of its last row over that of its first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in results:
+        groups.setdefault(row[by], []).append(row)
+    return {
+        f"{name}_peak_of_{last['rows']}/{name}_peak_of_{first['rows']}": last[peak] / first[peak]
+        for name, rows in groups.items()
+        for first, last in [(rows[0], rows[-1])]
     }
 
 
@@ -155,10 +167,10 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    by_library = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
-            found[library] = importlib.metadata.version(library)
+            by_library[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return by_library

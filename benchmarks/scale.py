@@ -1,4 +1,6 @@
-"""How cost grows with the work: rows of a shard, image tokens, vocabulary. Fits an exponent to each; 1 is linear.
+"""Measures how cost grows with the work: rows of a shard, image tokens, vocabulary.
+
+Fits an exponent to each; 1 is linear.
 
     python benchmarks/scale.py
 
@@ -53,7 +55,7 @@ def measure_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
 def measure_shapes(shapes: dict[int, Shape], flags: Namespace) -> list[dict[str, Any]]:
     """Seconds and peak memory of the passes, by size; one model at a time."""
     dtype = dtype_of(flags)
-    found = []
+    results = []
     for size, shape in shapes.items():
         model = build_model(shape, device=flags.device, dtype=dtype)
         batch = build_batch(shape, device=flags.device, dtype=dtype)
@@ -61,8 +63,8 @@ def measure_shapes(shapes: dict[int, Shape], flags: Namespace) -> list[dict[str,
         times = interleave(runs, flags.repeats, flags.device)
         for name, run in runs.items():
             memory = peak_memory(run, flags.device) / 2**20
-            found.append({"size": size, "way": name, "peak_memory_mb": memory, **times[name].row()})
-    return found
+            results.append({"size": size, "way": name, "peak_memory_mb": memory, **times[name].row()})
+    return results
 
 
 def exponents(results: list[dict[str, Any]], key: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Shapes of models and batches that benchmarks share: random weights from configs, nothing is downloaded.
+"""Builds models and batches of the shapes that benchmarks share: random weights from configs, nothing is downloaded.
 
 The named models have their published sizes, with LLaVA's classes around the decoder (Qwen2.5-VL has its own). `cpu` is
 narrow and keeps what matters for the ratios: a vision tower of a few per cent, a head about as large as the decoder.

@@ -1,4 +1,4 @@
-"""Bytes of the annotation per supervised token, on deltas that a trained reference measured in the demo's world.
+"""Measures bytes of the annotation per supervised token, of deltas from a trained reference in the demo's world.
 
     python benchmarks/storage.py                                 # trains a small reference first, about two minutes
     python benchmarks/storage.py --annotated demo/annotated      # what `make demo` left behind
@@ -25,16 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from cal_pipeline.annotate import annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.models.loading import load_processor, load_reference
-from cal_pipeline.output.store import LocalStore
-from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.models.loading import load_processor
 from cal_schemas.annotated import parquet_writer
 from cal_schemas.opened import open_annotated
 from measuring import interleave
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
-from workload import annotate_options, measurement
+from workload import annotate
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "shapes"))
 
@@ -54,14 +51,9 @@ def annotate_world(folder: Path, num_samples: int, num_steps: int) -> Path:
     reference.build_reference(folder / "start", [*texts, *world.QUESTIONS], 0)
     reference.train_reference(folder / "start", folder / "reference", clean, seed=0, num_steps=num_steps)
     encoder = Encoder(load_processor(folder / "reference"))
-    model = load_reference(folder / "reference", dtype="float32", device="cpu")
-    store = LocalStore(output_dir=folder / "annotated")
-    store.prepare()
-    for shard in plan_shards([str(folder / "shards")]):
-        annotate_shard(
-            shard, encoder=encoder, model=model, spec=measurement(encoder), store=store,
-            options=annotate_options(4096, carry="none"),
-        )  # fmt: skip
+    annotate(
+        folder / "shards", folder / "annotated", folder / "reference", encoder, tokens_per_batch=4096, carry="none"
+    )
     return folder / "annotated"
 
 
@@ -122,12 +114,12 @@ def random_lines(path: Path, num_rows: int, *, compressed: bool) -> None:
 
 def column_bytes(path: Path) -> dict[str, int]:
     """Compressed bytes of each column, pages' headers included."""
-    metadata, found = pq.read_metadata(path), dict.fromkeys(COLUMNS, 0)
+    metadata, sizes = pq.read_metadata(path), dict.fromkeys(COLUMNS, 0)
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
-            found[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    return found
+            sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    return sizes
 
 
 def main() -> None:

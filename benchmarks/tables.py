@@ -23,8 +23,8 @@ Report = dict[str, Any]
 
 def reports(benchmark: str, folder: Path = RESULTS) -> dict[str, Report]:
     """Results of one benchmark by name, those on CPU at the `cpu` shape first."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{benchmark}*.json"))}
-    return {name: found[name] for name in sorted(found, key=lambda name: ("cpu" not in name.split("-"), name))}
+    by_name = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{benchmark}*.json"))}
+    return {name: by_name[name] for name in sorted(by_name, key=lambda name: ("cpu" not in name.split("-"), name))}
 
 
 def targets() -> str:
@@ -67,9 +67,9 @@ def train_step() -> str:
 def precompute() -> str:
     rows = []
     for report in reports("precompute").values():
-        found = report["results"]
-        for key, rate in found["rows_per_s"].items():
-            start_up, shares = found["start_up_s"].get(key), found["stage_shares"].get(key, dict.fromkeys(STAGES))
+        results = report["results"]
+        for key, rate in results["rows_per_s"].items():
+            start_up, shares = results["start_up_s"].get(key), results["stage_shares"].get(key, dict.fromkeys(STAGES))
             rows.append([key, f"{rate:.2f}", "" if start_up is None else f"{start_up:.0f}",
                          *("" if share is None else f"{share:.1%}" for share in shares.values())])  # fmt: skip
     return markdown(["", "rows/s", "start-up s", *STAGES], rows)
@@ -119,9 +119,9 @@ def scale() -> str:
 def breakeven() -> str:
     rows = []
     for report in reports("breakeven").values():
-        for key, found in report["results"]["device_seconds"].items():
+        for key, seconds in report["results"]["device_seconds"].items():
             point = report["ratios"].get(f"measure/added_by_{key}")
-            rows.append([key, *(f"{value:.2f}" for value in found.values()), "" if point is None else f"{point:.1f}"])
+            rows.append([key, *(f"{value:.2f}" for value in seconds.values()), "" if point is None else f"{point:.1f}"])
     return markdown(["deltas", "1 run, s a sample", "3 runs", "10 runs", "cached pays after, runs"], rows)
 
 

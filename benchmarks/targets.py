@@ -1,4 +1,4 @@
-"""What the figures should reach, on two cores of a CPU, by the name of the result they are in."""
+"""Bounds what the figures should reach, on two cores of a CPU, by the name of the result they are in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory of opening annotated shards for training, ordering an epoch and encoding rows, by number of rows.
+"""Measures peak memory of opening annotated shards for training, ordering an epoch and encoding, by number of rows.
 
     python benchmarks/train_data_memory.py --rows 1000 10000 100000
 
@@ -30,7 +30,7 @@ from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.streaming import StreamedExamples, StreamSampler
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import make_parser, print_table, write_report
+from reporting import growth, make_parser, print_table, write_report
 from tiny_models import build_llava, sample_image
 from workload import measurement, synthetic_metadata
 
@@ -50,11 +50,11 @@ ANSWER = "A small dog sits next to a large white cat. The bus is behind the tree
 
 def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
     """Shards as cal-precompute writes them; only row 0 is encoded, its labels are those of all rows."""
-    pictures = []
+    images = []
     for seed in range(64):
         file = io.BytesIO()
         sample_image(seed).save(file, "PNG")
-        pictures.append(file.getvalue())
+        images.append(file.getvalue())
     turns = (Turn(role="user", content="<image>\nWhat is in the image?"), Turn(role="assistant", content=ANSWER))
     first = Sample(sample_id="0", images=(), messages=turns)
     encoded = encoder(first, [sample_image(0)])
@@ -68,7 +68,7 @@ def write_shards(folder: Path, encoder: Encoder, num_rows: int) -> None:
         metadata = synthetic_metadata(stop - start, spec=measurement(encoder), carry="images")
         with ShardWriter(folder / f"{start:09d}.parquet", schema, metadata) as writer:
             for number in range(start, stop):
-                image = ImageRef(data=pictures[number % 64], path=None)
+                image = ImageRef(data=images[number % 64], path=None)
                 sample = Sample(sample_id=str(number), images=(image,), messages=turns)
                 deltas = rng.normal(1.0, 2.0, len(label_ids)).astype(np.float32)
                 writer.write(
@@ -85,7 +85,7 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
     """Seconds until the first example, seconds of an epoch's order, milliseconds an example, and memory in MB."""
     encoder = Encoder(load_processor(folder / "model"))
     plan_shards([str(folder / "whole")])  # Imports and first-use caches belong to the baseline.
-    found = {"mb_before": resident_mb()}
+    measured = {"mb_before": resident_mb()}
     watch = Stopwatch()
     shape = StepShape(batch_size=4, accumulation_steps=8)
     if mode == "streaming":
@@ -101,17 +101,17 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
         sampler = EpochSampler(
             examples.lengths(), examples.has_image(), group_by="modality_length", step_size=shape.size, seed=0
         )
-    found["opening_s"] = watch.read("opening")["opening_s"]
+    measured["opening_s"] = watch.read("opening")["opening_s"]
     watch = Stopwatch()
     num_indices = sum(1 for _ in sampler)
-    found["epoch_order_s"] = watch.read("order")["order_s"]
+    measured["epoch_order_s"] = watch.read("order")["order_s"]
     assert num_indices == len(sampler) >= len(examples)
-    found["mb_opened"] = resident_mb()
+    measured["mb_opened"] = resident_mb()
     watch = Stopwatch()
     for index in islice(sampler, NUM_ENCODED):
         examples[index]
-    found["ms_per_example"] = watch.read("encoding")["encoding_s"] / NUM_ENCODED * 1000
-    return {**found, "mb_peak": resident_mb(), "mb_anonymous": resident_mb("RssAnon")}
+    measured["ms_per_example"] = watch.read("encoding")["encoding_s"] / NUM_ENCODED * 1000
+    return {**measured, "mb_peak": resident_mb(), "mb_anonymous": resident_mb("RssAnon")}
 
 
 def main() -> None:
@@ -133,18 +133,14 @@ def main() -> None:
             for mode in flags.modes:
                 first, second = (in_own_process(__file__, mode, folder) for _ in range(2))
                 # The first opening makes the Arrow copy; memory is the larger of both runs.
-                found = {
+                row = {
                     key: round(max(first[key], second[key]) if key.startswith("mb") else second[key], 3)
                     for key in COLUMNS
                 }
                 opening = round(first["opening_s"], 3)
-                results.append({"mode": mode, "rows": num_rows, "first_opening_s": opening, **found})
+                results.append({"mode": mode, "rows": num_rows, "first_opening_s": opening, **row})
     print_table(["mode", "rows", "first opening s", *COLUMNS.values()], [list(row.values()) for row in results])
-    ratios = {
-        f"{mode}_peak_of_{of[-1]['rows']}/{mode}_peak_of_{of[0]['rows']}": of[-1]["mb_peak"] / of[0]["mb_peak"]
-        for mode in flags.modes
-        for of in [[row for row in results if row["mode"] == mode]]
-    }
+    ratios = growth(results, "mode", "mb_peak")
     write_report("train_data_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
 
 

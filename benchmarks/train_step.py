@@ -1,4 +1,4 @@
-"""One training step: uniform, cached and online weights, the released way, and transformers' own Trainer.
+"""Measures one training step: uniform, cached and online weights, the released way, and transformers' own Trainer.
 
     python benchmarks/train_step.py --shape cpu --gradient_checkpointing
     python benchmarks/train_step.py --shape llava15-7b --device cuda --dtype bfloat16 --gradient_checkpointing

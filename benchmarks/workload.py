@@ -1,4 +1,4 @@
-"""What `cal-precompute` and `cal-train` work on in benchmarks: a checkpoint on disk, and shards of images and talk.
+"""Writes what `cal-precompute` and `cal-train` work on in benchmarks: a checkpoint, and shards of images and talk.
 
 Images are JPEGs of about COCO's size; answers vary in length as captions and conversations do.
 """
@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 import transformers as hf
 from PIL import Image
 
-from cal_pipeline.annotate import AnnotateOptions
+from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.models.loading import load_reference
+from cal_pipeline.output.store import LocalStore
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import Carry, ShardMetadata, ShardSource, annotated_schema
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
 from shapes import IMAGE_TOKEN, PAD_TOKEN, PATCH, Shape, build_model
@@ -30,7 +33,7 @@ from tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 _WORDS = [f"{first}{second}{third}" for first in "bdfgklmnprst" for second in "aeiou" for third in "lmnrst"]
 _QUESTION = "<image>\nbal bam ban bar"
-_PICTURE_SIZES = ((640, 480), (480, 640), (640, 427), (500, 375))
+_IMAGE_SIZES = ((640, 480), (480, 640), (640, 427), (500, 375))
 _AROUND_ANSWER = 12
 """Tokens of the question and the template."""
 _SPREAD = 0.6
@@ -64,14 +67,14 @@ def write_checkpoint(folder: Path, shape: Shape) -> Any:
 def write_source(folder: Path, rows_per_shard: list[int], text_tokens: int, *, every_text_only: int = 0) -> None:
     """Parquet shards with embedded images; of every so many rows, one has none."""
     rng = np.random.default_rng(0)
-    pictures = [_picture(rng, size) for size in _PICTURE_SIZES * 4]
+    images = [_jpeg(rng, size) for size in _IMAGE_SIZES * 4]
     folder.mkdir(parents=True)
     number = 0
     for shard, num_rows in enumerate(rows_per_shard):
         rows = []
         for _ in range(num_rows):
             text_only = bool(every_text_only) and number % every_text_only == every_text_only - 1
-            data = pictures[number % len(pictures)]
+            data = images[number % len(images)]
             rows.append(
                 {
                     "id": str(number),
@@ -97,7 +100,7 @@ def draw_text_tokens(rng: np.random.Generator, mean: int) -> int:
     return _AROUND_ANSWER + int(np.clip(round(drawn), 1, 4 * mean))
 
 
-def _picture(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     coarse = rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -140,3 +143,17 @@ def measurement(encoder: Encoder, contrast: ContrastSpec | None = None) -> Measu
 
 def annotate_options(tokens_per_batch: int, carry: Carry = "images") -> AnnotateOptions:
     return AnnotateOptions(schema=annotated_schema(carry=carry), carry=carry, tokens_per_batch=tokens_per_batch)
+
+
+def annotate(
+    source: Path, output: Path, model: Path, encoder: Encoder, *, tokens_per_batch: int = 16384, carry: Carry = "images"
+) -> None:
+    """Measures all shards of `source` in this process."""
+    store = LocalStore(output_dir=output)
+    store.prepare()
+    reference = load_reference(model, dtype="float32", device="cpu")
+    for shard in plan_shards([str(source)]):
+        annotate_shard(
+            shard, encoder=encoder, model=reference, spec=measurement(encoder), store=store,
+            options=annotate_options(tokens_per_batch, carry),
+        )  # fmt: skip

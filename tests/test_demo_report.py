@@ -44,8 +44,8 @@ def test_the_demo_s_page_and_swap_control(tmp_path: Path) -> None:
     assert run(["page", str(path), "--output", str(tmp_path / "report.html"), "--tokenizer", str(trained)]) == 0
     frame = pd.read_parquet(path)
     if "word_kinds" not in frame:  # the test's writer carries no columns of the source
-        told = pd.DataFrame({"sample_id": [s.sample_id for s in dirty], "word_kinds": [s.word_kinds for s in dirty]})
-        frame = frame.merge(told, on="sample_id")
+        kinds = pd.DataFrame({"sample_id": [s.sample_id for s in dirty], "word_kinds": [s.word_kinds for s in dirty]})
+        frame = frame.merge(kinds, on="sample_id")
     weights = words.mean_weights(
         read_page_data(tmp_path / "report.html")["samples"], frame, AutoTokenizer.from_pretrained(trained)
     )

@@ -1,4 +1,4 @@
-"""How many of a model's words about clean images are right."""
+"""Scores how many of a model's words about clean images are right."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def examine(model: Any, exam: Exam, batch_size: int = 64) -> Score:
             pixel_values=exam.encoded.pixel_values[rows],
         ).logits
         asked = exam.is_asked[rows, 1:]
-        found, labels = logits[:, :-1][asked], exam.encoded.labels[rows, 1:][asked]
-        right.append(found.argmax(-1) == labels)
-        nll.append(functional.cross_entropy(found, labels, reduction="none"))
+        predicted, labels = logits[:, :-1][asked], exam.encoded.labels[rows, 1:][asked]
+        right.append(predicted.argmax(-1) == labels)
+        nll.append(functional.cross_entropy(predicted, labels, reduction="none"))
     return Score(accuracy=torch.cat(right).float().mean().item(), nll=torch.cat(nll).mean().item())
 
 

@@ -1,4 +1,4 @@
-"""The main job on a world where every word's truth is known: generate, train a reference, measure, look.
+"""Runs the main job on a world where every word's truth is known: generate, train a reference, measure, look.
 
     python examples/shapes/demo.py --output_dir demo
 
@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -55,25 +54,25 @@ def main() -> int:
     dirty = world.generate(DIRTY_SAMPLES, seed=options.seed, wrong_share=WRONG_SHARE)
     shards = world.write_parquet_shards(dirty, output / "world" / "shards", num_shards=SHARDS)
     llava_json = world.write_llava_json(dirty, output / "world" / "llava")
-    print(f"{len(dirty)} pictures with captions, {WRONG_SHARE:.0%} of which describe another picture:")
+    print(f"{len(dirty)} images with captions, {WRONG_SHARE:.0%} of which describe another image:")
     print(f"  {len(shards)} Parquet shards in {shards[0].parent}, the same as LLaVA JSON in {llava_json}")
     for sample in dirty[:3]:
-        told = zip(sample.caption.split(), sample.word_kinds, strict=True)
-        print(f"  {sample.sample_id}: " + " ".join(f"{word}[{kind[:3]}]" for word, kind in told))
+        words_and_kinds = zip(sample.caption.split(), sample.word_kinds, strict=True)
+        print(f"  {sample.sample_id}: " + " ".join(f"{word}[{kind[:3]}]" for word, kind in words_and_kinds))
 
-    say(began, "2. A reference: a tiny LLaVA, trained on clean captions of other pictures of the same world")
+    say(began, "2. A reference: a tiny LLaVA, trained on clean captions of other images of the same world")
     start, trained = output / "random_start", output / "reference"
     photos_json = photos.write_photographs(output / "photos")
     texts = [turn["content"] for sample in clean for turn in sample.messages]
     reference.build_reference(start, [*texts, *world.QUESTIONS], options.seed)
     losses = reference.train_reference(start, trained, clean, seed=options.seed, num_steps=options.num_steps)
     print(f"{len(losses)} steps, loss {losses[0]:.2f} -> {sum(losses[-20:]) / 20:.2f} nats per token")
-    print("One sample in ten hid its picture: a real reference's language model has read text without pictures too.")
+    print("One sample in ten hid its image: a real reference's language model has read text without images too.")
     print("NOTE: it saw clean captions only. That makes it an oracle: a reference for real data has no such luck.")
 
     say(began, "3. cal-precompute with two Ray workers on the dirty shards")
     annotated = output / "annotated"
-    precompute(trained, annotated, ["--data_path", str(shards[0].parent), "--reference_saw_data", "no"])
+    precompute(trained, annotated, "--data_path", shards[0].parent, "--reference_saw_data", "no")
 
     say(began, "4. What the deltas say, in pandas")
     frame = pd.read_parquet(annotated)
@@ -84,17 +83,17 @@ def main() -> int:
     print(table.round(3).to_string(na_rep="-"))
     below = (tokens["delta"] < words.BETA).mean()
     print(f"share of all tokens below beta = 5: {below:.1%} (the paper finds about 90 % on LLaVA)")
-    picture = output / "deltas.png"
-    words.histogram(tokens, picture)
+    histogram = output / "deltas.png"
+    words.histogram(tokens, histogram)
     table.to_csv(output / "deltas_by_kind.csv")
-    print(f"histogram: {picture}")
+    print(f"histogram: {histogram}")
 
     say(began, "5. cal-inspect: is the cache right, is the reference fit for the data, and a page to look at")
     figures = output / "audit.json"
-    inspect("audit", annotated, "--fraction", "0.1", "--swap", "512", "--json", figures)
+    call("cal-inspect", "audit", annotated, "--fraction", "0.1", "--swap", "512", "--json", figures)
     swap_auc = json.loads(figures.read_text())["swap"]["auc"]
     page = output / "report.html"
-    inspect("page", annotated, "--output", page, "--title", "Deltas of the world of shapes")
+    call("cal-inspect", "page", annotated, "--output", page, "--title", "Deltas of the world of shapes")
     weights = words.mean_weights(read_page_data(page)["samples"], frame, AutoTokenizer.from_pretrained(trained))
     print("mean weight by kind of word, in the page's own data: "
           + ", ".join(f"{kind} {weights[kind]:.3f}" for kind in words.KINDS))  # fmt: skip
@@ -106,7 +105,7 @@ def main() -> int:
         student = output / f"student_{source}"
         train(start, student, annotated, source, options.train_steps, options.seed)
         accuracy[source] = word_accuracy(student, held_out)
-    print(f"\nShare of attribute words that are right, on {len(held_out)} clean pictures that nobody trained on:")
+    print(f"\nShare of attribute words that are right, on {len(held_out)} clean images that nobody trained on:")
     for source, share in accuracy.items():
         print(f"  {source:8} {share:.3f}")
     print(f"  {'oracle':8} {word_accuracy(trained, held_out):.3f}  (the reference, trained on clean captions)")
@@ -115,11 +114,7 @@ def main() -> int:
     say(began, "7. The LLaVA JSON path, on real photographs")
     print("The tiny reference knows coloured shapes only; this shows the path, not meaningful deltas.")
     annotated_photos = output / "annotated_photos"
-    precompute(
-        trained,
-        annotated_photos,
-        ["--data_path", str(photos_json), "--image_folder", str(photos_json.parent / "images")],
-    )
+    precompute(trained, annotated_photos, "--data_path", photos_json, "--image_folder", photos_json.parent / "images")
     frame = pd.read_parquet(annotated_photos)
     frame["tokens"] = frame["label_ids"].map(len)
     print(frame[["sample_id", "status", "error", "tokens"]].to_string(index=False, max_colwidth=60, na_rep=""))
@@ -140,34 +135,30 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def precompute(model: Path, output: Path, flags: Sequence[str]) -> None:
-    """Runs the console program as a user would, and shows the command."""
-    command = ["cal-precompute", "--model_name_or_path", str(model), "--dtype", "float32", "--output_dir", str(output),
-               "--num_workers", "2", "--gpus_per_worker", "0", *flags]  # fmt: skip
+def call(program: str, *arguments: object, log: Path | None = None) -> None:
+    """Runs a console program as a user would, and shows the command; its output goes to `log`, where one is given."""
+    command = [program, *map(str, arguments)]
     print("$ " + shlex.join(command), flush=True)
-    subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
+    argv = [str(Path(sys.executable).parent / program), *command[1:]]
+    if log is None:
+        subprocess.run(argv, check=True)
+        return
+    with log.open("w") as file:
+        subprocess.run(argv, check=True, stdout=file, stderr=file)
 
 
-def inspect(subcommand: str, annotated: Path, *flags: object) -> None:
-    """Runs `cal-inspect` as a user would, and shows the command."""
-    command = ["cal-inspect", subcommand, str(annotated), *map(str, flags)]
-    print("$ " + shlex.join(command), flush=True)
-    subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
+def precompute(model: Path, output: Path, *flags: object) -> None:
+    call("cal-precompute", "--model_name_or_path", model, "--dtype", "float32", "--output_dir", output,
+         "--num_workers", 2, "--gpus_per_worker", 0, *flags)  # fmt: skip
 
 
 def train(start: Path, student: Path, annotated: Path, source: str, num_steps: int, seed: int) -> None:
     """One run of cal-train; its log goes to a file beside the model."""
-    command = ["cal-train", "--model_name_or_path", str(start), "--data_path", str(annotated),
-               "--output_dir", str(student), "--delta_source", source, "--trainable", "all",
-               "--max_steps", str(num_steps), "--learning_rate", "2e-3",
-               "--per_device_train_batch_size", "32", "--warmup_steps", "0.1", "--lr_scheduler_type", "cosine",
-               "--seed", str(seed), "--use_cpu", "true", "--save_strategy", "no", "--logging_steps", "50",
-               "--disable_tqdm", "true", "--cache_dir", str(student.parent / "cache")]  # fmt: skip
-    print("$ " + shlex.join(command), flush=True)
-    with student.with_suffix(".log").open("w") as log:
-        subprocess.run(
-            [str(Path(sys.executable).parent / command[0]), *command[1:]], check=True, stdout=log, stderr=log
-        )
+    call("cal-train", "--model_name_or_path", start, "--data_path", annotated, "--output_dir", student,
+         "--delta_source", source, "--trainable", "all", "--max_steps", num_steps, "--learning_rate", "2e-3",
+         "--per_device_train_batch_size", 32, "--warmup_steps", 0.1, "--lr_scheduler_type", "cosine", "--seed", seed,
+         "--use_cpu", "true", "--save_strategy", "no", "--logging_steps", 50, "--disable_tqdm", "true",
+         "--cache_dir", student.parent / "cache", log=student.with_suffix(".log"))  # fmt: skip
 
 
 def say(began: float, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Real photographs with conversations about them, as a small LLaVA JSON and its image folder.
+"""Writes real photographs with conversations about them, as a small LLaVA JSON and its image folder.
 
 The photographs ship with scikit-learn (a temple above a lake, a dahlia) and matplotlib (a portrait); nothing is
 downloaded. The answers were written while looking at the images and are true of them. The set holds the

@@ -1,4 +1,4 @@
-"""A tiny LLaVA for the world of shapes: built from config classes, trained on clean captions in plain torch.
+"""Builds and trains a tiny LLaVA for the world of shapes: from config classes, on clean captions, in plain torch.
 
 `build_reference` saves a random start with tokenizer and processor; `train_reference` turns it into a reference.
 Both folders load with `AutoProcessor` and `AutoModelForImageTextToText`, on a machine without torchvision too.

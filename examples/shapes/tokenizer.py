@@ -1,4 +1,4 @@
-"""The reference's tokenizer and chat template: byte-level, with the words of the world as single tokens."""
+"""Builds the reference's tokenizer and chat template: byte-level, with the words of the world as single tokens."""
 
 from __future__ import annotations
 

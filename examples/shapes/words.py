@@ -1,4 +1,4 @@
-"""Deltas by kind of word: a row per token, a table per kind, a histogram.
+"""Sorts deltas by kind of word: a row per token, a table per kind, a histogram.
 
 Reads what `cal-precompute` wrote of the world of shapes; knows neither the tool nor torch.
 """
@@ -83,8 +83,8 @@ def mean_weights(samples: Sequence[Mapping[str, Any]], frame: pd.DataFrame, toke
     records = []
     for sample in samples:
         row = rows.loc[sample["id"]]
-        found = words_of_tokens(row["label_ids"], row["messages"][-1]["content"], tokenizer)
-        for word, weight in zip(found, sample["weights"], strict=True):
+        word_indices = words_of_tokens(row["label_ids"], row["messages"][-1]["content"], tokenizer)
+        for word, weight in zip(word_indices, sample["weights"], strict=True):
             if word is not None:
                 records.append((row["word_kinds"][word], weight))
     return pd.DataFrame(records, columns=["kind", "weight"]).groupby("kind")["weight"].mean().reindex(list(KINDS))

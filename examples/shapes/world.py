@@ -1,4 +1,4 @@
-"""A generated world: small images of one coloured shape, and captions whose every word has a known truth.
+"""Generates a world: small images of one coloured shape, and captions whose every word has a known truth.
 
 A scene has four attributes (colour, shape, size, side). A caption mentions two to four of them among filler words that
 are drawn without looking at the scene. In a dirty set a known share of the captions describes another scene, so each

@@ -171,7 +171,7 @@ def one_image(family: Family, folder: Path) -> Path:
 
 
 @pytest.mark.full
-def test_both_looks_are_drawn_for_two_checkpoints_side_by_side(
+def test_both_figures_are_drawn_for_two_checkpoints_side_by_side(
     llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = one_image(llava, tmp_path)

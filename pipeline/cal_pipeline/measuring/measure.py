@@ -123,13 +123,12 @@ def _measure_batch(
         if bool(broken.any()):
             yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
             continue
-        yield _measured(sample, positions, *of_row.numpy())
+        yield _measured(sample, *of_row.numpy())
 
 
-def _measured(
-    sample: EncodedSample, positions: torch.Tensor, with_image: np.ndarray, without: np.ndarray
-) -> MeasuredSample:
+def _measured(sample: EncodedSample, with_image: np.ndarray, without: np.ndarray) -> MeasuredSample:
     """One row of the passes' numbers, each [1 or 2, N]: logits, and log-probabilities where they were read."""
+    positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
     logprobs = {}
     if len(with_image) > 1:
         logprobs = {"logprobs_with_image": with_image[1], "logprobs_without_image": without[1]}
@@ -155,7 +154,7 @@ def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | N
 
 
 def _text_only(sample: EncodedSample) -> MeasuredSample:
-    positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
-    zeros = np.zeros((1, len(positions)), np.float32)
-    zeros[:, positions.numpy() == 0] = np.nan  # Nothing precedes the first token: undefined, as with an image.
-    return _measured(sample, positions, zeros, zeros)
+    zeros = torch.zeros(sample.labels.shape)
+    zeros[0] = torch.nan  # Nothing precedes the first token: undefined, as with an image.
+    values = zeros[None, sample.labels != IGNORE_INDEX].numpy()
+    return _measured(sample, values, values)

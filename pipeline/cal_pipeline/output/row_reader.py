@@ -52,7 +52,7 @@ class NumberedRow:
         return read_images(self.sample.images, self.image_folder)
 
 
-def read_rows(
+def numbered_rows(
     dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Location | None = None
 ) -> Iterator[NumberedRow]:
     """The rows of these numbers, each once and ascending; holds one row group at a time.

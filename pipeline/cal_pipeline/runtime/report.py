@@ -168,7 +168,9 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
     if unread := report.unread():
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
         listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
-        console.print(f"nothing was made of these keys (a Parquet source's pass through): {listed}", markup=False)
+        console.print(
+            f"nothing was made of these keys (columns that pass through are kept all the same): {listed}", markup=False
+        )
     for name, reason in report.failed.items():
         console.print(f"FAILED {name}: {reason}", markup=False)
     for warning in report.warnings():

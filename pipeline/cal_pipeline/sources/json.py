@@ -38,7 +38,6 @@ def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int, has_
     Raises ConfigError, naming the byte, when a JSON file is
     no array, and ShardError when the array is malformed or cut off, or the compression is broken.
     """
-    _validate_encoding(path)
     named = False
 
     def spans(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
@@ -48,24 +47,16 @@ def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int, has_
             yield start, stop, (stop - start) * has_data
 
     try:
+        # A byte order mark, or a zero byte in the first character of JSON.
+        if is_wide_text(read_range(path, 0, 4)):
+            raise ConfigError(
+                f"{path} is UTF-16 or UTF-32 text, and JSON is read as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+            )
         with open_binary(path) as file:
             ranges = cut_rows(spans(file), rows_per_shard, _MAX_RANGE_BYTES)
     except BROKEN as error:
         raise ShardError(f"{path}: broken compressed stream: {error}") from error
     return FilePlan(ranges=ranges, images="named" if named else "unknown")
-
-
-def _validate_encoding(path: Location) -> None:
-    """ConfigError for UTF-16 and UTF-32: a byte order mark, or a zero byte in the first character of JSON."""
-    try:
-        with open_binary(path) as file:
-            head = file.read(4)
-    except BROKEN as error:
-        raise ShardError(f"{path}: broken compressed stream: {error}") from error
-    if is_wide_text(head):
-        raise ConfigError(
-            f"{path} is UTF-16 or UTF-32 text, and JSON is read as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
-        )
 
 
 def _line_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:

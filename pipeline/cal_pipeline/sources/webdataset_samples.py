@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cal_pipeline.sources.image_values import IMAGE_KEYS, IMAGE_SUFFIXES, VIDEO_SUFFIXES, own_images
+from cal_pipeline.sources.image_values import IMAGE_SUFFIXES, VIDEO_SUFFIXES, own_images
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
 from cal_pipeline.sources.json_rows import conflicting_keys, parse
 from cal_pipeline.sources.row_values import RowError, is_empty, is_wide_text
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_values
 from cal_pipeline.sources.tar_reader import Member
-from cal_schemas.sample import Sample
+from cal_schemas.sample import ImageRef, Sample
 
 IMAGES = frozenset([*(suffix[1:] for suffix in IMAGE_SUFFIXES), "heif", "ppm", "pgm", "pbm", "pnm"])
 TEXTS = frozenset(["json", "txt"])
@@ -65,8 +65,7 @@ def sample_from_group(group: Group) -> Sample:
         _validate_members(group)
         value = _json_value(group)
         values = {"messages": value} if isinstance(value, list) else dict(value or {})
-        own_images(values, f"{group.key!r}.json")  # Raises for names that are none, or two keys that differ.
-        named = next((values[key] for key in IMAGE_KEYS if not is_empty(values.get(key))), None)
+        named = own_images(values, f"{group.key!r}.json")
         text = _text_of(group, "txt")
         if text is not None:  # A text file ends with a newline; a caption does not.
             values["text"] = text.strip()
@@ -122,33 +121,34 @@ def _json_value(group: Group) -> Any:
     return value
 
 
-def _images_of(group: Group, named: Any) -> Any:
+def _images_of(group: Group, named: Sequence[ImageRef]) -> list[dict[str, Any]]:
     """The sample's images: as its JSON names them, else `<key>.jpg`, then `<key>.0.jpg`, `<key>.1.jpg`, ….
 
     Names that fit no member stay paths below the image folder where the archive has no image for this key.
     """
     members = [(suffix, member.name) for suffix, member in group.members if ending(suffix) in IMAGES]
+    if not members:
+        return [{"bytes": ref.data, "path": ref.path} for ref in named]
     in_order = _in_order(members)
-    names = [named] if isinstance(named, str) else named
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+    if any(ref.data is not None for ref in named):
+        if [ref.data for ref in named] != [group.data[name] for name in in_order]:
+            raise RowError(f"{group.key!r}.json has images in data: URLs, and the archive others for this key: keep "
+                           "one of the two")  # fmt: skip
+    elif named:
         by_name = {spelling: name for suffix, name in members
                    for spelling in (suffix, name.rpartition("/")[2], name)}  # fmt: skip
-        matches = [by_name.get(name.removeprefix("./")) for name in names]
-        if None not in matches:
-            return [_ref(group, name) for name in matches if name is not None]
-        if not members:
-            return names
+        matches = {ref.path: by_name.get(str(ref.path).removeprefix("./")) for ref in named}
+        if None not in matches.values():
+            in_order = [str(matches[ref.path]) for ref in named]
         # The names of where the images came from, as LLaVA's data has them.
-        if any(matches) or len(names) != len(in_order):
-            missing = names[matches.index(None)]
-            raise RowError(f"{group.key!r}.json names {len(names)} images, and {missing!r} is none of the archive's "
+        elif any(matches.values()) or len(named) != len(in_order):
+            missing = next(path for path, name in matches.items() if name is None)
+            raise RowError(f"{group.key!r}.json names {len(named)} images, and {missing!r} is none of the archive's "
                            f"{len(members)} for this key")  # fmt: skip
-    elif names:
-        return names
-    if members and not in_order:
+    if not in_order:
         raise RowError(f"member {members[0][1]!r}: a key ends at its first dot, and an image's suffix is its type, "
                        "or a number and its type")  # fmt: skip
-    return [_ref(group, name) for name in in_order]
+    return [{"bytes": group.data[name], "path": name} for name in in_order]
 
 
 def _in_order(members: Sequence[tuple[str, str]]) -> list[str]:
@@ -161,7 +161,3 @@ def _in_order(members: Sequence[tuple[str, str]]) -> list[str]:
                 raise RowError(f"{places[place]!r} and {name!r} are two images for one place")
             places[place] = name
     return [places[place] for place in sorted(places)]
-
-
-def _ref(group: Group, name: str) -> dict[str, Any]:
-    return {"bytes": group.data[name], "path": name}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.output.row_reader import read_rows
+from cal_pipeline.output.row_reader import numbered_rows
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import AnnotatedRow, Carry, ShardWriter, annotated_schema
@@ -42,7 +42,7 @@ def annotated(folder: Path, carry: Carry) -> AnnotatedDataset:
 def test_rows_come_ascending_with_their_samples_whether_the_file_holds_those_or_not(
     tmp_path: Path, carry: Carry
 ) -> None:
-    rows = list(read_rows(annotated(tmp_path, carry), [4, 1, 1]))
+    rows = list(numbered_rows(annotated(tmp_path, carry), [4, 1, 1]))
     assert [(row.number, row.annotated.status) for row in rows] == [(1, "too_long"), (4, "ok")]
     assert [row.sample.messages[1].content for row in rows if row.sample.messages] == ["answer 1", "answer 4"]
     assert all(row.key_matches for row in rows)
@@ -56,18 +56,18 @@ def test_rows_come_ascending_with_their_samples_whether_the_file_holds_those_or_
 def test_another_image_folder_takes_the_place_of_the_measured_one(tmp_path: Path) -> None:
     dataset = annotated(tmp_path, "paths")
     (tmp_path / "images").rename(tmp_path / "moved")
-    (row,) = read_rows(dataset, [0])
+    (row,) = numbered_rows(dataset, [0])
     with pytest.raises(ImageError):
         row.image_files()
-    (row,) = read_rows(dataset, [0], tmp_path / "moved")
+    (row,) = numbered_rows(dataset, [0], tmp_path / "moved")
     assert row.image_files() == [(tmp_path / "moved" / "0.png").read_bytes()]
 
 
 def test_a_key_does_not_match_other_words_and_a_source_that_is_gone_is_said(tmp_path: Path) -> None:
     dataset = annotated(tmp_path, "none")
-    (row,) = read_rows(dataset, [0])
+    (row,) = numbered_rows(dataset, [0])
     other = replace(row, annotated=replace(row.annotated, sample=replace(row.sample, messages=())))
     assert not other.key_matches
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"a\.jsonl is gone, and the samples of this shard"):
-        list(read_rows(dataset, [0]))
+        list(numbered_rows(dataset, [0]))

@@ -85,7 +85,7 @@ def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFix
     ]
     print_report(report(None, {}, shards=shards), "out", None)
     assert (
-        "nothing was made of these keys (a Parquet source's pass through): 'a\\x1b', b, score\n"
+        "nothing was made of these keys (columns that pass through are kept all the same): 'a\\x1b', b, score\n"
         in capsys.readouterr().out
     )
     many = ShardReport(name="a", rows=1, statuses={"ok": 1}, unread={f"key{number:02d}": 1 for number in range(33)})

@@ -171,6 +171,17 @@ def test_json_that_names_two_images_for_one_is_refused_and_empty_keys_name_none(
     assert words(named(caption="", text="t"))[1] == "t"
 
 
+@pytest.mark.parametrize("url", ["data:image/png;base64,cQ==", "data:;base64,"])
+def test_an_image_inside_the_json_never_gives_way_to_a_member_in_silence(tmp_path: Path, url: str) -> None:
+    def both(*urls: str) -> Sample:
+        return one(tmp_path, [("a.jpg", b"p"), ("a.json", {"images": urls, "caption": "c"})])
+
+    for urls in ([url], [url, "a.jpg"], ["data:;base64,cA==", "a.jpg"]):
+        assert "'a'.json has images in data: URLs, and the archive others" in (both(*urls).problem or "")
+    assert image_data(both("data:;base64,cA==")) == [b"p"]
+    assert image_data(one(tmp_path, [("a.json", {"image": url, "caption": "c"})])) in ([b"q"], [b""])
+
+
 def test_names_of_images_that_are_not_in_the_archive_are_paths_below_the_image_folder(tmp_path: Path) -> None:
     sample = one(tmp_path, [("a.json", {"image": "coco/1.jpg", "conversations": CHAT})])
     assert [(image.data, image.path) for image in sample.images] == [(None, "coco/1.jpg")]

@@ -39,7 +39,7 @@ from cal_pipeline.inspect.tables.samples import (
     small_jpeg,
 )
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement, printable
-from cal_pipeline.output.row_reader import read_rows
+from cal_pipeline.output.row_reader import numbered_rows
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
@@ -112,7 +112,7 @@ class _Shown:
         self.missing = ""
         """Why words and images cannot be shown: they are in the source of a sidecar, and that is gone."""
         try:
-            (row,) = read_rows(opened, [place.number], folder)
+            (row,) = numbered_rows(opened, [place.number], folder)
         except ConfigError as error:
             self.missing = str(error)
         else:

@@ -16,7 +16,7 @@ from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, said_by_a
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.summary import measured_with
 from cal_pipeline.inspect.tables.token_text import Pieces
-from cal_pipeline.output.row_reader import NumberedRow, read_rows
+from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.delta_counts import DeltaCounts
@@ -54,7 +54,7 @@ def page_data(
     """
     counts, means = _scan(dataset)
     chosen = choose(means, options.pick, options.samples, options.seed)
-    rows = list(read_rows(dataset, chosen, options.image_folder))
+    rows = list(numbered_rows(dataset, chosen, options.image_folder))
     edges = _edges(counts, options)
     top = counts.quantile(0.995) if counts.defined else 0.0
     return {

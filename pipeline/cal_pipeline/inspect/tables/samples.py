@@ -15,7 +15,7 @@ from PIL import Image
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
-from cal_pipeline.output.row_reader import NumberedRow, read_rows
+from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.errors import ConfigError, FormatError, ImageError
 from cal_schemas.opened import AnnotatedDataset
@@ -83,7 +83,7 @@ def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
 
 def sample_with_image(opened: AnnotatedDataset, wanted: str, image_folder: Location | None) -> NumberedRow:
     """The first row that `find_samples` gives; ConfigError where it has another number of images than one."""
-    row = next(read_rows(opened, [find_samples(opened, wanted)[0].number], image_folder))
+    row = next(numbered_rows(opened, [find_samples(opened, wanted)[0].number], image_folder))
     if len(row.sample.images) != 1:
         raise ConfigError(f"{row.sample.sample_id} has {len(row.sample.images)} images; this is for samples with one")
     return row

@@ -30,7 +30,7 @@ from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import flag_of
-from cal_pipeline.output.row_reader import NumberedRow, read_rows
+from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
@@ -79,7 +79,7 @@ class AuditSession:
         say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
             f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
-        stored = read_rows(self.dataset, drawn, self.arguments.image_folder)
+        stored = numbered_rows(self.dataset, drawn, self.arguments.image_folder)
         while window := list(islice(stored, WINDOW_ROWS)):
             pairs = [(row, row) for row in window]
             outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
@@ -92,7 +92,7 @@ class AuditSession:
         """Measures drawn samples with their own and with another's images; None when no two images differ."""
         rng = np.random.default_rng([self.arguments.seed, 1])
         drawn = draw(np.flatnonzero(self.ok & (self.num_images > 0)), self.arguments.swap, rng)
-        rows = list(read_rows(self.dataset, drawn, self.arguments.image_folder))
+        rows = list(numbered_rows(self.dataset, drawn, self.arguments.image_folder))
         pairs: list[tuple[NumberedRow, NumberedRow]] = []
         for number in sorted({len(row.sample.images) for row in rows}):
             alike = [row for row in rows if len(row.sample.images) == number]

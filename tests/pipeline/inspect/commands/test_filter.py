@@ -9,7 +9,7 @@ import pytest
 from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.output.resume import Progress, compare_with_output
-from cal_pipeline.output.row_reader import read_rows
+from cal_pipeline.output.row_reader import numbered_rows
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
@@ -134,7 +134,7 @@ def test_a_filtered_sidecars_rows_find_their_own_samples(directories: Directorie
         output = tmp_path / str(len(condition))
         assert run(["filter", str(directories.sidecar), condition, "--output", str(output)]) == EXIT_DONE
         opened = open_annotated(output)
-        rows = list(read_rows(opened, range(opened.num_rows)))
+        rows = list(numbered_rows(opened, range(opened.num_rows)))
         assert 3 < len(rows) < 24
         assert all(row.key_matches for row in rows)
 

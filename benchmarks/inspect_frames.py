@@ -7,7 +7,6 @@ The summary is of up to a million rows. Each measurement runs in a process of it
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -92,17 +91,15 @@ def measure_summary(folder: Path) -> dict[str, float]:
             "peak_mb": resident_mb(), "file_mb": summary["bytes"]["files"] / 1e6}  # fmt: skip
 
 
+def _rounded(measured: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in measured.items()}
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--frame_rows", type=int, default=100_000)
     parser.add_argument("--summary_rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--measure", nargs="+", help="what, and paths; for the processes that this one starts")
     flags = parser.parse_args()
-    if flags.measure:
-        what, *paths = flags.measure
-        measured = {"frames": measure_frames, "summary": measure_summary}[what](*map(Path, paths))
-        print(json.dumps({name: round(value, 2) for name, value in measured.items()}))
-        return
     load = load_average()
     results: dict[str, Any] = {"summary": []}
     for num_rows in sorted({flags.frame_rows, *flags.summary_rows}):
@@ -110,12 +107,12 @@ def main() -> None:
             folder = Path(name)
             write_shards(folder, num_rows)
             if num_rows in flags.summary_rows:
-                results["summary"].append(in_own_process(__file__, "summary", folder))
+                results["summary"].append(_rounded(in_own_process(measure_summary, folder)))
             if num_rows == flags.frame_rows:
                 tokenizer = folder / "tokenizer.json"
                 vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
                 Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(tokenizer))
-                results["frames"] = in_own_process(__file__, "frames", folder, tokenizer)
+                results["frames"] = _rounded(in_own_process(measure_frames, folder, tokenizer))
     print_table(
         ["what", "rows", "tokens", "s", "s of CPU", "peak MB"],
         [["summary", row["rows"], row["tokens"], row["summary_s"], row["summary_cpu_s"], row["peak_mb"]]

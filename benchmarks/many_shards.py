@@ -8,8 +8,6 @@ the driver's own part. Every row is measured in a process of its own. Needs Ray.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -99,6 +97,13 @@ def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
         partial.rename(final)  # Without the fsync of a commit: ten thousand of them measure the disk.
 
 
+def finish_all(source: Path, store: LocalStore) -> None:
+    shards = plan_shards([str(source)])
+    schema = annotated_schema(carry="paths", pass_through=pass_through_fields(shards))
+    for shard in shards:
+        finish(store, shard, schema)
+
+
 def measure(num_shards: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         source, store = Path(name) / "data", LocalStore(output_dir=Path(name) / "out")
@@ -111,7 +116,7 @@ def measure(num_shards: int) -> dict[str, object]:
         planning = watch.read("planning")
         planned_mb = resident_mb("VmRSS") - before
         # Elsewhere: what a thousand writers leave in a process's memory is not the driver's.
-        subprocess.run([sys.executable, __file__, "--finish", name], check=True)
+        in_own_process(finish_all, source, store)
         written_mb = resident_mb("VmRSS")
         watch = Stopwatch()
         progress = compare_with_output(shards, spec=SYNTHETIC, schema=schema, carry="paths", store=store)
@@ -126,6 +131,7 @@ def measure(num_shards: int) -> dict[str, object]:
 
 
 def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, float]]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which Ray's workers could not import
     ray_driver._Actor = ray.remote(IdleWorker)
     cluster = Cluster(
         num_workers=WORKERS, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=3, shard_timeout_s=600,
@@ -145,19 +151,8 @@ def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, f
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--shards", type=int, nargs="+", default=[1_000, 2_500, 5_000, 10_000])
-    parser.add_argument("--measure", type=int, help="so many shards; for the processes that this one starts")
-    parser.add_argument("--finish", type=Path, help="publish all shards; for the processes that those start")
     flags = parser.parse_args()
-    if flags.finish:
-        shards = plan_shards([str(flags.finish / "data")])
-        schema = annotated_schema(carry="paths", pass_through=pass_through_fields(shards))
-        for shard in shards:
-            finish(LocalStore(output_dir=flags.finish / "out"), shard, schema)
-        return
-    if flags.measure:
-        print(json.dumps(measure(flags.measure)))
-        return
-    load, results = load_average(), [in_own_process(__file__, num_shards) for num_shards in flags.shards]
+    load, results = load_average(), [in_own_process(measure, num_shards) for num_shards in flags.shards]
     stages = ("planning", "resume_scan", "driver")
     print_table(
         ["shards", "planning, ms each", "resume scan, ms each", "handing out, ms each", "driver, MB at 10 % and 100 %"],

@@ -7,15 +7,15 @@ seconds tells more than that of the wall's; both are reported.
 from __future__ import annotations
 
 import ctypes
-import json
+import multiprocessing
 import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,10 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
 
 
-def in_own_process(script: str, *arguments: object) -> Any:
-    """What `script --measure <arguments>` prints last, as JSON: its memory and its imports are its own."""
-    command = [sys.executable, script, "--measure", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """What `function` of a module returns, in a process whose memory and imports are its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 class Stopwatch:

@@ -58,18 +58,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--formats", nargs="+", choices=["jsonl", "json"], default=["jsonl", "json"])
     parser.add_argument("--rows_per_shard", type=int, default=4096)
-    parser.add_argument("--measure", nargs=2, help="path and rows_per_shard; for the processes that this one starts")
     flags = parser.parse_args()
-    if flags.measure:
-        print(json.dumps(measure(Path(flags.measure[0]), int(flags.measure[1]))))
-        return
     load, results = load_average(), []
     for data_format in flags.formats:
         for num_rows in flags.rows:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"rows.{data_format}"
                 write_rows(path, num_rows)
-                measured = in_own_process(__file__, path, flags.rows_per_shard)
+                measured = in_own_process(measure, path, flags.rows_per_shard)
                 results.append({"format": data_format, "rows": num_rows, "mb": path.stat().st_size / 1e6, **measured})
     print_table(
         ["format", "rows", "MB", "shards", "planning s", "reading one shard s", "RSS before, MB", "peak RSS, MB"],

@@ -19,7 +19,6 @@ from targets import Target, targets_of
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pillow", "ray")
-_UNWRITTEN = ("output_dir", "measure", "finish")
 
 
 def make_parser(description: str | None) -> ArgumentParser:
@@ -126,7 +125,7 @@ def write_report(
         "benchmark": benchmark,
         "machine": machine(str(given.get("device", "cpu"))) | {"load_average_before": list(load_before)},
         "versions": versions(),
-        "settings": {key: value for key, value in given.items() if key not in _UNWRITTEN} | dict(settings),
+        "settings": {key: value for key, value in given.items() if key != "output_dir"} | dict(settings),
         "results": results,
         "ratios": {key: round(value, 4) for key, value in ratios.items()},
         "cpu_time_ratios": {key: round(value, 4) for key, value in (cpu_time_ratios or {}).items()},

@@ -9,7 +9,6 @@ in processes of its own.
 from __future__ import annotations
 
 import io
-import json
 import sys
 import tempfile
 from itertools import islice
@@ -118,11 +117,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--modes", nargs="+", default=["mapped", "streaming", "sidecar"])
-    parser.add_argument("--measure", nargs=2, help="mode and folder; for the processes that this one starts")
     flags = parser.parse_args()
-    if flags.measure:
-        print(json.dumps(measure(flags.measure[0], Path(flags.measure[1]))))
-        return
     load, results = load_average(), []
     for num_rows in flags.rows:
         with tempfile.TemporaryDirectory() as name:
@@ -131,7 +126,7 @@ def main() -> None:
             encoder = Encoder(load_processor(folder / "model"))
             write_shards(folder / "whole", encoder, num_rows)
             for mode in flags.modes:
-                first, second = (in_own_process(__file__, mode, folder) for _ in range(2))
+                first, second = (in_own_process(measure, mode, folder) for _ in range(2))
                 # The first opening makes the Arrow copy; memory is the larger of both runs.
                 row = {
                     key: round(max(first[key], second[key]) if key.startswith("mb") else second[key], 3)

@@ -59,6 +59,7 @@ FAULTS = (
     Fault("ray.exceptions.RayError", (),                  None,    None,     "retry", node_news_s=10.0),
     Fault("torch.AcceleratorError", (),                   "end",   "retry",  "crash"),
     Fault(ShardError, (),                                 "retry", "refuse", "stop", _STOP, "{error}"),
+    Fault(StoreError, (EACCES,),                          "stop",  "refuse", "stop", _STOP, _SHARD),
     Fault(StoreError, (),                                 "retry", "refuse", "stop", _STOP, _SHARD),
     Fault(ConfigError, (),                                "stop",  "refuse", "stop", _STOP, "{error}"),
     Fault(FormatError, (),                                "stop",  "refuse", "stop", _STOP, "{error}"),

@@ -15,6 +15,8 @@ from cal_pipeline import cli
 from cal_pipeline.runtime import worker, worker_process
 from cal_pipeline.runtime.faults import FAULTS, Fault, fault_of
 from cal_pipeline.sources.shard import Shard
+from cal_schemas.errors import StoreError
+from cal_schemas.storage.store_errors import access_denied
 
 PAGE = Path(__file__).parents[3] / "docs" / "reliability.md"
 SHARD: Any = SimpleNamespace(name="a-shard")
@@ -32,6 +34,8 @@ def error_of(fault: Fault, number: int | None) -> BaseException:
     kind = kind_of(fault)
     if kind is OSError:
         return OSError(errno.ENOTDIR if number is None else number, "said so")
+    if kind is StoreError and number == errno.EACCES:
+        return access_denied("said so")
     error: BaseException = kind("said so", None) if kind.__name__ == "ActorUnavailableError" else kind("said so")
     return error
 

@@ -65,7 +65,7 @@ class PrecomputeConfig(ContrastFlags):
     )
     data_path: list[str] = field(
         metadata=_help(
-            "files, directories, globs, a-{00..99}.tar, also s3://, gs://, az://: LLaVA .json(l), .parquet, WebDataset"
+            f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}"
         )
     )
 
@@ -90,7 +90,7 @@ class PrecomputeConfig(ContrastFlags):
         default="auto", metadata={"choices": ["auto", *FORMATS], **_help("auto goes by the file name")}
     )
     rows_per_shard: int = field(
-        default=4096, metadata=_help("a JSON or JSONL file or an archive is split into shards of so many rows")
+        default=4096, metadata=_help("a file that is no Parquet is split into shards of so many rows")
     )
     limit: int | None = field(default=None, metadata=_help("subset: only the first so many rows"))
     sample: float | None = field(default=None, metadata=_help("subset: a random fraction of the rows"))

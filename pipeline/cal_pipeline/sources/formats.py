@@ -74,13 +74,16 @@ class InputFormat:
 
     name: str
     suffixes: tuple[str, ...]
-    """Of file names, each with its dot; the longest that fits decides."""
+    """Of file names, each with its dot; the longest that fits decides. In a directory all files of a known suffix are
+    data: a new one takes files that were passed over before."""
     plan: Callable[[Location, int, bool], FilePlan]
     """(file, rows per shard, whether there is an image folder) -> its ranges, in order. Raises ConfigError for a file
     that is no such format, ShardError for a corrupt one."""
     read: Callable[[Location, RowRange, str], Iterator[Sample]]
     """(file, range, name) -> its samples in order, one for every row: `rows.sample_from_values` makes them. A row
-    without an id is called `<name>/<row>`. Raises ShardError when the range is no longer what planning saw."""
+    without an id (None) is called `<name>/<row>`; the keys are those of docs/data-format.md, section 7 (a question is
+    `query`, an answer `response`, with an `<image>` mark for each image). Raises ShardError when the range is no longer
+    what planning saw."""
     splits: bool = True
     """Whether a file may become several shards: their names then say their rows."""
     names_images: Callable[[Location], bool] = lambda file: True

@@ -1,6 +1,6 @@
 """page, audit, attention and patch-words on every kind of directory: clear output, or one clear error.
 
-The other subcommands have this table in test_inspect_cli.py.
+The other subcommands have this table in test_cli.py.
 """
 
 from __future__ import annotations

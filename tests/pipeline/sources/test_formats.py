@@ -31,25 +31,25 @@ def read(path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
                 yield sample_from_values(values, f"{name}/{number}", pass_through={"split": row["split"]})
 
 
-CSV = InputFormat(name="csv", suffixes=(".csv",), plan=plan, read=read,
+TOY = InputFormat(name="toy", suffixes=(".toy",), plan=plan, read=read,
                   pass_through=lambda path: {"split": pa.field("split", pa.string())})  # fmt: skip
 
 
 @pytest.fixture
-def with_csv(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
-    register(CSV)
+    register(TOY)
 
 
-@pytest.mark.usefixtures("with_csv")
+@pytest.mark.usefixtures("with_toy")
 def test_a_format_is_added_by_what_it_registers(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
+    path = tmp_path / "a.toy"
     path.write_text("id,image,q,a,split\nx,x.png,What?,A cat.,train\ny,,Why?,So.,test\n,,Who?,I.,test\n")
-    with pytest.raises(ConfigError, match=r"a\.csv names image files: say with --image_folder where they are"):
+    with pytest.raises(ConfigError, match=r"a\.toy names image files: say with --image_folder where they are"):
         plan_shards([str(tmp_path)])
     first, second = plan_shards([str(tmp_path)], [str(tmp_path)], rows_per_shard=2)
     assert [first.name, second.name] == ["a-r000000000-000000002", "a-r000000002-000000003"]
-    assert first.source.data_format == "csv"
+    assert first.source.data_format == "toy"
     x, y = read_samples(first)
     assert (x.sample_id, x.images, y.images) == ("x", (ImageRef(path="x.png"),), ())
     assert y.messages == (Turn(role="user", content="Why?"), Turn(role="assistant", content="So."))
@@ -65,10 +65,10 @@ def test_the_longest_suffix_decides_and_a_named_format_wins(tmp_path: Path) -> N
 
 
 def test_a_format_that_nobody_registered_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'csv' is no input format; known are json, jsonl, parquet, webdataset"):
-        format_of(tmp_path / "a.csv", "csv")
-    with pytest.raises(ConfigError, match=r"a\.csv: its name does not say its format"):
-        format_of(tmp_path / "a.csv", "auto")
+    with pytest.raises(ConfigError, match="'toy' is no input format; known are json, jsonl, parquet, webdataset"):
+        format_of(tmp_path / "a.toy", "toy")
+    with pytest.raises(ConfigError, match=r"a\.toy: its name does not say its format"):
+        format_of(tmp_path / "a.toy", "auto")
 
 
 def test_two_formats_cannot_share_a_name_or_a_suffix() -> None:

@@ -13,7 +13,7 @@ import torch
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
-from cal_schemas.errors import AlignmentError, ConfigError
+from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_trainer.data.alignment import RowEncoder, check_measurement, scatter_deltas
@@ -135,6 +135,13 @@ def test_rows_that_nobody_measured_train_without_deltas(llava: Family) -> None:
     assert torch.equal(example.encoded.labels, llava.encoder(sample, []).labels)
     assert bool(example.deltas.isnan().all())
     assert not example.unusable
+
+
+def test_a_row_that_says_it_was_measured_and_holds_nothing_does_not_train_with_weight_alpha(llava: Family) -> None:
+    row = row_of(conversation("Who?", "Me."), status=STATUS_OK, label_ids=[], delta_logits=[])
+    with pytest.raises(FormatError, match="is ok and has no labels: cal-precompute --verify lists"):
+        RowEncoder(llava.encoder, spec_of(llava.encoder))(row, None)
+    assert bool(RowEncoder(llava.encoder, spec_of(llava.encoder), use_deltas=False)(row, None).deltas.isnan().all())
 
 
 def test_what_is_wrong_with_the_words_is_said_before_a_image_is_opened(

@@ -19,7 +19,15 @@ from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.measure import unknown_token
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
 from cal_schemas.annotated import measured_from_columns, sample_from_columns
-from cal_schemas.errors import AlignmentError, ConfigError, ContrastError, SampleError, TooLongError
+from cal_schemas.errors import (
+    STATUS_OK,
+    AlignmentError,
+    ConfigError,
+    ContrastError,
+    FormatError,
+    SampleError,
+    TooLongError,
+)
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
@@ -205,9 +213,13 @@ class RowEncoder:
 
         A row that only this model cannot take (too long under other inputs, a token beyond its embeddings, or never
         measured and bad) becomes the dummy example, marked unusable, with a warning. Raises AlignmentError for labels
-        other than the measured ones.
+        other than the measured ones, FormatError for a row that says it was measured and holds nothing.
         """
         sample, measured = sample_from_columns(row), measured_from_columns(row)
+        if measured is None and self._use_deltas and row.get("status") == STATUS_OK:
+            raise FormatError(
+                f"row {sample.sample_id!r} is ok and has no labels: cal-precompute --verify lists all such rows"
+            )
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
             self._encoder.check(sample)

@@ -29,6 +29,8 @@ Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 PERTURBING: tuple[Condition, ...] = ("patch_mask", "gaussian_blur")
 """Conditions that show another image instead of none."""
+ANOTHER_IMAGE = " or ".join(PERTURBING)
+"""The same in words, for messages that name them as the way out."""
 PATCH_COLUMNS, PATCH_ROWS = 10, 20
 """The paper's grid; an image of fewer pixels than that has cells of one pixel."""
 MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
@@ -108,15 +110,15 @@ class Parameter(NamedTuple):
 
     condition: Condition
     """The one that it is of."""
-    tried: str
-    """Values of the paper's ablation."""
+    hint: str
+    """Which values to try, in words."""
     problem: Callable[[float], str | None]
     """What is wrong with a value; None where nothing is."""
 
 
 PARAMETERS: dict[str, Parameter] = {
-    "patch_mask_ratio": Parameter("patch_mask", "0.5, 0.7 and 0.9", _ratio_problem),
-    "blur_sigma": Parameter("gaussian_blur", "1 and 10", _sigma_problem),
+    "patch_mask_ratio": Parameter("patch_mask", "the paper tried 0.5, 0.7 and 0.9", _ratio_problem),
+    "blur_sigma": Parameter("gaussian_blur", "the paper tried 1 and 10", _sigma_problem),
 }
 
 
@@ -145,7 +147,7 @@ class ContrastSpec(ContrastParameters):
                         f"{self.condition}"
                     )
             elif value is None:
-                raise ConfigError(f"--contrast {self.condition} needs --{name} (the paper tried {parameter.tried})")
+                raise ConfigError(f"--contrast {self.condition} needs --{name} ({parameter.hint})")
             elif problem := parameter.problem(value):
                 raise ConfigError(f"--{name} {problem}")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cal_pipeline.arguments import ContrastFlags
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
+from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
 from cal_schemas.weighting import Pool
 
 Source = Literal["cached", "online", "uniform"]
@@ -190,7 +190,7 @@ class TrainConfig(ContrastFlags):
         if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
             raise ConfigError(
                 "pool 'released' averages the deltas of all tokens, those of the image included, which contrast 'drop' "
-                "takes out: give --contrast mask (the authors' code; --preset released), patch_mask or gaussian_blur"
+                f"takes out: give --contrast mask (the authors' code; --preset released), {ANOTHER_IMAGE}"
             )
         if self.drift_every and self.delta_source != "cached":
             raise ConfigError("--drift_every compares with cached deltas: use it with --delta_source cached")

@@ -17,13 +17,13 @@ from cal_pipeline.measuring.conditions import FirstPass, without_image
 from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits, innermost_decoder, label_logits
 from cal_pipeline.models.precision import watched
 from cal_schemas.errors import CalError, ConfigError
-from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
+from cal_schemas.spec import ANOTHER_IMAGE, IGNORE_INDEX, ContrastSpec
 
 Collate: TypeAlias = Callable[[Sequence[EncodedSample]], Batch]
 _FEW, _SHARE = 8, 0.02
 _RECURRENT = re.compile("linear|mamba|conv|recurrent")
 _BESIDE = "a row's logits differ by {:.3g} with another row beside it"
-_ANOTHER = "use --contrast patch_mask or gaussian_blur"
+_ANOTHER = f"use --contrast {ANOTHER_IMAGE}"
 
 
 class Dependence(NamedTuple):

@@ -20,7 +20,7 @@ from cal_pipeline.models.precision import Precision, watched
 from cal_pipeline.models.special_cases import mask_undefined
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
-from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
+from cal_schemas.spec import ANOTHER_IMAGE, IGNORE_INDEX, Condition, ContrastSpec
 
 _QUESTIONS: Final = (("A red disc on a white ground.", (96, 64), "red"), ("A blue egg.", (64, 96), "blue"))
 
@@ -152,7 +152,7 @@ def _check_without_image(
     if leaks:
         raise ConfigError(
             f"{problem}, and masked ones by {leak:.3g} between two images: what this model ({kind}) says without an "
-            "image cannot be measured by either; use --contrast patch_mask or gaussian_blur"
+            f"image cannot be measured by either; use --contrast {ANOTHER_IMAGE}"
         )
     raise ConfigError(f"{problem}; use --contrast mask with this model ({kind})")
 

@@ -12,7 +12,7 @@ from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, Carry, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
-from cal_schemas.spec import AspectRatio, Dtype, Quantization, Template, Truncation, own_fields_first
+from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, Dtype, Quantization, Template, Truncation, own_fields_first
 from cal_schemas.storage.locations import location
 
 _POSITIVE = (
@@ -196,7 +196,7 @@ class PrecomputeConfig(ContrastFlags):
         if self.save_contrast_images and not contrast.perturbs:
             raise ConfigError(
                 f"--save_contrast_images writes perturbed images, and --contrast {contrast.condition} makes none: use "
-                "patch_mask or gaussian_blur"
+                + ANOTHER_IMAGE
             )
         if unknown := sorted(self.redo_statuses() - set(STATUSES)) or sorted(self.redo_statuses() & {STATUS_OK}):
             raise ConfigError(f"--redo_status {unknown[0]}: expected some of {', '.join(STATUSES[1:])}")

@@ -38,11 +38,11 @@ def run(argv: Sequence[str] | None = None) -> int:
             if chosen(PrecomputeConfig, ("verify", "clean"), argv):
                 return _maintain(argv)
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
-            validate_paths(config)
+            sources = validate_paths(config)
             # Here begin torch, transformers and Ray: arguments.py says why.
             from cal_pipeline.runtime import plan
 
-            planned = plan.make_plan(config)
+            planned = plan.make_plan(config, sources)
             if config.dry_run:
                 return plan.print_plan(planned)
             from cal_pipeline.runtime import execution

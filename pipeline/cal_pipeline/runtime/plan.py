@@ -40,7 +40,7 @@ from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.pass_through import pass_through_fields
-from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.planning import Source, plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_pipeline.sources.subset import limit_rows, sample_rows
 from cal_schemas.annotated import annotated_schema, read_shard_metadata
@@ -71,8 +71,10 @@ class Plan:
         return sum((self.progress.statuses[name] for name in kept), Counter[str]())
 
 
-def make_plan(config: PrecomputeConfig) -> Plan:
-    """Checks model, data, processor and weights (cheapest first), and what is already done, after `validate_paths`.
+def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | None = None) -> Plan:
+    """Checks model, data, processor and weights (cheapest first), and what is already done.
+
+    `sources` are what `validate_paths` returned, which comes before.
 
     Raises ConfigError or FormatError with one message for whatever stands in the way; leaves nothing behind.
     """
@@ -91,7 +93,7 @@ def make_plan(config: PrecomputeConfig) -> Plan:
         check_image_tokens(processor, meta_model)
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
-        list_broken=True,
+        list_broken=True, sources=sources,
     )  # fmt: skip
     _validate_output(config.output_dir, shards)
     rows_of_all = sum(shard.source.num_rows for shard in shards)

@@ -17,9 +17,6 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location
 
-PROBED_ROWS = 32
-"""Of a file, where planning has to look at rows."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowRange:
@@ -63,8 +60,9 @@ class FilePlan:
     """Ranges of one file, and where its images are."""
 
     ranges: Sequence[RowRange]
-    images: Literal["named", "inside", "unknown"] = "unknown"
+    images: Literal["named", "inside", "text", "unknown"] = "unknown"
     """`named`: rows name image files, so there must be an image folder. `inside`: the file holds its images.
+    `text`: they are text; without an image folder planning looks at the first rows, whether all are `data:` URLs.
     `unknown`: it may have none; planning looks at the first rows, whether an image stands under a key nobody reads."""
 
 
@@ -76,9 +74,9 @@ class InputFormat:
     suffixes: tuple[str, ...]
     """Of file names, each with its dot; the longest that fits decides. In a directory all files of a known suffix are
     data: a new one takes files that were passed over before."""
-    plan: Callable[[Location, int, bool], FilePlan]
-    """(file, rows per shard, whether there is an image folder) -> its ranges, in order. Raises ConfigError for a file
-    that is no such format, ShardError for a corrupt one."""
+    plan: Callable[[Location, int], FilePlan]
+    """(file, rows per shard) -> its ranges, in order. Raises ConfigError for a file that is no such format, ShardError
+    for a corrupt one."""
     read: Callable[[Location, RowRange, str], Iterator[Sample]]
     """(file, range, name) -> its samples in order, one for every row: `rows.sample_from_values` makes them. A row
     without an id (None) is called `<name>/<row>`; the keys are those of docs/data-format.md, section 7 (a question is

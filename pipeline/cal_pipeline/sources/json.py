@@ -32,7 +32,7 @@ _MAX_RANGE_BYTES = 256 * 2**20
 """A virtual shard is read into memory: it ends early rather than grow beyond."""
 
 
-def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
+def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> FilePlan:
     """Reads the file once, flat in memory; a range also ends before it would hold more than 256 MiB.
 
     Raises ConfigError, naming the byte, when a JSON file is

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
-from cal_pipeline.sources.formats import PROBED_ROWS, FilePlan, InputFormat, RowRange, register
+from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.sources.rows import sample_from_values
@@ -62,8 +61,8 @@ def pass_through_fields(path: Location) -> dict[str, pa.Field]:
     return {name: pa.field(output, schema.field(name).type) for name, output in columns.pass_through.items()}
 
 
-def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
-    """One range of all rows, from the footer; without an image folder, and with text for images, also the first rows.
+def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
+    """One range of all rows, from the footer.
 
     Raises ConfigError for columns that no row can be read from, ShardError for a file that is no Parquet.
     """
@@ -73,18 +72,9 @@ def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan
     except pa.ArrowException as error:
         raise ShardError(f"{path}: not a readable Parquet file: {error}") from error
     find_columns(schema, path)
-    rows = RowRange(row_start=0, row_stop=footer.num_rows)
     embedded, text = _image_bytes(footer)
-    if embedded:
-        return FilePlan(ranges=[replace(rows, image_bytes=embedded)], images="inside")
-    if not (text and footer.num_rows):
-        return FilePlan(ranges=[rows])
-    if not has_folder:
-        first = islice(read_rows(path, rows, ""), PROBED_ROWS)
-        refs = [ref for sample in first for ref in sample.images]
-        if refs and all(ref.data is not None for ref in refs):  # `data:` URLs.
-            return FilePlan(ranges=[replace(rows, image_bytes=text)], images="inside")
-    return FilePlan(ranges=[rows], images="named")
+    rows = RowRange(row_start=0, row_stop=footer.num_rows, image_bytes=embedded or text)
+    return FilePlan(ranges=[rows], images="inside" if embedded else "text" if text else "unknown")
 
 
 def embedded_image_bytes(path: Location) -> int:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from cal_pipeline.sources.data_paths import existing_directory, find_files
-from cal_pipeline.sources.formats import FORMATS, PROBED_ROWS, FilePlan, InputFormat, RowRange, format_of, known_suffix
+from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, RowRange, format_of, known_suffix
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import ShardSource
@@ -21,13 +21,16 @@ from cal_schemas.errors import ConfigError, ShardError, StoreError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.protocol import ObjectInfo
 
+Source = tuple[Location, str, InputFormat]
+"""(file, relative name, format)."""
 _MAX_NAME_BYTES = 255
+_PROBED_ROWS = 32
 _ALL_ROWS = 2**62
 _log = logging.getLogger(__name__)
 
 
-def find_sources(data_path: str, data_format: str) -> list[tuple[Location, str, InputFormat]]:
-    """Expands one `--data_path` (file, directory, glob or braces) to (file, relative name, format)."""
+def find_sources(data_path: str, data_format: str) -> list[Source]:
+    """Expands one `--data_path` (file, directory, glob or braces)."""
     base, files = find_files(data_path)
     sources = []
     for file in files:
@@ -52,16 +55,20 @@ def plan_shards(
     data_format: str = "auto",
     rows_per_shard: int = 4096,
     list_broken: bool = False,
+    sources: Sequence[Sequence[Source]] | None = None,
 ) -> list[Shard]:
     """All shards of the input, in the order of the data paths and of the file names.
+
+    `sources` are what `find_sources` found in each data path, where that has been asked already.
 
     Raises ConfigError for a file that cannot be read, two files that would share an output name, or images without a
     folder. With `list_broken` a corrupt file is a shard with a `problem`, unless all files are corrupt.
     """
     shards: list[Shard] = []
     owners: dict[str, Location] = {}
-    for data_path, folder in zip(data_paths, _folder_of_each(data_paths, image_folders), strict=True):
-        for file, stem, input_format in find_sources(data_path, data_format):
+    each = sources or (find_sources(data_path, data_format) for data_path in data_paths)
+    for data_path, folder, found in zip(data_paths, _folder_of_each(data_paths, image_folders), each, strict=True):
+        for file, stem, input_format in found:
             _validate_name(file, stem)
             try:
                 of_file = _file_shards(file, stem, input_format, data_path, folder, rows_per_shard)
@@ -93,7 +100,7 @@ def plan_shards(
 def count_rows(source: ShardSource) -> int:
     """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
     file = location(source.uri)
-    ranges = format_of(file, source.data_format).plan(file, _ALL_ROWS, True).ranges
+    ranges = format_of(file, source.data_format).plan(file, _ALL_ROWS).ranges
     return sum(rows.row_stop - rows.row_start for rows in ranges)
 
 
@@ -131,7 +138,7 @@ def _file_shards(
     file: Location, stem: str, input_format: InputFormat, data_path: str, folder: str | None, rows_per_shard: int
 ) -> list[Shard]:
     stat = file.stat()
-    plan = input_format.plan(file, rows_per_shard, folder is not None)
+    plan = input_format.plan(file, rows_per_shard)
     _validate_images(file, input_format, plan, has_folder=folder is not None)
     if not plan.ranges:
         _log.warning("%s holds no rows", file)
@@ -141,7 +148,8 @@ def _file_shards(
             source=_source(file, stat, input_format, data_path, folder, rows),
             byte_start=rows.byte_start,
             byte_stop=rows.byte_stop,
-            embedded_bytes=rows.image_bytes,
+            # Text is taken for paths where there is a folder that they start from.
+            embedded_bytes=0 if plan.images == "text" and folder is not None else rows.image_bytes,
         )
         for rows in plan.ranges
     ]
@@ -171,16 +179,19 @@ def _source(
 
 def _validate_images(file: Location, input_format: InputFormat, plan: FilePlan, *, has_folder: bool) -> None:
     """ConfigError where images are named and there is no folder, or stand under a key that nobody reads."""
-    if plan.images == "inside":
+    if plan.images == "inside" or (has_folder and plan.images != "unknown"):
         return
-    named, samples = plan.images == "named", []
-    if not named and plan.ranges:
+    samples = []
+    if plan.images != "named" and plan.ranges:
         try:
-            samples = [*islice(input_format.read(file, plan.ranges[0], ""), PROBED_ROWS)]
-        except ShardError:  # Broken pages are the run's to say: it fails by that name, and the rest is done.
-            return
+            samples = [*islice(input_format.read(file, plan.ranges[0], ""), _PROBED_ROWS)]
+        except ShardError:
+            if plan.images == "text":
+                raise
+            return  # Broken pages are the run's to say: it fails by that name, and the rest is done.
     images = [image for sample in samples for image in sample.images]
-    if not has_folder and (named or any(image.data is None for image in images)):
+    named = any(image.data is None for image in images) or (not images and plan.images != "unknown")
+    if named and not has_folder:
         raise ConfigError(f"{file} names image files: say with --image_folder where they are")
     unclaimed = [sample.problem for sample in samples if (sample.problem or "").startswith(UNCLAIMED)]
     if unclaimed and not images:

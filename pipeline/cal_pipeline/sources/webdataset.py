@@ -55,7 +55,7 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
         yield group
 
 
-def plan_file(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
+def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
     """Reads headers only; a compressed archive is decompressed once.
 
     Raises ShardError for a damaged or cut archive, and for one that has the members of a sample in two places.

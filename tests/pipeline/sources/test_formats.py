@@ -16,7 +16,7 @@ from cal_schemas.sample import ImageRef, Sample, Turn
 from cal_schemas.storage.locations import Location
 
 
-def plan(path: Location, rows_per_shard: int, has_folder: bool) -> FilePlan:
+def plan(path: Location, rows_per_shard: int) -> FilePlan:
     with path.open() as file:
         count = sum(1 for _ in csv.DictReader(file))
     starts = range(0, count, rows_per_shard)

@@ -46,7 +46,7 @@ def byte_range(start: int, stop: int) -> RowRange:
 def read_all(path: Path, data_format: str, rows_per_shard: int) -> list[Sample]:
     """Every virtual shard of the file, one after the other."""
     samples: list[Sample] = []
-    for item in FORMATS[data_format].plan(path, rows_per_shard, False).ranges:
+    for item in FORMATS[data_format].plan(path, rows_per_shard).ranges:
         of_range = list(FORMATS[data_format].read(path, item, "s"))
         assert len(of_range) == item.row_stop - item.row_start
         assert item.row_start == len(samples)
@@ -109,9 +109,7 @@ def test_no_element_is_cut_where_a_read_ends(tmp_path: Path, text: str, chunk: i
 
 def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n{"id":3}\n')
-    assert [
-        (r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in FORMATS["jsonl"].plan(path, 2, False).ranges
-    ] == [
+    assert [(r.row_start, r.row_stop, r.byte_start, r.byte_stop) for r in FORMATS["jsonl"].plan(path, 2).ranges] == [
         (0, 2, 0, 18),
         (2, 3, 18, 27),
     ]
@@ -119,9 +117,9 @@ def test_a_shard_begins_and_ends_at_its_own_rows_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[]", " [ \n] ", "\ufeff[]"])
 def test_an_empty_array_and_an_empty_file_of_lines_have_no_shards(tmp_path: Path, text: str) -> None:
-    assert FORMATS["json"].plan(write(tmp_path / "a.json", text), 4, False).ranges == []
-    assert FORMATS["jsonl"].plan(write(tmp_path / "a.jsonl", "\n \r\n"), 4, False).ranges == []
-    assert FORMATS["jsonl"].plan(write(tmp_path / "b.jsonl", ""), 4, False).ranges == []
+    assert FORMATS["json"].plan(write(tmp_path / "a.json", text), 4).ranges == []
+    assert FORMATS["jsonl"].plan(write(tmp_path / "a.jsonl", "\n \r\n"), 4).ranges == []
+    assert FORMATS["jsonl"].plan(write(tmp_path / "b.jsonl", ""), 4).ranges == []
 
 
 @pytest.mark.parametrize(
@@ -150,7 +148,7 @@ def test_what_is_no_array_is_refused_naming_file_and_byte(
     monkeypatch.setattr(json_source, "_CHUNK", chunk)
     error = ShardError if text.lstrip("\ufeff").startswith("[") or not text else ConfigError
     with pytest.raises(error, match=rf"a\.json: {message}; expected a JSON array of samples"):
-        FORMATS["json"].plan(write(tmp_path / "a.json", text), 4, False)
+        FORMATS["json"].plan(write(tmp_path / "a.json", text), 4)
 
 
 def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +157,7 @@ def test_a_malformed_array_is_refused_without_reading_the_rest(tmp_path: Path, m
         file.write(b'[{"id": tru}, ')
         file.truncate(2**40)  # A sparse terabyte: reading on would never end.
     with pytest.raises(ShardError, match="at byte 8;"):
-        FORMATS["json"].plan(tmp_path / "a.json", 4, False)
+        FORMATS["json"].plan(tmp_path / "a.json", 4)
 
 
 def test_a_malformed_line_keeps_its_place_as_a_sample_with_a_problem(tmp_path: Path) -> None:
@@ -206,19 +204,19 @@ def test_a_cut_zst_is_one_clear_error(tmp_path: Path, data_format: str, keep: fl
     path = tmp_path / f"a.{data_format}.zst"
     path.write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(ShardError, match=r"a\.jsonl?\.zst: broken compressed stream: the file ends inside a frame"):
-        FORMATS["jsonl"].plan(path, 100, False)
+        FORMATS["jsonl"].plan(path, 100)
 
 
 def test_a_zst_that_is_none_or_has_flipped_bytes_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(lines(3).encode())
     with pytest.raises(ShardError, match="broken compressed stream"):
-        FORMATS["jsonl"].plan(path, 100, False)
+        FORMATS["jsonl"].plan(path, 100)
     flipped = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(lines(300).encode()))
     flipped[-10] ^= 255
     path.write_bytes(flipped)
     with pytest.raises(ShardError, match="broken compressed stream"):
-        FORMATS["jsonl"].plan(path, 100, False)
+        FORMATS["jsonl"].plan(path, 100)
     with pytest.raises(ShardError, match=r"a\.jsonl\.zst: broken compressed stream"):
         list(FORMATS["jsonl"].read(path, byte_range(0, len(lines(300))), "s"))
 
@@ -259,16 +257,16 @@ def test_only_a_row_with_an_image_file_names_images(
     tmp_path: Path, data_format: str, form: str, row: str, named: bool
 ) -> None:
     path = write(tmp_path / "a.any", form % ("{}", row))
-    assert FORMATS[data_format].plan(path, 4, False).images == ("named" if named else "unknown")
+    assert FORMATS[data_format].plan(path, 4).images == ("named" if named else "unknown")
 
 
 @pytest.mark.parametrize(("data_format", "form"), [("jsonl", "%s\n%s\n"), ("json", "[%s,%s]")])
 def test_images_in_data_urls_are_counted_as_embedded(tmp_path: Path, data_format: str, form: str) -> None:
     row = '{"image": "data:image/png;base64,iVBORw0KGgo="}'
-    plan = FORMATS[data_format].plan(write(tmp_path / "a.any", form % ("{}", row)), 4, False)
+    plan = FORMATS[data_format].plan(write(tmp_path / "a.any", form % ("{}", row)), 4)
     assert plan.images != "named"
     assert len(row) <= plan.ranges[0].image_bytes <= len(row) + 1
-    without = FORMATS[data_format].plan(write(tmp_path / "b.any", form % ("{}", "{}")), 4, False)
+    without = FORMATS[data_format].plan(write(tmp_path / "b.any", form % ("{}", "{}")), 4)
     assert without.ranges[0].image_bytes == 0
 
 
@@ -280,7 +278,7 @@ from cal_pipeline.sources.formats import FORMATS
 json_source._CHUNK = 2**16  # So that the small file fills it, too.
 tracemalloc.start()
 path, data_format = Path(sys.argv[1]), sys.argv[2]
-last = FORMATS[data_format].plan(path, 1000, False).ranges[-1]
+last = FORMATS[data_format].plan(path, 1000).ranges[-1]
 for _ in FORMATS[data_format].read(path, last, "s"):
     pass
 print(last.row_stop, tracemalloc.get_traced_memory()[1])

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from cal_pipeline.sources import planning
 from cal_pipeline.sources.planning import find_sources, plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import ShardSource
@@ -144,6 +145,13 @@ def test_data_urls_need_no_folder_and_count_as_embedded_images(tmp_path: Path, n
     pq.write_table(pa.table({"image": [url, "a.png"], "messages": [chat] * 2}), tmp_path / "b.parquet")
     with pytest.raises(ConfigError, match="names image files"):
         plan_shards([str(tmp_path / "b.parquet")])
+
+
+def test_files_that_are_listed_already_are_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.json", 2)
+    whole, listed = plan_shards([str(tmp_path)]), [find_sources(str(tmp_path), "auto")]
+    monkeypatch.setattr(planning, "find_sources", None)
+    assert plan_shards([str(tmp_path)], sources=listed) == whole
 
 
 def test_no_rows_at_all_is_refused_and_one_empty_file_is_named_in_a_warning(

@@ -57,7 +57,7 @@ def write(path: Path, members: Members, tar_format: int = tarfile.PAX_FORMAT) ->
 def read_all(path: Path, rows_per_shard: int = 1000) -> list[Sample]:
     """Every virtual shard of the archive, one after the other."""
     samples: list[Sample] = []
-    for item in plan_file(path, rows_per_shard, False).ranges:
+    for item in plan_file(path, rows_per_shard).ranges:
         of_range = list(read_rows(path, item))
         assert (item.row_start, item.row_stop) == (len(samples), len(samples) + len(of_range))
         samples += of_range
@@ -272,7 +272,7 @@ def test_directories_hidden_files_and_other_members_make_no_rows(
 def test_a_key_in_two_places_fails_the_archive_instead_of_making_half_samples(tmp_path: Path, names: list[str]) -> None:
     path = write(tmp_path / "a.tar", [(name, "x") for name in names])
     with pytest.raises(ShardError, match=r"a\.tar: broken tar archive: key 'a' comes again at byte .*sorted by name"):
-        plan_file(path, 10, False)
+        plan_file(path, 10)
 
 
 def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
@@ -306,14 +306,14 @@ def test_an_archive_that_is_cut_anywhere_is_a_shard_error(tmp_path: Path, name: 
     for keep in range(0, data_end if name == "a.tar" else len(whole), step):
         path.write_bytes(whole[:keep])
         with pytest.raises(ShardError, match=r"broken tar archive: "):
-            plan_file(path, 2, False)
+            plan_file(path, 2)
 
 
 def test_an_archive_cut_between_two_members_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", members_of_three())
     path.write_bytes(path.read_bytes()[: 512 * 5])
     with pytest.raises(ShardError, match="cut off at byte 2560: the end-of-archive mark is missing"):
-        plan_file(path, 2, False)
+        plan_file(path, 2)
 
 
 def test_a_damaged_header_in_mid_archive_does_not_pass_for_its_end(tmp_path: Path) -> None:
@@ -324,21 +324,21 @@ def test_a_damaged_header_in_mid_archive_does_not_pass_for_its_end(tmp_path: Pat
     with tarfile.open(path) as archive:
         assert len(archive.getnames()) == 2  # What the standard library makes of it: no error.
     with pytest.raises(ShardError, match="bad header at byte 2560 "):
-        plan_file(path, 2, False)
+        plan_file(path, 2)
 
 
 def test_archives_joined_end_to_end_are_refused_instead_of_read_in_part(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", members_of_three())
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(ShardError, match="more data after the end-of-archive mark at byte"):
-        plan_file(path, 2, False)
+        plan_file(path, 2)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello" * 200, b"\x89PNG" + b"\0" * 2000])
 def test_what_is_no_archive_is_a_shard_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(ShardError, match=r"a\.tar: broken tar archive"):
-        plan_file(tmp_path / "a.tar", 2, False)
+        plan_file(tmp_path / "a.tar", 2)
 
 
 def extended(kind: bytes, size: int, data: bytes = b"") -> bytes:
@@ -366,7 +366,7 @@ def test_hostile_headers_are_refused_without_allocating_what_they_claim(tmp_path
     (tmp_path / "a.tar").write_bytes(header + b"\0" * 1024)
     tracemalloc.start()
     with pytest.raises(ShardError, match=message):
-        plan_file(tmp_path / "a.tar", 2, False)
+        plan_file(tmp_path / "a.tar", 2)
     assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     tracemalloc.stop()
 
@@ -404,7 +404,7 @@ def test_planning_and_reading_hold_one_sample_at_a_time(tmp_path: Path, name: st
             [pair for n in range(count) for pair in ((f"{n}.jpg", noise.randbytes(500_000)), (f"{n}.txt", "t"))],
         )
         tracemalloc.start()
-        (item,) = plan_file(path, 1000, False).ranges
+        (item,) = plan_file(path, 1000).ranges
         assert sum(1 for _ in read_rows(path, item)) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

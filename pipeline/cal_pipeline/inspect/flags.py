@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
+from rich.table import Table
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
@@ -78,6 +80,21 @@ def console() -> Console:
     """Prints to stdout; wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
     return Console(highlight=False, soft_wrap=True, width=width)
+
+
+def say(text: str) -> None:
+    """Prints a line, at once."""
+    print(text, flush=True)  # noqa: T201
+
+
+def table(
+    *headings: str, left: Collection[str], title: str | None = None, overflow: OverflowMethod = "ellipsis"
+) -> Table:
+    """A table without lines; columns stand at the right but for those in `left`."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading in left else "right", overflow=overflow)
+    return made
 
 
 def new_file(path: Path, *suffixes: str) -> Path:

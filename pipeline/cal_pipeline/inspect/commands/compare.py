@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_schemas.errors import STATUS_OK, ConfigError
@@ -69,11 +70,6 @@ class Comparison:
         self.moved += int((np.abs(clamped[0] - clamped[1]) > MOVED).sum())
         bins = [np.clip((values + _RANGE) * (_BINS / (2 * _RANGE)), 0, _BINS - 1).astype(np.int64) for values in (a, b)]
         self.grid += np.bincount(bins[0] * _BINS + bins[1], minlength=_BINS * _BINS).reshape(_BINS, _BINS)
-
-    @staticmethod
-    def edges() -> np.ndarray:
-        """[_BINS + 1] borders of the grid, in logits."""
-        return np.linspace(-_RANGE, _RANGE, _BINS + 1)
 
     def result(self) -> dict[str, Any]:
         """Plain values, null where nothing was compared; differences are A minus B, in logits."""
@@ -126,8 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         _print(result, differing, arguments)
     if path:
         names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
+        title = f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
         figure = plots.scatter_figure(
-            *_trimmed(comparison), names=names, alpha=comparison.alpha, beta=comparison.beta, title=_title(result)
+            *_trimmed(comparison), names=names, alpha=comparison.alpha, beta=comparison.beta, title=title
         )
         plots.save(figure, path)
         if not arguments.json:
@@ -165,13 +162,11 @@ def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: flo
         return comparison
     table = pa.Table.from_batches(batches)
     theirs = _Side(table)
-    row_of = {key: row for row, key in enumerate(_numbered(table.column("sample_key").to_pandas(), {}))}
-    seen: dict[str, int] = {}
+    row_of = {key: row for row, key in enumerate(_numbered(table, Counter()))}
+    seen = Counter[str]()
     for batch in read_batches(a, columns):
         mine = _Side(batch.data)
-        match = np.array(
-            [row_of.get(key, -1) for key in _numbered(batch.data.column("sample_key").to_pandas(), seen)], np.int64
-        )
+        match = np.array([row_of.get(key, -1) for key in _numbered(batch.data, seen)], np.int64)
         rows = np.flatnonzero(match >= 0)
         comparison.joined += len(rows)
         rows = rows[mine.ok[rows] & theirs.ok[match[rows]]]
@@ -205,14 +200,11 @@ class _Side:
         return first + np.arange(int(lengths.sum()))
 
 
-def _numbered(keys: pd.Series, seen: dict[str, int]) -> list[tuple[str, int]]:
-    """(key, how often it came before); `seen` goes on from batch to batch."""
-    numbered = []
-    for key in keys.tolist():
-        count = seen.get(key, 0)
-        seen[key] = count + 1
-        numbered.append((key, count))
-    return numbered
+def _numbered(data: pa.Table | pa.RecordBatch, seen: Counter[str]) -> Iterator[tuple[str, int]]:
+    """(key, how often it came before) of every row; `seen` goes on from batch to batch."""
+    for key in data.column("sample_key").to_pylist():
+        yield key, seen[key]
+        seen[key] += 1
 
 
 def _trimmed(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
@@ -221,11 +213,8 @@ def _trimmed(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
     used = np.flatnonzero(comparison.grid.any(0) | comparison.grid.any(1))
     half = int(np.clip(max(middle - used.min(), used.max() + 1 - middle) + 2, 8, middle))
     inner = slice(middle - half, middle + half)
-    return comparison.grid[inner, inner], comparison.edges()[middle - half : middle + half + 1]
-
-
-def _title(result: Mapping[str, Any]) -> str:
-    return f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
+    edges = np.linspace(-_RANGE, _RANGE, _BINS + 1)  # in logits
+    return comparison.grid[inner, inner], edges[middle - half : middle + half + 1]
 
 
 def _correlation(result: Mapping[str, Any]) -> str:
@@ -234,9 +223,6 @@ def _correlation(result: Mapping[str, Any]) -> str:
 
 
 def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    def say(text: str) -> None:
-        print(text)  # noqa: T201
-
     say(f"A: {arguments.a}, {result['rows_a']:,} rows\nB: {arguments.b}, {result['rows_b']:,} rows")
     only = [result[f"rows_{side}"] - result["joined"] for side in "ab"]
     say(f"{result['joined']:,} rows joined by sample_key ({only[0]:,} only in A, {only[1]:,} only in B); "

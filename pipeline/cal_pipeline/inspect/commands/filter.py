@@ -26,7 +26,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.table import Table
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.conditions import RowTest
@@ -117,9 +116,7 @@ def select_rows(opened: AnnotatedDataset, test: RowTest, *, drop: bool = False) 
 
 
 def _print_counts(selection: Selection) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "before", "after", "share"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = flags.table("", "before", "after", "share", left=[""])
     counts = [("rows", selection.before.total(), selection.after.total())]
     counts += [(f"  {name}", count, selection.after[name]) for name, count in selection.before.most_common()]
     counts += [("tokens", selection.tokens_before, selection.tokens_after)]

@@ -12,6 +12,7 @@ import hashlib
 import html
 import json
 import math
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_paths(arguments.annotated)
     summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
-    options = PageOptions(
-        samples=arguments.samples,
-        pick=arguments.pick,
-        seed=arguments.seed,
-        alpha=arguments.alpha,
-        beta=arguments.beta,
-        window=arguments.window,
-        thumbnail_px=arguments.thumbnail_px,
-        image_folder=arguments.image_folder,
-    )
+    options = PageOptions(**{item.name: getattr(arguments, item.name) for item in fields(PageOptions)})
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
     text = page_text(page_data(dataset, summary, pieces, options, title=title))
     target.write_text(text, encoding="utf-8")

@@ -79,18 +79,13 @@ def _bytes(count: float) -> str:
 
 def _delta_table(summary: Mapping[str, Any]) -> Table:
     beta = "inf" if summary["beta"] is None else f"{summary['beta']:g}"
-    table = Table(
-        title="delta in logits, of all tokens and by turn (answer of the conversation)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
     columns = {
         "tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "q1": "1%", "q10": "10%", "q50": "50%",
         "q90": "90%", "q99": "99%", "max": "max", "share_negative": "< 0", "share_below_alpha":
         f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}",
     }  # fmt: skip
-    table.add_column("turn")
+    title = "delta in logits, of all tokens and by turn (answer of the conversation)"
+    table = flags.table("turn", left=["turn"], title=title)
     for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in {"all": summary["delta"], **summary["turns"]}.items():

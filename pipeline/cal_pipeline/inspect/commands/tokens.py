@@ -136,9 +136,8 @@ def _occurrence(flat: FlatTokens, at: int, sample_ids: object, batch: int) -> Oc
 
 
 def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading, justify in (("delta", "right"), ("sample_id", "left"), ("token in its text", "left")):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    columns = ("delta", "sample_id", "token in its text")
+    table = flags.table(*columns, left=columns[1:], title=title, overflow="fold")
     texts = []
     for item in occurrences:
         before, token, after = (
@@ -163,10 +162,8 @@ def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, 
         return
     order = often[np.argsort(mean[often], kind="stable")]
     for title, chosen in (("highest mean delta", order[::-1][:top]), ("lowest mean delta", order[:top])):
-        table = Table(title=f"{title}, of tokens that occur at least {min_count} times", title_justify="left", box=None,
-                      pad_edge=False)  # fmt: skip
-        for heading in ("mean", "count", "token"):
-            table.add_column(heading, justify="left" if heading == "token" else "right")
+        title = f"{title}, of tokens that occur at least {min_count} times"
+        table = flags.table("mean", "count", "token", left=["token"], title=title)
         for token_id in chosen:
             table.add_row(
                 f"{mean[token_id]:.2f}",

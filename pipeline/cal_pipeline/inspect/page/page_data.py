@@ -12,15 +12,14 @@ import numpy as np
 from PIL import Image
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, said_by_answer
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers, said_by_answer
 from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.samples import row_images
 from cal_pipeline.inspect.tables.summary import measured_with
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
-from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.delta_counts import DeltaCounts
-from cal_schemas.errors import SampleError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
 from cal_schemas.storage.locations import Location
@@ -78,11 +77,7 @@ def _scan(dataset: AnnotatedDataset) -> tuple[DeltaCounts, np.ndarray]:
     for batch in read_batches(dataset, LIST_COLUMNS):
         flat = FlatTokens.from_arrow(batch.data)
         counts.add(flat.deltas)
-        defined = ~np.isnan(flat.deltas)
-        number = np.bincount(flat.row[defined], minlength=len(flat.lengths))
-        total = np.bincount(flat.row[defined], weights=flat.deltas[defined], minlength=len(flat.lengths))
-        mean = np.divide(total, number, out=np.full(len(number), np.nan), where=number > 0)
-        means.append(mean.astype(np.float32))
+        means.append(flat.mean(flat.deltas).astype(np.float32))
     return counts, np.concatenate(means)
 
 
@@ -134,20 +129,10 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
 
 def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: PageOptions) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
-    table = rows_to_table([row.annotated for row in rows], annotated_schema(carry="none"), "none")
+    table = rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
     flat = FlatTokens.from_arrow(table)
     weights = flat.weights(alpha=options.alpha, beta=options.beta, window=options.window)
-    turns = flat.turns(
-        {
-            number: [
-                (said, turn.supervised)
-                for turn in row.sample.messages
-                if (said := said_by_answer(turn.role, turn.content, turn.extra))
-            ]
-            for number, row in enumerate(rows)
-            if row.sample.messages is not None
-        }
-    )
+    turns = flat.turns(irregular_answers(table))
     cards = []
     stop = 0
     for row, length in zip(rows, flat.lengths.tolist(), strict=True):
@@ -201,10 +186,9 @@ def thumbnail(image: ImageRef, image_folder: Location | None, side_px: int) -> d
 
     At most MAX_THUMBNAIL_BYTES and `side_px` on its longer side, less where the bytes demand it.
     """
-    try:
-        decoded = decode_image(read_image_file(image, image_folder))
-    except SampleError as error:
-        return {"problem": str(error)}
+    ((_, decoded),) = row_images([image], image_folder)
+    if isinstance(decoded, str):
+        return {"problem": decoded}
     while True:
         decoded.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
         for kind, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": 85}), ("JPEG", {"quality": 60})):

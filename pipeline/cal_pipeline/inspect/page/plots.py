@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -28,7 +28,6 @@ def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float
     least one group must hold a defined delta.
     """
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     cumulative = axes.twinx()
     edges = _edges(groups, alpha, beta)
@@ -53,20 +52,16 @@ def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float
     cumulative.set_ylim(0, 1.02)
     if len(groups) > 1:
         axes.legend(loc="center right", fontsize=8, framealpha=0.9)
-    if title:
-        axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10)
     return figure
 
 
 def scatter_figure(
-    counts: np.ndarray, edges: np.ndarray, *, names: tuple[str, str], alpha: float, beta: float, title: str = ""
+    counts: np.ndarray, edges: np.ndarray, *, names: tuple[str, str], alpha: float, beta: float, title: str
 ) -> Figure:
     """Deltas of two measurements against each other: `counts` [n, n] tokens by bin, first axis the first one's."""
     figure = Figure(figsize=(6.0, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    from matplotlib.colors import LogNorm
-
     drawn = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(counts.T, 0), cmap="viridis", norm=LogNorm(1, max(counts.max(), 2))
     )
@@ -83,15 +78,13 @@ def scatter_figure(
     axes.set_xlabel(f"delta in {names[0]} (logits)")
     axes.set_ylabel(f"delta in {names[1]} (logits)")
     axes.set_aspect("equal")
-    if title:
-        axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10)
     return figure
 
 
 def panels(count: int, width: float = 4.2, height: float = 4.6) -> tuple[Figure, Sequence[Axes]]:
     """A figure with `count` axes side by side, without ticks; width and height of one, in inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, count, squeeze=False)[0]
     for one in axes:
         one.set_axis_off()

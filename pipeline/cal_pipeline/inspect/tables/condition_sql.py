@@ -148,9 +148,10 @@ class Writer:
         path = node["column_names"]
         name = ".".join(path)
         in_quotes = self._source(node).startswith('"')
-        text = f"; a text stands in single quotes: {quoted(name)}" if in_quotes else ""
+        in_one_line = repr(name)[1:-1]
+        text = f"; a text stands in single quotes: {quoted(in_one_line)}" if in_quotes else ""
         if len(path) > 1:
-            raise ConfigError(f'no column {name!r} without quotes: a name with a dot is written "{name}"')
+            raise ConfigError(f'no column {name!r} without quotes: a name with a dot is written "{in_one_line}"')
         if name not in self.columns:
             own = f"source_{name}"
             cased = [column for column in self.columns if column.lower() == name.lower()]

@@ -17,11 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import IMAGE_MARK
 from cal_schemas.weighting import Pool, check_weighting
 
-LIST_COLUMNS = ("label_ids", "label_positions", "delta_logits")
+LIST_COLUMNS = tuple(REQUIRED_TOKEN_COLUMNS)
 ANSWER_COLUMNS = ("messages", "template_inputs")
 """What tells which spans belong to which answer, where a shard has it."""
 _TELLING = "supervised|tool_calls"
@@ -123,6 +124,14 @@ class FlatTokens:
             count[mine] += counted
         pooled: np.ndarray = total / np.maximum(count, np.float32(1))
         return np.where(defined, pooled, np.float32(alpha))
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """[R] float64: mean of values [N] over a row's tokens with a defined delta, NaN where it has none."""
+        defined = ~np.isnan(self.deltas)
+        parts = (None, values[defined])
+        count, total = (np.bincount(self.row[defined], weights=part, minlength=len(self.lengths)) for part in parts)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / count)
 
     def turns(self, answers: Mapping[int, Answers] | None = None) -> np.ndarray:
         """[N] int32: which answer of the conversation a token belongs to, from 1.

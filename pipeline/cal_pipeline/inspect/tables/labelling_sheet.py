@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
+from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
 from cal_pipeline.inspect.tables.statistics import computed_columns
@@ -57,8 +58,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
                 continue
             seen.add(row.sample_key)
             number = len(seen)
-            values = computed_columns(batch, SCORES, alpha=arguments.alpha,
-                                      beta=arguments.beta, window=arguments.window, pool=arguments.pool)  # fmt: skip
+            values = computed_columns(batch, SCORES, **flags.weighting_of(arguments))
             image_folder = image_folder_of(opened, place.file, arguments.image_folder)
             names = _write_images(row.sample.images, image_folder, folder, number)
             texts = [_said(row.sample.messages or (), role) for role in ("user", "assistant")]

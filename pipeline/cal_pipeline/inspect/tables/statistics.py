@@ -39,12 +39,6 @@ def sample_columns(
     defined = ~np.isnan(flat.deltas)
     row, deltas = flat.row[defined], flat.deltas[defined]
     count = np.bincount(row, minlength=rows)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        total = np.bincount(row, weights=values, minlength=rows)
-        result: np.ndarray = np.divide(total, count, out=np.full(rows, np.nan), where=count > 0)
-        return result
-
     least, most = np.full(rows, np.nan), np.full(rows, np.nan)
     if len(row):
         first = np.flatnonzero(np.diff(row, prepend=-1))
@@ -55,17 +49,17 @@ def sample_columns(
         "tokens": flat.lengths.astype(np.int64),
         "undefined": flat.lengths.astype(np.int64) - count,
         "turns": np.bincount(flat.row[new_turn], minlength=rows),
-        "mean_delta": mean(deltas),
+        "mean_delta": flat.mean(flat.deltas),
         "min_delta": least,
         "max_delta": most,
-        "share_negative": mean(deltas < 0),
-        "share_below_alpha": mean(deltas < alpha),
-        "share_above_beta": mean(deltas > beta),
-        "mean_weight": mean(weights[defined]),
+        "share_negative": flat.mean(flat.deltas < 0),
+        "share_below_alpha": flat.mean(flat.deltas < alpha),
+        "share_above_beta": flat.mean(flat.deltas > beta),
+        "mean_weight": flat.mean(weights),
     }
     if alpha < beta < np.inf:
-        raised = np.clip(deltas.astype(np.float64), alpha, beta) - alpha
-        columns["visual_dependence"] = mean(raised / (beta - alpha))
+        raised = np.clip(flat.deltas.astype(np.float64), alpha, beta) - alpha
+        columns["visual_dependence"] = flat.mean(raised / (beta - alpha))
     return columns
 
 

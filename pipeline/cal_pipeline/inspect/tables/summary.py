@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
-from cal_schemas.annotated import EXTRA_COLUMNS
+from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
@@ -104,8 +104,7 @@ def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:
             for number in range(row_group.num_columns):
                 column = row_group.column(number)
                 by_column[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    extra = [name for names in EXTRA_COLUMNS.values() for name in names]
-    of_tokens = sum(by_column[name] for name in (*LIST_COLUMNS, *extra))
+    of_tokens = sum(by_column[name] for name in TOKEN_COLUMNS)
     return {
         "files": sum(path.stat().st_size for path in opened.files),
         "images": by_column["images"],

@@ -90,17 +90,10 @@ class Pieces:
         A character that is split over tokens stands with the token that completes it, the ones before have "". Bytes
         that complete no character show as in `text_of`.
         """
-        texts: list[str] = []
-        pending = b""
-        owed: list[int] = []
-        for token_id in token_ids:
-            data = pending + self.bytes_of(int(token_id))
-            keep = _unfinished(data)
-            texts.append(shown(data[: len(data) - keep]))
-            pending = data[len(data) - keep :]
-            owed = [*owed, len(texts) - 1] if pending else []
-        if pending and owed:
-            texts[owed[-1]] += shown(pending)
+        decoder = codecs.getincrementaldecoder("utf-8")(_SHOW_BYTES)
+        texts = [decoder.decode(self.bytes_of(int(token_id))) for token_id in token_ids]
+        if texts:
+            texts[-1] += decoder.decode(b"", final=True)
         return texts
 
 
@@ -116,18 +109,6 @@ codecs.register_error(_SHOW_BYTES, _as_hex)
 def shown(data: bytes) -> str:
     r"""UTF-8 as text; bytes that are none as `\xE2`, so that nothing is replaced in silence."""
     return data.decode("utf-8", _SHOW_BYTES)
-
-
-def _unfinished(data: bytes) -> int:
-    """How many bytes at the end begin a character that goes on."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            return 0
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return back if back < needed else 0
-    return 0
 
 
 def _decoder_kinds(decoder: Any) -> set[str]:
@@ -187,7 +168,8 @@ def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pi
     spec = opened.spec
     reported = reported_model(opened.files)
     known = reported if reported and Path(reported).is_dir() else None
-    name = tokenizer or known or _hub_id(spec.model_id)
+    # A local model's id is the last part of its path, which says nothing about where it is.
+    name = tokenizer or known or (spec.model_id if spec.model_id.count("/") == 1 else None)
     if name is None:
         raise ConfigError(
             f"which tokenizer spells these ids? Give --tokenizer with the directory of {spec.model_id}, "
@@ -200,7 +182,9 @@ def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pi
     pieces = as_pieces(path)
     digests = [tokenizer_digest(pieces.tokenizer)]
     if digests[0] != wanted and path.is_dir():
-        pieces = as_pieces(_of_processor(path))
+        from cal_pipeline.models.loading import load_processor
+
+        pieces = as_pieces(load_processor(path))
         digests.append(tokenizer_digest(pieces.tokenizer))
     if digests[-1] != wanted:
         raise ConfigError(
@@ -208,11 +192,6 @@ def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pi
             f"{' or '.join(dict.fromkeys(digests))} here): its words would be wrong"
         )
     return pieces
-
-
-def _hub_id(model_id: str) -> str | None:
-    """A local model's id is the last part of its path, which says nothing about where it is."""
-    return model_id if model_id.count("/") == 1 else None
 
 
 def _from_hub(name: str) -> Path:
@@ -226,12 +205,6 @@ def _from_hub(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--tokenizer {name}: no such directory, and the hub did not give it ({reason})") from error
-
-
-def _of_processor(path: Path) -> Any:
-    from cal_pipeline.models.loading import load_processor
-
-    return load_processor(path)
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, SwapReport
 from cal_pipeline.models.precision import EXACT_TOLERANCE
 
@@ -16,7 +17,7 @@ _SHOWN = 10
 def print_audit(report: AuditReport) -> None:
     """Differences of the specs, figures over all tokens, the worst rows, the verdict."""
     for name, stored, now in report.spec_differences:
-        _say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
+        say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
     compared = [item for item in report.comparisons if item.num_tokens]
     if compared:
         largest, rms = _sizes(report)
@@ -26,7 +27,7 @@ def print_audit(report: AuditReport) -> None:
             if precision.exact
             else f"{precision.share():.1%} of a row's logits on the rms of the row"
         )
-        _say(
+        say(
             f"{sum(item.num_tokens for item in compared)} deltas of {len(compared)} rows compared: largest difference "
             f"{largest:.2g}, rms {rms:.2g} logits (tolerance: {tolerance}, for {precision.name})"
         )
@@ -35,17 +36,17 @@ def print_audit(report: AuditReport) -> None:
         key=lambda item: (item.verdict, -item.max_difference),
     )
     for item in bad[:_SHOWN]:
-        _say(f"DIFFERS  row {item.number} ({item.sample_id}): {item.verdict}: {item.reason}")
+        say(f"DIFFERS  row {item.number} ({item.sample_id}): {item.verdict}: {item.reason}")
     if len(bad) > _SHOWN:
         kinds = Counter(item.verdict for item in bad)
-        _say(f"         and so on: {', '.join(f'{count} {verdict}' for verdict, count in kinds.most_common())}")
+        say(f"         and so on: {', '.join(f'{count} {verdict}' for verdict, count in kinds.most_common())}")
     rows = len(report.comparisons)
     if report.passed:
-        _say(f"The cache agrees: {rows} of {rows} rows are what is measured now.")
+        say(f"The cache agrees: {rows} of {rows} rows are what is measured now.")
     elif bad:
-        _say(f"THE CACHE DOES NOT AGREE: {len(bad)} of {rows} rows differ.")
+        say(f"THE CACHE DOES NOT AGREE: {len(bad)} of {rows} rows differ.")
     else:
-        _say(f"THE CACHE DOES NOT AGREE: it was made with something else, though {rows} rows come out the same.")
+        say(f"THE CACHE DOES NOT AGREE: it was made with something else, though {rows} rows come out the same.")
 
 
 def _sizes(report: AuditReport) -> tuple[float, float]:
@@ -59,22 +60,22 @@ def print_swap(report: SwapReport) -> None:
     """Means, AUC and wins, with the warnings that belong to them."""
     count = len(report.own)
     if not count:
-        _say(f"Swap control: none of {report.skipped} samples could be measured with another's image")
+        say(f"Swap control: none of {report.skipped} samples could be measured with another's image")
         return
-    _say(
+    say(
         f"  mean delta {report.own.mean():.3f} logits with the own image, {report.other.mean():.3f} with another's"
         + (f" ({report.skipped} samples skipped: not measurable with both)" if report.skipped else "")
     )
-    _say(f"  AUC  {report.auc:.3f}  a random sample with its own image is above a random one with another's")
-    _say(f"  wins {report.win_share:.3f}  the same sample is higher with its own image than with another's")
+    say(f"  AUC  {report.auc:.3f}  a random sample with its own image is above a random one with another's")
+    say(f"  wins {report.win_share:.3f}  the same sample is higher with its own image than with another's")
     if report.auc < FIT_AUC:
-        _say(
+        say(
             f"WARNING: a swap control under {FIT_AUC} says that this reference hardly tells the right image from a "
             "wrong one on this data: its deltas are mostly noise here. Is it trained for such images and texts, and "
             "are --template and --image_aspect_ratio those it was trained with?"
         )
     if count < FEW_SAMPLES:
-        _say(f"WARNING: {count} samples give a rough figure only; some hundred are better")
+        say(f"WARNING: {count} samples give a rough figure only; some hundred are better")
 
 
 def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
@@ -105,7 +106,3 @@ def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
             "mean_other": float(swap.other.mean()),
         },
     }
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201

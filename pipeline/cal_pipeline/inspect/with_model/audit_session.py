@@ -8,13 +8,14 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from cal_pipeline.encoding.identity import rebuild_encoder
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.with_model.audit import (
     AuditReport,
     SwapReport,
@@ -24,14 +25,14 @@ from cal_pipeline.inspect.with_model.audit import (
     swap_partners,
     swap_report,
 )
-from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS, ToMeasure, measure_again
+from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS, measure_again
 from cal_pipeline.inspect.with_model.resolve_reference import resolve_reference
 from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import flag_of
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
-from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import Dtype
@@ -110,27 +111,15 @@ class AuditSession:
             other += self._measure(window)
         return swap_report(own, other)
 
-    def _measure(self, pairs: Sequence[tuple[NumberedRow, NumberedRow]]) -> list[Any]:
-        """Each row's words with the images of the row beside it."""
+    def _measure(self, pairs: Sequence[tuple[NumberedRow, NumberedRow]]) -> list[MeasuredSample | SampleError]:
         return measure_again(
-            [
-                ToMeasure(sample=row.sample, sample_key=row.annotated.sample_key, images=decoded_images(lender))
-                for row, lender in pairs
-            ],
+            pairs,
             model=self.model,
             encoder=self.encoder,
             spec=self.spec,
             tokens_per_batch=self.arguments.tokens_per_batch or self.dataset.metadata[0].tokens_per_batch,
             encode_threads=self.arguments.encode_threads,
         )
-
-
-def decoded_images(row: NumberedRow) -> Any:
-    """Its decoded images, or the SampleError that says why not."""
-    try:
-        return decode_images(row.image_files(), DEFAULT_MAX_IMAGE_PIXELS)
-    except SampleError as error:
-        return error
 
 
 def image_digest(row: NumberedRow) -> str:
@@ -142,8 +131,3 @@ def image_digest(row: NumberedRow) -> str:
     except SampleError:
         return f"row {row.number}"
     return digest.hexdigest()
-
-
-def say(text: str) -> None:
-    """A line of progress, at once."""
-    print(text, flush=True)  # noqa: T201

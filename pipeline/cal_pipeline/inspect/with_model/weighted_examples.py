@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
@@ -54,6 +52,11 @@ class WeightedExample:
     """[T] int32, -100 where unsupervised."""
     loss_weights: np.ndarray
     """[T] float32, 0 where unsupervised."""
+
+    def columns(self, images: Sequence[Any]) -> dict[str, Any]:
+        """Its values by column; `images` as they are written."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "image_paths"}
+        return values | {"images": images}
 
 
 def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
@@ -163,17 +166,8 @@ def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argp
             names = []
             for number, ((_, data), path) in enumerate(zip(example.images, example.image_paths, strict=True)):
                 names.append(str(path) if path else _embedded(folder, f"{count:08d}-{number}", data))
-            row = {
-                "sample_id": example.sample_id,
-                "sample_key": example.sample_key,
-                "messages": example.messages,
-                "template_inputs": example.template_inputs,
-                "images": names,
-                "input_ids": example.input_ids.tolist(),
-                "labels": example.labels.tolist(),
-                "loss_weights": example.loss_weights.tolist(),
-            }
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            row = example.columns(names)
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, default=np.ndarray.tolist) + "\n")
             count += 1
     _write_about(opened, folder, arguments)
     return _counted(opened, count, "data.jsonl")
@@ -191,6 +185,7 @@ def _embedded(folder: Path, name: str, data: bytes) -> str:
 def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
     """What `datasets.load_from_disk` opens, images embedded."""
     import datasets
+    from datasets.arrow_writer import ArrowWriter
 
     if "::" in str(folder):
         raise ConfigError(f"--output {folder.parent}: `datasets` splits paths at ::, and could not open it there")
@@ -207,39 +202,16 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
             "loss_weights": datasets.List(datasets.Value("float32")),
         }
     )
-    schema = features.arrow_schema
-    rows = folder / "rows.parquet"
+    rows = folder / "cache" / "rows.arrow"
+    rows.parent.mkdir()
     count = 0
-    pending: list[dict[str, Any]] = []
-    with pq.ParquetWriter(rows, schema) as writer:
-
-        def flush() -> None:
-            if pending:
-                writer.write_table(pa.Table.from_pylist(pending, schema=schema))
-                pending.clear()
-
+    with ArrowWriter(path=str(rows), features=features, writer_batch_size=_BATCH_ROWS) as writer:
         for example in weighted_examples(opened, encoder, arguments):
             count += 1
-            images = [{"bytes": data, "path": path} for path, data in example.images]
-            values = {name: getattr(example, name) for name in features if name != "images"}
-            pending.append({**values, "images": images})
-            if len(pending) >= _BATCH_ROWS:
-                flush()
-        flush()
+            writer.write(example.columns([{"bytes": data, "path": path} for path, data in example.images]))
+        writer.finalize()
     said = _counted(opened, count, "a dataset for datasets.load_from_disk")
-    data = datasets.Dataset.from_parquet(glob.escape(str(rows)), features=features, cache_dir=str(folder / "cache"))
-    data.save_to_disk(str(folder / "dataset"))
-    del data
-    rows.unlink()
-    _remove_cache(folder)
-    for item in (folder / "dataset").iterdir():
-        item.rename(folder / item.name)
-    (folder / "dataset").rmdir()
+    datasets.Dataset.from_file(str(rows), split=datasets.Split.TRAIN).save_to_disk(str(folder))
+    shutil.rmtree(rows.parent)
     _write_about(opened, folder, arguments)
     return said
-
-
-def _remove_cache(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder / "cache")

@@ -20,8 +20,7 @@ import pyarrow as pa
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.prefetch import PreparedRow, one_ahead, prepare_rows, windows
 from cal_pipeline.measuring.measure import measure
-from cal_pipeline.output.redo import kept_rows
-from cal_pipeline.output.resume import check_published
+from cal_pipeline.output.resume import check_published, kept_rows
 from cal_pipeline.output.row_writer import annotated_row, writing_behind
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store

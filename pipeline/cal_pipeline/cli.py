@@ -12,13 +12,15 @@ from typing import NoReturn
 
 from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.console import printing
+from cal_pipeline.models.directory import validate_model
 from cal_pipeline.output.clean import clean
 from cal_pipeline.output.store import open_store
 from cal_pipeline.output.verify import print_verification, verify
 from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, fault_of
-from cal_pipeline.runtime.paths import validate_paths
 from cal_pipeline.runtime.signals import Interruption
+from cal_pipeline.sources.data_paths import existing_directory
+from cal_pipeline.sources.planning import Source, find_sources
 from cal_schemas.errors import ConfigError
 
 
@@ -59,6 +61,19 @@ def run(argv: Sequence[str] | None = None) -> int:
                 raise
             print(message, file=sys.stderr)  # noqa: T201
             return interruption.exit_code if fault.exit_code is None else fault.exit_code
+
+
+def validate_paths(config: PrecomputeConfig) -> list[list[Source]]:
+    """Returns the files of each data path: listing an object store is slow, and what planning starts from.
+
+    Raises ConfigError for an output that cannot be written, and for data, images or a model that are not there.
+    """
+    open_store(config.output_dir, "").check_writable()
+    sources = [find_sources(data_path, config.data_format) for data_path in config.data_path]
+    for folder in config.image_folder:
+        existing_directory("--image_folder", folder)
+    validate_model(config.model_name_or_path, config.revision)
+    return sources
 
 
 def _maintain(argv: Sequence[str] | None) -> int:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cal_pipeline.output.redo import kept_rows
+from cal_pipeline.output.resume import kept_rows
 from cal_schemas.annotated import (
     AnnotatedRow,
     MeasuredSample,

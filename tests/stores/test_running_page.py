@@ -85,7 +85,7 @@ def test_every_flag_and_counter_that_the_text_names_exists() -> None:
 
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.parametrize("number", [0, 1], ids=["one GPU", "pilot"])
+@pytest.mark.parametrize("number", [0, 1], ids=["one GPU", "subset"])
 def test_a_command_of_the_page_runs_on_a_tiny_model(number: int, tmp_path: Path, llava: Family) -> None:
     data, _ = write_llava_json(tmp_path, 12)
     data.rename(tmp_path / "llava_v1_5_mix665k.json")

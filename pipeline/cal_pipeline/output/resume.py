@@ -1,23 +1,33 @@
-"""Compares an output with a plan: what is done, and whether to the same data with the same measurement."""
+"""Compares an output with a plan: what is done, and whether to the same data with the same measurement.
+
+Of a finished shard a redo takes over the rows that it does not measure again.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_pipeline.output import redo
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
+from cal_schemas.annotated import (
+    AnnotatedRow,
+    ShardMetadata,
+    read_annotated_footer,
+    read_annotated_footers,
+    read_shard_metadata,
+    rows_from_batch,
+)
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location
+from cal_schemas.storage.locations import Location, open_parquet
 
 _SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
+_REDO_BATCH_ROWS = 64
 _ANOTHER = "choose another --output_dir, or remove the old shards"
 
 
@@ -58,7 +68,7 @@ def compare_with_output(
             )
         _check_source(path.name, metadata, shard)
         _check_columns(path, footer, metadata, schema, carry)
-        done[shard.name] = redo.statuses(path, footer)
+        done[shard.name] = _statuses(path, footer)
     pending = tuple(shard for shard in shards if shard.name not in done)
     for shard in pending:
         store.check_name(shard.name)
@@ -79,6 +89,14 @@ def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, c
     _check_columns(path, footer, metadata, schema, carry)
 
 
+def kept_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow | None]:
+    """All rows of an annotated shard in their order, with all that the file holds; None for a status in `redo`."""
+    with open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            for batch in file.read_row_group(group).to_batches(max_chunksize=_REDO_BATCH_ROWS):
+                yield from (None if row.status in redo else row for row in rows_from_batch(batch))
+
+
 def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
     """Final shards of the plan's sources that the plan does not have: those of a driver that split them otherwise.
 
@@ -89,6 +107,19 @@ def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
     others = [path for path in store.finished() if path not in planned]
     footers = zip(others, read_annotated_footers(others), strict=True)
     return [path for path, footer in footers if read_shard_metadata(path, footer).source.uri in uris]
+
+
+def _statuses(path: Location, footer: pq.FileMetaData) -> Counter[str]:
+    """Rows of one annotated shard by status; the file is opened only where its footer does not say it."""
+    counts: Counter[str] = Counter()
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        bounds = next(column.statistics for column in columns if column.path_in_schema == "status")
+        if bounds is None or not bounds.has_min_max or bounds.min != bounds.max:
+            with open_parquet(path) as file:
+                return Counter(file.read(columns=["status"])["status"].to_pylist())
+        counts[bounds.min] += group.num_rows
+    return counts
 
 
 def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:

@@ -41,8 +41,7 @@ from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import Source, plan_shards
-from cal_pipeline.sources.shard import Shard
-from cal_pipeline.sources.subset import limit_rows, sample_rows
+from cal_pipeline.sources.shard import Shard, limit_rows, sample_rows
 from cal_schemas.annotated import annotated_schema, read_shard_metadata
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cal_pipeline.sources.layouts import is_row_key
-from cal_pipeline.sources.row_values import RowError, is_empty
 from cal_pipeline.sources.rows import sample_from_values
+from cal_pipeline.sources.values import RowError, is_empty
 from cal_schemas.sample import Sample
 
 

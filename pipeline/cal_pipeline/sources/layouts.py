@@ -12,9 +12,8 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from cal_pipeline.sources.image_values import IMAGE_KEYS
-from cal_pipeline.sources.row_values import RowError, is_empty, json_value, learned, parsed, words_of
 from cal_pipeline.sources.turns import OTHER_MEDIA, Conversation, read_turns, validate_media
+from cal_pipeline.sources.values import IMAGE_KEYS, RowError, is_empty, json_value, learned, parsed, words_of
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.sample import IMAGE_MARK, Sample, Turn
 

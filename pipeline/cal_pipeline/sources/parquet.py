@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
-from cal_pipeline.sources.image_values import IMAGE_KEYS
 from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.sources.rows import sample_from_values
+from cal_pipeline.sources.values import IMAGE_KEYS
 from cal_schemas.annotated import RESERVED_COLUMNS
 from cal_schemas.errors import ConfigError, ShardError, StoreError
 from cal_schemas.sample import Sample

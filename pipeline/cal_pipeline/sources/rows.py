@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cal_pipeline.sources.image_values import looks_like_image, own_images
 from cal_pipeline.sources.layouts import ID_KEYS, read_row
-from cal_pipeline.sources.row_values import RowError, is_empty, is_null
+from cal_pipeline.sources.values import RowError, is_empty, is_null, looks_like_image, own_images
 from cal_schemas.sample import ImageRef, Sample, Turn
 
 MAX_ROW_TEXT_BYTES = 64 * 2**20

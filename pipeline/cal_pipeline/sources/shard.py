@@ -1,10 +1,10 @@
-"""Defines `Shard`, what one task reads and one output file holds, and reads its samples."""
+"""Defines `Shard`, what one task reads and one output file holds, reads its samples, and cuts plans to a subset."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +75,27 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
             yield sample
     if count != source.num_rows:
         raise ShardError(f"{path}: {count} rows in the range, {source.num_rows} planned")
+
+
+def limit_rows(shards: Sequence[Shard], limit: int) -> list[Shard]:
+    """The first `limit` rows of the plan; the last shard is cut and its name says so."""
+    kept: list[Shard] = []
+    for shard in shards:
+        if limit == 0:
+            break
+        take = min(limit, shard.source.num_rows)
+        limit -= take
+        if take < shard.source.num_rows:
+            start = shard.source.row_start
+            source = replace(shard.source, num_rows=take, row_stop=start + take)
+            shard = replace(shard, name=f"{shard.name}-first{take}", source=source)
+        kept.append(shard)
+    return kept
+
+
+def sample_rows(shards: Sequence[Shard], fraction: float, seed: int) -> list[Shard]:
+    """Every shard with a seeded random `fraction` of its rows; shards of which nothing is drawn are left out."""
+    drawn = [
+        replace(shard, source=replace(shard.source, sample_fraction=fraction, sample_seed=seed)) for shard in shards
+    ]
+    return [shard for shard in drawn if shard.num_rows or shard.problem]

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cal_pipeline.sources.image_values import IMAGE_KEYS, image_refs, own_images
-from cal_pipeline.sources.row_values import RowError, is_empty, is_learning_key, json_value, learned, parsed
+from cal_pipeline.sources.values import (
+    IMAGE_KEYS,
+    RowError,
+    image_refs,
+    is_empty,
+    is_learning_key,
+    json_value,
+    learned,
+    own_images,
+    parsed,
+)
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
 
 _ROLES = {

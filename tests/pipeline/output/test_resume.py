@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cal_pipeline.output import redo
-from cal_pipeline.output.redo import kept_rows
-from cal_pipeline.output.resume import Progress, check_published, compare_with_output, unplanned
+from cal_pipeline.output import resume
+from cal_pipeline.output.resume import Progress, check_published, compare_with_output, kept_rows, unplanned
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
-from cal_pipeline.sources.shard import Shard, read_samples
-from cal_pipeline.sources.subset import limit_rows, sample_rows
+from cal_pipeline.sources.shard import Shard, limit_rows, read_samples, sample_rows
 from cal_schemas.annotated import EXTRA_COLUMNS, TOKEN_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, sample_key
@@ -285,7 +283,7 @@ def test_rows_by_status_are_those_of_the_file_and_all_ok_is_known_from_the_foote
         opened.append(path)
         return open_parquet(path)
 
-    monkeypatch.setattr(redo, "open_parquet", opening)
+    monkeypatch.setattr(resume, "open_parquet", opening)
     compare(store, plan)
     assert opened == [store.path(mixed)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cal_pipeline.sources.layouts import PAIRS, ROW_KEYS, is_row_key, is_system_key, read_row
-from cal_pipeline.sources.row_values import RowError
+from cal_pipeline.sources.values import RowError
 from cal_schemas.sample import Turn
 
 ASKED, ANSWERED = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}

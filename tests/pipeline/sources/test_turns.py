@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.sources.row_values import RowError
 from cal_pipeline.sources.turns import read_turns, validate_media
+from cal_pipeline.sources.values import RowError
 from cal_schemas.sample import ImageRef, Turn
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from cal_pipeline.sources import webdataset
 from cal_pipeline.sources.planning import plan_shards
-from cal_pipeline.sources.shard import read_samples
-from cal_pipeline.sources.subset import limit_rows, sample_rows
+from cal_pipeline.sources.shard import limit_rows, read_samples, sample_rows
 from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
 from cal_pipeline.sources.webdataset import plan_file, read_rows
 from cal_schemas.errors import ShardError

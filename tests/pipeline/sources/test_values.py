@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cal_pipeline.sources.row_values import (
+from cal_pipeline.sources.values import (
     RowError,
     is_empty,
     is_learning_key,

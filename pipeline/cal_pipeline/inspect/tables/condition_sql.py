@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -125,12 +126,14 @@ class Writer:
                 return self._coalesce(node)
             case "BETWEEN", _:
                 value, low, high = (self._term(node[name]) for name in ("input", "lower", "upper"))
+                if any(term.predicate for term in (value, low, high)):
+                    raise ConfigError(_COMPARED_TWICE)
                 return predicate(f"({self._compared('>=', value, low)} AND {self._compared('<=', value, high)})",
                                   value, low, high)  # fmt: skip
             case "COMPARISON", kind if kind in _COMPARISONS:
                 return self._comparison(node, _COMPARISONS[kind])
             case "FUNCTION", _:
-                return self._function(node)
+                return _defined(self._function(node))
         raise ConfigError(f"{self._source(node)!r} is not allowed in a condition, which may hold {_HELP}")
 
     def _constant(self, node: Any) -> Term:
@@ -222,12 +225,13 @@ class Writer:
         if name not in _FUNCTIONS or extra or any(item["name"] for item in arguments):
             raise ConfigError(f"{name} is no function of conditions, which may hold {_HELP}")
         kinds, result = _FUNCTIONS[name]
-        terms = [self._term(item["expression"]) for item in arguments]
+        parts = [item["expression"] for item in arguments]
+        terms = [self._function(part) if part["class"] == "FUNCTION" else self._term(part) for part in parts]
         if len(terms) != len(kinds) and not (name in "+-" and len(terms) == 1):
             raise ConfigError(f"{name} takes {len(kinds)} values, got {len(terms)}")
-        for term, kind, item in zip(terms, kinds, arguments, strict=False):
+        for term, kind, part in zip(terms, kinds, parts, strict=False):
             if term.kind != kind:
-                raise ConfigError(f"{self._source(item['expression'])!r} is {term.kind}, where {kind} is needed")
+                raise ConfigError(f"{self._source(part)!r} is {term.kind}, where {kind} is needed")
         if name in ("/", "mod") and terms[1].constant == 0:
             raise ConfigError("divides by zero")
         if name in _ARITHMETIC and all(term.constant is not None for term in terms):
@@ -246,7 +250,15 @@ class Writer:
             sql = f"({f' {word} '.join(written if len(written) == 2 else ['CAST(0 AS BIGINT)', *written])})"
         else:
             sql = f"{name}({', '.join(written)})"
-        if result == NUMBER and not whole:  # What is no number is undefined; to DuckDB it is the largest one.
-            sql = f"nullif({sql}, CAST('nan' AS DOUBLE))"
         nullable = any(term.nullable for term in terms) or name == "mod" or (result == NUMBER and not whole)
         return Term(sql=sql, kind=result, nullable=nullable, whole=whole, predicate=result == TRUTH)
+
+
+def _defined(term: Term) -> Term:
+    """A function's value, NULL where it is no number, which to DuckDB is the largest one.
+
+    Once around all arithmetic, which hands such values on: DuckDB makes two of what nullif tests, at every level.
+    """
+    if term.kind != NUMBER or term.whole or term.constant is not None:
+        return term
+    return replace(term, sql=f"nullif({term.sql}, CAST('nan' AS DOUBLE))")

@@ -283,6 +283,17 @@ def test_any_text_is_a_condition_or_refused(text: str) -> None:
     assert set(found) <= {0, 1, 2, 3}
 
 
+def test_long_arithmetic_is_evaluated_once() -> None:
+    assert rows("delta" + " + 1 - 1" * 40 + " > 0.05") == rows("delta > 0.05") == [0, 2]
+    assert rows("- " * 60 + "delta > 0.05") == [0, 2]
+    assert rows("abs(" * 60 + "delta" + ") + 0" * 60 + " is null") == [3]
+
+
+def test_conditions_are_not_compared_however_deep() -> None:
+    with pytest.raises(ConfigError, match="a comparison of comparisons"):
+        rows("(" * 40 + "flag" + " between flag and flag)" * 40)
+
+
 NUMBERS = st.one_of(st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False, width=64))
 
 

@@ -14,10 +14,11 @@ import html
 import io
 import math
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.style import Style
@@ -37,11 +38,13 @@ from cal_pipeline.inspect.tables.samples import (
     row_images,
     shown_tokens,
     small_jpeg,
+    table_of,
 )
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement, printable
 from cal_pipeline.output.row_reader import numbered_rows
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.sample import Turn
 
 IMAGE_WIDTH = 48
 """Of an image in the terminal, in columns."""
@@ -102,12 +105,9 @@ class _Shown:
         table = read_row(place)
         self.place = place
         self.row: dict[str, Any] = table.select(["sample_id", "sample_key", "status", "error"]).to_pylist()[0]
-        self.tokens: list[ShownToken] = []
-        if self.row["status"] == STATUS_OK:
-            pieces = pieces_of_measurement(opened, arguments.tokenizer)
-            self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments))
+        pieces = pieces_of_measurement(opened, arguments.tokenizer) if self.row["status"] == STATUS_OK else None
         folder = image_folder_of(opened, place.file, arguments.image_folder)
-        self.messages: list[dict[str, Any]] = []
+        messages: Sequence[Turn] | None = None
         self.images: list[tuple[str, Image.Image | str]] = []
         self.missing = ""
         """Why words and images cannot be shown: they are in the source of a sidecar, and that is gone."""
@@ -116,9 +116,13 @@ class _Shown:
         except ConfigError as error:
             self.missing = str(error)
         else:
-            self.messages = [asdict(turn) for turn in row.sample.messages or ()]
+            table, messages = table_of([row]), row.sample.messages or ()
             self.images = list(row_images(row.sample.images, folder))
-        self.turns = conversation(self.messages, self.tokens)
+        self.tokens = shown_tokens(table, pieces, **flags.weighting_of(arguments)) if pieces else []
+        turns = np.array([token.turn for token in self.tokens], int)
+        if messages is None:  # One turn for each answer that was measured.
+            messages = [Turn(role="assistant", content="?")] * turns.max(initial=0)
+        self.turns = conversation(messages, turns)
 
     def heading(self) -> str:
         """What and where the row is."""
@@ -173,7 +177,7 @@ def print_sample(console: Console, shown: _Shown, arguments: argparse.Namespace)
     for turn in shown.turns:
         text = Text.assemble((f"{turn.role}: ", "bold"))
         if turn.tokens:
-            for token in turn.tokens:
+            for token in shown.tokens[turn.tokens.start : turn.tokens.stop]:
                 text.append_text(_token(token, arguments, coloured))
         else:
             text.append(_lines(turn.text), style="")
@@ -243,14 +247,14 @@ def _article(shown: _Shown, arguments: argparse.Namespace) -> str:
             lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
     if shown.missing:
         lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')
-    lines += [_turn(turn, arguments) for turn in shown.turns]
+    lines += [_turn(turn, shown.tokens[turn.tokens.start : turn.tokens.stop], arguments) for turn in shown.turns]
     lines.append(f'<p class="about">{html.escape(shown.numbers())}</p>')
     lines.append(f'<p class="about">{html.escape(shown.heading())}</p>')
     return "\n".join(lines)
 
 
-def _turn(turn: Utterance, arguments: argparse.Namespace) -> str:
-    words = "".join(_span(token, arguments) for token in turn.tokens) if turn.tokens else html.escape(turn.text)
+def _turn(turn: Utterance, tokens: Sequence[ShownToken], arguments: argparse.Namespace) -> str:
+    words = "".join(_span(token, arguments) for token in tokens) or html.escape(turn.text)
     return f'<div class="turn"><span class="role">{html.escape(turn.role)}</span>{words}</div>'
 
 

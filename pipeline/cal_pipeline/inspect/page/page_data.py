@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers, said_by_answer
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
 from cal_pipeline.inspect.tables.reading import read_batches
-from cal_pipeline.inspect.tables.samples import row_images
+from cal_pipeline.inspect.tables.samples import conversation, row_images, table_of
 from cal_pipeline.inspect.tables.summary import measured_with
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
-from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
@@ -129,7 +128,7 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
 
 def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: PageOptions) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
-    table = rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
+    table = table_of(rows)
     flat = FlatTokens.from_arrow(table)
     weights = flat.weights(alpha=options.alpha, beta=options.beta, window=options.window)
     turns = flat.turns(irregular_answers(table))
@@ -159,26 +158,13 @@ def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: Pa
 
 
 def turn_parts(messages: Sequence[Turn], turns: np.ndarray) -> list[dict[str, Any]]:
-    """The conversation in order: turns with their text, and measured answers as a range of tokens.
-
-    `turns` [S] is the number of the answer, from 1, that each supervised token belongs to. Every token is in exactly
-    one part, also where a row holds no messages.
-    """
-    parts: list[dict[str, Any]] = []
-    answer = shown = 0
-    for turn in messages:
-        text = turn.content.replace(IMAGE_MARK, "[image]")
-        if said_by_answer(turn.role, turn.content, turn.extra):
-            answer += 1
-            stop = int(np.searchsorted(turns, answer, side="right"))
-            if stop > shown:
-                parts.append({"role": "assistant", "from": shown, "to": stop})
-                shown = stop
-                continue
-        parts.append({"role": turn.role, "text": text})
-    if shown < len(turns):
-        parts.append({"role": "assistant", "from": shown, "to": len(turns)})
-    return parts
+    """A `conversation`, turns with their text and measured answers as a range of tokens."""
+    return [
+        {"role": said.role, "from": said.tokens.start, "to": said.tokens.stop}
+        if said.tokens
+        else {"role": said.role, "text": said.text.replace(IMAGE_MARK, "[image]")}
+        for said in conversation(messages, turns)
+    ]
 
 
 def thumbnail(image: ImageRef, image_folder: Location | None, side_px: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers, said_by_answer
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_pipeline.sources.images import decode_image, read_image_file
+from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError, FormatError, ImageError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.sample import ImageRef
+from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.storage.locations import Location, location, open_parquet
 
 
@@ -42,17 +43,17 @@ class ShownToken:
     delta: float
     """Logits, NaN where undefined."""
     weight: float
-    position: int
     turn: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
-    """One turn of a conversation: plain words, or the tokens that are supervised in it."""
+    """One turn of a conversation."""
 
     role: str
     text: str
-    tokens: tuple[ShownToken, ...] = ()
+    tokens: range
+    """Which of the row's supervised tokens it holds; none where only its text is known."""
 
 
 def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
@@ -104,44 +105,37 @@ def read_row(place: Place) -> pa.Table:
     raise FormatError(f"{place.file} has no row {place.row}")
 
 
+def table_of(rows: Sequence[NumberedRow]) -> pa.Table:
+    """Rows with the messages that they were measured from, also where their files do not hold them."""
+    return rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
+
+
 def shown_tokens(row: pa.Table, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
     """Tokens of a table of one row."""
     flat = FlatTokens.from_arrow(row.select(LIST_COLUMNS))
     turns = flat.turns(irregular_answers(row))
-    values = zip(flat.deltas, flat.weights(**weighting), flat.positions, turns, strict=True)
+    values = zip(pieces.spelled(flat.label_ids.tolist()), flat.deltas, flat.weights(**weighting), turns, strict=True)
     return [
-        ShownToken(text=text, delta=float(delta), weight=float(weight), position=int(position), turn=int(turn))
-        for text, (delta, weight, position, turn) in zip(pieces.spelled(flat.label_ids.tolist()), values, strict=True)
+        ShownToken(text=text, delta=float(delta), weight=float(weight), turn=int(turn))
+        for text, delta, weight, turn in values
     ]
 
 
-def conversation(messages: Sequence[Mapping[str, Any]] | None, tokens: Sequence[ShownToken]) -> list[Utterance]:
-    """Turns in order, the supervised ones by their tokens; a sidecar's row has only those."""
-    by_turn: dict[int, list[ShownToken]] = {}
-    for token in tokens:
-        by_turn.setdefault(token.turn, []).append(token)
-    answers = iter(sorted(by_turn.items()))
-    pending = next(answers, None)
-    said = []
-    for turn in messages or ():
-        content = turn["content"]
-        learned = turn.get("supervised", True)
-        if turn["role"] == "assistant" and learned and pending is not None and _spells(pending[1], content):
-            said.append(Utterance(role="assistant", text=content, tokens=tuple(pending[1])))
-            pending = next(answers, None)
-        else:
-            said.append(Utterance(role=turn["role"], text=content))
-    while pending is not None:  # No messages, or words that the tokens do not spell: shown all the same.
-        said.append(Utterance(role="assistant", text="", tokens=tuple(pending[1])))
-        pending = next(answers, None)
+def conversation(messages: Sequence[Turn], turns: np.ndarray) -> list[Utterance]:
+    """The conversation in order: turns by their text, and measured answers by their tokens.
+
+    `turns` [S] is the number of the answer, from 1, that each supervised token belongs to. Every token is in exactly
+    one utterance, also where a row holds no messages.
+    """
+    said: list[Utterance] = []
+    answer = shown = 0
+    for turn in messages:
+        answer += bool(said_by_answer(turn.role, turn.content, turn.extra))
+        start, shown = shown, int(np.searchsorted(turns, answer, side="right"))
+        said.append(Utterance(role=turn.role, text=turn.content, tokens=range(start, shown)))
+    if shown < len(turns):
+        said.append(Utterance(role="assistant", text="", tokens=range(shown, len(turns))))
     return said
-
-
-def _spells(tokens: Sequence[ShownToken], content: str) -> bool:
-    """Whether the words are those of the tokens, blanks and markup around them aside."""
-    spelled = "".join("".join(token.text for token in tokens).split())
-    words = "".join(content.replace("<image>", "").split())
-    return bool(words) and (words in spelled or (len(spelled) > 8 and spelled[: len(words)] == words[: len(spelled)]))
 
 
 def row_images(images: Sequence[ImageRef], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -40,17 +41,11 @@ def _help(text: str) -> dict[str, str]:
 
 def maintenance_config() -> type[Any]:
     """Makes the same flags with nothing required but `--output_dir`: of --verify and --clean, in a whole command."""
-    hints = get_type_hints(PrecomputeConfig)
-    made: list[tuple[str, Any, Any]] = []
-    for item in fields(PrecomputeConfig):
-        default: dict[str, Any] = {}
-        if item.default is not MISSING:
-            default = {"default": item.default}
-        elif item.default_factory is not MISSING:
-            default = {"default_factory": item.default_factory}
-        elif item.name != "output_dir":
-            default = {"default_factory": list} if item.name == "data_path" else {"default": ""}
-        made.append((item.name, hints[item.name], field(metadata=item.metadata, **default)))
+    hints, made = get_type_hints(PrecomputeConfig), []
+    for item in map(copy, fields(PrecomputeConfig)):
+        if item.default is item.default_factory is MISSING and item.name != "output_dir":
+            item.default_factory = list
+        made.append((item.name, hints[item.name], item))
     return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
 
 from cal_pipeline.sources.data_paths import existing_directory, find_files
-from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, RowRange, format_of, known_suffix
+from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_of, known_suffix
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import ShardSource
@@ -70,16 +71,20 @@ def plan_shards(
     for data_path, folder, found in zip(data_paths, _folder_of_each(data_paths, image_folders), each, strict=True):
         for file, stem, input_format in found:
             _validate_name(file, stem)
+            source = ShardSource(
+                uri=str(file.resolve()), data_path=data_path, data_format=input_format.name,
+                image_folder=None if folder is None else str(location(folder).absolute()),
+                num_rows=0, row_start=0, row_stop=0, size=0, mtime_ns=0,
+            )  # fmt: skip
             try:
-                of_file = _file_shards(file, stem, input_format, data_path, folder, rows_per_shard)
+                of_file = _file_shards(file, stem, input_format, source, rows_per_shard)
             except StoreError:
                 raise
             except (ShardError, FileNotFoundError) as error:
                 problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
                 if not list_broken:
                     raise ConfigError(problem) from error
-                gone = _source(file, None, input_format, data_path, folder, RowRange(row_start=0, row_stop=0))
-                of_file = [Shard(name=stem, source=gone, problem=problem)]
+                of_file = [Shard(name=stem, source=source, problem=problem)]
             except OSError as error:
                 raise ConfigError(f"cannot read {file}: {error}") from error
             for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
@@ -135,46 +140,33 @@ def _validate_name(file: Location, stem: str) -> None:
 
 
 def _file_shards(
-    file: Location, stem: str, input_format: InputFormat, data_path: str, folder: str | None, rows_per_shard: int
+    file: Location, stem: str, input_format: InputFormat, source: ShardSource, rows_per_shard: int
 ) -> list[Shard]:
+    has_folder = source.image_folder is not None
     stat = file.stat()
     plan = input_format.plan(file, rows_per_shard)
-    _validate_images(file, input_format, plan, has_folder=folder is not None)
+    _validate_images(file, input_format, plan, has_folder=has_folder)
     if not plan.ranges:
         _log.warning("%s holds no rows", file)
     return [
         Shard(
             name=f"{stem}-r{rows.row_start:09d}-{rows.row_stop:09d}" if input_format.splits else stem,
-            source=_source(file, stat, input_format, data_path, folder, rows),
+            source=replace(
+                source,
+                num_rows=rows.row_stop - rows.row_start,
+                row_start=rows.row_start,
+                row_stop=rows.row_stop,
+                size=stat.st_size,
+                mtime_ns=stat.st_mtime_ns if isinstance(stat, os.stat_result) else 0,
+                etag=stat.etag if isinstance(stat, ObjectInfo) else None,
+            ),
             byte_start=rows.byte_start,
             byte_stop=rows.byte_stop,
             # Text is taken for paths where there is a folder that they start from.
-            embedded_bytes=0 if plan.images == "text" and folder is not None else rows.image_bytes,
+            embedded_bytes=0 if plan.images == "text" and has_folder else rows.image_bytes,
         )
         for rows in plan.ranges
     ]
-
-
-def _source(
-    file: Location,
-    stat: os.stat_result | ObjectInfo | None,
-    input_format: InputFormat,
-    data_path: str,
-    folder: str | None,
-    rows: RowRange,
-) -> ShardSource:
-    return ShardSource(
-        uri=str(file.resolve()),
-        data_path=data_path,
-        image_folder=None if folder is None else str(location(folder).absolute()),
-        num_rows=rows.row_stop - rows.row_start,
-        size=stat.st_size if stat else 0,
-        mtime_ns=stat.st_mtime_ns if isinstance(stat, os.stat_result) else 0,
-        row_start=rows.row_start,
-        row_stop=rows.row_stop,
-        etag=stat.etag if isinstance(stat, ObjectInfo) else None,
-        data_format=input_format.name,
-    )
 
 
 def _validate_images(file: Location, input_format: InputFormat, plan: FilePlan, *, has_folder: bool) -> None:

@@ -69,7 +69,7 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
     try:
         footer = read_footer(path)
         schema = footer.schema.to_arrow_schema()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: not a readable Parquet file: {error}") from error
     find_columns(schema, path)
     embedded, text = _image_bytes(footer)

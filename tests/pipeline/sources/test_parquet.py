@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.sources.formats import RowRange
-from cal_pipeline.sources.parquet import embedded_image_bytes, find_columns, pass_through_fields, read_rows
+from cal_pipeline.sources.parquet import embedded_image_bytes, find_columns, pass_through_fields, plan_file, read_rows
 from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
@@ -380,6 +380,13 @@ def test_a_value_that_python_cannot_hold_fails_the_file_and_not_the_worker(tmp_p
     path = write(tmp_path / "a.parquet", {"messages": [CHAT], "id": pa.array([10**18], pa.timestamp("us"))})
     with pytest.raises(ShardError, match="cannot be read"):
         samples(path)
+
+
+def test_a_footer_whose_names_are_no_utf_8_is_a_shard_error_that_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": ["a"], "other": [1]}, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"other", b"oth\xf9r"))
+    with pytest.raises(ShardError, match=r"a\.parquet: not a readable Parquet file"):
+        plan_file(path, 100, True)
 
 
 def test_only_columns_with_a_value_are_listed(tmp_path: Path) -> None:

@@ -12,13 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.reading import open_paths, read_batches
-from cal_pipeline.output.row_reader import source_samples
-from cal_schemas.errors import STATUS_OK, ConfigError
-from cal_schemas.opened import AnnotatedDataset
+from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.samples import count_rows
+from cal_schemas.errors import ConfigError
 
 EXIT_AGREES, EXIT_DIFFERS = 0, 1
 
@@ -77,16 +74,3 @@ def run(arguments: argparse.Namespace) -> int:
         figures = {"model": str(session.directory), **audit_report.figures(report, swap)}
         target.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return EXIT_AGREES if report.passed else EXIT_DIFFERS
-
-
-def count_rows(dataset: AnnotatedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """(ok [R] bool, images [R] int64) of every row, from the source where the shards do not say; reads no pixels."""
-    ok, images = [np.empty(0, bool)], [np.empty(0, np.int64)]
-    for batch in read_batches(dataset, ["status", "images.list.element.path"]):
-        ok.append(np.array(batch.data.column("status").to_pylist()) == STATUS_OK)
-        if "images" in batch.data.schema.names:
-            images.append(batch.data.column("images").value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    if "images" not in dataset.schema.names:
-        for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
-            images.append(np.fromiter((len(sample.images) for sample in source_samples(path, metadata)), np.int64))
-    return np.concatenate(ok), np.concatenate(images)

@@ -54,9 +54,8 @@ class TokenStatistics:
 
     def mean(self) -> np.ndarray:
         """[V] float64, NaN where a token does not occur."""
-        filled = self.count > 0
-        mean: np.ndarray = np.divide(self.total, self.count, out=np.full(len(self.total), np.nan), where=filled)
-        return mean
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.total / self.count)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

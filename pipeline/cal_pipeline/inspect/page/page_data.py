@@ -104,11 +104,8 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
     """Name and value of every fact in the page's head."""
     delta = summary["delta"]
 
-    def logits(name: str) -> str:
-        return "-" if delta[name] is None else f"{delta[name]:.2f}"
-
-    def share(name: str) -> str:
-        return "-" if delta[name] is None else f"{delta[name]:.1%}"
+    def formatted(name: str, form: str) -> str:
+        return "-" if delta[name] is None else format(delta[name], form)
 
     named = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
     named += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
@@ -117,11 +114,11 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
     named += [
         ("supervised tokens", f"{summary['tokens']:,}"),
         *([("undefined deltas", f"{summary['undefined']:,}")] if summary["undefined"] else []),
-        ("mean delta", logits("mean")),
-        ("10%, 50%, 90% quantile", ", ".join(logits(name) for name in ("q10", "q50", "q90"))),
-        ("deltas below 0", share("share_negative")),
-        (f"deltas below {options.alpha:g}", share("share_below_alpha")),
-        (f"deltas below {options.beta:g}", share("share_below_beta")),
+        ("mean delta", formatted("mean", ".2f")),
+        ("10%, 50%, 90% quantile", ", ".join(formatted(name, ".2f") for name in ("q10", "q50", "q90"))),
+        ("deltas below 0", formatted("share_negative", ".1%")),
+        (f"deltas below {options.alpha:g}", formatted("share_below_alpha", ".1%")),
+        (f"deltas below {options.beta:g}", formatted("share_below_beta", ".1%")),
     ]
     return named
 

@@ -5,6 +5,8 @@ DuckDB sees one batch at a time, on one thread, without files, network and exten
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -129,6 +131,4 @@ def _stored_term(field: pa.Field) -> Term:
 
 def _named(term: Term, name: str) -> Term:
     """The term over the batch's column of this name; unsigned and long numbers are computed with in 128 bits."""
-    sql = f"CAST({name} AS {term.sql})" if term.sql else name
-    return Term(sql=sql, kind=term.kind, nullable=term.nullable, whole=term.whole, precision=term.precision,
-                zone=term.zone)  # fmt: skip
+    return replace(term, sql=f"CAST({name} AS {term.sql})" if term.sql else name)

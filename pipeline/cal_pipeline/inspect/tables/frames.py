@@ -25,7 +25,6 @@ from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
 from cal_pipeline.inspect.tables.token_text import as_pieces
 from cal_schemas.errors import ConfigError
-from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.weighting import Pool
 
 __all__ = ["load_annotated", "sample_frame", "token_frame"]
@@ -51,7 +50,10 @@ def load_annotated(
     unknown columns, naming those there are, and FormatError for what is no annotated shard.
     """
     opened = open_paths(path)
-    wanted = _physical_columns(opened, columns)
+    names = opened.schema.names
+    if unknown := [name for name in columns or () if name not in names]:
+        raise ConfigError(f"no columns {unknown} in these shards; they have {names}")
+    wanted = [IMAGE_PATHS if name == "images" else name for name in names] if columns is None else list(columns)
     test = None if filter is None else RowTest(filter, opened.schema)
     extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
     tables = []
@@ -63,14 +65,6 @@ def load_annotated(
     schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
     frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()
     return frame if columns is None else frame[list(columns)]
-
-
-def _physical_columns(opened: AnnotatedDataset, columns: Sequence[str] | None) -> list[str]:
-    if columns is None:
-        return [IMAGE_PATHS if name == "images" else name for name in opened.schema.names]
-    if unknown := [name for name in columns if name not in opened.schema.names]:
-        raise ConfigError(f"no columns {unknown} in these shards; they have {opened.schema.names}")
-    return list(columns)
 
 
 def sample_frame(

@@ -11,17 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
-from cal_pipeline.inspect.tables.samples import Place, image_folder_of, read_row, row_images, small_jpeg
+from cal_pipeline.inspect.tables.samples import Place, count_rows, image_folder_of, read_row, row_images, small_jpeg
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_schemas.annotated import rows_from_batch
-from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
-from cal_schemas.storage.locations import Location
+from cal_schemas.storage.locations import Location, read_footer
 
 KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
 KEY_PREFIX = "k"
@@ -73,22 +71,14 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
 
 def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
     """All rows that are ok and show an image, in random order."""
-    eligible: list[np.ndarray] = []
-    places: list[tuple[Location, int, int]] = []
-    start = 0
-    for batch in read_batches(opened, ["status", IMAGE_PATHS]):
-        ok = np.asarray(pc.equal(batch.data.column("status"), STATUS_OK))
-        shows = np.asarray(pc.list_value_length(batch.data.column("images"))) > 0
-        eligible.append(np.flatnonzero(ok & shows) + start)
-        places.append((batch.file, batch.row, start))
-        start += batch.data.num_rows
-    rows = np.concatenate([np.empty(0, np.int64), *eligible])
+    ok, num_images = count_rows(opened)
+    rows = np.flatnonzero(ok & (num_images > 0))
     if not len(rows):
         raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows an image: there is nothing to mark")
-    starts = np.array([item[2] for item in places])
+    stops = np.cumsum([read_footer(file).num_rows for file in opened.files])
     for row in np.random.default_rng(seed).permutation(rows).tolist():
-        file, first, start = places[int(np.searchsorted(starts, row, side="right")) - 1]
-        yield Place(file=file, row=first + row - start, number=row)
+        at = int(np.searchsorted(stops, row, side="right"))
+        yield Place(file=opened.files[at], row=row - (int(stops[at - 1]) if at else 0), number=row)
 
 
 def _write_images(images: Sequence[ImageRef], image_folder: Location | None, folder: Path, number: int) -> str:

@@ -13,12 +13,12 @@ import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers, said_by_answer
-from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
-from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
+from cal_pipeline.output.row_reader import NumberedRow, numbered_rows, source_samples
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import annotated_schema, rows_to_table
-from cal_schemas.errors import ConfigError, FormatError, ImageError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.storage.locations import Location, location, open_parquet
@@ -80,6 +80,19 @@ def find_samples(opened: AnnotatedDataset, wanted: str) -> list[Place]:
             "#0 is the first row, and cal-inspect filter --ids lists ids"
         )
     return places
+
+
+def count_rows(dataset: AnnotatedDataset) -> tuple[np.ndarray, np.ndarray]:
+    """(ok [R] bool, images [R] int64) of every row, from the source where the shards do not say; reads no pixels."""
+    ok, images = [np.empty(0, bool)], [np.empty(0, np.int64)]
+    for batch in read_batches(dataset, ["status", IMAGE_PATHS]):
+        ok.append(np.array(batch.data.column("status").to_pylist()) == STATUS_OK)
+        if "images" in batch.data.schema.names:
+            images.append(batch.data.column("images").value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    if "images" not in dataset.schema.names:
+        for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
+            images.append(np.fromiter((len(sample.images) for sample in source_samples(path, metadata)), np.int64))
+    return np.concatenate(ok), np.concatenate(images)
 
 
 def sample_with_image(opened: AnnotatedDataset, wanted: str, image_folder: Location | None) -> NumberedRow:

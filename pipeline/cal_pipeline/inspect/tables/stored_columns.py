@@ -14,6 +14,8 @@ COMPUTED = (*SAMPLE_COLUMNS, "turn")
 """Names that always mean what was computed: of rows, and `turn` of tokens."""
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 """What tells the types that are compared as text."""
+_COMPARABLE = (*TEXTS, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
+               pa.types.is_date, pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration)  # fmt: skip
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -35,21 +37,13 @@ def scalar_columns(schema: pa.Schema) -> dict[str, str]:
     return {
         address: name
         for address, name in addresses(schema.names).items()
-        if _is_comparable(plain_type(schema.field(name).type))
+        if any(is_kind(plain_type(schema.field(name).type)) for is_kind in _COMPARABLE)
     }
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """That of the values where a column is a dictionary's codes or an extension type."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
-    return plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
-
-
-def _is_comparable(kind: pa.DataType) -> bool:
-    allowed = (*TEXTS, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
-               pa.types.is_date, pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration)  # fmt: skip
-    return any(is_kind(kind) for is_kind in allowed)
+    return plain(pa.nulls(0, kind)).type
 
 
 def plain(column: pa.Array) -> pa.Array:

@@ -110,9 +110,10 @@ def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Pr
     if isinstance(again, SampleError):
         return outcome("unmeasurable", f"{again.status}: {again}")
     if not np.array_equal(measured.label_ids, again.label_ids):
-        at = _first_difference(measured.label_ids, again.label_ids)
-        sizes = f"{len(measured.label_ids)} label ids stored, {len(again.label_ids)} now"
-        return outcome("labels", f"{sizes}, the first other one at {at}")
+        sizes = len(measured.label_ids), len(again.label_ids)
+        pairs = enumerate(zip(measured.label_ids, again.label_ids, strict=False))
+        at = next((at for at, (one, other) in pairs if one != other), min(sizes))
+        return outcome("labels", f"{sizes[0]} label ids stored, {sizes[1]} now, the first other one at {at}")
     stored, now = measured.delta_logits.astype(np.float64), again.delta_logits.astype(np.float64)
     if (undefined := np.isnan(stored) != np.isnan(now)).any():
         return outcome("deltas", f"{int(undefined.sum())} deltas are undefined on one side")
@@ -129,12 +130,6 @@ def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Pr
         verdict, reason, num_tokens=len(difference), max_difference=float(difference.max(initial=0.0)),
         squared=float(np.square(difference).sum()),
     )  # fmt: skip
-
-
-def _first_difference(one: np.ndarray, other: np.ndarray) -> int:
-    length = min(len(one), len(other))
-    unequal = np.flatnonzero(one[:length] != other[:length])
-    return int(unequal[0]) if len(unequal) else length
 
 
 def swap_partners(digests: Sequence[str], rng: np.random.Generator) -> list[tuple[int, int]]:

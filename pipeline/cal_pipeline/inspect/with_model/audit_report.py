@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, SwapReport
+from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, Comparison, SwapReport
 from cal_pipeline.models.precision import EXACT_TOLERANCE
 
 _SHOWN = 10
@@ -20,7 +21,7 @@ def print_audit(report: AuditReport) -> None:
         say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
     compared = [item for item in report.comparisons if item.num_tokens]
     if compared:
-        largest, rms = _sizes(report)
+        largest, rms = _sizes(compared)
         precision = report.precision
         tolerance = (
             f"{EXACT_TOLERANCE:g} on the max of a row"
@@ -49,8 +50,7 @@ def print_audit(report: AuditReport) -> None:
         say(f"THE CACHE DOES NOT AGREE: it was made with something else, though {rows} rows come out the same.")
 
 
-def _sizes(report: AuditReport) -> tuple[float, float]:
-    compared = [item for item in report.comparisons if item.num_tokens]
+def _sizes(compared: Sequence[Comparison]) -> tuple[float, float]:
     tokens = sum(item.num_tokens for item in compared)
     squared = sum(item.squared for item in compared)
     return max(item.max_difference for item in compared), math.sqrt(squared / tokens)
@@ -81,7 +81,7 @@ def print_swap(report: SwapReport) -> None:
 def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
     """Plain values for JSON; null where there is nothing to say."""
     compared = [item for item in report.comparisons if item.num_tokens]
-    largest, rms = _sizes(report) if compared else (None, None)
+    largest, rms = _sizes(compared) if compared else (None, None)
     return {
         "passed": report.passed,
         "dtype": report.dtype,

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec
+from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec, own_fields_first
 
 _Config = TypeVar("_Config")
 _NULL = ("", "~", "null", "Null", "NULL")
@@ -30,6 +30,7 @@ _INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 """YAML's way to write what the flags call inf."""
 
 
+@own_fields_first
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastFlags(ContrastParameters):
     """Holds the flags that cal-precompute and cal-train share: what the pass without the image sees."""

@@ -38,12 +38,13 @@ MIN_BLUR_SIGMA, MAX_BLUR_SIGMA = 0.25, 1000.0
 
 
 def own_fields_first(kind: type[_Kind]) -> type[_Kind]:
-    """Returns the dataclass with its own fields before those that it inherits: in --help and in messages."""
-    declared: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    shared = {name for base in kind.__mro__[1:] for name in getattr(base, "__dataclass_fields__", ())}
-    kind.__dataclass_fields__ = dict(  # type: ignore[attr-defined]
-        sorted(declared.items(), key=lambda item: item[0] in shared)
-    )
+    """Returns the dataclass with its own fields first, then those of the nearest base: in --help and in messages."""
+    fields_of = [getattr(base, "__dataclass_fields__", {}) for base in kind.__mro__]
+    # A base has the fields of its own bases too: the farthest that has one declared it.
+    declared_by = {name: depth for depth, names in enumerate(fields_of) for name in names}
+    kind.__dataclass_fields__ = {  # type: ignore[attr-defined]
+        name: fields_of[0][name] for name in sorted(fields_of[0], key=declared_by.__getitem__)
+    }
     return kind
 
 

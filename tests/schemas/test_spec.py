@@ -1,7 +1,9 @@
+from dataclasses import asdict, dataclass, fields
+
 import pytest
 
 from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.spec import ContrastSpec, LabelSpec, MeasurementSpec
+from cal_schemas.spec import ContrastSpec, LabelSpec, MeasurementSpec, own_fields_first
 from examples_of import measurement_spec
 
 
@@ -55,3 +57,21 @@ def test_unknown_contrast_is_refused() -> None:
 def test_text_that_is_no_spec_is_a_format_error(text: str) -> None:
     with pytest.raises(FormatError):
         MeasurementSpec.from_json(text)
+
+
+def test_own_fields_come_before_those_of_the_nearest_base_and_these_before_what_that_inherits() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Far:
+        far: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class Near(Far):
+        near: int = 2
+
+    @own_fields_first
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Near):
+        own: int = 3
+
+    assert [item.name for item in fields(Own)] == ["own", "near", "far"]
+    assert asdict(Own(far=4)) == {"own": 3, "near": 2, "far": 4}

@@ -292,12 +292,13 @@ def test_a_cross_fit_of_no_shards_is_refused() -> None:
         ({"streaming": True, "group_by": "length"}, "--group_by length needs to know all rows"),
         ({"on_missing": "uniform"}, "give --source_path"),
         ({"image_folder": ["a", "b"]}, "2 --image_folder for one --data_path"),
+        ({"contrast": "patch_mask", "patch_mask_ratio": 0.5}, "--contrast is of online deltas"),
         ({"data_path": []}, "--data_path is required"),
         ({"data_path": [], "source_path": ["a"]}, "--delta_source cached needs a measurement"),
         ({"data_path": [], "source_path": ["a"], "alpha": "q0.5"}, "--delta_source cached needs a measurement"),
     ],
 )
-def test_data_flags_that_do_not_go_together_are_refused(options: dict[str, Any], reason: str) -> None:
+def test_flags_that_do_not_go_together_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         TrainConfig(**{"model_name_or_path": "m", "data_path": ["d"], **options})
 

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 
 from cal_pipeline.sources.compression import BROKEN, open_at, open_binary, read_range
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, register
-from cal_pipeline.sources.json_rows import decode, names_image_file, parse, parse_line, sample_from_json
-from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
+from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, decode, names_image_file, parse, parse_line, sample_from_json
 from cal_pipeline.sources.values import RowError, is_wide_text
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample

@@ -60,20 +60,24 @@ def plan_shards(
 ) -> list[Shard]:
     """All shards of the input, in the order of the data paths and of the file names.
 
-    `sources` are what `find_sources` found in each data path, where that has been asked already.
+    `sources` are what `find_sources` returned for each data path, where that and the folders are checked already.
 
     Raises ConfigError for a file that cannot be read, two files that would share an output name, or images without a
     folder. With `list_broken` a corrupt file is a shard with a `problem`, unless all files are corrupt.
     """
     shards: list[Shard] = []
     owners: dict[str, Location] = {}
-    each = sources or (find_sources(data_path, data_format) for data_path in data_paths)
-    for data_path, folder, found in zip(data_paths, _folder_of_each(data_paths, image_folders), each, strict=True):
-        for file, stem, input_format in found:
+    folders = _folder_of_each(data_paths, image_folders)
+    if sources is None:
+        for folder in image_folders:
+            existing_directory("--image_folder", folder)
+        sources = [find_sources(data_path, data_format) for data_path in data_paths]
+    for data_path, of_path, files in zip(data_paths, folders, sources, strict=True):
+        for file, stem, input_format in files:
             _validate_name(file, stem)
             source = ShardSource(
                 uri=str(file.resolve()), data_path=data_path, data_format=input_format.name,
-                image_folder=None if folder is None else str(location(folder).absolute()),
+                image_folder=None if of_path is None else str(location(of_path).absolute()),
                 num_rows=0, row_start=0, row_stop=0, size=0, mtime_ns=0,
             )  # fmt: skip
             try:
@@ -118,8 +122,6 @@ def _folder_of_each(data_paths: Sequence[str], image_folders: Sequence[str]) -> 
             f"{len(image_folders)} --image_folder for {len(data_paths)} --data_path: "
             "give none, one for all, or one for each"
         )
-    for given in image_folders:
-        existing_directory("--image_folder", given)
     return folders
 
 

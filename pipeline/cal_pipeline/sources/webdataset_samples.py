@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
-from cal_pipeline.sources.json_rows import conflicting_keys, parse
-from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_values
+from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, conflicting_keys, parse, sample_from_values
 from cal_pipeline.sources.tar_reader import Member
 from cal_pipeline.sources.values import IMAGE_SUFFIXES, VIDEO_SUFFIXES, RowError, is_empty, is_wide_text, own_images
 from cal_schemas.sample import ImageRef, Sample

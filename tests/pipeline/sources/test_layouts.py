@@ -9,7 +9,7 @@ import pytest
 
 from cal_pipeline.sources import parquet as parquet_source
 from cal_pipeline.sources.formats import RowRange
-from cal_pipeline.sources.json_rows import sample_from_json
+from cal_pipeline.sources.rows import sample_from_json
 from cal_schemas.errors import ConfigError
 from cal_schemas.sample import Sample
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cal_pipeline.sources.json_rows import parse, sample_from_json
 from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.rows import parse, sample_from_json
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import template_inputs
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key

@@ -386,7 +386,7 @@ def test_a_footer_whose_names_are_no_utf_8_is_a_shard_error_that_names_the_file(
     path = write(tmp_path / "a.parquet", {"text": ["a"], "other": [1]}, store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"other", b"oth\xf9r"))
     with pytest.raises(ShardError, match=r"a\.parquet: not a readable Parquet file"):
-        plan_file(path, 100, True)
+        plan_file(path, 100)
 
 
 def test_only_columns_with_a_value_are_listed(tmp_path: Path) -> None:

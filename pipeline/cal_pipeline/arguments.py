@@ -146,7 +146,7 @@ def parse_configs(
             built.append(kind(**{name: getattr(namespace, name) for name in names}))
         except ConfigError:
             raise
-        except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments raises for its own combinations
+        except (ValueError, TypeError, ImportError, OSError) as error:  # what TrainingArguments raises
             raise ConfigError(" ".join(str(error).split())) from error
     return built
 

@@ -79,6 +79,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "evaluation without data": (["--do_eval"], "--do_eval has no effect"),
     "prediction": (["--do_predict"], "--do_predict has no effect"),
     "split batches": (["--accelerator_config", '{"split_batches": true}'], "in another order"),
+    "file that is not there": (["--accelerator_config", "/nowhere.json"], "No such file or directory: '/nowhere.json'"),
     "multiplier of what is frozen": (["--lr_multipliers", "vision_tower=0.1"], "nothing of it trains"),
     "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
     "batch of nothing": (["--per_device_train_batch_size", 0], "must be at least 1, got 0"),

@@ -76,16 +76,14 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
 
 
 def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict[str, Any]:
-    below_zero, below_alpha, below_beta = (counts.share_below(value) for value in borders)
+    shares = zip(("share_negative", "share_below_alpha", "share_below_beta"), borders, strict=True)
     values: dict[str, Any] = {
         "tokens": counts.defined,
         "mean": counts.mean,
         "std": counts.std,
         "min": counts.min,
         "max": counts.max,
-        "share_negative": below_zero,
-        "share_below_alpha": below_alpha,
-        "share_below_beta": below_beta,
+        **{name: counts.share_below(border) for name, border in shares},
         **{
             f"q{share:.0%}".rstrip("%"): value
             for share, value in zip(QUANTILES, counts.quantiles(QUANTILES), strict=True)

@@ -6,7 +6,7 @@ T tokens of the encoding, n image tokens, P patches of the whole image, H hidden
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -68,13 +68,10 @@ def _attention_rows(model: Any, layers: list[Tensor], asked: Tensor, image: Tens
         rows = attention[0][:, asked.to(attention.device)][:, :, image.to(attention.device)]
         layers.append(rows.float().mean(dim=(0, 1)).cpu())
 
-    decoder = innermost_decoder(model)
-    handles = [layer.self_attn.register_forward_hook(keep) for layer in decoder.layers]  # type: ignore[union-attr]
-    try:
+    with ExitStack() as hooks:
+        for layer in innermost_decoder(model).layers:  # type: ignore[union-attr]
+            hooks.enter_context(layer.self_attn.register_forward_hook(keep))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -91,13 +88,9 @@ def patch_words(
         key: value.to(model.device, model.dtype) if value.is_floating_point() else value
         for key, value in encoded.image_inputs.items()
     }
-    hook = model.model.multi_modal_projector.register_forward_hook(
-        lambda module, inputs, output: features.append(output)
-    )
-    try:
+    projector = model.model.multi_modal_projector
+    with projector.register_forward_hook(lambda module, inputs, output: features.append(output)):
         model.get_image_features(**pixels)
-    finally:
-        hook.remove()
     # The first image of the first call: of tiles that is the whole image.
     patches = features[0][0].float()
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size

@@ -86,13 +86,13 @@ study-again: $(STAMP)  ## an arm from nothing, in study-again/, against the reco
 	$(BIN)/python studies/run.py $(ARM) $(STUDY_FLAGS) --results_dir study-again/results --scratch_dir study-again/scratch
 	$(BIN)/python studies/repeated.py study-again/results
 
-check: $(STAMP)  ## format, lint, types, import floors
+check: $(STAMP)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## rewrite the sources in the house format
+format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -165,11 +165,11 @@ def read_images(refs: Sequence[ImageRef], image_folder: Location | None) -> list
 def decode_images(files: Sequence[bytes], max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> list[Image.Image]:
     """The images of one row, as `decode_image` does; ImageError also when all of them together are too large."""
     images: list[Image.Image] = []
-    room = MAX_ROW_PIXELS_RATIO * max_image_pixels
+    allowed = MAX_ROW_PIXELS_RATIO * max_image_pixels
     for data in files:
         image = decode_image(data, max_image_pixels)
-        room -= image.width * image.height
-        if room < 0:
+        allowed -= image.width * image.height
+        if allowed < 0:
             raise ImageError(
                 f"the row's {len(files)} images have more than {MAX_ROW_PIXELS_RATIO} times --max_image_pixels "
                 f"{max_image_pixels} in all"

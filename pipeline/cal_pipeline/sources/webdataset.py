@@ -47,9 +47,9 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
             raise DamagedTarError(f"key {key!r} has more than {MAX_MEMBERS} members")
         if load and member.is_file and ending(suffix) in IMAGES | TEXTS:
             is_text = ending(suffix) in TEXTS
-            room = MAX_ROW_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
-            room = min(room, MAX_ROW_IMAGE_BYTES - sum(map(len, group.data.values())))
-            if member.size <= room:
+            allowed = MAX_ROW_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
+            allowed = min(allowed, MAX_ROW_IMAGE_BYTES - sum(map(len, group.data.values())))
+            if member.size <= allowed:
                 group.data[member.name] = stream.read(member.size)
     if group is not None:
         yield group

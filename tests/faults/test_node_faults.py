@@ -22,8 +22,8 @@ from dataclasses import replace
 from cal_pipeline import cli
 from cal_pipeline.runtime import plan
 make_plan = plan.make_plan
-def on_cpu(config):
-    planned = make_plan(config)
+def on_cpu(*arguments, **options):
+    planned = make_plan(*arguments, **options)
     return replace(planned, settings=replace(planned.settings, device="cpu"))
 plan.make_plan = on_cpu
 cli.main()

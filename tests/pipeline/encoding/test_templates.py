@@ -242,7 +242,8 @@ def test_both_programs_warn_of_another_template_unless_the_template_is_a_flag(
     common = ["--model_name_or_path", str(directory), "--output_dir", str(tmp_path / "out")]
     measuring = [*common, "--data_path", str(data), "--image_folder", str(images), "--dry_run"]
     # Refused, after the processor was loaded.
-    training = [*common, "--source_path", "no-such", "--delta_source", "uniform", "--use_cpu", "true"]
+    training = [*common, "--source_path", str(data), "--image_folder", str(images), "--delta_source", "uniform",
+                "--use_cpu", "true", "--trainable", "no_such_part"]  # fmt: skip
     for run, flags, code in ((cli.run, measuring, 0), (train_cli.run, training, 2)):
         for more, times in (([], 1), (["--template", "vicuna_v1"], 0)):
             caplog.clear()

@@ -144,6 +144,17 @@ def test_a_row_that_says_it_was_measured_and_holds_nothing_does_not_train_with_w
     assert bool(RowEncoder(llava.encoder, spec_of(llava.encoder), use_deltas=False)(row, None).deltas.isnan().all())
 
 
+@pytest.mark.parametrize(
+    ("deltas", "problem"), [([1.0, float("inf")], "an infinite delta"), ([1.0], "2 labels and 1 deltas")]
+)
+def test_numbers_that_no_measurement_writes_are_not_trained_on(
+    llava: Family, deltas: list[float], problem: str
+) -> None:
+    row = row_of(conversation("Who?", "Me."), status=STATUS_OK, label_ids=[1, 2], delta_logits=deltas)
+    with pytest.raises(FormatError, match=f"is ok and has {problem}: cal-precompute --verify lists"):
+        RowEncoder(llava.encoder, spec_of(llava.encoder))(row, None)
+
+
 def test_what_is_wrong_with_the_words_is_said_before_a_image_is_opened(
     llava: Family, caplog: pytest.LogCaptureFixture
 ) -> None:

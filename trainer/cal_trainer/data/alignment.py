@@ -18,7 +18,7 @@ from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.measuring.measure import unknown_token
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_images, read_images
-from cal_schemas.annotated import measured_from_columns, sample_from_columns
+from cal_schemas.annotated import MeasuredSample, measured_from_columns, sample_from_columns
 from cal_schemas.errors import (
     STATUS_OK,
     AlignmentError,
@@ -216,9 +216,9 @@ class RowEncoder:
         other than the measured ones, FormatError for a row that says it was measured and holds nothing.
         """
         sample, measured = sample_from_columns(row), measured_from_columns(row)
-        if measured is None and self._use_deltas and row.get("status") == STATUS_OK:
+        if self._use_deltas and row.get("status") == STATUS_OK and (damage := _damage(measured)):
             raise FormatError(
-                f"row {sample.sample_id!r} is ok and has no labels: cal-precompute --verify lists all such rows"
+                f"row {sample.sample_id!r} is ok and has {damage}: cal-precompute --verify lists all such rows"
             )
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
@@ -249,3 +249,12 @@ class RowEncoder:
             more = "; further ones are counted only (unusable_rows)" if self._num_warned == _MAX_WARNINGS else ""
             _log.warning("%s trains nothing: %s: %s%s", sample.sample_id, error.status, error, more)
         return replace(self.dummy, unusable=True)
+
+
+def _damage(measured: MeasuredSample | None) -> str | None:
+    """Returns what the numbers of a row that is ok may not be; None where they may be trained on."""
+    if measured is None:
+        return "no labels"
+    if len(measured.label_ids) != len(measured.delta_logits):
+        return f"{len(measured.label_ids)} labels and {len(measured.delta_logits)} deltas"
+    return "an infinite delta" if np.isinf(measured.delta_logits).any() else None

@@ -133,7 +133,7 @@ pixels giving other logits with the image and the same ones without it, dropped 
 is files, `cal-precompute`, pandas, `cal-train` (cached and online) with a processor and a tokenizer made in the test;
 elsewhere the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
 
-How the tokens that stand for an image are found:
+How the tokens that stand for an image are located:
 
 - *report*: the processor's own text replacement offsets, markers of rows, columns and tiles included.
 - *text*: the processor makes no report; what it handed to its tokenizer is compared with what it was given.

@@ -12,6 +12,7 @@ import pytest
 
 from cal_pipeline.output.object_store import ObjectStore
 from cal_pipeline.output.store import open_store
+from cal_schemas.errors import ConfigError
 from cal_schemas.storage.object_path import ObjectPath
 
 
@@ -117,3 +118,9 @@ def test_what_is_finished_is_what_is_there_under_a_final_name(store: ObjectStore
     assert store.clear_staging() == store.clear_staging(everybodys=True) == []
     store.check_name("b")
     assert len(everything(store)) == 4
+
+
+def test_a_prefix_that_cannot_be_written_is_refused_by_its_flag(bucket: ObjectPath) -> None:
+    missing = str(bucket).replace(bucket.bucket, f"{bucket.bucket}-missing", 1)
+    with pytest.raises(ConfigError, match=r"--output_dir .*-missing/out cannot be written: .*"):
+        open_store(f"{missing}/out", "run-7").check_writable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ class DeltaSource(Protocol):
         """
 
 
-class _KnownDeltas:
+class _KnownDeltas(ABC):
     """Deltas that need no forward."""
 
     def check(self, weighting: Weighting, accumulation_steps: int) -> None:
@@ -51,10 +52,11 @@ class _KnownDeltas:
 
     def prepare(self, model: Any) -> None:
         """See DeltaSource."""
+        return
 
+    @abstractmethod
     def known(self, batch: StepBatch) -> Tensor:
         """See DeltaSource."""
-        raise NotImplementedError
 
     def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Callable[..., Tensor]]:
         """See DeltaSource."""

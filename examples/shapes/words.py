@@ -1,6 +1,6 @@
 """Sorts deltas by kind of word: a row per token, a table per kind, a histogram.
 
-Reads what `cal-precompute` wrote of the world of shapes; knows neither the tool nor torch.
+Reads what `cal-precompute` wrote of the world of shapes; needs no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+
+from cal_pipeline.inspect.tables.statistics import auc
 
 KINDS = ("correlated", "irrelevant", "contradictory")
 COLOURS = {"correlated": "tab:green", "irrelevant": "tab:gray", "contradictory": "tab:red"}
@@ -114,14 +116,6 @@ def table(tokens: pd.DataFrame) -> pd.DataFrame:
         for kind in KINDS
     ]
     return summary
-
-
-def auc(high: np.ndarray, low: np.ndarray) -> float:
-    """Chance that a value of `high` [N] is above a value of `low` [M], ties counting half; NaN if one is empty."""
-    if len(high) == 0 or len(low) == 0:
-        return float("nan")
-    ranks = pd.Series(np.concatenate([high, low])).rank().to_numpy()
-    return float((ranks[: len(high)].sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
 
 
 def histogram(tokens: pd.DataFrame, path: Path) -> None:

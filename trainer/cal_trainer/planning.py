@@ -38,7 +38,7 @@ from cal_trainer.run.bounds import resolve_bounds
 from cal_trainer.run.facts import RunFacts
 from cal_trainer.run.lora import add_lora
 from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
-from cal_trainer.run.resuming import check_state, find_checkpoint, saved_date, state_of
+from cal_trainer.run.resuming import DATE_NAME, check_state, find_checkpoint, saved_settings, state_of
 from cal_trainer.run.self_check import validate_batch_sizes
 from cal_trainer.run.sharding import without_deepspeed
 from cal_trainer.run.validation import prepare_output, validate_flags, validate_optimizer
@@ -242,7 +242,7 @@ def _plan_model(
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=longest_row(meta_model, config.max_length),
         truncation=config.truncation,
-        date=None if resume is None else saved_date(resume),
+        date=None if resume is None else saved_settings(resume).get(DATE_NAME),
     )
     encoder.pad_within(num_embeddings)
     return encoder, num_embeddings, sum(item.numel() for group in groups for item in group["params"])

@@ -5,7 +5,6 @@ alpha = 1 and beta = 5 were chosen on LLaVA's logits; another family's have anot
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from cal_schemas.storage.locations import Location
 from cal_schemas.weighting import check_weighting
 from cal_trainer.config import Quantile
 from cal_trainer.data.dataset import open_measured
-from cal_trainer.run.resuming import STATE_NAME, quantile_name
+from cal_trainer.run.resuming import quantile_name, saved_settings
 
 _HELD, _BITS = 2**22, 22
 """Exact up to 4 million deltas (16 MB), of more to 1 part in 16384 of the value (32 MB)."""
@@ -96,10 +95,7 @@ def resolve_bounds(
 
 def _recorded(checkpoint: Path, quantiles: Mapping[str, Quantile]) -> dict[str, float]:
     """Values in a checkpoint for these very quantiles; empty when it has none: the check of its state says why."""
-    try:
-        settings = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"]
-        if any(settings.get(quantile_name(name)) != str(bound) for name, bound in quantiles.items()):
-            return {}
-        return {name: float(settings[f"--{name}"]) for name in quantiles}
-    except (OSError, ValueError, KeyError, TypeError):
+    settings = saved_settings(checkpoint)
+    if any(settings.get(quantile_name(name)) != str(bound) for name, bound in quantiles.items()):
         return {}
+    return {name: float(settings[f"--{name}"]) for name in quantiles}

@@ -97,13 +97,12 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 
-def saved_date(checkpoint: Path) -> str | None:
-    """The date that the template read in the run that saved it; None also where `check_state` refuses it."""
+def saved_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that saved it; none where they cannot be read, which `check_state` refuses."""
     try:
-        date = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"].get(DATE_NAME)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return date if isinstance(date, str) else None
+        return dict(json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def check_state(checkpoint: Path, present: Mapping[str, Any]) -> None:

@@ -189,7 +189,7 @@ class _Side:
     """Rows of one side, with where their tokens are."""
 
     def __init__(self, data: pa.Table | pa.RecordBatch) -> None:
-        self.flat = FlatTokens.from_arrow(data)
+        self.flat = FlatTokens.of(data)
         self.ok = np.asarray(data.column("status").to_pandas() == STATUS_OK, bool)
         self._starts = np.cumsum(self.flat.lengths) - self.flat.lengths
 

@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS, irregular_answers
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
 from cal_schemas.delta_counts import DeltaCounts
@@ -93,7 +94,7 @@ def _grouped(
     source_of = {path: item.source.data_path for path, item in zip(opened.files, opened.metadata, strict=True)}
     extra = [*ANSWER_COLUMNS] if by == "turn" else [] if column is None else [column]
     for batch in read_batches(opened, [*LIST_COLUMNS, *extra]):
-        flat = FlatTokens.from_arrow(batch.data)
+        flat = FlatTokens.of(batch.data)
         if not len(flat.deltas):
             continue
         if column is not None:

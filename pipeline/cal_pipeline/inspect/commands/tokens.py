@@ -96,7 +96,7 @@ def token_statistics(opened: AnnotatedDataset, top: int) -> TokenStatistics:
     lowest: list[Occurrence] = []
     count, total = np.zeros(0, np.int64), np.zeros(0)
     for number, batch in enumerate(read_batches(opened, ["sample_id", *LIST_COLUMNS])):
-        flat = FlatTokens.from_arrow(batch.data)
+        flat = FlatTokens.of(batch.data)
         defined = np.flatnonzero(~np.isnan(flat.deltas))
         if not len(defined):
             continue

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.answers import irregular_answers
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import conversation, row_images, table_of
 from cal_pipeline.inspect.tables.summary import measured_with
@@ -74,7 +75,7 @@ def _scan(dataset: AnnotatedDataset) -> tuple[DeltaCounts, np.ndarray]:
     """Counts of all deltas, and the mean delta of every row [R] float32, NaN where none is defined."""
     counts, means = DeltaCounts(), [np.empty(0, np.float32)]
     for batch in read_batches(dataset, LIST_COLUMNS):
-        flat = FlatTokens.from_arrow(batch.data)
+        flat = FlatTokens.of(batch.data)
         counts.add(flat.deltas)
         means.append(flat.mean(flat.deltas).astype(np.float32))
     return counts, np.concatenate(means)
@@ -126,7 +127,7 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
 def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: PageOptions) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
     table = table_of(rows)
-    flat = FlatTokens.from_arrow(table)
+    flat = FlatTokens.of(table)
     weights = flat.weights(alpha=options.alpha, beta=options.beta, window=options.window)
     turns = flat.turns(irregular_answers(table))
     cards = []

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.condition_sql import Writer
 from cal_pipeline.inspect.tables.condition_text import connection
-from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, check_defined, computed_columns
 from cal_pipeline.inspect.tables.stored_columns import TEXTS, comparable, plain_type, scalar_columns

@@ -18,8 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.conditions import RowTest
-from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
@@ -80,7 +81,7 @@ def sample_frame(
     it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
     `source_NAME`.
     """
-    flat = FlatTokens.from_frame(frame)
+    flat = FlatTokens.of(frame)
     turns = flat.turns(irregular_answers(frame))
     values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
     listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
@@ -124,7 +125,7 @@ def token_frame(
     (float32). Rows without tokens (status not ok) have none.
     """
     pieces = as_pieces(tokenizer)
-    flat = FlatTokens.from_frame(frame)
+    flat = FlatTokens.of(frame)
     codes, texts = pieces.texts(flat.label_ids)
     columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}
     if "sample_id" in frame:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, irregular_answers, said_by_answer
+from cal_pipeline.inspect.tables.answers import irregular_answers, said_by_answer
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows, source_samples
@@ -125,7 +126,7 @@ def table_of(rows: Sequence[NumberedRow]) -> pa.Table:
 
 def shown_tokens(row: pa.Table, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
     """Tokens of a table of one row."""
-    flat = FlatTokens.from_arrow(row.select(LIST_COLUMNS))
+    flat = FlatTokens.of(row.select(LIST_COLUMNS))
     turns = flat.turns(irregular_answers(row))
     values = zip(pieces.spelled(flat.label_ids.tolist()), flat.deltas, flat.weights(**weighting), turns, strict=True)
     return [

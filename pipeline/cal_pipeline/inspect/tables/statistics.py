@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.answers import irregular_answers
+from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool
 
@@ -66,7 +67,7 @@ def sample_columns(
 def computed_columns(batch: pa.RecordBatch, names: Collection[str], **weighting: Any) -> dict[str, np.ndarray]:
     """SAMPLE_COLUMNS of a batch of shards; ConfigError where one of `names` is not defined by these bounds."""
     check_defined(names, alpha=weighting["alpha"], beta=weighting["beta"])
-    flat = FlatTokens.from_arrow(batch)
+    flat = FlatTokens.of(batch)
     return sample_columns(flat, flat.turns(irregular_answers(batch) if "turns" in names else None), **weighting)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS, irregular_answers
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.delta_counts import DeltaCounts
@@ -39,7 +40,7 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
         data = batch.data
         for item in pc.value_counts(data.column("status")).to_pylist():
             statuses[item["values"]] += item["counts"]
-        flat = FlatTokens.from_arrow(data)
+        flat = FlatTokens.of(data)
         encoded += pc.sum(pc.filter(data.column("num_tokens"), pc.equal(data.column("status"), STATUS_OK))).as_py() or 0
         if "images" in data.schema.names:
             counts = np.asarray(pc.list_value_length(data.column("images")))

@@ -16,7 +16,8 @@ import numpy as np
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import ANSWER_COLUMNS, LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.models.directory import model_directory
@@ -89,7 +90,7 @@ def weighted_examples(
     columns = ["sample_id", "sample_key", "status", "images", *ANSWER_COLUMNS]
     for batch in read_batches(opened, [*columns, *LIST_COLUMNS], _BATCH_ROWS):
         folder = image_folder_of(opened, batch.file, arguments.image_folder)
-        flat = FlatTokens.from_arrow(batch.data)
+        flat = FlatTokens.of(batch.data)
         weights = flat.weights(**weighting)
         stops = np.cumsum(flat.lengths)
         for row, start, stop in zip(rows_from_batch(batch.data), stops - flat.lengths, stops, strict=True):

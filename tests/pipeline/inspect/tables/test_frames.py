@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
-from cal_pipeline.inspect.tables.flat import FlatTokens, irregular_answers
+from cal_pipeline.inspect.tables.answers import irregular_answers
+from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_schemas.annotated import template_inputs
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn
@@ -58,7 +59,7 @@ def test_weights_are_the_trainers_to_the_bit(
 ) -> None:
     options: dict[str, Any] = {"alpha": bounds[0], "beta": bounds[1], "window": window, "pool": pool}
     pairs = [(np.cumsum([step for step, _ in row]).tolist(), [delta for _, delta in row]) for row in rows]
-    flat = FlatTokens.from_frame(frame_of(*pairs))
+    flat = FlatTokens.of(frame_of(*pairs))
     expected = []
     for positions, deltas in pairs:
         length = (positions[-1] if positions else 0) + 3
@@ -161,7 +162,7 @@ def test_spans_around_images_inside_an_answer_are_one_turn(
 ) -> None:
     messages = [turn for answer in answers for turn in ({"role": "user", "content": "?"},
                 {"role": "assistant", "content": answer})]  # fmt: skip
-    flat = FlatTokens.from_frame(frame_of((positions, [0.0] * len(positions))))
+    flat = FlatTokens.of(frame_of((positions, [0.0] * len(positions))))
     assert flat.turns(irregular_answers(pd.DataFrame({"messages": [messages]}))).tolist() == expected
     column = pa.chunked_array(
         [[None], [messages]], pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -194,7 +195,7 @@ def test_answers_that_are_not_learned_are_counted(
         "messages": [None, [{"role": turn.role, "content": turn.content} for turn in turns]],
         "template_inputs": [None, template_inputs(sample)],
     })  # fmt: skip
-    flat = FlatTokens.from_frame(frame_of(([], []), (positions, [0.0] * len(positions))))
+    flat = FlatTokens.of(frame_of(([], []), (positions, [0.0] * len(positions))))
     for columns in (table, table.to_batches()[0], table.to_pandas(), table.to_pandas(types_mapper=pd.ArrowDtype)):
         assert flat.turns(irregular_answers(columns)).tolist() == expected
     frame = frame_of(
@@ -269,5 +270,5 @@ def test_an_answer_that_only_calls_a_tool_is_counted() -> None:
         "template_inputs": [template_inputs(Sample(sample_id="s", images=(), messages=tuple(turns)))],
     })  # fmt: skip
     for positions, expected in (([1, 2, 9], [1, 1, 2]), ([1, 2], [1, 1])):
-        flat = FlatTokens.from_frame(frame_of((positions, [0.0] * len(positions))))
+        flat = FlatTokens.of(frame_of((positions, [0.0] * len(positions))))
         assert flat.turns(irregular_answers(table)).tolist() == expected

@@ -216,7 +216,7 @@ def test_a_large_upload_whose_last_answer_got_lost_is_recognised_as_ones_own(
     proxy.faults.append("lost")
     assert (bucket / "y").upload(tmp_path / "y", if_absent=True)
     assert not proxy.faults
-    assert (bucket / "y").stat().size == 12 * MIB
+    assert (bucket / "y").stat().st_size == 12 * MIB
     assert bucket.unfinished_uploads() == []
 
 
@@ -230,7 +230,7 @@ def test_parts_that_fail_are_sent_again_and_an_upload_that_cannot_be_ended_leave
     proxy.faults.extend(["drop", "503", "drop" if bucket.scheme == "gs" else "lost", "drop"])
     assert (bucket / "x").upload(tmp_path / "x", if_absent=True)
     assert not proxy.faults
-    assert (bucket / "x").stat().size == 16 * MIB
+    assert (bucket / "x").stat().st_size == 16 * MIB
     proxy.faults.append("403")
     with pytest.raises(StoreError, match="forbidden"):
         (bucket / "y").upload(tmp_path / "x", if_absent=True)

@@ -27,6 +27,12 @@ from cal_schemas.spec import Dtype, Quantization, digest_json
 
 _MIB = 2**20
 _PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
+_WAYS_OUT = {
+    "torchvision": "Install torchvision.",
+    "does not support an attention implementation": "Ask for --attn_implementation eager.",
+    "remote_code": "If you trust its code, pass --trust_remote_code.",
+}
+"""Words of a library's reason to what helps."""
 _Loaded = TypeVar("_Loaded")
 
 registry.register()  # Whoever loads a model here may load one of ours.
@@ -62,16 +68,9 @@ def weights_digest(directory: Path) -> str:
 def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
     try:
         return load()
-    except ImportError as error:
-        hint = " Install torchvision." if "torchvision" in str(error).lower() else ""
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ConfigError(f"cannot load {what}: {reason}.{hint}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:400]
-        hint = " If you trust its code, pass --trust_remote_code." if "remote_code" in reason else ""
-        if "does not support an attention implementation" in reason:
-            hint = " Ask for --attn_implementation eager."
-        hint = hint or cache_hint(error)
+        hint = next((f" {way_out}" for part, way_out in _WAYS_OUT.items() if part in reason.lower()), cache_hint(error))
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 
 

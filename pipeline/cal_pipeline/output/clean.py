@@ -30,7 +30,7 @@ def clean(store: Store) -> list[str]:
             removed.append(str(leftover))
     if isinstance(store, ObjectStore):
         root = store.output_dir
-        for key, upload in root.unfinished_uploads():
-            root.abort_upload(key, upload)
+        for key, abort in root.unfinished_uploads():
+            abort()
             removed.append(f"unfinished upload of {root.scheme}://{root.bucket}/{key}")
     return removed

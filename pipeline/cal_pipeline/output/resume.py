@@ -58,17 +58,8 @@ def compare_with_output(
     done: dict[str, Counter[str]] = {}
     finished = store.finished()
     for path, footer in zip(finished, read_annotated_footers(finished), strict=True):
-        metadata = read_shard_metadata(path, footer)
-        _check_measurement(path, metadata, spec)
-        if (shard := planned.get(path)) is None:
-            raise ConfigError(
-                f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} "
-                f"of {metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
-                f"Otherwise {_ANOTHER}"
-            )
-        _check_source(path.name, metadata, shard)
-        _check_columns(path, footer, metadata, schema, carry)
-        done[shard.name] = _statuses(path, footer)
+        _check(path, footer, planned.get(path), spec, schema, carry)
+        done[planned[path].name] = _statuses(path, footer)
     pending = tuple(shard for shard in shards if shard.name not in done)
     for shard in pending:
         store.check_name(shard.name)
@@ -82,11 +73,7 @@ def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, c
     """
     store.check_name(shard.name)
     path = store.path(shard.name)
-    footer = read_annotated_footer(path)
-    metadata = read_shard_metadata(path, footer)
-    _check_measurement(path, metadata, spec)
-    _check_source(path.name, metadata, shard)
-    _check_columns(path, footer, metadata, schema, carry)
+    _check(path, read_annotated_footer(path), shard, spec, schema, carry)
 
 
 def kept_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow | None]:
@@ -122,7 +109,10 @@ def _statuses(path: Location, footer: pq.FileMetaData) -> Counter[str]:
     return counts
 
 
-def _check_measurement(path: Location, metadata: ShardMetadata, spec: MeasurementSpec) -> None:
+def _check(
+    path: Location, footer: pq.FileMetaData, shard: Shard | None, spec: MeasurementSpec, schema: pa.Schema, carry: str
+) -> None:
+    metadata = read_shard_metadata(path, footer)
     if differing := metadata.spec.differences(spec):
         listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in differing)
         raise ConfigError(f"{path} holds another measurement ({listed}); {_ANOTHER}")
@@ -131,6 +121,14 @@ def _check_measurement(path: Location, metadata: ShardMetadata, spec: Measuremen
             f"{path} holds a part of its shard's rows (cal-inspect filter: {'; '.join(metadata.filters)}): "
             "measuring would take them for all; choose another --output_dir"
         )
+    if shard is None:
+        raise ConfigError(
+            f"{path} is not part of this run's plan (rows {metadata.source.row_start}-{metadata.source.row_stop} of "
+            f"{metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
+            f"Otherwise {_ANOTHER}"
+        )
+    _check_source(path.name, metadata, shard)
+    _check_columns(path, footer, metadata, schema, carry)
 
 
 def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:

@@ -12,10 +12,10 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from cal_pipeline.output.object_store import ObjectStore
 from cal_schemas.errors import ConfigError
@@ -24,53 +24,6 @@ from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 
 _log = logging.getLogger(__name__)
-
-
-class Store(Protocol):
-    """Where annotated shards are published."""
-
-    @property
-    def output_dir(self) -> Location:
-        """What the user named."""
-
-    @property
-    def run_id(self) -> str:
-        """Part of this run's staging names, so that it can clear away its own and no other's."""
-
-    @property
-    def internal(self) -> Location:
-        """Where everything that is not a final shard lives."""
-
-    @property
-    def logs(self) -> Path:
-        """Where workers write their logs: a local directory."""
-
-    def path(self, name: str) -> Location:
-        """Final path of a shard."""
-
-    def check_writable(self) -> None:
-        """ConfigError unless shards can be written, found out without leaving anything behind."""
-
-    def prepare(self) -> None:
-        """Makes what has to be made, once work begins; ConfigError with the reason where that fails."""
-
-    def finished(self) -> list[Location]:
-        """Final shards that are there now."""
-
-    def check_name(self, name: str) -> None:
-        """ConfigError when no shard can be published as `name`, because what is there is no file."""
-
-    def staging(self, name: str) -> AbstractContextManager[Path]:
-        """A local path to write a shard to; whatever is still there on leaving is removed."""
-
-    def commit(self, partial: Path, name: str, *, replace: bool = False) -> bool:
-        """Publishes a staged file under its final name, durable on return; True when it was ours that counted.
-
-        First writer wins: a shard that is already there stays as it is, unless `replace`.
-        """
-
-    def clear_staging(self, *, everybodys: bool = False) -> list[str]:
-        """Removes what this run left in staging; everybody's only while no other driver is alive. Returns names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,11 +129,15 @@ class LocalStore:
         return True
 
     def clear_staging(self, *, everybodys: bool = False) -> list[str]:
-        """Removes what this run left in staging; everybody's only while no other driver is alive."""
+        """Removes what this run left in staging; everybody's only while no other driver is alive. Returns names."""
         leftovers = list((self.internal / "staging").glob("*" if everybodys else f"*.{self.run_id}*"))
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         return [str(leftover) for leftover in leftovers]
+
+
+Store: TypeAlias = LocalStore | ObjectStore
+"""Where annotated shards are published; both have the same methods."""
 
 
 def _sync(path: Path) -> None:

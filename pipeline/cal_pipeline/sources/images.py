@@ -96,7 +96,7 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
         item = folder.below(spelled)
         if spelled != plain and not item.is_file():
             item = folder.below(plain)
-        if (size := item.stat().size) > MAX_IMAGE_BYTES:
+        if (size := item.stat().st_size) > MAX_IMAGE_BYTES:
             raise ImageError(f"image {path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
         return item.read_bytes()
     except FileNotFoundError as error:

@@ -6,14 +6,17 @@ place, appending) there is no method for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import io
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from cal_schemas.errors import StoreError
 from cal_schemas.storage.factory import backend
 from cal_schemas.storage.protocol import Backend, ObjectInfo
 
@@ -175,27 +178,24 @@ class ObjectPath:
         # Spares sending a shard that cannot win; the condition on the request itself decides.
         if if_absent and isinstance(content, Path) and self._store.info(self.bucket, self.key) is not None:
             return False
-        return self._store.upload(self.bucket, self.key, content, if_absent=if_absent)
-
-    def replace(self, target: ObjectPath) -> ObjectPath:
-        """Moves a small object (both exist for a moment)."""
-        target.write_bytes(self.read_bytes())
-        self.unlink()
-        return target
+        writer = uuid.uuid4().hex
+        try:
+            self._store.upload(self.bucket, self.key, content, writer, if_absent=if_absent)
+        except FileExistsError:
+            there = self._store.info(self.bucket, self.key)
+            return there is not None and there.writer == writer
+        return True
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes the object."""
         if not missing_ok:
             self.stat()
-        self._store.delete(self.bucket, self.key)
+        with contextlib.suppress(FileNotFoundError):
+            self._store.delete(self.bucket, self.key)
 
-    def unfinished_uploads(self) -> list[tuple[str, str]]:
-        """(key, upload id) of multipart uploads below that were begun and not ended."""
+    def unfinished_uploads(self) -> list[tuple[str, Callable[[], None]]]:
+        """Keys of multipart uploads below that were begun and not ended, each with what ends it: nothing is visible."""
         return self._store.uploads(self.bucket, self._below)
-
-    def abort_upload(self, key: str, upload: str) -> None:
-        """Ends one of them; nothing was visible, nothing is."""
-        self._store.abort_upload(self.bucket, key, upload)
 
 
 class ObjectFile(io.RawIOBase):
@@ -219,20 +219,22 @@ class ObjectFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """As io.RawIOBase."""
-        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence] + offset)
+        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.st_size}[whence] + offset)
         return self._at
 
     def size(self) -> int:
         """Of the object, in bytes."""
-        return self._info.size
+        return self._info.st_size
 
     def readinto(self, target: Any) -> int:
         """As io.RawIOBase."""
-        stop = min(self._at + len(target), self._info.size)
+        stop = min(self._at + len(target), self._info.st_size)
         if stop <= self._at:
             return 0
         path = self._path
         data = backend(path.scheme).read(path.bucket, self._info, self._at, stop)
+        if len(data) != stop - self._at:
+            raise StoreError(f"{path}: {len(data)} of {stop - self._at} bytes arrived")
         target[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,22 +13,16 @@ class ObjectInfo:
     """What a store tells of an object without sending it."""
 
     key: str
-    size: int
+    st_size: int
+    """As in os.stat_result."""
     etag: str
     """Changes whenever the content does."""
-    mtime_ns: int = 0
+    st_mtime_ns: int
+    """As in os.stat_result."""
     generation: int | None = None
     """Google's number of this content; None in other stores."""
-
-    @property
-    def st_size(self) -> int:
-        """As in os.stat_result."""
-        return self.size
-
-    @property
-    def st_mtime_ns(self) -> int:
-        """As in os.stat_result."""
-        return self.mtime_ns
+    writer: str = ""
+    """Who uploaded it, as `upload` was told; listings may leave it out."""
 
 
 class Backend(Protocol):
@@ -46,14 +40,14 @@ class Backend(Protocol):
     def read_all(self, bucket: str, key: str) -> bytes:
         """The whole object, in one request."""
 
-    def upload(self, bucket: str, key: str, content: Path | bytes, *, if_absent: bool) -> bool:
-        """Publishes whole content in one step; False, and nothing changed, when it had to be absent and was not."""
+    def upload(self, bucket: str, key: str, content: Path | bytes, writer: str, *, if_absent: bool) -> None:
+        """Publishes whole content in one step; FileExistsError, and nothing changed, when it had to be absent.
+
+        An answer that got lost is asked for again: the object that is in the way then may be this writer's own.
+        """
 
     def delete(self, bucket: str, key: str) -> None:
-        """Harmless when there is no such object."""
+        """FileNotFoundError or nothing when there is no such object."""
 
-    def uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:
-        """(key, upload id) of uploads that were begun below `prefix` and not ended."""
-
-    def abort_upload(self, bucket: str, key: str, upload: str) -> None:
-        """Gives its storage back."""
+    def uploads(self, bucket: str, prefix: str) -> list[tuple[str, Callable[[], None]]]:
+        """Keys of uploads that were begun below `prefix` and not ended, each with what gives its storage back."""

@@ -6,11 +6,13 @@ Objects appear whole: a put is one step, and parts of a multipart upload are inv
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import logging
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,163 +95,129 @@ class S3:
             time.sleep(wait)
         raise AssertionError("unreachable")
 
-    def info(self, bucket: str, key: str) -> ObjectInfo | None:
-        """As `Backend.info`."""
-        try:
-            head = self._retrying(_uri(bucket, key), lambda: self._client.head_object(Bucket=bucket, Key=key))
-        except FileNotFoundError:
-            return None
-        return _info(key, head["ContentLength"], head["ETag"], head["LastModified"])
+    def _call(self, operation: Callable[..., Any], bucket: str, key: str, **arguments: Any) -> Any:
+        return self._retrying(_uri(bucket, key), lambda: operation(Bucket=bucket, Key=key, **arguments))
 
-    def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
-        """As `Backend.objects`."""
-        more: dict[str, Any] = {"MaxKeys": limit} if limit else {}
-        while True:
-            page = self._retrying(
-                _uri(bucket, prefix),
-                lambda: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more),  # noqa: B023
-            )
-            for item in page.get("Contents", []):
-                yield _info(item["Key"], item["Size"], item["ETag"], item["LastModified"])
-            if limit or not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def read(self, bucket: str, pinned: ObjectInfo, start: int, stop: int) -> bytes:
-        """As `Backend.read`."""
-
+    def _get(self, bucket: str, key: str, **part: str) -> bytes:
         def get() -> bytes:
-            answer = self._client.get_object(
-                Bucket=bucket, Key=pinned.key, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{pinned.etag}"'
-            )
-            with answer["Body"] as body:
-                data: bytes = body.read()
-            if len(data) != stop - start:
-                raise self._errors.IncompleteReadError(actual_bytes=len(data), expected_bytes=stop - start)
-            return data
-
-        return self._retrying(_uri(bucket, pinned.key), get)
-
-    def read_all(self, bucket: str, key: str) -> bytes:
-        """As `Backend.read_all`."""
-
-        def get() -> bytes:
-            with self._client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+            with self._client.get_object(Bucket=bucket, Key=key, **part)["Body"] as body:
                 data: bytes = body.read()
             return data
 
         return self._retrying(_uri(bucket, key), get)
 
-    def upload(self, bucket: str, key: str, content: Path | bytes, *, if_absent: bool) -> bool:
+    def _pages(self, operation: Callable[..., Any], bucket: str, prefix: str, **more: Any) -> Iterator[dict[str, Any]]:
+        """All pages of a listing. Not by boto3's paginator, which cannot go on after a request that failed."""
+        while True:
+            page = self._retrying(
+                _uri(bucket, prefix), functools.partial(operation, Bucket=bucket, Prefix=prefix, **more)
+            )
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            more |= {name.removeprefix("Next"): value for name, value in page.items() if name.startswith("Next")}
+
+    def info(self, bucket: str, key: str) -> ObjectInfo | None:
+        """As `Backend.info`."""
+        try:
+            head = self._call(self._client.head_object, bucket, key)
+        except FileNotFoundError:
+            return None
+        writer = head.get("Metadata", {}).get(_WRITER, "")
+        return _info(key, head["ContentLength"], head["ETag"], head["LastModified"], writer)
+
+    def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
+        """As `Backend.objects`."""
+        size = {"MaxKeys": limit} if limit else {}
+        for page in self._pages(self._client.list_objects_v2, bucket, prefix, **size):
+            for item in page.get("Contents", []):
+                yield _info(item["Key"], item["Size"], item["ETag"], item["LastModified"])
+            if limit:
+                return
+
+    def read(self, bucket: str, pinned: ObjectInfo, start: int, stop: int) -> bytes:
+        """As `Backend.read`."""
+        return self._get(bucket, pinned.key, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{pinned.etag}"')
+
+    def read_all(self, bucket: str, key: str) -> bytes:
+        """As `Backend.read_all`."""
+        return self._get(bucket, key)
+
+    def upload(self, bucket: str, key: str, content: Path | bytes, writer: str, *, if_absent: bool) -> None:
         """As `Backend.upload`."""
         if if_absent and not self._conditional and self.info(bucket, key) is not None:
-            return False
-        writer = uuid.uuid4().hex
+            raise FileExistsError(errno.EEXIST, "Object exists", _uri(bucket, key))
         condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         try:
             if isinstance(content, bytes) or size <= 2 * PART_BYTES:
                 data = content if isinstance(content, bytes) else content.read_bytes()
-                self._retrying(
-                    _uri(bucket, key),
-                    lambda: self._client.put_object(
-                        Bucket=bucket, Key=key, Body=data, Metadata={_WRITER: writer}, **condition
-                    ),
-                )
+                self._call(self._client.put_object, bucket, key, Body=data, Metadata={_WRITER: writer}, **condition)
             else:
                 self._upload_parts(bucket, key, content, size, writer, condition)
-        except FileExistsError:
-            # An answer that got lost on its way is asked for again, and then it is our own object that is in the way.
-            return self._is_mine(bucket, key, writer)
         except UnknownToServerError:
             if not condition:
                 raise StoreError(f"{_uri(bucket, key)}: this store does not know how to take an object") from None
             _log.warning("%s: this store has no conditional writes", _uri(bucket, key))
             self._conditional = False
-            return self.upload(bucket, key, content, if_absent=if_absent)
-        return True
+            self.upload(bucket, key, content, writer, if_absent=if_absent)
 
     def _upload_parts(
         self, bucket: str, key: str, path: Path, size: int, writer: str, condition: dict[str, str]
     ) -> None:
-        where, uri = {"Bucket": bucket, "Key": key}, _uri(bucket, key)
-        part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
-        upload = self._retrying(uri, lambda: self._client.create_multipart_upload(**where, Metadata={_WRITER: writer}))[
-            "UploadId"
-        ]
+        uri, part_bytes = _uri(bucket, key), max(PART_BYTES, -(-size // _MAX_PARTS))
+        begun = self._call(self._client.create_multipart_upload, bucket, key, Metadata={_WRITER: writer})
+        upload = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
 
         def send(number: int) -> dict[str, Any]:
             with path.open("rb") as file:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
             answer = self._retrying(
-                f"{uri} part {number}",
-                lambda: self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=data),
+                f"{uri} part {number}", lambda: self._client.upload_part(**upload, PartNumber=number, Body=data)
             )
             return {"ETag": answer["ETag"], "PartNumber": number}
 
         try:
             with ThreadPoolExecutor(_UPLOAD_THREADS) as pool:
-                parts = list(pool.map(send, range(1, -(-size // part_bytes) + 1)))
+                parts = {"Parts": list(pool.map(send, range(1, -(-size // part_bytes) + 1)))}
+            complete = self._client.complete_multipart_upload
             try:
-                self._retrying(
-                    uri,
-                    lambda: self._client.complete_multipart_upload(
-                        **where, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
-                    ),
-                )
+                self._retrying(uri, lambda: complete(**upload, MultipartUpload=parts, **condition))
             except FileNotFoundError:
-                if not self._is_mine(bucket, key, writer):
+                # Completed already, where the answer to that got lost.
+                if (there := self.info(bucket, key)) is None or there.writer != writer:
                     raise StoreError(f"{uri}: its multipart upload was aborted by someone else") from None
         except BaseException:
             # A killed process does not get here: `cal-precompute --clean` does it then.
             try:
-                self._client.abort_multipart_upload(**where, UploadId=upload)
+                self._client.abort_multipart_upload(**upload)
             except (self._errors.ClientError, self._errors.BotoCoreError) as error:
                 _log.warning("%s: an unfinished upload stays behind (%s); --clean aborts it", uri, error)
             raise
 
-    def _is_mine(self, bucket: str, key: str, writer: str) -> bool:
-        try:
-            head = self._retrying(_uri(bucket, key), lambda: self._client.head_object(Bucket=bucket, Key=key))
-        except FileNotFoundError:
-            return False
-        return bool(head.get("Metadata", {}).get(_WRITER) == writer)
-
     def delete(self, bucket: str, key: str) -> None:
         """As `Backend.delete`."""
-        self._retrying(_uri(bucket, key), lambda: self._client.delete_object(Bucket=bucket, Key=key))
+        self._call(self._client.delete_object, bucket, key)
 
-    def uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:
+    def uploads(self, bucket: str, prefix: str) -> list[tuple[str, Callable[[], None]]]:
         """As `Backend.uploads`."""
-        begun: list[tuple[str, str]] = []
-        more: dict[str, str] = {}
-        while True:
-            page = self._retrying(
-                _uri(bucket, prefix),
-                lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix, **more),  # noqa: B023
-            )
-            begun += [
-                (item["Key"], item["UploadId"]) for item in page.get("Uploads", []) if item["Key"].startswith(prefix)
-            ]
-            if not page.get("IsTruncated"):
-                return begun
-            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        return [
+            (item["Key"], functools.partial(self._abort, bucket, item["Key"], item["UploadId"]))
+            for page in self._pages(self._client.list_multipart_uploads, bucket, prefix)
+            for item in page.get("Uploads", [])
+            if item["Key"].startswith(prefix)
+        ]
 
-    def abort_upload(self, bucket: str, key: str, upload: str) -> None:
-        """As `Backend.abort_upload`."""
-        try:
-            self._retrying(
-                _uri(bucket, key),
-                lambda: self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload),
-            )
-        except FileNotFoundError:
-            return
+    def _abort(self, bucket: str, key: str, upload: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call(self._client.abort_multipart_upload, bucket, key, UploadId=upload)
 
 
 def _uri(bucket: str, key: str) -> str:
     return f"s3://{bucket}/{key}"
 
 
-def _info(key: str, size: int, etag: str, modified: Any) -> ObjectInfo:
-    return ObjectInfo(key=key, size=int(size), etag=etag.strip('"'), mtime_ns=int(modified.timestamp()) * 10**9)
+def _info(key: str, size: int, etag: str, modified: Any, writer: str = "") -> ObjectInfo:
+    at = int(modified.timestamp()) * 10**9
+    return ObjectInfo(key=key, st_size=size, etag=etag.strip('"'), st_mtime_ns=at, writer=writer)

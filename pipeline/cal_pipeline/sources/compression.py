@@ -8,59 +8,17 @@ from __future__ import annotations
 
 import gzip
 import io
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
 
-import zstandard
+import pyarrow as pa
 
 from cal_schemas.storage.locations import Location
 
-BROKEN = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
-"""Raised by reading when the compression is broken or the file is cut."""
 _GZIP_SUFFIXES = (".gz", ".tgz")
 _GZIP_HEADER = b"\x1f\x8b"
+_ZSTD_HEADER = b"\x28\xb5\x2f\xfd"
 _BUFFER = 2**20
-_INPUT = 2**11
-"""Zstandard turns 4 bytes into 128 KiB at best: so much input makes at most 64 MiB of output."""
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of a file of any number of frames.
-
-    Zstandard's own stream_reader takes a file that was cut inside a frame for its end; this raises EOFError.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._frame: Any = None
-        self._unread = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self._ready:
-            block = self._unread or self._file.read(_INPUT)
-            if self._frame is None:
-                if not block:
-                    return 0
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            elif not block:
-                raise EOFError("the file ends inside a frame")
-            # Sliced as a view: a small read must not copy the rest of a large block.
-            self._ready = memoryview(self._frame.decompress(block))
-            self._unread = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
-        size = min(len(target), len(self._ready))
-        target[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _compression(path: Location) -> Literal["zst", "gz"] | None:
@@ -72,7 +30,7 @@ def _compression(path: Location) -> Literal["zst", "gz"] | None:
         return None
     with path.open("rb") as file:
         head = file.read(4)
-    return "zst" if head == zstandard.FRAME_HEADER else "gz" if head.startswith(_GZIP_HEADER) else None
+    return "zst" if head == _ZSTD_HEADER else "gz" if head.startswith(_GZIP_HEADER) else None
 
 
 def is_compressed(path: Location) -> bool:
@@ -81,14 +39,16 @@ def is_compressed(path: Location) -> bool:
 
 
 def open_binary(path: Location) -> BinaryIO:
-    """The file's content from its start; reading raises one of BROKEN when the compression is broken."""
+    """The file's content from its start; to be read inside `reading`, which knows broken ones."""
     compression = _compression(path)
     if compression == "gz":
         return cast(BinaryIO, gzip.open(path) if isinstance(path, Path) else gzip.GzipFile(fileobj=path.open("rb")))
     file = path.open("rb")
     if compression is None:
         return file
-    return cast(BinaryIO, io.BufferedReader(_ZstdReader(file), buffer_size=_BUFFER))
+    # Arrow's takes any number of frames, and does not take a file that was cut inside one for its end.
+    frames = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+    return cast(BinaryIO, io.BufferedReader(frames, _BUFFER))
 
 
 def skip(file: BinaryIO, count: int) -> int:

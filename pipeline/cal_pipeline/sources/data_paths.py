@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,15 +70,16 @@ def expand_braces(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _literal_part(path: Path, is_pattern: Callable[[str], bool]) -> Path:
-    return Path(*path.parts[: next(i for i, part in enumerate(path.parts) if is_pattern(part))])
+def _literal(parts: Sequence[str]) -> Sequence[str]:
+    """The parts of a path before the first that is a pattern."""
+    return parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part)]
 
 
 def _matching(pattern: Path) -> list[Location]:
     """Files that a glob names, sorted."""
     if "**" not in pattern.parts:
         return [*sorted(item for item in map(Path, glob.glob(str(pattern))) if counts_as_file(item))]
-    base = _literal_part(pattern, glob.has_magic)
+    base = Path(*_literal(pattern.parts))
     form = re.compile(_glob_to_regex(pattern.relative_to(base).as_posix()))
     return files_below(base, lambda file: bool(form.fullmatch(file.relative_to(base).as_posix())))  # type: ignore[arg-type]
 
@@ -102,11 +103,7 @@ def _find_local(path: Path) -> tuple[Path, list[Location]]:
         if not of_name and len(names) > 1:
             raise ConfigError(f"--data_path {path}: of its {len(names)} names {name} is not there")
         files |= dict.fromkeys(of_name)
-    return _literal_part(path, _is_pattern), [*files]
-
-
-def _is_pattern(part: str) -> bool:
-    return glob.has_magic(part) or "{" in part
+    return Path(*_literal(path.parts)), [*files]
 
 
 def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
@@ -116,9 +113,7 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     names = expand_braces(path.key)
     if len(names) == 1 and not glob.has_magic(path.key):
         return path, files_below(path)
-    parts = path.key.split("/")
-    literal = parts[: next(i for i, part in enumerate(parts) if _is_pattern(part))]
-    base = replace(path, key="/".join(literal))
+    base = replace(path, key="/".join(_literal(path.key.split("/"))))
     # One listing serves all names.
     there = {item.key: item for item in base.files()}
     files: dict[str, ObjectPath] = {}

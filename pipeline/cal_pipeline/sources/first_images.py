@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 from cal_pipeline.sources.compression import is_compressed
-from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
 from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.errors import ConfigError, ImageError, ShardError
@@ -61,7 +60,7 @@ def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> Non
         path, folder, reason = missed[0]
         raise ConfigError(
             f"--data_path {data_path}: none of the {looked_at} images looked at can be read. The first is {path!r}, "
-            f"and with --image_folder {folder} that is {_joined(folder, path)}: {reason}{_elsewhere(folder, path)}"
+            f"and with --image_folder {folder} that is {folder / path}: {reason}{_elsewhere(folder, path)}"
         )
     if missed:
         _log.warning("%s: %d of %d images looked at cannot be read; the first: %s", data_path, len(missed), looked_at,
@@ -78,19 +77,14 @@ def _spread(shards: Sequence[Shard]) -> list[Shard]:
 
 def _named_images(shard: Shard) -> Iterator[ImageRef]:
     """Images of its first rows that are named and not embedded, one a row."""
-    path = location(shard.source.uri)
-    if not format_of(path, shard.source.data_format).names_images(path):
-        return  # Its images would be read to see that they are there.
+    if shard.embedded_bytes and not shard.byte_stop:
+        return  # A file read by columns, which holds its images: they would be read to see that they are there.
     try:
         for sample in islice(read_samples(shard), _FIRST_ROWS):
             if named := next((ref for ref in sample.images if ref.data is None and ref.path), None):
                 yield named
     except ShardError as error:
         _log.warning("%s: no image was looked at: %s", shard.name, error)  # Its worker will say so too.
-
-
-def _joined(folder: Location, path: str) -> str:
-    return str(folder / path) if isinstance(folder, Path) else f"{folder}/{path}"
 
 
 def _elsewhere(folder: Location, path: str) -> str:

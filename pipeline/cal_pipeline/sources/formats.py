@@ -84,8 +84,6 @@ class InputFormat:
     what planning saw."""
     splits: bool = True
     """Whether a file may become several shards: their names then say their rows."""
-    names_images: Callable[[Location], bool] = lambda file: True
-    """Whether rows may name image files, as far as that is known without reading one."""
     pass_through: Callable[[Location], Mapping[str, pa.Field]] = lambda file: {}
     """Columns that go into the output as they are -> their fields there; `read` gives them with the sample."""
 

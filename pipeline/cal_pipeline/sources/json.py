@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
-from cal_pipeline.sources.compression import BROKEN, open_at, open_binary, read_range
+from cal_pipeline.sources.compression import open_at, open_binary, read_range
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, register
+from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, decode, names_image_file, parse, parse_line, sample_from_json
 from cal_pipeline.sources.values import RowError, is_wide_text
 from cal_schemas.errors import ConfigError, ShardError
@@ -27,6 +28,7 @@ _CHUNK = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _LONGEST_TOKEN = len("-Infinity")
+_DAMAGED = "broken compressed stream"
 _MAX_RANGE_BYTES = 256 * 2**20
 """A virtual shard is read into memory: it ends early rather than grow beyond."""
 
@@ -45,7 +47,7 @@ def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> F
             named |= names_image
             yield start, stop, (stop - start) * has_data
 
-    try:
+    with reading(path, _DAMAGED):
         # A byte order mark, or a zero byte in the first character of JSON.
         if is_wide_text(read_range(path, 0, 4)):
             raise ConfigError(
@@ -53,8 +55,6 @@ def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> F
             )
         with open_binary(path) as file:
             ranges = cut_rows(spans(file), rows_per_shard, _MAX_RANGE_BYTES)
-    except BROKEN as error:
-        raise ShardError(f"{path}: broken compressed stream: {error}") from error
     return FilePlan(ranges=ranges, images="named" if named else "unknown")
 
 
@@ -170,11 +170,9 @@ def _read_rows(read_values: _ReadValues, path: Location, rows: RowRange, name: s
 
     Raises ShardError when the range is no longer what planning saw.
     """
-    try:
+    with reading(path, _DAMAGED):
         for row, value in enumerate(read_values(path, rows.byte_start, rows.byte_stop), rows.row_start):
             yield sample_from_json(value, f"{name}/{row}")
-    except BROKEN as error:
-        raise ShardError(f"{path}: broken compressed stream: {error}") from error
 
 
 def _line_values(path: Location, byte_start: int, byte_stop: int) -> Iterator[Any]:

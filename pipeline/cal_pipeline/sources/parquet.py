@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
+from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import sample_from_values
 from cal_pipeline.sources.values import IMAGE_KEYS
 from cal_schemas.annotated import RESERVED_COLUMNS
-from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location, open_parquet, read_footer
 
@@ -66,11 +67,9 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
 
     Raises ConfigError for columns that no row can be read from, ShardError for a file that is no Parquet.
     """
-    try:
+    with reading(path, "not a readable Parquet file"):
         footer = read_footer(path)
         schema = footer.schema.to_arrow_schema()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ShardError(f"{path}: not a readable Parquet file: {error}") from error
     find_columns(schema, path)
     embedded, text = _image_bytes(footer)
     rows = RowRange(row_start=0, row_stop=footer.num_rows, image_bytes=embedded or text)
@@ -80,12 +79,6 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
 def embedded_image_bytes(path: Location) -> int:
     """Compressed size of the images in the image column, from the footer."""
     return _image_bytes(read_footer(path))[0]
-
-
-def names_images(path: Location) -> bool:
-    """True where the image column holds text, paths or `data:` URLs, and no bytes beside them."""
-    embedded, text = _image_bytes(read_footer(path))
-    return bool(text and not embedded)
 
 
 def _image_bytes(footer: pq.FileMetaData) -> tuple[int, int]:
@@ -111,22 +104,17 @@ def read_rows(path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
 
     Raises ShardError when the file turns out to be corrupt.
     """
-    try:
-        with open_parquet(path) as file:
-            columns = find_columns(file.schema_arrow, path)
-            row = 0
-            for batch in file.iter_batches(batch_size=32):
-                if row >= rows.row_stop:
-                    return
-                if row + len(batch) > rows.row_start:
-                    for number, (values, pass_through) in enumerate(_values(batch, columns), row):
-                        if rows.row_start <= number < rows.row_stop:
-                            yield sample_from_values(values, f"{name}/{number}", pass_through=pass_through)
-                row += len(batch)
-    except StoreError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{path}: corrupt Parquet file: {error}") from error
+    with reading(path, "corrupt Parquet file"), open_parquet(path) as file:
+        columns = find_columns(file.schema_arrow, path)
+        row = 0
+        for batch in file.iter_batches(batch_size=32):
+            if row >= rows.row_stop:
+                return
+            if row + len(batch) > rows.row_start:
+                for number, (values, pass_through) in enumerate(_values(batch, columns), row):
+                    if rows.row_start <= number < rows.row_stop:
+                        yield sample_from_values(values, f"{name}/{number}", pass_through=pass_through)
+            row += len(batch)
 
 
 def _values(batch: pa.RecordBatch, columns: ParquetColumns) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -170,7 +158,6 @@ register(
         plan=plan_file,
         read=read_rows,
         splits=False,
-        names_images=names_images,
         pass_through=pass_through_fields,
     )
 )

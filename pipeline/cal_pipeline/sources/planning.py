@@ -7,7 +7,6 @@ text files and the headers of the archives; it opens no image.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,12 +14,12 @@ from pathlib import PurePosixPath
 
 from cal_pipeline.sources.data_paths import existing_directory, find_files
 from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_of, known_suffix
+from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
-from cal_pipeline.sources.shard import Shard
+from cal_pipeline.sources.shard import Shard, state_of
 from cal_schemas.annotated import ShardSource
-from cal_schemas.errors import ConfigError, ShardError, StoreError
+from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.storage.locations import Location, location
-from cal_schemas.storage.protocol import ObjectInfo
 
 Source = tuple[Location, str, InputFormat]
 """(file, relative name, format)."""
@@ -82,15 +81,10 @@ def plan_shards(
             )  # fmt: skip
             try:
                 of_file = _file_shards(file, stem, input_format, source, rows_per_shard)
-            except StoreError:
-                raise
-            except (ShardError, FileNotFoundError) as error:
-                problem = str(error) if isinstance(error, ShardError) else f"{file}: {error.strerror}"
+            except ShardError as error:
                 if not list_broken:
-                    raise ConfigError(problem) from error
-                of_file = [Shard(name=stem, source=source, problem=problem)]
-            except OSError as error:
-                raise ConfigError(f"cannot read {file}: {error}") from error
+                    raise ConfigError(str(error)) from error
+                of_file = [Shard(name=stem, source=source, problem=str(error))]
             for name in dict.fromkeys((stem, *(shard.name for shard in of_file))):
                 if name in owners:
                     raise ConfigError(
@@ -145,7 +139,8 @@ def _file_shards(
     file: Location, stem: str, input_format: InputFormat, source: ShardSource, rows_per_shard: int
 ) -> list[Shard]:
     has_folder = source.image_folder is not None
-    stat = file.stat()
+    with reading(file, ""):
+        source = replace(source, **state_of(file))
     plan = input_format.plan(file, rows_per_shard)
     _validate_images(file, input_format, plan, has_folder=has_folder)
     if not plan.ranges:
@@ -158,9 +153,6 @@ def _file_shards(
                 num_rows=rows.row_stop - rows.row_start,
                 row_start=rows.row_start,
                 row_stop=rows.row_stop,
-                size=stat.st_size,
-                mtime_ns=stat.st_mtime_ns if isinstance(stat, os.stat_result) else 0,
-                etag=stat.etag if isinstance(stat, ObjectInfo) else None,
             ),
             byte_start=rows.byte_start,
             byte_stop=rows.byte_stop,

@@ -6,14 +6,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cal_pipeline.sources.formats import RowRange, format_of
+from cal_pipeline.sources.reading import reading
 from cal_schemas.annotated import ShardSource
-from cal_schemas.errors import ShardError, StoreError
+from cal_schemas.errors import ShardError
 from cal_schemas.sample import Sample
-from cal_schemas.storage.locations import location
+from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.protocol import ObjectInfo
 
 
@@ -46,6 +48,20 @@ def drawn_rows(source: ShardSource) -> np.ndarray:
     return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
 
 
+def state_of(file: Location) -> dict[str, Any]:
+    """Returns what is kept of a source in its shards to notice that it has changed, by field of ShardSource."""
+    stat = file.stat()
+    if isinstance(stat, ObjectInfo):
+        return {"size": stat.st_size, "mtime_ns": 0, "etag": stat.etag}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "etag": None}
+
+
+def changes(source: ShardSource) -> str:
+    """Says in what a source is no longer the file that planning saw; empty where it still is."""
+    now = state_of(location(source.uri))
+    return ", ".join(f"{name} was {was}, is {now[name]}" for name in now if (was := getattr(source, name)) != now[name])
+
+
 def read_samples(shard: Shard) -> Iterator[Sample]:
     """The shard's samples in row order; exactly `shard.num_rows` of them.
 
@@ -55,15 +71,9 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
         raise ShardError(shard.problem)
     source = shard.source
     path = location(source.uri)
-    try:
-        stat = path.stat()
-    except StoreError:
-        raise
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; it was there at planning") from error
-    mark = stat.etag != source.etag if isinstance(stat, ObjectInfo) else stat.st_mtime_ns != source.mtime_ns
-    if stat.st_size != source.size or mark:
-        raise ShardError(f"{path}: changed since planning; start cal-precompute again")
+    with reading(path, ""):
+        if changed := changes(source):
+            raise ShardError(f"{path}: changed since planning; start cal-precompute again ({changed})")
     rows = RowRange(
         row_start=source.row_start, row_stop=source.row_stop, byte_start=shard.byte_start, byte_stop=shard.byte_stop
     )

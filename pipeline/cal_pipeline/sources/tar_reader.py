@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cal_pipeline.sources.compression import skip
+from cal_pipeline.sources.reading import DamagedError
 
 _BLOCK = 512
 _MAX_HEADER_BYTES = 2**20
 """Of an extended header or a long name: room for names of any file system."""
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-
-
-class DamagedTarError(Exception):
-    """The archive breaks its format; the message says where and how."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,17 +50,17 @@ class TarStream:
         self._file, self._at, self._can_seek = file, start, can_seek
 
     def read(self, size: int) -> bytes:
-        """The next bytes; DamagedTarError when there are fewer."""
+        """The next bytes; DamagedError when there are fewer."""
         data = self._file.read(size)
         self._at += len(data)
         if len(data) < size:
-            raise DamagedTarError(f"it is cut off at byte {self._at}")
+            raise DamagedError(f"it is cut off at byte {self._at}")
         return data
 
     def members(self, stop: int | None = None) -> Iterator[Member]:
         """Files, links and devices in order, directories left out; up to byte `stop`, or else to the archive's end.
 
-        Raises DamagedTarError for a bad header, an archive without its end mark, or data behind that mark.
+        Raises DamagedError for a bad header, an archive without its end mark, or data behind that mark.
         """
         start, name, size = self._at, None, None
         while stop is None or self._at < stop:
@@ -72,7 +69,7 @@ class TarStream:
             self._at += len(block)
             if not block:
                 end = min(offset, self._file.seek(0, io.SEEK_END)) if self._can_seek else offset
-                raise DamagedTarError(f"it is cut off at byte {end}: the end-of-archive mark is missing")
+                raise DamagedError(f"it is cut off at byte {end}: the end-of-archive mark is missing")
             if not any(block):
                 self._check_end(offset)
                 return
@@ -84,14 +81,14 @@ class TarStream:
                 elif info.type in _PAX_TYPES:
                     name, size = _pax_name_and_size(value, offset, name, size)
                 elif info.type == tarfile.XGLTYPE and _pax_name_and_size(value, offset, None, None) != (None, None):
-                    raise DamagedTarError(f"a global header at byte {offset} names all following members alike")
+                    raise DamagedError(f"a global header at byte {offset} names all following members alike")
                 continue
             if info.type == tarfile.GNUTYPE_SPARSE:
-                raise DamagedTarError(f"member {info.name!r} at byte {offset} is a sparse file")
+                raise DamagedError(f"member {info.name!r} at byte {offset} is a sparse file")
             has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
             length = (info.size if size is None else size) if has_data else 0
             if length < 0:
-                raise DamagedTarError(f"bad header at byte {offset}: a size of {length}")
+                raise DamagedError(f"bad header at byte {offset}: a size of {length}")
             end = self._at + -(-length // _BLOCK) * _BLOCK
             if not info.isdir():
                 yield Member(
@@ -106,7 +103,7 @@ class TarStream:
 
     def _extended(self, size: int, offset: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise DamagedTarError(f"an extended header of {size} bytes at byte {offset}")
+            raise DamagedError(f"an extended header of {size} bytes at byte {offset}")
         return self.read(-(-size // _BLOCK) * _BLOCK)[:size]
 
     def _forward(self, to: int) -> None:
@@ -116,20 +113,20 @@ class TarStream:
             return
         self._at += skip(self._file, to - self._at)
         if self._at < to:
-            raise DamagedTarError(f"it is cut off at byte {self._at}")
+            raise DamagedError(f"it is cut off at byte {self._at}")
 
     def _check_end(self, offset: int) -> None:
         # Reading on also lets a compressed stream check itself to its end.
         while rest := self._file.read(2**16):
             if any(rest):
-                raise DamagedTarError(f"more data after the end-of-archive mark at byte {offset} (archives joined?)")
+                raise DamagedError(f"more data after the end-of-archive mark at byte {offset} (archives joined?)")
 
 
 def _header(block: bytes, offset: int) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise DamagedTarError(f"bad header at byte {offset} ({error})") from error
+        raise DamagedError(f"bad header at byte {offset} ({error})") from error
 
 
 def _text(value: bytes) -> str:
@@ -151,8 +148,8 @@ def _pax_name_and_size(value: bytes, offset: int, name: str | None, size: int | 
             elif key == b"size":
                 size = int(content)
             elif key.startswith(b"GNU.sparse"):
-                raise DamagedTarError(f"the member at byte {offset} is a sparse file")
+                raise DamagedError(f"the member at byte {offset} is a sparse file")
             at = end
     except ValueError as error:
-        raise DamagedTarError(f"bad extended header at byte {offset} ({error})") from error
+        raise DamagedError(f"bad extended header at byte {offset} ({error})") from error
     return name, size

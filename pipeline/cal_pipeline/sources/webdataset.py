@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-from cal_pipeline.sources.compression import BROKEN, is_compressed, open_at
+from cal_pipeline.sources.compression import is_compressed, open_at
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, cut_rows, register
 from cal_pipeline.sources.images import MAX_IMAGE_BYTES, MAX_ROW_IMAGE_BYTES
+from cal_pipeline.sources.reading import DamagedError, reading
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES
-from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
+from cal_pipeline.sources.tar_reader import TarStream
 from cal_pipeline.sources.webdataset_samples import (
     IMAGES,
     MAX_MEMBERS,
@@ -25,10 +25,10 @@ from cal_pipeline.sources.webdataset_samples import (
     sample_from_group,
     split_name,
 )
-from cal_schemas.errors import ShardError
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location
 
+_DAMAGED = "broken tar archive"
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +44,7 @@ def _groups(stream: TarStream, stop: int | None, *, load: bool) -> Iterator[Grou
             group = Group(key=key)
         group.members.append((suffix, member))
         if len(group.members) > MAX_MEMBERS:
-            raise DamagedTarError(f"key {key!r} has more than {MAX_MEMBERS} members")
+            raise DamagedError(f"key {key!r} has more than {MAX_MEMBERS} members")
         if load and member.is_file and ending(suffix) in IMAGES | TEXTS:
             is_text = ending(suffix) in TEXTS
             allowed = MAX_ROW_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
@@ -72,7 +72,7 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
                 continue
             digest = hashlib.blake2b(group.key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
             if digest in seen:
-                raise DamagedTarError(
+                raise DamagedError(
                     f"key {group.key!r} comes again at byte {first.start}; files of one sample must stand together, "
                     "and each key once: pack it again, sorted by name"
                 )
@@ -80,7 +80,7 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
             of_images = sum(member.size for suffix, member in group.members if ending(suffix) in IMAGES)
             yield first.start, group.members[-1][1].stop, of_images
 
-    with _reading(path), open_at(path, 0) as file:
+    with reading(path, _DAMAGED), open_at(path, 0) as file:
         stream = TarStream(file, can_seek=not is_compressed(path))
         ranges = cut_rows(spans(_groups(stream, None, load=False)), rows_per_shard)
     if others:
@@ -94,20 +94,11 @@ def read_rows(path: Location, rows: RowRange, name: str = "") -> Iterator[Sample
 
     Raises ShardError when the range is no longer what planning saw.
     """
-    with _reading(path), open_at(path, rows.byte_start) as file:
+    with reading(path, _DAMAGED), open_at(path, rows.byte_start) as file:
         stream = TarStream(file, rows.byte_start, can_seek=not is_compressed(path))
         for group in _groups(stream, rows.byte_stop, load=True):
             if group.is_row:
                 yield sample_from_group(group)
-
-
-@contextmanager
-def _reading(path: Location) -> Iterator[None]:
-    """Turns what a broken archive raises into a ShardError that names it."""
-    try:
-        yield
-    except (DamagedTarError, *BROKEN) as error:
-        raise ShardError(f"{path}: broken tar archive: {error}") from error
 
 
 register(

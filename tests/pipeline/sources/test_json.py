@@ -203,7 +203,7 @@ def test_a_cut_zst_is_one_clear_error(tmp_path: Path, data_format: str, keep: fl
     whole = zstandard.compress(lines(300).encode())
     path = tmp_path / f"a.{data_format}.zst"
     path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(ShardError, match=r"a\.jsonl?\.zst: broken compressed stream: the file ends inside a frame"):
+    with pytest.raises(ShardError, match=r"a\.jsonl?\.zst: broken compressed stream: Truncated compressed stream"):
         FORMATS["jsonl"].plan(path, 100)
 
 

@@ -119,7 +119,7 @@ def test_a_source_changed_since_planning_is_a_shard_error(tmp_path: Path, name: 
     with pytest.raises(ShardError, match="changed since planning"):
         ids([shard])
     path.unlink()
-    with pytest.raises(ShardError, match=rf"{name}: No such file or directory; it was there at planning"):
+    with pytest.raises(ShardError, match=rf"{name}: cannot be read now: No such file or directory"):
         ids([shard])
 
 

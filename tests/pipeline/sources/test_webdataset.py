@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from cal_pipeline.sources import webdataset
 from cal_pipeline.sources.planning import plan_shards
+from cal_pipeline.sources.reading import DamagedError
 from cal_pipeline.sources.shard import limit_rows, read_samples, sample_rows
-from cal_pipeline.sources.tar_reader import DamagedTarError, TarStream
+from cal_pipeline.sources.tar_reader import TarStream
 from cal_pipeline.sources.webdataset import plan_file, read_rows
 from cal_schemas.errors import ShardError
 from cal_schemas.sample import Sample, sample_key
@@ -377,7 +378,7 @@ def test_whatever_the_bytes_the_answer_is_members_or_damage(junk: bytes) -> None
     for data in (junk, junk + good, good[:512] + junk + good[512:]):
         try:
             list(TarStream(io.BytesIO(data)).members())
-        except DamagedTarError as error:
+        except DamagedError as error:
             assert "byte" in str(error)  # noqa: PT017 - either outcome is right
 
 

@@ -43,6 +43,19 @@ def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
         raise ConfigError(f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS): {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerState:
+    """Says what one worker does now."""
+
+    where: str
+    """Its host, process and Ray node; `?` until it is placed."""
+    state: str
+    """`placing`, `starting`, `idle` or `busy`."""
+    since: float
+    """Seconds since the epoch."""
+    shard: str | None
+
+
 class Listener(Protocol):
     """Hears of the run's progress; called from the driver's loop, at least every half second."""
 
@@ -72,3 +85,5 @@ class RunOutcome:
     workers: list[str] = field(default_factory=list)
     devices: dict[str, int] = field(default_factory=dict)
     """What the workers computed on, in words -> how many of them."""
+    at_work: list[WorkerState] = field(default_factory=list)
+    """What the workers do, as of the driver's last look."""

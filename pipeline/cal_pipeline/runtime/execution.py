@@ -17,6 +17,7 @@ from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, RunAborte
 from cal_pipeline.runtime.plan import Plan, cluster_of
 from cal_pipeline.runtime.progress import ProgressListener
 from cal_pipeline.runtime.ray_driver import run_shards
+from cal_pipeline.runtime.ray_metrics import RayMetrics
 from cal_pipeline.runtime.ray_session import ray_session
 from cal_pipeline.runtime.report import RunReport, print_report, projection
 from cal_pipeline.runtime.signals import Interruption
@@ -127,6 +128,6 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
     with (
         Watchdog() as watchdog,
         ray_session(cluster, starting=interruption.kept),
-        ProgressListener(len(plan.todo), rows, heartbeat.beat, check) as listener,
+        ProgressListener(len(plan.todo), rows, heartbeat.beat, check, RayMetrics().add) as listener,
     ):
         run_shards(plan.todo, plan.settings, cluster, plan.settings.store.logs, listener, outcome)

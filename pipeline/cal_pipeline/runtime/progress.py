@@ -26,6 +26,7 @@ class ProgressListener:
         num_rows: rows in them.
         heartbeat: called every few seconds, to keep the run's sign of life fresh.
         check: called on every tick; raises to end the run.
+        counted: called with the report of every finished shard.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class ProgressListener:
         num_rows: int,
         heartbeat: Callable[[], None],
         check: Callable[[], None] = lambda: None,
+        counted: Callable[[ShardReport], None] = lambda _: None,
     ) -> None:
+        self._counted = counted
         self._num_shards, self._num_rows, self._heartbeat, self._check = num_shards, num_rows, heartbeat, check
         self._shards = self._rows = self._tokens = self._not_ok = 0
         self._started = self._logged = self._beaten = time.monotonic()
@@ -60,6 +63,7 @@ class ProgressListener:
 
     def finished(self, report: ShardReport) -> None:
         """Counts a shard that is done."""
+        self._counted(report)
         self._shards += 1
         self._rows += report.rows
         self._tokens += report.tokens

@@ -21,10 +21,9 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.metrics import Counter
 
 from cal_pipeline.output.shard_report import ShardReport
-from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome
+from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, WorkerState
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
@@ -44,30 +43,7 @@ class _Actor(WorkerProcess):
     def where(self, on_gpu: bool) -> tuple[str, str, str]:
         """Names host and process, Ray's node, and the device."""
         node = ray.get_runtime_context().get_node_id()
-        return f"{platform.node()}, pid {os.getpid()}", node, device_name(on_gpu)
-
-
-class _Metrics:
-    """Counts for whoever scrapes Ray's metrics; where nobody does they cost nothing."""
-
-    def __init__(self) -> None:
-        self._counts = {
-            name: Counter(f"cal_{name}_total", description=f"{name.replace('_', ' ')} of finished shards")
-            for name in ("shards", "rows", "rows_not_ok", "tokens", "bytes")
-        }
-        self._seconds = Counter(
-            "cal_stage_seconds_total", description="seconds that workers spent in a stage", tag_keys=("stage",)
-        )
-
-    def add(self, report: ShardReport) -> None:
-        not_ok = report.rows - report.statuses.get(STATUS_OK, 0)
-        counts = {"shards": 1, "rows": report.rows, "rows_not_ok": not_ok, "tokens": report.tokens}
-        for name, value in {**counts, "bytes": report.bytes}.items():
-            if value:  # Ray refuses to count nothing.
-                self._counts[name].inc(value)
-        for stage, seconds in report.seconds.items():
-            if seconds > 0:
-                self._seconds.inc(seconds, tags={"stage": stage})
+        return f"{platform.node()}, pid {os.getpid()}, node {node[:8]}", node, device_name(on_gpu)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,7 +103,6 @@ class _Run:
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
         self._max_workers = cluster.num_workers
-        self._metrics = _Metrics()
         self._started = 0
         self._start_failures = 0
         self._broken = False
@@ -150,7 +125,20 @@ class _Run:
             self._decide()
             self._check_home()
             self._check_idle()
+            self.outcome.at_work = self._at_work()
             self._listener.tick()
+
+    def _at_work(self) -> list[WorkerState]:
+        clock = time.time() - time.monotonic()
+        return [
+            WorkerState(
+                where=slot.where,
+                state=slot.state,
+                since=clock + slot.since,
+                shard=slot.shard.name if slot.shard else None,
+            )
+            for slot in self._slots
+        ]
 
     @property
     def refused(self) -> bool:
@@ -231,11 +219,10 @@ class _Run:
         if outcome.kind == "stop":
             raise RunAbortedError(outcome.message)
         if outcome.report is None:
-            self._retry(shard, outcome.message)
+            self._retry(shard, f"{outcome.message} (worker {slot.where})")
         else:
             outcome.report.worker, outcome.report.device = slot.where, slot.device
             self.outcome.reports.append(outcome.report)
-            self._metrics.add(outcome.report)
             self._listener.finished(outcome.report)
             self._count_rows(outcome.report)
 

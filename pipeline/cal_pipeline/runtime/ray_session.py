@@ -1,4 +1,4 @@
-"""Attaches to a Ray cluster, or starts a small Ray on this machine. Only this module and ray_driver import Ray."""
+"""Attaches to a Ray cluster, or starts a small Ray on this machine."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
-from cal_schemas.annotated import annotated_schema, parquet_writer
+from cal_schemas.annotated import annotated_schema
+from cal_schemas.writer import parquet_writer
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
 from reporting import make_parser, print_table, write_report
 from workload import synthetic_metadata

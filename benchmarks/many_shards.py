@@ -27,8 +27,10 @@ from cal_pipeline.runtime.worker import Outcome
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardMetadata, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
+from cal_schemas.metadata import ShardMetadata
 from cal_schemas.sample import Sample
+from cal_schemas.writer import ShardWriter
 from measuring import Stopwatch, in_own_process, load_average, resident_mb
 from reporting import make_parser, print_table, write_report
 from workload import SYNTHETIC

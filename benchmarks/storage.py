@@ -27,8 +27,8 @@ import zstandard
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
-from cal_schemas.annotated import parquet_writer
 from cal_schemas.opened import open_annotated
+from cal_schemas.writer import parquet_writer
 from measuring import interleave
 from reporting import add_timing_flags, begin, make_parser, print_table, write_report
 from workload import annotate

@@ -21,9 +21,10 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from cal_schemas.spec import IGNORE_INDEX
+from cal_schemas.writer import ShardWriter
 from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.sidecar import SidecarExamples

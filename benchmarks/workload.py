@@ -23,7 +23,8 @@ from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.models.loading import load_reference
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas.annotated import Carry, ShardMetadata, ShardSource, annotated_schema
+from cal_schemas.annotated import annotated_schema
+from cal_schemas.metadata import Carry, ShardMetadata, ShardSource
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
 from shapes import IMAGE_TOKEN, PAD_TOKEN, PATCH, Shape, build_model
 

@@ -23,8 +23,9 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, dummy_sample
+from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.data.dummy import dummy_sample
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from tiny_models import sample_image

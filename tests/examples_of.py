@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cal_schemas.annotated import MeasuredSample, ShardMetadata, ShardSource
+from cal_schemas.annotated import MeasuredSample
+from cal_schemas.metadata import ShardMetadata, ShardSource
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas.annotated import parquet_writer
 from cal_schemas.opened import open_annotated
+from cal_schemas.writer import parquet_writer
 from conftest import Family
 from tiny_data import write_llava_json
 

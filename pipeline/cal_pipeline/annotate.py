@@ -26,9 +26,11 @@ from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, Carry, ExtraColumn, ShardMetadata, ShardWriter
+from cal_schemas.annotated import AnnotatedRow, ExtraColumn
 from cal_schemas.errors import ShardError
+from cal_schemas.metadata import Carry, ShardMetadata
 from cal_schemas.spec import MeasurementSpec
+from cal_schemas.writer import ShardWriter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,9 @@
 from .annotated import AnnotatedRow as AnnotatedRow
-from .annotated import ShardMetadata as ShardMetadata
-from .annotated import ShardWriter as ShardWriter
 from .annotated import annotated_schema as annotated_schema
 from .errors import CalError as CalError
 from .errors import ConfigError as ConfigError
 from .errors import SampleError as SampleError
+from .metadata import ShardMetadata as ShardMetadata
 from .opened import AnnotatedDataset as AnnotatedDataset
 from .opened import open_annotated as open_annotated
 from .sample import ImageRef as ImageRef
@@ -15,3 +14,4 @@ from .spec import ContrastSpec as ContrastSpec
 from .spec import InputSpec as InputSpec
 from .spec import LabelSpec as LabelSpec
 from .spec import MeasurementSpec as MeasurementSpec
+from .writer import ShardWriter as ShardWriter

@@ -1,37 +1,24 @@
 """Defines the annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
 
-Schema, codec of rows, writer, metadata and version of the format live here and nowhere else; docs/data-format.md is
-the same contract in prose. `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from
-what precedes that token. A null element is a delta that is undefined; NaN and infinity never reach a file.
-
-Over 400 lines, because a format has one module: a split would let writer and reader disagree. What a cross-fit allows
-and what not is in crossfit.py.
+Schema and codec of rows live here and nowhere else, footer and version of the format in metadata.py, encodings and row
+groups in writer.py; docs/data-format.md is the same contract in prose. `delta_logits[i]` belongs to supervised token
+`label_ids[i]` and was predicted from what precedes that token. A null element is a delta that is undefined; NaN and
+infinity never reach a file.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, StoreError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError
+from cal_schemas.metadata import Carry
 from cal_schemas.sample import ImageRef, Sample, Turn
-from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location, read_footer
-from cal_schemas.storage.object_path import ObjectPath
-
-FORMAT_VERSION = 1
-Carry = Literal["images", "embedded", "paths", "none"]
-MAX_ROW_GROUP_IMAGE_BYTES = 64 * 2**20
-MAX_ROW_GROUP_ROWS = 8192
 
 _IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -51,9 +38,6 @@ TOKEN_COLUMNS = {
     **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
 }
 """Lists of one value for each supervised token, and what their values are."""
-_FOOTER_THREADS = 16
-_FOOTERS_AHEAD = 256
-_log = logging.getLogger(__name__)
 
 
 def annotated_schema(
@@ -93,58 +77,6 @@ def annotated_schema(
 RESERVED_COLUMNS = frozenset(
     annotated_schema(carry="images", extra_columns=tuple(EXTRA_COLUMNS), source_column=True).names
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardSource:
-    """Where a shard's rows came from, and how to notice that the source has changed since."""
-
-    uri: str
-    data_path: str
-    image_folder: str | None
-    num_rows: int
-    size: int
-    """Bytes of the whole source file."""
-    mtime_ns: int
-    row_start: int
-    row_stop: int
-    """Rows [row_start, row_stop) of the source file; all of them unless the shard is a virtual one."""
-    sample_fraction: float = 1.0
-    """Below 1 in a run of a subset: the share of those rows that was drawn."""
-    sample_seed: int = 0
-    etag: str | None = None
-    """In an object store: changes whenever the object does; mtime_ns is 0 then."""
-    data_format: str = "auto"
-    """Input format it was read as; `auto` where an older file does not say: the name tells."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardMetadata:
-    """Parquet key-value metadata of one annotated shard."""
-
-    spec: MeasurementSpec
-    source: ShardSource
-    carry: Carry
-    tokens_per_batch: int
-    library_versions: Mapping[str, str] = field(default_factory=dict)
-    filters: tuple[str, ...] = ()
-    """Conditions that chose these rows out of the shard as it was measured; none: it has them all."""
-    format_version: int = FORMAT_VERSION
-
-    def to_parquet(self) -> dict[str, str]:
-        """Key-value pairs as stored in the footer."""
-        shard: dict[str, Any] = {
-            "source": asdict(self.source),
-            "carry": self.carry,
-            "tokens_per_batch": self.tokens_per_batch,
-        }
-        shard |= {"filters": list(self.filters)} if self.filters else {}
-        return {
-            "cal.format_version": str(self.format_version),
-            "cal.fingerprint": self.spec.fingerprint(),
-            "cal.measurement_spec": self.spec.to_json(),
-            "cal.shard": json.dumps({**shard, "library_versions": dict(self.library_versions)}),
-        }
 
 
 def _empty() -> np.ndarray:
@@ -312,120 +244,3 @@ def _pass_through_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return array if array.type == kind else array.cast(kind)
 
     return pa.concat_arrays([part(value) for value in values]) if values else pa.nulls(0, kind)
-
-
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Writes tables of `schema` in the encodings of the format; row groups are the caller's business."""
-    encodings = {np.int32: "DELTA_BINARY_PACKED", np.float32: "BYTE_STREAM_SPLIT"}
-    return pq.ParquetWriter(
-        path.absolute(),  # As in locations.open_parquet.
-        schema,
-        compression="zstd",
-        # True (all columns) clashes with the column encodings.
-        use_dictionary=[name for name in ("status", "source") if name in schema.names],
-        column_encoding={
-            f"{name}.list.element": encodings[kind] for name, kind in TOKEN_COLUMNS.items() if name in schema.names
-        },
-        write_page_checksum=True,
-    )
-
-
-def with_filter(schema: pa.Schema, condition: str) -> pa.Schema:
-    """A shard's own schema and metadata, saying that rows were chosen by one more condition."""
-    metadata = dict(schema.metadata)
-    shard = json.loads(metadata[b"cal.shard"])
-    shard["filters"] = [*shard.get("filters", []), condition]
-    return schema.with_metadata({**metadata, b"cal.shard": json.dumps(shard).encode()})
-
-
-class ShardWriter:
-    """Writes one annotated shard in row groups of bounded image bytes; a context manager.
-
-    What it writes to is a staging file: publishing is the store's business.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema, metadata: ShardMetadata) -> None:
-        self.num_rows = 0
-        self._schema = schema.with_metadata({**(schema.metadata or {}), **metadata.to_parquet()})
-        self._carry = metadata.carry
-        self._pending: list[AnnotatedRow] = []
-        self._pending_bytes = 0
-        self._writer = parquet_writer(path, self._schema)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def write(self, row: AnnotatedRow) -> None:
-        """Appends one row; a row group is written whenever enough has gathered."""
-        size = row.sample.num_bytes
-        if self._pending and (
-            self._pending_bytes + size > MAX_ROW_GROUP_IMAGE_BYTES or len(self._pending) >= MAX_ROW_GROUP_ROWS
-        ):
-            self._flush()
-        self._pending.append(row)
-        self._pending_bytes += size
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(
-                rows_to_table(self._pending, self._schema, self._carry), row_group_size=len(self._pending)
-            )
-        self.num_rows += len(self._pending)
-        self._pending, self._pending_bytes = [], 0
-
-
-def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
-    """Footer of a Parquet file; FormatError when it is none, StoreError when its store gives no answer."""
-    try:
-        return read_footer(path)
-    except StoreError:
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-def read_annotated_footers(files: Sequence[Location]) -> Iterator[pq.FileMetaData]:
-    """Footers of several files, in their order; those of an object store are asked for at the same time.
-
-    One after the other: a footer takes 30 kB of memory, and a run may have ten thousand.
-    """
-    if not any(isinstance(file, ObjectPath) for file in files):
-        yield from map(read_annotated_footer, files)
-        return
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        for start in range(0, len(files), _FOOTERS_AHEAD):
-            yield from pool.map(read_annotated_footer, files[start : start + _FOOTERS_AHEAD])
-
-
-def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = None) -> ShardMetadata:
-    """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
-    metadata = (footer or read_annotated_footer(path)).metadata or {}
-    pairs = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"cal.")}
-    if "cal.format_version" not in pairs:
-        raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
-    if pairs["cal.format_version"] != str(FORMAT_VERSION):
-        raise FormatError(
-            f"{path}: annotated-shard format {pairs['cal.format_version']}, this version reads {FORMAT_VERSION}. "
-            "Run cal-precompute again, or install the version that wrote it."
-        )
-    try:
-        shard = json.loads(pairs["cal.shard"])
-        # Later versions may say more about a file's source; what a delta depends on is in the spec, read strictly.
-        known = {item.name for item in fields(ShardSource)}
-        return ShardMetadata(
-            spec=MeasurementSpec.from_json(pairs["cal.measurement_spec"]),
-            source=ShardSource(**{name: value for name, value in shard["source"].items() if name in known}),
-            carry=shard["carry"],
-            tokens_per_batch=shard["tokens_per_batch"],
-            library_versions=shard["library_versions"],
-            filters=tuple(shard.get("filters", ())),
-        )
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"{path}: broken metadata of an annotated shard: {error!r}") from error

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.compute as pc
 
-from cal_schemas.annotated import ShardMetadata
 from cal_schemas.errors import STATUS_OK, FormatError
+from cal_schemas.metadata import ShardMetadata
 from cal_schemas.spec import MeasurementSpec, digest_json
 from cal_schemas.storage.locations import Location, open_parquet
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cal_schemas.annotated import ShardMetadata, read_annotated_footers, read_shard_metadata
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, SeveralReferencesError
+from cal_schemas.metadata import ShardMetadata, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below, open_parquet
 from cal_schemas.storage.object_path import ObjectPath
@@ -27,7 +27,13 @@ class AnnotatedDataset:
     metadata: tuple[ShardMetadata, ...]
     """One per file, all with the same spec; of a cross-fit they differ in the reference."""
     schema: pa.Schema
-    num_rows: int
+    rows: tuple[int, ...]
+    """One number per file."""
+
+    @property
+    def num_rows(self) -> int:
+        """Of all files."""
+        return sum(self.rows)
 
     @property
     def spec(self) -> MeasurementSpec:
@@ -44,6 +50,11 @@ class AnnotatedDataset:
 def annotated_files(path: Location) -> list[Location]:
     """Final shards under a directory, sorted; names that start with a dot (staging, reports) are none."""
     return [path] if path.is_file() else files_below(path, lambda file: file.suffix == ".parquet")
+
+
+def named(path: Location | Sequence[Location]) -> str:
+    """One or more directories, for messages."""
+    return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
 
 
 def required_files(path: Location) -> list[Location]:
@@ -82,7 +93,6 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     for one in [path] if isinstance(path, Path | ObjectPath) else path:
         files += required_files(one)
     _validate_named_once(files)
-    where = path if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
     footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
     for file, other in zip(files[1:], metadata[1:], strict=True):
@@ -91,7 +101,7 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
             listed = "; ".join(f"{name} is {a!r} in {files[0]} and {b!r} in {file}" for name, a, b in differing)
             only_the_reference = all(name in REFERENCE_FIELDS for name, _, _ in differing)
             kind = SeveralReferencesError if only_the_reference else FormatError
-            raise kind(f"{where} mixes shards of different measurements: {listed}")
+            raise kind(f"{named(path)} mixes shards of different measurements: {listed}")
         if other.library_versions != metadata[0].library_versions:
             _log.warning("%s was written with %s, %s with %s", files[0], dict(metadata[0].library_versions), file,
                          dict(other.library_versions))  # fmt: skip
@@ -101,5 +111,5 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
             raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
     if crossfit:
         validate_measured_once(files, metadata)
-    rows = sum(footer.num_rows for footer in footers)
-    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, num_rows=rows)
+    rows = tuple(footer.num_rows for footer in footers)
+    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, rows=rows)

@@ -17,17 +17,17 @@ from cal_pipeline.output.resume import kept_rows
 from cal_schemas.annotated import (
     AnnotatedRow,
     MeasuredSample,
-    ShardWriter,
     annotated_schema,
     measured_from_columns,
-    read_shard_metadata,
     rows_from_batch,
     sample_columns,
     sample_from_columns,
 )
 from cal_schemas.errors import STATUSES, ConfigError, FormatError, SeveralReferencesError
+from cal_schemas.metadata import read_shard_metadata
 from cal_schemas.opened import open_annotated
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, conversation, measurement_spec, shard_metadata
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -23,17 +23,13 @@ from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.output.verify import verify
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, read_samples
-from cal_schemas.annotated import (
-    AnnotatedRow,
-    ShardMetadata,
-    ShardWriter,
-    annotated_schema,
-    read_shard_metadata,
-)
+from cal_schemas.annotated import AnnotatedRow, annotated_schema
+from cal_schemas.metadata import ShardMetadata, read_shard_metadata
 from cal_schemas.sample import sample_key
 from cal_schemas.storage import factory
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
+from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, measurement_spec
 
 SCHEMA = annotated_schema(carry="paths")

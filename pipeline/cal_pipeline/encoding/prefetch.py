@@ -14,8 +14,9 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.perturbation import encode_with_contrast
 from cal_pipeline.sources.images import decode_images, note_of, read_images
 from cal_pipeline.sources.shard import Shard, read_samples
-from cal_schemas.annotated import AnnotatedRow, Carry
+from cal_schemas.annotated import AnnotatedRow
 from cal_schemas.errors import SampleError, ShardError
+from cal_schemas.metadata import Carry
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.spec import ContrastSpec
 from cal_schemas.storage.locations import location

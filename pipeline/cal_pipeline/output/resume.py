@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import (
-    AnnotatedRow,
+from cal_schemas.annotated import AnnotatedRow, rows_from_batch
+from cal_schemas.errors import ConfigError
+from cal_schemas.metadata import (
     ShardMetadata,
     read_annotated_footer,
     read_annotated_footers,
     read_shard_metadata,
-    rows_from_batch,
+    status_of_rows,
 )
-from cal_schemas.errors import ConfigError
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, open_parquet
 
@@ -100,12 +100,10 @@ def _statuses(path: Location, footer: pq.FileMetaData) -> Counter[str]:
     """Rows of one annotated shard by status; the file is opened only where its footer does not say it."""
     counts: Counter[str] = Counter()
     for group in map(footer.row_group, range(footer.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        bounds = next(column.statistics for column in columns if column.path_in_schema == "status")
-        if bounds is None or not bounds.has_min_max or bounds.min != bounds.max:
+        if (status := status_of_rows(group)) is None:
             with open_parquet(path) as file:
                 return Counter(file.read(columns=["status"])["status"].to_pylist())
-        counts[bounds.min] += group.num_rows
+        counts[status] += group.num_rows
     return counts
 
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from cal_pipeline.sources.images import read_images
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import drawn_rows, read_samples
-from cal_schemas.annotated import AnnotatedRow, ShardMetadata, ShardSource, rows_from_batch
+from cal_schemas.annotated import AnnotatedRow, rows_from_batch
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.metadata import ShardMetadata, ShardSource
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.storage.locations import Location, location, open_parquet

@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from cal_pipeline.output.shard_report import ShardReport
-from cal_schemas.annotated import AnnotatedRow, MeasuredSample, ShardWriter
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Sample
+from cal_schemas.writer import ShardWriter
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 

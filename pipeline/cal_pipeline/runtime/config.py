@@ -11,8 +11,9 @@ from typing import Any, Literal, get_type_hints
 from cal_pipeline.arguments import ContrastFlags
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
-from cal_schemas.annotated import EXTRA_COLUMNS, Carry, ExtraColumn
+from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
+from cal_schemas.metadata import Carry
 from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, Dtype, Quantization, Template, Truncation, own_fields_first
 from cal_schemas.storage.locations import location
 

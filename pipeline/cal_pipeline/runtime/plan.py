@@ -42,8 +42,9 @@ from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import Source, plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, sample_rows
-from cal_schemas.annotated import annotated_schema, read_shard_metadata
+from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError
+from cal_schemas.metadata import read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import lies_in, location
 

@@ -17,8 +17,8 @@ from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_
 from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.shard import Shard, state_of
-from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.metadata import ShardSource
 from cal_schemas.storage.locations import Location, location
 
 Source = tuple[Location, str, InputFormat]

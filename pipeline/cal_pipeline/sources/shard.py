@@ -12,8 +12,8 @@ import numpy as np
 
 from cal_pipeline.sources.formats import RowRange, format_of
 from cal_pipeline.sources.reading import reading
-from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ShardError
+from cal_schemas.metadata import ShardSource
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.protocol import ObjectInfo

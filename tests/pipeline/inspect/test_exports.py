@@ -1,8 +1,6 @@
 import subprocess
 import sys
 
-import pytest
-
 
 def test_names_are_exported_and_imported_only_when_used() -> None:
     code = (
@@ -14,11 +12,3 @@ def test_names_are_exported_and_imported_only_when_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_old_address_works_and_says_the_new_one() -> None:
-    import cal_pipeline.inspect
-
-    with pytest.warns(FutureWarning, match="cal_pipeline.inspection is cal_pipeline.inspect now"):
-        from cal_pipeline.inspection import load_annotated
-    assert load_annotated is cal_pipeline.inspect.load_annotated

@@ -15,11 +15,13 @@ from cal_pipeline.output.resume import Progress, check_published, compare_with_o
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, read_samples, sample_rows
-from cal_schemas.annotated import EXTRA_COLUMNS, TOKEN_COLUMNS, AnnotatedRow, Carry, ShardWriter, annotated_schema
+from cal_schemas.annotated import EXTRA_COLUMNS, TOKEN_COLUMNS, AnnotatedRow, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.metadata import Carry
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, measurement_spec, shard_metadata
 
 SPEC = measurement_spec()

@@ -8,11 +8,13 @@ import pytest
 from cal_pipeline.output.row_reader import numbered_rows
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
-from cal_schemas.annotated import AnnotatedRow, Carry, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, annotated_schema
 from cal_schemas.errors import ConfigError, ImageError
+from cal_schemas.metadata import Carry
 from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.sample import sample_key
 from cal_schemas.spec import MeasurementSpec
+from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, measurement_spec, shard_metadata
 from tiny_models import sample_image
 

@@ -6,8 +6,9 @@ import pytest
 
 from cal_pipeline.output.row_writer import annotated_row, writing_behind
 from cal_pipeline.output.shard_report import ShardReport
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, annotated_schema
 from cal_schemas.errors import ImageError, SampleError
+from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, conversation, shard_metadata
 
 SAMPLE = conversation("q", "a")

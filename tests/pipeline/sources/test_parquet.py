@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cal_pipeline.sources.formats import RowRange
 from cal_pipeline.sources.parquet import embedded_image_bytes, find_columns, pass_through_fields, plan_file, read_rows
-from cal_schemas.annotated import AnnotatedRow, ShardWriter, annotated_schema, rows_to_table
+from cal_schemas.annotated import AnnotatedRow, annotated_schema, rows_to_table
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
+from cal_schemas.writer import ShardWriter
 from examples_of import shard_metadata
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -9,8 +9,8 @@ import zstandard
 from cal_pipeline.sources import planning
 from cal_pipeline.sources.planning import find_sources, plan_shards
 from cal_pipeline.sources.shard import read_samples
-from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ConfigError
+from cal_schemas.metadata import ShardSource
 from cal_schemas.sample import ImageRef
 from plain_sources import ids, write
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, read_samples, sample_rows
-from cal_schemas.annotated import ShardSource
 from cal_schemas.errors import ShardError
+from cal_schemas.metadata import ShardSource
 from plain_sources import ids, write
 
 

@@ -27,9 +27,10 @@ from cal_schemas.annotated import sample_from_columns
 from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
-from cal_trainer.data.alignment import Example, RowEncoder, dummy_sample, scatter_deltas
+from cal_trainer.data.alignment import Example, RowEncoder, scatter_deltas
 from cal_trainer.data.collator import ExampleCollator, StepBatch
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
+from cal_trainer.data.dummy import dummy_sample
 from cal_trainer.run.parameters import set_trainable
 from conftest import Family
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet

@@ -8,8 +8,8 @@ import torch
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas.annotated import Carry
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.metadata import Carry
 from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.factory import make_dataset, train_sampler
 from cal_trainer.data.sampling import EpochSampler, StepShape

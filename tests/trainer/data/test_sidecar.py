@@ -19,9 +19,10 @@ from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import AlignmentError, ConfigError, MissingDeltaError
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.data.alignment import Example, dummy_sample
+from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
+from cal_trainer.data.dummy import dummy_sample
 from cal_trainer.data.sidecar import ABSENT, SidecarExamples, key_array, match_keys
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples

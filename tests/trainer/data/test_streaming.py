@@ -14,11 +14,11 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas import annotated
+from cal_schemas import writer
 from cal_schemas.errors import ConfigError
-from cal_trainer.data.alignment import dummy_sample
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
+from cal_trainer.data.dummy import dummy_sample
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.streaming import RowGroups, StreamedExamples, StreamSampler, lane_sizes
 from conftest import Family
@@ -32,7 +32,7 @@ def directory(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, images = write_llava_json(folder / "raw", 30)
     shards = plan_shards([str(source)], [str(images)], rows_per_shard=11)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotated, "MAX_ROW_GROUP_ROWS", 4)
+        patch.setattr(writer, "MAX_ROW_GROUP_ROWS", 4)
         annotate(folder / "out", shards, llava.encoder, llava.model)
     return folder / "out"
 

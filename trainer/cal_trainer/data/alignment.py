@@ -28,13 +28,12 @@ from cal_schemas.errors import (
     SampleError,
     TooLongError,
 )
-from cal_schemas.sample import Sample, Turn
+from cal_schemas.sample import Sample
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
+from cal_trainer.data.dummy import dummy_sample
 
 _MAX_WARNINGS = 20
-_DUMMY_SIZES = ((32, 32), (8, 256), (256, 8))
-"""(width, height). A thinner strip would leave no row of tiles at all, and LLaVA-NeXT's newline without a gradient."""
 _log = logging.getLogger(__name__)
 
 
@@ -105,37 +104,6 @@ def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[i
     scattered = torch.full(encoded.labels.shape, torch.nan)
     scattered[supervised] = torch.from_numpy(deltas[: len(present)])
     return scattered
-
-
-def dummy_sample(encoder: Encoder, contrast: ContrastSpec | None = None) -> EncodedSample:
-    """A black image with a word, nothing supervised: keeps vision tower and projector in the graph of every rank.
-
-    Of a few small images it takes the one with the fewest tokens: processors that cut images into tiles enlarge a
-    square to several of them, and a strip to fewer (LLaVA-NeXT 1190 and 614 tokens, Idefics3 2926 and 871).
-
-    Under a contrast that perturbs its perturbed image is the image itself: nobody reads its deltas.
-
-    Raises ConfigError when not even that fits into the encoder's max length.
-    """
-    from PIL import Image
-
-    turns = (Turn(role="user", content="<image>\n?"), Turn(role="assistant", content="."))
-    candidates: list[EncodedSample] = []
-    for size in _DUMMY_SIZES:
-        try:
-            candidates.append(encoder(Sample(sample_id="dummy", images=(), messages=turns), [Image.new("RGB", size)]))
-        except SampleError as error:
-            problem = error
-    if not candidates:
-        raise ConfigError(f"one small image and a word cannot be encoded for this model: {problem}") from problem
-    encoded = min(candidates, key=lambda item: item.num_tokens)
-    return EncodedSample(
-        sequence_inputs=encoded.sequence_inputs,
-        image_inputs=encoded.image_inputs,
-        labels=torch.full_like(encoded.labels, IGNORE_INDEX),
-        image_mask=encoded.image_mask,
-        contrast_inputs=encoded.image_inputs if contrast is not None and contrast.perturbs else {},
-    )
 
 
 class RowOptions(TypedDict, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,14 +41,9 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
     with _making_cache(cache_dir) as cache:
         if any(isinstance(file, ObjectPath) or _CHAIN in str(file.absolute()) for file in opened.files):
             schema = pa.schema([opened.schema.field(name).with_nullable(True) for name in columns])
-            rows = datasets.Dataset.from_generator(
-                _rows_of,
-                # Etags, and the times of local files, are in the key of the cache: another content is another copy.
-                gen_kwargs={"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)},
-                features=datasets.Features.from_arrow_schema(schema),
-                cache_dir=cache,
-                writer_batch_size=_ROWS_PER_WRITE,
-            )
+            # Etags, and the times of local files, are in the key of the cache: another content is another copy.
+            arguments = {"files": [_pinned(file) for file in opened.files], "columns": tuple(columns)}
+            rows = _copy(_rows_of, arguments, schema, cache)
         else:
             names = [glob.escape(str(file.absolute())) for file in opened.files]
             rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
@@ -99,14 +94,21 @@ def map_source(shards: Sequence[Shard], cache_dir: Path | None) -> Any:
     schema = annotated_schema(carry="images")
     schema = pa.schema([schema.field(name).with_nullable(True) for name in _SOURCE_COLUMNS])
     with _making_cache(cache_dir) as cache:
-        rows: Any = datasets.Dataset.from_generator(
-            _source_rows,
-            gen_kwargs={"shards": list(shards), "rules": MESSAGE_NORMALIZATION},
-            features=datasets.Features.from_arrow_schema(schema),
-            cache_dir=cache,
-            writer_batch_size=_ROWS_PER_WRITE,
-        )
-    return rows.with_format("arrow")
+        arguments = {"shards": list(shards), "rules": MESSAGE_NORMALIZATION}
+        return _copy(_source_rows, arguments, schema, cache).with_format("arrow")
+
+
+def _copy(
+    rows: Callable[..., Iterator[dict[str, Any]]], arguments: dict[str, Any], schema: pa.Schema, cache: str
+) -> Any:
+    """What `rows` gives, as a `datasets.Dataset`; the arguments name the copy."""
+    return datasets.Dataset.from_generator(
+        rows,
+        gen_kwargs=arguments,
+        features=datasets.Features.from_arrow_schema(schema),
+        cache_dir=cache,
+        writer_batch_size=_ROWS_PER_WRITE,
+    )
 
 
 def _source_rows(shards: list[Shard], rules: int) -> Iterator[dict[str, Any]]:

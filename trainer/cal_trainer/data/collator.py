@@ -40,15 +40,15 @@ class ExampleCollator:
         batch = collate(encoded, pad_token_id=self.encoder.pad_token_id, batch_first=self.encoder.batch_first_inputs)
         length = batch.labels.shape[1]
         padded = [torch.nn.functional.pad(item, (0, length - len(item)), value=torch.nan) for item in deltas]
-        extra: dict[str, Any] = {
+        collated: dict[str, Any] = {
+            **batch.inputs,
             "labels": batch.labels,
             "image_mask": batch.image_mask,
             "deltas": torch.stack(padded),
             "num_unusable": torch.tensor(sum(example.unusable for example in examples)),
         }
         if batch.contrast_inputs:
-            extra["contrast_inputs"] = batch.contrast_inputs
-        collated = {**batch.inputs, **extra}
+            collated["contrast_inputs"] = batch.contrast_inputs
         validate_batch_memory(collated)
         return collated
 

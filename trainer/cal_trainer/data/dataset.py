@@ -18,11 +18,9 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_schemas.annotated import read_annotated_footers
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
-from cal_schemas.opened import AnnotatedDataset, open_annotated
+from cal_schemas.opened import AnnotatedDataset, named, open_annotated
 from cal_schemas.storage.locations import Location, location
-from cal_schemas.storage.object_path import ObjectPath
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet
 from cal_trainer.data.shards import annotated_shards
@@ -66,8 +64,7 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
-        rows_by_shard = [footer.num_rows for footer in read_annotated_footers(opened.files)]
-        self._folders = FolderOfRow(rows_by_shard, image_folders(opened, image_folder))
+        self._folders = FolderOfRow(opened.rows, image_folders(opened, image_folder))
         table = self._rows.data.table
         self._usable = np.flatnonzero(is_ok(table))
         self.skipped = count_skipped(table)
@@ -89,11 +86,6 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
             return self.blank
         row = int(self._usable[index])
         return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
-
-
-def named(path: Location | Sequence[Location]) -> str:
-    """One or more directories, for messages."""
-    return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
 
 
 def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:

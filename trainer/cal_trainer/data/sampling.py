@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,36 +97,23 @@ class EpochSampler(Sampler[int]):
     def __init__(
         self, lengths: np.ndarray, has_image: np.ndarray, *, group_by: GroupBy, step_size: int, seed: int
     ) -> None:
-        self._lengths, self._has_image, self._group_by = lengths, has_image, group_by
-        self._step_size, self._seed = step_size, seed
+        pools = [len(lengths)]
+        if group_by == "modality_length":
+            pools = [int(has_image.sum()), int((~has_image).sum())]
+        self._order = partial(epoch_order, lengths, has_image, group_by=group_by, step_size=step_size, seed=seed)
+        self._step_size, self.steps_per_epoch = step_size, sum(-(-size // step_size) for size in pools)
         self.epoch = 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps."""
-        return len(self) // self._step_size
 
     def __len__(self) -> int:
         """Indices of an epoch, DUMMY included: the same for all epochs."""
-        pools = [len(self._lengths)]
-        if self._group_by == "modality_length":
-            with_image = int(self._has_image.sum())
-            pools = [with_image, pools[0] - with_image]
-        return sum(-(-size // self._step_size) * self._step_size for size in pools)
+        return self.steps_per_epoch * self._step_size
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = epoch_order(
-            self._lengths,
-            self._has_image,
-            group_by=self._group_by,
-            step_size=self._step_size,
-            seed=self._seed,
-            epoch=self.epoch,
-        )
+        order = self._order(epoch=self.epoch)
         for start in range(0, len(order), _CHUNK):
             yield from order[start : start + _CHUNK].tolist()
 
@@ -150,8 +138,7 @@ class InOrder(Sampler[int]):
 
 
 class _StepSampler(Protocol):
-    @property
-    def steps_per_epoch(self) -> int: ...
+    steps_per_epoch: int
 
     def set_epoch(self, epoch: int) -> None: ...
 

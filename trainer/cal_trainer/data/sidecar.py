@@ -19,11 +19,12 @@ from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
+from cal_schemas.opened import named
 from cal_schemas.storage.locations import Location
 from cal_trainer.config import OnMissing
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
-from cal_trainer.data.dataset import DUMMY, has_image, is_ok, named, num_tokens, open_measured, report_skipped
+from cal_trainer.data.dataset import DUMMY, has_image, is_ok, num_tokens, open_measured, report_skipped
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
 

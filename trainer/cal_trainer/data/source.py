@@ -87,11 +87,8 @@ def folders_of(shards: Sequence[Shard]) -> FolderOfRow:
 
 def text_bytes(table: pa.Table) -> np.ndarray:
     """[rows] int64: bytes of all turns of a conversation."""
-    sizes_of_rows: list[np.ndarray] = [np.empty(0, np.int64)]
+    sizes_of_rows = [np.empty(0, np.int64)]
     for chunk in table.column("messages").chunks:
-        sizes = np.asarray(pc.fill_null(pc.binary_length(chunk.flatten().field("content")), 0), np.int64)
-        counts = np.asarray(pc.fill_null(pc.list_value_length(chunk), 0), np.int64)
-        stops = np.cumsum(counts)
-        total = np.append(0, np.cumsum(sizes))
-        sizes_of_rows.append(total[stops] - total[stops - counts])
-    return np.concatenate(sizes_of_rows)
+        sizes = pc.fill_null(pc.binary_length(chunk.flatten().field("content")), 0)
+        sizes_of_rows.append(np.bincount(pc.list_parent_indices(chunk), weights=sizes, minlength=len(chunk)))
+    return np.concatenate(sizes_of_rows).astype(np.int64)

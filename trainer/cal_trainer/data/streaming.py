@@ -23,7 +23,8 @@ from torch.utils.data import Dataset, Sampler
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, ConfigError
-from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.metadata import status_of_rows
+from cal_schemas.opened import AnnotatedDataset, named
 from cal_schemas.storage.locations import Location, open_parquet
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
@@ -33,7 +34,6 @@ from cal_trainer.data.dataset import (
     count_skipped,
     image_folders,
     is_ok,
-    named,
     open_self_contained,
     report_skipped,
 )
@@ -135,7 +135,7 @@ def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
             for number in range(file.metadata.num_row_groups):
                 group = file.metadata.row_group(number)
                 usable = group.num_rows
-                if not _all_ok(group):
+                if status_of_rows(group) != STATUS_OK:
                     statuses = file.read_row_group(number, columns=["status"])
                     usable = int(is_ok(statuses).sum())
                     skipped += count_skipped(statuses)
@@ -145,13 +145,6 @@ def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
     return RowGroups(
         shard=np.array(shards, np.int64), number=np.array(numbers, np.int64), starts=np.cumsum(sizes, dtype=np.int64)
     ), skipped
-
-
-def _all_ok(group: Any) -> bool:
-    column = next(
-        item for item in map(group.column, range(group.num_columns)) if item.path_in_schema == "status"
-    ).statistics
-    return bool(column is not None and column.has_min_max and column.min == column.max == STATUS_OK)
 
 
 def lane_sizes(num_rows: int, num_lanes: int, batch_size: int) -> np.ndarray:

@@ -32,10 +32,11 @@ from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
-from cal_schemas.annotated import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer, with_filter
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.metadata import with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
 from cal_schemas.storage.locations import Location, open_parquet, read_footer
+from cal_schemas.writer import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer
 
 
 @dataclass(kw_only=True, slots=True)

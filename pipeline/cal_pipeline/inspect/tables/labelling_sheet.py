@@ -19,7 +19,7 @@ from cal_schemas.annotated import rows_from_batch
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
-from cal_schemas.storage.locations import Location, read_footer
+from cal_schemas.storage.locations import Location
 
 KEY_COLUMN, MARK_COLUMN = "key", "contradictory"
 KEY_PREFIX = "k"
@@ -75,7 +75,7 @@ def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
     rows = np.flatnonzero(ok & (num_images > 0))
     if not len(rows):
         raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows an image: there is nothing to mark")
-    stops = np.cumsum([read_footer(file).num_rows for file in opened.files])
+    stops = np.cumsum(opened.rows)
     for row in np.random.default_rng(seed).permutation(rows).tolist():
         at = int(np.searchsorted(stops, row, side="right"))
         yield Place(file=opened.files[at], row=row - (int(stops[at - 1]) if at else 0), number=row)

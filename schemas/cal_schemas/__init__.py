@@ -1,8 +1,9 @@
 """Defines what the measuring and the training program agree on: samples, measurement specs, the annotated shard.
 
 Imports neither torch nor transformers. sample is one image-text example, spec all that a delta depends on, annotated
-the Parquet format with its codec, opened a directory of shards as one data set, storage files wherever they are. Read
-spec first. What is exported here is imported when it is used: `__init__.pyi` lists it.
+the Parquet format with its codec (metadata its footer, writer its files), opened a directory of shards as one data set,
+storage files wherever they are. Read spec first. What is exported here is imported when it is used: `__init__.pyi`
+lists it.
 """
 
 import lazy_loader

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
@@ -35,7 +36,44 @@ COLUMNS = (
 _log = logging.getLogger(__name__)
 
 
-class AnnotatedExamples(EncodesRows, Dataset[Example]):
+class MappedExamples(EncodesRows, Dataset[Example]):
+    """Usable rows of a memory-mapped copy, encoded on access; index DUMMY is the dummy example."""
+
+    _usable: NDArray[np.int64]
+
+    def _hold(
+        self,
+        rows: Any,
+        usable: NDArray[np.int64],
+        rows_by_shard: Sequence[int],
+        folders: Sequence[Location | None],
+        join: Callable[[int], dict[str, Any]] | None = None,
+    ) -> None:
+        """Takes the copy, the numbers of its usable rows, and of every shard its rows and where their images start.
+
+        `join` gives what else is known of the example of an index.
+        """
+        self._rows, self._usable, self._folders, self._join = rows, usable, folders, join
+        self._stops = np.cumsum(rows_by_shard)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def has_image(self) -> np.ndarray:
+        """[len] bool, from the list offsets: no image is touched."""
+        images = self._rows.data.table.column("images")
+        return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(images), 0), 0))[self._usable]
+
+    def __getitem__(self, index: int) -> Example:
+        if index == DUMMY:
+            return self.blank
+        row = int(self._usable[index])
+        folder = self._folders[int(np.searchsorted(self._stops, row, side="right"))]
+        joined = {} if self._join is None else self._join(index)
+        return self._encode(self._rows[row].to_pylist()[0] | joined, folder)
+
+
+class AnnotatedExamples(MappedExamples):
     """Usable rows of annotated shards, encoded on access; index DUMMY is the dummy example.
 
     Args:
@@ -63,29 +101,15 @@ class AnnotatedExamples(EncodesRows, Dataset[Example]):
         opened = open_self_contained(path, crossfit=crossfit)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
-        self._rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
-        self._folders = FolderOfRow(opened.rows, image_folders(opened, image_folder))
-        table = self._rows.data.table
-        self._usable = np.flatnonzero(is_ok(table))
+        rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
+        table = rows.data.table
+        self._hold(rows, np.flatnonzero(is_ok(table)), opened.rows, image_folders(opened, image_folder))
         self.skipped = count_skipped(table)
         report_skipped(named(path), len(self._usable), self.skipped)
-
-    def __len__(self) -> int:
-        return len(self._usable)
 
     def lengths(self) -> np.ndarray:
         """[len] int64: encoded length with the reference's processor, a hint for grouping."""
         return num_tokens(self._rows.data.table)[self._usable]
-
-    def has_image(self) -> np.ndarray:
-        """[len] bool."""
-        return has_image(self._rows.data.table)[self._usable]
-
-    def __getitem__(self, index: int) -> Example:
-        if index == DUMMY:
-            return self.blank
-        row = int(self._usable[index])
-        return self._encode(self._rows[row].to_pylist()[0], self._folders(row))
 
 
 def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
@@ -117,18 +141,6 @@ def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> li
     return [None if folder is None else location(folder) for folder in measured]
 
 
-class FolderOfRow:
-    """Tells the image folder that a row's paths start in; rows of a shard lie together."""
-
-    def __init__(self, rows_by_shard: Sequence[int], folders: Sequence[Location | None]) -> None:
-        self._stops = np.cumsum(rows_by_shard)
-        self._folders = list(folders)
-
-    def __call__(self, row: int) -> Location | None:
-        """Folder of row number `row`."""
-        return self._folders[int(np.searchsorted(self._stops, row, side="right"))]
-
-
 def is_ok(table: pa.Table) -> np.ndarray:
     """[rows] bool, from the status column alone."""
     return np.asarray(pc.equal(table.column("status"), STATUS_OK))
@@ -155,8 +167,3 @@ def report_skipped(path: str, num_usable: int, skipped: Counter[str]) -> None:
 def num_tokens(table: pa.Table) -> np.ndarray:
     """[rows] int64, 0 where unknown."""
     return np.asarray(pc.fill_null(table.column("num_tokens"), 0), np.int64)
-
-
-def has_image(table: pa.Table) -> np.ndarray:
-    """[rows] bool, from the list offsets: no image is touched."""
-    return np.asarray(pc.fill_null(pc.list_value_length(table.column("images")), 0)) > 0

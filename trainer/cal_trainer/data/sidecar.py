@@ -10,21 +10,20 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.opened import named
 from cal_schemas.storage.locations import Location
 from cal_trainer.config import OnMissing
-from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_trainer.data.alignment import RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
-from cal_trainer.data.dataset import DUMMY, has_image, is_ok, num_tokens, open_measured, report_skipped
+from cal_trainer.data.dataset import MappedExamples, is_ok, num_tokens, open_measured, report_skipped
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
 
@@ -35,7 +34,7 @@ _KEYS_PER_READ = 65536
 _log = logging.getLogger(__name__)
 
 
-class SidecarExamples(EncodesRows, Dataset[Example]):
+class SidecarExamples(MappedExamples):
     """Rows of a source with the deltas of its sidecar; index DUMMY is the dummy example.
 
     Args:
@@ -73,10 +72,8 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
             image_folders = [str(folder) for folder in measured] if len(measured) == 1 else []
         shards = plan_source(source_paths, image_folders)
         self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
-        self._folders = folders_of(shards)
-        self._source = map_source(shards, cache_dir)
-        self._sidecar = map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
-        source, sidecar = self._source.data.table, self._sidecar.data.table
+        rows, self._sidecar = map_source(shards, cache_dir), map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
+        source, sidecar = rows.data.table, self._sidecar.data.table
         ok = is_ok(sidecar)
         match = match_keys(key_array(source.column("sample_key")), key_array(sidecar.column("sample_key")), ok)
         self.num_missing = int((match == ABSENT).sum())
@@ -94,12 +91,9 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         readable = np.asarray(pc.is_valid(source.column("messages")))
         usable = np.where(match == ABSENT, readable, ok[match])
         self.skipped = _skipped(sidecar, match[~usable])
-        self._usable = np.flatnonzero(usable)
-        self._match = match[self._usable]
+        self._match = match[usable]
+        self._hold(rows, np.flatnonzero(usable), *folders_of(shards), join=self._measured)
         report_skipped(named(path), len(self._usable), self.skipped)
-
-    def __len__(self) -> int:
-        return len(self._usable)
 
     def lengths(self) -> np.ndarray:
         """[len] int64: encoded length with the reference's processor; the known rows' median where it is unknown."""
@@ -107,18 +101,9 @@ class SidecarExamples(EncodesRows, Dataset[Example]):
         present = self._match != ABSENT
         return np.where(present, known, int(np.median(known[present])) if present.any() else 1)
 
-    def has_image(self) -> np.ndarray:
-        """[len] bool."""
-        return has_image(self._source.data.table)[self._usable]
-
-    def __getitem__(self, index: int) -> Example:
-        if index == DUMMY:
-            return self.blank
-        row, match = int(self._usable[index]), int(self._match[index])
-        values = self._source[row].to_pylist()[0]
-        if match != ABSENT:
-            values |= self._sidecar[match].to_pylist()[0]
-        return self._encode(values, self._folders(row))
+    def _measured(self, index: int) -> dict[str, Any]:
+        match = int(self._match[index])
+        return {} if match == ABSENT else self._sidecar[match].to_pylist()[0]
 
 
 def key_array(keys: pa.ChunkedArray) -> np.ndarray:

@@ -10,21 +10,20 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
-from cal_schemas.storage.locations import location
-from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
+from cal_schemas.storage.locations import Location, location
+from cal_trainer.data.alignment import RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_source
-from cal_trainer.data.dataset import DUMMY, FolderOfRow, has_image, report_skipped
+from cal_trainer.data.dataset import MappedExamples, report_skipped
 from cal_trainer.data.shards import source_shards
 
 
-class SourceExamples(EncodesRows, Dataset[Example]):
+class SourceExamples(MappedExamples):
     """Rows of a source that nobody measured, for weights that need no cache; index DUMMY is the dummy example.
 
     Arguments as in SidecarExamples. A row that cannot be encoded trains nothing, with a warning when it is read.
@@ -42,29 +41,15 @@ class SourceExamples(EncodesRows, Dataset[Example]):
         self._encode = RowEncoder(encoder, None, **options)
         shards = plan_source(source_paths, image_folders)
         self.shards = {"source_path": source_shards(shards)}
-        self._folders = folders_of(shards)
-        self._source = map_source(shards, cache_dir)
-        readable = np.asarray(pc.is_valid(self._source.data.table.column("messages")))
-        self._usable = np.flatnonzero(readable)
+        rows = map_source(shards, cache_dir)
+        readable = np.asarray(pc.is_valid(rows.data.table.column("messages")))
+        self._hold(rows, np.flatnonzero(readable), *folders_of(shards))
         self.skipped = Counter({"encode_error": int((~readable).sum())}) if not readable.all() else Counter()
         report_skipped(", ".join(source_paths), len(self._usable), self.skipped)
 
-    def __len__(self) -> int:
-        return len(self._usable)
-
     def lengths(self) -> np.ndarray:
         """[len] int64: bytes of the conversation, which order rows of one modality about as tokens would."""
-        return text_bytes(self._source.data.table)[self._usable]
-
-    def has_image(self) -> np.ndarray:
-        """[len] bool."""
-        return has_image(self._source.data.table)[self._usable]
-
-    def __getitem__(self, index: int) -> Example:
-        if index == DUMMY:
-            return self.blank
-        row = int(self._usable[index])
-        return self._encode(self._source[row].to_pylist()[0], self._folders(row))
+        return text_bytes(self._rows.data.table)[self._usable]
 
 
 def plan_source(source_paths: Sequence[str], image_folders: Sequence[str]) -> list[Shard]:
@@ -77,12 +62,10 @@ def plan_source(source_paths: Sequence[str], image_folders: Sequence[str]) -> li
         raise ConfigError(str(error).replace("--data_path", "--source_path")) from error
 
 
-def folders_of(shards: Sequence[Shard]) -> FolderOfRow:
-    """Image folder of every row of the planned shards."""
+def folders_of(shards: Sequence[Shard]) -> tuple[list[int], list[Location | None]]:
+    """Rows and image folder of every planned shard."""
     folders = [shard.source.image_folder for shard in shards]
-    return FolderOfRow(
-        [shard.num_rows for shard in shards], [None if folder is None else location(folder) for folder in folders]
-    )
+    return [shard.num_rows for shard in shards], [None if folder is None else location(folder) for folder in folders]
 
 
 def text_bytes(table: pa.Table) -> np.ndarray:

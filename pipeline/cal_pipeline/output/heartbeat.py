@@ -1,72 +1,167 @@
-"""Keeps a sign of life in the output directory, so that a second driver hears of the first."""
+"""Keeps a sign of life in the output directory, by which other drivers, `--clean` and `--status` know of this one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
+import threading
 import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cal_schemas.storage.locations import Location, partial_of, write_whole
 
+_EVERY_S = 10.0
 _STALE_S = 60.0
 _FORGOTTEN_S = 86400.0
 _log = logging.getLogger(__name__)
 
 
-class Heartbeat:
-    """Writes `<internal>/driver-<host>-<pid>.json` on `beat`; other drivers read it. Informs, never locks.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignOfLife:
+    """What a driver said last, and whether it lives."""
 
-    A file for each driver: in one for all, the second to beat would hide the first from a third.
+    path: Location
+    said: Mapping[str, Any]
+    """`host`, `pid`, `started`, `beat` (its own clock), and what else it was given to say."""
+    words: str
+    """Host, process and start."""
+    age_s: float
+    """Since it was said, by the clock of the file system or store: hosts' clocks may differ."""
+    lives: bool | None
+    """Of its process, where it is one that this process could see; None for those of other hosts and containers."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives, or, where that cannot be seen, it gave a sign within the last minute."""
+        return self.age_s < _STALE_S if self.lives is None else self.lives
+
+
+class Heartbeat:
+    """Writes `<internal>/driver-<host>-<pid>-<number>.json` every ten seconds; others read it. Informs, never locks.
+
+    A file for each driver: in one for all, the second to beat would hide the first from a third. Two containers may
+    have the same host name and process id, hence the number.
     """
 
     def __init__(self, internal: Location, started: str | None = None) -> None:
-        self._me = {"host": platform.node(), "pid": os.getpid(), "started": started or now()}
+        self._said = {
+            "host": platform.node(), "pid": os.getpid(), "started": started or now(), "kernel": _kernel(),
+            "ticks": _ticks(os.getpid()),
+        }  # fmt: skip
         self._folder = internal
-        self._path = internal / f"driver-{platform.node()}-{os.getpid()}.json"
+        self._path = internal / f"driver-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._failed = False
+        self._beaten = 0.0
+        self._writing, self._stopped = threading.Lock(), threading.Event()
 
-    def others(self) -> list[str]:
-        """Host, process and start of every other driver that was alive within the last minute, in words.
+    def start(self) -> None:
+        """Beats now, and then by a thread of its own: a start of Ray or a slow answer may take longer than a minute."""
+        self.beat()
+        threading.Thread(target=self._beat_on, name="heartbeat", daemon=True).start()
 
-        Files of drivers that are known to be dead are removed.
-        """
-        alive = []
-        files: list[Location] = [*self._folder.glob("driver-*.json")]
-        for path in sorted(files, key=str):
-            if path == self._path:
-                continue
-            try:
-                beat = json.loads(path.read_text(encoding="utf-8"))
-                age = time.time() - float(beat["beat"])
-                gone = beat["host"] == self._me["host"] and not Path(f"/proc/{int(beat['pid'])}").exists()
-                words = f"{beat['host']}, pid {beat['pid']}, started {beat['started']}"
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if gone or age > _FORGOTTEN_S:
-                path.unlink(missing_ok=True)
-            elif age < _STALE_S:
-                alive.append(words)
-        return alive
+    def _beat_on(self) -> None:
+        while not self._stopped.wait(_EVERY_S / 2):
+            if time.monotonic() - self._beaten > _EVERY_S:
+                self.beat()
+
+    def say(self, **more: Any) -> None:
+        """Takes up what the next beats say too: values that JSON has."""
+        self._said |= more
 
     def beat(self) -> None:
         """Says that this driver is alive; where that cannot be written it is logged once, and stops nothing."""
-        try:
-            write_whole(self._path, json.dumps({**self._me, "beat": time.time()}))
-        except OSError as error:
-            if not self._failed:
-                _log.warning("cannot write the heartbeat (%s): another driver would not be warned of this one", error)
-            self._failed = True
+        with self._writing:
+            if self._stopped.is_set():
+                return
+            self._beaten = time.monotonic()
+            try:
+                write_whole(self._path, json.dumps({**self._said, "beat": time.time()}))
+            except OSError as error:
+                if not self._failed:
+                    _log.warning(
+                        "cannot write the heartbeat (%s): another driver would not be warned of this one", error
+                    )
+                self._failed = True
+
+    def others(self) -> list[str]:
+        """Host, process and start of every other driver that is alive, in words.
+
+        Files of drivers that are known to be dead are removed.
+        """
+        others = [sign for sign in signs_of_life(self._folder) if sign.path != self._path]
+        for sign in others:
+            if sign.lives is False or (sign.lives is None and sign.age_s > _FORGOTTEN_S):
+                sign.path.unlink(missing_ok=True)
+        return [sign.words for sign in others if sign.alive]
 
     def stop(self) -> None:
         """Removes this driver's file."""
-        try:
-            for path in (self._path, partial_of(self._path)):
-                path.unlink(missing_ok=True)
-        except OSError as error:  # It is stale in a minute anyway.
-            _log.warning("cannot remove the heartbeat: %s", error)
+        self._stopped.set()
+        with self._writing:
+            try:
+                for path in (self._path, partial_of(self._path)):
+                    path.unlink(missing_ok=True)
+            except OSError as error:  # It is stale in a minute anyway.
+                _log.warning("cannot remove the heartbeat: %s", error)
+
+
+def signs_of_life(internal: Location) -> list[SignOfLife]:
+    """Of all drivers whose files are there and can be read, by name; changes nothing."""
+    files: list[Location] = sorted(internal.glob("driver-*.json"), key=str)
+    clock = _clock(internal) if files else 0.0
+    signs = []
+    for path in files:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text(encoding="utf-8"))
+            said["beat"] = float(said["beat"])
+            words = f"{said['host']}, pid {said['pid']}, started {said['started']}"
+            age = clock - path.stat().st_mtime_ns / 1e9  # After reading it: opening makes NFS ask its server.
+            signs.append(SignOfLife(path=path, said=said, words=words, age_s=age, lives=_lives(said)))
+    return signs
+
+
+def _clock(internal: Location) -> float:
+    """What the clock of the file system or store that holds `internal` says, in seconds."""
+    probe = internal / f"probe.{uuid.uuid4().hex}"
+    try:
+        probe.write_bytes(b"")
+        return probe.stat().st_mtime_ns / 1e9
+    except OSError:  # Who may only look has no other clock than its own.
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _lives(said: Mapping[str, Any]) -> bool | None:
+    if said.get("kernel") is None or said["kernel"] != _kernel():
+        return None
+    return bool(_ticks(int(said["pid"])) == said["ticks"])
+
+
+def _kernel() -> str | None:
+    """Names the running kernel and the namespace of process ids: where it is equal, ids name the same processes."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _ticks(pid: int) -> int | None:
+    """When a process was started, by the kernel's count: ids are used again. None for one that has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])
 
 
 def now() -> str:

@@ -46,7 +46,7 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     interrupted = False
     try:
         store.prepare()
-        heartbeat.beat()
+        heartbeat.start()
         shards = (*plan.progress.done, *plan.progress.pending)
         listed = json.dumps([asdict(shard) for shard in shards], indent=1)
         (store.internal / "plan.json").write_text(f"{listed}\n", encoding="utf-8")

@@ -1,12 +1,8 @@
 import errno
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cal_pipeline.output.heartbeat import Heartbeat
 from cal_pipeline.output.store import LocalStore, open_store
 from cal_schemas.errors import ConfigError
 
@@ -292,73 +287,3 @@ def test_readers_of_the_directory_see_only_final_shards_while_a_run_is_in_progre
     with store.staging("b.parquet") as partial:
         partial.write_bytes(b"half a file")
         assert pq.read_table(store.output_dir)["x"].to_pylist() == [1, 2]
-
-
-def other_driver(internal: Path, **changed: Any) -> Path:
-    beat = {"host": "elsewhere", "pid": 7, "started": "noon", "beat": time.time(), **changed}
-    path = internal / f"driver-{beat['host']}-{beat['pid']}.json"
-    path.write_text(json.dumps(beat))
-    return path
-
-
-def test_a_driver_sees_all_others_but_not_itself(store: LocalStore) -> None:
-    mine = Heartbeat(store.internal, "today")
-    assert mine.others() == []
-    mine.beat()
-    assert mine.others() == []
-    other_driver(store.internal)
-    other_driver(store.internal, pid=8)
-    assert mine.others() == ["elsewhere, pid 7, started noon", "elsewhere, pid 8, started noon"]
-
-
-def test_a_driver_of_this_host_counts_while_its_process_lives(store: LocalStore) -> None:
-    code = (
-        "import sys; from pathlib import Path; from cal_pipeline.output.heartbeat import Heartbeat\n"
-        "Heartbeat(Path(sys.argv[1]), 'noon').beat(); print('beat', flush=True); sys.stdin.read()"
-    )
-    mine = Heartbeat(store.internal, "today")
-    with subprocess.Popen(
-        [sys.executable, "-c", code, store.internal], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "beat\n"
-        (other,) = mine.others()
-        assert f"pid {process.pid}, started noon" in other
-        process.kill()
-    assert mine.others() == []
-    assert list(store.internal.glob("driver-*")) == []
-
-
-def test_a_heartbeat_of_more_than_a_minute_ago_is_stale_and_after_a_day_removed(store: LocalStore) -> None:
-    path = other_driver(store.internal, beat=time.time() - 61)
-    assert Heartbeat(store.internal, "today").others() == []
-    assert path.exists()
-    other_driver(store.internal, beat=time.time() - 86401)
-    assert Heartbeat(store.internal, "today").others() == []
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"host": "h", "pid": 1, "started": "s", "beat": "x"}'])
-def test_a_heartbeat_that_cannot_be_read_warns_of_nobody_and_stops_nothing(store: LocalStore, text: str) -> None:
-    (store.internal / "driver-h-1.json").write_text(text)
-    mine = Heartbeat(store.internal, "today")
-    assert mine.others() == []
-    mine.stop()
-    mine.beat()
-
-
-def test_a_heartbeat_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    mine = Heartbeat(tmp_path / "absent", "today")
-    mine.beat()
-    mine.beat()
-    mine.stop()
-    assert caplog.text.count("cannot write the heartbeat") == 1
-
-
-def test_stopping_removes_ones_own_heartbeat_and_no_others(store: LocalStore) -> None:
-    mine = Heartbeat(store.internal, "today")
-    mine.beat()
-    other = other_driver(store.internal)
-    mine.stop()
-    mine.stop()
-    assert list(store.internal.glob("driver-*")) == [other]

@@ -87,8 +87,26 @@ def sizes_digest() -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(SIZES), sort_keys=True).encode()).hexdigest()[:8]
 
 
+class _Keyed:
+    """Of a frozen dataclass."""
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over what differs from the defaults, and over all sizes.
+
+        A new field of Run or Measurement leaves old keys alone, one of Sizes changes every key.
+        """
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        given = {field.name: getattr(self, field.name) for field in fields}
+        given = {field.name: given[field.name] for field in fields if given[field.name] != field.default}
+        text = json.dumps([type(self).__name__, given, dataclasses.asdict(SIZES)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
+class Measurement(_Keyed):
     """Deltas of one reference on the training data of one world, seed, noise and mix."""
 
     world: WorldName
@@ -103,13 +121,9 @@ class Measurement:
     answers: int = 1
     """Of a sample; the second one is a caption of the same scene, asked for before."""
 
-    @property
-    def key(self) -> str:
-        return key_of(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class Run(_Keyed):
     """One student, trained and examined. All runs of a world and seed share start, data and order."""
 
     world: WorldName
@@ -148,16 +162,9 @@ class Run:
             raise ValueError("halves are measured with the default contrast, dtype and data")
 
     @property
-    def key(self) -> str:
-        return key_of(self)
-
-    @property
     def measurement(self) -> Measurement:
         """Of a cached run."""
-        return Measurement(
-            world=self.world, seed=self.seed, noise=self.noise, reference=self.reference, contrast=self.contrast,
-            dtype=self.dtype, text_share=self.text_share, answers=self.answers,
-        )  # fmt: skip
+        return Measurement(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Measurement)})
 
 
 Scored = tuple[Run | Measurement, dict[str, Any]]
@@ -172,17 +179,6 @@ class Unit:
     todo: tuple[Run | Measurement, ...]
     scratch: Path
     ray_address: str = ""
-
-
-def key_of(item: Run | Measurement) -> str:
-    """12 hex digits over what differs from the defaults, and over all sizes.
-
-    A new field of Run or Measurement leaves old keys alone, one of Sizes changes every key.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(item)}
-    given = {name: value for name, value in dataclasses.asdict(item).items() if value != defaults[name]}
-    text = json.dumps([type(item).__name__, given, dataclasses.asdict(SIZES)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe(item: Run | Measurement) -> str:

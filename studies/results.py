@@ -5,7 +5,6 @@ What stands in the record is not run again.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -90,7 +89,8 @@ class Table(Generic[Item]):
 
     def add(self, item: Item, scores: Mapping[str, Any]) -> None:
         """Raises RecordError for scores or a file with other columns, and for a file that ends within a line."""
-        row = {"key": item.key, **dataclasses.asdict(item), **scores, "versions": versions()}
+        lists = {name: json.dumps(value) for name, value in scores.items() if isinstance(value, list)}
+        row = {"key": item.key, **dataclasses.asdict(item), **scores, **lists, "versions": versions()}
         if unknown := row.keys() - set(self.columns):
             raise RecordError(f"{self.path} has no columns for {', '.join(sorted(unknown))}: add them to results.py")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +101,8 @@ class Table(Generic[Item]):
                 self._check_header(written)
             if written and not written.endswith("\n"):
                 raise RecordError(f"{self.path} ends within a line, which the next row would continue: repair it first")
-            lines = io.StringIO()
-            writer = csv.DictWriter(lines, self.columns, lineterminator="\n")
-            if not written:
-                writer.writeheader()
-            writer.writerow({name: _formatted(value) for name, value in row.items()})
-            file.write(lines.getvalue())
+            frame = pd.DataFrame([row], columns=self.columns)
+            file.write(frame.to_csv(header=not written, index=False, lineterminator="\n", float_format="%.6g"))
 
     def repair(self) -> None:
         """Drops what a killed process left of its last line; the file changes whole or not at all."""
@@ -131,12 +127,6 @@ class Table(Generic[Item]):
                 f"{self.path} begins with {header!r}, its rows are written under {wanted!r}: "
                 "give the file these columns, or another --results_dir"
             )
-
-
-def _formatted(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return json.dumps(value) if isinstance(value, list) else value
 
 
 def runs(directory: Path = RESULTS) -> Table[Run]:

@@ -24,10 +24,16 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec, own_fields_first
 
 _Config = TypeVar("_Config")
+_Default = TypeVar("_Default")
 _NULL = ("", "~", "null", "Null", "NULL")
 """Written for "the default"."""
 _INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 """YAML's way to write what the flags call inf."""
+
+
+def flag(default: _Default, text: str) -> _Default:
+    """Declares a dataclass field that is a flag, with its default and what --help says."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @own_fields_first
@@ -35,12 +41,10 @@ _INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 class ContrastFlags(ContrastParameters):
     """Holds the flags that cal-precompute and cal-train share: what the pass without the image sees."""
 
-    contrast: Condition | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "without the image: its tokens dropped (the paper; default) or masked (released code), or another "
-            "image: parts of it painted over (patch_mask) or all of it blurred (gaussian_blur)"
-        },
+    contrast: Condition | None = flag(
+        None,
+        "without the image: its tokens dropped (the paper; default) or masked (released code), or another "
+        "image: parts of it painted over (patch_mask) or all of it blurred (gaussian_blur)",
     )
 
     def contrast_spec(self) -> ContrastSpec:
@@ -134,9 +138,7 @@ def parse_configs(
         parser.add_argument(*(f"--{form}" for form in dict.fromkeys(spellings)), nargs="*", help=argparse.SUPPRESS)
     flags += others
     _validate_lists(given, kinds)
-    file = _config_file(given)
-    from_file = [] if file is None else _yaml_flags(file, flags, _float_flags(kinds), _typed(given), replaces or {})
-    namespace, unknown = parser.parse_known_args([*from_file, *given])
+    namespace, unknown = parser.parse_known_args(_with_file(given, flags, _float_flags(kinds), replaces or {}))
     if unknown:
         raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
     built = []
@@ -162,10 +164,8 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
         add_help=False,
         allow_abbrev=False,
     )
-    file = _config_file(given)
     flags = [field.name for field in dataclasses.fields(kind)]
-    from_file = [] if file is None else _yaml_flags(file, flags, set(), _typed(given), {})
-    namespace = parser.parse_known_args([*from_file, *given])[0]
+    namespace = parser.parse_known_args(_with_file(given, flags, set(), {}))[0]
     return {name for name in names if getattr(namespace, name)}
 
 
@@ -185,20 +185,23 @@ def _typed(given: Sequence[str]) -> list[str]:
     return [part.split("=")[0].lstrip("-").replace("-", "_") for part in given if part.startswith("--")]
 
 
-def _config_file(given: Sequence[str]) -> Path | None:
-    """Returns the path of --config, looked for alone: the file may be what provides the required flags."""
+def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    return {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
+
+
+def _with_file(
+    given: Sequence[str], flags: Sequence[str], numbers: set[str], replaces: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Returns the command line behind the flags of its --config, which may be what provides the required ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     try:
         path: Path | None = parser.parse_known_args(given)[0].config
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    return path
-
-
-def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    return {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
+    from_file = [] if path is None else _yaml_flags(path, flags, numbers, _typed(given), replaces)
+    return [*from_file, *given]
 
 
 def _yaml_flags(

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
-from cal_pipeline.arguments import ContrastFlags
+from cal_pipeline.arguments import ContrastFlags, flag
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
@@ -36,10 +36,6 @@ _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 def maintenance_config() -> type[Any]:
     """Makes the same flags with nothing required but `--output_dir`: of --verify and --clean, in a whole command."""
     hints, made = get_type_hints(PrecomputeConfig), []
@@ -55,103 +51,69 @@ def maintenance_config() -> type[Any]:
 class PrecomputeConfig(ContrastFlags):
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
 
-    model_name_or_path: str = field(metadata=_help("reference model: a directory or a hub id"))
+    model_name_or_path: str = field(metadata={"help": "reference model: a directory or a hub id"})
     output_dir: str = field(
-        metadata=_help("annotated shards go here, local or s3://, gs://, az://; rerun the same command to resume")
+        metadata={"help": "annotated shards go here, local or s3://, gs://, az://; rerun the same command to resume"}
     )
     data_path: list[str] = field(
-        metadata=_help(
-            f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}"
-        )
+        metadata={
+            "help": f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}"
+        }
     )
 
-    revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
-    dtype: Dtype = field(default="bfloat16", metadata=_help("of the reference; float32 is reproducible bit by bit"))
-    attn_implementation: str = field(
-        default="sdpa", metadata=_help("attention of the reference: sdpa, eager, flash_attention_2")
-    )
-    quantization: Quantization = field(
-        default="none", metadata=_help("of the reference: 8bit or 4bit through bitsandbytes, or none")
-    )
-    trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
-    reference_saw_data: Literal["yes", "no", "unknown"] = field(
-        default="unknown",
-        metadata=_help("whether the reference was trained on these samples: such deltas favour what it memorised"),
+    revision: str | None = flag(None, "revision of the model on the hub")
+    dtype: Dtype = flag("bfloat16", "of the reference; float32 is reproducible bit by bit")
+    attn_implementation: str = flag("sdpa", "attention of the reference: sdpa, eager, flash_attention_2")
+    quantization: Quantization = flag("none", "of the reference: 8bit or 4bit through bitsandbytes, or none")
+    trust_remote_code: bool = flag(False, "run code that comes with the model")
+    reference_saw_data: Literal["yes", "no", "unknown"] = flag(
+        "unknown", "whether the reference was trained on these samples: such deltas favour what it memorised"
     )
 
     image_folder: list[str] = field(
-        default_factory=list, metadata=_help("where image paths start: none, one for all data paths, or one for each")
+        default_factory=list,
+        metadata={"help": "where image paths start: none, one for all data paths, or one for each"},
     )
     data_format: str = field(
-        default="auto", metadata={"choices": ["auto", *FORMATS], **_help("auto goes by the file name")}
+        default="auto", metadata={"choices": ["auto", *FORMATS], "help": "auto goes by the file name"}
     )
-    rows_per_shard: int = field(
-        default=4096, metadata=_help("a file that is no Parquet is split into shards of so many rows")
-    )
-    limit: int | None = field(default=None, metadata=_help("subset: only the first so many rows"))
-    sample: float | None = field(default=None, metadata=_help("subset: a random fraction of the rows"))
-    seed: int = field(default=0, metadata=_help("of --sample"))
+    rows_per_shard: int = flag(4096, "a file that is no Parquet is split into shards of so many rows")
+    limit: int | None = flag(None, "subset: only the first so many rows")
+    sample: float | None = flag(None, "subset: a random fraction of the rows")
+    seed: int = flag(0, "of --sample")
 
-    template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
-    image_aspect_ratio: AspectRatio = field(
-        default="native", metadata=_help("native leaves the image to the processor")
-    )
-    max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens, image tokens included"))
-    truncation: Truncation = field(
-        default="drop", metadata=_help("what happens to a longer row: status too_long, or its end is cut")
-    )
-    max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("a larger image is an image_error"))
+    template: Template = flag("auto", "auto is the model's chat template")
+    image_aspect_ratio: AspectRatio = flag("native", "native leaves the image to the processor")
+    max_length: int = flag(2048, "longest encoding, in tokens, image tokens included")
+    truncation: Truncation = flag("drop", "what happens to a longer row: status too_long, or its end is cut")
+    max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "a larger image is an image_error")
 
-    save_contrast_images: int = field(
-        default=0, metadata=_help("write so many images and their perturbed forms into .cal/contrast_images")
+    save_contrast_images: int = flag(0, "write so many images and their perturbed forms into .cal/contrast_images")
+    extra_columns: str | None = flag(
+        None, "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
     )
-    extra_columns: str | None = field(
-        default=None,
-        metadata=_help(
-            "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
-        ),
+    carry: Literal["auto", Carry] = flag(
+        "auto",
+        "what of the sample goes along: the bytes of all images, of embedded ones, paths alone, or neither images "
+        "nor messages",
     )
-    carry: Literal["auto", Carry] = field(
-        default="auto",
-        metadata=_help(
-            "what of the sample goes along: the bytes of all images, of embedded ones, paths alone, or neither images "
-            "nor messages"
-        ),
-    )
-    redo_status: str | None = field(
-        default=None, metadata=_help("measure rows of these statuses again (comma-separated), e.g. image_error")
-    )
+    redo_status: str | None = flag(None, "measure rows of these statuses again (comma-separated), e.g. image_error")
 
-    num_workers: int = field(default=1, metadata=_help("processes that hold a model each"))
-    gpus_per_worker: float | None = field(
-        default=None, metadata=_help("a fraction shares a GPU, 2 or more spread one model; default 1 or 0")
-    )
-    cpus_per_worker: float = field(default=1.0, metadata=_help("CPUs that Ray sets aside for a worker"))
-    tokens_per_batch: int = field(default=16384, metadata=_help("padded tokens of a batch, image tokens included"))
-    encode_threads: int = field(default=4, metadata=_help("threads of a worker that decode and encode samples"))
-    ray_address: str | None = field(
-        default=None, metadata=_help("an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
-    )
-    max_error_fraction: float = field(
-        default=0.5, metadata=_help("stop when more than this share of the run's rows is not ok; 1 never stops")
-    )
-    max_tries: int = field(default=3, metadata=_help("of a shard, and of starting a worker"))
-    shard_timeout_s: float = field(default=3600.0, metadata=_help("a shard that takes longer counts as hung"))
-    start_timeout_s: float = field(
-        default=1800.0, metadata=_help("a worker that takes longer to load its model counts as hung")
-    )
-    idle_timeout_s: float = field(default=600.0, metadata=_help("give up when no worker can be placed for so long"))
-    dry_run: bool = field(
-        default=False, metadata=_help("check model, data and output, list what is done and pending, do nothing")
-    )
+    num_workers: int = flag(1, "processes that hold a model each")
+    gpus_per_worker: float | None = flag(None, "a fraction shares a GPU, 2 or more spread one model; default 1 or 0")
+    cpus_per_worker: float = flag(1.0, "CPUs that Ray sets aside for a worker")
+    tokens_per_batch: int = flag(16384, "padded tokens of a batch, image tokens included")
+    encode_threads: int = flag(4, "threads of a worker that decode and encode samples")
+    ray_address: str | None = flag(None, "an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
+    max_error_fraction: float = flag(0.5, "stop when more than this share of the run's rows is not ok; 1 never stops")
+    max_tries: int = flag(3, "of a shard, and of starting a worker")
+    shard_timeout_s: float = flag(3600.0, "a shard that takes longer counts as hung")
+    start_timeout_s: float = flag(1800.0, "a worker that takes longer to load its model counts as hung")
+    idle_timeout_s: float = flag(600.0, "give up when no worker can be placed for so long")
+    dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing")
 
-    verify: bool = field(
-        default=False,
-        metadata=_help("read every shard of --output_dir and say what is wrong (no other flag counts)"),
-    )
-    clean: bool = field(
-        default=False, metadata=_help("remove what dead runs left behind in --output_dir, never a final shard")
-    )
+    verify: bool = flag(False, "read every shard of --output_dir and say what is wrong (no other flag counts)")
+    clean: bool = flag(False, "remove what dead runs left behind in --output_dir, never a final shard")
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -162,18 +124,18 @@ class PrecomputeConfig(ContrastFlags):
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name} must not be negative, got {getattr(self, name)}")
-        for flag, paths in (
+        for name, paths in (
             ("output_dir", [self.output_dir]), ("data_path", self.data_path), ("image_folder", self.image_folder),
         ):  # fmt: skip
             if not all(paths):
-                raise ConfigError(f"--{flag} is empty")
+                raise ConfigError(f"--{name} is empty")
             for path in paths:
                 if _COLLAPSED.match(str(path)):
-                    raise ConfigError(f"--{flag} {path}: a URL has two slashes after its colon")
+                    raise ConfigError(f"--{name} {path}: a URL has two slashes after its colon")
                 try:
                     location(path)
                 except ConfigError as error:
-                    raise ConfigError(f"--{flag} {error}") from error
+                    raise ConfigError(f"--{name} {error}") from error
         if self.limit is not None and self.sample is not None:
             raise ConfigError("--limit and --sample are two ways to take a subset: give one")
         if self.max_image_pixels > PILLOW_MAX_PIXELS:

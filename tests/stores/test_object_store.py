@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ import pytest
 
 from cal_pipeline.output.object_store import ObjectStore
 from cal_pipeline.output.store import open_store
+from cal_pipeline.runtime.worker_process import WorkerProcess
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.object_path import ObjectPath
 
@@ -124,3 +128,77 @@ def test_a_prefix_that_cannot_be_written_is_refused_by_its_flag(bucket: ObjectPa
     missing = str(bucket).replace(bucket.bucket, f"{bucket.bucket}-missing", 1)
     with pytest.raises(ConfigError, match=r"--output_dir .*-missing/out cannot be written: .*"):
         open_store(f"{missing}/out", "run-7").check_writable()
+
+
+@pytest.fixture
+def folder(store: ObjectStore, tmp_path: Path) -> Path:
+    return tmp_path / "tmp" / f"cal-staging-{os.getuid()}"
+
+
+def test_what_is_staged_can_be_read_by_nobody_else_and_lies_where_nobody_else_may_look(
+    store: ObjectStore, folder: Path
+) -> None:
+    umask = os.umask(0)
+    try:
+        store.prepare()
+        with store.staging("a") as partial:
+            assert [path.stat().st_mode & 0o777 for path in (folder, partial)] == [0o700, 0o600]
+            pq.write_table(pa.table({"x": [1]}), partial)
+            assert partial.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(umask)
+    folder.chmod(0o755)  # As earlier versions made it: nobody else could write there.
+    with store.staging("a"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def open_to_all(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+
+
+def of_somebody_else(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    if os.getuid():
+        pytest.skip("only root can give a directory away")
+    os.chown(folder, 12345, 12345)
+
+
+def linked(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("prepared", [open_to_all, of_somebody_else, linked])
+def test_a_staging_folder_that_somebody_else_made_is_refused_before_anything_is_staged_or_logged(
+    store: ObjectStore, folder: Path, prepared: Callable[[Path], None]
+) -> None:
+    prepared(folder)
+    says = rf"{folder} is \S+ of user \d+, and must be a directory of user {os.getuid()} that nobody else"
+    with pytest.raises(ConfigError, match=says):
+        store.prepare()
+    with pytest.raises(ConfigError, match=says), store.staging("a"):
+        pass
+    with pytest.raises(ConfigError, match=says):
+        WorkerProcess(str(folder / "logs" / "worker.log"))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_staged_file_of_another_container_stays_while_its_process_lives(store: ObjectStore, folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cal_pipeline.output.local_staging import staged\n"
+        "with staged(Path(sys.argv[1]), 'a.run-1.999999999.ff'): print('staged', flush=True); sys.stdin.read()"
+    )
+    leftover = folder / "a.run-1.999999999.ff"  # No such process can be seen from here.
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "staged\n"
+        os.utime(leftover, (0, 0))
+        with store.staging("b"):
+            assert leftover.exists()
+        process.kill()
+    with store.staging("b"):
+        assert not leftover.exists()

@@ -5,24 +5,19 @@ A shard is staged on the worker's own disk, read back, and uploaded whole.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import tempfile
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cal_pipeline.output.local_staging import make_private, staged, staging_folder
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location, read_footer
 from cal_schemas.storage.object_path import ObjectPath
 
-_STAGING_PREFIX = "cal-staging"
-_ORPHAN_S = 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -41,15 +36,16 @@ class ObjectStore:
     @property
     def logs(self) -> Path:
         """On the worker's own machine: a log grows line by line, an object does not."""
-        return _local_staging() / "logs"
+        return staging_folder() / "logs"
 
     def path(self, name: str) -> ObjectPath:
         """Final path of a shard."""
         return self.output_dir / f"{name}.parquet"
 
     def prepare(self) -> None:
-        """Makes the folder of logs; prefixes need not be made."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        """Makes the folder of logs; prefixes need not be made. ConfigError where others could write there."""
+        make_private(self.logs.parent)
+        self.logs.mkdir(exist_ok=True)
 
     def check_writable(self) -> None:
         """ConfigError unless the prefix can be written; says where the store does not know "only if nothing is yet".
@@ -76,17 +72,11 @@ class ObjectStore:
     def check_name(self, name: str) -> None:
         """Nothing: every object is a file, and folders need not be made."""
 
-    @contextmanager
-    def staging(self, name: str) -> Iterator[Path]:
+    def staging(self, name: str) -> AbstractContextManager[Path]:
         """A path on this machine's disk (TMPDIR); whatever is still there on leaving is removed."""
-        folder = _local_staging()
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(folder)
-        partial = folder / f"{name.replace('/', '__')[-40:]}.{self.run_id}.{os.getpid()}.{uuid.uuid4().hex}"
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
+        return staged(
+            staging_folder(), f"{name.replace('/', '__')[-40:]}.{self.run_id}.{os.getpid()}.{uuid.uuid4().hex}"
+        )
 
     def commit(self, partial: Path, name: str, *, replace: bool = False) -> bool:
         """Reads the staged file's footer back, then uploads it whole; True when it was ours that counted."""
@@ -96,19 +86,3 @@ class ObjectStore:
     def clear_staging(self, *, everybodys: bool = False) -> list[str]:
         """Nothing is staged in the store itself; each worker removes its own staged file."""
         return []
-
-
-def _local_staging() -> Path:
-    return Path(tempfile.gettempdir()) / f"{_STAGING_PREFIX}-{os.getuid()}"
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Staged files of processes that are gone; the name of each says whose it is."""
-    for leftover in folder.iterdir():
-        pid = leftover.name.split(".")[-2:-1]
-        if not leftover.is_file() or not pid or not pid[0].isdigit() or Path("/proc", pid[0]).exists():
-            continue
-        # Another container may share the folder and not the process numbers: its files are young.
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > _ORPHAN_S:
-                leftover.unlink()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cal_pipeline.output.local_staging import make_private, staging_folder
 from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
 from cal_pipeline.sources.shard import Shard
@@ -37,7 +38,10 @@ class WorkerProcess:
     """Runs a Worker in a process of its own. The constructor does little: a failing start is an answer, not a crash."""
 
     def __init__(self, log_path: str) -> None:
-        Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(log_path).parent
+        if folder.parent.name == staging_folder().name:
+            make_private(folder.parent)
+        folder.mkdir(parents=True, exist_ok=True)
         self._log = open(log_path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115, PTH123  lives with the process
         # What native code says as it dies goes to these two, and would be lost in Ray's own files.
         for descriptor in (1, 2):

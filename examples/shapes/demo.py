@@ -30,6 +30,7 @@ from cal_pipeline.inspect.commands.page import read_page_data
 TRAIN_SAMPLES, DIRTY_SAMPLES, HELD_OUT_SAMPLES, SHARDS = 4000, 1500, 300, 6
 WRONG_SHARE = 0.3
 TARGET_AUC = 0.8
+COLUMNS = ["sample_id", "status", "label_ids", "delta_logits"]
 
 
 def main() -> int:
@@ -75,8 +76,8 @@ def main() -> int:
     precompute(trained, annotated, "--data_path", shards[0].parent, "--reference_saw_data", "no")
 
     say(began, "4. What the deltas say, in pandas")
-    frame = pd.read_parquet(annotated)
-    print(frame[["sample_id", "status", "label_ids", "delta_logits"]].head(4).to_string(max_colwidth=44))
+    frame = pd.read_parquet(annotated, columns=[*COLUMNS, "label_positions", "messages", "word_kinds"])
+    print(frame[COLUMNS].head(4).to_string(max_colwidth=44))
     tokens = words.token_frame(frame, AutoTokenizer.from_pretrained(trained))
     table = words.table(tokens)
     print("\nDelta (in logits) by kind of word; auc: chance that a correlated word's delta is above one of this kind")
@@ -115,13 +116,13 @@ def main() -> int:
     print("The tiny reference knows coloured shapes only; this shows the path, not meaningful deltas.")
     annotated_photos = output / "annotated_photos"
     precompute(trained, annotated_photos, "--data_path", photos_json, "--image_folder", photos_json.parent / "images")
-    frame = pd.read_parquet(annotated_photos)
+    frame = pd.read_parquet(annotated_photos, columns=["sample_id", "status", "error", "label_ids"])
     frame["tokens"] = frame["label_ids"].map(len)
     print(frame[["sample_id", "status", "error", "tokens"]].to_string(index=False, max_colwidth=60, na_rep=""))
 
     say(began, "Done")
     low = table["auc"].drop("correlated")
-    print(f"Everything is in {output}/. Read the deltas with: pd.read_parquet('{annotated}')")
+    print(f"Everything is in {output}/. Read the deltas with: pd.read_parquet('{annotated}', columns={COLUMNS})")
     print(f"See the tokens: open {page.resolve()} in a browser")
     failures = []
     if (low < TARGET_AUC).any():

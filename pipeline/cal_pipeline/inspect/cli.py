@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from cal_pipeline.arguments import add_version
 from cal_pipeline.console import printing
+from cal_pipeline.inspect import progress
 from cal_schemas.errors import CalError, ConfigError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger(progress.__name__).setLevel(logging.INFO)
     try:
         given = list(sys.argv[1:] if argv is None else argv)
         parser, module = _parser(given)

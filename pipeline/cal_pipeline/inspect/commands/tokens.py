@@ -80,12 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"no tokens: none of the {opened.num_rows} rows of {opened.files[0].parent} has a defined delta "
             "(cal-inspect summary tells their statuses)"
         )
+    if path:  # Before anything is printed, whose reader may leave.
+        write_csv(path, statistics, pieces)
     console = flags.console()
     console.print(_occurrences("highest deltas", statistics.highest, pieces), "")
     console.print(_occurrences("lowest deltas", statistics.lowest, pieces), "")
     _print_means(console, statistics, pieces, arguments.top, arguments.min_count)
     if path:
-        write_csv(path, statistics, pieces)
         console.print(f"{path}: every token", markup=False)
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cal_pipeline.inspect.progress import shown_progress
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.storage.locations import Location, location, open_parquet
@@ -51,13 +52,15 @@ def read_batches(opened: AnnotatedDataset, columns: Sequence[str], batch_rows: i
     file whose pages cannot be read.
     """
     there = [name for name in columns if column_of(name) in opened.schema.names]
-    for path in opened.files:
-        row = 0
-        try:
-            with open_parquet(path) as file:
-                for data in file.iter_batches(batch_size=batch_rows, columns=there):
-                    yield Batch(file=path, row=row, data=data)
-                    row += data.num_rows
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise FormatError(f"{path}: broken after row {row}: {reason}; measure this shard again") from error
+    with shown_progress("rows read", opened.num_rows) as advance:
+        for path in opened.files:
+            row = 0
+            try:
+                with open_parquet(path) as file:
+                    for data in file.iter_batches(batch_size=batch_rows, columns=there):
+                        yield Batch(file=path, row=row, data=data)
+                        row += data.num_rows
+                        advance(data.num_rows)
+            except (pa.ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise FormatError(f"{path}: broken after row {row}: {reason}; measure this shard again") from error

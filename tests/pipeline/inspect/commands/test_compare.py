@@ -3,12 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.inspect import load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
+from cal_pipeline.inspect.tables.joining import matching_rows, read_rows
+from cal_pipeline.inspect.tables.reading import open_paths
 from inspect_data import Directories, cut, write
 
 
@@ -109,3 +112,37 @@ def test_text_only_rows_have_no_correlation(directories: Directories, capsys: py
     assert compared(directories.text_only, directories.text_only, capsys)["correlation"] is None
     assert run(["compare", str(directories.text_only), str(directories.text_only)]) == 0
     assert "undefined (no spread)" in capsys.readouterr().out
+
+
+def test_the_kth_row_with_a_key_is_joined_to_the_kth(directories: Directories, tmp_path: Path) -> None:
+    def key(row: dict[str, Any]) -> str:
+        return "same" if row["images"] else str(row["sample_key"])
+
+    one = changed(directories.normal, tmp_path / "a", sample_key=key)
+    other = cut(one, tmp_path / "b", lambda row: row["status"] == "ok")
+    matches = matching_rows(*(open_paths(path) for path in (one, other)))
+    keys, theirs = (load_annotated(path, columns=["sample_key"])["sample_key"] for path in (one, other))
+    both = pd.DataFrame({"key": keys, "k": keys.groupby(keys).cumcount()}).merge(
+        pd.DataFrame({"key": theirs, "k": theirs.groupby(theirs).cumcount(), "row": range(len(theirs))}), "left"
+    )
+    assert matches.tolist() == both["row"].fillna(-1).astype(int).tolist()
+    assert 0 < (matches >= 0).sum() < len(matches)
+
+
+def test_what_is_held_of_a_side_is_four_bytes_a_token(directories: Directories) -> None:
+    opened = open_paths(directories.normal)
+    rows, frame = read_rows(opened), load_annotated(directories.normal)
+    expected = np.concatenate(frame["delta_logits"].to_list())
+    np.testing.assert_array_equal(rows.deltas, expected)
+    assert rows.deltas.nbytes == 4 * len(expected)
+    assert rows.lengths.nbytes + rows.digests.nbytes + rows.ok.nbytes <= 17 * len(frame)
+
+
+def test_label_ids_in_another_order_are_other_label_ids(directories: Directories, tmp_path: Path) -> None:
+    other = changed(directories.normal, tmp_path / "b", label_ids=lambda row: row["label_ids"][::-1])
+    a, b = (open_paths(path) for path in (directories.normal, other))
+    ours, theirs = read_rows(a), read_rows(b)
+    ids = load_annotated(directories.normal)["label_ids"]
+    palindromes = np.array([list(row) == list(row[::-1]) for row in ids])
+    np.testing.assert_array_equal(ours.digests == theirs.digests[matching_rows(a, b)], palindromes)
+    assert not palindromes.all()

@@ -1,5 +1,9 @@
 """Counts, means and extremes of tokens, against the columns themselves."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -28,3 +32,16 @@ def test_counts_means_and_extremes_are_those_of_the_columns(directories: Directo
     assert [item.delta for item in statistics.highest] == ordered["delta"][::-1][:5].tolist()
     extreme = ordered.iloc[-1]
     assert (statistics.highest[0].sample_id, statistics.highest[0].token_id) == (extreme["sample_id"], extreme["id"])
+
+
+def test_the_table_of_all_tokens_is_written_though_the_reader_of_the_others_leaves(
+    directories: Directories, tmp_path: Path
+) -> None:
+    command = (
+        f"{sys.executable} -m cal_pipeline.inspect.cli tokens {directories.normal} "
+        f"--tokenizer {directories.family.directory} --top 1000 --output {tmp_path / 'x.csv'} | true"
+    )
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    statistics = token_statistics(open_paths([directories.normal]), top=1)
+    assert len(pd.read_csv(tmp_path / "x.csv")) == (statistics.count > 0).sum() > 10

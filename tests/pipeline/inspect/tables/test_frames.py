@@ -241,7 +241,7 @@ def test_duckdb_and_polars_read_the_same_columns(directories: Directories) -> No
         f"from '{pattern}' where status = 'ok'"
     ).fetchall()
     by_polars = (
-        pl.read_parquet(pattern)
+        pl.read_parquet(pattern, columns=["sample_id", "status", "label_ids", "delta_logits"])
         .filter(pl.col("status") == "ok")
         .select("sample_id", "label_ids", "delta_logits")
         .explode("label_ids", "delta_logits")

@@ -1,0 +1,109 @@
+"""Joins the rows of two measurements by sample_key: the k-th row with a key to the other's k-th.
+
+Needs about 100 bytes a row of both sides together, and 4 a token of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.reading import read_batches
+from cal_schemas.errors import STATUS_OK
+from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import read_footer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Consecutive rows of one measurement, R of N tokens: what two measurements are compared by."""
+
+    ok: np.ndarray
+    """[R] bool."""
+    lengths: np.ndarray
+    """[R] int64, supervised tokens."""
+    digests: np.ndarray
+    """[R] uint64 of the label ids: equal ones are equal, others differ but for one pair in 2**64."""
+    deltas: np.ndarray
+    """[N] float32 in logits, NaN where undefined."""
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> Rows:
+        """Of the columns `status` and LIST_COLUMNS."""
+        flat = FlatTokens.of(batch)
+        ok = np.asarray(batch.column("status").to_pandas() == STATUS_OK, bool)
+        return cls(ok=ok, lengths=flat.lengths, digests=_label_digests(flat), deltas=flat.deltas)
+
+    def tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Deltas of these rows, in their order."""
+        lengths = self.lengths[rows]
+        starts = (np.cumsum(self.lengths) - self.lengths)[rows]
+        at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        return np.asarray(self.deltas[at])
+
+
+def _label_digests(flat: FlatTokens) -> np.ndarray:
+    """[R] uint64: the sum, by row, of every label id and its place, mixed as splitmix64 does."""
+    stops = np.cumsum(flat.lengths)
+    place = np.arange(stops[-1] if len(stops) else 0) - np.repeat(stops - flat.lengths, flat.lengths)
+    mixed = (flat.label_ids.astype(np.uint64) << np.uint64(32)) + place.astype(np.uint64) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)])
+    return np.asarray(sums[stops] - sums[stops - flat.lengths])
+
+
+def read_rows(opened: AnnotatedDataset) -> Rows:
+    """All rows, held."""
+    # Null and empty lists count as a value each, so this is never too few; what is not written takes no memory.
+    deltas = np.empty(sum(map(_num_values, map(read_footer, opened.files))), np.float32)
+    parts: list[Rows] = []
+    stop = 0
+    for batch in read_batches(opened, ["status", *LIST_COLUMNS]):
+        part = Rows.of(batch.data)
+        start, stop = stop, stop + len(part.deltas)
+        deltas[start:stop] = part.deltas
+        parts.append(Rows(ok=part.ok, lengths=part.lengths, digests=part.digests, deltas=deltas[:0]))
+    ok, lengths, digests = (
+        np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
+        for name, kind in (("ok", bool), ("lengths", np.int64), ("digests", np.uint64))
+    )
+    return Rows(ok=ok, lengths=lengths, digests=digests, deltas=deltas[:stop])
+
+
+def _num_values(footer: pa.parquet.FileMetaData) -> int:
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(column.num_values for column in columns if column.path_in_schema.startswith("delta_logits."))
+
+
+def matching_rows(a: AnnotatedDataset, b: AnnotatedDataset) -> np.ndarray:
+    """[rows of a] int64: the row of b that each is joined to, -1 where there is none."""
+    mine, theirs = (_keys(opened) for opened in (a, b))
+    if not len(theirs):
+        return np.full(len(mine), -1)
+    order = np.argsort(theirs, kind="stable")
+    ordered = theirs[order]
+    at = np.searchsorted(ordered, mine) + _repeats(mine)
+    joined = (at < len(ordered)) & (ordered[np.minimum(at, len(ordered) - 1)] == mine)
+    return np.where(joined, order[np.minimum(at, len(order) - 1)], -1)
+
+
+def _keys(opened: AnnotatedDataset) -> np.ndarray:
+    batches = read_batches(opened, ["sample_key"])
+    return np.concatenate(
+        [np.empty(0, "S1"), *(np.asarray(batch.data.column(0).cast(pa.binary())).astype("S") for batch in batches)]
+    )
+
+
+def _repeats(keys: np.ndarray) -> np.ndarray:
+    """[R] int64: how many rows before each have its key."""
+    order = np.argsort(keys, kind="stable")
+    number = np.arange(len(keys))
+    first = np.append(True, keys[order][1:] != keys[order][:-1])[: len(keys)]
+    before = np.empty(len(keys), np.int64)
+    before[order] = number - np.maximum.accumulate(np.where(first, number, 0))
+    return before

@@ -1,0 +1,65 @@
+"""What takes long says how far it is: on a terminal as a bar, elsewhere in a line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cal_pipeline.inspect.cli import SUBCOMMANDS
+from inspect_data import Directories
+
+FLAGS = {
+    "summary": [],
+    "tokens": ["--tokenizer", "{model}"],
+    "plot": ["--output", "{out}/a.png"],
+    "show": ["id-0", "--tokenizer", "{model}"],
+    "filter": ["tokens > 3"],
+    "compare": ["{normal}"],
+    "export": ["--to", "labelling-sheet", "--output", "{out}/sheet"],
+    "page": ["--tokenizer", "{model}", "--output", "{out}/a.html"],
+}
+
+
+def command(name: str, directories: Directories, folder: Path) -> list[str]:
+    places = {"model": directories.family.directory, "normal": directories.normal, "out": folder}
+    at_once = (
+        "import sys; from cal_pipeline.inspect import cli, progress; progress.SHOW_AFTER_S = 0; "
+        "sys.exit(cli.run(sys.argv[1:]))"
+    )
+    flags = [part.format(**places) for part in FLAGS[name]]
+    return [sys.executable, "-c", at_once, name, str(directories.normal), *flags]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_pass_that_takes_long_says_so_on_standard_error(name: str, directories: Directories, tmp_path: Path) -> None:
+    assert name in SUBCOMMANDS
+    done = subprocess.run(command(name, directories, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "INFO rows read: 10 of 24, " in done.stderr
+    assert "rows read" not in done.stdout
+
+
+def test_a_terminal_shows_a_bar(directories: Directories, tmp_path: Path) -> None:
+    reader, writer = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    done = subprocess.run(command("summary", directories, tmp_path), stdout=subprocess.PIPE, stderr=writer,
+                          env=environment)  # fmt: skip
+    os.close(writer)
+    shown = b""
+    while part := _read(reader):
+        shown += part
+    assert done.returncode == 0
+    assert b"rows read" in shown
+    assert b"24/24" in shown
+
+
+def _read(file: int) -> bytes:
+    try:
+        return os.read(file, 65536)
+    except OSError:
+        return b""

@@ -60,23 +60,21 @@ def run(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(given)
         return int(module.run(arguments)) if module else EXIT_DONE
     except CalError as error:
-        print(f"cal-inspect: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return EXIT_REFUSED
+        reason = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("duckdb", "pandas", "matplotlib"):
             raise
-        print(f"cal-inspect: {error.name} is missing: pip install 'cal-vlm[inspect]'", file=sys.stderr)  # noqa: T201
-        return EXIT_REFUSED
+        reason = f"{error.name} is missing: pip install 'cal-vlm[inspect]'"
     except OSError as error:
         # A path that the system does not even look at: any question about it is answered so. And matplotlib, which has
         # no number for a machine on which nothing can be written.
         if error.errno not in (errno.ENAMETOOLONG, errno.EACCES) and "MPLCONFIGDIR" not in str(error):
             raise
-        said = f"{error.filename}: {error.strerror}" if error.errno else " ".join(str(error).split())
-        print(f"cal-inspect: {said}", file=sys.stderr)  # noqa: T201
-        return EXIT_REFUSED
+        reason = f"{error.filename}: {error.strerror}" if error.errno else str(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    print(f"cal-inspect: {' '.join(reason.split())}", file=sys.stderr)  # noqa: T201
+    return EXIT_REFUSED
 
 
 def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, OverflowMethod
 from rich.table import Table
@@ -71,15 +71,29 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     add_image_folder(parser)
 
 
+def at_least(minimum: int) -> Callable[[str], int]:
+    """`type` of a flag that takes whole numbers from `minimum` on."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < minimum:
+            raise argparse.ArgumentTypeError(f"must be {minimum} or more, got {text}")
+        return value
+
+    return number
+
+
 def counted(count: int, noun: str) -> str:
     """`1 row`, `1,500 rows`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def console() -> Console:
+def console(color: Literal["auto", "always", "never"] = "auto") -> Console:
     """Prints to stdout; wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
-    return Console(highlight=False, soft_wrap=True, width=width)
+    coloured: dict[str, Any] = {
+        "auto": {}, "always": {"force_terminal": True, "color_system": "truecolor"}, "never": {"no_color": True}
+    }  # fmt: skip
+    return Console(highlight=False, soft_wrap=True, width=width, **coloured[color])
 
 
 def say(text: str) -> None:

@@ -83,4 +83,4 @@ def draw(maps: list[dict[str, Any]], target: Path) -> None:
     bar.ax.set_yticklabels(["none", "most"])
     assert bar.solids is not None
     bar.solids.set_alpha(1.0)
-    figure.savefig(target, dpi=110)
+    plots.save(figure, target)

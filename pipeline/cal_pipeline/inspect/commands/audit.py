@@ -30,16 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--fraction", type=float, default=0.01, help="of the ok rows, at least 1 row (default 0.01)")
     parser.add_argument(
-        "--swap", type=int, default=512, metavar="N",
+        "--swap", type=flags.at_least(0), default=512, metavar="N",
         help="samples measured with another sample's image (default 512, 0 for none)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the rows drawn and of who lends images to whom")
+    parser.add_argument(
+        "--seed", type=flags.at_least(0), default=0, help="of the rows drawn and of who lends images to whom"
+    )
     flags.add_image_folder(parser)
     parser.add_argument("--device", help="cuda or cpu; default cuda where there is one")
-    parser.add_argument("--num_devices", type=int, default=1, help="GPUs that one model is spread over (default 1)")
+    positive = flags.at_least(1)
+    parser.add_argument(
+        "--num_devices", type=positive, default=1, help="GPUs that one model is spread over (default 1)"
+    )
     parser.add_argument("--attn_implementation", help="if not the one that measured, which counts as a difference")
-    parser.add_argument("--tokens_per_batch", type=int, help="if not that of the run")
-    parser.add_argument("--encode_threads", type=int, default=4, help="threads that decode and encode (default 4)")
+    parser.add_argument("--tokens_per_batch", type=positive, help="if not that of the run")
+    parser.add_argument("--encode_threads", type=positive, default=4, help="threads that decode and encode (default 4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
@@ -47,11 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     """0 the cache agrees, 1 it does not."""
     if not 0.0 < arguments.fraction <= 1.0:
         raise ConfigError(f"--fraction is a share of the rows, above 0 and at most 1, got {arguments.fraction}")
-    for name in ("num_devices", "encode_threads", "tokens_per_batch"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ConfigError(f"--{name} must be positive, got {value}")
-    if arguments.swap < 0 or arguments.seed < 0:
-        raise ConfigError(f"--swap and --seed are not negative, got {arguments.swap} and {arguments.seed}")
     target = flags.new_file(arguments.json, ".json") if arguments.json else None
     dataset = open_paths(arguments.annotated)
     ok, num_images = count_rows(dataset)

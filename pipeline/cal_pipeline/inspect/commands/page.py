@@ -12,13 +12,12 @@ import hashlib
 import html
 import json
 import math
-from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.page.page_data import PageOptions, page_data
+from cal_pipeline.inspect.page.page_data import page_data
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import summarise
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
@@ -33,16 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_annotated(parser)
     flags.add_tokenizer(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page")
-    parser.add_argument("--samples", type=int, default=500, help="cards in the gallery, at most (default 500)")
+    parser.add_argument(
+        "--samples", type=flags.at_least(0), default=500, help="cards in the gallery, at most (default 500)"
+    )
     parser.add_argument(
         "--pick", choices=["random", "first", "lowest", "highest"], default="random",
         help="which rows: drawn, the first, or those of the lowest or highest mean delta (default random)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the rows drawn")
+    parser.add_argument("--seed", type=flags.at_least(0), default=0, help="of the rows drawn")
     parser.add_argument("--alpha", type=float, default=1.0, help="where the slider stands at first (default 1)")
     parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")
     parser.add_argument("--window", type=int, default=3, help="tokens averaged at first, odd (default 3)")
-    parser.add_argument("--thumbnail_px", type=int, default=320, help="longer side of an image (default 320)")
+    parser.add_argument(
+        "--thumbnail_px", type=flags.at_least(16), default=320, help="longer side of an image (default 320)"
+    )
     flags.add_image_folder(parser)
     parser.add_argument("--title", help="of the page; default the directory's name")
 
@@ -52,15 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     check_weighting(alpha=arguments.alpha, beta=arguments.beta, window=arguments.window)
     if not math.isfinite(arguments.beta):
         raise ConfigError("--beta of a page is a place on a slider and must be finite")
-    if arguments.samples < 0 or arguments.thumbnail_px < 16 or arguments.seed < 0:
-        raise ConfigError("--samples and --seed are not negative, --thumbnail_px is at least 16")
     target = flags.new_file(arguments.output, ".html", ".htm")
     dataset = open_paths(arguments.annotated)
     summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
-    options = PageOptions(**{item.name: getattr(arguments, item.name) for item in fields(PageOptions)})
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
-    text = page_text(page_data(dataset, summary, pieces, options, title=title))
+    text = page_text(page_data(dataset, summary, pieces, arguments, title=title))
     target.write_text(text, encoding="utf-8")
     print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
     return 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import sample_with_image
-from cal_schemas.errors import ConfigError
 
 _MAX_DRAWN = 24
 """Patches a side that still have room for a word; larger grids are drawn larger."""
@@ -28,14 +26,14 @@ _MAX_DRAWN = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect patch-words`."""
     flags.add_checkpoints(parser)
-    parser.add_argument("--top", type=int, default=3, help="words of each patch in --csv (default 3); one is drawn")
+    parser.add_argument(
+        "--top", type=flags.at_least(1), default=3, help="words of each patch in --csv (default 3); one is drawn"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write row, column, rank, word, cosine")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draws the words over the image; 0."""
-    if arguments.top < 1:
-        raise ConfigError(f"--top must be positive, got {arguments.top}")
     target = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
     table_target = flags.new_file(arguments.csv, ".csv") if arguments.csv else None
     panels = []
@@ -76,18 +74,15 @@ def draw(panels: list[dict[str, Any]], target: Path) -> None:
         one.imshow(item["image"].resize((336, 336)), extent=(0, grid, grid, 0), alpha=0.45)
         for patch, word in enumerate(item["words"][:, 0]):
             row, column = divmod(patch, grid)
-            # Dollar signs would start formulas; long words are cut to stay in their cell.
-            text = str(word).replace("$", r"\$")
-            one.text(column + 0.5, row + 0.5, text if len(text) < 12 else text[:10] + "..", ha="center", va="center",
+            # Long words are cut to stay in their cell.
+            text = word if len(word) < 12 else word[:10] + ".."
+            one.text(column + 0.5, row + 0.5, text, ha="center", va="center",
                      fontsize=6 if grid > _MAX_DRAWN // 3 else 11,
                      path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         for line in range(grid + 1):
             one.plot([0, grid], [line, line], [line, line], [0, grid], color="white", linewidth=0.4)
         one.set_title(f"{item['name']}: mean cosine {item['cosines'][:, 0].mean():.3f}", fontsize=10)
-    with warnings.catch_warnings():
-        # A word in a script that the font lacks shows as a box; --csv has it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(target, dpi=110)
+    plots.save(figure, target)
 
 
 def write_table(panels: list[dict[str, Any]], target: Path) -> None:

@@ -1,11 +1,13 @@
-"""Draws the histogram of delta with alpha, beta and the cumulative share, as PNG, SVG or PDF (CAL, Fig. 4).
+"""Draws the histograms of delta, with its cumulative share, and of the weights, as PNG, SVG or PDF (CAL, Fig. 4).
 
-Reads one batch of rows after the other: memory does not grow with the rows.
+Reads one batch of rows after the other: memory does not grow with the rows. `--by` reads twice, first to find out which
+groups have most tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,8 @@ from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
-OTHERS = "(others)"
+NO_VALUE, OTHERS = "(null)", "(others)"
 MAX_SHOWN = 8
-_MAX_COUNTED = 64
 _BITS = 18
 
 
@@ -46,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     opened = open_paths(arguments.annotated)
     weighting = flags.weighting_of(arguments)
     path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
-    groups = shown_groups(count_groups(opened, arguments.by))
-    tokens = sum(counts.defined for counts in groups.values())
+    groups = count_groups(opened, arguments.by, **weighting)
+    tokens = sum(deltas.defined for deltas, _ in groups.values())
     if not tokens:
         raise ConfigError(
             f"nothing to plot: none of the {opened.num_rows} rows of {opened.files[0].parent} has a defined delta "
@@ -60,37 +61,51 @@ def run(arguments: argparse.Namespace) -> int:
         title=f"{tokens:,} tokens of {opened.num_rows:,} rows, measured with {opened.spec.model_id}",
     )
     plots.save(figure, path)
-    print(f"{path}: {tokens:,} tokens" + (f" in {flags.counted(len(groups), 'group')}" if arguments.by else ""))  # noqa: T201
+    said = "" if arguments.by is None else f" in {flags.counted(len(groups), 'group')}"
+    flags.say(f"{path}: {tokens:,} tokens{said}")
     return 0
 
 
-def count_groups(opened: AnnotatedDataset, by: str | None) -> dict[str, DeltaCounts]:
-    """Deltas counted by group, in order of appearance; one group where `by` is None.
+def count_groups(
+    opened: AnnotatedDataset, by: str | None, **weighting: Any
+) -> dict[str, tuple[DeltaCounts, DeltaCounts]]:
+    """Deltas and weights of the tokens with a defined delta, by group: the MAX_SHOWN with most, and the rest as one.
 
     `by` is `source` (the data path of a row), `turn` (which answer of the conversation), or a stored column with one
-    value a row (`source_turn`: the stored one of that name). Raises ConfigError for an unknown one, naming those there
-    are.
+    value a row (`source_turn`: the stored one of that name); None makes one group. Groups are in order of appearance.
+    Raises ConfigError for an unknown `by`, naming those there are.
     """
     left_out = ("sample_id", "sample_key", "error")
     own = {address: name for address, name in scalar_columns(opened.schema).items() if name not in left_out}
     if by is not None and by not in ("source", "turn", *own):
         raise ConfigError(f"--by {by}: there are {', '.join(dict.fromkeys(['source', 'turn', *own]))}")
     column = None if by is None else own.get(by)
-    groups: dict[str, DeltaCounts] = {}
-    for names, numbers, deltas in _grouped(opened, by, column):
-        for number, name in enumerate(names):
-            # Past a number of groups that nobody can look at, the rest is one.
-            key = name if name in groups or len(groups) < _MAX_COUNTED else OTHERS
-            groups.setdefault(key, DeltaCounts(bits=_BITS)).add(
-                deltas if len(names) == 1 else deltas[numbers == number]
-            )
+    tokens: Counter[str] = Counter()
+    for names, numbers, flat in _grouped(opened, by, column) if by is not None else ():
+        defined = np.bincount(numbers[~np.isnan(flat.deltas)], minlength=len(names)).tolist()
+        tokens.update({name: count for name, count in zip(names, defined, strict=True) if count})
+    most = {name for name, _ in tokens.most_common(MAX_SHOWN)}
+    shown = [name for name in tokens if name in most] if by is not None else ["all tokens"]
+    if len(tokens) > len(shown):
+        shown.append(OTHERS)
+    place = {name: at for at, name in enumerate(shown)}
+    groups = {name: (DeltaCounts(bits=_BITS), DeltaCounts(bits=_BITS)) for name in shown}
+    for names, numbers, flat in _grouped(opened, by, column):
+        # Bytes are sorted in one go, however many groups there are.
+        group = np.array([place.get(name, MAX_SHOWN) for name in names], np.uint8)[numbers]
+        group[np.isnan(flat.deltas)] = MAX_SHOWN + 1
+        order = np.argsort(group, kind="stable")
+        weights = flat.weights(**weighting)
+        for counts, part in zip(groups.values(), np.split(order, np.cumsum(np.bincount(group))), strict=False):
+            counts[0].add(flat.deltas[part])
+            counts[1].add(weights[part])
     return groups
 
 
 def _grouped(
     opened: AnnotatedDataset, by: str | None, column: str | None
-) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """(names of groups, [N] number of each token's group, [N] deltas) of every batch."""
+) -> Iterator[tuple[list[str], np.ndarray, FlatTokens]]:
+    """(names of groups, [N] number of each token's group, the tokens) of every batch that has tokens."""
     source_of = {path: item.source.data_path for path, item in zip(opened.files, opened.metadata, strict=True)}
     extra = [*ANSWER_COLUMNS] if by == "turn" else [] if column is None else [column]
     for batch in read_batches(opened, [*LIST_COLUMNS, *extra]):
@@ -98,30 +113,23 @@ def _grouped(
         if not len(flat.deltas):
             continue
         if column is not None:
-            numbers, names = pd.factorize(_text(batch.data.column(column)))
-            yield list(names), numbers[flat.row], flat.deltas
+            names, of_row = _values(batch.data.column(column))
+            yield names, of_row[flat.row], flat
         elif by == "turn":
             numbers, present = pd.factorize(flat.turns(irregular_answers(batch.data)), sort=True)
-            yield [f"turn {turn}" for turn in present], numbers, flat.deltas
+            yield [f"turn {turn}" for turn in present], numbers, flat
         else:
             name = "all tokens" if by is None else source_of[batch.file]
-            yield [name], np.zeros(len(flat.deltas), np.int64), flat.deltas
+            yield [name], np.zeros(len(flat.deltas), np.int64), flat
 
 
-def _text(column: pa.Array) -> np.ndarray:
+def _values(column: pa.Array) -> tuple[list[str], np.ndarray]:
+    """(the distinct values as text, [R] number of each row's)."""
     column = plain(column)
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):  # Python's own are coarser or narrower.
         column = column.cast(pa.large_string())
-    return np.array([str(value) for value in column.to_pylist()], dtype=object)
-
-
-def shown_groups(groups: dict[str, DeltaCounts]) -> dict[str, DeltaCounts]:
-    """The MAX_SHOWN groups with most tokens, in their order, and the rest as one."""
-    kept: set[str] = set(sorted(groups, key=lambda name: (name == OTHERS, -groups[name].defined))[:MAX_SHOWN])
-    shown: dict[str, DeltaCounts] = {name: counts for name, counts in groups.items() if name in kept and counts.defined}
-    rest: list[Any] = [counts for name, counts in groups.items() if name not in kept]
-    if rest:
-        shown[OTHERS] = DeltaCounts(bits=_BITS)
-        for counts in rest:
-            shown[OTHERS].merge(counts)
-    return shown
+    encoded = column.dictionary_encode()
+    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    # A value that is spelled like a name of ours stands in quotes.
+    names = [repr(name) if name in (NO_VALUE, OTHERS) else name for name in names]
+    return [*names, NO_VALUE], np.asarray(encoded.indices.fill_null(len(names)))

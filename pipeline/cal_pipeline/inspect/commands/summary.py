@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import measured_with, summarise
 
@@ -37,11 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The summary as tables."""
-    console = flags.console()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
     tokens, size = summary["tokens"], summary["bytes"]
     statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
     say(f"{flags.counted(summary['rows'], 'row')} in {flags.counted(summary['files'], 'file')}: {statuses}")
@@ -55,7 +52,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
     )
     say(
-        f"{_bytes(size['files'])} in all, {_bytes(size['images'])} of it images"
+        f"{decimal(size['files'])} in all, {decimal(size['images'])} of it images"
         + (f"; ids, positions and deltas take {size['per_token']:.2f} bytes a token" if tokens else "")
     )
     if not tokens:
@@ -63,18 +60,10 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             "cal-precompute --redo_status")  # fmt: skip
     else:
         say("")
-        console.print(_delta_table(summary))
+        flags.console().print(_delta_table(summary))
     say("")
     for name, value in measured_with(summary):
         say(f"{name:<{_NAME_WIDTH}}{value}")
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def _delta_table(summary: Mapping[str, Any]) -> Table:

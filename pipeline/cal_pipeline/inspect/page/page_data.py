@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -30,24 +30,17 @@ MAX_THUMBNAIL_BYTES = 32 * 1024
 NUM_BINS = 60
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PageOptions:
-    """What is drawn and how it is weighed at first."""
-
-    samples: int
-    pick: Pick
-    seed: int
-    alpha: float
-    beta: float
-    window: int
-    thumbnail_px: int
-    image_folder: Location | None
-
-
 def page_data(
-    dataset: AnnotatedDataset, summary: Mapping[str, Any], pieces: Pieces | None, options: PageOptions, *, title: str
+    dataset: AnnotatedDataset,
+    summary: Mapping[str, Any],
+    pieces: Pieces | None,
+    options: argparse.Namespace,
+    *,
+    title: str,
 ) -> dict[str, Any]:
     """Everything the page's script needs; `summary` is `summarise`'s, `pieces` may be None where no row has tokens.
+
+    `options` are the flags of `cal-inspect page`.
 
     Reads the columns of numbers once more, for the histogram and the choice of rows, and only the chosen rows whole.
     """
@@ -95,13 +88,13 @@ def choose(means: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def _edges(counts: DeltaCounts, options: PageOptions) -> np.ndarray:
+def _edges(counts: DeltaCounts, options: argparse.Namespace) -> np.ndarray:
     low = min(-1.0, counts.quantile(0.005)) if counts.defined else -1.0
     high = max(options.beta + 1.0, counts.quantile(0.995)) if counts.defined else options.beta + 1.0
     return np.linspace(np.floor(low), np.ceil(high), NUM_BINS + 1)
 
 
-def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, str]]:
+def facts(summary: Mapping[str, Any], options: argparse.Namespace) -> list[tuple[str, str]]:
     """Name and value of every fact in the page's head."""
     delta = summary["delta"]
 
@@ -124,7 +117,9 @@ def facts(summary: Mapping[str, Any], options: PageOptions) -> list[tuple[str, s
     return named
 
 
-def samples_data(rows: Sequence[NumberedRow], pieces: Pieces | None, options: PageOptions) -> list[dict[str, Any]]:
+def samples_data(
+    rows: Sequence[NumberedRow], pieces: Pieces | None, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
     table = table_of(rows)
     flat = FlatTokens.of(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,50 +11,64 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from cal_pipeline.inspect.page import shading
+from cal_pipeline.inspect.page.fonts import cover
 from cal_schemas.delta_counts import DeltaCounts
 
-BINS = 80
+BINS, WEIGHT_BINS = 80, 40
 _OUTERMOST = 0.001
 """Share of the tokens on each side that would squeeze everything else; they are counted in the end bins."""
 
 _LONGEST_NAME = 60
 
 
-def delta_figure(groups: Mapping[str, DeltaCounts], *, alpha: float, beta: float, title: str = "") -> Figure:
-    """Histogram of delta with alpha and beta marked, and its cumulative share on the right axis (CAL, Fig. 4).
+def delta_figure(
+    groups: Mapping[str, tuple[DeltaCounts, DeltaCounts]], *, alpha: float, beta: float, title: str = ""
+) -> Figure:
+    """Histograms of delta, with alpha, beta and its cumulative share on the right axis (CAL, Fig. 4), and of weights.
 
-    One group is drawn filled, several as outlines of area 1 each, with a line of the cumulative share for each. At
+    `groups` are deltas and weights of the same tokens. One group is drawn filled, deltas in the colours of the words
+    (against below 0, for above), several as outlines of area 1 each, with a line of the cumulative share for each. At
     least one group must hold a defined delta.
     """
-    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(11.0, 4.5 + 0.1 * len(groups)), layout="constrained")
+    axes, of_weights = figure.subplots(1, 2, width_ratios=[3, 2])
     cumulative = axes.twinx()
-    edges = _edges(groups, alpha, beta)
-    middles = (edges[1:] + edges[:-1]) / 2
-    for number, (name, counts) in enumerate(groups.items()):
-        colour = f"C{number % 10}"
-        heights = counts.histogram(edges)
-        total = max(int(heights.sum()), 1)
-        density = heights / total / (edges[1] - edges[0])
+    edges = _edges([deltas for deltas, _ in groups.values()], alpha, beta)
+    top = beta if np.isfinite(beta) else max(alpha + 1.0, *(weights.max for _, weights in groups.values()))
+    weight_edges = np.linspace(alpha, top if top > alpha else alpha + 1.0, WEIGHT_BINS + 1)
+    for number, (name, (deltas, weights)) in enumerate(groups.items()):
+        heights = deltas.histogram(edges)
         shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
         # Legends leave out what begins with an underscore.
-        label = f"{' ' if shown.startswith('_') else ''}{shown} ({total:,} tokens)"
-        if len(groups) == 1:
-            axes.bar(middles, density, width=edges[1] - edges[0], color=colour, alpha=0.6, label=label)
-        else:
-            axes.stairs(density, edges, color=colour, linewidth=1.5, label=label)
-        cumulative.plot(edges[1:], np.cumsum(heights) / total, color=colour, linestyle=":", linewidth=1.5)
+        label = f"{' ' if shown.startswith('_') else ''}{shown} ({deltas.defined:,} tokens)"
+        colour = None if len(groups) == 1 else f"C{number}"
+        _bars(axes, edges, heights / deltas.defined / (edges[1] - edges[0]), colour, label)
+        _bars(of_weights, weight_edges, weights.histogram(weight_edges) / weights.defined, colour, label)
+        cumulative.plot(edges[1:], np.cumsum(heights) / deltas.defined, color=colour or "0.3", linestyle=":")
     _mark_bounds(axes, alpha, beta)
-    axes.set_xlabel("delta: logit with image minus logit without (logits)")
+    axes.set_xlabel("\u2190 the image speaks against    delta: logit with image minus logit without    for \u2192")
     axes.set_ylabel("density")
     cumulative.set_ylabel("cumulative share of tokens (dotted)")
     cumulative.set_ylim(0, 1.02)
+    of_weights.set_xlabel("weight, from alpha to beta")
+    of_weights.set_ylabel("share of tokens")
     if len(groups) > 1:
-        axes.legend(loc="center right", fontsize=8, framealpha=0.9)
-    axes.set_title(title, fontsize=10)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _bars(axes: Axes, edges: np.ndarray, heights: np.ndarray, colour: str | None, label: str) -> None:
+    """An outline in this colour; without one, bars in those of the words."""
+    if colour:
+        axes.stairs(heights, edges, color=colour, linewidth=1.5, label=label)
+        return
+    colours = np.where(edges[:-1, None] < 0, shading.AGAINST, shading.FOR) / 255
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=colours, alpha=0.8)
 
 
 def scatter_figure(
@@ -92,19 +107,30 @@ def panels(count: int, width: float = 4.2, height: float = 4.6) -> tuple[Figure,
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure; the suffix is one of `flags.FIGURE_SUFFIXES`, and equal figures give equal files."""
-    # Dataset text may stand in a title or legend: a lone dollar must not start a formula.
-    with mpl.rc_context({"svg.hashsalt": "cal", "text.parse_math": False}):
+    """Writes the figure; the suffix is one of `flags.FIGURE_SUFFIXES`, and equal figures give equal files.
+
+    Names of the dataset and of directories are written as they are: no dollar starts a formula, and characters that the
+    default font lacks come from another installed one.
+    """
+    with mpl.rc_context({"svg.hashsalt": "cal", "text.parse_math": False}), warnings.catch_warnings():
+        texts = figure.findobj(Text)
+        for text in texts:
+            text.set_parse_math(False)
+        cover(texts)
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # `cover` has said so.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
         figure.savefig(path, dpi=130, metadata=metadata)
 
 
-def _edges(groups: Mapping[str, DeltaCounts], alpha: float, beta: float) -> np.ndarray:
-    filled = [counts for counts in groups.values() if counts.defined]
+def _edges(counted: Sequence[DeltaCounts], alpha: float, beta: float) -> np.ndarray:
+    """Of equal bins, with 0 between two of them."""
+    filled = [counts for counts in counted if counts.defined]
     low = min(counts.quantile(_OUTERMOST) for counts in filled)
     high = max(counts.quantile(1 - _OUTERMOST) for counts in filled)
     shown = [0.0, alpha, *([beta] if np.isfinite(beta) else [])]
-    return np.linspace(min(low, *shown) - 0.5, max(high, *shown) + 1.5, BINS + 1)
+    low, high = min(low, *shown) - 0.5, max(high, *shown) + 1.5
+    width = (high - low) / BINS
+    return width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
 
 
 def _mark_bounds(axes: Axes, alpha: float, beta: float) -> None:

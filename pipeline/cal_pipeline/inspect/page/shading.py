@@ -1,28 +1,60 @@
-"""Shades a word: green where the image speaks for it, red where it speaks against it."""
+"""Shades a word: blue where the image speaks for it, red where it speaks against it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-By = Literal["delta", "weight"]
-FOR, AGAINST = (34, 139, 84), (203, 55, 55)
-"""RGB of full strength."""
+from cal_pipeline.inspect.tables.samples import ShownToken
+
+FOR, AGAINST = (30, 120, 255), (230, 60, 40)
+"""RGB of full strength, in terminal, plots and pages: a pair that people tell apart who see no green."""
 STRONGEST = 0.85
 
 
-def strength(value: float, by: By, *, alpha: float, beta: float) -> float:
-    """-1 (red) to 1 (green), 0 for no shade and for NaN.
+def characters(tokens: Sequence[ShownToken]) -> Iterator[Sequence[ShownToken]]:
+    """Each token alone, and those that share a character (the text of all but the last is empty) together."""
+    start = 0
+    for stop, token in enumerate(tokens, 1):
+        if token.text or stop == len(tokens):
+            yield tokens[start:stop]
+            start = stop
 
-    A delta is at full strength at beta, or at 5 logits where beta is infinite, on either side of 0; a weight runs from
-    none at alpha to full at beta.
-    """
-    top = beta if math.isfinite(beta) else max(5.0, alpha + 1.0)
-    if math.isnan(value):
-        return 0.0
-    if by == "weight":
-        return max(0.0, min(1.0, (value - alpha) / (top - alpha))) if top > alpha else 0.0
-    return max(-1.0, min(1.0, value / top)) if top > 0 else 0.0
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shading:
+    """What the shade tells, and its bounds."""
+
+    by: Literal["delta", "weight"]
+    alpha: float
+    beta: float
+
+    @property
+    def top(self) -> float:
+        """What has full strength: beta, or where that is infinite 5 logits and more than alpha."""
+        return self.beta if math.isfinite(self.beta) else max(5.0, self.alpha + 1.0)
+
+    def strength(self, value: float) -> float:
+        """-1 (red) to 1 (blue), 0 for no shade and for NaN.
+
+        A delta is at full strength at `top`, on either side of 0; a weight runs from none at alpha to full at `top`.
+        """
+        least = self.alpha if self.by == "weight" else 0.0
+        if math.isnan(value) or self.top <= least:
+            return 0.0
+        return max(0.0 if self.by == "weight" else -1.0, min(1.0, (value - least) / (self.top - least)))
+
+    def extreme(self, tokens: Sequence[ShownToken]) -> float:
+        """The strongest shade of tokens that share a character."""
+        return max((self.strength(getattr(token, self.by)) for token in tokens), key=abs)
+
+    def bar(self) -> tuple[str, float, str]:
+        """What stands left of a bar of colours, the strength it begins with (it ends with 1), and what stands right."""
+        if self.by == "weight":
+            return f"weighs least, {self.alpha:g}", 0.0, f"{self.top:g}, weighs most"
+        return f"the image speaks against the word, {-self.top:g}", -1.0, f"{self.top:g} logits, for it"
 
 
 def rgb_on(background: tuple[int, int, int], shade: float) -> tuple[int, int, int]:

@@ -7,20 +7,17 @@ reference is fit for the data: the same words are measured beside another sample
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.inspect.tables.statistics import auc
 from cal_pipeline.models.precision import FLOAT32, Precision
 from cal_pipeline.output.row_reader import NumberedRow
 from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import SampleError
-from cal_schemas.spec import MeasurementSpec
 
 FIT_AUC = 0.7
 FEW_SAMPLES = 30
@@ -81,20 +78,6 @@ class SwapReport:
     def win_share(self) -> float:
         """Share of samples whose mean delta is higher with their own image; ties count half."""
         return float(np.mean((self.own > self.other) + 0.5 * (self.own == self.other)))
-
-
-def spec_differences(
-    spec: MeasurementSpec, encoder: Encoder, weights: str, *, attn_implementation: str
-) -> list[tuple[str, object, object]]:
-    """(field, stored, now) for what is not as it was: the encoder, the digest of the weights, the attention."""
-    now = replace(
-        spec,
-        label=label_spec(encoder),
-        input=input_spec(encoder),
-        weights_digest=weights,
-        attn_implementation=attn_implementation,
-    )
-    return [*spec.differences(now)]
 
 
 def compare(row: NumberedRow, again: MeasuredSample | SampleError, precision: Precision) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import get_args
@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
-from cal_pipeline.encoding.identity import rebuild_encoder
+from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.with_model.audit import (
@@ -21,7 +21,6 @@ from cal_pipeline.inspect.with_model.audit import (
     SwapReport,
     compare,
     draw,
-    spec_differences,
     swap_partners,
     swap_report,
 )
@@ -32,7 +31,6 @@ from cal_pipeline.models.loading import check_architecture, load_processor, load
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import flag_of
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
-from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import Dtype
@@ -56,9 +54,14 @@ class AuditSession:
         check_architecture(self.directory, trust_remote_code=trust)
         self.encoder = rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
         attention = arguments.attn_implementation or self.spec.attn_implementation
-        self.differences = spec_differences(
-            self.spec, self.encoder, weights_digest(self.directory), attn_implementation=attention
+        now = replace(
+            self.spec,
+            label=label_spec(self.encoder),
+            input=input_spec(self.encoder),
+            weights_digest=weights_digest(self.directory),
+            attn_implementation=attention,
         )
+        self.differences = list(self.spec.differences(now))
         self.model = load_reference(
             self.directory,
             dtype=self.spec.dtype,  # type: ignore[arg-type]
@@ -70,6 +73,14 @@ class AuditSession:
         )
         # Also finds out whether rows may share a batch.
         check_model(self.model, self.encoder, self.spec.contrast, self.spec.model_id)
+        self._measure = partial(
+            measure_again,
+            model=self.model,
+            encoder=self.encoder,
+            spec=self.spec,
+            tokens_per_batch=arguments.tokens_per_batch or dataset.metadata[0].tokens_per_batch,
+            encode_threads=arguments.encode_threads,
+        )
 
     def audit(self) -> AuditReport:
         """Measures the drawn rows again."""
@@ -110,16 +121,6 @@ class AuditSession:
             own += self._measure([(row, row) for row, _ in window])
             other += self._measure(window)
         return swap_report(own, other)
-
-    def _measure(self, pairs: Sequence[tuple[NumberedRow, NumberedRow]]) -> list[MeasuredSample | SampleError]:
-        return measure_again(
-            pairs,
-            model=self.model,
-            encoder=self.encoder,
-            spec=self.spec,
-            tokens_per_batch=self.arguments.tokens_per_batch or self.dataset.metadata[0].tokens_per_batch,
-            encode_threads=self.arguments.encode_threads,
-        )
 
 
 def image_digest(row: NumberedRow) -> str:

@@ -26,8 +26,6 @@ LLAVA_TYPES = ("llava", "llava_next")
 class ImageTokens:
     """The n image tokens of a sample's one image, in the order of the sequence."""
 
-    positions: np.ndarray
-    """[n] int64, of the tokens in the encoding."""
     boxes: np.ndarray
     """[n, 4] float64: top, left, bottom, right as shares of the image; NaN for tokens of no place (line ends)."""
     grid_side: int
@@ -61,7 +59,7 @@ def image_tokens(model: Any, processor: Any, encoded: EncodedSample) -> ImageTok
     pixels = encoded.image_inputs["pixel_values"]
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    positions = torch.nonzero(encoded.image_mask)[:, 0].numpy()
+    tokens = int(encoded.image_mask.sum())
     if hasattr(model.config, "image_token_boxes"):
         boxes = model.config.image_token_boxes()
         if not np.array_equal(boxes[: side * side], grid_boxes(side)):
@@ -71,17 +69,16 @@ def image_tokens(model: Any, processor: Any, encoded: EncodedSample) -> ImageTok
     else:
         boxes = _tiled_boxes(model, pixels, encoded.image_inputs["image_sizes"], side)
     whole = pixels.flatten(0, -4)[0]  # of tiles the first is the whole image
-    extra = len(positions) - len(boxes)
+    extra = tokens - len(boxes)
     if extra == 1 and model.config.vision_feature_select_strategy == "full":
         # The class token leads and is no place.
         boxes = np.concatenate([np.full((1, 4), np.nan), boxes])
     elif extra:
         raise ConfigError(
-            f"the processor makes {len(positions)} image tokens of this image, and the model {len(boxes)} patches: "
+            f"the processor makes {tokens} image tokens of this image, and the model {len(boxes)} patches: "
             "are patch_size and vision_feature_select_strategy of both the same?"
         )
-    image = _seen(whole, processor.image_processor)
-    return ImageTokens(positions=positions, boxes=boxes, grid_side=side, image=image)
+    return ImageTokens(boxes=boxes, grid_side=side, image=_seen(whole, processor.image_processor))
 
 
 def _tiled_boxes(model: Any, pixels: Tensor, image_sizes: Tensor, side: int) -> np.ndarray:

@@ -27,7 +27,7 @@ def measure_again(
     encoder: Encoder,
     spec: MeasurementSpec,
     tokens_per_batch: int,
-    encode_threads: int = 4,
+    encode_threads: int,
 ) -> list[MeasuredSample | SampleError]:
     """Measures each row's words with the images of the row beside it: its own, or another sample's.
 

@@ -132,7 +132,7 @@ def test_every_token_is_in_one_part_of_the_conversation() -> None:
         (["--beta", "inf"], "finite"),
         (["--window", "2"], "odd"),
         (["--alpha", "6"], "alpha <= beta"),
-        (["--samples", "-1"], "not negative"),
+        (["--samples", "-1"], "--samples: must be 0 or more, got -1"),
     ],
 )
 def test_a_page_that_makes_no_sense_is_refused(

@@ -10,7 +10,11 @@ import pytest
 
 from cal_pipeline.inspect import load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
+from cal_pipeline.inspect.page.shading import css, rgb_on
+from cal_pipeline.inspect.tables.token_text import Pieces
+from conftest import Family
 from inspect_data import Directories, write
+from inspected_data import conversations, measured
 
 NASTY = '<script>alert("x")</script> & \x1b[31mred\x07 <b>'
 
@@ -135,3 +139,60 @@ def test_the_page_of_a_sample_is_self_contained_and_escaped(
     assert len(page.sources) == 1
     assert page.titles == len(load_annotated(directories.normal)["label_ids"][0])
     assert "default-src 'none'" in path.read_text(encoding="utf-8")
+
+
+CAT = "\u732b"
+
+
+@pytest.fixture(scope="module")
+def shared(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A row whose answer holds a character of three tokens, of which the middle one has the lowest delta of all."""
+    folder = tmp_path_factory.mktemp("shared")
+    data = conversations(folder / "data", [f"A {CAT} here."])
+    path = measured(llava, folder / "annotated", [data], folder / "data" / "images", carry="paths")
+    (file,) = path.glob("*.parquet")
+    table = pq.read_table(file)
+    pieces = Pieces(llava.encoder.processor.tokenizer.backend_tokenizer)
+    ids = table["label_ids"][0].as_py()
+    last = pieces.spelled(ids).index(CAT)
+    assert [pieces.spelled(ids)[at] for at in (last - 2, last - 1)] == ["", ""]
+    deltas = [1.0] * len(ids)
+    deltas[last - 2 : last + 1] = [0.5, -7.25, 2.0]
+    column = table.schema.get_field_index("delta_logits")
+    changed = table.set_column(column, table.schema.field(column), pa.array([deltas], table.schema.types[column]))
+    write(file, changed)
+    return path, deltas[last - 2 : last + 1]
+
+
+def test_a_character_of_several_tokens_shows_all_their_deltas_and_the_extreme_in_the_shade(
+    shared: tuple[Path, list[float]], llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = shared
+    plain = shown(path, "#0", llava.directory, capsys)
+    assert f"{CAT}(0.5, -7.2, 2.0)" in plain
+    red, green, blue = rgb_on((255, 255, 255), -1.0)
+    coloured = shown(path, "#0", llava.directory, capsys, "--color", "always")
+    assert f"48;2;{red};{green};{blue}m{CAT}\x1b" in coloured
+    assert f"characters of several tokens (delta, logits of each): {CAT}(0.5, -7.2, 2.0)" in coloured
+    # Of weights the extreme is the highest.
+    assert f"{CAT}(1.0, 1.3, 1.3)" in shown(path, "#0", llava.directory, capsys, "--by", "weight")
+    html = tmp_path / "a.html"
+    assert run(["show", str(path), "#0", "--tokenizer", str(llava.directory), "--output", str(html)]) == 0
+    (span,) = re.findall(f'<span class="t" style="background:([^"]*)" title="([^"]*)">{CAT}<', html.read_text("utf-8"))
+    assert span[0] == css(-1.0)
+    assert span[1].startswith(f"&#x27;{CAT}&#x27; 3 tokens: delta 0.500, weight 1.000; delta -7.250, weight")
+
+
+@pytest.mark.parametrize(("by", "ends"), [("delta", ("against the word, -5", "5 logits, for it")),
+                                          ("weight", ("weighs least, 1", "5, weighs most"))])  # fmt: skip
+def test_the_bar_of_colours_has_words_at_its_ends(
+    by: str, ends: tuple[str, str], directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = directories.family.directory
+    html = tmp_path / "a.html"
+    out = shown(directories.normal, "#0", model, capsys, "--by", by, "--color", "always").splitlines()[-1]
+    assert (
+        run(["show", str(directories.normal), "#0", "--by", by, "--tokenizer", str(model), "--output", str(html)]) == 0
+    )
+    for text in (re.sub(r"\x1b\[[0-9;]*m", "", out), html.read_text("utf-8").splitlines()[-2]):
+        assert text.index(ends[0]) < text.index(ends[1])

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from cal_pipeline.inspect import flags, load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
-from cal_pipeline.inspect.commands.plot import count_groups, shown_groups
-from cal_pipeline.inspect.page import shading
+from cal_pipeline.inspect.commands.plot import count_groups
+from cal_pipeline.inspect.page.shading import Shading, rgb_on
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.statistics import auc
 from cal_schemas.delta_counts import DeltaCounts
@@ -115,21 +115,20 @@ def test_groups_hold_every_token_once(directories: Directories) -> None:
     tokens = token_frame(load_annotated(directories.normal), directories.family.directory)
     for by in (None, "source", "turn", "status", "num_tokens"):
         groups = count_groups(opened, by)
-        assert sum(counts.defined for counts in groups.values()) == tokens["delta"].notna().sum()
-        shown = shown_groups(groups)
-        assert len(shown) <= 9
-        assert sum(counts.defined for counts in shown.values()) == tokens["delta"].notna().sum()
+        assert len(groups) <= 9
+        for kind in (0, 1):
+            assert sum(counts[kind].defined for counts in groups.values()) == tokens["delta"].notna().sum()
     by_turn = count_groups(opened, "turn")
-    assert {name: counts.defined for name, counts in by_turn.items()} == {
+    assert {name: counts.defined for name, (counts, _) in by_turn.items()} == {
         f"turn {turn}": count for turn, count in tokens.groupby("turn")["delta"].count().items()
     }
 
 
-def test_shades_run_from_red_over_none_to_green() -> None:
+def test_shades_run_from_red_over_none_to_blue() -> None:
     bounds = {"alpha": 1.0, "beta": 5.0}
-    values = [shading.strength(value, "delta", **bounds) for value in (-9.0, -2.5, 0.0, 2.5, 9.0, float("nan"))]
+    values = [Shading(by="delta", **bounds).strength(value) for value in (-9.0, -2.5, 0.0, 2.5, 9.0, float("nan"))]
     assert values == [-1.0, -0.5, 0.0, 0.5, 1.0, 0.0]
-    assert [shading.strength(value, "weight", **bounds) for value in (1.0, 3.0, 5.0)] == [0.0, 0.5, 1.0]
-    assert shading.strength(3.0, "weight", alpha=2.0, beta=2.0) == 0.0
-    assert shading.strength(3.0, "delta", alpha=1.0, beta=float("inf")) == 0.6
-    assert shading.rgb_on((255, 255, 255), 0.0) == (255, 255, 255)
+    assert [Shading(by="weight", **bounds).strength(value) for value in (1.0, 3.0, 5.0)] == [0.0, 0.5, 1.0]
+    assert Shading(by="weight", alpha=2.0, beta=2.0).strength(3.0) == 0.0
+    assert Shading(by="delta", alpha=1.0, beta=float("inf")).strength(3.0) == 0.6
+    assert rgb_on((255, 255, 255), 0.0) == (255, 255, 255)

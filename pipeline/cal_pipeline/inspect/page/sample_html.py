@@ -1,0 +1,83 @@
+"""Writes samples as one HTML file without scripts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+
+from cal_pipeline.inspect.page.sample import ShownSample
+from cal_pipeline.inspect.page.shading import Shading, characters, css
+from cal_pipeline.inspect.tables.samples import ShownToken, Utterance, small_jpeg
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.6 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+img { max-width: 100%; border-radius: 4px; }
+.turn { margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.role { font-size: .75rem; text-transform: uppercase; opacity: .6; display: block; }
+.t { border-radius: 3px; padding: .1em 0; }
+.undefined { text-decoration: underline dotted; }
+.about { font-size: .85rem; opacity: .75; overflow-wrap: anywhere; }
+.bar { display: inline-block; width: 8rem; height: .8rem; border: 1px solid; vertical-align: middle; }
+"""
+
+
+def sample_page(shown: Sequence[ShownSample], shading: Shading) -> str:
+    """One self-contained HTML file without scripts; every text of the dataset is escaped."""
+    parts = [_article(item, shading) for item in shown]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(shown[0].sample_id)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n<hr>\n".join([*parts, _bar(shading)])
+        + "\n</body></html>\n"
+    )
+
+
+def _bar(shading: Shading) -> str:
+    left, first, right = shading.bar()
+    colours = ",".join(css(shade) for shade in (first, 0.0, -0.0, 1.0))
+    bar = f'<span class="bar" style="background:linear-gradient(90deg,{colours})"></span>'
+    return f'<p class="about">{html.escape(left)} {bar} {html.escape(right)}</p>'
+
+
+def _article(shown: ShownSample, shading: Shading) -> str:
+    lines = [f"<h1>{html.escape(shown.sample_id)}</h1>"]
+    for name, image in shown.images:
+        if isinstance(image, str):
+            lines.append(f'<p class="about">{html.escape(name)}: {html.escape(image)}</p>')
+        else:
+            data = base64.b64encode(small_jpeg(image, 768)).decode("ascii")
+            lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
+    if shown.missing:
+        lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')
+    for turn in shown.turns:
+        lines.append(_turn(turn, shown.tokens[turn.tokens.start : turn.tokens.stop], shading))
+    lines += [f'<p class="about">{html.escape(text)}</p>' for text in (shown.numbers(), shown.heading)]
+    return "\n".join(lines)
+
+
+def _turn(turn: Utterance, tokens: Sequence[ShownToken], shading: Shading) -> str:
+    spans = [_span(group, shading) for group in characters(tokens)]
+    words = "".join(spans) or html.escape(turn.text)
+    return f'<div class="turn"><span class="role">{html.escape(turn.role)}</span>{words}</div>'
+
+
+def _span(tokens: Sequence[ShownToken], shading: Shading) -> str:
+    """A token, or a character with the tokens that share it."""
+    text = tokens[-1].text
+    shade = shading.extreme(tokens)
+    figures = "; ".join(
+        f"delta {'undefined' if math.isnan(token.delta) else f'{token.delta:.3f}'}, weight {token.weight:.3f}"
+        for token in tokens
+    )
+    several = f"{len(tokens)} tokens: " if len(tokens) > 1 else ""
+    kind = "t undefined" if all(math.isnan(token.delta) for token in tokens) else "t"
+    return (
+        f'<span class="{kind}" style="background:{css(shade)}" '
+        f'title="{html.escape(f"{text.strip()!r} {several}{figures}")}">{html.escape(text)}</span>'
+    )

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         _check_output(arguments.output, arguments.annotated)
     ids = flags.new_file(arguments.ids, ".txt", ".csv") if arguments.ids else None
-    selection = select_rows(opened, test, drop=arguments.drop)
+    selection = select_rows(opened, test.over(opened), drop=arguments.drop)
     _print_counts(selection)
     if ids:
         write_ids(opened, selection, ids)

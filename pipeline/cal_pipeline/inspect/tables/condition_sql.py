@@ -8,12 +8,11 @@ conditions had before, meant something else, the new spelling is asked for: no c
 from __future__ import annotations
 
 import difflib
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cal_pipeline.inspect.tables.condition_functions import FUNCTIONS, call, defined
 from cal_pipeline.inspect.tables.condition_text import is_plain, parsed, shortened, unquoted
 from cal_pipeline.inspect.tables.terms import (
     NUMBER,
@@ -21,7 +20,6 @@ from cal_pipeline.inspect.tables.terms import (
     TIME,
     TRUTH,
     ZONED,
-    Kind,
     Term,
     beside,
     number,
@@ -31,26 +29,9 @@ from cal_pipeline.inspect.tables.terms import (
 from cal_schemas.errors import ConfigError
 
 _TIMES = (TIME, ZONED)
-_FUNCTIONS: Mapping[str, tuple[Sequence[Kind], Kind]] = {
-    **dict.fromkeys(("+", "-", "*", "/", "mod"), ((NUMBER, NUMBER), NUMBER)),
-    **dict.fromkeys(("abs", "round", "floor", "ceil"), ((NUMBER,), NUMBER)),
-    **dict.fromkeys(("lower", "upper", "trim"), ((TEXT,), TEXT)),
-    "length": ((TEXT,), NUMBER),
-    **dict.fromkeys(("contains", "starts_with", "ends_with", "regexp_matches"), ((TEXT, TEXT), TRUTH)),
-    **dict.fromkeys(("~~", "!~~", "~~*", "!~~*"), ((TEXT, TEXT), TRUTH)),
-}
-"""Name -> kinds of its arguments, kind of its value."""
-_ARITHMETIC: Mapping[str, Callable[..., Any]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-    "abs": abs,
-}
-"""Done here where all values are constants: beside a column of 32-bit floats the outcome is rounded, too."""
 _HELP = (
     "columns, numbers, 'texts', comparisons, + - * /, AND, OR, NOT, IN (...), BETWEEN, LIKE, ILIKE, IS [NOT] NULL, "
-    "IS [NOT] TRUE, IS DISTINCT FROM, coalesce, " + ", ".join(name for name in _FUNCTIONS if name[0].isalpha())
+    "IS [NOT] TRUE, IS DISTINCT FROM, coalesce, " + ", ".join([*filter(str.isalpha, FUNCTIONS), "quantile"])
 )
 _COMPARISONS = {
     "COMPARE_EQUAL": "=",
@@ -80,6 +61,8 @@ class Writer:
     def __init__(self, text: str, columns: Mapping[str, Term]) -> None:
         self.text, self.columns = text, columns
         self.names: dict[str, None] = {}
+        self.quantiles: dict[str, tuple[str, float]] = {}
+        """Name in the condition's SQL -> SQL of a number of every sample, share of all samples."""
         self._python_unequal = "!=" in unquoted(text)
         tree = parsed(text, columns)
         try:
@@ -133,7 +116,7 @@ class Writer:
             case "COMPARISON", kind if kind in _COMPARISONS:
                 return self._comparison(node, _COMPARISONS[kind])
             case "FUNCTION", _:
-                return _defined(self._function(node))
+                return defined(self._function(node))
         raise ConfigError(f"{self._source(node)!r} is not allowed in a condition, which may hold {_HELP}")
 
     def _constant(self, node: Any) -> Term:
@@ -222,43 +205,23 @@ class Writer:
     def _function(self, node: Any) -> Term:
         name, arguments = node["function_name"], node.get("arguments", [])
         extra = node["schema"] or node["filter"] or node["distinct"] or node["order_bys"]["orders"]
-        if name not in _FUNCTIONS or extra or any(item["name"] for item in arguments):
+        if name not in (*FUNCTIONS, "quantile") or extra or any(item["name"] for item in arguments):
             raise ConfigError(f"{name} is no function of conditions, which may hold {_HELP}")
-        kinds, result = _FUNCTIONS[name]
         parts = [item["expression"] for item in arguments]
         terms = [self._function(part) if part["class"] == "FUNCTION" else self._term(part) for part in parts]
-        if len(terms) != len(kinds) and not (name in "+-" and len(terms) == 1):
-            raise ConfigError(f"{name} takes {len(kinds)} values, got {len(terms)}")
-        for term, kind, part in zip(terms, kinds, parts, strict=False):
-            if term.kind != kind:
-                raise ConfigError(f"{self._source(part)!r} is {term.kind}, where {kind} is needed")
-        if name in ("/", "mod") and terms[1].constant == 0:
-            raise ConfigError("divides by zero")
-        if name in _ARITHMETIC and all(term.constant is not None for term in terms):
-            try:
-                return number(_ARITHMETIC[name](*([0] if name in "+-" and len(terms) == 1 else []),
-                                                      *(term.constant for term in terms)))  # fmt: skip
-            except OverflowError as error:
-                raise ConfigError("a number leaves the floats of 64 bits") from error
-        written = [term.sql for term in terms]
-        whole = (result == NUMBER and name != "/" and all(term.whole for term in terms)) or name == "length"
-        if name == "/":
-            written = [f"CAST({sql} AS DOUBLE)" for sql in written]
-        if not name[0].isalpha():
-            word = {"~~": "LIKE", "!~~": "NOT LIKE", "~~*": "ILIKE", "!~~*": "NOT ILIKE"}.get(name, name)
-            # -x is 0 - x: there is no zero below zero, by which something could be divided.
-            sql = f"({f' {word} '.join(written if len(written) == 2 else ['CAST(0 AS BIGINT)', *written])})"
-        else:
-            sql = f"{name}({', '.join(written)})"
-        nullable = any(term.nullable for term in terms) or name == "mod" or (result == NUMBER and not whole)
-        return Term(sql=sql, kind=result, nullable=nullable, whole=whole, predicate=result == TRUTH)
+        given = [(term, self._source(part)) for term, part in zip(terms, parts, strict=True)]
+        return self._quantile(given) if name == "quantile" else call(name, given)
 
-
-def _defined(term: Term) -> Term:
-    """A function's value, NULL where it is no number, which to DuckDB is the largest one.
-
-    Once around all arithmetic, which hands such values on: DuckDB makes two of what nullif tests, at every level.
-    """
-    if term.kind != NUMBER or term.whole or term.constant is not None:
-        return term
-    return replace(term, sql=f"nullif({term.sql}, CAST('nan' AS DOUBLE))")
+    def _quantile(self, given: Sequence[tuple[Term, str]]) -> Term:
+        """The value's quantile over all samples, which whoever evaluates puts in its place."""
+        needed = "quantile takes a number of every sample and a share: quantile(mean_delta, 0.1)"
+        if len(given) != 2:
+            raise ConfigError(f"{needed}; got {len(given)} values")
+        (value, written), (share, written_share) = given
+        if value.kind != NUMBER or value.constant is not None or any(name in value.sql for name in self.quantiles):
+            raise ConfigError(f"{needed}; {written!r} is no such number")
+        if not isinstance(share.constant, int | float) or not 0 <= share.constant <= 1:
+            raise ConfigError(f"{needed}; {written_share!r} is no share from 0 to 1")
+        name = f"quantile{len(self.quantiles)}"
+        self.quantiles[name] = (defined(value).sql, float(share.constant))
+        return Term(sql=name, kind=NUMBER)

@@ -5,7 +5,9 @@ DuckDB sees one batch at a time, on one thread, without files, network and exten
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -17,11 +19,12 @@ from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.condition_sql import Writer
 from cal_pipeline.inspect.tables.condition_text import connection
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
-from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, check_defined, computed_columns
 from cal_pipeline.inspect.tables.stored_columns import TEXTS, comparable, plain_type, scalar_columns
 from cal_pipeline.inspect.tables.terms import NUMBER, TEXT, TIME, TRUTH, ZONED, Term
 from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.weighting import Pool, check_weighting
 
 _ALWAYS_DEFINED = ("tokens", "undefined", "turns", "images")
@@ -75,17 +78,37 @@ class RowTest:
         if "turns" in self._names:
             columns += [name for name in ANSWER_COLUMNS if name in schema.names and name not in columns]
         self.columns = tuple(columns)
-        self._query = f"SELECT {writer.condition.sql} IS TRUE AS passed FROM batch"
+        self._sql, self._quantiles = f"{writer.condition.sql} IS TRUE AS passed", writer.quantiles
+        self._constants: dict[str, float] = {}
         self._connection = connection()
+
+    def over(self, opened: AnnotatedDataset) -> RowTest:
+        """This test, made ready for all of these rows: one pass over them where the condition has a quantile of them.
+
+        Holds 8 bytes a row for each quantile.
+        """
+        if isinstance(self._condition, str) and self._quantiles:
+            asked = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, (sql, _) in self._quantiles.items())
+            parts = [self._selected(asked, batch.data) for batch in read_batches(opened, self.columns)]
+            for name, (_, share) in self._quantiles.items():
+                values = np.concatenate([np.empty(0), *(np.ma.masked_array(part[name]).compressed() for part in parts)])
+                self._constants[name] = float(np.quantile(values, share)) if len(values) else np.nan
+        return self
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
         """[rows] bool; false where the condition is undefined."""
         if not isinstance(self._condition, str):
             return self._expressed(batch, self._condition)
+        assert self._constants.keys() == self._quantiles.keys(), "call `over` first"
+        return pa.array(np.asarray(self._selected(self._sql, batch)["passed"], bool))
+
+    def _selected(self, sql: str, batch: pa.RecordBatch) -> Mapping[str, Any]:
         computed = set(self._names) & set(SAMPLE_COLUMNS)
         values = computed_columns(batch, computed, **self._weighting) if computed else {}
         # Without a column a condition is one truth value, for as many rows as there are.
         table: dict[str, pa.Array] = {"rows": pa.nulls(batch.num_rows, pa.bool_())}
+        for name, value in self._constants.items():
+            table[name] = pa.array(np.full(batch.num_rows, value), from_pandas=True)
         for name, short in self._names.items():
             if name in computed:
                 table[short] = pa.array(values[name], from_pandas=True)
@@ -95,12 +118,11 @@ class RowTest:
                 table[short] = comparable(batch.column(self._stored[name]))
         try:
             self._connection.register("batch", pa.table(table))
-            passed = self._connection.execute(self._query).fetchnumpy()["passed"]
+            return self._connection.execute(f"SELECT {sql} FROM batch").fetchnumpy()
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             hint = ": multiply by 1.0 first for floats" if "Overflow" in reason else ""
-            raise ConfigError(f"{self._condition[:80]!r}: {reason[:300]}{hint}") from error
-        return pa.array(np.asarray(passed, bool))
+            raise ConfigError(f"{str(self._condition)[:80]!r}: {reason[:300]}{hint}") from error
 
     @staticmethod
     def _expressed(batch: pa.RecordBatch, expression: pc.Expression) -> pa.Array:

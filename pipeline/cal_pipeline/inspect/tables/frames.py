@@ -55,7 +55,7 @@ def load_annotated(
     if unknown := [name for name in columns or () if name not in names]:
         raise ConfigError(f"no columns {unknown} in these shards; they have {names}")
     wanted = [IMAGE_PATHS if name == "images" else name for name in names] if columns is None else list(columns)
-    test = None if filter is None else RowTest(filter, opened.schema)
+    test = None if filter is None else RowTest(filter, opened.schema).over(opened)
     extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
     tables = []
     for batch in read_batches(opened, [*wanted, *extra]):

@@ -1,13 +1,16 @@
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
+from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.row_reader import numbered_rows
 from cal_pipeline.output.store import LocalStore
@@ -146,3 +149,59 @@ def test_a_filtered_directory_still_knows_its_reference(directories: Directories
     report.write_text(json.dumps({"config": {"model_name_or_path": str(directories.family.directory)}}))
     assert run(["filter", str(tmp_path / "whole"), "tokens > 8", "--output", str(tmp_path / "kept")]) == EXIT_DONE
     assert run(["tokens", str(tmp_path / "kept")]) == EXIT_DONE
+
+
+@pytest.mark.parametrize(
+    ("condition", "column", "share"),
+    [
+        ("mean_delta < quantile(mean_delta, 0.25)", "mean_delta", 0.25),
+        ("mean_delta < quantile(mean_delta, 0)", "mean_delta", 0),
+        ("share_negative > quantile(share_negative, 0.5)", "share_negative", 0.5),
+        ("tokens >= quantile(tokens, 0.9)", "tokens", 0.9),
+        ("num_tokens > quantile(num_tokens, 1 / 3) + 0 * quantile(mean_weight, 1.0)", "num_tokens", 1 / 3),
+    ],
+)
+def test_quantiles_in_a_condition_are_of_all_samples_that_have_the_value(
+    condition: str, column: str, share: float, directories: Directories
+) -> None:
+    samples = sample_frame(load_annotated(directories.normal))
+    border = np.quantile(samples[column].dropna().to_numpy(float), share)
+    compared = {"<": samples[column] < border, ">": samples[column] > border, ">=": samples[column] >= border}
+    expected = samples[compared[condition.split()[1]]]
+    found = load_annotated(directories.normal, filter=condition)
+    assert found["sample_key"].tolist() == expected["sample_key"].tolist()
+    assert len(found) < len(samples)
+
+
+def test_quantiles_are_those_of_all_files_whatever_the_batches(directories: Directories) -> None:
+    condition = "max_delta - min_delta > quantile(max_delta - min_delta, 0.5)"
+    opened = open_annotated(directories.normal)
+    test = RowTest(condition, opened.schema).over(opened)
+    samples = sample_frame(load_annotated(directories.normal))
+    spread = samples["max_delta"] - samples["min_delta"]
+    for size in (1, 1024):
+        found = [passed for batch in opened.batches(batch_size=size) for passed in test(batch).to_pylist()]
+        assert found == (spread > spread.median()).tolist()
+
+
+def test_a_quantile_of_nothing_takes_no_row(directories: Directories) -> None:
+    assert load_annotated(directories.failed, filter="mean_delta <= quantile(mean_delta, 1)").empty
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        ("mean_delta < quantile(mean_delta)", "got 1 values"),
+        ("mean_delta < quantile(mean_delta, 10)", "'10' is no share from 0 to 1"),
+        ("mean_delta < quantile(mean_delta, mean_delta)", "'mean_delta' is no share"),
+        ("mean_delta < quantile(0.3, 0.5)", "'0.3' is no such number"),
+        ("mean_delta < quantile(status, 0.5)", "'status' is no such number"),
+        ("mean_delta < quantile(quantile(mean_delta, 0.1), 0.5)", "is no such number"),
+        ("mean_delta < quantile(1 + quantile(mean_delta, 0.1), 0.5)", "is no such number"),
+        ("quantile(mean_delta, 0.5)", "is a number, where a condition is needed"),
+        ("mean_delta < quantile(mean_delta, '0.5')", "is no share"),
+    ],
+)
+def test_a_quantile_that_says_nothing_is_refused(condition: str, reason: str, directories: Directories) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load_annotated(directories.normal, filter=condition)

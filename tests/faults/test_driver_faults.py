@@ -194,3 +194,15 @@ def test_rays_own_processes_dying_end_the_run_and_do_not_hang_it(job: Job, calm:
         assert words in job.said()
         assert job.run() == 0, job.said()
     assert job.table().equals(calm.table(SHARDS))
+
+
+@pytest.mark.full
+def test_no_start_is_blamed_when_the_drivers_own_node_has_died_though_ray_never_hears_of_it(job: Job) -> None:
+    deaf = {"RAY_health_check_failure_threshold": "100000"}
+    process = replace(job, environment=deaf).start("--max_tries", "1")
+    with frozen(process, job, done=1):
+        (raylet,) = [child for child, command in descendants(process.pid) if "raylet/raylet " in command]
+        os.kill(raylet, signal.SIGKILL)
+    assert job.finish(process) == 2, job.said()
+    assert "stopped: the Ray node that this program is attached to has died. Finished" in job.said()
+    assert "failed starts" not in job.said()

@@ -4,7 +4,8 @@ One actor per slot, one whole shard in flight per actor; nothing but names and s
 and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
 
 Over 250 lines, because the states of workers and shards are one machine: halves of it could disagree. Its session is
-in ray_session, what needs no Ray in cluster, worker, worker_process and session_dir, what becomes of a fault in faults.
+in ray_session, its nodes in ray_nodes, what needs no Ray in cluster, worker, worker_process and session_dir, what
+becomes of a fault in faults.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import ray.exceptions
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, WorkerState
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
+from cal_pipeline.runtime.ray_nodes import OwnNode, accelerators, lost_nodes
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
@@ -34,7 +36,6 @@ _TICK_S = 0.5
 _BACKOFF_S = 1.0
 _MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
-_HOME_CHECK_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -107,8 +108,8 @@ class _Run:
         self._start_failures = 0
         self._broken = False
         self._rows = self._rows_not_ok = 0
-        self._last_alive = self._last_home_check = time.monotonic()
-        self._home = ray.get_runtime_context().get_node_id()
+        self._last_alive = time.monotonic()
+        self._own_node = OwnNode()
         self.outcome = outcome
 
     def loop(self) -> None:
@@ -123,7 +124,7 @@ class _Run:
                 time.sleep(_TICK_S)
             self._end_hung()
             self._decide()
-            self._check_home()
+            self._own_node.check()
             self._check_idle()
             self.outcome.at_work = self._at_work()
             self._listener.tick()
@@ -153,6 +154,7 @@ class _Run:
             # A kill is a message. What a worker stages after the driver has cleared staging would stay behind.
             time.sleep(_KILL_S)
         self._slots = []
+        self._own_node.close()
 
     def _fill_slots(self) -> None:
         busy = sum(slot.state == "busy" for slot in self._slots)
@@ -197,7 +199,7 @@ class _Run:
         slot.since = self._last_alive
         if slot.state == "placing":
             slot.where, slot.node, slot.device = value
-            if on_node := _accelerators(slot.node):
+            if on_node := accelerators(slot.node):
                 slot.device = f"{slot.device} (on a node with {on_node})"
             self.outcome.workers.append(slot.where)
             self.outcome.devices[slot.device] = self.outcome.devices.get(slot.device, 0) + 1
@@ -236,6 +238,8 @@ class _Run:
 
     def _lose(self, slot: _Slot, reason: str, *, node_news_s: float = 0.0, refused: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""
+        # With this program's own node everything on it ends: neither the shard nor the start is to blame.
+        self._own_node.check(ask=True)
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
@@ -261,7 +265,7 @@ class _Run:
         """Decides whether a lost worker's node is lost too, or the shard is to blame."""
         if not self._undecided:
             return
-        lost = _lost_nodes()
+        lost = lost_nodes()
         undecided, self._undecided = self._undecided, []
         for shard, node, reason, until in undecided:
             if node in lost:
@@ -298,17 +302,6 @@ class _Run:
             if time.monotonic() - slot.since > limit:
                 self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--{limits[slot.state]})")
 
-    def _check_home(self) -> None:
-        """Stops a driver whose own node has died, which Ray does not (it does when the cluster's head has).
-
-        Whatever other nodes there are, nothing it asks for is placed any more, and some answers never come.
-        """
-        if time.monotonic() - self._last_home_check < _HOME_CHECK_S:
-            return
-        self._last_home_check = time.monotonic()
-        if self._home in _lost_nodes():
-            raise RunAbortedError("the Ray node that this program is attached to has died")
-
     def _check_idle(self) -> None:
         if any(slot.state != "placing" for slot in self._slots):
             self._last_alive = time.monotonic()
@@ -323,10 +316,6 @@ class _Run:
         )
 
 
-def _lost_nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-
-
 def _in_short(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text or "(OOM)" in text:
@@ -336,9 +325,3 @@ def _in_short(error: Exception) -> str:
     # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
-
-
-def _accelerators(node: str) -> str:
-    """Names what Ray found in a node, such as H100."""
-    resources: dict[str, float] = next((item["Resources"] for item in ray.nodes() if item["NodeID"] == node), {})
-    return ", ".join(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))

@@ -24,6 +24,7 @@ EXIT_DONE, EXIT_REFUSED = 0, 2
 
 SUBCOMMANDS = {
     "summary": "counts, quantiles of delta, delta by turn, what measured it",
+    "samples": "a table with one row a sample: id, source, status, what its deltas say together",
     "tokens": "tokens with the highest and lowest deltas, with context",
     "plot": "histogram of delta with alpha, beta and the cumulative share",
     "show": "one sample: its image and its words shaded by delta or weight",

@@ -57,6 +57,14 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ids_from(parser: argparse.ArgumentParser) -> None:
+    """--ids_from, a file that names rows; read with `named_rows`."""
+    parser.add_argument(
+        "--ids_from", type=Path, metavar="FILE",
+        help="only these rows: a sample_id or sample_key a line, or a .csv or .parquet with columns of these names",
+    )  # fmt: skip
+
+
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     """ANNOTATED..., --sample, --model_name_or_path and how to load it; read with `checkpoints.encoded_views`."""
     add_annotated(parser)

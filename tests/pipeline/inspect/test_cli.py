@@ -14,6 +14,7 @@ NOTHING = "none of the"
 # What follows the directory; {model}, {out} and {sample} are filled in.
 COMMANDS: dict[str, list[str]] = {
     "summary": [],
+    "samples": ["--output", "{out}/samples.parquet"],
     "tokens": ["--tokenizer", "{model}"],
     "plot": ["--output", "{out}/deltas.png"],
     "show": ["#0", "--tokenizer", "{model}"],

@@ -10,11 +10,9 @@ do not need. Reads what spreadsheets make of a CSV: a byte order mark, semicolon
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import numpy as np
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
 from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
+from cal_pipeline.inspect.tables.spreadsheet import read_table
 from cal_pipeline.inspect.tables.statistics import auc, computed_columns
 from cal_schemas.errors import ConfigError
 
@@ -55,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the agreement of every score with the marks; 0."""
     sheets = [read_marks(path) for path in arguments.sheet]
+    marked = {key for sheet in sheets for key in sheet.by_key}
     scores = (
-        scores_of_shards(arguments.annotated)
+        scores_of_shards(arguments.annotated, marked)
         if arguments.annotated
         else _scores_beside([path.with_name(MEASURED) for path in arguments.sheet])
     )
@@ -66,44 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(result)
     return 0
-
-
-def decoded(path: Path) -> str:
-    """Text of a CSV as spreadsheets save it: UTF-8 with or without a mark, UTF-16, else Windows-1252."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
-def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV with commas, semicolons or tabs by lower-case column name.
-
-    Raises ConfigError when the file is none or lacks a required column, naming those it has.
-    """
-    text = decoded(path)
-    lines = text.splitlines()
-    if lines and lines[0].lower().startswith("sep="):  # What a spreadsheet writes to tell itself the separator.
-        text = "\n".join(lines[1:])
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter) if any(row)
-        ]
-    except csv.Error as error:
-        raise ConfigError(f"{path} is no CSV: {error}") from error
-    names = [name.strip().lower() for name in rows[0]] if rows else []
-    if missing := [name for name in required if name not in names]:
-        raise ConfigError(f"{path} lacks the columns {missing}; it has {names}. Is it the sheet of "
-                          "cal-inspect export --to labelling-sheet?")  # fmt: skip
-    return [dict(zip(names, [*row, *[""] * len(names)], strict=False)) for row in rows[1:]]
 
 
 def read_marks(path: Path) -> Marks:
@@ -144,14 +106,15 @@ def _scores_beside(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
     return scores
 
 
-def scores_of_shards(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Scores of every row by sample_key, with the default weighting."""
+def scores_of_shards(paths: Sequence[Path], keys: Collection[str]) -> dict[str, dict[str, float]]:
+    """Scores of the rows with these sample_keys, with the default weighting."""
     scores: dict[str, dict[str, float]] = {}
     for batch in read_batches(open_paths(paths), ["sample_key", *LIST_COLUMNS]):
         values = computed_columns(batch.data, SCORES, alpha=1.0, beta=5.0, window=3, pool="span")
         columns = [values[name].tolist() for name in SCORES]
         for key, *row in zip(batch.data.column("sample_key").to_pylist(), *columns, strict=True):
-            scores[key] = dict(zip(SCORES, row, strict=True))
+            if key in keys:
+                scores[key] = dict(zip(SCORES, row, strict=True))
     return scores
 
 

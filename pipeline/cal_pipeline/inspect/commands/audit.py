@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_schemas.errors import ConfigError
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=flags.at_least(0), default=0, help="of the rows drawn and of who lends images to whom"
     )
+    flags.add_ids_from(parser)
     flags.add_image_folder(parser)
     parser.add_argument("--device", help="cuda or cpu; default cuda where there is one")
     positive = flags.at_least(1)
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = flags.new_file(arguments.json, ".json") if arguments.json else None
     dataset = open_paths(arguments.annotated)
     ok, num_images = count_rows(dataset)
+    ok &= named_rows(dataset, arguments.ids_from)
     if not ok.any():
         raise ConfigError(
             f"{arguments.annotated[0]}: none of the {dataset.num_rows} rows has deltas, so there is nothing to measure "

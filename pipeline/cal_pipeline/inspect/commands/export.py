@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect export`."""
     flags.add_annotated(parser)
     flags.add_weighting(parser)
+    flags.add_ids_from(parser)
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument("--model_name_or_path", help="whose processor encodes (not for labelling-sheet)")

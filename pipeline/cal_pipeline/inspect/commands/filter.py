@@ -3,6 +3,7 @@
     cal-inspect filter annotated/ "mean_delta < 0.2 OR share_negative > 0.3"
     cal-inspect filter annotated/ "share_negative > 0.3" --drop --output clean/
     cal-inspect filter annotated/ "status <> 'ok'" --ids bad.csv
+    cal-inspect filter annotated/ TRUE --ids_from bad.csv --drop --output clean/
 
 A condition is one expression of DuckDB's SQL.
 
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.conditions import RowTest
+from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_annotated(parser)
     parser.add_argument("condition", metavar="CONDITION", help='e.g. "mean_delta < 0.2"; --columns lists the names')
     flags.add_weighting(parser)
+    flags.add_ids_from(parser)
     parser.add_argument("--drop", action="store_true", help="take the other rows: those where it IS NOT TRUE")
     parser.add_argument("--output", type=Path, metavar="DIR", help="new annotated directory with these rows")
     parser.add_argument("--ids", type=Path, metavar="FILE", help=".txt: a sample_id a line; .csv: with key, file, row")
@@ -80,14 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         _check_output(arguments.output, arguments.annotated)
     ids = flags.new_file(arguments.ids, ".txt", ".csv") if arguments.ids else None
-    selection = select_rows(opened, test.over(opened), drop=arguments.drop)
+    selection = select_rows(opened, test.over(opened), named_rows(opened, arguments.ids_from), drop=arguments.drop)
     _print_counts(selection)
     if ids:
         write_ids(opened, selection, ids)
     if arguments.output:
         if not selection.after.total():
             raise ConfigError(f"no row is left by {arguments.condition!r}, so {arguments.output} is not written")
-        condition = f"({arguments.condition}) IS NOT TRUE" if arguments.drop else arguments.condition
+        condition = arguments.condition
+        if arguments.ids_from:
+            condition = f"({condition}) AND named by {arguments.ids_from.name}"
+        condition = f"({condition}) IS NOT TRUE" if arguments.drop else condition
         write_rows(opened, selection, arguments.output, names=_names(arguments.annotated), condition=condition)
         print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, ready for cal-train")  # noqa: T201
         if "messages" not in opened.schema.names:
@@ -99,12 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def select_rows(opened: AnnotatedDataset, test: RowTest, *, drop: bool = False) -> Selection:
-    """One pass over the columns that the condition needs; undefined values (failed rows) fulfil no comparison."""
+def select_rows(opened: AnnotatedDataset, test: RowTest, named: np.ndarray, *, drop: bool = False) -> Selection:
+    """Of the rows that are `named` [rows of all files] those that pass, or all others with `drop`.
+
+    One pass over the columns that the condition needs; undefined values (failed rows) fulfil no comparison.
+    """
+    stop = 0
     selection = Selection()
     parts: dict[Location, list[np.ndarray]] = {path: [] for path in opened.files}
     for batch in read_batches(opened, [*dict.fromkeys([*test.columns, "status", "label_ids"])]):
-        mask = np.asarray(test(batch.data)) ^ drop
+        start, stop = stop, stop + batch.data.num_rows
+        mask = (np.asarray(test(batch.data)) & named[start:stop]) ^ drop
         parts[batch.file].append(mask)
         lengths = np.asarray(pc.list_value_length(batch.data.column("label_ids")))
         selection.tokens_before += int(lengths.sum())

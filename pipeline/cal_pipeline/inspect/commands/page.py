@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pick", choices=["random", "first", "lowest", "highest"], default="random",
         help="which rows: drawn, the first, or those of the lowest or highest mean delta (default random)",
     )  # fmt: skip
+    flags.add_ids_from(parser)
     parser.add_argument("--seed", type=flags.at_least(0), default=0, help="of the rows drawn")
     parser.add_argument("--alpha", type=float, default=1.0, help="where the slider stands at first (default 1)")
     parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the summary; 0."""
     opened = open_paths(arguments.annotated)
     weighting = flags.weighting_of(arguments)
-    summary = summarise(opened, alpha=weighting["alpha"], beta=weighting["beta"])
+    summary = summarise(opened, **weighting)
     if arguments.json:
         print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
     else:
@@ -60,7 +60,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             "cal-precompute --redo_status")  # fmt: skip
     else:
         say("")
-        flags.console().print(_delta_table(summary))
+        flags.console().print(_delta_table(summary), "", _sample_table(summary))
     say("")
     for name, value in measured_with(summary):
         say(f"{name:<{_NAME_WIDTH}}{value}")
@@ -85,4 +85,14 @@ def _delta_table(summary: Mapping[str, Any]) -> Table:
             table_cells.append("-" if value is None else f"{value:,}" if key == "tokens" else f"{value:.1%}" if share
                          else f"{value:.2f}")  # fmt: skip
         table.add_row(name, *table_cells)
+    return table
+
+
+def _sample_table(summary: Mapping[str, Any]) -> Table:
+    columns = ("q1", "q5", "q10", "q25", "q50", "q75", "q90", "q95", "q99")
+    headings = (f"{name[1:]}%" for name in columns)
+    table = flags.table("of samples", *headings, left=["of samples"], title="quantiles over the samples with deltas")
+    for name, values in summary["samples"].items():
+        form = ".0%" if name.startswith("share") else ".2f"
+        table.add_row(name, *("-" if values[key] is None else f"{values[key]:{form}}" for key in columns))
     return table

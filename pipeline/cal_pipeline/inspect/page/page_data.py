@@ -14,6 +14,7 @@ from PIL import Image
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import conversation, row_images, table_of
 from cal_pipeline.inspect.tables.summary import measured_with
@@ -45,7 +46,7 @@ def page_data(
     Reads the columns of numbers once more, for the histogram and the choice of rows, and only the chosen rows whole.
     """
     counts, means = _scan(dataset)
-    chosen = choose(means, options.pick, options.samples, options.seed)
+    chosen = choose(means, named_rows(dataset, options.ids_from), options.pick, options.samples, options.seed)
     rows = list(numbered_rows(dataset, chosen, options.image_folder))
     edges = _edges(counts, options)
     top = counts.quantile(0.995) if counts.defined else 0.0
@@ -74,15 +75,15 @@ def _scan(dataset: AnnotatedDataset) -> tuple[DeltaCounts, np.ndarray]:
     return counts, np.concatenate(means)
 
 
-def choose(means: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
-    """Row numbers, ascending: `random` and `first` of all rows, `lowest` and `highest` of those with a mean delta."""
-    rows = len(means)
+def choose(means: np.ndarray, named: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
+    """Row numbers, ascending, of those `named` [R] bool: `lowest` and `highest` of those with a mean delta."""
+    rows = np.flatnonzero(named)
     if pick == "random":
         chosen = np.random.default_rng(seed).permutation(rows)[:count]
     elif pick == "first":
-        chosen = np.arange(min(count, rows))
+        chosen = rows[:count]
     else:
-        defined = np.flatnonzero(~np.isnan(means))
+        defined = rows[~np.isnan(means[rows])]
         order = np.argsort(means[defined] * (1 if pick == "lowest" else -1), kind="stable")
         chosen = defined[order][:count]
     return np.sort(chosen)

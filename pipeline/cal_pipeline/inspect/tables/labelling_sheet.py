@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.samples import Place, count_rows, image_folder_of, read_row, row_images, small_jpeg
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_schemas.annotated import rows_from_batch
@@ -47,7 +48,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
         sheet_rows.writerow(["number", KEY_COLUMN, "image", "question", "answer", MARK_COLUMN, "remark"])
         measured_rows.writerow([KEY_COLUMN, "sample_id", *SCORES])
         seen: set[str] = set()
-        for place in _drawn(opened, arguments.seed):
+        for place in _drawn(opened, arguments.ids_from, arguments.seed):
             if len(seen) == arguments.num_samples:
                 break
             (batch,) = read_row(place).combine_chunks().to_batches()
@@ -69,10 +70,10 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
     )
 
 
-def _drawn(opened: AnnotatedDataset, seed: int) -> Iterator[Place]:
+def _drawn(opened: AnnotatedDataset, ids_from: Path | None, seed: int) -> Iterator[Place]:
     """All rows that are ok and show an image, in random order."""
     ok, num_images = count_rows(opened)
-    rows = np.flatnonzero(ok & (num_images > 0))
+    rows = np.flatnonzero(ok & (num_images > 0) & named_rows(opened, ids_from))
     if not len(rows):
         raise ConfigError(f"none of the {opened.num_rows} rows is ok and shows an image: there is nothing to mark")
     stops = np.cumsum(opened.rows)

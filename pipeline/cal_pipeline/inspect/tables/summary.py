@@ -17,22 +17,29 @@ import pyarrow.compute as pc
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS, irregular_answers
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
+from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import read_footer
+from cal_schemas.weighting import Pool
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 MAX_TURNS = 20
 """Later turns are counted together."""
+OF_SAMPLES = ("mean_delta", "min_delta", "share_negative", "mean_weight")
+"""What there are quantiles of over the samples, as `sample_frame` has them."""
 
 
-def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0) -> dict[str, Any]:
+def summarise(
+    opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span"
+) -> dict[str, Any]:
     """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined."""
     borders = (0.0, alpha, beta)
     total = DeltaCounts(below=borders)
     by_turn: dict[int, DeltaCounts] = {}
+    by_sample = {name: DeltaCounts() for name in OF_SAMPLES}
     statuses: Counter[str] = Counter()
     images = text_only = encoded = 0
     # Messages tell which spans belong to one answer; most rows never need them, but only they know.
@@ -46,7 +53,11 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
             counts = np.asarray(pc.list_value_length(data.column("images")))
             images += int(counts.sum())
             text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
-        turns = np.minimum(flat.turns(irregular_answers(data)), MAX_TURNS)
+        turns = flat.turns(irregular_answers(data))
+        values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
+        for name, counted in by_sample.items():
+            counted.add(values[name].astype(np.float32))
+        turns = np.minimum(turns, MAX_TURNS)
         total.add(flat.deltas)
         for turn in np.unique(turns):
             by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=borders)).add(flat.deltas[turns == turn])
@@ -68,6 +79,7 @@ def summarise(opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0
             f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, borders)
             for turn, counts in sorted(by_turn.items())
         },
+        "samples": {name: _quantiles(counts) for name, counts in by_sample.items()},
         "bytes": bytes_on_disk(opened, tokens),
         "spec": asdict(opened.spec),
         "fingerprint": opened.spec.fingerprint(),
@@ -85,12 +97,15 @@ def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict
         "min": counts.min,
         "max": counts.max,
         **{name: counts.share_below(border) for name, border in shares},
-        **{
-            f"q{share:.0%}".rstrip("%"): value
-            for share, value in zip(QUANTILES, counts.quantiles(QUANTILES), strict=True)
-        },
     }
-    return {name: None if value != value else value for name, value in values.items()}
+    return {**{name: None if value != value else value for name, value in values.items()}, **_quantiles(counts)}
+
+
+def _quantiles(counts: DeltaCounts) -> dict[str, float | None]:
+    return {
+        f"q{share:.0%}".rstrip("%"): None if value != value else value
+        for share, value in zip(QUANTILES, counts.quantiles(QUANTILES), strict=True)
+    }
 
 
 def bytes_on_disk(opened: AnnotatedDataset, tokens: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encod
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.models.directory import model_directory
@@ -88,13 +89,16 @@ def weighted_examples(
     """
     weighting = flags.weighting_of(arguments)
     columns = ["sample_id", "sample_key", "status", "images", *ANSWER_COLUMNS]
+    named = named_rows(opened, arguments.ids_from).tolist()
+    number = -1
     for batch in read_batches(opened, [*columns, *LIST_COLUMNS], _BATCH_ROWS):
         folder = image_folder_of(opened, batch.file, arguments.image_folder)
         flat = FlatTokens.of(batch.data)
         weights = flat.weights(**weighting)
         stops = np.cumsum(flat.lengths)
         for row, start, stop in zip(rows_from_batch(batch.data), stops - flat.lengths, stops, strict=True):
-            if row.measured is not None:
+            number += 1
+            if row.measured is not None and named[number]:
                 own = weights[start:stop]
                 yield _example(row, row.measured, own, encoder, folder, arguments.max_image_pixels)
 

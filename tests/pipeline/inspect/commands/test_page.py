@@ -92,12 +92,14 @@ def test_the_policy_names_the_page_s_own_script_and_style_and_nothing_else() -> 
 
 def test_rows_are_picked_as_asked() -> None:
     means = np.array([3.0, np.nan, -1.0, 2.0, np.nan, 5.0])
-    assert choose(means, "first", 2, 0).tolist() == [0, 1]
-    assert choose(means, "lowest", 2, 0).tolist() == [2, 3]
-    assert choose(means, "highest", 9, 0).tolist() == [0, 2, 3, 5]
-    drawn = choose(means, "random", 3, 1)
+    every = np.ones(len(means), bool)
+    assert choose(means, every, "first", 2, 0).tolist() == [0, 1]
+    assert choose(means, every, "lowest", 2, 0).tolist() == [2, 3]
+    assert choose(means, every, "highest", 9, 0).tolist() == [0, 2, 3, 5]
+    drawn = choose(means, every, "random", 3, 1)
     assert len(set(drawn.tolist())) == 3
-    assert np.array_equal(drawn, choose(means, "random", 3, 1))
+    assert np.array_equal(drawn, choose(means, every, "random", 3, 1))
+    assert choose(means, means > 2, "lowest", 9, 0).tolist() == [0, 5]
 
 
 def test_thumbnails_are_small_and_made_anew(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Writes one row a sample: its id, source and status, and what the deltas of its tokens say together.
+
+    cal-inspect samples annotated/ --output scores.parquet
+    cal-inspect samples annotated/ --output scores.csv --ids_from chosen.txt
+
+Columns: the stored ones with one value a row, and those of `sample_frame` (docs/inspecting.md). Memory does not grow
+with the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.named_rows import named_rows
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, open_paths, read_batches
+from cal_pipeline.inspect.tables.statistics import computed_columns
+from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
+from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect samples`."""
+    flags.add_annotated(parser)
+    flags.add_weighting(parser)
+    flags.add_ids_from(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet or a .csv")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the table in one step; 0."""
+    opened = open_paths(arguments.annotated)
+    weighting = flags.weighting_of(arguments)
+    path = flags.new_file(arguments.output, ".parquet", ".csv")
+    partial = path.with_name(f".{path.name}.partial")
+    chosen = named_rows(opened, arguments.ids_from)
+    tables = sample_tables(opened, chosen, **weighting)
+    first = next(tables)
+    try:
+        make = csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
+        with closing(make(str(partial.absolute()), first.schema)) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+        partial.replace(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"--output {path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    flags.say(f"{path}: {flags.counted(int(chosen.sum()), 'row')}, {first.num_columns} columns")
+    return 0
+
+
+def sample_tables(opened: AnnotatedDataset, chosen: np.ndarray, **weighting: Any) -> Iterator[pa.Table]:
+    """The chosen [R] of all rows in order, a table for each batch of them, at least one.
+
+    Values that are not defined are null. `source` is the stored one, or else what the row's shard was measured from.
+    """
+    stored = scalar_columns(opened.schema)
+    sources = {file: item.source.data_path for file, item in zip(opened.files, opened.metadata, strict=True)}
+    stop = 0
+    for batch in read_batches(opened, [*stored.values(), IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS]):
+        start, stop = stop, stop + batch.data.num_rows
+        data = batch.data.filter(pa.array(chosen[start:stop]))
+        columns = {address: plain(data.column(name)) for address, name in stored.items()}
+        columns.setdefault("source", pa.array([sources[batch.file]] * len(data), pa.string()))
+        if "images" in data.schema.names:
+            columns["images"] = data.column("images").value_lengths()
+        values = computed_columns(data, ("turns",), **weighting)
+        columns |= {name: pa.array(value, from_pandas=True) for name, value in values.items()}
+        yield pa.table(columns)
+    if not opened.num_rows:
+        raise ConfigError(f"{opened.files[0].parent}: no rows")

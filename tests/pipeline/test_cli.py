@@ -89,7 +89,8 @@ def finished(folder: Path, meeting: Family) -> tuple[Path, str, str]:
     for name in ("timeit", "tokenizers", "pyarrow"):
         (folder / f"{name}.py").write_text(f"open('{name}.was_run', 'w')")
     home = {"HOME": "/proc/nowhere"}
-    code, out, err = precompute(meeting, folder, "two", "--num_workers", "2", settings=home)
+    relative = replace(meeting, directory=Path(os.path.relpath(meeting.directory, folder)))
+    code, out, err = precompute(relative, folder, "two", "--num_workers", "2", settings=home)
     assert code == 0, err
     return folder / "two", out, err
 
@@ -109,6 +110,9 @@ def test_table_report_and_files_say_what_happened(finished: tuple[Path, str, str
     report = json.loads(next((output / ".cal" / "reports").glob("*.json")).read_text())
     assert report["statuses"]["ok"] == ROWS - len(BAD_ROWS)
     assert len(report["workers"]) == 2
+    named = Path(report["config"]["model_name_or_path"])
+    assert named.is_absolute()
+    assert (named / "config.json").is_file()
     assert {item["worker"] for item in report["shards"]} == set(report["workers"])
     assert sorted(item["rows"] for item in report["shards"]) == [10] * 6
     assert sorted(path.name for path in output.iterdir()) == [

@@ -81,7 +81,8 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     outcome.failed = {shard.name: str(shard.problem) for shard in plan.broken} | outcome.failed
     report = RunReport(
         run_id=store.run_id,
-        config=asdict(config),
+        # As the workers had it: a relative path would lead elsewhere from another directory.
+        config=asdict(config) | {"model_name_or_path": plan.settings.model_name_or_path},
         fingerprint=plan.settings.spec.fingerprint(),
         started=started,
         seconds=time.monotonic() - at,

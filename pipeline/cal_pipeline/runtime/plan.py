@@ -118,7 +118,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
         rows_of_all=rows_of_all,
         settings=WorkerSettings(
             # A local path must not depend on the worker's working directory; a hub id is resolved on its node.
-            model_name_or_path=str(directory.absolute())
+            model_name_or_path=str(directory.resolve())
             if Path(config.model_name_or_path).is_dir()
             else config.model_name_or_path,
             dtype=config.dtype,

@@ -24,10 +24,12 @@ from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
-from cal_pipeline.inspect.tables.token_text import as_pieces
+from cal_pipeline.inspect.tables.token_text import as_pieces, pieces_of_digest
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool
 
+_MEASURED_WITH = "cal.measured_with"
+"""In a frame's `attrs`: the reference's id and its tokenizer's digest."""
 __all__ = ["load_annotated", "sample_frame", "token_frame"]
 
 
@@ -65,6 +67,8 @@ def load_annotated(
         tables.append(data.select([name for name in data.schema.names if name not in extra]))
     schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
     frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()
+    # Goes along with what pandas makes of the frame, so that `token_frame` knows whose ids these are.
+    frame.attrs[_MEASURED_WITH] = (opened.spec.model_id, opened.spec.label.tokenizer_digest)
     return frame if columns is None else frame[list(columns)]
 
 
@@ -122,9 +126,15 @@ def token_frame(
     Columns: `row` (index of the sample in `frame`), `sample_id` (category), `turn` (int32, which answer, from 1),
     `position` (int32, in the reference's encoding), `token_id` (int32), `token` (category: its text, leading space
     included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined), `weight`
-    (float32). Rows without tokens (status not ok) have none.
+    (float32). Rows without tokens (status not ok) have none. Raises ConfigError for a tokenizer whose digest is not
+    that of the measurement, which a frame of `load_annotated` knows (`attrs`) and `pandas.read_parquet` does not.
     """
-    pieces = as_pieces(tokenizer)
+    if measured_with := frame.attrs.get(_MEASURED_WITH):
+        model_id, digest = measured_with
+        named = str(tokenizer) if isinstance(tokenizer, str | Path) else f"this {type(tokenizer).__name__}"
+        pieces = pieces_of_digest(tokenizer, digest, named, model_id)
+    else:
+        pieces = as_pieces(tokenizer)
     flat = FlatTokens.of(frame)
     codes, texts = pieces.texts(flat.label_ids)
     columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}

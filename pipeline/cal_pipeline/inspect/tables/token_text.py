@@ -162,8 +162,7 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pieces:
     """The tokenizer whose ids the shards hold: the one named, or the reference's where that is still known.
 
-    Loads `tokenizer.json` alone; only where that is not the tokenizer that was measured with (a processor may add
-    tokens of its own) the model's processor is asked. Raises ConfigError when neither has the measurement's digest.
+    Raises ConfigError where neither is known, and as `pieces_of_digest`.
     """
     spec = opened.spec
     reported = reported_model(opened.files)
@@ -176,19 +175,27 @@ def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pi
             "the reference of this measurement"
         )
     path = Path(name)
-    if not path.exists():
-        path = _from_hub(name)
-    wanted = spec.label.tokenizer_digest
-    pieces = as_pieces(path)
+    return pieces_of_digest(
+        path if path.exists() else _from_hub(name), spec.label.tokenizer_digest, f"--tokenizer {name}", spec.model_id
+    )
+
+
+def pieces_of_digest(tokenizer: Any, wanted: str, named: str, model_id: str) -> Pieces:
+    """As `as_pieces`; ConfigError, which names both, for a tokenizer of another digest than `wanted`, `model_id`'s.
+
+    Of a directory `tokenizer.json` alone is loaded; only where that is not the tokenizer that was measured with (a
+    processor may add tokens of its own) the model's processor is asked.
+    """
+    pieces = as_pieces(tokenizer)
     digests = [tokenizer_digest(pieces.tokenizer)]
-    if digests[0] != wanted and path.is_dir():
+    if digests[0] != wanted and isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
         from cal_pipeline.models.loading import load_processor
 
-        pieces = as_pieces(load_processor(path))
+        pieces = as_pieces(load_processor(Path(tokenizer)))
         digests.append(tokenizer_digest(pieces.tokenizer))
     if digests[-1] != wanted:
         raise ConfigError(
-            f"--tokenizer {name} is not what {spec.model_id} was measured with (digest {wanted} there, "
+            f"{named} is not what {model_id} was measured with (digest {wanted} there, "
             f"{' or '.join(dict.fromkeys(digests))} here): its words would be wrong"
         )
     return pieces

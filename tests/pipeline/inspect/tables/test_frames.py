@@ -12,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.flat import FlatTokens
+from cal_pipeline.inspect.tables.token_text import Pieces, tokenizer_digest
 from cal_schemas.annotated import template_inputs
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.sample import Sample, Turn
@@ -98,6 +100,23 @@ def test_frames_read_by_pandas_itself_give_the_same_tokens(directories: Director
         frame = pd.read_parquet(directories.normal, dtype_backend=backend)  # type: ignore[call-overload]
         theirs = token_frame(frame, directories.family.encoder.processor)
         pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, check_categorical=False)
+
+
+def test_a_tokenizer_of_another_digest_is_refused_whatever_it_is_given_as(
+    directories: Directories, tmp_path: Path
+) -> None:
+    right = Tokenizer.from_file(str(directories.family.directory / "tokenizer.json"))
+    other = Tokenizer.from_file(str(directories.family.directory / "tokenizer.json"))
+    other.add_tokens(["unheard"])
+    other.save(str(tmp_path / "tokenizer.json"))
+    frame = load_annotated(directories.normal, columns=["sample_id", "label_ids", "label_positions", "delta_logits"])
+    digests = [tokenizer_digest(tokenizer) for tokenizer in (right, other)]
+    for part in (frame, frame[frame["sample_id"] == "id-0"], frame.reset_index(drop=True)):
+        assert len(token_frame(part, right))
+        for wrong in (other, tmp_path / "tokenizer.json", str(tmp_path / "tokenizer.json"), Pieces(other)):
+            with pytest.raises(ConfigError, match=f"digest {digests[0]} there, {digests[1]} here") as refused:
+                token_frame(part, wrong)
+            assert "tiny was measured with" in str(refused.value)
 
 
 def test_columns_are_read_as_asked_for_and_images_only_by_name(directories: Directories) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from cal_pipeline.runtime.cluster import Cluster, check_reachable
@@ -55,12 +57,46 @@ def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[
     at the address, or Ray cannot start here.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else session_dir() as temporary:
+    with nullcontext() if address else _closed_to_others(), nullcontext() if address else session_dir() as temporary:
         try:
             _init(cluster, address, temporary, starting)
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """A Ray that is started meanwhile asks everybody for a token that only its own processes know, on loopback alone.
+
+    Whatever the environment says: who can speak to a Ray can run code as its user. Puts the environment back.
+    """
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_K8S_TOKEN_AUTH": "0",
+        # Ray's way to say that its only node is this machine, and listens on 127.0.0.1; also on Linux.
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    }
+    before = {name: os.environ[name] for name in ours if name in os.environ}
+    network = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        os.environ |= ours
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        _read_environment_again()
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+        os.environ |= before
+        ray_constants.ENABLE_RAY_CLUSTER = network
+        _read_environment_again()
+
+
+def _read_environment_again() -> None:
+    """Ray reads the mode when it is imported, and its token once. In this order: a mode without a token ends Ray."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _init(
@@ -77,11 +113,6 @@ def _init(
         given |= {"address": address}
     else:
         where = "Ray cannot start here"
-        # A container's user may have no home at all, which Path.home() does not bear.
-        token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111
-        if not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            # Ray would write one there, which a home may not allow; this Ray ends with this process.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
         given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}

@@ -1,0 +1,106 @@
+"""The Ray that a run starts is its own: nobody else gets in, whatever the environment says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+RUN = """
+import os, sys
+from cal_pipeline.runtime.cluster import Cluster
+from cal_pipeline.runtime.ray_session import ray_session
+import ray
+def settings():
+    return {name: value for name, value in os.environ.items() if name.startswith(("RAY_AUTH", "RAY_ENABLE"))}
+
+before = settings()
+cluster = Cluster(
+    num_workers=1, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=1, shard_timeout_s=9,
+    start_timeout_s=9, idle_timeout_s=9,
+)
+with ray_session(cluster):
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+assert settings() == before
+print("put back", flush=True)
+"""
+INTRUDER = """
+import os, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("inside:", ray.get(ray.remote(os.getuid).remote()))
+"""
+
+
+@pytest.fixture(params=["disabled", "token"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What an intruder knows too."""
+    return {"RAY_AUTH_MODE": request.param, "RAY_AUTH_TOKEN": "known" * 10}
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN], env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        yield process
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def descendants(pid: int) -> set[int]:
+    """The process and all that it started, also what was started by those that have ended since."""
+    session = os.getsid(pid)
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(entry.name)) == session:
+                found.add(int(entry.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses, as the kernel writes them, that these processes wait for connections at."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                inodes.add(str(entry.readlink()))
+            except FileNotFoundError:
+                continue
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                addresses.add(fields[1].partition(":")[0])
+    return addresses
+
+
+def test_nobody_without_its_token_gets_into_a_ray_that_was_started_here_and_it_listens_on_loopback_alone(
+    run: subprocess.Popen[str], environment: dict[str, str]
+) -> None:
+    assert run.stdout is not None
+    address = run.stdout.readline().strip()
+    assert address.startswith("127.0.0.1:")
+    assert listening(descendants(run.pid)) == {"0100007F", "0000000000000000FFFF00000100007F"}
+    intruder = subprocess.run(
+        [sys.executable, "-c", INTRUDER, address],
+        env=os.environ | environment | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},  # Else it asks the network.
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert "inside" not in intruder.stdout
+    assert "uthenticat" in intruder.stderr, intruder.stderr
+    assert run.stdin is not None
+    run.stdin.close()
+    assert run.stdout.read() == "put back\n"
+    run.stdin = None

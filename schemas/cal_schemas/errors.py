@@ -37,6 +37,10 @@ class MissingDeltaError(CalError, LookupError):
     """A sidecar has no row for this sample of its source."""
 
 
+class DivergedError(CalError):
+    """In training the loss, or a weight, is NaN or infinite."""
+
+
 class ShardError(CalError):
     """This input shard cannot be read at all (corrupt file); other shards can go on."""
 

@@ -7,6 +7,7 @@ Takes the flags below and all of transformers' TrainingArguments, which --help-a
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,49 +18,75 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cal_pipeline.arguments import parse_configs, training_argument_names
 from cal_pipeline.console import printing
-from cal_schemas.errors import CalError
+from cal_schemas.errors import CalError, DivergedError
 from cal_trainer.config import TrainConfig
+from cal_trainer.run.checkpoints import newest_whole
+from cal_trainer.run.endings import Terminated, full_disk, one_line, raising_terminated
 from cal_trainer.run.paths import validate_paths
 
 if TYPE_CHECKING:
     from cal_trainer.training_arguments import CalTrainingArguments
 
-EXIT_DONE, EXIT_REFUSED = 0, 2
+EXIT_DONE, EXIT_STOPPED, EXIT_REFUSED, EXIT_FULL = 0, 1, 2, 3
+_QUIET = ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer", "bitsandbytes")
+"""Third parties that say more than an error at every start."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the program; exits 0 trained, 2 refused, 130 interrupted."""
+    """Runs the program; exits 0 trained, 1 diverged, 2 refused, 3 no space left, 130 interrupted, 143 terminated."""
     sys.exit(run(argv))
 
 
 @printing()
+@raising_terminated()
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING if name != "bitsandbytes" else logging.ERROR)
     given = list(sys.argv[1:] if argv is None else argv)
+    output_dir: Path | None = None
     try:
         if "--help-all" in given:
             parse(["--help"])
         _answer_early(given)
         config, arguments = parse(given)
+        output_dir = Path(arguments.output_dir)
         if config.assemble:
             from cal_pipeline.models.assemble import assemble, parse_assemble
 
-            assemble(**asdict(parse_assemble(config.assemble)), output=Path(arguments.output_dir), seed=arguments.seed)
+            assemble(**asdict(parse_assemble(config.assemble)), output=output_dir, seed=arguments.seed)
         else:
             from cal_trainer.training import train
 
             train(config, arguments)
+    except DivergedError as error:
+        good = output_dir and newest_whole(output_dir)
+        return _ended(EXIT_STOPPED, f"{error}" + (f". Saved before: {good}" if good else ""))
     except CalError as error:
-        print(f"cal-train: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_REFUSED
+        return _ended(EXIT_REFUSED, one_line(error))
     except KeyboardInterrupt:
-        message = "interrupted; --resume_from_checkpoint last goes on from the last checkpoint"
-        print(f"\ncal-train: {message}", file=sys.stderr)  # noqa: T201
-        return 128 + signal.SIGINT
+        return _ended(128 + signal.SIGINT, f"interrupted; {_way_on(output_dir)}")
+    except Terminated:
+        return _ended(128 + signal.SIGTERM, f"terminated; {_way_on(output_dir)}")
+    except Exception as error:
+        if not (full := full_disk(error, output_dir or Path())):
+            raise
+        return _ended(EXIT_FULL, f"{full}. Make room; {_way_on(output_dir)}")
     return EXIT_DONE
+
+
+def _way_on(output_dir: Path | None) -> str:
+    if output_dir and (whole := newest_whole(output_dir)):
+        return f"--resume_from_checkpoint last goes on from {whole}"
+    return "nothing was saved to go on from: the same command begins anew"
+
+
+def _ended(code: int, message: str) -> int:
+    """Prints one line, on one rank where several were interrupted at once, and returns the code."""
+    if code in (EXIT_REFUSED, EXIT_FULL) or os.environ.get("RANK", "0") == "0":
+        print(f"cal-train: {message}", file=sys.stderr)  # noqa: T201
+    return code
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, CalTrainingArguments]:

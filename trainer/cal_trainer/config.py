@@ -111,6 +111,7 @@ class TrainConfig(ContrastFlags):
     normalization: Normalization | None = field(
         default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
     )
+    stop_on_nan: bool = field(default=True, metadata=_help("stop, and save nothing, once the loss or a weight is NaN"))
     drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
 
     trainable: list[str] = field(

@@ -35,10 +35,11 @@ from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, Online
 from cal_trainer.objective.drift import drift_batches
 from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.bounds import resolve_bounds
+from cal_trainer.run.checkpoints import find_checkpoint
 from cal_trainer.run.facts import RunFacts
 from cal_trainer.run.lora import add_lora
 from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
-from cal_trainer.run.resuming import DATE_NAME, check_state, find_checkpoint, saved_settings, state_of
+from cal_trainer.run.resuming import DATE_NAME, check_state, saved_settings, state_of
 from cal_trainer.run.self_check import validate_batch_sizes
 from cal_trainer.run.sharding import without_deepspeed
 from cal_trainer.run.validation import prepare_output, validate_flags, validate_optimizer

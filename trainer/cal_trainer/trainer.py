@@ -26,6 +26,7 @@ from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
 from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
 from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
+from cal_trainer.run.divergence import nonfinite_weights, validate_losses, validate_weights
 from cal_trainer.run.parameters import parameter_groups
 from cal_trainer.run.resuming import load_checkpoint, write_state
 from cal_trainer.run.sharding import has_state, load_schedule, name_layers_to_shard
@@ -38,8 +39,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
     """Trains with token weights; evaluation is always uniform.
 
     Takes what `Trainer` takes, plus where deltas come from, how they become weights, the order of the global epoch
-    (`sampling`, `streaming`), learning-rate multipliers, and what checkpoints remember of the run (`resuming`). Batches
-    are those of `collator.ExampleCollator`; evaluation data that does not divide among ranks answers index DUMMY.
+    (`sampling`, `streaming`), learning-rate multipliers, what checkpoints remember of the run (`resuming`), and whether
+    NaN ends it (`divergence`). Batches are those of `collator.ExampleCollator`; evaluation data that does not divide
+    among ranks answers index DUMMY.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         sampler: Any = None,
         lr_multipliers: Mapping[str, float] | None = None,
         run_state: Mapping[str, Any] | None = None,
+        stop_on_nan: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +60,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
         delta_source.check(weighting, self.args.gradient_accumulation_steps)
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
-        self._source, self._weighting = delta_source, weighting
+        self._source, self._weighting, self._stop_on_nan = delta_source, weighting, stop_on_nan
         delta_source.prepare(self.model)
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
@@ -79,7 +82,13 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             )
         return InOrder(len(eval_dataset), step_size)
 
+    def validate_weights(self) -> None:
+        """DivergedError for trained weights that are no numbers, unless that is wanted; all ranks call it."""
+        if self._stop_on_nan:
+            validate_weights(self._over_ranks(nonfinite_weights(self.model)), self.state.global_step)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.validate_weights()
         # Before the rest: what lacks trainer_state.json, which is written last, is no whole checkpoint.
         if self._run_state is not None and self.args.should_save:
             write_state(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self._run_state)
@@ -212,6 +221,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             logs = {**logs, **self._metrics.take(self._over_ranks)}
             logs["unusable_rows"] += before
         super().log(logs, *args, **kwargs)
+        if self._stop_on_nan:
+            validate_losses(logs, self.state.global_step)
 
     def count_unusable(self) -> int:
         """Rows met in training, before a resume too, that could not be used; once an epoch. All ranks call it."""

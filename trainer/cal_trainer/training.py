@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from transformers import enable_full_determinism, set_seed
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from transformers import TrainerCallback, enable_full_determinism, set_seed
 
 from cal_pipeline.models.loading import load_model
 from cal_trainer.config import TrainConfig
 from cal_trainer.data.sampling import SetSamplerEpoch
 from cal_trainer.objective.drift import DriftLog
 from cal_trainer.planning import Plan, plan_run, prepare_model
+from cal_trainer.run.last_step import saving_at_term
 from cal_trainer.run.model_card import write_model_card
 from cal_trainer.run.self_check import SelfCheck
 from cal_trainer.trainer import CalTrainer
 from cal_trainer.training_arguments import CalTrainingArguments
 
 
-def train(config: TrainConfig, arguments: CalTrainingArguments) -> CalTrainer:
-    """Trains, evaluates and saves; raises ConfigError, FormatError or AlignmentError with one message."""
+def train(
+    config: TrainConfig, arguments: CalTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> CalTrainer:
+    """Trains, evaluates and saves.
+
+    callbacks: transformers', which may also end the training early.
+
+    Raises ConfigError, FormatError, AlignmentError or DivergedError with one message; Terminated where
+    `enable_jit_checkpoint` is set and SIGTERM ended the training.
+    """
     plan = plan_run(config, arguments)
     trainer = build_trainer(plan, config, arguments)
-    run(trainer, plan)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    with saving_at_term(trainer) if arguments.enable_jit_checkpoint else nullcontext():
+        run(trainer, plan)
     return trainer
 
 
@@ -46,6 +61,7 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
         sampler=plan.sampler,
         lr_multipliers=plan.facts.lr_multipliers,
         run_state=plan.state,
+        stop_on_nan=config.stop_on_nan,
     )
     trainer.add_callback(SetSamplerEpoch(plan.sampler))
     if plan.facts.contrast:
@@ -66,8 +82,10 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
 def run(trainer: CalTrainer, plan: Plan) -> None:
     """Trains, and saves model, state and model card."""
     trainer.train(resume_from_checkpoint=None if plan.resume is None else str(plan.resume))
+    trainer.validate_weights()
     trainer.save_model()
     trainer.save_state()
     num_unusable = trainer.count_unusable()
     if trainer.is_world_process_zero():
-        write_model_card(plan.facts, num_unusable=num_unusable)
+        steps = trainer.state.global_step, trainer.state.max_steps
+        write_model_card(plan.facts, steps=steps, num_unusable=num_unusable)

@@ -37,6 +37,9 @@ FACTS = RunFacts(
 )  # fmt: skip
 
 
+STEPS = 30, 30
+
+
 def with_flags(**flags: Any) -> RunFacts:
     return replace(FACTS, flags={**FLAGS, **flags})
 
@@ -49,7 +52,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def test_a_card_names_data_measurement_and_weights() -> None:
-    card = model_card(FACTS, num_unusable=5)
+    card = model_card(FACTS, steps=STEPS, num_unusable=5)
     for fact in (
         "| data | annotated/a\\|b |", "| rows | 90 |", "| skipped rows | 10 (image_error 7, too_long 3) |",
         "| rows that turned out unusable | 5 |", "| images | LlavaImageProcessor, pad |", "| world_size | 8 |",
@@ -72,16 +75,16 @@ def test_a_card_names_data_measurement_and_weights() -> None:
 
 
 def test_online_and_uniform_say_that_stored_deltas_were_not_used() -> None:
-    online = model_card(replace(with_flags(delta_source="online"), contrast=ContrastSpec()))
+    online = model_card(replace(with_flags(delta_source="online"), contrast=ContrastSpec()), steps=STEPS)
     assert "labels only" in online
     assert "| contrast | drop |" in online
-    uniform = model_card(with_flags(delta_source="uniform"))
+    uniform = model_card(with_flags(delta_source="uniform"), steps=STEPS)
     assert "| alpha |" not in uniform
-    assert "fingerprint" not in model_card(replace(with_flags(delta_source="uniform"), spec=None))
+    assert "fingerprint" not in model_card(replace(with_flags(delta_source="uniform"), spec=None), steps=STEPS)
 
 
 def test_an_adapters_card_says_so_and_a_directory_is_no_hub_id(tmp_path: Path) -> None:
-    card = model_card(with_flags(model_name_or_path=str(tmp_path), lora_r=8))
+    card = model_card(with_flags(model_name_or_path=str(tmp_path), lora_r=8), steps=STEPS)
     front = front_matter(card)
     assert front["library_name"] == "peft"
     assert "lora" in front["tags"]
@@ -94,7 +97,12 @@ def test_an_adapters_card_says_so_and_a_directory_is_no_hub_id(tmp_path: Path) -
 def test_it_is_written_as_the_readme_whole(tmp_path: Path, before: str | None) -> None:
     if before:
         (tmp_path / "README.md").write_text(before)
-    written = write_model_card(with_flags(output_dir=str(tmp_path)), num_unusable=0)
+    written = write_model_card(with_flags(output_dir=str(tmp_path)), steps=STEPS, num_unusable=0)
     assert written == tmp_path / "README.md"
     assert f"# {tmp_path.name}\n" in written.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_the_card_says_how_many_steps_were_taken_and_when_that_was_not_all() -> None:
+    assert "| steps taken | 30 |" in model_card(FACTS, steps=STEPS)
+    assert "| steps taken | 12 of 30: stopped early |" in model_card(FACTS, steps=(12, 30))

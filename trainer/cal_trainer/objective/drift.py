@@ -71,7 +71,10 @@ class DriftLog(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """After every `every` steps."""
         if state.global_step % self._every == 0:
+            # Whatever is logged counts as the step's log, which the Trainer would then not make.
+            wanted = control.should_log
             self._measure(model)
+            control.should_log = wanted
 
     def _measure(self, model: Any) -> None:
         cached, own = [], []

@@ -26,10 +26,11 @@ _TRAINING: Final = (
 )  # fmt: skip
 
 
-def model_card(facts: RunFacts, *, num_unusable: int = 0) -> str:
+def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0) -> str:
     """Markdown with the hub's front matter.
 
-    num_unusable: rows in use that turned out not to be while training, once for each epoch that met them.
+    steps: that were taken, and of how many. num_unusable: rows in use that turned out not to be while training, once
+    for each epoch that met them.
     """
     flags, source, base_model = facts.flags, facts.flags["delta_source"], str(facts.flags["model_name_or_path"])
     front: dict[str, Any] = {
@@ -62,6 +63,7 @@ def model_card(facts: RunFacts, *, num_unusable: int = 0) -> str:
         "LoRA": _lora(flags),
         "learning rate multipliers": ", ".join(f"{key} {value:g}" for key, value in facts.lr_multipliers.items()),
         **{name: flags[name] for name in _TRAINING},
+        "steps taken": f"{steps[0]} of {steps[1]}: stopped early" if steps[0] < steps[1] else steps[0],
     }
     sections = [("Data", data), ("Weights of the tokens", weights)]
     if facts.spec is not None:
@@ -77,14 +79,14 @@ def model_card(facts: RunFacts, *, num_unusable: int = 0) -> str:
     )
 
 
-def write_model_card(facts: RunFacts, *, num_unusable: int) -> Path:
+def write_model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int) -> Path:
     """Writes the README.md of --output_dir, replacing what the Trainer or peft put there.
 
     Call it on one rank, after the last save: peft writes a card of its own at every one.
     """
     target = Path(facts.flags["output_dir"], "README.md")
     partial = target.with_name("README.md.partial")
-    partial.write_text(model_card(facts, num_unusable=num_unusable), encoding="utf-8")
+    partial.write_text(model_card(facts, steps=steps, num_unusable=num_unusable), encoding="utf-8")
     return partial.replace(target)
 
 

@@ -1,4 +1,4 @@
-"""Resumes checkpoints: what one must hold, and what the run must have in common with the one that saved it.
+"""Resumes checkpoints: what the run must have in common with the one that saved it.
 
 A place in the data and an optimizer's state mean something only for the run that they belong to. So every checkpoint
 holds the settings that decide the order of samples, their labels and weights, and what the optimizer holds; resuming
@@ -8,7 +8,6 @@ under others is refused. Everything else may change: more epochs, logging, savin
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,9 +17,9 @@ from typing import Any, Final
 from cal_pipeline.models.loading import weights_digest
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.shards import Shards
+from cal_trainer.run.checkpoints import STATE_NAME
 from cal_trainer.run.facts import RunFacts
 
-STATE_NAME: Final = "cal_train_state.json"
 DATE_NAME: Final = "date that the template reads"
 _VERSION: Final = 1
 _SHARDS_NAMED: Final = 3
@@ -34,7 +33,6 @@ _RESTORED_BY_THE_OPTIMIZER: Final = (
 )  # fmt: skip
 """A checkpoint's values would win over these in silence."""
 _STEP_SIZE: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
-_log = logging.getLogger(__name__)
 
 
 def state_of(facts: RunFacts) -> dict[str, Any]:
@@ -154,42 +152,6 @@ def _shard_differences(flag: str, there: Shards, here: Shards) -> list[str]:
         differences.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
     more = len(differences) - _SHARDS_NAMED
     return [*differences[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else differences
-
-
-def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
-    """`--resume_from_checkpoint` as a path: `last` (or true) is the newest complete one in --output_dir.
-
-    Raises ConfigError when there is none, or the one that is named lacks something.
-    """
-    if wanted is None or wanted.lower() == "false":
-        return None
-    if wanted.lower() in ("last", "true"):
-        there = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdecimal()]
-        for path in sorted(there, key=lambda path: -int(path.name[11:])):
-            if not (lacking := _lacking(path)):
-                return path
-            _log.warning("%s is passed over: it lacks %s (was the run ended while it saved?)", path, lacking)
-        raise ConfigError(
-            f"--resume_from_checkpoint last: no checkpoint in --output_dir {output_dir}"
-            + (" is complete" if there else "")
-        )
-    if not Path(wanted).is_dir():
-        raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
-    if lacking := _lacking(Path(wanted)):
-        raise ConfigError(f"--resume_from_checkpoint {wanted} is incomplete: it lacks {lacking}")
-    return Path(wanted)
-
-
-def _lacking(checkpoint: Path) -> str:
-    """Lists what a checkpoint needs and has not, in words; empty when it is whole."""
-    needed = {
-        "trainer_state.json": ("trainer_state.json",),
-        STATE_NAME: (STATE_NAME,),
-        "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
-        "the optimizer": ("optimizer*", "global_step*"),
-        "the schedule": ("scheduler.pt", "global_step*"),
-    }
-    return ", ".join(name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs))
 
 
 def load_checkpoint(model: Any, checkpoint: str) -> None:

@@ -87,6 +87,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "workers below zero": (["--dataloader_num_workers", -1], "must be at least 0, got -1"),
     "rate": (["--learning_rate", "nan"], "--learning_rate must be a number from 0 on, got nan"),
     "no step": (["--max_steps", 0], "nothing would be trained"),
+    "dropped rows": (["--dataloader_drop_last", "true"], "--dataloader_drop_last has no effect here: the last step"),
     "never saved": (["--save_strategy", "steps", "--save_steps", 0], "would never save"),
     "one process to shard over": (["--fsdp"], "and this is one"),
     "optimizer that is not there": (["--optim", "lomo"], "--optim lomo: You need to install"),
@@ -398,3 +399,14 @@ def test_a_token_beyond_the_embedding_makes_its_row_train_nothing(
     assert "0 trains nothing: encode_error: token id" in caplog.text
     assert "is beyond the model's" in caplog.text
     assert "1 trains nothing" not in caplog.text
+
+
+@pytest.mark.parametrize(("drift_every", "logging_steps"), [(1, 1), (2, 2)])
+def test_the_drift_log_swallows_no_log_of_the_training(
+    drift_every: int, logging_steps: int, llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    flags = ("--max_steps", 4, "--drift_every", drift_every, "--logging_steps", logging_steps, "--save_strategy", "no")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "loss" in entry]) == 4 // logging_steps
+    assert len([entry for entry in history if "drift_spearman" in entry]) == 1 + 4 // drift_every

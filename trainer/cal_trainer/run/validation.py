@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -24,6 +25,7 @@ _DISOBEYED: Final = {
 }
 _REPLACED: Final = {
     "train_sampling_strategy": "use --group_by",
+    "dataloader_drop_last": "the last step of an epoch is filled with rows that weigh nothing, and none is dropped",
     "auto_find_batch_size": "the order of an epoch is made for one batch size",
     "do_predict": "nothing is predicted; use generate on the trained model",
 }
@@ -35,6 +37,8 @@ _COUNTS: Final = {
 }
 """The least that each may be."""
 _RATES: Final = ("learning_rate", "weight_decay", "max_grad_norm")
+_LAUNCHED_ALONE: Final = {"ACCELERATE_USE_CPU", "MASTER_ADDR"}
+"""Set by accelerate's launcher of one process, the second where it was asked for more."""
 _METRICS: Final = (None, "loss", "eval_loss")
 _log = logging.getLogger("cal-train")
 
@@ -67,6 +71,12 @@ def validate_flags(arguments: TrainingArguments, *, dtype: Dtype, evaluates: boo
     if arguments.fsdp and arguments.world_size == 1:
         raise ConfigError("--fsdp shards over several processes with a GPU each, and this is one: start them with "
                           "accelerate launch or torchrun, or leave it out")  # fmt: skip
+    if os.environ.keys() >= _LAUNCHED_ALONE and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started this one alone: it starts several with "
+            "--multi_gpu (also on CPUs, with --use_cpu true behind cal-train), FSDP or DeepSpeed. If one is meant, "
+            "give --num_processes 1 and unset MASTER_ADDR"
+        )
     _validate_upload(arguments)
     if (arguments.fp16 and dtype != "float32") or (arguments.bf16 and dtype == "float16"):
         flag = "--fp16" if arguments.fp16 else "--bf16"

@@ -1,0 +1,192 @@
+"""However a run of cal-train ends before its last step, it says so, and nothing half done is taken for a result."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from annotated_data import annotate
+from cal_pipeline.sources.planning import plan_shards
+from cal_schemas.errors import ConfigError
+from cal_trainer import cli
+from cal_trainer.run.checkpoints import find_checkpoint
+from conftest import Family
+from fault_job import PATIENCE_S, wait_for
+from tiny_data import write_llava_json
+from trained import command, losses
+
+BIN = Path(sys.executable).parent
+LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    folder = tmp_path_factory.mktemp("annotated")
+    data, images = write_llava_json(folder, 24)
+    return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
+
+
+def start(argv: list[str], launch: list[str] | None = None) -> subprocess.Popen[str]:
+    program = [str(BIN / part) if number == 0 else part for number, part in enumerate(launch or [])]
+    return subprocess.Popen(
+        [*program, str(BIN / "cal-train"), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def terminated_in_training(
+    llava: Family, annotated: Path, output: Path, *flags: object, launch: list[str] | None = None
+) -> tuple[int, list[str]]:
+    """Exit code and the program's own lines of a run that was told to terminate when it logged to a file."""
+    logs = ("--report_to", "tensorboard", "--max_steps", 3000)
+    process = start(command(llava, annotated, output, *logs, *flags), launch)
+    wait_for(
+        lambda: list(output.rglob("events.out.tfevents.*")), "the first step", still=lambda: process.poll() is None
+    )
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, [line for line in err.splitlines() if line.startswith("cal-train: ")]
+
+
+def test_sigterm_is_one_line_with_the_way_on(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    code, lines = terminated_in_training(llava, annotated, tmp_path / "out", "--save_strategy", "no")
+    assert code == 128 + signal.SIGTERM
+    assert lines == ["cal-train: terminated; nothing was saved to go on from: the same command begins anew"]
+
+
+@pytest.mark.parametrize("launch", [None, pytest.param(LAUNCH, marks=pytest.mark.full)], ids=["alone", "two ranks"])
+def test_with_jit_checkpoints_sigterm_saves_a_step_from_which_the_run_goes_on_as_if_never_ended(
+    launch: list[str] | None, llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--enable_jit_checkpoint", "true", "--save_strategy", "no", "--lr_scheduler_type", "constant")
+    flags = (*flags, "--per_device_train_batch_size", 1 if launch else 2)
+    code, lines = terminated_in_training(llava, annotated, out, *flags, launch=launch)
+    (checkpoint,) = out.glob("checkpoint-*")
+    assert code == (1 if launch else 128 + signal.SIGTERM)  # accelerate's own, for whatever its processes exit with
+    assert lines == [f"cal-train: terminated; --resume_from_checkpoint last goes on from {checkpoint}"]
+    steps = int(checkpoint.name[11:])
+    assert f"| steps taken | {steps} of 3000: stopped early |" in (out / "README.md").read_text()
+    if launch:
+        return
+    more = ("--max_steps", steps + 2, "--lr_scheduler_type", "constant")
+    assert cli.run(command(llava, annotated, tmp_path / "whole", *more)) == 0
+    assert cli.run(command(llava, annotated, out, *more, "--resume_from_checkpoint", "last")) == 0
+    assert losses(out) == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
+
+
+def test_the_one_process_of_a_launch_for_several_is_refused(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    launch = [*LAUNCH[:2], "--cpu", *LAUNCH[3:]]
+    process = start(command(llava, annotated, tmp_path / "out", "--max_steps", 1), launch)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    (line,) = [line for line in err.splitlines() if line.startswith("cal-train: ")]
+    assert "started this one alone: it starts several with --multi_gpu" in line
+    assert process.returncode == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def saved(llava: Family, annotated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output with two checkpoints."""
+    folder = tmp_path_factory.mktemp("saved") / "out"
+    assert cli.run(command(llava, annotated, folder, "--max_steps", 4, "--save_steps", 2)) == 0
+    return folder
+
+
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_a_loss_that_is_no_number_ends_the_run_and_nothing_is_saved_over_the_last_good_checkpoint(
+    logging_steps: int, saved: Path, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    weights = [out / "checkpoint-4" / "model.safetensors", out / "model.safetensors"]
+    good = [file.read_bytes() for file in weights]
+    flags = ("--max_steps", 4, "--save_steps", 4, "--save_total_limit", 1, "--logging_steps", logging_steps)
+    assert cli.run(command(llava, annotated, out, *flags, "--learning_rate", "1e30")) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cal-train: ")]
+    assert len(lines) == 1
+    assert ("loss is nan" if logging_steps == 1 else "trained tensors hold NaN or infinity") in lines[0]
+    assert lines[0].endswith(f"--stop_on_nan false trains on. Saved before: {out / 'checkpoint-4'}")
+    assert [file.read_bytes() for file in weights] == good
+
+
+def test_nan_is_trained_on_where_that_is_asked_for(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    flags = ("--max_steps", 3, "--learning_rate", "1e30", "--stop_on_nan", "false")
+    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
+    assert math.isnan(losses(tmp_path / "out")[-1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["trainer_state.json", "cal_train_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+     "tokenizer.json", "config.json"],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [0, 0.5, 0.999])
+def test_a_checkpoint_with_a_truncated_file_is_passed_over_by_name(
+    name: str, kept: float, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    file = out / "checkpoint-4" / name
+    os.truncate(file, int(file.stat().st_size * kept))
+    assert find_checkpoint("last", out) == out / "checkpoint-2"
+    assert f"checkpoint-4 is passed over: cut off: {name}" in caplog.text
+    with pytest.raises(ConfigError, match=f"checkpoint-4 is incomplete: cut off: {name}"):
+        find_checkpoint(str(out / "checkpoint-4"), out)
+
+
+def test_a_checkpoint_without_a_part_of_its_weights_is_passed_over_by_name(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (out / "checkpoint-4" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_checkpoint("last", out) == out / "checkpoint-2"
+    assert "it lacks model-00002-of-00002.safetensors" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that holds the first checkpoint and not a second."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:  # Without the permission there is no disk to fill; a directory cannot stand for one.
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("share", "of"),
+    [(0.5, "checkpoint-2/model.safetensors"), (1.5, "checkpoint-2/model.safetensors"), (1.2, "checkpoint-2")],
+    ids=["weights", "optimizer", "second checkpoint"],
+)
+def test_a_full_disk_is_one_line_and_an_exit_code_of_its_own(
+    share: float, of: str, saved: Path, small_disk: Path, llava: Family, annotated: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, top = small_disk / "out", saved / of
+    room = share * (top.stat().st_size if top.is_file() else sum(file.stat().st_size for file in top.iterdir()))
+    subprocess.run(["mount", "-o", f"remount,size={room // 1000:.0f}k", small_disk], check=True)
+    assert cli.run(command(llava, annotated, out, "--max_steps", 4, "--save_steps", 2)) == 3
+    err = capfd.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("cal-train: ")]
+    assert "Traceback" not in err
+    assert "no space left on device" in line.lower()
+    goes_on = top.is_dir()
+    assert line.endswith(f"goes on from {out / 'checkpoint-2'}" if goes_on else "the same command begins anew")
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    if goes_on:
+        resume = ("--max_steps", 4, "--save_steps", 2, "--resume_from_checkpoint", "last")
+        assert cli.run(command(llava, annotated, out, *resume)) == 0
+        assert losses(out) == pytest.approx(losses(saved), abs=1e-6)

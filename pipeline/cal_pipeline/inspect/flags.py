@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +15,35 @@ from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.storage.locations import location
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.weighting import check_weighting
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH = 140
 
 
+def place(text: str) -> Location:
+    """`type` of a flag that names a file or directory: a path, or a URL of a store."""
+    try:
+        return location(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local_place(text: str) -> Path:
+    """`type` of a flag that names what can only be on a local disk."""
+    if isinstance(found := place(text), Path):
+        return found
+    raise argparse.ArgumentTypeError(
+        f"{text}: this is written to local disks only; name a path, and copy it from there"
+    )
+
+
 def add_annotated(parser: argparse.ArgumentParser) -> None:
     """ANNOTATED..., one or more shards or directories of one measurement."""
     parser.add_argument(
-        "annotated", type=location, nargs="+", metavar="ANNOTATED",
+        "annotated", type=place, nargs="+", metavar="ANNOTATED",
         help="directory of annotated shards, or a shard; several are taken as one",
     )  # fmt: skip
 
@@ -53,14 +73,14 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
 def add_image_folder(parser: argparse.ArgumentParser) -> None:
     """--image_folder, where an annotated directory's images lie now."""
     parser.add_argument(
-        "--image_folder", type=Path, metavar="DIR", help="where image paths start, if not where they did"
+        "--image_folder", type=place, metavar="DIR", help="where image paths start, if not where they did"
     )
 
 
 def add_ids_from(parser: argparse.ArgumentParser) -> None:
     """--ids_from, a file that names rows; read with `named_rows`."""
     parser.add_argument(
-        "--ids_from", type=Path, metavar="FILE",
+        "--ids_from", type=place, metavar="FILE",
         help="only these rows: a sample_id or sample_key a line, or a .csv or .parquet with columns of these names",
     )  # fmt: skip
 
@@ -73,7 +93,7 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
         "--model_name_or_path", nargs="+", metavar="MODEL",
         help="one checkpoint, or two side by side (before and after training); default the reference",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf")
+    parser.add_argument("--output", type=place, required=True, metavar="FILE", help="a .png, .svg or .pdf")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model")
     parser.add_argument("--device", help="cuda or cpu; default cuda where there is one")
     add_image_folder(parser)
@@ -119,12 +139,17 @@ def table(
     return made
 
 
-def new_file(path: Path, *suffixes: str) -> Path:
-    """`path` with its directory made; ConfigError for another suffix or a place that cannot be written."""
+def new_file(path: Location, *suffixes: str) -> Location:
+    """`path` with its directory made; ConfigError for another suffix or a place that cannot be written.
+
+    Of a store's only the bucket is asked for; StoreError where it does not answer.
+    """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path}: the name must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise ConfigError(f"{path} is a directory, give the name of a file")
+    if isinstance(path, ObjectPath):
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -135,3 +160,19 @@ def new_file(path: Path, *suffixes: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     return path
+
+
+@contextmanager
+def written(target: Location) -> Iterator[Path]:
+    """A local file to write, of the same suffix; when it is whole, it becomes `target` in one step."""
+    if isinstance(target, Path):
+        partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / target.name
+        target.upload(Path(folder) / target.name, if_absent=False)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
 from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
@@ -44,9 +45,11 @@ class Marks:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect agreement`."""
-    parser.add_argument("sheet", type=Path, nargs="+", metavar="SHEET.csv", help="marked sheet; one for each person")
     parser.add_argument(
-        "--annotated", type=Path, nargs="+", help="take the scores from these shards instead of measured.csv"
+        "sheet", type=flags.place, nargs="+", metavar="SHEET.csv", help="marked sheet; one for each person"
+    )
+    parser.add_argument(
+        "--annotated", type=flags.place, nargs="+", help="take the scores from these shards instead of measured.csv"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

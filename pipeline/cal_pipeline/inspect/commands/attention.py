@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import sample_with_image
+from cal_schemas.storage.locations import Location, write_whole
 
 _SIDE = 336
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queries", choices=["answer", "text"], default="answer",
         help="whose attention: the supervised tokens', or that of all text behind the image (default answer)",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the values of the patches")
+    parser.add_argument("--json", type=flags.place, metavar="FILE", help="also write the values of the patches")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,11 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
             }
             for item in maps
         ]
-        values_target.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_whole(values_target, json.dumps(written, indent=1) + "\n")
     return 0
 
 
-def draw(maps: list[dict[str, Any]], target: Path) -> None:
+def draw(maps: list[dict[str, Any]], target: Location) -> None:
     """The image, and beside it one map for each checkpoint on the same scale of colours."""
     from cal_pipeline.inspect.page import plots
 

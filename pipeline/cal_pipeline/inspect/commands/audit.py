@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import write_whole
 
 EXIT_AGREES, EXIT_DIFFERS = 0, 1
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attn_implementation", help="if not the one that measured, which counts as a difference")
     parser.add_argument("--tokens_per_batch", type=positive, help="if not that of the run")
     parser.add_argument("--encode_threads", type=positive, default=4, help="threads that decode and encode (default 4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=flags.place, metavar="FILE", help="also write the figures to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,5 +75,5 @@ def run(arguments: argparse.Namespace) -> int:
         audit_report.print_swap(swap)
     if target:
         figures = {"model": str(session.directory), **audit_report.figures(report, swap)}
-        target.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(figures, indent=1, allow_nan=False) + "\n")
     return EXIT_AGREES if report.passed else EXIT_DIFFERS

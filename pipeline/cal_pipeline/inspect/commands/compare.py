@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,10 +94,10 @@ class Comparison:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect compare`."""
-    parser.add_argument("a", type=Path, metavar="A", help="annotated directory")
-    parser.add_argument("b", type=Path, metavar="B", help="another measurement of the same samples")
+    parser.add_argument("a", type=flags.place, metavar="A", help="annotated directory")
+    parser.add_argument("b", type=flags.place, metavar="B", help="another measurement of the same samples")
     flags.add_weighting(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="scatter plot as .png, .svg or .pdf")
+    parser.add_argument("--output", type=flags.place, metavar="FILE", help="scatter plot as .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 

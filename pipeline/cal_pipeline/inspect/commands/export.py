@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_weighting(parser)
     flags.add_ids_from(parser)
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory")
+    parser.add_argument("--output", type=flags.local_place, required=True, metavar="DIR", help="new directory")
     parser.add_argument("--model_name_or_path", help="whose processor encodes (not for labelling-sheet)")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     flags.add_image_folder(parser)

@@ -37,7 +37,7 @@ from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.metadata import with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
-from cal_schemas.storage.locations import Location, open_parquet, read_footer
+from cal_schemas.storage.locations import Location, lies_in, open_parquet, read_footer
 from cal_schemas.writer import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer
 
 
@@ -61,8 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_weighting(parser)
     flags.add_ids_from(parser)
     parser.add_argument("--drop", action="store_true", help="take the other rows: those where it IS NOT TRUE")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="new annotated directory with these rows")
-    parser.add_argument("--ids", type=Path, metavar="FILE", help=".txt: a sample_id a line; .csv: with key, file, row")
+    parser.add_argument(
+        "--output", type=flags.local_place, metavar="DIR", help="new annotated directory with these rows"
+    )
+    parser.add_argument(
+        "--ids", type=flags.place, metavar="FILE", help=".txt: a sample_id a line; .csv: with key, file, row"
+    )
     parser.add_argument("--columns", action=_ListColumns, nargs=0, help="names that a condition may hold, and end")
 
 
@@ -137,10 +141,10 @@ def _print_counts(selection: Selection) -> None:
     flags.console().print(table)
 
 
-def write_ids(opened: AnnotatedDataset, selection: Selection, path: Path) -> None:
+def write_ids(opened: AnnotatedDataset, selection: Selection, path: Location) -> None:
     """The chosen rows, in order; ConfigError for a text file when an id holds a line break."""
     columns = ["sample_id", "sample_key", "status"]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with flags.written(path) as local, local.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if path.suffix.lower() == ".csv":
             writer.writerow([*columns, "file", "row"])
@@ -157,17 +161,17 @@ def write_ids(opened: AnnotatedDataset, selection: Selection, path: Path) -> Non
     print(f"{path}: {selection.after.total():,} ids")  # noqa: T201
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+def _check_output(output: Path, inputs: Sequence[Location]) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; give a new directory")
     if output.is_dir() and annotated_files(output):
         raise ConfigError(f"--output {output} holds Parquet files already; give a new directory")
     for path in inputs:
-        if output.resolve().is_relative_to(path.resolve()):
+        if lies_in(output.resolve(), path.resolve()):
             raise ConfigError(f"--output {output} lies in {path}, and would be its input next time")
 
 
-def _names(paths: Sequence[Path]) -> dict[Location, Path]:
+def _names(paths: Sequence[Location]) -> dict[Location, Path]:
     """Final name of every file below the output: as below its own directory, which is named where there are several."""
     names: dict[Location, Path] = {}
     for root in paths:

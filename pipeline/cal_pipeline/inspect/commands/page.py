@@ -22,6 +22,7 @@ from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import summarise
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import write_whole
 from cal_schemas.weighting import check_weighting
 
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect page`."""
     flags.add_annotated(parser)
     flags.add_tokenizer(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page")
+    parser.add_argument("--output", type=flags.place, required=True, metavar="FILE.html", help="the page")
     parser.add_argument(
         "--samples", type=flags.at_least(0), default=500, help="cards in the gallery, at most (default 500)"
     )
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
     text = page_text(page_data(dataset, summary, pieces, arguments, title=title))
-    target.write_text(text, encoding="utf-8")
+    write_whole(target, text)
     print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
     return 0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import sample_with_image
+from cal_schemas.storage.locations import Location
 
 _MAX_DRAWN = 24
 """Patches a side that still have room for a word; larger grids are drawn larger."""
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=flags.at_least(1), default=3, help="words of each patch in --csv (default 3); one is drawn"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write row, column, rank, word, cosine")
+    parser.add_argument("--csv", type=flags.place, metavar="FILE", help="also write row, column, rank, word, cosine")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def draw(panels: list[dict[str, Any]], target: Path) -> None:
+def draw(panels: list[dict[str, Any]], target: Location) -> None:
     """One panel for each checkpoint: the image, dimmed, with the nearest word in each patch."""
     from matplotlib.patheffects import withStroke
 
@@ -85,9 +85,9 @@ def draw(panels: list[dict[str, Any]], target: Path) -> None:
     plots.save(figure, target)
 
 
-def write_table(panels: list[dict[str, Any]], target: Path) -> None:
+def write_table(panels: list[dict[str, Any]], target: Location) -> None:
     """One line for each checkpoint, patch and rank."""
-    with target.open("w", newline="", encoding="utf-8") as file:
+    with flags.written(target) as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["checkpoint", "row", "column", "rank", "word", "cosine"])
         for item in panels:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect plot`."""
     flags.add_annotated(parser)
     flags.add_weighting(parser)
-    parser.add_argument("--output", type=Path, default=Path("deltas.png"), help="FILE.png, .svg or .pdf")
+    parser.add_argument("--output", type=flags.place, default="deltas.png", help="FILE.png, .svg or .pdf")
     parser.add_argument(
         "--by", metavar="source|turn|COLUMN", help="one outline for each source, turn, or value of a stored column"
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_annotated(parser)
     flags.add_weighting(parser)
     flags.add_ids_from(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet or a .csv")
+    parser.add_argument("--output", type=flags.place, required=True, metavar="FILE", help="a .parquet or a .csv")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,21 +43,17 @@ def run(arguments: argparse.Namespace) -> int:
     opened = open_paths(arguments.annotated)
     weighting = flags.weighting_of(arguments)
     path = flags.new_file(arguments.output, ".parquet", ".csv")
-    partial = path.with_name(f".{path.name}.partial")
     chosen = named_rows(opened, arguments.ids_from)
     tables = sample_tables(opened, chosen, **weighting)
     first = next(tables)
     try:
         make = csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
-        with closing(make(str(partial.absolute()), first.schema)) as writer:
+        with flags.written(path) as local, closing(make(str(local.absolute()), first.schema)) as writer:
             writer.write_table(first)
             for table in tables:
                 writer.write_table(table)
-        partial.replace(path)
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"--output {path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     flags.say(f"{path}: {flags.counted(int(chosen.sum()), 'row')}, {first.num_columns} columns")
     return 0
 

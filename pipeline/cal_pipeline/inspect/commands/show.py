@@ -10,7 +10,6 @@ that several tokens share has the shade of the most extreme one.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.page.sample import ShownSample
@@ -19,6 +18,7 @@ from cal_pipeline.inspect.page.sample_text import print_sample, terminal_svg
 from cal_pipeline.inspect.page.shading import Shading
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import find_samples
+from cal_schemas.storage.locations import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_weighting(parser)
     parser.add_argument("--by", choices=["delta", "weight"], default="delta", help="what the shade tells")
     flags.add_image_folder(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help=".html: a page; .svg: the terminal as an image")
+    parser.add_argument(
+        "--output", type=flags.place, metavar="FILE", help=".html: a page; .svg: the terminal as an image"
+    )
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="of the terminal")
     parser.add_argument(
         "--limit", type=flags.at_least(1), default=5, help="of rows with one id, how many are shown (default 5)"
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     shading = Shading(by=arguments.by, alpha=arguments.alpha, beta=arguments.beta)
     if path:
         write = terminal_svg if path.suffix.lower() == ".svg" else sample_page
-        path.write_text(write(shown, shading), encoding="utf-8")
+        write_whole(path, write(shown, shading))
         flags.say(f"{path}: {flags.counted(len(shown), 'row')}")
     else:
         terminal = flags.console(arguments.color)

@@ -9,7 +9,6 @@ import argparse
 import csv
 import heapq
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.cells import cell_len
@@ -23,6 +22,7 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement, printable
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import Location
 
 CONTEXT = 8
 """Tokens shown on each side."""
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_tokenizer(parser)
     parser.add_argument("--top", type=int, default=15, help="how many of each (default 15)")
     parser.add_argument("--min_count", type=int, default=5, help="means are of tokens that occur so often (default 5)")
-    parser.add_argument("--output", type=Path, help="FILE.csv: count and mean delta of every token")
+    parser.add_argument("--output", type=flags.place, help="FILE.csv: count and mean delta of every token")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -173,10 +173,10 @@ def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, 
         console.print(table, "")
 
 
-def write_csv(path: Path, statistics: TokenStatistics, pieces: Pieces) -> None:
+def write_csv(path: Location, statistics: TokenStatistics, pieces: Pieces) -> None:
     """Columns token_id, token, count, mean_delta; most frequent first."""
     mean = statistics.mean()
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with flags.written(path) as local, local.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["token_id", "token", "count", "mean_delta"])
         for token_id in np.argsort(-statistics.count, kind="stable"):

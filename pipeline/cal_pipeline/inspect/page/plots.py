@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -14,9 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from cal_pipeline.inspect.flags import written
 from cal_pipeline.inspect.page import shading
 from cal_pipeline.inspect.page.fonts import cover
 from cal_schemas.delta_counts import DeltaCounts
+from cal_schemas.storage.locations import Location
 
 BINS, WEIGHT_BINS = 80, 40
 _OUTERMOST = 0.001
@@ -106,7 +107,7 @@ def panels(count: int, width: float = 4.2, height: float = 4.6) -> tuple[Figure,
     return figure, axes
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Location) -> None:
     """Writes the figure; the suffix is one of `flags.FIGURE_SUFFIXES`, and equal figures give equal files.
 
     Names of the dataset and of directories are written as they are: no dollar starts a formula, and characters that the
@@ -119,7 +120,8 @@ def save(figure: Figure, path: Path) -> None:
         cover(texts)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # `cover` has said so.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-        figure.savefig(path, dpi=130, metadata=metadata)
+        with written(path) as file:
+            figure.savefig(file, dpi=130, metadata=metadata)
 
 
 def _edges(counted: Sequence[DeltaCounts], alpha: float, beta: float) -> np.ndarray:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.spreadsheet import read_table
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import Location, open_parquet
 
 _COLUMNS = ("sample_id", "sample_key")
 _SHOWN = 3
 _log = logging.getLogger(__name__)
 
 
-def named_rows(opened: AnnotatedDataset, file: Path | None) -> np.ndarray:
+def named_rows(opened: AnnotatedDataset, file: Location | None) -> np.ndarray:
     """[rows of all files] bool: those that the file names, all without one.
 
     The file is a text with a sample_id or sample_key a line, or a .csv or .parquet with a column `sample_id`, a column
@@ -49,7 +48,7 @@ def named_rows(opened: AnnotatedDataset, file: Path | None) -> np.ndarray:
     return np.concatenate(masks)
 
 
-def _names(file: Path) -> tuple[set[tuple[str, ...]], list[tuple[str, ...]]]:
+def _names(file: Location) -> tuple[set[tuple[str, ...]], list[tuple[str, ...]]]:
     """What is named, and by which columns: one of the alternatives, each of one or two columns."""
     if not file.is_file():
         raise ConfigError(f"--ids_from {file}: no such file")
@@ -64,8 +63,8 @@ def _names(file: Path) -> tuple[set[tuple[str, ...]], list[tuple[str, ...]]]:
     return {tuple(str(row[name]) for name in columns) for row in (first, *rows) if row}, [columns]
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, str]]:
-    with pq.ParquetFile(file.absolute()) as opened:
+def _parquet_rows(file: Location) -> Iterator[dict[str, str]]:
+    with open_parquet(file) as opened:
         there = [name for name in _COLUMNS if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(columns=there or None):
             yield from batch.to_pylist()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import Location
 
 
-def _decoded(path: Path) -> str:
+def _decoded(path: Location) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -23,7 +23,7 @@ def _decoded(path: Path) -> str:
         return data.decode("cp1252", "replace")
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+def read_table(path: Location, required: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Rows of a CSV with commas, semicolons or tabs by lower-case column name, but for empty ones.
 
     Raises ConfigError when the file is none or lacks a required column, naming those it has.

@@ -10,25 +10,19 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import difflib
 import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
-import yaml
-
+from cal_pipeline.config_file import flags_of, read_values, unknown_flag
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec, own_fields_first
 
 _Config = TypeVar("_Config")
 _Default = TypeVar("_Default")
-_NULL = ("", "~", "null", "Null", "NULL")
-"""Written for "the default"."""
-_INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
-"""YAML's way to write what the flags call inf."""
 
 
 def flag(default: _Default, text: str) -> _Default:
@@ -138,9 +132,9 @@ def parse_configs(
         parser.add_argument(*(f"--{form}" for form in dict.fromkeys(spellings)), nargs="*", help=argparse.SUPPRESS)
     flags += others
     _validate_lists(given, kinds)
-    namespace, unknown = parser.parse_known_args(_with_file(given, flags, _float_flags(kinds), replaces or {}))
+    namespace, unknown = parser.parse_known_args(_with_file(given, kinds, others, replaces or {}))
     if unknown:
-        raise ConfigError(_unknown(unknown[0].split("=")[0], flags))
+        raise ConfigError(unknown_flag(unknown[0].split("=")[0], flags))
     built = []
     for kind in kinds:
         names = [field.name for field in dataclasses.fields(kind) if field.init]
@@ -164,8 +158,7 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
         add_help=False,
         allow_abbrev=False,
     )
-    flags = [field.name for field in dataclasses.fields(kind)]
-    namespace = parser.parse_known_args(_with_file(given, flags, set(), {}))[0]
+    namespace = parser.parse_known_args(_with_file(given, [kind], (), {}))[0]
     return {name for name in names if getattr(namespace, name)}
 
 
@@ -185,13 +178,8 @@ def _typed(given: Sequence[str]) -> list[str]:
     return [part.split("=")[0].lstrip("-").replace("-", "_") for part in given if part.startswith("--")]
 
 
-def _float_flags(kinds: Sequence[type[Any]]) -> set[str]:
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    return {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
-
-
 def _with_file(
-    given: Sequence[str], flags: Sequence[str], numbers: set[str], replaces: Mapping[str, Sequence[str]]
+    given: Sequence[str], kinds: Sequence[type[Any]], others: Sequence[str], replaces: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Returns the command line behind the flags of its --config, which may be what provides the required ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -200,45 +188,12 @@ def _with_file(
         path: Path | None = parser.parse_known_args(given)[0].config
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    from_file = [] if path is None else _yaml_flags(path, flags, numbers, _typed(given), replaces)
-    return [*from_file, *given]
-
-
-def _yaml_flags(
-    path: Path, flags: Sequence[str], numbers: set[str], typed: Sequence[str], replaces: Mapping[str, Sequence[str]]
-) -> list[str]:
+    if path is None:
+        return list(given)
+    values, typed = read_values(path), _typed(given)
+    for other in (other for name in typed if name not in values for other in replaces.get(name, ())):
+        values.pop(other, None)
     try:
-        # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
-        # boolean, `0123` an octal number and `2e-5` a string.
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected `flag: value` lines, got a {type(values).__name__}")
-    expanded: list[str] = []
-    replaced = {other for name in typed if name not in values for other in replaces.get(name, ())}
-    for name, value in values.items():
-        if name in replaced:
-            continue
-        if name not in flags:
-            raise ConfigError(f"--config {path}: {_unknown(f'--{name}', flags)}")
-        if isinstance(value, str) and name in numbers:
-            value = _INFINITE.get(value.lower(), value)
-        items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"--config {path}: {name} is a mapping or nested, expected a value or a list of values")
-        if isinstance(value, str):
-            # One token with `=`, so that a value may begin with a dash; lists need separate ones.
-            expanded += [] if value in _NULL else [f"--{name}={value}"]
-        elif items:
-            expanded += [f"--{name}", *items]
-    return expanded
-
-
-def _unknown(flag: str, flags: Sequence[str]) -> str:
-    if not flag.startswith("-"):
-        return f"unexpected argument {flag!r}: it belongs to no flag"
-    close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), flags, n=1)
-    return f"unknown flag {flag}" + (f"; did you mean --{close[0]}?" if close else "; --help lists them")
+        return [*flags_of(values, kinds, others), *given]
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from error

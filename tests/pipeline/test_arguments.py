@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ class Flags:
     fast: bool = False
     safe: bool = True
     cap: int | None = 3
+    extra: dict[str, Any] | str | None = None
 
 
 def parse(*argv: str, yaml: str | None = None, to: Path | None = None) -> Flags:
@@ -305,3 +307,19 @@ def test_a_flag_that_asks_for_something_else_is_found_however_it_is_spelled(
 def test_a_value_that_is_neither_true_nor_false_is_refused_where_the_flag_is_looked_for() -> None:
     with pytest.raises(ConfigError, match="Truthy value expected: got maybe"):
         chosen(PrecomputeConfig, ("verify", "clean"), ["--verify=maybe"])
+
+
+def test_a_mapping_in_yaml_is_the_json_of_a_flag_that_takes_one(tmp_path: Path) -> None:
+    yaml = "count: 1\nextra:\n  rate: 1e-6\n  on: True\n  none:\n  name: abc\n  deep: {list: [1, x]}"
+    expected = {"rate": 1e-6, "on": True, "none": None, "name": "abc", "deep": {"list": [1, "x"]}}
+    assert json.loads(str(parse(yaml=yaml, to=tmp_path).extra)) == expected
+    with pytest.raises(ConfigError, match="words is a mapping or nested"):
+        parse(yaml="count: 1\nwords: {a: b}", to=tmp_path)
+
+
+@pytest.mark.parametrize(("flag", "instead"), [("warmup_ratio", "--warmup_steps below 1"), ("no_cuda", "--use_cpu")])
+def test_a_flag_that_transformers_has_no_more_says_what_took_its_place(tmp_path: Path, flag: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown flag --{flag}: .*{instead}"):
+        parse("--count", "1", f"--{flag}", "0.1")
+    with pytest.raises(ConfigError, match=f"--config .*unknown flag --{flag}: .*{instead}"):
+        parse(yaml=f"count: 1\n{flag}: 0.1", to=tmp_path)

@@ -401,6 +401,37 @@ def test_a_token_beyond_the_embedding_makes_its_row_train_nothing(
     assert "1 trains nothing" not in caplog.text
 
 
+def test_yaml_may_nest_a_mapping_and_write_infinity_its_own_way(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(
+        "beta: .inf\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr: 5e-4\nmax_steps: 2\n"
+        "accelerator_config: {even_batches: false}\n"
+    )
+    assert cli.run(command(llava, annotated, tmp_path / "out", "--config", recipe)) == 0
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["learning_rate"] for entry in history if "loss" in entry] == pytest.approx([1e-3, 7.5e-4])
+    assert "| beta | inf |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_moved_are_one_line_that_names_the_flag_with_loader_workers_too(
+    workers: int, llava: Family, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, images = write_llava_json(tmp_path, 12)
+    shards = annotate(
+        tmp_path / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model, carry="paths"
+    )
+    for image in sorted(images.iterdir())[1:]:
+        image.unlink()
+    flags = ("--max_steps", 20, "--dataloader_num_workers", workers, "--data_path", shards)
+    assert cli.run(command(llava, shards, tmp_path / "trained", *flags)) == 2
+    err = capfd.readouterr().err
+    at = err.index("cal-train: ")
+    assert err[at:].count("\n") == 1
+    assert "measured ok, but cannot be encoded now" in err[at:]
+    assert "say where they are now (--image_folder;" in err[at:]
+
+
 @pytest.mark.parametrize(("drift_every", "logging_steps"), [(1, 1), (2, 2)])
 def test_the_drift_log_swallows_no_log_of_the_training(
     drift_every: int, logging_steps: int, llava: Family, annotated: Path, tmp_path: Path

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from cal_pipeline.arguments import ContrastFlags
+from cal_pipeline.config_file import INFINITE
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
@@ -39,7 +40,7 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
     """Reads a number, `inf`, or `q` and a share: nine tenths of the deltas do not exceed `q0.9`; else ConfigError."""
     quantile = _QUANTILE.fullmatch(str(text).strip())
     try:
-        value = float(quantile[1] if quantile else str(text))
+        value = float(quantile[1] if quantile else INFINITE.get(str(text).lower(), str(text)))
     except ValueError as error:
         raise ConfigError(
             f"--{flag} {text}: expected a number, inf, or a quantile of the deltas such as q0.5"

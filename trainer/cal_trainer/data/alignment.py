@@ -25,6 +25,7 @@ from cal_schemas.errors import (
     ConfigError,
     ContrastError,
     FormatError,
+    ImageError,
     SampleError,
     TooLongError,
 )
@@ -198,10 +199,14 @@ class RowEncoder:
             if measured is None or too_long_now or isinstance(error, ContrastError):
                 return self._unusable(sample, error)
             assert self._spec is not None
+            way_out = (
+                "restore its images, say where they are now (--image_folder; of --eval_path --eval_image_folder)"
+                if isinstance(error, ImageError)
+                else f"give the flags of the measurement (template {self._spec.label.template}, max length "
+                f"{self._spec.input.max_length})"
+            )
             raise AlignmentError(
-                f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Give the flags of the "
-                f"measurement (template {self._spec.label.template}, max length {self._spec.input.max_length}), "
-                "restore its images, or measure again"
+                f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}; {way_out}, or measure again"
             ) from error
         if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
             return self._unusable(sample, problem)

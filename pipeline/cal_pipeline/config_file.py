@@ -1,0 +1,94 @@
+"""Expands the YAML file of --config to flags, so that both take the same path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from cal_schemas.errors import ConfigError
+
+_NULL = ("", "~", "null", "Null", "NULL")
+"""Written for "the default"."""
+INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
+"""YAML's way to write what the flags call inf."""
+_REPLACED = {
+    "warmup_ratio": "--warmup_steps below 1 is that share of all steps",
+    "evaluation_strategy": "it is --eval_strategy now",
+    "group_by_length": "use --group_by length",
+    "no_cuda": "it is --use_cpu now",
+    "overwrite_output_dir": "a run without --resume_from_checkpoint begins anew wherever it writes",
+}
+"""What does the work of flags that transformers 4 had and scripts still give."""
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Reads the file, every value as it is written; ConfigError for what is no YAML of flags."""
+    try:
+        # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
+        # boolean, `0123` an octal number and `2e-5` a string.
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected `flag: value` lines, got a {type(values).__name__}")
+    return values
+
+
+def flags_of(values: Mapping[str, Any], kinds: Sequence[type[Any]], others: Sequence[str]) -> list[str]:
+    """Spells values as a command line for the fields of the dataclasses, and for `others`, of which all go.
+
+    A mapping becomes JSON where its flag takes one. Raises ConfigError naming the flag.
+    """
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    expanded: list[str] = []
+    for name, value in values.items():
+        if name not in names and name not in others:
+            raise ConfigError(unknown_flag(f"--{name}", [*names, *others]))
+        taken = {get_origin(part) or part for part in (hints.get(name), *get_args(hints.get(name)))}
+        if isinstance(value, str) and float in taken:
+            value = INFINITE.get(value.lower(), value)
+        if isinstance(value, dict) and (name in others or dict in taken):
+            value = json.dumps(_interpreted(value))
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"{name} is a mapping or nested, expected a value or a list of values")
+        if isinstance(value, str):
+            # One token with `=`, so that a value may begin with a dash; lists need separate ones.
+            expanded += [] if value in _NULL else [f"--{name}={value}"]
+        elif items:
+            expanded += [f"--{name}", *items]
+    return expanded
+
+
+def _interpreted(value: Any) -> Any:
+    """A mapping of BaseLoader, its words made the numbers and truths that the flag would find in JSON."""
+    if isinstance(value, dict):
+        return {name: _interpreted(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_interpreted(item) for item in value]
+    if value in _NULL:
+        return None
+    try:
+        return json.loads(value.lower() if value.lower() in ("true", "false") else value)
+    except ValueError:
+        return value
+
+
+def unknown_flag(flag: str, flags: Sequence[str]) -> str:
+    """Says that there is no such flag, and which one may be meant."""
+    if not flag.startswith("-"):
+        return f"unexpected argument {flag!r}: it belongs to no flag"
+    name = flag.lstrip("-").replace("-", "_")
+    if name in _REPLACED:
+        return f"unknown flag {flag}: {_REPLACED[name]}"
+    close = difflib.get_close_matches(name, flags, n=1)
+    return f"unknown flag {flag}" + (f"; did you mean --{close[0]}?" if close else "; --help lists them")

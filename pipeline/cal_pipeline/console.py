@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from cal_schemas.redaction import keep_secrets
+
 
 class _WhileRead:
     """Writes to a stream, and nowhere from the moment that its reader has gone; the program goes on."""
@@ -41,7 +43,11 @@ class _WhileRead:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    r"""Makes a reader that goes (`… | head`) no error, and a character that an output cannot show `\xe4`."""
+    r"""Makes a reader that goes (`… | head`) no error, and a character that an output cannot show `\xe4`.
+
+    No password is logged from here on.
+    """
+    keep_secrets()
     outputs = sys.stdout, sys.stderr
     for stream in outputs:
         if isinstance(stream, io.TextIOWrapper):

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from cal_schemas.redaction import redacted
+
 
 class CalError(Exception):
-    """Root of the family."""
+    """Root of the family; its message holds no password of a URL."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 class ConfigError(CalError, ValueError):

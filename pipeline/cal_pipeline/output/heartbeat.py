@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cal_schemas.redaction import redacted_in
 from cal_schemas.storage.locations import Location, partial_of, write_whole
 
 _EVERY_S = 10.0
@@ -82,7 +83,7 @@ class Heartbeat:
                 return
             self._beaten = time.monotonic()
             try:
-                write_whole(self._path, json.dumps({**self._said, "beat": time.time()}))
+                write_whole(self._path, json.dumps(redacted_in({**self._said, "beat": time.time()})))
             except OSError as error:
                 if not self._failed:
                     _log.warning(

@@ -61,8 +61,9 @@ def staged(folder: Path, name: str) -> Iterator[Path]:
 
 def _remove_orphans(folder: Path) -> None:
     for leftover in folder.iterdir():
+        of_a_process = "".join(leftover.name.split(".")[-2:-1]).isdigit()
         with contextlib.suppress(OSError):  # Its owner lives, or another process was first.
-            if not leftover.is_file() or time.time() - leftover.stat().st_mtime < _ORPHAN_S:
+            if not of_a_process or not leftover.is_file() or time.time() - leftover.stat().st_mtime < _ORPHAN_S:
                 continue
             with leftover.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

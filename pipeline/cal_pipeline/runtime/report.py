@@ -17,6 +17,7 @@ from rich.text import Text
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.progress import duration
 from cal_schemas.errors import STATUS_OK, STATUSES
+from cal_schemas.redaction import redacted_in
 from cal_schemas.storage.locations import Location
 
 _MOSTLY_AT_MOST_ALPHA = 0.95
@@ -70,7 +71,7 @@ class RunReport:
     def write(self, folder: Location) -> Location | None:
         """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
         path = folder / f"run-{self.run_id}.json"
-        value = asdict(self) | {"host": platform.node(), "statuses": dict(self.statuses())}
+        value = redacted_in(asdict(self)) | {"host": platform.node(), "statuses": dict(self.statuses())}
         try:
             path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
         except OSError as error:

@@ -25,6 +25,7 @@ from cal_pipeline.output.store import Store
 from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
+from cal_schemas.redaction import redacted
 from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
 from cal_schemas.storage.object_path import ObjectPath
 
@@ -128,14 +129,15 @@ class Worker:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
             message = fault.worker_says.format(shard=shard.name, kind=type(error).__name__, error=error, where=where)
+            message = redacted(message)
             assert fault.in_shard is not None
             return Outcome(kind=fault.in_shard, message=message)
         return Outcome(kind="done", report=report)
 
 
 def store_environment() -> tuple[tuple[str, str], ...]:
-    """Returns the variables of this process that name an object store, none of them secret."""
-    return tuple((name, os.environ[name]) for name in _STORE_VARIABLES if name in os.environ)
+    """Returns the variables of this process that name an object store, without the passwords of their URLs."""
+    return tuple((name, redacted(os.environ[name])) for name in _STORE_VARIABLES if name in os.environ)
 
 
 def check_reachable(store: Store) -> None:

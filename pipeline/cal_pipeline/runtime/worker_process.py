@@ -17,6 +17,7 @@ from cal_pipeline.output.local_staging import make_private, staging_folder
 from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
 from cal_pipeline.sources.shard import Shard
+from cal_schemas.redaction import keep_secrets, redacted
 
 _NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
 """Lines of Ray's own, of ours that report no trouble, and progress bars."""
@@ -47,6 +48,7 @@ class WorkerProcess:
         for descriptor in (1, 2):
             os.dup2(self._log.fileno(), descriptor)
         faulthandler.enable(self._log)
+        keep_secrets()
         logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
 
     def start(self, settings: WorkerSettings) -> Outcome:
@@ -57,7 +59,9 @@ class WorkerProcess:
             self._note(traceback.format_exc())
             kind = fault_of(error).at_start
             assert kind is not None
-            return Outcome(kind=kind, message=str(error) if kind == "refuse" else f"{type(error).__name__}: {error}")
+            return Outcome(
+                kind=kind, message=str(error) if kind == "refuse" else redacted(f"{type(error).__name__}: {error}")
+            )
         return Outcome(kind="done")
 
     def run(self, shard: Shard) -> Outcome:
@@ -71,7 +75,7 @@ class WorkerProcess:
 
     def _note(self, text: str) -> None:
         with suppress(OSError):  # The log may lie on the disk that is full.
-            self._log.write(text)
+            self._log.write(redacted(text))
 
 
 def last_words(log_path: Path) -> str:

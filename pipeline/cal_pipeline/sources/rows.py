@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cal_pipeline.sources.layouts import ID_KEYS, is_row_key, read_row
 from cal_pipeline.sources.values import RowError, is_empty, is_null, looks_like_image, own_images
+from cal_schemas.redaction import redacted
 from cal_schemas.sample import ImageRef, Sample, Turn
 
 MAX_ROW_TEXT_BYTES = 64 * 2**20
@@ -45,7 +46,9 @@ def sample_from_values(
         return json.loads(clean(json.dumps(value, ensure_ascii=False), where)) if value else value
 
     def clean_refs(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
-        return tuple(replace(ref, path=None if ref.path is None else clean(ref.path, "image path")) for ref in images)
+        return tuple(
+            replace(ref, path=None if ref.path is None else redacted(clean(ref.path, "image path"))) for ref in images
+        )
 
     refs: tuple[ImageRef, ...] = ()
     messages: tuple[Turn, ...] | None = None
@@ -53,7 +56,7 @@ def sample_from_values(
     notes: list[str] = []
     keys: set[str] = set()
     source_id = next((values[key] for key in ID_KEYS if not is_null(values.get(key))), None)
-    sample_id = row_id if source_id is None else clean(_id_text(source_id, notes), "id")
+    sample_id = redacted(row_id if source_id is None else clean(_id_text(source_id, notes), "id"))
     try:
         refs = clean_refs(own_images(values, "the row"))
         if problem is not None:

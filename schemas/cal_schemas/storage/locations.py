@@ -65,8 +65,12 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     bucket, _, key = rest.partition("/")
     if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
         raise ConfigError(f"{text}: expected {scheme}://bucket/key")
-    if "@" in bucket:
-        raise ConfigError(f"{text}: write az://container/key, and name the account in AZURE_STORAGE_ACCOUNT_NAME")
+    if "@" in bucket or ":" in bucket:
+        # An account in Azure's own spelling, or credentials, which no URL of this project holds.
+        raise ConfigError(
+            f"{text}: write {scheme}://bucket/key; account and credentials belong into the environment "
+            "(AZURE_STORAGE_ACCOUNT_NAME, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …)"
+        )
     return ObjectPath(_SCHEMES[scheme], bucket, key.removesuffix("/"))
 
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import errno
-import re
 
 from cal_schemas.errors import StoreError
-
-_SECRETS = (
-    (re.compile(r"//[^/\s@]+@"), "//"),  # http://user:password@host
-    (re.compile(r"\?[^\s'\")]*[^\s'\"):]"), ""),  # a signature (SAS) in a query
-    (re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=[^\s;&'\"]+"), r"\1=…"),
-)
+from cal_schemas.redaction import redacted
 
 
 def one_line(error: object) -> str:
     """The first line of a message, without passwords and signatures."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
+    return redacted(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
 
 
 def access_denied(message: str) -> StoreError:

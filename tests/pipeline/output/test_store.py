@@ -1,8 +1,10 @@
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +245,7 @@ def test_only_this_runs_leftovers_are_cleared(store: LocalStore) -> None:
     assert staged(store) == []
 
 
-def test_what_an_ended_process_staged_for_an_object_store_goes_after_an_hour_and_nothing_else(
+def test_what_an_ended_process_staged_for_an_object_store_goes_after_a_minute_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -252,17 +254,21 @@ def test_what_an_ended_process_staged_for_an_object_store_goes_after_an_hour_and
     assert store.logs == folder / "logs"
     ended, alive = 2**31 - 1, os.getpid()  # no process number is as large as the first
     old = [f"a.run-0.{ended}.0123", f"a.run-0.{alive}.0123", f"{ended}", "a.run-0.x1.0123"]
-    store.logs.mkdir(parents=True)
+    store.prepare()
     for name in old:
         (folder / name).write_bytes(b"half")
-        os.utime(folder / name, (0, 0))
+        os.utime(folder / name, (time.time() - 61,) * 2)
     (folder / f"b.run-0.{ended}.0123").write_bytes(b"half")
     (folder / f"c.run-0.{ended}.folder").mkdir()
     os.utime(folder / f"c.run-0.{ended}.folder", (0, 0))
     before = {path.name for path in folder.iterdir()}
     name = "/".join(["deep"] * 60)
+    with (folder / old[1]).open() as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)  # As long as its process lives.
+        with store.staging("another"):
+            assert {path.name for path in folder.iterdir() if "another" not in path.name} == before - {old[0]}
     with store.staging(name) as partial:
-        assert {path.name for path in folder.iterdir()} == before - {old[0]}
+        assert {path.name for path in folder.iterdir()} == before - {old[0], old[1]} | {partial.name}
         assert partial.parent == folder
         assert partial.name.startswith(f"{name.replace('/', '__')[-40:]}.run-1.{alive}.")
         partial.write_bytes(b"half")

@@ -1,0 +1,72 @@
+"""Takes passwords, tokens and signatures out of any text that is shown, logged or stored.
+
+URLs bring them: `https://user:password@host`, and the queries of presigned ones. Every message of a CalError, every
+line of the log (`keep_secrets`), every `error` of a row, every path of an image and every report goes through it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+_NAMES = r"(?:sig|signature|token|credential|password|secret|accesskeyid|[-_]key)"
+_SECRETS = (
+    # Of a URL, up to the last @ before its path; a secret key that was not quoted holds slashes of its own.
+    (re.compile(r"(?<=://)[^\s/'\"<>@:]+:(?!\d+(?:[/\s]|$))[^\s'\"<>]*@"), ""),
+    (re.compile(r"(?<=://)[^\s/'\"<>]*@"), ""),
+    # A query: whole where it belongs to a URL, by what it names where a library left the host out.
+    (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>]*[^\s'\"<>):,.;]"), r"\1"),
+    (re.compile(rf"(?i)\?[^\s'\"<>?]*{_NAMES}=[^\s'\"<>)]+"), ""),
+    (re.compile(r"(?i)\b(\w*AccessKey|AccountKey|SharedAccessSignature|sig|password)=[^\s;&'\"]+"), r"\1=…"),
+)
+
+
+def redacted(text: str) -> str:
+    """The text without the user, password and query of any URL, and without signatures, keys and tokens by name."""
+    if "://" not in text and "=" not in text:
+        return text
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def redacted_in(value: Any) -> Any:
+    """The value, as JSON has it, with every text in it redacted; keys stay as they are."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {key: redacted_in(item) for key, item in value.items()}
+    return [redacted_in(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def keep_secrets() -> None:
+    """Redacts what this process logs from now on, and the traceback it may end with, whoever logs and whatever writes.
+
+    A record's traceback is text then (`exc_text`), as a Formatter takes it.
+    """
+    make = logging.getLogRecordFactory()
+    if getattr(make, "keeps_secrets", False):
+        return
+
+    def make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            record.msg, record.args = redacted(record.getMessage()), ()
+        except (TypeError, ValueError):  # A mistake of who logs, which logging reports in its own way.
+            return record
+        if record.exc_info and record.exc_info[0]:
+            record.exc_text, record.exc_info = _traceback(*record.exc_info), None
+        return record
+
+    make_redacted.keeps_secrets = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_redacted)
+    sys.excepthook = lambda *error: print(_traceback(*error), file=sys.stderr)  # noqa: T201
+
+
+def _traceback(kind: Any, error: BaseException | None, trace: TracebackType | None) -> str:
+    return redacted("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))

@@ -31,6 +31,7 @@ from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import STATUS_OK
+from cal_schemas.redaction import redacted
 
 _TICK_S = 0.5
 _BACKOFF_S = 1.0
@@ -324,4 +325,4 @@ def _in_short(error: Exception) -> str:
         return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
     # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    return redacted(f"{type(error).__name__}: {lines[-1] if lines else ''}")

@@ -34,7 +34,7 @@ print("put back", flush=True)
 INTRUDER = """
 import os, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-print("inside:", ray.get(ray.remote(os.getuid).remote()))
+print("inside:", ray.get(ray.remote(lambda: os.getuid()).remote()))
 """
 
 

@@ -77,9 +77,9 @@ def _writer(arguments: argparse.Namespace) -> Callable[[AnnotatedDataset, Path, 
     if not arguments.model_name_or_path:
         raise ConfigError(f"--to {arguments.to} encodes every row again: name the model with --model_name_or_path")
     # Only here torch is needed.
-    from cal_pipeline.inspect.with_model import weighted_examples
+    from cal_pipeline.inspect.with_model import export_formats
 
     return {
-        "messages-jsonl": weighted_examples.write_messages_jsonl,
-        "hf-dataset": weighted_examples.write_hf_dataset,
+        "messages-jsonl": export_formats.write_messages_jsonl,
+        "hf-dataset": export_formats.write_hf_dataset,
     }[arguments.to]

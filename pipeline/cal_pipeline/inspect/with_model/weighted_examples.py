@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
+import copy
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
+from transformers.image_utils import make_flat_list_of_images
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
-from cal_pipeline.inspect.tables.named_rows import named_rows
-from cal_pipeline.inspect.tables.reading import read_batches
-from cal_pipeline.inspect.tables.samples import image_folder_of
+from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, rows_from_batch, sample_columns
 from cal_schemas.errors import AlignmentError, ConfigError, SampleError
-from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, InputSpec, LabelSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
-_BATCH_ROWS = 64
-"""Rows held at a time, images included."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,45 +56,74 @@ class WeightedExample:
 
 
 def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
-    """The model's processor with the flags of the measurement; ConfigError when it makes other labels."""
+    """The model's processor with the flags of the measurement; ConfigError when it makes other labels.
+
+    Other inputs are warned of. With the same inputs the pixels are not made again, see `BySize`: a row's tokens tell
+    whether that was right.
+    """
     directory = model_directory(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     encoder = rebuild_encoder(spec, load_processor(directory, trust_remote_code=arguments.trust_remote_code))
-    for what, mine, theirs in (
-        ("labels", asdict(label_spec(encoder)), asdict(spec.label)),
-        ("inputs", asdict(input_spec(encoder)), asdict(spec.input)),
-    ):
-        if differing := [name for name in theirs if mine[name] != theirs[name]]:
-            listed = "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in differing)
-            message = (
-                f"--model_name_or_path {arguments.model_name_or_path}: other {what} than {spec.model_id}: {listed}"
-            )
-            if what == "labels":
-                raise ConfigError(message + ". Name a model with the tokenizer and template of the measurement")
-            _log.warning("%s", message)
+    model = f"--model_name_or_path {arguments.model_name_or_path}"
+    if labels := _differing(label_spec(encoder), spec.label):
+        raise ConfigError(f"{model}: other labels than {spec.model_id}: {labels}. Name a model with the tokenizer and "
+                          "template of the measurement")  # fmt: skip
+    if inputs := _differing(input_spec(encoder), spec.input):
+        _log.warning("%s: other inputs than %s: %s", model, spec.model_id, inputs)
+    else:
+        encoder.processor.image_processor = BySize(encoder.processor.image_processor)
     return encoder
 
 
+def _differing(now: LabelSpec | InputSpec, measured: LabelSpec | InputSpec) -> str:
+    mine, theirs = asdict(now), asdict(measured)
+    return "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in theirs if mine[name] != theirs[name])
+
+
+class BySize:
+    """Stands in for an image processor: processes the first image of every size, and gives its shapes to the others.
+
+    What a processor writes into the text, and so the tokens of a row, depends on sizes alone; the pixels, most of the
+    work, are of no use to an export.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self._image_processor = image_processor
+        self._outputs: dict[str, Any] = {}
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """As the image processor does, but for the values of the pixels."""
+        sizes = repr([image.size for image in make_flat_list_of_images(images)])
+        if sizes not in self._outputs:
+            output = self._image_processor(images, **options)
+            output.data = {name: _without_values(value) for name, value in output.items()}
+            self._outputs[sizes] = output
+        return copy.deepcopy(self._outputs[sizes])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._image_processor, name)
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_values(item) for item in value]
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.new_zeros(()).expand(value.shape)  # One number in memory.
+    return value
+
+
 def weighted_examples(
-    opened: AnnotatedDataset, encoder: Encoder, arguments: argparse.Namespace
+    batch: pa.RecordBatch, encoder: Encoder, image_folder: Location | None, arguments: argparse.Namespace
 ) -> Iterator[WeightedExample]:
-    """Every usable row, in order.
+    """The rows of a batch, all of which are ok, in order.
 
     Raises AlignmentError for a row whose labels are not those that were measured, or that cannot be encoded any more.
     """
-    weighting = flags.weighting_of(arguments)
-    columns = ["sample_id", "sample_key", "status", "images", *ANSWER_COLUMNS]
-    named = named_rows(opened, arguments.ids_from).tolist()
-    number = -1
-    for batch in read_batches(opened, [*columns, *LIST_COLUMNS], _BATCH_ROWS):
-        folder = image_folder_of(opened, batch.file, arguments.image_folder)
-        flat = FlatTokens.of(batch.data)
-        weights = flat.weights(**weighting)
-        stops = np.cumsum(flat.lengths)
-        for row, start, stop in zip(rows_from_batch(batch.data), stops - flat.lengths, stops, strict=True):
-            number += 1
-            if row.measured is not None and named[number]:
-                own = weights[start:stop]
-                yield _example(row, row.measured, own, encoder, folder, arguments.max_image_pixels)
+    flat = FlatTokens.of(batch)
+    weights = flat.weights(**flags.weighting_of(arguments))
+    stops = np.cumsum(flat.lengths)
+    for row, start, stop in zip(rows_from_batch(batch), stops - flat.lengths, stops, strict=True):
+        assert row.measured is not None
+        yield _example(row, row.measured, weights[start:stop], encoder, image_folder, arguments.max_image_pixels)
 
 
 def _example(
@@ -127,6 +150,13 @@ def _example(
             f"{sample.sample_id}: {len(measured.label_ids)} supervised tokens were measured, this encoding has "
             f"{int(supervised.sum())}, or other ids: name the model whose tokenizer and template it was measured with"
         )
+    if isinstance(encoder.processor.image_processor, BySize) and not (
+        len(labels) == row.num_tokens and np.array_equal(np.flatnonzero(supervised), measured.label_positions)
+    ):
+        raise AlignmentError(
+            f"{sample.sample_id}: {row.num_tokens} tokens were measured, this encoding has {len(labels)}, or its "
+            "labels stand elsewhere: an image of another size lies where the measured one did"
+        )
     loss_weights = np.zeros(len(labels), np.float32)
     loss_weights[supervised] = weights
     columns = sample_columns(sample, embed=False)
@@ -142,81 +172,3 @@ def _example(
         labels=labels.astype(np.int32),
         loss_weights=loss_weights,
     )  # fmt: skip
-
-
-def _counted(opened: AnnotatedDataset, count: int, name: str) -> str:
-    if not count:
-        raise ConfigError(f"nothing to export: none of the {opened.num_rows} rows is ok (cal-inspect summary)")
-    return f"{count:,} rows in {name}, {opened.num_rows - count:,} rows that are not ok left out"
-
-
-def _write_about(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> None:
-    about = {
-        "weighting": flags.weighting_of(arguments),
-        "encoded_with": arguments.model_name_or_path,
-        "measurement_spec": asdict(opened.spec),
-        "fingerprint": opened.spec.fingerprint(),
-    }
-    if about["weighting"]["beta"] == float("inf"):
-        about["weighting"]["beta"] = "inf"
-    (folder / "cal_export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def write_messages_jsonl(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
-    """data.jsonl, one object a row; embedded images go to images/, others are named by their absolute path."""
-    encoder = encoder_of(opened.spec, arguments)
-    count = 0
-    with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
-        for example in weighted_examples(opened, encoder, arguments):
-            names = []
-            for number, ((_, data), path) in enumerate(zip(example.images, example.image_paths, strict=True)):
-                names.append(str(path) if path else _embedded(folder, f"{count:08d}-{number}", data))
-            row = example.columns(names)
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, default=np.ndarray.tolist) + "\n")
-            count += 1
-    _write_about(opened, folder, arguments)
-    return _counted(opened, count, "data.jsonl")
-
-
-def _embedded(folder: Path, name: str, data: bytes) -> str:
-    """The image's own bytes under a name of ours: what a dataset calls its files is never a path on this disk."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp"}
-    suffix = next((kind for start, kind in kinds.items() if data.startswith(start)), "img")
-    (folder / "images").mkdir(exist_ok=True)
-    (folder / "images" / f"{name}.{suffix}").write_bytes(data)
-    return f"images/{name}.{suffix}"
-
-
-def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
-    """What `datasets.load_from_disk` opens, images embedded."""
-    import datasets
-    from datasets.arrow_writer import ArrowWriter
-
-    if "::" in str(folder):
-        raise ConfigError(f"--output {folder.parent}: `datasets` splits paths at ::, and could not open it there")
-    encoder = encoder_of(opened.spec, arguments)
-    features = datasets.Features(
-        {
-            "sample_id": datasets.Value("string"),
-            "sample_key": datasets.Value("string"),
-            "messages": datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
-            "template_inputs": datasets.Value("string"),
-            "images": datasets.List(datasets.Image()),
-            "input_ids": datasets.List(datasets.Value("int32")),
-            "labels": datasets.List(datasets.Value("int32")),
-            "loss_weights": datasets.List(datasets.Value("float32")),
-        }
-    )
-    rows = folder / "cache" / "rows.arrow"
-    rows.parent.mkdir()
-    count = 0
-    with ArrowWriter(path=str(rows), features=features, writer_batch_size=_BATCH_ROWS) as writer:
-        for example in weighted_examples(opened, encoder, arguments):
-            count += 1
-            writer.write(example.columns([{"bytes": data, "path": path} for path, data in example.images]))
-        writer.finalize()
-    said = _counted(opened, count, "a dataset for datasets.load_from_disk")
-    datasets.Dataset.from_file(str(rows), split=datasets.Split.TRAIN).save_to_disk(str(folder))
-    shutil.rmtree(rows.parent)
-    _write_about(opened, folder, arguments)
-    return said

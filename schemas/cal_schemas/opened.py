@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, SeveralReferencesError
-from cal_schemas.metadata import ShardMetadata, read_annotated_footers, read_shard_metadata
+from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below, open_parquet
 from cal_schemas.storage.object_path import ObjectPath
@@ -55,6 +55,14 @@ def annotated_files(path: Location) -> list[Location]:
 def named(path: Location | Sequence[Location]) -> str:
     """One or more directories, for messages."""
     return str(path) if isinstance(path, Path | ObjectPath) else ", ".join(map(str, path))
+
+
+def holds_annotated(path: Location) -> bool:
+    """True where the first Parquet file there is an annotated shard; FormatError where that file cannot be read."""
+    files = annotated_files(path)
+    if not files or files[0].suffix != ".parquet":
+        return False
+    return b"cal.format_version" in (read_annotated_footer(files[0]).metadata or {})
 
 
 def required_files(path: Location) -> list[Location]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoProcessor
@@ -231,6 +232,46 @@ def test_evaluation_takes_the_images_it_was_measured_with_whatever_training_take
     as_measured = eval_loss("plain")
     assert eval_loss("trained on others", "--image_folder", other) == as_measured
     assert eval_loss("evaluated on others", "--eval_image_folder", other) != as_measured
+
+
+def test_raw_data_is_evaluated_on_as_its_annotated_shards_are(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    rows = json.loads((annotated.parent / "data.json").read_text())
+    statuses = pq.read_table(annotated, columns=["status"])["status"].to_pylist()
+    data, images = tmp_path / "ok.json", annotated.parent / "images"
+    data.write_text(json.dumps([row for row, status in zip(rows, statuses, strict=True) if status == "ok"]))
+
+    def eval_loss(*flags: object) -> float:
+        always = ("--max_steps", 1, "--learning_rate", 0, "--eval_strategy", "epoch", "--eval_path", *flags)
+        assert cli.run(command(llava, annotated, tmp_path / "out", *always)) == 0
+        history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+        return next(float(entry["eval_loss"]) for entry in history if "eval_loss" in entry)
+
+    assert eval_loss(data, "--eval_image_folder", images) == pytest.approx(eval_loss(annotated), abs=1e-5)
+
+
+def test_raw_data_that_cannot_be_evaluated_on_names_the_flags_of_evaluation(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--eval_strategy", "epoch", "--eval_path", annotated.parent / "data.json")
+    for more, said in (
+        ((), "say with --eval_image_folder where they are"),
+        (("--eval_image_folder", tmp_path), "with --eval_image_folder"),
+    ):
+        assert cli.run(command(llava, annotated, tmp_path / "out", *flags, *more)) == 2
+        err = capfd.readouterr().err
+        assert said in err
+        assert "--source_path" not in err
+
+
+def test_raw_data_in_place_of_a_measurement_says_which_flag_takes_it(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parquet = write_parquet(tmp_path / "raw" / "shard.parquet", 4)
+    for path in (annotated.parent / "data.json", parquet, parquet.parent):
+        assert cli.run(command(llava, annotated, tmp_path / "out", "--data_path", path)) == 2
+        err = capfd.readouterr().err
+        assert f"--data_path {path} holds raw data (" in err
+        assert f"train it as it is with --source_path {path} and --delta_source uniform or online" in err
 
 
 def test_a_sidecar_to_evaluate_on_is_refused_with_the_way_out(

@@ -87,7 +87,9 @@ class TrainConfig(ContrastFlags):
     )
     streaming: bool = field(default=False, metadata=_help("read shards where they are, without a memory-mapped copy"))
     shuffle_rows: int = field(default=DEFAULT_SHUFFLE_ROWS, metadata=_help("rows that streaming shuffles among"))
-    eval_path: str | None = field(default=None, metadata=_help("annotated shards to evaluate on, uniform weights"))
+    eval_path: str | None = field(
+        default=None, metadata=_help("annotated shards or raw data to evaluate on, uniform weights")
+    )
     eval_image_folder: str | None = field(
         default=None, metadata=_help("where image paths of --eval_path start; default as measured")
     )

@@ -172,7 +172,7 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions
     if config.eval_path is None:
         return None
     examples = make_evaluation_dataset(
-        location(config.eval_path),
+        config.eval_path,
         encoder,
         image_folder=config.eval_image_folder,
         crossfit=config.crossfit,

@@ -12,7 +12,8 @@ import numpy as np
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.sources.data_paths import existing_directory
 from cal_schemas.errors import ConfigError, SidecarError
-from cal_schemas.storage.locations import Location
+from cal_schemas.opened import holds_annotated
+from cal_schemas.storage.locations import Location, location
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS, GroupBy, OnMissing
 from cal_trainer.data.alignment import Example, RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples
@@ -79,25 +80,32 @@ def make_dataset(
 
 
 def make_evaluation_dataset(
-    eval_path: Location,
+    eval_path: str,
     encoder: Encoder,
     *,
     image_folder: str | None = None,
     cache_dir: Path | None = None,
     crossfit: bool = False,
     **options: Unpack[RowOptions],
-) -> AnnotatedExamples:
-    """Annotated shards to evaluate on: with images and words of their own, their deltas left aside.
+) -> AnnotatedExamples | SourceExamples:
+    """What to evaluate on: raw data, or annotated shards with images and words of their own, their deltas left aside.
 
     Arguments as of `make_dataset`; without `image_folder` each shard's paths start where they did in the measurement.
 
-    Raises ConfigError naming the flag, and what AnnotatedExamples raises.
+    Raises ConfigError naming the flag, and what the datasets raise.
     """
     folder = existing_directory("--eval_image_folder", image_folder) if image_folder else None
     options["use_deltas"] = False
+    if not holds_annotated(location(eval_path)):
+        folders = [image_folder] if image_folder else []
+        try:
+            return SourceExamples([eval_path], encoder, image_folders=folders, cache_dir=cache_dir, **options)
+        except ConfigError as error:
+            said = str(error).replace("--source_path", "--eval_path").replace("--image_folder", "--eval_image_folder")
+            raise ConfigError(said) from error
     try:
         return AnnotatedExamples(
-            eval_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options
+            location(eval_path), encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options
         )
     except SidecarError as error:
         raise ConfigError(

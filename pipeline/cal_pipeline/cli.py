@@ -89,7 +89,7 @@ def _maintain(argv: Sequence[str] | None) -> int:
         print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
     if not config.verify:
         return EXIT_DONE
-    verification = verify(store.output_dir)
+    verification = verify(store.output_dir, config.data_path, config.data_format)
     print_verification(verification, store.output_dir)
     return EXIT_DONE if verification.ok else EXIT_SHARDS_FAILED
 

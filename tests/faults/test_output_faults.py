@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
     assert code == 2, said
     assert "cal-precompute: stopped: x" in said
     assert "No space left on device" in said
-    assert "Finished shards are intact; the same command resumes" in said
+    assert "What is published is whole; the same command resumes" in said
     assert "try 1 of 3" not in said
     assert job.done()[:2] == ["s00", "s01"]
     assert job.staged() == []
@@ -125,3 +127,47 @@ def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(tmp_path: Pa
     assert code == 2
     assert "rows.jsonl has changed since rows-r000000000-000000003.parquet was written (size was " in said
     assert job.contents() == before
+
+
+def test_an_output_removed_in_mid_run_is_missed_and_never_made_anew(tmp_path: Path, slow_model: Path) -> None:
+    data = write_shards(tmp_path / "data", 8)
+    job = Job(model=slow_model, data=data, output=tmp_path / "out", flags=("--tokens_per_batch", "64"))
+    process = job.start()
+    job.wait_for(process, lambda: len(job.done()) >= 2, "two shards are done")
+    shutil.rmtree(job.output, ignore_errors=True)
+    assert job.finish(process) == 2, job.said()
+    said = job.said()
+    assert not job.output.exists()
+    assert f"does not see --output_dir {job.output}, which was there when the run began: removed, unmounted" in said
+    assert "FAILED s00: done, but its file is gone from --output_dir" in said
+    assert "FAILED s01: done, but its file is gone from --output_dir" in said
+    assert "0 shards with 0 rows" in said
+    assert f"no report was written to {job.output}/.cal/reports" in said
+    report = Path(said.partition(" report: ")[2].split()[0])
+    assert sorted(json.loads(report.read_text())["failed"])[:2] == ["s00", "s01"]
+    shutil.rmtree(report.parent)
+    assert job.run() == 0, job.said()
+    assert len(job.done()) == 8
+
+
+@pytest.mark.full
+def test_what_is_gone_at_the_end_is_measured_again_and_a_run_without_a_report_is_not_done(
+    tmp_path: Path, slow_model: Path
+) -> None:
+    data = write_shards(tmp_path / "data", 6)
+    job = Job(model=slow_model, data=data, output=tmp_path / "out", flags=("--tokens_per_batch", "64"))
+    process = job.start()
+    job.wait_for(process, lambda: len(job.done()) >= 2, "two shards are done")
+    (job.output / "s00.parquet").unlink()
+    assert job.finish(process) == 1, job.said()
+    assert "FAILED s00: done, but its file is gone from --output_dir" in job.said()
+    assert "5 shards with 20 rows" in job.said()
+    process = job.start()
+    job.wait_for(process, job.staged, "the lost shard is in work")
+    (job.output / ".cal" / "reports").rename(tmp_path / "reports")
+    assert job.finish(process) == 1, job.said()
+    assert f"no report was written to {job.output}/.cal/reports" in job.said()
+    assert "1 shards with 4 rows" in job.said()
+    assert "FAILED" not in job.said()
+    assert len(job.done()) == 6
+    shutil.rmtree(Path(job.said().partition(" report: ")[2].split()[0]).parent)

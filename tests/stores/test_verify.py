@@ -243,6 +243,27 @@ def test_missing_repeated_and_renamed_shards_are_found(output: Path) -> None:
     assert "data.jsonl has 10 rows, of which 6 are in the output" in problems(output)
 
 
+def test_without_a_plan_the_sources_that_are_given_tell_what_is_missing_or_that_is_not_known(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.with_name("more.jsonl").write_text(data.read_text())
+    (output / ".cal" / "plan.json").unlink()
+    verifies = ["--verify", "--output_dir", str(output)]
+    assert cli.run(verifies) == 0
+    said = capsys.readouterr().out
+    assert "3 shards with 10 rows: what is there is well; whether it is all cannot be known, as .cal/ holds no" in said
+    assert "all is well" not in said
+    assert cli.run([*verifies, "--data_path", str(data)]) == 0
+    assert "3 shards with 10 rows: all is well" in capsys.readouterr().out
+    assert cli.run([*verifies, "--data_path", str(tmp_path / "*.jsonl")]) == 1
+    assert f"PROBLEM {tmp_path}/more.jsonl has 10 rows, of which none is in the output" in capsys.readouterr().out
+    assert cli.run([*verifies, "--data_path", str(tmp_path / "absent")]) == 2
+    shard_files(output)[1].unlink()
+    assert cli.run([*verifies, "--data_path", str(data)]) == 1
+    assert f"PROBLEM {data} has 10 rows, of which 6 are in the output" in capsys.readouterr().out
+
+
 def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     os.utime(data, ns=(1, 1))

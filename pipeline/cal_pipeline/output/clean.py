@@ -23,7 +23,7 @@ def clean(store: Store) -> list[str]:
             "or wait until it has ended (a killed one is forgotten after a minute)"
         )
     removed = store.clear_staging(everybodys=True)
-    for pattern in ("probe.*", "driver-*.new", "plan.json.*"):
+    for pattern in ("probe.*", "driver-*.new", "plan.new", "plan.json.*"):
         leftovers: list[Location] = [*store.internal.glob(pattern)]
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)

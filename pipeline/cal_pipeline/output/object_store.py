@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import uuid
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +67,19 @@ class ObjectStore:
                 "first; both publish whole files", self.output_dir,
             )  # fmt: skip
 
-    def finished(self) -> list[Location]:
-        """Final shards that are there now."""
+    def finished(self, published: Iterable[str] = ()) -> list[Location]:
+        """Final shards that are there now: stores list what was published anywhere."""
         return [*annotated_files(self.output_dir)]
 
     def check_name(self, name: str) -> None:
         """Nothing: every object is a file, and folders need not be made."""
+
+    def check_there(self) -> None:
+        """ConfigError naming this node where it cannot see the store (no credentials, no route)."""
+        try:
+            self.output_dir.is_dir()
+        except OSError as error:
+            raise ConfigError(f"{platform.node()} cannot reach --output_dir {self.output_dir}: {error}") from error
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
         """A path on this machine's disk (TMPDIR); whatever is still there on leaving is removed."""

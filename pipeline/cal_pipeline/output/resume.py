@@ -84,16 +84,19 @@ def kept_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow | N
                 yield from (None if row.status in redo else row for row in rows_from_batch(batch))
 
 
-def unplanned(shards: Sequence[Shard], store: Store) -> list[Location]:
-    """Final shards of the plan's sources that the plan does not have: those of a driver that split them otherwise.
+def compare_with_plan(shards: Sequence[Shard], store: Store) -> tuple[set[str], list[Location]]:
+    """At a run's end: names of the plan whose files are there, and final shards of its sources that it does not have.
 
-    Shards of other sources belong to a driver that found more data: they fit beside these.
+    The latter are of a driver that split them otherwise. Shards of other sources belong to a driver that found more
+    data: they fit beside these.
     """
-    planned = {store.path(shard.name) for shard in shards}
+    planned = {store.path(shard.name): shard.name for shard in shards}
     uris = {shard.source.uri for shard in shards}
-    others = [path for path in store.finished() if path not in planned]
+    finished = store.finished(planned.values())
+    others = [path for path in finished if path not in planned]
     footers = zip(others, read_annotated_footers(others), strict=True)
-    return [path for path, footer in footers if read_shard_metadata(path, footer).source.uri in uris]
+    theirs = [path for path, footer in footers if read_shard_metadata(path, footer).source.uri in uris]
+    return {planned[path] for path in finished if path in planned}, theirs
 
 
 def _statuses(path: Location, footer: pq.FileMetaData) -> Counter[str]:

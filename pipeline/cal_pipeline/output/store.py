@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -73,8 +74,12 @@ class LocalStore:
         except OSError as error:
             raise ConfigError(f"--output_dir {self.output_dir} cannot be written: {error}") from error
 
-    def finished(self) -> list[Location]:
-        """Final shards that are there now."""
+    def finished(self, published: Iterable[str] = ()) -> list[Location]:
+        """Final shards that are there now, those included that workers on other nodes have published."""
+        for folder in {self.path(name).parent for name in published}:
+            # NFS shows other nodes' files late, unless the folder is changed from here.
+            with suppress(OSError):
+                tempfile.TemporaryFile(dir=folder, prefix=".cal-").close()
         files = annotated_files(self.output_dir) if self.output_dir.is_dir() else []
         return [path for path in files if path.is_file()]  # Links to nothing are check_name's business.
 
@@ -95,11 +100,28 @@ class LocalStore:
         """A path to write a shard to; whatever is still there on leaving is removed."""
         # The end of the name is for the reader's eye: with all of a deep path the file name could be too long.
         partial = self.internal / "staging" / f"{name.replace('/', '__')[-40:]}.{self.run_id}.{uuid.uuid4().hex}"
-        partial.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._make(partial.parent)
             yield partial
+        except FileNotFoundError:
+            self.check_there()
+            raise
         finally:
             partial.unlink(missing_ok=True)
+
+    def check_there(self) -> None:
+        """ConfigError where the output directory, which `prepare` made, is not seen: it is missed and not made anew."""
+        if not self.output_dir.is_dir():
+            raise ConfigError(
+                f"{platform.node()} does not see --output_dir {self.output_dir}, which was there when the run began: "
+                "removed, unmounted, or on a disk that not all nodes share?"
+            )
+
+    def _make(self, folder: Path) -> None:
+        """Makes a folder below the output directory."""
+        below = folder.relative_to(self.output_dir)
+        for part in (*reversed(below.parents[:-1]), below)[: len(below.parts)]:
+            (self.output_dir / part).mkdir(exist_ok=True)
 
     def commit(self, partial: Path, name: str, *, replace: bool = False) -> bool:
         """Publishes a staged file under its final name, durable on return; True when it was ours that counted.
@@ -107,7 +129,7 @@ class LocalStore:
         First writer wins: a shard that is already there stays as it is, unless `replace`.
         """
         final = self.path(name)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        self._make(final.parent)
         _sync(partial)
         if replace:
             partial.replace(final)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
-from cal_pipeline.sources.planning import count_rows
+from cal_pipeline.sources.planning import Source, count_rows, find_sources
 from cal_pipeline.sources.shard import changes
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
 from cal_schemas.opened import annotated_files
@@ -38,6 +38,8 @@ class Verification:
     """Of the shards together."""
     notes: list[str]
     """What a reader should know and is no fault."""
+    incomplete_unseen: bool = False
+    """Neither a plan nor the sources' paths say of what the shards should be: whole sources may be missing."""
 
     @property
     def ok(self) -> bool:
@@ -45,8 +47,11 @@ class Verification:
         return not self.problems and not any(shard.problems for shard in self.shards)
 
 
-def verify(output_dir: Location) -> Verification:
-    """Checks an annotated directory; ConfigError when there is none."""
+def verify(output_dir: Location, data_paths: Sequence[str] = (), data_format: str = "auto") -> Verification:
+    """Checks an annotated directory; ConfigError when there is none.
+
+    Without a plan in `.cal/`, what should be there is what `data_paths` hold.
+    """
     if not (files := annotated_files(output_dir)):
         raise ConfigError(f"--output_dir {output_dir}: no annotated shards (*.parquet) here")
 
@@ -58,8 +63,13 @@ def verify(output_dir: Location) -> Verification:
     verification = Verification(shards=shards, problems=[], notes=[])
     known = [shard for shard in shards if shard.metadata is not None]
     _check_agreement(known, verification)
-    planned = _check_plan(output_dir, verification)
+    if planned := _check_plan(output_dir, verification):
+        given = []
+    else:
+        given = [source for path in data_paths for source in find_sources(path, data_format)]
+        verification.incomplete_unseen = not given
     _check_sources(known, verification, planned=planned)
+    _check_given(known, given, verification)
     _note_duplicates(known, verification)
     return verification
 
@@ -126,7 +136,7 @@ def _check_sources(shards: Sequence[ShardCheck], verification: Verification, *, 
             unreachable.append(uri)
             continue
         try:
-            total = count_rows(source)
+            total = count_rows(uri, source.data_format)
         except CalError as error:
             verification.problems.append(f"its rows cannot be counted: {error}")
             continue
@@ -142,6 +152,21 @@ def _check_sources(shards: Sequence[ShardCheck], verification: Verification, *, 
             f"{len(unreachable)} sources cannot be reached from here, so their rows are not counted: "
             f"{_some(unreachable)}"
         )
+
+
+def _check_given(shards: Sequence[ShardCheck], given: Sequence[Source], verification: Verification) -> None:
+    """Sources that are to be measured and of which there is no shard; of the others the rows are counted already."""
+    measured = {shard.metadata.source.uri for shard in shards if shard.metadata is not None}
+    for file, _, input_format in given:
+        if (uri := str(file.resolve())) in measured:
+            continue
+        try:
+            rows = count_rows(uri, input_format.name)
+        except CalError as error:
+            verification.problems.append(f"no shard is there of a source whose rows cannot be counted: {error}")
+            continue
+        if rows:
+            verification.problems.append(f"{uri} has {rows} rows, of which none is in the output")
 
 
 def _note_duplicates(shards: Sequence[ShardCheck], verification: Verification) -> None:
@@ -165,6 +190,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_PROBLEMS]) + (
         f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
     )
+
+
+def _well(verification: Verification) -> str:
+    if verification.incomplete_unseen:
+        return (
+            "what is there is well; whether it is all cannot be known, as .cal/ holds no plan: give --data_path as it "
+            "was measured"
+        )
+    return "all is well"
 
 
 def print_verification(verification: Verification, output_dir: Location) -> None:
@@ -195,7 +229,7 @@ def print_verification(verification: Verification, output_dir: Location) -> None
     console.print(
         f"{len(verification.shards)} shards with {statuses.total()} rows: "
         + (
-            "all is well"
+            _well(verification)
             if verification.ok
             else f"{bad} shards are wrong, {len(verification.problems)} problems of the whole"
         ),

@@ -112,7 +112,9 @@ class PrecomputeConfig(ContrastFlags):
     idle_timeout_s: float = flag(600.0, "give up when no worker can be placed for so long")
     dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing")
 
-    verify: bool = flag(False, "read every shard of --output_dir and say what is wrong (no other flag counts)")
+    verify: bool = flag(
+        False, "read every shard of --output_dir and say what is wrong; --data_path counts where .cal holds no plan"
+    )
     clean: bool = flag(False, "remove what dead runs left behind in --output_dir, never a final shard")
 
     def __post_init__(self) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 from cal_pipeline.encoding.contrast_images import save_contrast_images
 from cal_pipeline.output.heartbeat import Heartbeat, now
-from cal_pipeline.output.resume import unplanned
+from cal_pipeline.output.resume import compare_with_plan
 from cal_pipeline.output.traces import Traces
 from cal_pipeline.runtime.cluster import RunOutcome
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, RunAbortedError
@@ -22,7 +26,9 @@ from cal_pipeline.runtime.ray_session import ray_session
 from cal_pipeline.runtime.report import RunReport, print_report, projection
 from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.watchdog import Watchdog
+from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import write_whole
 
 _log = logging.getLogger("cal-precompute")
 
@@ -49,7 +55,7 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         heartbeat.start()
         shards = (*plan.progress.done, *plan.progress.pending)
         listed = json.dumps([asdict(shard) for shard in shards], indent=1)
-        (store.internal / "plan.json").write_text(f"{listed}\n", encoding="utf-8")
+        write_whole(store.internal / "plan.json", f"{listed}\n")
         if config.save_contrast_images:
             folder = store.internal / "contrast_images"
             count = save_contrast_images(
@@ -59,12 +65,8 @@ def execute(plan: Plan, interruption: Interruption) -> int:
             _log.info("%d images and their perturbed forms are in %s", count, folder)
         if plan.todo:
             _measure(plan, heartbeat, interruption, outcome)
-            if not outcome.aborted and (theirs := unplanned(shards, store)):
-                outcome.aborted = (
-                    f"{theirs[0]} is not part of this run's plan, and holds rows of its data: another driver, with "
-                    "another --rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose "
-                    "another --output_dir"
-                )
+            if not outcome.refused:
+                _compare_with_plan(plan, shards, outcome)
     except ConfigError:  # There is no Ray.
         outcome.refused = not outcome.reports
         raise
@@ -72,7 +74,8 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         interrupted = True
         outcome.aborted = interruption.message
     finally:
-        store.clear_staging()
+        with suppress(OSError):  # Of an output that is ill by now: it is said below.
+            store.clear_staging()
         heartbeat.stop()
         if outcome.refused and not heartbeat.others():
             traces.remove()
@@ -89,14 +92,17 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         workers=outcome.workers,
         devices=outcome.devices,
         seconds_to_first_worker=(outcome.first_worker_at or at) - at,
-        shards_done_before=len(plan.progress.done),
-        statuses_before=dict(plan.statuses_before()),
+        shards_done_before=sum(shard.name not in outcome.failed for shard in plan.progress.done),
+        statuses_before=dict(plan.statuses_before(outcome.failed)),
         shards=outcome.reports,
         failed=outcome.failed,
         aborted=outcome.aborted,
         retries=outcome.retries,
     )
-    path = report.write(store.internal / "reports")
+    path = in_output = report.write(store.internal / "reports")
+    if in_output is None:
+        with suppress(OSError):
+            path = report.write(Path(tempfile.mkdtemp(prefix="cal-report-")))
     if interrupted:
         raise KeyboardInterrupt(f"{len(outcome.reports)} of {len(plan.todo)} shards were done")
     print_report(report, config.output_dir, path)
@@ -113,7 +119,29 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         )
     elif report.none_is_ok():
         print("cal-precompute: no row is ok: see above", file=sys.stderr)  # noqa: T201
-    return EXIT_SHARDS_FAILED if outcome.failed or outcome.too_many_not_ok or report.none_is_ok() else EXIT_DONE
+    failed = outcome.failed or outcome.too_many_not_ok or report.none_is_ok() or in_output is None
+    return EXIT_SHARDS_FAILED if failed else EXIT_DONE
+
+
+def _compare_with_plan(plan: Plan, shards: Sequence[Shard], outcome: RunOutcome) -> None:
+    """Looks at the output once more: what was done and is not there has failed; another driver's split ends the run."""
+    store = plan.settings.store
+    try:
+        there, theirs = compare_with_plan(shards, store)
+    except OSError as error:
+        outcome.aborted = outcome.aborted or (
+            f"whether all shards are in --output_dir {store.output_dir} cannot be seen any more: {error}"
+        )
+        return
+    done = [shard.name for shard in plan.progress.done] + [report.name for report in outcome.reports]
+    gone = dict.fromkeys((name for name in done if name not in there), "done, but its file is gone from --output_dir")
+    outcome.failed |= gone
+    outcome.reports = [report for report in outcome.reports if report.name not in gone]
+    if theirs and not outcome.aborted:
+        outcome.aborted = (
+            f"{theirs[0]} is not part of this run's plan, and holds rows of its data: another driver, with another "
+            "--rows_per_shard or --limit, published it meanwhile. Remove its shards, or choose another --output_dir"
+        )
 
 
 def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outcome: RunOutcome) -> None:

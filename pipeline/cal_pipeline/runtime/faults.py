@@ -14,7 +14,7 @@ import pyarrow as pa
 from cal_schemas.errors import CalError, ConfigError, FormatError, ShardError, StoreError
 
 EXIT_DONE, EXIT_SHARDS_FAILED, EXIT_STOPPED = 0, 1, 2
-_RESUMES = "stopped: {error}. Finished shards are intact; the same command resumes"
+_RESUMES = "stopped: {error}. What is published is whole; the same command resumes"
 
 
 class RunAbortedError(CalError):

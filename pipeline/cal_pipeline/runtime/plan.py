@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ class Plan:
     rows_of_all: int
     """Rows of the whole input, of which a subset is a part."""
 
-    def statuses_before(self) -> Counter[str]:
-        """Counts rows of finished shards that this run leaves as they are, by status."""
-        kept = {shard.name for shard in self.progress.done} - {shard.name for shard in self.todo}
+    def statuses_before(self, gone: Iterable[str] = ()) -> Counter[str]:
+        """Counts rows of finished shards that this run leaves as they are, by status, without those named."""
+        kept = {shard.name for shard in self.progress.done} - {shard.name for shard in self.todo} - {*gone}
         return sum((self.progress.statuses[name] for name in kept), Counter[str]())
 
 

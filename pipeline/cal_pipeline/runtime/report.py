@@ -7,6 +7,7 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,8 +76,9 @@ class RunReport:
         try:
             path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
         except OSError as error:
-            _log.warning("no report was written: %s", error)
-            path.unlink(missing_ok=True)
+            _log.warning("no report was written to %s: %s", folder, error)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
         return path
 

@@ -27,7 +27,6 @@ from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
 from cal_schemas.redaction import redacted
 from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
-from cal_schemas.storage.object_path import ObjectPath
 
 _STORE_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -79,7 +78,7 @@ class Worker:
         self._settings = settings
         for name, value in settings.environment:
             os.environ.setdefault(name, value)
-        check_reachable(settings.store)
+        settings.store.check_there()
         # Our own limits decide; pillow's chatter about odd metadata would fill the log of a week-long run.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         directory = model_directory(
@@ -138,15 +137,6 @@ class Worker:
 def store_environment() -> tuple[tuple[str, str], ...]:
     """Returns the variables of this process that name an object store, without the passwords of their URLs."""
     return tuple((name, redacted(os.environ[name])) for name in _STORE_VARIABLES if name in os.environ)
-
-
-def check_reachable(store: Store) -> None:
-    """Raises ConfigError naming this node when it cannot see the output's object store (no credentials, no route)."""
-    if isinstance(store.output_dir, ObjectPath):
-        try:
-            store.output_dir.is_dir()
-        except OSError as error:
-            raise ConfigError(f"{platform.node()} cannot reach --output_dir {store.output_dir}: {error}") from error
 
 
 def check_same_encoding(spec: MeasurementSpec, encoder: Encoder) -> None:

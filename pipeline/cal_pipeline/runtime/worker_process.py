@@ -42,7 +42,11 @@ class WorkerProcess:
         folder = Path(log_path).parent
         if folder.parent.name == staging_folder().name:
             make_private(folder.parent)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for made in (folder.parent, folder):  # No more: an output directory that is gone is not made anew.
+                made.mkdir(exist_ok=True)
+        except OSError:
+            log_path = os.devnull  # `start` says what is missing.
         self._log = open(log_path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115, PTH123  lives with the process
         # What native code says as it dies goes to these two, and would be lost in Ray's own files.
         for descriptor in (1, 2):

@@ -11,7 +11,7 @@ from pathlib import Path
 from cal_pipeline.sources.compression import is_compressed
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, decode_image, read_image_file
 from cal_pipeline.sources.shard import Shard, read_samples
-from cal_schemas.errors import ConfigError, ImageError, ShardError
+from cal_schemas.errors import CalError, ConfigError, ImageError, ShardError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location, location
 
@@ -40,8 +40,8 @@ def look_at_images(shards: Sequence[Shard], *, max_image_pixels: int = DEFAULT_M
 
 
 def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> None:
-    missed: list[tuple[str, Location, ImageError]] = []
-    spoilt: list[ImageError] = []
+    missed: list[tuple[str, Location, CalError]] = []
+    spoilt: list[CalError] = []
     looked_at = 0
     for shard in shards:
         folder = location(str(shard.source.image_folder))
@@ -49,12 +49,12 @@ def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> Non
             looked_at += 1
             try:
                 data = read_image_file(ref, folder)
-            except ImageError as error:
+            except (ImageError, ShardError) as error:
                 missed.append((str(ref.path), folder, error))
                 continue
             try:
                 decode_image(data, max_image_pixels)
-            except ImageError as error:
+            except (ImageError, ShardError) as error:
                 spoilt.append(error)
     if missed and len(missed) == looked_at:
         path, folder, reason = missed[0]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from cal_pipeline.sources.image_formats import describe_unopened, formats_to_open
 from cal_pipeline.sources.image_levels import to_rgb, unpacked_grey
-from cal_schemas.errors import ImageError
+from cal_pipeline.sources.reading import is_surroundings
+from cal_schemas.errors import ImageError, ShardError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
@@ -21,6 +25,11 @@ DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
 """Processors that resize the short edge first would blow a thin strip up to gigabytes."""
 _LONGEST_KEY = 1024
+_OF_THE_ROW = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
+)  # fmt: skip
+"""What is said of a path that is at fault itself; all else (EIO, ESTALE, EACCES, EMFILE, …) is said of the file system
+or of this machine."""
 _NOTE = "cal_note"
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Over this pillow refuses to open an image, whatever our own limit."""
@@ -35,8 +44,8 @@ MAX_ROW_PIXELS_RATIO = 4
 def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
     """The encoded image; a path is followed only inside `image_folder`, symlinks resolved, and never a URL.
 
-    Raises ImageError naming the path and the reason; StoreError when an object store gives no answer, which says
-    nothing about the image.
+    Raises ImageError naming the path and the reason. What says nothing about the image is raised as ShardError (the
+    folder is gone, a disk, a share or this machine is ill), or StoreError where an object store gives no answer.
     """
     if ref.data is not None:
         if len(ref.data) > MAX_IMAGE_BYTES:
@@ -55,13 +64,33 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
         path = (folder / ref.path).resolve()
         if not path.is_relative_to(folder):
             raise ImageError(f"image path {ref.path!r} leaves the image folder {image_folder}{_link(ref.path, folder)}")
-        if not path.is_file():
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"image {ref.path!r} is not a file in {image_folder}")
-        if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
-            raise ImageError(f"image {ref.path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise ImageError(f"image {ref.path!r} has {status.st_size} bytes, more than {MAX_IMAGE_BYTES}")
         return path.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: symlink loop
+    except (ValueError, RuntimeError) as error:  # ValueError: NUL in the path; RuntimeError: symlink loop
         raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_ROW:
+            raise ShardError(f"image {ref.path!r} in {image_folder} cannot be read now: {error.strerror}") from error
+        _check_there(image_folder)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise ImageError(f"image {ref.path!r} is not a file in {image_folder}") from error
+        raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
+
+
+def _check_there(image_folder: Location) -> None:
+    """Raises ShardError where the folder itself is what is missing: gone, out of reach, or a mount point left empty."""
+    there = False
+    if isinstance(image_folder, ObjectPath):
+        there = image_folder.is_dir()
+    else:
+        with suppress(OSError), os.scandir(image_folder) as entries:
+            there = next(entries, None) is not None
+    if not there:
+        raise ShardError(f"--image_folder {image_folder} is gone or empty (moved, or unmounted?)")
 
 
 def _link(path: str, folder: Path) -> str:
@@ -100,6 +129,7 @@ def _read_object(path: str, folder: ObjectPath) -> bytes:
             raise ImageError(f"image {path!r} has {size} bytes, more than {MAX_IMAGE_BYTES}")
         return item.read_bytes()
     except FileNotFoundError as error:
+        _check_there(folder)
         raise ImageError(f"image {path!r} is not an object in {folder}") from error
     except UnicodeEncodeError as error:
         raise ImageError(f"image {path!r} cannot be the name of an object: {error}") from error
@@ -140,6 +170,8 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
     except UnidentifiedImageError as error:
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {describe_unopened(data)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
+        if is_surroundings(error):  # Its plugins are read from disk, too.
+            raise ShardError(f"images cannot be decoded now: {error}") from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 

@@ -100,10 +100,10 @@ def plan_shards(
     return shards
 
 
-def count_rows(source: ShardSource) -> int:
+def count_rows(uri: str, data_format: str) -> int:
     """Rows that a source file holds today; ConfigError or ShardError when it cannot be read."""
-    file = location(source.uri)
-    ranges = format_of(file, source.data_format).plan(file, _ALL_ROWS).ranges
+    file = location(uri)
+    ranges = format_of(file, data_format).plan(file, _ALL_ROWS).ranges
     return sum(rows.row_stop - rows.row_start for rows in ranges)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.output import resume
-from cal_pipeline.output.resume import Progress, check_published, compare_with_output, kept_rows, unplanned
+from cal_pipeline.output.resume import Progress, check_published, compare_with_output, compare_with_plan, kept_rows
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, read_samples, sample_rows
@@ -161,10 +162,20 @@ def test_at_the_end_of_a_run_shards_of_its_data_split_otherwise_count_and_those_
     store: LocalStore, plan: list[Shard], tmp_path: Path
 ) -> None:
     finish(store, [*plan, *plan_shards([str(source(tmp_path / "b.jsonl"))], rows_per_shard=2)])
-    assert unplanned(plan, store) == []
+    names = {shard.name for shard in plan}
+    assert compare_with_plan(plan, store) == (names, [])
     (other, _) = plan_shards([str(tmp_path / "a.jsonl")], rows_per_shard=3)
     finish(store, [other])
-    assert unplanned(plan, store) == [store.path(other.name)]
+    assert compare_with_plan(plan, store) == (names, [store.path(other.name)])
+
+
+def test_at_the_end_of_a_run_shards_that_are_gone_are_missed(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan)
+    Path(str(store.path(plan[0].name))).unlink()
+    assert compare_with_plan(plan, store) == ({shard.name for shard in plan[1:]}, [])
+    shutil.rmtree(store.output_dir)
+    assert compare_with_plan(plan, store) == (set(), [])
+    assert not store.output_dir.exists()
 
 
 def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store: LocalStore, plan: list[Shard]) -> None:

@@ -9,7 +9,7 @@ from cal_pipeline.output.row_reader import numbered_rows
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import AnnotatedRow, annotated_schema
-from cal_schemas.errors import ConfigError, ImageError
+from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.metadata import Carry
 from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.sample import sample_key
@@ -59,7 +59,7 @@ def test_another_image_folder_takes_the_place_of_the_measured_one(tmp_path: Path
     dataset = annotated(tmp_path, "paths")
     (tmp_path / "images").rename(tmp_path / "moved")
     (row,) = numbered_rows(dataset, [0])
-    with pytest.raises(ImageError):
+    with pytest.raises(ShardError, match=r"images is gone or empty \(moved, or unmounted\?\)"):
         row.image_files()
     (row,) = numbered_rows(dataset, [0], tmp_path / "moved")
     assert row.image_files() == [(tmp_path / "moved" / "0.png").read_bytes()]

@@ -184,6 +184,25 @@ def test_staging_is_made_again_where_it_was_removed(store: LocalStore) -> None:
     assert publish(store, "a", b"whole")
 
 
+def test_an_output_directory_that_is_gone_is_missed_and_never_made_anew(store: LocalStore) -> None:
+    missed = rf"does not see --output_dir {store.output_dir}, which was there when the run began: removed, unmounted"
+    store.prepare()
+    for at in ("before", "while it is written", "before the commit"):
+        store.prepare()
+        with pytest.raises(ConfigError, match=missed):  # noqa: PT012
+            if at == "before":
+                shutil.rmtree(store.output_dir)
+            with store.staging("a/b") as partial:
+                partial.write_bytes(b"whole")
+                shutil.rmtree(store.output_dir)
+                if at == "while it is written":
+                    partial.stat()
+                store.commit(partial, "a/b")
+        assert not store.output_dir.exists()
+    with pytest.raises(ConfigError, match=missed):
+        store.check_there()
+
+
 def test_a_deep_shard_name_fits_into_a_staging_name(store: LocalStore) -> None:
     name = "/".join(["é" * 50] * 6)
     assert publish(store, name, b"whole")

@@ -19,7 +19,7 @@ from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows, source_samples
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import annotated_schema, rows_to_table
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError
+from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError, ShardError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.storage.locations import Location, location, open_parquet
@@ -158,7 +158,7 @@ def row_images(images: Sequence[ImageRef], folder: Location | None) -> Iterator[
         name = image.path or f"image {number} ({len(image.data or b''):,} bytes, no path)"
         try:
             yield name, decode_image(read_image_file(image, folder))
-        except ImageError as error:
+        except (ImageError, ShardError) as error:
             yield name, str(error)
 
 

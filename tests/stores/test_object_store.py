@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline.output.heartbeat import Heartbeat, signs_of_life
 from cal_pipeline.output.object_store import ObjectStore
 from cal_pipeline.output.store import open_store
 from cal_pipeline.runtime.worker_process import WorkerProcess
@@ -202,3 +205,17 @@ def test_a_staged_file_of_another_container_stays_while_its_process_lives(store:
         process.kill()
     with store.staging("b"):
         assert not leftover.exists()
+
+
+def test_a_driver_of_a_host_with_another_clock_is_known_by_the_stores_own(store: ObjectStore) -> None:
+    mine = Heartbeat(store.internal)
+    mine.beat()
+    beat = {"host": "elsewhere", "pid": 7, "started": "noon", "kernel": "another", "beat": time.time() - 3600}
+    (store.internal / "driver-elsewhere-7-0.json").write_text(json.dumps(beat))
+    before = everything(store)
+    assert mine.others() == ["elsewhere, pid 7, started noon"]
+    assert [sign.lives for sign in signs_of_life(store.internal)] == [None, True]
+    assert all(abs(sign.age_s) < 30 for sign in signs_of_life(store.internal))
+    assert everything(store) == before
+    mine.stop()
+    assert everything(store) == [f"{store.internal}/driver-elsewhere-7-0.json"]

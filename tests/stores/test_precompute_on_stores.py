@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,18 +21,20 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.output.object_store import ObjectStore
 from cal_pipeline.output.shard_report import ShardReport
+from cal_pipeline.sources.images import read_image_file
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import annotated_schema
-from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.errors import ConfigError, ImageError, ShardError
 from cal_schemas.opened import open_annotated
+from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import open_parquet
 from cal_schemas.storage.object_path import ObjectPath
 from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.streaming import StreamedExamples
 from conftest import Family
 from examples_of import measurement_spec
-from fault_job import PATIENCE_S, cut_power, wait_for
+from fault_job import PATIENCE_S, Job, cut_power, wait_for, write_shards
 from s3_server import FaultyProxy
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 
@@ -256,3 +259,37 @@ def test_training_and_inspecting_read_shards_and_images_from_the_store(
     )
     assert done.returncode == 0, done.stderr
     assert "12 rows" in done.stdout
+
+
+def test_an_image_is_missing_only_from_a_prefix_that_holds_something(bucket: ObjectPath) -> None:
+    folder = bucket / "images"
+    with pytest.raises(ShardError, match=rf"--image_folder {folder} is gone or empty"):
+        read_image_file(ImageRef(path="a.png"), folder)
+    (folder / "a.png").write_bytes(b"bytes")
+    assert read_image_file(ImageRef(path="a.png"), folder) == b"bytes"
+    with pytest.raises(ImageError, match=rf"image 'b\.png' is not an object in {folder}"):
+        read_image_file(ImageRef(path="b.png"), folder)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["s3"], indirect=True)
+def test_when_the_store_is_gone_at_the_end_table_failed_shards_and_report_are_there(
+    bucket: ObjectPath, proxy: FaultyProxy, tmp_path: Path, llava: Family
+) -> None:
+    job = Job(
+        model=llava.directory, data=write_shards(tmp_path / "data", 30), output=tmp_path / "log",
+        flags=("--output_dir", str(bucket / "out"), "--max_tries", "1"), environment={"AWS_MAX_ATTEMPTS": "1"},
+    )  # fmt: skip
+    process = job.start()
+    job.wait_for(process, lambda: len([*(bucket / "out").glob("*.parquet")]) >= 2, "two shards are done")
+    proxy.faults.extend(["drop"] * 100_000)
+    assert job.finish(process) == 2, job.said()
+    said = job.said()
+    assert said.count("FAILED s") >= 1
+    assert "supervised tokens in" in said
+    assert f"whether all shards are in --output_dir {bucket}/out cannot be seen any more: " in said
+    assert f"no report was written to {bucket}/out/.cal/reports" in said
+    report = Path(said.partition(" report: ")[2].split()[0])
+    assert json.loads(report.read_text())["failed"]
+    shutil.rmtree(report.parent)

@@ -115,7 +115,26 @@ def test_a_source_that_cannot_be_read_for_a_while_is_not_called_damaged(tmp_path
     assert not {"corrupt", "broken", "damaged"} & set(said.split())
 
 
+def test_at_planning_such_a_file_is_listed_by_name_and_the_others_are_planned(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_source(tmp_path / "data" / name)
+    program = """if True:
+        import sys
+        from cal_pipeline.sources.planning import plan_shards
+        for shard in plan_shards([sys.argv[1]], list_broken=True):
+            print(shard.name, shard.problem)
+        try:
+            plan_shards([sys.argv[1]])
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    said = printed(program, str(tmp_path / "data"), environment=ill_files("/b.jsonl", tmp_path, errno.ESTALE))
+    problem = f"{tmp_path}/data/b.jsonl: cannot be read now: {os.strerror(errno.ESTALE)}"
+    assert said.splitlines() == ["a-r000000000-000000003 None", f"b {problem}", f"ConfigError {problem}"]
+
+
 def write_source(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
     lines = [LINE % number for number in range(3)]
     text = (f"[{','.join(lines)}]" if path.suffix == ".json" else "".join(lines)).encode()
     if path.suffix == ".tar":

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
-from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, FormatError
+from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError, FormatError, ShardError
 from cal_schemas.sample import Sample
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
 from cal_trainer.data.alignment import RowEncoder, check_measurement, scatter_deltas
@@ -135,6 +136,15 @@ def test_rows_that_nobody_measured_train_without_deltas(llava: Family) -> None:
     assert torch.equal(example.encoded.labels, llava.encoder(sample, []).labels)
     assert bool(example.deltas.isnan().all())
     assert not example.unusable
+
+
+def test_a_folder_of_images_that_is_gone_is_said_and_no_row_is_left_out_for_it(llava: Family, tmp_path: Path) -> None:
+    row = row_of(conversation("<image>\nWhat?", "A cat.")) | {"images": [{"bytes": None, "path": "a.png"}]}
+    with pytest.raises(ShardError, match="gone is gone or empty"):
+        RowEncoder(llava.encoder, None)(row, tmp_path / "gone")
+    measured = {"status": STATUS_OK, "label_ids": [1, 2], "delta_logits": [0.0, 1.0], "label_positions": [3, 4]}
+    with pytest.raises(AlignmentError, match=r"gone is gone or empty .*say where they are now \(--image_folder"):
+        RowEncoder(llava.encoder, spec_of(llava.encoder))(row | measured, tmp_path / "gone")
 
 
 def test_a_row_that_says_it_was_measured_and_holds_nothing_does_not_train_with_weight_alpha(llava: Family) -> None:

@@ -27,6 +27,7 @@ from cal_schemas.errors import (
     FormatError,
     ImageError,
     SampleError,
+    ShardError,
     TooLongError,
 )
 from cal_schemas.sample import Sample
@@ -194,14 +195,17 @@ class RowEncoder:
             self._encoder.check(sample)
             images = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
             encoded = encode_with_contrast(self._encoder, self._contrast, sample, images, key)
-        except SampleError as error:
-            too_long_now = isinstance(error, TooLongError) and not self._same_inputs
-            if measured is None or too_long_now or isinstance(error, ContrastError):
+        except (SampleError, ShardError) as error:
+            only_here = isinstance(error, TooLongError) and not self._same_inputs
+            only_here |= isinstance(error, ContrastError)
+            if isinstance(error, SampleError) and (only_here or measured is None):
                 return self._unusable(sample, error)
+            if measured is None:
+                raise  # The folder of the images is gone, or its disk is ill: no row is to blame.
             assert self._spec is not None
             way_out = (
                 "restore its images, say where they are now (--image_folder; of --eval_path --eval_image_folder)"
-                if isinstance(error, ImageError)
+                if isinstance(error, ImageError | ShardError)
                 else f"give the flags of the measurement (template {self._spec.label.template}, max length "
                 f"{self._spec.input.max_length})"
             )

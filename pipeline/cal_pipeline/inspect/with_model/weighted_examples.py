@@ -22,7 +22,7 @@ from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, rows_from_batch, sample_columns
-from cal_schemas.errors import AlignmentError, ConfigError, SampleError
+from cal_schemas.errors import AlignmentError, ConfigError, SampleError, ShardError
 from cal_schemas.spec import IGNORE_INDEX, InputSpec, LabelSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
@@ -138,7 +138,7 @@ def _example(
     try:
         files = [read_image_file(ref, folder) for ref in sample.images]
         encoded = encoder(sample, [decode_image(data, pixels) for data in files])
-    except SampleError as error:
+    except (SampleError, ShardError) as error:
         raise AlignmentError(
             f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Restore its images "
             "(--image_folder), or leave the row out with cal-inspect filter"

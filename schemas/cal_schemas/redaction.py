@@ -14,13 +14,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+_URL = re.compile(r"://[^\s'\"<>]*")
 _NAMES = r"(?:sig|signature|token|credential|password|secret|accesskeyid|[-_]key)"
-_SECRETS = (
-    # Of a URL, up to the last @ before its path; a secret key that was not quoted holds slashes of its own.
-    (re.compile(r"(?<=://)[^\s/'\"<>@:]+:(?!\d+(?:[/\s]|$))[^\s'\"<>]*@"), ""),
-    (re.compile(r"(?<=://)[^\s/'\"<>]*@"), ""),
-    # A query: whole where it belongs to a URL, by what it names where a library left the host out.
-    (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>]*[^\s'\"<>):,.;]"), r"\1"),
+_NAMED = (
+    # Queries of addresses whose host a library left out, and connection strings.
     (re.compile(rf"(?i)\?[^\s'\"<>?]*{_NAMES}=[^\s'\"<>)]+"), ""),
     (re.compile(r"(?i)\b(\w*AccessKey|AccountKey|SharedAccessSignature|sig|password)=[^\s;&'\"]+"), r"\1=…"),
 )
@@ -28,11 +25,24 @@ _SECRETS = (
 
 def redacted(text: str) -> str:
     """The text without the user, password and query of any URL, and without signatures, keys and tokens by name."""
-    if "://" not in text and "=" not in text:
-        return text
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+    if "://" in text:
+        text = _URL.sub(lambda found: "://".join(map(_without_secrets, found[0].split("://"))), text)
+    if "=" in text:
+        for pattern, instead in _NAMED:
+            text = pattern.sub(instead, text)
     return text
+
+
+def _without_secrets(url: str) -> str:
+    """What follows the scheme, from the last @ of its authority to its query."""
+    authority = url.partition("/")[0]
+    user, colon, rest = authority.partition(":")
+    if "@" in authority:
+        url = authority.rpartition("@")[2] + url[len(authority) :]
+    elif user and colon and not rest.isdigit() and not url.startswith("["):
+        url = url.rpartition("@")[2]  # A secret key that was not quoted holds slashes of its own.
+    address, _, query = url.partition("?")
+    return address + query[len(query.rstrip("):,.;")) :]
 
 
 def redacted_in(value: Any) -> Any:

@@ -15,7 +15,7 @@ from cal_pipeline import arguments
 from cal_pipeline.arguments import training_argument_names
 from cal_trainer import cli
 
-HEAVY = {"torch", "transformers", "ray", "pandas", "datasets", "matplotlib", "scipy"}
+HEAVY = {"torch", "transformers", "ray", "pandas", "datasets", "matplotlib", "scipy", "prometheus_client"}
 AT_EXIT = """
 import atexit, importlib, json, sys
 atexit.register(lambda: print("\\n" + json.dumps([name for name in sys.modules if "." not in name])))
@@ -33,6 +33,15 @@ ANSWERS = (
     ("cal-precompute --help", 0, "--rows_per_shard"),
     ("cal-precompute --version", 0, "cal-vlm "),
     ("cal-precompute --output_dir out --verify", 2, "out: no annotated shards"),
+    ("cal-precompute --verify", 2, "required: --output_dir"),
+    ("cal-precompute --status out", 2, "out: no run of cal-precompute has written here"),
+    ("cal-precompute --status begun", 0, "begun: 0 shards are there, by no plan, 0 failed"),
+    ("cal-precompute --status begun --json", 0, '"shards_done": 0'),
+    ("cal-precompute --status begun --verify", 2, "give one of them"),
+    ("cal-precompute --output_dir out --clean --json", 2, "--json says how --status prints"),
+    ("cal-precompute MEASURE --json", 2, "--json says how --status prints"),
+    ("cal-precompute MEASURE --metrics_address 9464", 2, "--metrics_address 9464: expected host:port"),
+    ("cal-precompute MEASURE nope.json --log_format json", 2, '"message": "--data_path nope.json: no file there'),
     ("cal-precompute MEASURE --contrats drop", 2, "unknown flag --contrats; did you mean --contrast?"),
     ("cal-precompute MEASURE --dtype float12", 2, "invalid choice: 'float12'"),
     ("cal-precompute MEASURE nope.json", 2, "--data_path nope.json: no file there"),
@@ -58,6 +67,7 @@ ANSWERS = (
     ("cal-convert-mgm --version", 0, "cal-vlm "),
     ("cal-convert-mgm model --outptu x", 2, "required: --output"),
 )
+REPORT = {"run_id": "1", "started": "2026", "failed": {}, "statuses": {}, "statuses_before": {}, "aborted": None}
 SHORT = {
     "MEASURE": "--output_dir out --model_name_or_path model --data_path data.json",
     "TRAIN": "--output_dir out --model_name_or_path model --max_steps -1 --bf16 --data_path data.json",
@@ -68,6 +78,8 @@ SHORT = {
 def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "data.json").write_text("[]")
+    (tmp_path / "begun" / ".cal" / "reports").mkdir(parents=True)
+    (tmp_path / "begun" / ".cal" / "reports" / "run-1.json").write_text(json.dumps(REPORT))
     for short, flags in SHORT.items():
         line = line.replace(short, flags)
     program, *argv = line.split()

@@ -148,16 +148,14 @@ def parse_configs(
 
 
 def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = None) -> set[str]:
-    """Returns those boolean flags of `kind` that are true on the command line or in its `--config` file.
+    """Returns those of these flags of `kind` that the command line or its `--config` file sets to something true.
 
     The rest of the line is not looked at: what such a flag asks for may need less of it. Raises ConfigError.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
-        dataclasses.make_dataclass("Chosen", [(name, bool, False) for name in names]),
-        add_help=False,
-        allow_abbrev=False,
-    )
+    fields, hints = dataclasses.fields(kind), get_type_hints(kind)
+    wanted = [(item.name, hints[item.name], flag(item.default, "")) for item in fields if item.name in names]
+    parser = _Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False, allow_abbrev=False)
     namespace = parser.parse_known_args(_with_file(given, [kind], (), {}))[0]
     return {name for name in names if getattr(namespace, name)}
 

@@ -5,20 +5,21 @@ Checks everything that can be checked before work, then hands the shards to Ray.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from cal_pipeline.arguments import chosen, parse_config
 from cal_pipeline.console import printing
+from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
 from cal_pipeline.models.directory import validate_model
 from cal_pipeline.output.clean import clean
 from cal_pipeline.output.store import open_store
 from cal_pipeline.output.verify import print_verification, verify
-from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
+from cal_pipeline.runtime.config import JSON_ALONE, PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, fault_of
 from cal_pipeline.runtime.signals import Interruption
+from cal_pipeline.runtime.status import print_status, status_of
 from cal_pipeline.sources.data_paths import existing_directory
 from cal_pipeline.sources.planning import Source, find_sources
 from cal_schemas.errors import ConfigError
@@ -32,14 +33,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 @printing()
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code; what becomes of an exception is in the table of faults."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "boto3", "botocore", "s3transfer"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to(sys.stderr, LogLines(typed_format(argv)))
     with Interruption() as interruption:
         try:
-            if chosen(PrecomputeConfig, ("verify", "clean"), argv):
-                return _maintain(argv)
+            if asked := chosen(PrecomputeConfig, ("status", "verify", "clean"), argv):
+                return _maintain(asked, argv)
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
+            log_to(sys.stderr, LogLines(config.log_format))
             sources = validate_paths(config)
             # Here begin torch, transformers and Ray: arguments.py says why.
             from cal_pipeline.runtime import plan
@@ -53,13 +53,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             fault = fault_of(error)
             if fault.in_driver == "stop":
-                message = f"cal-precompute: {fault.driver_says.format(error=error)}"
+                message = fault.driver_says.format(error=error)
             elif fault.in_driver == "interrupt":
-                so_far = "; ".join([interruption.message, *map(str, error.args)])
-                message = f"\ncal-precompute: {so_far}; run the same command to resume"
+                message = "; ".join([interruption.message, *map(str, error.args), "run the same command to resume"])
             else:
                 raise
-            print(message, file=sys.stderr)  # noqa: T201
+            say("cal-precompute", message, on_new_line=fault.in_driver == "interrupt")
             return interruption.exit_code if fault.exit_code is None else fault.exit_code
 
 
@@ -76,9 +75,18 @@ def validate_paths(config: PrecomputeConfig) -> list[list[Source]]:
     return sources
 
 
-def _maintain(argv: Sequence[str] | None) -> int:
-    """Carries out `--verify` and `--clean`, which need no model, no data and no Ray; returns the exit code."""
+def _maintain(asked: set[str], argv: Sequence[str] | None) -> int:
+    """Carries out `--status`, or `--verify` and `--clean`, without model, data and Ray; returns the exit code."""
     config = parse_config(maintenance_config(), argv, program="cal-precompute", description=__doc__ or "")
+    if "status" in asked:
+        if len(asked) > 1:
+            raise ConfigError("--status looks at a run that may go on, --verify and --clean do not: give one of them")
+        print_status(status_of(open_store(config.status, "status")), as_json=config.json)
+        return EXIT_DONE
+    if config.json:
+        raise ConfigError(JSON_ALONE)
+    if not config.output_dir:
+        raise ConfigError("the following arguments are required: --output_dir")
     if config.clean and config.dry_run:
         raise ConfigError("--clean removes files, and --dry_run does nothing: give one of them")
     store = open_store(config.output_dir, "maintenance")

@@ -23,7 +23,7 @@ from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 PAGE = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 SCRIPTS = [text for language, text in SNIPPETS if language == "bash"]
-MANIFESTS = [text for language, text in SNIPPETS if language == "yaml"]
+MANIFESTS = [text for language, text in SNIPPETS if language == "yaml" and "apiVersion" in text]
 RAY_FLAGS = {"--head", "--port", "--address", "--num-gpus", "--num-cpus", "--block", "--no-wait"}
 
 
@@ -52,7 +52,7 @@ def test_every_command_of_a_script_parses(number: int) -> None:
     parsed = commands(script)
     assert parsed
     for arguments in parsed:
-        kind = maintenance_config() if {"--verify", "--clean"} & set(arguments) else PrecomputeConfig
+        kind = maintenance_config() if {"--status", "--verify", "--clean"} & set(arguments) else PrecomputeConfig
         parse_config(kind, arguments, program="cal-precompute", description="")
     for line in script.replace("\\\n", " ").splitlines():
         if match := re.search(r"\bray (start|job submit) (.*?)(?: -- |#|$)", line):
@@ -70,7 +70,7 @@ def test_the_manifest_loads_and_its_command_parses() -> None:
     assert config.cpus_per_worker <= int(limits["cpu"])
 
 
-def test_every_flag_and_counter_that_the_text_names_exists() -> None:
+def test_every_flag_that_the_text_names_exists() -> None:
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     kinds = (PrecomputeConfig, TrainConfig, CalTrainingArguments)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
@@ -78,9 +78,6 @@ def test_every_flag_and_counter_that_the_text_names_exists() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - others
     assert {flag for flag in named if flag.removeprefix("--") not in known} == set()
     assert "devices" in {field.name for field in dataclasses.fields(RunOutcome)}
-    driver = Path(sys.modules["cal_pipeline.runtime.cluster"].__file__ or "").with_name("ray_driver.py").read_text()
-    for counter in re.findall(r"`cal_(\w+)_total`", text):
-        assert f'"{counter}"' in driver or f"cal_{counter}_total" in driver, counter
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ Takes the flags below and all of transformers' TrainingArguments, which --help-a
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cal_pipeline.arguments import parse_configs, training_argument_names
 from cal_pipeline.console import printing
+from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
 from cal_schemas.errors import CalError, DivergedError
 from cal_trainer.config import TrainConfig
 from cal_trainer.run.checkpoints import newest_whole
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cal_trainer.training_arguments import CalTrainingArguments
 
 EXIT_DONE, EXIT_STOPPED, EXIT_REFUSED, EXIT_FULL = 0, 1, 2, 3
-_QUIET = ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer", "bitsandbytes")
-"""Third parties that say more than an error at every start."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -41,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 @raising_terminated()
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING if name != "bitsandbytes" else logging.ERROR)
+    log_to(sys.stderr, LogLines(typed_format(argv)))
     given = list(sys.argv[1:] if argv is None else argv)
     output_dir: Path | None = None
     try:
         if "--help-all" in given:
             parse(["--help"])
-        _answer_early(given)
+        lines = LogLines(_answer_early(given).log_format)
+        log_to(sys.stderr, lines)
         config, arguments = parse(given)
+        log_to(sys.stderr, lines)  # Again: transformers is here by now, with handlers of its own.
         output_dir = Path(arguments.output_dir)
         if config.assemble:
             from cal_pipeline.models.assemble import assemble, parse_assemble
@@ -85,7 +83,7 @@ def _way_on(output_dir: Path | None) -> str:
 def _ended(code: int, message: str) -> int:
     """Prints one line, on one rank where several were interrupted at once, and returns the code."""
     if code in (EXIT_REFUSED, EXIT_FULL) or os.environ.get("RANK", "0") == "0":
-        print(f"cal-train: {message}", file=sys.stderr)  # noqa: T201
+        say("cal-train", message)
     return code
 
 
@@ -97,11 +95,13 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, CalTrainingArguments]:
     return config, arguments
 
 
-def _answer_early(argv: Sequence[str]) -> None:
+def _answer_early(argv: Sequence[str]) -> TrainConfig:
     """Answers --help and mistakes in our own flags before torch is imported: arguments.py says why."""
     (config,) = _parsed([TrainConfig], argv, others=training_argument_names())
+    assert isinstance(config, TrainConfig)
     if not config.assemble:
         validate_paths(config)
+    return config
 
 
 _parsed = partial(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cal_pipeline.arguments import ContrastFlags
 from cal_pipeline.config_file import INFINITE
+from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
@@ -62,6 +63,9 @@ class TrainConfig(ContrastFlags):
     attn_implementation: str = field(default="sdpa", metadata=_help("attention, as in transformers"))
     revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
     trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
+    log_format: LogFormat = field(
+        default="text", metadata=_help("of standard error: lines for people, or JSON objects, one a line")
+    )
     assemble: list[str] = field(
         default_factory=list,
         metadata=_help("vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"),

@@ -13,11 +13,12 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from cal_pipeline.arguments import add_version
 from cal_pipeline.console import printing
 from cal_pipeline.inspect import progress
+from cal_pipeline.log_lines import LogFormat, LogLines, log_to, say, typed_format
 from cal_schemas.errors import CalError, ConfigError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 @printing()
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    log_to(sys.stderr, LogLines(typed_format(argv), "%(levelname)s %(message)s"), logging.WARNING)
     logging.getLogger(progress.__name__).setLevel(logging.INFO)
     try:
         given = list(sys.argv[1:] if argv is None else argv)
@@ -74,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}" if error.errno else str(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(f"cal-inspect: {' '.join(reason.split())}", file=sys.stderr)  # noqa: T201
+    say("cal-inspect", " ".join(reason.split()))
     return EXIT_REFUSED
 
 
@@ -92,6 +93,10 @@ def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)
+            subparser.add_argument(
+                "--log_format", choices=get_args(LogFormat), default="text",
+                help="of standard error: lines for people, or JSON objects, one a line (default: %(default)s)",
+            )  # fmt: skip
     return parser, module
 
 

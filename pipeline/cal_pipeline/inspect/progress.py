@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cal_pipeline.log_lines import is_json
+
 SHOW_AFTER_S = 5.0
 _LINE_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def shown_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now < due:
             return
-        if bar.console.is_terminal:
+        if bar.console.is_terminal and not is_json():
             bar.start()
         else:
             left = (total - done) * (now - started) / max(done, 1)

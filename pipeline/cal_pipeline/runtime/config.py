@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
 from cal_pipeline.arguments import ContrastFlags, flag
+from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
@@ -33,14 +34,16 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("seed", "save_contrast_images")
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
+_ADDRESS = re.compile(r".+:\d{1,5}")
+JSON_ALONE = "--json says how --status prints: give --status DIRECTORY too"
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
 
 
 def maintenance_config() -> type[Any]:
-    """Makes the same flags with nothing required but `--output_dir`: of --verify and --clean, in a whole command."""
+    """Makes the same flags with nothing required: of --status, --verify and --clean, in a whole command."""
     hints, made = get_type_hints(PrecomputeConfig), []
     for item in map(copy, fields(PrecomputeConfig)):
-        if item.default is item.default_factory is MISSING and item.name != "output_dir":
+        if item.default is item.default_factory is MISSING:
             item.default_factory = list
         made.append((item.name, hints[item.name], item))
     return make_dataclass("MaintenanceConfig", made, frozen=True, kw_only=True)
@@ -112,6 +115,11 @@ class PrecomputeConfig(ContrastFlags):
     idle_timeout_s: float = flag(600.0, "give up when no worker can be placed for so long")
     dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing")
 
+    log_format: LogFormat = flag("text", "of standard error and of workers' logs: lines for people, or JSON objects")
+    metrics_address: str = flag("127.0.0.1:0", "host:port of metrics for Prometheus; port 0 is any that is free")
+
+    status: str | None = flag(None, "say how far the run is that writes to this directory (no other flag counts)")
+    json: bool = flag(False, "with --status: as JSON")
     verify: bool = flag(
         False, "read every shard of --output_dir and say what is wrong; --data_path counts where .cal holds no plan"
     )
@@ -138,6 +146,10 @@ class PrecomputeConfig(ContrastFlags):
                     location(path)
                 except ConfigError as error:
                     raise ConfigError(f"--{name} {error}") from error
+        if not _ADDRESS.fullmatch(self.metrics_address):
+            raise ConfigError(f"--metrics_address {self.metrics_address}: expected host:port, as 127.0.0.1:9464")
+        if self.json:
+            raise ConfigError(JSON_ALONE)
         if self.limit is not None and self.sample is not None:
             raise ConfigError("--limit and --sample are two ways to take a subset: give one")
         if self.max_image_pixels > PILLOW_MAX_PIXELS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cal_pipeline.encoding.contrast_images import save_contrast_images
+from cal_pipeline.log_lines import say
 from cal_pipeline.output.heartbeat import Heartbeat, now
 from cal_pipeline.output.resume import compare_with_plan
 from cal_pipeline.output.traces import Traces
 from cal_pipeline.runtime.cluster import RunOutcome
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, RunAbortedError
+from cal_pipeline.runtime.metrics import RunMetrics, served
 from cal_pipeline.runtime.plan import Plan, cluster_of
 from cal_pipeline.runtime.progress import ProgressListener
 from cal_pipeline.runtime.ray_driver import run_shards
@@ -25,9 +26,11 @@ from cal_pipeline.runtime.ray_metrics import RayMetrics
 from cal_pipeline.runtime.ray_session import ray_session
 from cal_pipeline.runtime.report import RunReport, print_report, projection
 from cal_pipeline.runtime.signals import Interruption
+from cal_pipeline.runtime.state import RunState
 from cal_pipeline.runtime.watchdog import Watchdog
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
+from cal_schemas.redaction import redacted
 from cal_schemas.storage.locations import write_whole
 
 _log = logging.getLogger("cal-precompute")
@@ -111,14 +114,14 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     if report.total("rows") and (config.limit is not None or config.sample is not None):
         print(projection(report, plan.rows_of_all))  # noqa: T201
     if outcome.too_many_not_ok:
-        print(  # noqa: T201
-            f"cal-precompute: stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; "
-            "1 never stops). The rows above say why; finished shards are intact, the same command goes on, and "
-            "--redo_status measures such rows again",
-            file=sys.stderr,
+        say(
+            "cal-precompute",
+            f"stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; 1 never stops). "
+            "The rows above say why; finished shards are intact, the same command goes on, and --redo_status measures "
+            "such rows again",
         )
     elif report.none_is_ok():
-        print("cal-precompute: no row is ok: see above", file=sys.stderr)  # noqa: T201
+        say("cal-precompute", "no row is ok: see above")
     failed = outcome.failed or outcome.too_many_not_ok or report.none_is_ok() or in_output is None
     return EXIT_SHARDS_FAILED if failed else EXIT_DONE
 
@@ -150,13 +153,26 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
               "(--max_error_fraction %g)", len(plan.todo), rows, len(plan.progress.done), cluster.max_rows_not_ok,
               plan.config.max_error_fraction)  # fmt: skip
 
+    state = RunState(
+        output_dir=redacted(str(plan.settings.store.output_dir)),
+        planned=[shard.name for shard in (*plan.progress.done, *plan.progress.pending)],
+        done=[shard.name for shard in plan.progress.done],
+        broken={shard.name: str(shard.problem) for shard in plan.broken},
+        statuses_before=plan.statuses_before(),
+        num_rows=rows,
+        outcome=outcome,
+    )
+    metrics = RunMetrics(state)
+
     def check() -> None:
         watchdog.alive()
         interruption.check()
 
     with (
         Watchdog() as watchdog,
+        served(metrics, plan.config.metrics_address) as state.metrics,
         ray_session(cluster, starting=interruption.kept),
-        ProgressListener(len(plan.todo), rows, heartbeat.beat, check, RayMetrics().add) as listener,
+        ProgressListener(state, len(plan.todo), heartbeat, check, RayMetrics(metrics).publish) as listener,
     ):
+        _log.info("metrics for Prometheus are at %s (--metrics_address)", state.metrics)
         run_shards(plan.todo, plan.settings, cluster, plan.settings.store.logs, listener, outcome)

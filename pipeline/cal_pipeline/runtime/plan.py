@@ -131,6 +131,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
             options=options,
             redo=redo,
             environment=store_environment(),
+            log_format=config.log_format,
         ),
     )
 

@@ -11,39 +11,42 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cal_pipeline.log_lines import is_json
+from cal_pipeline.output.heartbeat import Heartbeat
 from cal_pipeline.output.shard_report import ShardReport
-from cal_schemas.errors import STATUS_OK
+from cal_pipeline.runtime.state import RunState
 
 _LOG_EVERY_S = 30.0
+_SAY_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class ProgressListener:
-    """Counts finished shards and rows, and shows rate and time left; a context manager.
+    """Shows finished shards and rows, rate and time left, and lets heartbeats say them; a context manager.
 
     Args:
+        state: what is shown.
         num_shards: shards still to do.
-        num_rows: rows in them.
-        heartbeat: called every few seconds, to keep the run's sign of life fresh.
+        heartbeat: the run's sign of life, which says the state to `--status`.
         check: called on every tick; raises to end the run.
-        counted: called with the report of every finished shard.
+        publish: called when the heartbeat beats.
     """
 
     def __init__(
         self,
+        state: RunState,
         num_shards: int,
-        num_rows: int,
-        heartbeat: Callable[[], None],
-        check: Callable[[], None] = lambda: None,
-        counted: Callable[[ShardReport], None] = lambda _: None,
+        heartbeat: Heartbeat,
+        check: Callable[[], None],
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
-        self._counted = counted
-        self._num_shards, self._num_rows, self._heartbeat, self._check = num_shards, num_rows, heartbeat, check
-        self._shards = self._rows = self._tokens = self._not_ok = 0
-        self._started = self._logged = self._beaten = time.monotonic()
+        self._state, self._num_shards = state, num_shards
+        self._heartbeat, self._check, self._publish = heartbeat, check, publish
+        self._logged = time.monotonic()
+        self._said = 0.0
         console = Console(file=sys.stderr)
         self._bar = None
-        if console.is_terminal:
+        if console.is_terminal and not is_json():
             self._bar = Progress(
                 TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
                 TimeElapsedColumn(), console=console,
@@ -60,33 +63,35 @@ class ProgressListener:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        self._publish()
 
     def finished(self, report: ShardReport) -> None:
         """Counts a shard that is done."""
-        self._counted(report)
-        self._shards += 1
-        self._rows += report.rows
-        self._tokens += report.tokens
-        self._not_ok += report.rows - report.statuses.get(STATUS_OK, 0)
+        self._state.finished(report)
         if self._bar:
-            self._bar.update(self._task, completed=self._shards, description=self._describe())
+            self._bar.update(self._task, completed=self._state.counts["shards"], description=self._describe())
 
     def tick(self) -> None:
         """Shows the state from time to time, and checks whether the run is to end."""
         self._check()
         now = time.monotonic()
-        if now - self._beaten > 10:
-            self._beaten = now
-            self._heartbeat()
+        if now - self._said > _SAY_EVERY_S:
+            self._said = now
+            self._heartbeat.say(**self._state.facts())
+            self._heartbeat.beat()
+            self._publish()
         if self._bar is None and now - self._logged > _LOG_EVERY_S:
             self._logged = now
-            _log.info("%d of %d shards, %s", self._shards, self._num_shards, self._describe())
+            _log.info("%d of %d shards, %s", self._state.counts["shards"], self._num_shards, self._describe())
 
     def _describe(self) -> str:
-        elapsed = time.monotonic() - self._started
-        left = "?" if not self._rows else duration((self._num_rows - self._rows) * elapsed / self._rows)
-        rates = f"{self._rows / elapsed:.1f} rows/s, {self._tokens / elapsed:.0f} tokens/s"
-        return f"{rates}, {left} left, {self._not_ok} rows not ok"
+        facts, counts = self._state.facts(), self._state.counts
+        left = "?" if facts["seconds_left"] is None else duration(facts["seconds_left"])
+        tokens_per_s = counts["tokens"] * facts["rows_per_s"] / max(counts["rows"], 1)
+        return (
+            f"{facts['rows_per_s']:.1f} rows/s, {tokens_per_s:.0f} tokens/s, {left} left, "
+            f"{counts['rows_not_ok']} rows not ok"
+        )
 
 
 def duration(seconds: float) -> str:

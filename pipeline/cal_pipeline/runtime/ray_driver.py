@@ -279,10 +279,11 @@ class _Run:
     def _retry(self, shard: Shard, reason: str) -> None:
         tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
         if tries >= self._cluster.max_tries:
-            _log.error("shard %s failed %d times, last: %s", shard.name, tries, reason)
+            _log.error("shard %s failed %d times, last: %s", shard.name, tries, reason, extra={"shard": shard.name})
             self.outcome.failed[shard.name] = reason
             return
-        _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._cluster.max_tries, reason)
+        named = {"shard": shard.name}
+        _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._cluster.max_tries, reason, extra=named)
         self.outcome.retries += 1
         self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
 
@@ -292,7 +293,7 @@ class _Run:
         if losses > _MAX_NODE_LOSSES:
             self._retry(shard, reason)
             return
-        _log.warning("shard %s moves to another node: %s", shard.name, reason)
+        _log.warning("shard %s moves to another node: %s", shard.name, reason, extra={"shard": shard.name})
         self.outcome.retries += 1
         self._waiting.append((shard, time.monotonic() + _BACKOFF_S))
 

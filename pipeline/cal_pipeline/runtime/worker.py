@@ -17,6 +17,7 @@ import torch
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
+from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.directory import model_directory
 from cal_pipeline.models.loading import load_processor, load_reference, weights_digest
@@ -59,6 +60,7 @@ class WorkerSettings:
     redo: frozenset[str]
     environment: tuple[tuple[str, str], ...] = ()
     """Of the driver: which object store is meant. Credentials do not travel; every node has its own."""
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import logging
 import os
 import platform
 import re
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from cal_pipeline.log_lines import LogLines, log_to
 from cal_pipeline.output.local_staging import make_private, staging_folder
 from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.runtime.worker import Outcome, Worker, WorkerSettings
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.redaction import keep_secrets, redacted
 
-_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|INFO:|.*\d%\|")
+_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d .*\] |\(raylet\)|[\d-]+ [\d:,]+ INFO |.*\d%\|")
 """Lines of Ray's own, of ours that report no trouble, and progress bars."""
 _TAIL_BYTES = 64 * 1024
+_log = logging.getLogger(__name__)
 
 
 def device_name(on_gpu: bool) -> str:
@@ -53,33 +55,42 @@ class WorkerProcess:
             os.dup2(self._log.fileno(), descriptor)
         faulthandler.enable(self._log)
         keep_secrets()
-        logging.basicConfig(stream=self._log, level=logging.INFO, force=True)
+        logging.getLogger().handlers.clear()
+        self._lines = LogLines()
+        log_to(self._log, self._lines)
 
     def start(self, settings: WorkerSettings) -> Outcome:
         """Loads the model: `done`, `refuse` where the worker says itself what it lacks, `retry` where it broke."""
+        self._lines.log_format = settings.log_format
+        log_to(self._log, self._lines)
         try:
             self._worker = Worker(settings)
         except BaseException as error:
-            self._note(traceback.format_exc())
+            _log.exception("cannot start")
             kind = fault_of(error).at_start
             assert kind is not None
             return Outcome(
                 kind=kind, message=str(error) if kind == "refuse" else redacted(f"{type(error).__name__}: {error}")
             )
+        _log.info("started on %s, pid %d", platform.node(), os.getpid())
         return Outcome(kind="done")
 
     def run(self, shard: Shard) -> Outcome:
         """Annotates the shard; does not return after a fault that only a fresh process gets over."""
+        self._lines.shard = shard.name
+        _log.info("begins")
         try:
-            return self._worker.run(shard)
+            outcome = self._worker.run(shard)
         except BaseException:
             # A CUDA error is sticky: only a fresh process gets a working device.
-            self._note(traceback.format_exc())
+            _log.exception("this process ends")
             os._exit(1)
-
-    def _note(self, text: str) -> None:
-        with suppress(OSError):  # The log may lie on the disk that is full.
-            self._log.write(redacted(text))
+        if outcome.report:
+            _log.info("done in %.1f s: %s", outcome.report.seconds["total"], outcome.report.statuses)
+        else:
+            _log.warning("not done: %s", outcome.message)
+        self._lines.shard = None
+        return outcome
 
 
 def last_words(log_path: Path) -> str:
@@ -90,9 +101,17 @@ def last_words(log_path: Path) -> str:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return "it wrote no log"
-    said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
+    said = [text for line in lines if (text := _trouble(line.strip())) and not _NOISE.match(text)]
     if not said:
         return f"its log {log_path} says nothing"
     # After a fatal signal the log ends with stacks; the line above them names the signal.
     last = next((line for line in reversed(said) if line.startswith("Fatal Python error")), said[-1])
     return f"its log ends with: {last}"
+
+
+def _trouble(line: str) -> str:
+    """Returns what a line says; of a log in JSON the end of its message or traceback, and nothing of mere news."""
+    if not line.startswith('{"time": '):
+        return line
+    value = json.loads(line)
+    return "" if value["level"] == "INFO" else str(value.get("exception", value["message"])).splitlines()[-1]

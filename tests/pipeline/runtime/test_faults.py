@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cal_pipeline import cli
+from cal_pipeline.log_lines import LogLines
 from cal_pipeline.runtime import worker, worker_process
 from cal_pipeline.runtime.faults import FAULTS, Fault, fault_of
 from cal_pipeline.sources.shard import Shard
@@ -56,7 +57,7 @@ def test_the_first_line_that_fits_an_exception_is_its_own(fault: Fault, error: B
 
 @each_line
 def test_a_worker_answers_or_ends_as_the_table_says(
-    fault: Fault, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    fault: Fault, error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def annotate(shard: Shard, **_: Any) -> None:
         raise error
@@ -65,7 +66,7 @@ def test_a_worker_answers_or_ends_as_the_table_says(
         raise SystemExit(code)
 
     process = worker_process.WorkerProcess.__new__(worker_process.WorkerProcess)
-    process._log = io.StringIO()
+    process._lines = LogLines()
     process._worker = worker.Worker.__new__(worker.Worker)
     process._worker._settings = SimpleNamespace(spec=None, store=None, options=None, redo=frozenset())  # type: ignore[assignment]
     process._worker._encoder = process._worker._model = None  # type: ignore[assignment]
@@ -76,7 +77,7 @@ def test_a_worker_answers_or_ends_as_the_table_says(
     elif fault.in_shard == "end":
         with pytest.raises(SystemExit, match="1"):
             process.run(SHARD)
-        assert "said so" in process._log.getvalue()
+        assert "said so" in caplog.text
     else:
         outcome = process.run(SHARD)
         assert (outcome.kind, outcome.report) == (fault.in_shard, None)
@@ -91,10 +92,10 @@ def test_a_worker_that_cannot_start_says_what_the_table_says(
         raise error
 
     process = worker_process.WorkerProcess.__new__(worker_process.WorkerProcess)
-    process._log = io.StringIO()
+    process._log, process._lines = io.StringIO(), LogLines()
     monkeypatch.setattr(worker_process, "Worker", load)
     if fault.at_start is not None:
-        outcome = process.start(None)  # type: ignore[arg-type]
+        outcome = process.start(SimpleNamespace(log_format="text"))  # type: ignore[arg-type]
         assert outcome.kind == fault.at_start
         assert "said so" in outcome.message
         assert outcome.message.startswith(type(error).__name__) == (fault.at_start == "retry")

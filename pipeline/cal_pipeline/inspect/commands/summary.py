@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.filesize import decimal
@@ -59,40 +59,27 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         say("no row has deltas: look at the column `error` of the rows, mend the source, and use "
             "cal-precompute --redo_status")  # fmt: skip
     else:
-        say("")
-        flags.console().print(_delta_table(summary), "", _sample_table(summary))
+        for table in _tables(summary):
+            flags.console().print("", table)
     say("")
     for name, value in measured_with(summary):
         say(f"{name:<{_NAME_WIDTH}}{value}")
 
 
-def _delta_table(summary: Mapping[str, Any]) -> Table:
+def _tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Each of at most 80 columns."""
     beta = "inf" if summary["beta"] is None else f"{summary['beta']:g}"
-    columns = {
-        "tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "q1": "1%", "q10": "10%", "q50": "50%",
-        "q90": "90%", "q99": "99%", "max": "max", "share_negative": "< 0", "share_below_alpha":
-        f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}",
-    }  # fmt: skip
-    title = "delta in logits, of all tokens and by turn (answer of the conversation)"
-    table = flags.table("turn", left=["turn"], title=title)
-    for heading in columns.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, values in {"all": summary["delta"], **summary["turns"]}.items():
-        table_cells = []
-        for key in columns:
-            value = values[key]
-            share = key.startswith("share")
-            table_cells.append("-" if value is None else f"{value:,}" if key == "tokens" else f"{value:.1%}" if share
-                         else f"{value:.2f}")  # fmt: skip
-        table.add_row(name, *table_cells)
-    return table
-
-
-def _sample_table(summary: Mapping[str, Any]) -> Table:
-    columns = ("q1", "q5", "q10", "q25", "q50", "q75", "q90", "q95", "q99")
-    headings = (f"{name[1:]}%" for name in columns)
-    table = flags.table("of samples", *headings, left=["of samples"], title="quantiles over the samples with deltas")
-    for name, values in summary["samples"].items():
-        form = ".0%" if name.startswith("share") else ".2f"
-        table.add_row(name, *("-" if values[key] is None else f"{values[key]:{form}}" for key in columns))
-    return table
+    figures = {"tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "max": "max", "share_negative": "< 0",
+               "share_below_alpha": f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}"}  # fmt: skip
+    quantiles = {f"q{share}": f"{share}%" for share in (1, 10, 25, 50, 75, 90, 99)}
+    turns = {"all": summary["delta"], **summary["turns"]}
+    for title, first, rows, columns in (
+        ("delta in logits, of all tokens and by turn (answer of the conversation)", "turn", turns, figures),
+        ("quantiles of delta", "turn", turns, quantiles),
+        ("quantiles over the samples with deltas", "of samples", summary["samples"], quantiles),
+    ):
+        table = flags.table(first, *columns.values(), left=[first], title=title)
+        for name, values in rows.items():
+            forms = {key: "," if key == "tokens" else ".1%" if "share" in key + name else ".2f" for key in columns}
+            table.add_row(name, *("-" if values[key] is None else format(values[key], forms[key]) for key in columns))
+        yield table

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.page.shading import AGAINST, FOR
 from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.named_rows import named_rows
@@ -56,6 +57,7 @@ def page_data(
         "alpha": options.alpha,
         "beta": options.beta,
         "window": options.window,
+        "colours": {"for": FOR, "against": AGAINST},
         "sliderMax": float(np.ceil(max(10.0, options.beta, top))),
         "facts": facts(summary, options),
         "settings": measured_with(summary),
@@ -90,9 +92,11 @@ def choose(means: np.ndarray, named: np.ndarray, pick: Pick, count: int, seed: i
 
 
 def _edges(counts: DeltaCounts, options: argparse.Namespace) -> np.ndarray:
+    """Of equal bins, with 0 between two of them."""
     low = min(-1.0, counts.quantile(0.005)) if counts.defined else -1.0
     high = max(options.beta + 1.0, counts.quantile(0.995)) if counts.defined else options.beta + 1.0
-    return np.linspace(np.floor(low), np.ceil(high), NUM_BINS + 1)
+    width = float(np.ceil(high) - np.floor(low)) / NUM_BINS
+    return np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width
 
 
 def facts(summary: Mapping[str, Any], options: argparse.Namespace) -> list[tuple[str, str]]:

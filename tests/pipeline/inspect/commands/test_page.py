@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,8 @@ from browser import Page, browser, find_browser
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.page import page_text, read_page_data
 from cal_pipeline.inspect.page.page_data import MAX_THUMBNAIL_BYTES, choose, thumbnail, turn_parts
+from cal_pipeline.inspect.page.shading import AGAINST, FOR
+from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.weights import token_weights
@@ -351,3 +354,81 @@ def test_a_page_of_a_shard_alone_and_of_a_sidecar_shows_the_same_words(llava: Fa
     assert run(["page", str(whole / "a.parquet"), "--output", str(tmp_path / "one.html")]) == 0
     assert run(["page", str(sidecar), "--output", str(tmp_path / "two.html")]) == 0
     assert read_page_data(tmp_path / "one.html")["samples"] == read_page_data(tmp_path / "two.html")["samples"]
+
+
+@browser_test
+def test_weights_have_a_histogram_beside_that_of_deltas_and_move_with_the_sliders(
+    page: Page, llava: Family, tmp_path: Path
+) -> None:
+    path = llava_directory(llava, tmp_path)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    samples = read_page_data(tmp_path / "report.html")["samples"]
+    page.open(tmp_path / "report.html")
+    page.frame()
+    captions = page.js("[...document.querySelectorAll('#plots figcaption')].map((caption) => caption.textContent)")
+    assert captions[0].startswith("Share of tokens in each bin")
+    measured_samples = sum(bool(sample["deltas"]) for sample in samples)
+    assert captions[1].startswith(f"Weights of the {measured_samples} measured samples")
+    heights = "[...document.querySelectorAll('#weights rect')].map((bar) => Number(bar.getAttribute('height')))"
+    for alpha, beta in ((1.0, 5.0), (0.25, 1.5)):
+        for name, value in (("beta", beta), ("alpha", alpha)):
+            page.js(f"(() => {{ const s = document.getElementById('{name}'); s.value = {value};"
+                    " s.dispatchEvent(new Event('input')); })()")  # fmt: skip
+        page.frame()
+        weights = np.concatenate([python_weights(sample, alpha, beta, 3) for sample in samples if sample["deltas"]])
+        counts = np.histogram(weights, np.linspace(alpha, beta, 41))[0]
+        np.testing.assert_allclose(np.array(page.js(heights)) / 138, counts / counts.max(), atol=2 / counts.max())
+    assert page.problems == []
+
+
+@browser_test
+def test_one_pair_of_colours_with_words_at_the_ends_of_its_bar(page: Page, llava: Family, tmp_path: Path) -> None:
+    path = llava_directory(llava, tmp_path)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    page.open(tmp_path / "report.html")
+    scale = "document.getElementById('scale').textContent"
+    assert page.js(scale) == "weighs least1.05.0weighs most"
+    page.js("(() => { const s = document.getElementById('shade'); s.value = 'delta';"
+            " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    page.frame()
+    assert page.js(scale) == "the image speaks against-5.05.0for"
+    fills = page.js("[...document.querySelectorAll('#plots figure:first-child rect')]"
+                    ".map((bar) => getComputedStyle(bar).fill)")  # fmt: skip
+    pair = [f"rgb({', '.join(map(str, colour))})" for colour in (AGAINST, FOR)]
+    edges = read_page_data(tmp_path / "report.html")["histogram"]["edges"]
+    assert fills == [pair[edge >= 0] for edge in edges[:-1]]
+    assert 0.0 in edges
+    shades = set(page.js("[...document.querySelectorAll('.t')].map((t) => t.style.backgroundColor)")) - {""}
+    assert {shade.rpartition(",")[0] for shade in shades} <= {f"rgba({', '.join(map(str, c))}" for c in (AGAINST, FOR)}
+
+
+@browser_test
+def test_tokens_that_share_a_character_show_all_their_deltas_and_the_extreme_in_the_shade(
+    page: Page, llava: Family, tmp_path: Path
+) -> None:
+    cat = "\u732b"
+    data = conversations(tmp_path / "data", [f"A {cat} here."])
+    path = measured(llava, tmp_path / "annotated", [data], tmp_path / "data" / "images", carry="paths")
+    (file,) = path.glob("*.parquet")
+    table = pq.read_table(file)
+    pieces = Pieces(llava.encoder.processor.tokenizer.backend_tokenizer)
+    last = pieces.spelled(table["label_ids"][0].as_py()).index(cat)
+    deltas = [1.0] * len(table["label_ids"][0])
+    deltas[last - 2 : last + 1] = [0.5, -7.25, 2.0]
+    at = table.schema.get_field_index("delta_logits")
+    changed = table.set_column(at, table.schema.field(at), pa.array([deltas], table.schema.types[at]))
+    pq.write_table(changed, file)
+    assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
+    page.open(tmp_path / "report.html")
+    page.js("(() => { const s = document.getElementById('shade'); s.value = 'delta';"
+            " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    page.frame()
+    spans = page.js("[...document.querySelectorAll('.t')].map((t) => [t.textContent, t.style.backgroundColor])")
+    assert len(spans) == len(deltas) - 2
+    assert spans[last - 2] == [cat, f"rgba({', '.join(map(str, AGAINST))}, 0.65)"]
+    page.js("document.querySelector('.words').focus()")
+    for _ in range(last - 1):  # One step a character.
+        page.key("ArrowRight", 39)
+    tip = page.js("document.getElementById('tip').textContent")
+    assert tip.startswith(f'token "{cat}", 3 tokens\ndelta 0.500, -7.250, 2.000\nweight 1.000, 1.333, 1.333')
+    assert page.problems == []

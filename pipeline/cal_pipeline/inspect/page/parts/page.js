@@ -7,6 +7,10 @@
   const LEVELS = 64;
   const OPACITY = 0.65;
   const SVG = "http://www.w3.org/2000/svg";
+  const FOR = data.colours.for.join(", ");
+  const AGAINST = data.colours.against.join(", ");
+  document.documentElement.style.setProperty("--for", FOR);
+  document.documentElement.style.setProperty("--against", AGAINST);
 
   function make(name, { text, ...attributes } = {}, ...children) {
     const element = document.createElement(name);
@@ -126,12 +130,10 @@
     const most = Math.max(...counts);
     const bars = figure("Share of tokens in each bin; the outermost are in the end bins", "delta (logits)", low, high, most, ticks);
     bars.drawing.append(svg("text", { x: 4, y: bars.y(most) + 4 }, share(most / total)));
-    counts.forEach((count, bin) => {
-      const [from, to] = [bars.x(edges[bin]), bars.x(edges[bin + 1])];
-      bars.drawing.append(svg("rect", { class: "bar", x: from, width: Math.max(to - from - 0.5, 0.5), y: bars.y(count),
-        height: bars.y(0) - bars.y(count) }));
-    });
+    bars.drawing.append(svg("text", { x: PLOT.left, y: PLOT.height - 4 }, "\u2190 the image speaks against, for \u2192"));
+    bars.drawing.append(...histogram(bars, edges, counts));
     markBounds(bars, low, high);
+    drawWeights();
     const rising = figure("Share of tokens at or below a delta", "delta (logits)", low, high, 1, ticks);
     for (const part of [0.5, 1]) rising.drawing.append(svg("text", { x: 4, y: rising.y(part) + 4 }, `${100 * part}%`));
     let below = 0;
@@ -139,6 +141,46 @@
     rising.drawing.append(svg("polyline", { class: "curve", points: points.join(" ") }));
     markBounds(rising, low, high);
     drawTurns();
+  }
+
+  function histogram({ x, y }, edges, counts) {
+    return counts.map((count, bin) => {
+      const [from, to] = [x(edges[bin]), x(edges[bin + 1])];
+      return svg("rect", { class: edges[bin] < 0 ? "bar against" : "bar", x: from, width: Math.max(to - from - 0.5, 0.5),
+        y: y(count), height: y(0) - y(count) });
+    });
+  }
+
+  const WEIGHT_BINS = 40;
+
+  // Of the samples on this page, the others' tokens are not here: drawn anew whenever a bound or the window moves.
+  function drawWeights() {
+    const shown = data.samples.filter((sample) => sample.tokens.length).length;
+    if (!shown) return;
+    const plot = figure(`Weights of the ${shown} measured samples on this page, at the alpha, beta and window below`, "weight", 0, 1, 1, []);
+    const drawn = svg("g", { id: "weights" });
+    plot.drawing.append(drawn);
+    bounds.push(() => {
+      const { alpha, beta } = settings;
+      const high = beta > alpha ? beta : alpha + 1;
+      const counts = new Array(WEIGHT_BINS).fill(0);
+      for (const card of cards) {
+        card.weights.forEach((weight, token) => {
+          if (card.sample.deltas[token] === null) return;
+          const bin = Math.floor(((weight - alpha) / (high - alpha)) * WEIGHT_BINS);
+          counts[Math.min(Math.max(bin, 0), WEIGHT_BINS - 1)]++;
+        });
+      }
+      const total = counts.reduce((sum, count) => sum + count, 0);
+      const most = Math.max(...counts);
+      const edges = Array.from({ length: WEIGHT_BINS + 1 }, (_, edge) => edge / WEIGHT_BINS);
+      const label = (at, text) => svg("text", { x: plot.x(at), y: PLOT.height - 19, "text-anchor": "middle" }, text);
+      drawn.replaceChildren(
+        ...histogram(plot, edges, counts.map((count) => count / (most || 1))),
+        svg("text", { x: 4, y: plot.y(1) + 4 }, share(total ? most / total : null)),
+        ...[0, 0.25, 0.5, 0.75, 1].map((at) => label(at, number(alpha + at * (high - alpha), 2))),
+      );
+    });
   }
 
   function drawTurns() {
@@ -189,11 +231,13 @@
       if (turn.text !== undefined) {
         said.append(turn.text);
       } else {
-        for (let token = turn.from; token < turn.to; token++) {
-          const kind = (sample.special.includes(token) ? " special" : "") +
-            (sample.deltas[token] === null ? " undefined" : "");
-          const span = make("span", { class: `t${kind}`, "data-token": token, text: sample.tokens[token] });
-          spans[token] = span;
+        // Tokens that spell one character together share its span: all but the last have no text of their own.
+        for (let first = turn.from, last; first < turn.to; first = last + 1) {
+          for (last = first; last + 1 < turn.to && sample.tokens[last] === "";) last++;
+          const kind = (sample.special.includes(last) ? " special" : "") +
+            (sample.deltas.slice(first, last + 1).every((delta) => delta === null) ? " undefined" : "");
+          const span = make("span", { class: `t${kind}`, "data-token": first, text: sample.tokens[last] });
+          spans.push({ element: span, first, last });
           said.append(span);
         }
       }
@@ -223,7 +267,7 @@
   function colour(level) {
     if (level === 0) return "";
     const opacity = ((Math.abs(level) / LEVELS) * OPACITY).toFixed(3);
-    return level > 0 ? `rgba(30, 120, 255, ${opacity})` : `rgba(230, 60, 40, ${opacity})`;
+    return `rgba(${level > 0 ? FOR : AGAINST}, ${opacity})`;
   }
   const palette = new Map();
   for (let level = -LEVELS; level <= LEVELS; level++) palette.set(level, colour(level));
@@ -238,11 +282,15 @@
     for (const card of cards) {
       card.weights = weights(card.sample, settings);
       card.keys.weight = mean(card.weights.filter((_, token) => card.sample.deltas[token] !== null));
-      card.spans.forEach((span, token) => {
-        const now = level(card.sample.deltas[token], card.weights[token]);
-        if (now !== card.levels[token]) {
-          card.levels[token] = now;
-          span.style.backgroundColor = palette.get(now);
+      card.spans.forEach(({ element, first, last }, at) => {
+        let now = 0;  // The most extreme of the tokens.
+        for (let token = first; token <= last; token++) {
+          const one = level(card.sample.deltas[token], card.weights[token]);
+          if (Math.abs(one) > Math.abs(now)) now = one;
+        }
+        if (now !== card.levels[at]) {
+          card.levels[at] = now;
+          element.style.backgroundColor = palette.get(now);
         }
       });
       const { length, mean: meanDelta, negative, weight } = card.keys;
@@ -260,10 +308,12 @@
 
   function drawScale() {
     const { alpha, beta, shade } = settings;
-    const from = shade === "weight" ? "rgba(30, 120, 255, 0)" : `rgba(230, 60, 40, ${OPACITY}), rgba(230, 60, 40, 0)`;
+    const from = shade === "weight" ? "" : `rgba(${AGAINST}, ${OPACITY}), rgba(${AGAINST}, 0), `;
     const bar = make("i");
-    bar.style.backgroundImage = `linear-gradient(90deg, ${from}, rgba(30, 120, 255, ${OPACITY}))`;
-    byId("scale").replaceChildren(number(shade === "weight" ? alpha : -beta, 1), bar, number(beta, 1));
+    bar.style.backgroundImage = `linear-gradient(90deg, ${from}rgba(${FOR}, 0), rgba(${FOR}, ${OPACITY}))`;
+    const [left, right] = shade === "weight" ? ["weighs least", "weighs most"] : ["the image speaks against", "for"];
+    byId("scale").replaceChildren(make("b", { text: left }), number(shade === "weight" ? alpha : -beta, 1), bar,
+      number(beta, 1), make("b", { text: right }));
   }
 
   function arrange() {
@@ -311,22 +361,23 @@
   function refreshTip() {
     if (!pointed) return;
     const card = cards[pointed.closest(".card").dataset.index];
-    const token = Number(pointed.dataset.token);
-    const delta = card.sample.deltas[token];
-    tip.textContent = `token ${JSON.stringify(card.sample.tokens[token])}\n` +
-      `delta ${delta === null ? "undefined" : number(delta)}\nweight ${number(card.weights[token])}`;
+    const { first, last } = card.spans.find(({ element }) => element === pointed);
+    const each = (values) => values.slice(first, last + 1).map((value) => (value === null ? "undefined" : number(value))).join(", ");
+    const several = last > first ? `, ${last - first + 1} tokens` : "";
+    tip.textContent = `token ${JSON.stringify(card.sample.tokens[last])}${several}\n` +
+      `delta ${each(card.sample.deltas)}\nweight ${each(card.weights)}`;
   }
 
   function walk(event) {
     const words = event.target.closest(".words");
     if (!words) return;
     const { spans } = cards[words.closest(".card").dataset.index];
-    const at = pointed && words.contains(pointed) ? Number(pointed.dataset.token) : -1;
+    const at = pointed && words.contains(pointed) ? spans.findIndex(({ element }) => element === pointed) : -1;
     const steps = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 };
     if (event.key === "Escape") show(null);
     if (!(event.key in steps) || !spans.length) return;
     event.preventDefault();
-    const span = spans[Math.min(Math.max(steps[event.key], 0), spans.length - 1)];
+    const span = spans[Math.min(Math.max(steps[event.key], 0), spans.length - 1)].element;
     span.scrollIntoView({ block: "nearest" });
     show(span);
   }

@@ -1,6 +1,7 @@
-/* While the file $ILL_FLAG exists, opening (and reading at an offset) a path that contains $ILL_MATCH fails with
+/* While the file $ILL_FLAG exists, opening (and listing, and reading at an offset) a path that contains $ILL_MATCH fails with
    $ILL_ERRNO, as on an ill disk, share or machine. Built and preloaded by ill_files.py. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,6 +34,12 @@ OPEN(open) OPEN(open64)
         int (*real)(int, const char *, int, ...) = dlsym(RTLD_NEXT, #name); \
         return real(folder, path, flags, mode); }
 OPENAT(openat) OPENAT(openat64)
+
+DIR *opendir(const char *path) {
+    if (ill(path)) return NULL;
+    DIR *(*real)(const char *) = dlsym(RTLD_NEXT, "opendir");
+    return real(path);
+}
 
 #define PREAD(name, offset_type) \
     ssize_t name(int file, void *data, size_t size, offset_type at) { \

@@ -47,11 +47,11 @@ class DivergedError(CalError):
 
 
 class ShardError(CalError):
-    """This input shard cannot be read at all (corrupt file); other shards can go on."""
+    """This input shard cannot be read: it is corrupt, or its disk or its images' folder is ill; others can go on."""
 
 
 class StoreError(CalError, OSError):
-    """An object store gave no answer after all tries, or refused; says nothing about the data."""
+    """A store gave no answer after all tries, or refused, or a folder cannot be listed; says nothing about the data."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

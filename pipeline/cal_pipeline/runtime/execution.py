@@ -106,6 +106,7 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     if in_output is None:
         with suppress(OSError):
             path = report.write(Path(tempfile.mkdtemp(prefix="cal-report-")))
+            _log.warning("the report is in %s", path)
     if interrupted:
         raise KeyboardInterrupt(f"{len(outcome.reports)} of {len(plan.todo)} shards were done")
     print_report(report, config.output_dir, path)

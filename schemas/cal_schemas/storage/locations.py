@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
 
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage.object_path import ObjectPath
 
 Location: TypeAlias = Path | ObjectPath
@@ -83,14 +83,17 @@ def files_below(folder: Location, wanted: Callable[[Location], bool] = lambda _:
     """All files below that are `wanted`, sorted; names that start with a dot, and what lies below them, are left out.
 
     Linked folders are searched as well, after all others: a file that has a name without links keeps it. No folder is
-    searched twice, and a link to a folder above itself is not followed. A folder that cannot be read is a warning.
+    searched twice, and a link to a folder above itself is not followed. A folder that this user may not read is a
+    warning (a disk's `lost+found`). Raises StoreError for one that its disk or share does not hand out.
     """
     if isinstance(folder, ObjectPath):
         shown = (item for item in folder.files() if not any(p.startswith(".") for p in item.relative_to(folder).parts))
         return [item for item in shown if wanted(item)]
 
     def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError | PermissionError):
+            raise StoreError(f"{error.filename} cannot be searched now: {error.strerror}") from error
+        if isinstance(error, PermissionError):
             _log.warning("%s cannot be searched, so what it holds is left out: %s", error.filename, error.strerror)
 
     files: list[Path] = []

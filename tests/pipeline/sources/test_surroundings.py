@@ -133,8 +133,23 @@ def test_at_planning_such_a_file_is_listed_by_name_and_the_others_are_planned(tm
     assert said.splitlines() == ["a-r000000000-000000003 None", f"b {problem}", f"ConfigError {problem}"]
 
 
+def test_a_folder_that_its_disk_does_not_list_is_no_smaller_data_set(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "deep/b.jsonl"):
+        write_source(tmp_path / "data" / name)
+    program = """if True:
+        import sys
+        from cal_pipeline.sources.data_paths import find_files
+        try:
+            print(find_files(sys.argv[1]))
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    said = printed(program, str(tmp_path / "data"), environment=ill_files("/data/deep", tmp_path, errno.EIO))
+    assert said == f"StoreError {tmp_path}/data/deep cannot be searched now: Input/output error\n"
+
+
 def write_source(path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [LINE % number for number in range(3)]
     text = (f"[{','.join(lines)}]" if path.suffix == ".json" else "".join(lines)).encode()
     if path.suffix == ".tar":

@@ -55,8 +55,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
             assemble(**asdict(parse_assemble(config.assemble)), output=output_dir, seed=arguments.seed)
         else:
-            from cal_trainer.training import train
+            from cal_trainer.training import quiet_bars, train
 
+            if arguments.disable_tqdm or not sys.stderr.isatty():
+                quiet_bars()
             train(config, arguments)
     except DivergedError as error:
         good = output_dir and newest_whole(output_dir)

@@ -25,6 +25,7 @@ from cal_trainer.data.factory import (
     largest_of_first,
     make_dataset,
     make_evaluation_dataset,
+    mean_tokens,
     train_sampler,
     validate_rows,
 )
@@ -60,6 +61,8 @@ class Plan:
     evaluation: Examples | None
     sampler: EpochSampler | StreamSampler
     collator: ExampleCollator
+    tokens_per_row: float
+    """Encoded ones, on average; about."""
     drift: Sequence[dict[str, Any]]
     """Batches to measure it on."""
     facts: RunFacts
@@ -129,6 +132,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         evaluation=evaluation,
         sampler=sampler,
         collator=collator,
+        tokens_per_row=mean_tokens(examples),
         drift=_drift_batches(config, arguments, facts.spec, examples, collator),
         facts=facts,
         state=state,

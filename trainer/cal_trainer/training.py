@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import datasets
 from transformers import TrainerCallback, enable_full_determinism, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from cal_pipeline.models.loading import load_model
 from cal_trainer.config import TrainConfig
@@ -15,8 +17,15 @@ from cal_trainer.planning import Plan, plan_run, prepare_model
 from cal_trainer.run.last_step import saving_at_term
 from cal_trainer.run.model_card import write_model_card
 from cal_trainer.run.self_check import SelfCheck
+from cal_trainer.run.start_line import StartLine
 from cal_trainer.trainer import CalTrainer
 from cal_trainer.training_arguments import CalTrainingArguments
+
+
+def quiet_bars() -> None:
+    """Ends the progress bars of `datasets` and transformers, which make a line of each refresh in a file."""
+    datasets.disable_progress_bars()
+    disable_progress_bar()
 
 
 def train(
@@ -63,6 +72,7 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
         run_state=plan.state,
         stop_on_nan=config.stop_on_nan,
     )
+    trainer.add_callback(StartLine(plan.facts, plan.tokens_per_row))
     trainer.add_callback(SetSamplerEpoch(plan.sampler))
     if plan.facts.contrast:
         trainer.add_callback(SelfCheck(plan.encoder, plan.facts.contrast, str(config.model_name_or_path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,4 +28,7 @@ class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
         given: Any = self.fsdp  # type: ignore[has-type]
         if isinstance(given, str) and given.lower() in ("true", "false"):
             self.fsdp = True if given.lower() == "true" else None
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # Its old names are those of recipes everywhere, and work in every version that we allow.
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+            super().__post_init__()

@@ -143,6 +143,13 @@ def validate_rows(examples: Examples) -> None:
     )
 
 
+def mean_tokens(examples: Examples) -> float:
+    """Encoded tokens of a row: as the measurement found them, else of the first few rows."""
+    if isinstance(examples, AnnotatedExamples | SidecarExamples):
+        return float(examples.lengths().mean())
+    return float(np.mean([examples[row].encoded.num_tokens for row in range(min(_PROBED_FIRST, len(examples)))]))
+
+
 def largest_of_first(examples: Examples) -> Example:
     """Picks, of the first few, the example whose tensors are largest."""
 

@@ -25,6 +25,8 @@ class RunFacts:
     """By name, the bounds that were taken from the data's deltas (`q0.5`)."""
     num_rows: int
     """In use; the skipped ones are not among them."""
+    num_planned: int | None = None
+    """Rows that cal-precompute planned to measure there; None where it left no plan."""
     skipped: Mapping[str, int]
     """Rows by status that were left out."""
     shards: Mapping[str, Shards]

@@ -1,0 +1,53 @@
+"""The Python of docs/training.md runs as it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from annotated_data import annotate
+from cal_pipeline.sources.planning import plan_shards
+from conftest import Family
+from fault_job import PATIENCE_S
+from tiny_data import write_llava_json
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all that the page names."""
+    top = tmp_path_factory.mktemp("page")
+    shutil.copytree(llava.directory, top / "model")
+    data, images = write_llava_json(top, 24)
+    annotate(top / "annotated", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
+    (top / "held_out.json").write_text(json.dumps(json.loads(data.read_text())[16:]))
+    return top
+
+
+def printed(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_training_in_python_stops_early_and_the_card_says_so(folder: Path) -> None:
+    (said,) = re.findall(r"^(\d+) of (\d+) steps; best [\d.]+$", printed(SNIPPETS[0], folder), re.MULTILINE)
+    steps, of = map(int, said)
+    assert steps < of == 40
+    assert f"| steps taken | {steps} of 40: stopped early |" in (folder / "out" / "README.md").read_text()
+
+
+def test_weights_without_a_trainer_are_those_of_the_page(folder: Path) -> None:
+    assert printed(SNIPPETS[1], folder) == "tensor([[1., 4., 1., 5.]])\n"

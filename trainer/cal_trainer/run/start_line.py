@@ -1,0 +1,56 @@
+"""Says in one line, before the first step, what is trained on what."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cal_trainer.run.facts import RunFacts
+
+_log = logging.getLogger("cal-train")
+
+
+class StartLine(TrainerCallback):  # type: ignore[misc]
+    """Logs `start_line` once."""
+
+    def __init__(self, facts: RunFacts, tokens_per_row: float) -> None:
+        self._facts, self._tokens_per_row = facts, tokens_per_row
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On one rank of all."""
+        if state.is_world_process_zero:
+            steps = state.global_step, state.max_steps
+            _log.info("%s", start_line(self._facts, steps=steps, tokens_per_row=self._tokens_per_row))
+
+
+def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float) -> str:
+    """Rows, steps, parameters and weights of a run.
+
+    steps: taken before, and of how many. tokens_per_row: encoded ones, about.
+    """
+    flags, weighting = facts.flags, facts.weighting
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+    sizes = [int(flags[name]) for name in names]
+    rows = sizes[0] * sizes[1] * sizes[2]
+    of_planned = f" of {facts.num_planned:,} planned" if facts.num_planned else ""
+    skipped = f" ({sum(facts.skipped.values()):,} more are not ok)" if facts.skipped else ""
+    data = ", ".join(map(str, (*flags["data_path"], *flags["source_path"])))
+    of_steps = f"steps {steps[0] + 1:,} to {steps[1]:,}" if steps[0] else f"{steps[1]:,} steps"
+    bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
+    deltas = {
+        "uniform": "no deltas: every token weighs 1",
+        "online": f"deltas online by {facts.contrast.describe() if facts.contrast else ''}; {bounds}",
+        "cached": f"deltas cached of {_measured(facts)}; {bounds}",
+    }[flags["delta_source"]]
+    return (
+        f"training on {facts.num_rows:,}{of_planned} rows of {data}{skipped}; {of_steps} of {rows:,} rows and about "
+        f"{rows * tokens_per_row:,.0f} tokens; {facts.num_trainable:,} parameters of "
+        f"{', '.join(flags['trainable'])}{' as adapters' if flags['lora_r'] else ''}; {deltas}; divided by: "
+        f"{weighting.normalization}"
+    )
+
+
+def _measured(facts: RunFacts) -> str:
+    return f"{facts.spec.model_id} by {facts.spec.contrast.describe()}" if facts.spec else ""

@@ -134,6 +134,7 @@ def _problem(status: str, measured: MeasuredSample) -> str | None:
     return None if (status == STATUS_OK) == (count > 0) else f"status {status!r} and {count} label_ids"
 
 
+_LISTED = "cal-precompute --verify lists all such rows"
 _SAMPLE_COLUMNS = ("sample_id", "images", "messages", "template_inputs")
 _ROW_COLUMNS = ("sample_key", "status", "error", "num_tokens", "source")
 
@@ -182,9 +183,15 @@ def sample_from_columns(values: Mapping[str, Any]) -> Sample:
 
 
 def measured_from_columns(values: Mapping[str, Any]) -> MeasuredSample | None:
-    """The numbers of a row, given as Python values of its columns; None where it has none."""
+    """The numbers of a row, given as Python values of its columns; None where it has none.
+
+    Raises FormatError for NaN, which no measurement writes: an undefined value is None.
+    """
     if not values.get("label_ids"):
         return None
+    for name in TOKEN_COLUMNS:
+        if any(value != value for value in values.get(name) or ()):
+            raise FormatError(f"row {values.get('sample_id')!r} holds NaN in {name}: {_LISTED}")
     # A null delta is None here, which numpy turns into NaN: the same "undefined".
     return MeasuredSample(**{name: np.array(values.get(name) or (), kind) for name, kind in TOKEN_COLUMNS.items()})
 
@@ -199,7 +206,7 @@ def rows_from_batch(batch: pa.RecordBatch) -> Iterator[AnnotatedRow]:
     for number, values in enumerate(batch.drop_columns(pass_through).to_pylist()):
         sample, measured = sample_from_columns(values), measured_from_columns(values)
         if problem := _problem(values["status"], measured or _NOT_MEASURED):
-            raise FormatError(f"row {sample.sample_id!r} has {problem}: cal-precompute --verify lists all such rows")
+            raise FormatError(f"row {sample.sample_id!r} has {problem}: {_LISTED}")
         yield AnnotatedRow(
             sample=replace(sample, pass_through={name: batch.column(name).slice(number, 1) for name in pass_through}),
             measured=measured,

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from cal_schemas.errors import STATUS_OK, FormatError
 from cal_schemas.metadata import ShardMetadata
 from cal_schemas.spec import MeasurementSpec, digest_json
-from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.storage.locations import Location
+from cal_schemas.whole import open_shard
 
 REFERENCE_FIELDS = ("model_id", "revision", "weights_digest")
 """Of a spec: which model measured, and nothing else."""
@@ -87,7 +88,7 @@ def _distinct(hashes: np.ndarray) -> np.ndarray:
 
 def _measured(file: Location, *columns: str) -> Iterator[tuple[str, ...]]:
     """Values of these columns in the rows that are ok."""
-    with open_parquet(file) as shard:
+    with open_shard(file) as shard:
         for batch in shard.iter_batches(batch_size=_BATCH_ROWS, columns=[*columns, "status"]):
             ok = batch.filter(pc.equal(batch["status"], STATUS_OK))
             yield from zip(*(ok[name].to_pylist() for name in columns), strict=True)

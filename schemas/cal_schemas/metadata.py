@@ -6,11 +6,14 @@ docs/data-format.md is the same contract in prose; the rows are in annotated.py.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,6 +48,20 @@ class ShardSource:
     """In an object store: changes whenever the object does; mtime_ns is 0 then."""
     data_format: str = "auto"
     """Input format it was read as; `auto` where an older file does not say: the name tells."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Of its fields by name; later versions may say more about a file's source."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def drawn_rows(source: ShardSource) -> np.ndarray:
+    """[num_rows] bool: which rows of the shard's range are measured."""
+    if source.sample_fraction >= 1.0:
+        return np.ones(source.num_rows, bool)
+    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
+    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +132,12 @@ def status_of_rows(group: Any) -> str | None:
 def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = None) -> ShardMetadata:
     """Metadata of one annotated shard from its footer; FormatError when it is none or has another version."""
     metadata = (footer or read_annotated_footer(path)).metadata or {}
-    pairs = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"cal.")}
+    # What is no text was damaged: the checks below say which part.
+    pairs = {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in metadata.items()
+        if key.startswith(b"cal.")
+    }
     if "cal.format_version" not in pairs:
         raise FormatError(f"{path}: a Parquet file, but not an annotated shard (it has no cal.format_version)")
     if pairs["cal.format_version"] != str(FORMAT_VERSION):
@@ -125,11 +147,9 @@ def read_shard_metadata(path: Location | str, footer: pq.FileMetaData | None = N
         )
     try:
         shard = json.loads(pairs["cal.shard"])
-        # Later versions may say more about a file's source; what a delta depends on is in the spec, read strictly.
-        known = {item.name for item in fields(ShardSource)}
         return ShardMetadata(
             spec=MeasurementSpec.from_json(pairs["cal.measurement_spec"]),
-            source=ShardSource(**{name: value for name, value in shard["source"].items() if name in known}),
+            source=ShardSource.from_json(shard["source"]),
             carry=shard["carry"],
             tokens_per_batch=shard["tokens_per_batch"],
             library_versions=shard["library_versions"],

@@ -13,10 +13,21 @@ from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measu
 from cal_schemas.errors import ConfigError, FormatError, SeveralReferencesError
 from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location, files_below, open_parquet
+from cal_schemas.storage.locations import Location, files_below
 from cal_schemas.storage.object_path import ObjectPath
+from cal_schemas.whole import Completeness, completeness, open_shard, validate_numbers
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Consecutive rows of one shard."""
+
+    file: Location
+    row: int
+    """Number of the first row inside its file."""
+    data: pa.RecordBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +40,7 @@ class AnnotatedDataset:
     schema: pa.Schema
     rows: tuple[int, ...]
     """One number per file."""
+    completeness: Completeness
 
     @property
     def num_rows(self) -> int:
@@ -41,10 +53,21 @@ class AnnotatedDataset:
         return crossfit_spec([item.spec for item in self.metadata])
 
     def batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
-        """Rows in file order then row order, never more than one row group in memory."""
+        """As `numbered_batches`, without their numbers."""
+        return (batch.data for batch in self.numbered_batches(columns, batch_size))
+
+    def numbered_batches(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[Batch]:
+        """Rows in file order then row order, never more than one row group in memory.
+
+        Raises FormatError naming a file whose pages are damaged, or that holds NaN or infinity.
+        """
         for path in self.files:
-            with open_parquet(path) as file:
-                yield from file.iter_batches(batch_size=batch_size, columns=columns)
+            row = 0
+            with open_shard(path) as file:
+                for data in file.iter_batches(batch_size=batch_size, columns=columns):
+                    validate_numbers(data, path, row)
+                    yield Batch(file=path, row=row, data=data)
+                    row += data.num_rows
 
 
 def annotated_files(path: Location) -> list[Location]:
@@ -95,10 +118,11 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
     (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
     references of a cross-fit measured the same sample; ConfigError for a file that is named twice. Differing library
-    versions are logged.
+    versions are logged, and so is what is not whole (see `Completeness`).
     """
     files: list[Location] = []
-    for one in [path] if isinstance(path, Path | ObjectPath) else path:
+    roots = [path] if isinstance(path, Path | ObjectPath) else list(path)
+    for one in roots:
         files += required_files(one)
     _validate_named_once(files)
     footers = list(read_annotated_footers(files))
@@ -120,4 +144,7 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     if crossfit:
         validate_measured_once(files, metadata)
     rows = tuple(footer.num_rows for footer in footers)
-    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, rows=rows)
+    complete = completeness(dict(zip(files, zip(metadata, rows, strict=True), strict=True)), roots)
+    if complete.problem:
+        _log.warning("%s is not whole: %s", named(path), complete.problem)
+    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, rows=rows, completeness=complete)

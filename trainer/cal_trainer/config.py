@@ -78,6 +78,10 @@ class TrainConfig(ContrastFlags):
         default=False,
         metadata=_help("--data_path is of several references, each of which measured rows that it was not trained on"),
     )
+    partial: bool = field(
+        default=False,
+        metadata=_help("train on what is there where shards or rows are missing"),
+    )
     source_path: list[str] = field(
         default_factory=list,
         metadata=_help("raw data: joined to the annotated shards by key, or alone"),
@@ -166,6 +170,8 @@ class TrainConfig(ContrastFlags):
                               "those that each shard was measured with")  # fmt: skip
         if self.crossfit and not self.data_path and not self.eval_path:
             raise ConfigError("--crossfit is about the references of annotated shards: give --data_path")
+        if self.partial and not self.data_path and not self.eval_path:
+            raise ConfigError("--partial is about annotated shards that are not whole: give --data_path")
         if self.eval_image_folder and not self.eval_path:
             raise ConfigError("--eval_image_folder is of the data to evaluate on: give --eval_path too")
         if self.drift_every < 0:

@@ -165,6 +165,7 @@ def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) 
         streaming=config.streaming,
         shuffle_rows=config.shuffle_rows,
         crossfit=config.crossfit,
+        partial=config.partial,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
         **rows,
     )
@@ -180,6 +181,7 @@ def _evaluation_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions
         encoder,
         image_folder=config.eval_image_folder,
         crossfit=config.crossfit,
+        partial=config.partial,
         cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
         **rows,
     )
@@ -202,7 +204,11 @@ def _drift_batches(
 def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource, Weighting]:
     """The delta source and the weighting that the flags ask for; reads the data for bounds that are quantiles."""
     bounds = resolve_bounds(
-        config.bounds(), [location(path) for path in config.data_path], resume, crossfit=config.crossfit
+        config.bounds(),
+        [location(path) for path in config.data_path],
+        resume,
+        crossfit=config.crossfit,
+        partial=config.partial,
     )
     if idle := config.without_effect():
         _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))

@@ -24,7 +24,8 @@ from cal_schemas.metadata import (
     status_of_rows,
 )
 from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.storage.locations import Location
+from cal_schemas.whole import open_shard
 
 _SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
 _REDO_BATCH_ROWS = 64
@@ -78,7 +79,7 @@ def check_published(shard: Shard, *, spec: MeasurementSpec, schema: pa.Schema, c
 
 def kept_rows(path: Location, redo: frozenset[str]) -> Iterator[AnnotatedRow | None]:
     """All rows of an annotated shard in their order, with all that the file holds; None for a status in `redo`."""
-    with open_parquet(path) as file:
+    with open_shard(path) as file:
         for group in range(file.num_row_groups):
             for batch in file.read_row_group(group).to_batches(max_chunksize=_REDO_BATCH_ROWS):
                 yield from (None if row.status in redo else row for row in rows_from_batch(batch))
@@ -104,7 +105,7 @@ def _statuses(path: Location, footer: pq.FileMetaData) -> Counter[str]:
     counts: Counter[str] = Counter()
     for group in map(footer.row_group, range(footer.num_row_groups)):
         if (status := status_of_rows(group)) is None:
-            with open_parquet(path) as file:
+            with open_shard(path) as file:
                 return Counter(file.read(columns=["status"])["status"].to_pylist())
         counts[status] += group.num_rows
     return counts
@@ -129,6 +130,11 @@ def _check(
             f"Otherwise {_ANOTHER}"
         )
     _check_source(path.name, metadata, shard)
+    if footer.num_rows != shard.num_rows:
+        raise ConfigError(
+            f"{path} has {footer.num_rows} rows, and its source gives {shard.num_rows}: rows were taken out, or put "
+            "in, by something that does not say so. Remove it to measure it again, or choose another --output_dir"
+        )
     _check_columns(path, footer, metadata, schema, carry)
 
 

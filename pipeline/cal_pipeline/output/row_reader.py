@@ -8,17 +8,17 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cal_pipeline.sources.images import read_images
 from cal_pipeline.sources.planning import plan_shards
-from cal_pipeline.sources.shard import drawn_rows, read_samples
+from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import AnnotatedRow, rows_from_batch
 from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.metadata import ShardMetadata, ShardSource
+from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Sample, sample_key
-from cal_schemas.storage.locations import Location, location, open_parquet
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.whole import open_shard
 
 _COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "error", "label_ids",
@@ -67,7 +67,7 @@ def numbered_rows(
     first = 0
     for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
         folder = image_folder or (location(metadata.source.image_folder) if metadata.source.image_folder else None)
-        with open_parquet(path) as file:
+        with open_shard(path) as file:
             mine = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
             outside = metadata.carry == "none" or (metadata.carry == "paths" and folder is None)
             samples = _samples(path, metadata, mine) if len(mine) and outside else {}
@@ -76,7 +76,7 @@ def numbered_rows(
                 rows = file.metadata.row_group(group).num_rows
                 inside = mine[(mine >= group_first) & (mine < group_first + rows)]
                 if len(inside):
-                    chosen = _read_group(path, file, group, columns).take(pa.array(inside - group_first))
+                    chosen = file.read_row_group(group, columns=columns).take(pa.array(inside - group_first))
                     annotated = chain.from_iterable(map(rows_from_batch, chosen.to_batches()))
                     for number, row in zip(inside.tolist(), annotated, strict=True):
                         if number in samples:
@@ -84,14 +84,6 @@ def numbered_rows(
                         yield NumberedRow(number=first + number, annotated=row, image_folder=folder)
                 group_first += rows
             first += file.metadata.num_rows
-
-
-def _read_group(path: Location, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    try:
-        return file.read_row_group(group, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FormatError(f"{path}: row group {group} cannot be read: {reason}") from error
 
 
 def _samples(path: Location, metadata: ShardMetadata, rows: np.ndarray) -> dict[int, Sample]:
@@ -110,7 +102,7 @@ def source_samples(path: Location, metadata: ShardMetadata) -> Iterator[Sample]:
 
 def _left_by_filter(path: Location, samples: Iterator[Sample]) -> Iterator[Sample]:
     """Of all samples those whose rows a filter left: they are known by their keys and keep their order."""
-    with open_parquet(path) as file:
+    with open_shard(path) as file:
         keys = iter(file.read(columns=["sample_key"]).column(0).to_pylist())
     key = next(keys, None)
     for sample in samples:

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cal_pipeline.sources.shard import drawn_rows
 from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
-from cal_schemas.metadata import ShardMetadata, read_shard_metadata
+from cal_schemas.metadata import ShardMetadata, drawn_rows, read_shard_metadata
 from cal_schemas.storage.locations import Location, open_parquet
 
 _FILLED = ("sample_id", "sample_key", "status")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cal_pipeline.sources.formats import RowRange, format_of
 from cal_pipeline.sources.reading import reading
 from cal_schemas.errors import ShardError
-from cal_schemas.metadata import ShardSource
+from cal_schemas.metadata import ShardSource, drawn_rows
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.protocol import ObjectInfo
@@ -38,14 +34,6 @@ class Shard:
     def num_rows(self) -> int:
         """Rows that will come out, one for each that goes in."""
         return int(drawn_rows(self.source).sum())
-
-
-def drawn_rows(source: ShardSource) -> np.ndarray:
-    """[num_rows] bool: which rows of the shard's range are measured."""
-    if source.sample_fraction >= 1.0:
-        return np.ones(source.num_rows, bool)
-    seed = [source.sample_seed, zlib.crc32(Path(source.uri).name.encode()), source.row_start]
-    return np.random.default_rng(seed).random(source.num_rows) < source.sample_fraction
 
 
 def state_of(file: Location) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.metadata import Carry
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
-from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.storage.locations import Location
+from cal_schemas.whole import open_shard
 from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, measurement_spec, shard_metadata
 
@@ -292,11 +294,11 @@ def test_rows_by_status_are_those_of_the_file_and_all_ok_is_known_from_the_foote
     }  # fmt: skip
     opened: list[Location] = []
 
-    def opening(path: Location) -> pq.ParquetFile:
+    def opening(path: Location) -> AbstractContextManager[pq.ParquetFile]:
         opened.append(path)
-        return open_parquet(path)
+        return open_shard(path)
 
-    monkeypatch.setattr(resume, "open_parquet", opening)
+    monkeypatch.setattr(resume, "open_shard", opening)
     compare(store, plan)
     assert opened == [store.path(mixed)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import datasets
 import pyarrow as pa
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from cal_pipeline.sources.parquet import embedded_image_bytes
 from cal_pipeline.sources.shard import Shard, read_samples
@@ -21,8 +23,9 @@ from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import sample_key
 from cal_schemas.spec import MESSAGE_NORMALIZATION
-from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
+from cal_schemas.whole import open_shard
 
 _SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages", "template_inputs")
 _WORTH_SAYING: Final = 10e9
@@ -46,7 +49,15 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
             rows = _copy(_rows_of, arguments, schema, cache)
         else:
             names = [glob.escape(str(file.absolute())) for file in opened.files]
-            rows = datasets.Dataset.from_parquet(names, columns=list(columns), cache_dir=cache)
+            checked = ParquetFragmentScanOptions(page_checksum_verification=True)
+            try:
+                rows = datasets.Dataset.from_parquet(
+                    names, columns=list(columns), cache_dir=cache, fragment_scan_options=checked
+                )
+            except datasets.exceptions.DatasetGenerationError:
+                # It does not say which file is damaged: reading them one by one does.
+                deque(_rows_of([_pinned(file) for file in opened.files], columns), maxlen=0)
+                raise
     assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
     return rows.with_format("arrow")
 
@@ -60,7 +71,7 @@ def _pinned(file: Location) -> tuple[Location, int]:
 
 def _rows_of(files: list[tuple[Location, int]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path, _ in files:
-        with open_parquet(path) as file:
+        with open_shard(path) as file:
             for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE, columns=list(columns)):
                 yield from batch.to_pylist()
 

@@ -82,10 +82,12 @@ class AnnotatedExamples(MappedExamples):
         image_folder: where image paths start; by default what each shard's metadata names.
         cache_dir: of `datasets`, for the Arrow copy.
         crossfit: whether shards may be of different references, each of other rows.
+        partial: whether shards may be missing that were planned, or rows that were measured.
         options: how rows are read (`alignment.RowOptions`).
 
-    Raises ConfigError for a sidecar and for labels that were decided differently, FormatError for what is no annotated
-    directory. Reading a row whose labels are not those that were measured raises AlignmentError.
+    Raises ConfigError for a sidecar, for what is not whole, and for labels that were decided differently, FormatError
+    for what is no annotated directory. Reading a row whose labels are not those that were measured raises
+    AlignmentError.
     """
 
     def __init__(
@@ -96,9 +98,10 @@ class AnnotatedExamples(MappedExamples):
         image_folder: Location | None = None,
         cache_dir: Path | None = None,
         crossfit: bool = False,
+        partial: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        opened = open_self_contained(path, crossfit=crossfit)
+        opened = open_self_contained(path, crossfit=crossfit, partial=partial)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
@@ -112,18 +115,30 @@ class AnnotatedExamples(MappedExamples):
         return num_tokens(self._rows.data.table)[self._usable]
 
 
-def open_measured(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
-    """`open_annotated`, with the way out where only the reference differs."""
+def open_measured(
+    path: Location | Sequence[Location], *, crossfit: bool = False, partial: bool = False
+) -> AnnotatedDataset:
+    """`open_annotated`, with the way out where only the reference differs.
+
+    Raises ConfigError for shards that are known not to be whole, unless `partial`.
+    """
     try:
-        return open_annotated(path, crossfit=crossfit)
+        opened = open_annotated(path, crossfit=crossfit)
     except SeveralReferencesError as error:
         raise FormatError(f"{error}. If each reference measured rows that it was not trained on, a cross-fit: "
                           "--crossfit true") from error  # fmt: skip
+    if opened.completeness.problem and not partial:
+        raise ConfigError(
+            f"{named(path)} is not whole: {opened.completeness.problem}. To train on what is there: --partial"
+        )
+    return opened
 
 
-def open_self_contained(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
+def open_self_contained(
+    path: Location | Sequence[Location], *, crossfit: bool = False, partial: bool = False
+) -> AnnotatedDataset:
     """Opens shards that carry their images and messages; SidecarError for those that do not."""
-    opened = open_measured(path, crossfit=crossfit)
+    opened = open_measured(path, crossfit=crossfit, partial=partial)
     if "messages" not in opened.schema.names:
         raise SidecarError(
             f"{named(path)} is a sidecar (--carry none) of "

@@ -40,6 +40,7 @@ def make_dataset(
     shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
     cache_dir: Path | None = None,
     crossfit: bool = False,
+    partial: bool = False,
     **options: Unpack[RowOptions],
 ) -> Examples:
     """Annotated shards, a sidecar with its source, or a source alone.
@@ -54,6 +55,7 @@ def make_dataset(
         shuffle_rows: of streaming.
         cache_dir: of `datasets`.
         crossfit: whether the annotated shards may be of different references, each of other rows.
+        partial: whether shards may be missing that were planned, or rows that were measured.
         options: how rows are read (`alignment.RowOptions`).
 
     Which of these go together TrainConfig says; raises what the datasets raise.
@@ -67,6 +69,7 @@ def make_dataset(
             on_missing=on_missing,
             cache_dir=cache_dir,
             crossfit=crossfit,
+            partial=partial,
             **options,
         )
     if data_path is None:
@@ -74,9 +77,17 @@ def make_dataset(
     folder = existing_directory("--image_folder", image_folders[0]) if image_folders else None
     if streaming:
         return StreamedExamples(
-            data_path, encoder, image_folder=folder, shuffle_rows=shuffle_rows, crossfit=crossfit, **options
+            data_path,
+            encoder,
+            image_folder=folder,
+            shuffle_rows=shuffle_rows,
+            crossfit=crossfit,
+            partial=partial,
+            **options,
         )
-    return AnnotatedExamples(data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options)
+    return AnnotatedExamples(
+        data_path, encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, partial=partial, **options
+    )
 
 
 def make_evaluation_dataset(
@@ -86,6 +97,7 @@ def make_evaluation_dataset(
     image_folder: str | None = None,
     cache_dir: Path | None = None,
     crossfit: bool = False,
+    partial: bool = False,
     **options: Unpack[RowOptions],
 ) -> AnnotatedExamples | SourceExamples:
     """What to evaluate on: raw data, or annotated shards with images and words of their own, their deltas left aside.
@@ -105,7 +117,13 @@ def make_evaluation_dataset(
             raise ConfigError(said) from error
     try:
         return AnnotatedExamples(
-            location(eval_path), encoder, image_folder=folder, cache_dir=cache_dir, crossfit=crossfit, **options
+            location(eval_path),
+            encoder,
+            image_folder=folder,
+            cache_dir=cache_dir,
+            crossfit=crossfit,
+            partial=partial,
+            **options,
         )
     except SidecarError as error:
         raise ConfigError(

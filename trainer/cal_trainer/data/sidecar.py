@@ -45,7 +45,7 @@ class SidecarExamples(MappedExamples):
         on_missing: what becomes of a source row that the sidecar lacks: `error`, or `uniform`: it trains with
             undefined deltas, which weigh alpha.
         cache_dir: of `datasets`, for the Arrow copies.
-        crossfit: as in AnnotatedExamples.
+        crossfit, partial: as in AnnotatedExamples.
         options: how rows are read (`alignment.RowOptions`).
 
     Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read or for labels that
@@ -62,9 +62,10 @@ class SidecarExamples(MappedExamples):
         on_missing: OnMissing = "error",
         cache_dir: Path | None = None,
         crossfit: bool = False,
+        partial: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        opened = open_measured(path, crossfit=crossfit)
+        opened = open_measured(path, crossfit=crossfit, partial=partial)
         self.spec = opened.spec
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         if not image_folders:

@@ -25,7 +25,8 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.metadata import status_of_rows
 from cal_schemas.opened import AnnotatedDataset, named
-from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.storage.locations import Location
+from cal_schemas.whole import open_shard
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.dataset import (
@@ -72,11 +73,12 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         image_folder: Location | None = None,
         shuffle_rows: int = DEFAULT_SHUFFLE_ROWS,
         crossfit: bool = False,
+        partial: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
         if shuffle_rows < 1:
             raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
-        opened = open_self_contained(path, crossfit=crossfit)
+        opened = open_self_contained(path, crossfit=crossfit, partial=partial)
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
@@ -112,7 +114,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         if group in self._held:
             self._held.move_to_end(group)
             return self._held[group]
-        with open_parquet(self._files[int(self.groups.shard[group])]) as file:
+        with open_shard(self._files[int(self.groups.shard[group])]) as file:
             table = file.read_row_group(int(self.groups.number[group]), columns=self._columns)
         self.num_reads += 1
         group_rows = table, np.flatnonzero(is_ok(table))
@@ -131,7 +133,7 @@ def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
     """
     shards, numbers, sizes, skipped = [], [], [0], Counter[str]()
     for shard, path in enumerate(opened.files):
-        with open_parquet(path) as file:
+        with open_shard(path) as file:
             for number in range(file.metadata.num_row_groups):
                 group = file.metadata.row_group(number)
                 usable = group.num_rows

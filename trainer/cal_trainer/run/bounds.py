@@ -60,6 +60,7 @@ def resolve_bounds(
     resume: Path | None,
     *,
     crossfit: bool = False,
+    partial: bool = False,
 ) -> dict[str, float]:
     """Numbers for alpha and beta; logs those that come from the data.
 
@@ -74,7 +75,7 @@ def resolve_bounds(
     if recorded:
         origin = f"recorded in {resume}"
     else:
-        counts = quantiles_of(open_measured(list(data_path), crossfit=crossfit))
+        counts = quantiles_of(open_measured(list(data_path), crossfit=crossfit, partial=partial))
         if not counts.defined:
             paths = ", ".join(map(str, data_path))
             raise ConfigError(

@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,10 +34,11 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
-from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.metadata import with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
-from cal_schemas.storage.locations import Location, lies_in, open_parquet, read_footer
+from cal_schemas.storage.locations import Location, lies_in, read_footer
+from cal_schemas.whole import open_shard, write_plan
 from cal_schemas.writer import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer
 
 
@@ -98,8 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.ids_from:
             condition = f"({condition}) AND named by {arguments.ids_from.name}"
         condition = f"({condition}) IS NOT TRUE" if arguments.drop else condition
-        write_rows(opened, selection, arguments.output, names=_names(arguments.annotated), condition=condition)
-        print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, ready for cal-train")  # noqa: T201
+        names = _names(arguments.annotated, opened.completeness.missing)
+        write_rows(opened, selection, arguments.output, names=names, condition=condition)
+        whole = opened.completeness.problem is None
+        ready = "ready for cal-train" if whole else "no more whole than its input (cal-train --partial takes it)"
+        print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, {ready}")  # noqa: T201
         if "messages" not in opened.schema.names:
             print(  # noqa: T201
                 "cal-inspect: this is a sidecar: its source still has all rows, and cal-train --on_missing uniform "
@@ -171,12 +175,15 @@ def _check_output(output: Path, inputs: Sequence[Location]) -> None:
             raise ConfigError(f"--output {output} lies in {path}, and would be its input next time")
 
 
-def _names(paths: Sequence[Location]) -> dict[Location, Path]:
-    """Final name of every file below the output: as below its own directory, which is named where there are several."""
+def _names(paths: Sequence[Location], missing: Iterable[Location]) -> dict[Location, Path]:
+    """Final name of every file below the output: as below its own directory, which is named where there are several.
+
+    Of the `missing` files too: the names that they would have.
+    """
     names: dict[Location, Path] = {}
     for root in paths:
-        for file in annotated_files(root):
-            below = Path(file.name) if root.is_file() else Path(file.relative_to(root))  # type: ignore[arg-type]
+        for file in (*annotated_files(root), *(file for file in missing if lies_in(file, root.absolute()))):
+            below = Path(file.name) if root.is_file() else Path(file.absolute().relative_to(root.absolute()))  # type: ignore[arg-type]
             names[file] = below if len(paths) == 1 or root.is_file() else Path(root.resolve().name) / below
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
@@ -198,8 +205,14 @@ def write_rows(
         for number, path in enumerate(opened.files):
             mask = selection.masks[path]
             if mask.any():
-                _copy_rows(path, mask, staging / f"{number}.parquet", condition)
+                had, given = opened.completeness.short.get(path, (0, 0))
+                own = f"{had} of {given} rows, by another program; {condition}" if given else condition
+                _copy_rows(path, mask, staging / f"{number}.parquet", own)
                 written.append((staging / f"{number}.parquet", output / names[path]))
+        # What is missing here is missing there: a later look at the output must not take it for whole.
+        rows = {path: int(mask.sum()) for path, mask in selection.masks.items() if mask.any()}
+        rows |= opened.completeness.missing
+        write_plan(output, {str(names[path]): count for path, count in rows.items()})
         for partial, final in written:
             final.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(final)
@@ -211,6 +224,8 @@ def write_rows(
             "config": {"model_name_or_path": reported_model(opened.files)},
         }
         (output / ".cal" / FILTER_NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    except StoreError:  # Of reading.
+        raise
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
     finally:
@@ -241,13 +256,10 @@ def _write(writer: pq.ParquetWriter, tables: list[pa.Table], schema: pa.Schema) 
 def _chosen(source: Location, mask: np.ndarray) -> Iterator[pa.Table]:
     """The chosen rows of each row group that has any."""
     row = 0
-    with open_parquet(source) as file:
+    with open_shard(source) as file:
         for number in range(file.num_row_groups):
             size = file.metadata.row_group(number).num_rows
             own = mask[row : row + size]
             row += size
             if own.any():
-                try:
-                    yield file.read_row_group(number).filter(pa.array(own))
-                except (pa.ArrowException, OSError) as error:
-                    raise FormatError(f"{source}: broken in row group {number}: {error}") from error
+                yield file.read_row_group(number).filter(pa.array(own))

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from cal_pipeline.inspect.progress import shown_progress
-from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.opened import AnnotatedDataset, open_annotated
-from cal_schemas.storage.locations import Location, location, open_parquet
+from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset, Batch, open_annotated
+from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 
 BATCH_ROWS = 8192
 IMAGE_PATHS = "images.list.element.path"
 """Names the images of a row without reading a byte of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Consecutive rows of one shard."""
-
-    file: Location
-    row: int
-    """Number of the first row inside its file."""
-    data: pa.RecordBatch
 
 
 def column_of(name: str) -> str:
@@ -49,18 +36,10 @@ def read_batches(opened: AnnotatedDataset, columns: Sequence[str], batch_rows: i
     """Rows in file order then row order, never more than one row group in memory.
 
     `columns` that the shards do not have (images and messages of a sidecar) are left out. Raises FormatError naming a
-    file whose pages cannot be read.
+    file whose pages are damaged, or that holds NaN or infinity.
     """
     there = [name for name in columns if column_of(name) in opened.schema.names]
     with shown_progress("rows read", opened.num_rows) as advance:
-        for path in opened.files:
-            row = 0
-            try:
-                with open_parquet(path) as file:
-                    for data in file.iter_batches(batch_size=batch_rows, columns=there):
-                        yield Batch(file=path, row=row, data=data)
-                        row += data.num_rows
-                        advance(data.num_rows)
-            except (pa.ArrowException, OSError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise FormatError(f"{path}: broken after row {row}: {reason}; measure this shard again") from error
+        for batch in opened.numbered_batches(there, batch_rows):
+            yield batch
+            advance(batch.data.num_rows)

@@ -22,7 +22,8 @@ from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError, ShardError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
-from cal_schemas.storage.locations import Location, location, open_parquet
+from cal_schemas.storage.locations import Location, location
+from cal_schemas.whole import open_shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +108,12 @@ def sample_with_image(opened: AnnotatedDataset, wanted: str, image_folder: Locat
 def read_row(place: Place) -> pa.Table:
     """The row as a table of one; FormatError when its row group cannot be read."""
     row = place.row
-    try:
-        with open_parquet(place.file) as file:
-            for number in range(file.num_row_groups):
-                size = file.metadata.row_group(number).num_rows
-                if row < size:
-                    return file.read_row_group(number).slice(row, 1)
-                row -= size
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{place.file}: row {place.row} cannot be read: {error}") from error
+    with open_shard(place.file) as file:
+        for number in range(file.num_row_groups):
+            size = file.metadata.row_group(number).num_rows
+            if row < size:
+                return file.read_row_group(number).slice(row, 1)
+            row -= size
     raise FormatError(f"{place.file} has no row {place.row}")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cal_schemas.annotated import MeasuredSample
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
 from cal_schemas.metadata import ShardMetadata, ShardSource
 from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import ContrastSpec, InputSpec, LabelSpec, MeasurementSpec
+from cal_schemas.writer import ShardWriter
 
 MEASURED = MeasuredSample(
     label_ids=np.array([7, 8], np.int32),
@@ -61,3 +63,13 @@ def conversation(*turns: str, sample_id: str = "s", **changed: Any) -> Sample:
     roles = ("user", "assistant")
     messages = tuple(Turn(role=roles[number % 2], content=content) for number, content in enumerate(turns))
     return Sample(**{"sample_id": sample_id, "images": (), "messages": messages, **changed})
+
+
+def write_shard(path: Path, rows: int = 2, metadata: ShardMetadata | None = None) -> Path:
+    """A file of rows id-0, id-1, …, with two labels each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(path, annotated_schema(carry="images"), metadata or shard_metadata()) as writer:
+        for number in range(rows):
+            sample = conversation("What?", f"Answer {number}.", sample_id=f"id-{number}")
+            writer.write(AnnotatedRow(sample=sample, sample_key=f"{number:032x}", measured=MEASURED))
+    return path

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cal_schemas.opened import open_annotated
+from cal_schemas.whole import read_plan
 from conftest import Family
 from fault_job import PATIENCE_S
 from tiny_data import write_parquet
@@ -41,6 +43,8 @@ def test_precompute_then_train_then_generate(llava: Family, tmp_path: Path) -> N
         "cal-precompute", "--model_name_or_path", llava.directory, "--dtype", "float32",
         "--data_path", tmp_path / "data", "--output_dir", tmp_path / "annotated", "--gpus_per_worker", 0,
     )  # fmt: skip
+    assert read_plan(tmp_path / "annotated") == {"a.parquet": 8, "b.parquet": 8}
+    assert open_annotated(tmp_path / "annotated").completeness.problem is None
     printed = run(
         "cal-train", "--model_name_or_path", llava.directory, "--data_path", tmp_path / "annotated",
         "--eval_path", tmp_path / "annotated", "--eval_strategy", "epoch", "--delta_source", "cached",

@@ -143,7 +143,7 @@ def read_plan(folder: Location) -> dict[str, int] | None:
     try:
         shards = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         return {f"{item['name']}.parquet": _planned_rows(item["source"]) for item in shards}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR):
             _log.warning("%s cannot be read (%r): whether shards are missing is not known", folder / PLAN, error)
         return None
@@ -156,7 +156,7 @@ def _planned_rows(source: Mapping[str, Any]) -> int:
 
 
 def write_plan(folder: Location, rows: Mapping[str, int]) -> None:
-    """The inverse of `read_plan`, for a directory that is made from another one."""
+    """The inverse of `read_plan`, for a directory that is made from another one; its `.cal` is there."""
     listed = [{"name": name.removesuffix(".parquet"), "source": {"num_rows": count}} for name, count in rows.items()]
     write_whole(folder / PLAN, json.dumps(listed, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
 from cal_schemas.annotated import AnnotatedRow, rows_from_batch
 from cal_schemas.errors import ConfigError, FormatError
-from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows
+from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows, read_annotated_footer
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.storage.locations import Location, location
@@ -94,10 +94,19 @@ def _samples(path: Location, metadata: ShardMetadata, rows: np.ndarray) -> dict[
 def source_samples(path: Location, metadata: ShardMetadata) -> Iterator[Sample]:
     """The samples that a shard was measured from, one for each of its rows, read from its source.
 
-    Raises ConfigError when the source is gone or is no longer the file that was measured.
+    Raises ConfigError when the source is gone or is no longer the file that was measured, FormatError for a shard that
+    lost rows and does not say which.
     """
     samples = _measured_samples(metadata)
-    return _left_by_filter(path, samples) if metadata.filters else samples
+    if metadata.filters:
+        return _left_by_filter(path, samples)
+    rows, given = read_annotated_footer(path).num_rows, int(drawn_rows(metadata.source).sum())
+    if rows != given:
+        raise FormatError(
+            f"{path} has {rows} rows, its source gave {given}, and it does not say which are left: the samples of its "
+            "rows are not known. Measure this shard again"
+        )
+    return samples
 
 
 def _left_by_filter(path: Location, samples: Iterator[Sample]) -> Iterator[Sample]:

@@ -25,6 +25,7 @@ from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location
 from cal_schemas.whole import open_shard
 from cal_schemas.writer import ShardWriter
+from damage import flip_a_byte, rewrite
 from examples_of import MEASURED, measurement_spec, shard_metadata
 
 SPEC = measurement_spec()
@@ -100,6 +101,28 @@ def test_a_finished_shard_is_done_and_the_rest_is_pending_in_plan_order(store: L
 def test_a_half_written_shard_in_staging_is_not_done(store: LocalStore, plan: list[Shard]) -> None:
     (store.internal / "staging" / f"{plan[0].name}.parquet").write_bytes(b"half")
     assert compare(store, plan).done == ()
+
+
+def test_a_subset_of_rows_under_the_old_metadata_is_not_taken_for_the_shard(
+    store: LocalStore, plan: list[Shard]
+) -> None:
+    finish(store, plan)
+    file = store.output_dir / f"{plan[1].name}.parquet"
+    rewrite(file, pq.read_table(file).slice(1, 1))
+    said = rf"{file} has 1 rows, and its source gives 2: rows were taken out.*Remove it to measure it again"
+    with pytest.raises(ConfigError, match=said):
+        compare(store, plan)
+    with pytest.raises(ConfigError, match=said):
+        check_published(plan[1], spec=SPEC, schema=SCHEMA, carry="paths", store=store)
+    file.unlink()
+    assert compare(store, plan).pending == (plan[1],)
+
+
+def test_a_damaged_page_is_not_copied_when_rows_are_redone(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan[:1], failed={1: "image_error"})
+    file = flip_a_byte(store.output_dir / f"{plan[0].name}.parquet")
+    with pytest.raises(FormatError, match=f"^{file} is damaged: "):
+        list(kept_rows(file, frozenset({"image_error"})))
 
 
 def test_another_measurement_is_refused_with_every_differing_field_and_both_values(

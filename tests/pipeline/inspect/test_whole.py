@@ -24,6 +24,7 @@ READERS = {
     "filter": ["filter", "OUT", "mean_delta < 100", "--output", "TMP/filtered"],
     "compare": ["compare", "OUT", "WHOLE"],
     "export": ["export", "OUT", "--to", "messages-jsonl", "--model_name_or_path", "MODEL", "--output", "TMP/exported"],
+    "samples": ["samples", "OUT", "--output", "TMP/scores.parquet"],
     "page": ["page", "OUT", "--tokenizer", "MODEL", "--output", "TMP/page.html"],
 }
 

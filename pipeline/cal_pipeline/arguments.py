@@ -27,7 +27,9 @@ _Default = TypeVar("_Default")
 
 def flag(default: _Default, text: str) -> _Default:
     """Declares a dataclass field that is a flag, with its default and what --help says."""
-    return dataclasses.field(default=default, metadata={"help": text})
+    given: Any = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    declared: _Default = dataclasses.field(metadata={"help": text}, **given)
+    return declared
 
 
 @own_fields_first

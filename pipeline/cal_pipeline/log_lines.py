@@ -16,7 +16,7 @@ _QUIET = dict.fromkeys(
     ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer"), logging.WARNING
 ) | {"bitsandbytes": logging.ERROR}
 """Third parties that say more at every start than anybody asked."""
-_NAMED = ("shard", "worker")
+_NAMED = ("shard", "metrics")
 """What a log call may name in `extra`; a key of its own in JSON."""
 
 

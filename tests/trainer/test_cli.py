@@ -151,6 +151,18 @@ def test_another_tokenizer_is_refused_with_the_way_out(
     assert "cal-precompute" in err
 
 
+def test_a_training_that_logs_json_writes_nothing_else_on_standard_error(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    argv = command(llava, annotated, tmp_path / "out", "--max_steps", 2, "--logging_steps", 1, "--log_format", "json")
+    done = subprocess.run([str(PROGRAM), *argv], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    measured = {line["message"]: line["metrics"] for line in lines if "metrics" in line}
+    assert measured["step 1 of 2"].keys() >= {"loss", "learning_rate", "mean_weight"}
+    assert measured["step 2 of 2"]["train_runtime"] > 0
+
+
 @pytest.mark.full
 def test_a_run_that_was_interrupted_and_resumed_gives_the_same_losses(
     llava: Family, annotated: Path, tmp_path: Path

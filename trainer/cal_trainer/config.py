@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cal_pipeline.arguments import ContrastFlags
+from cal_pipeline.arguments import ContrastFlags, flag
 from cal_pipeline.config_file import INFINITE
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
@@ -21,10 +21,6 @@ OnMissing = Literal["error", "uniform"]
 Normalization = Literal["step", "sample", "micro_batch"]
 DEFAULT_SHUFFLE_ROWS = 1024
 _QUANTILE = re.compile(r"q(.+)")
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,88 +54,57 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
 class TrainConfig(ContrastFlags):
     """Flags in groups: model, data, weights, encoding, what is trained."""
 
-    model_name_or_path: str | None = field(default=None, metadata=_help("model to train: a directory or a hub id"))
-    dtype: Dtype = field(default="float32", metadata=_help("of the weights; --bf16 autocasts on top of it"))
-    attn_implementation: str = field(default="sdpa", metadata=_help("attention, as in transformers"))
-    revision: str | None = field(default=None, metadata=_help("revision of the model on the hub"))
-    trust_remote_code: bool = field(default=False, metadata=_help("run code that comes with the model"))
-    log_format: LogFormat = field(
-        default="text", metadata=_help("of standard error: lines for people, or JSON objects, one a line")
-    )
-    assemble: list[str] = field(
-        default_factory=list,
-        metadata=_help("vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"),
+    model_name_or_path: str | None = flag(None, "model to train: a directory or a hub id")
+    dtype: Dtype = flag("float32", "of the weights; --bf16 autocasts on top of it")
+    attn_implementation: str = flag("sdpa", "attention, as in transformers")
+    revision: str | None = flag(None, "revision of the model on the hub")
+    trust_remote_code: bool = flag(False, "run code that comes with the model")
+    log_format: LogFormat = flag("text", "of standard error: lines for people, or JSON objects, one a line")
+    assemble: list[str] = flag(
+        [], "vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"
     )
 
-    data_path: list[str] = field(
-        default_factory=list, metadata=_help("annotated shards: one or more directories of the same measurement")
+    data_path: list[str] = flag([], "annotated shards: one or more directories of the same measurement")
+    crossfit: bool = flag(
+        False, "--data_path is of several references, each of which measured rows that it was not trained on"
     )
-    crossfit: bool = field(
-        default=False,
-        metadata=_help("--data_path is of several references, each of which measured rows that it was not trained on"),
-    )
-    partial: bool = field(
-        default=False,
-        metadata=_help("train on what is there where shards or rows are missing"),
-    )
-    source_path: list[str] = field(
-        default_factory=list,
-        metadata=_help("raw data: joined to the annotated shards by key, or alone"),
-    )
-    image_folder: list[str] = field(
-        default_factory=list,
-        metadata=_help("where image paths start; default as measured"),
-    )
-    on_missing: OnMissing = field(
-        default="error", metadata=_help("source rows that were not measured: stop, or weigh their tokens alpha")
-    )
-    streaming: bool = field(default=False, metadata=_help("read shards where they are, without a memory-mapped copy"))
-    shuffle_rows: int = field(default=DEFAULT_SHUFFLE_ROWS, metadata=_help("rows that streaming shuffles among"))
-    eval_path: str | None = field(
-        default=None, metadata=_help("annotated shards or raw data to evaluate on, uniform weights")
-    )
-    eval_image_folder: str | None = field(
-        default=None, metadata=_help("where image paths of --eval_path start; default as measured")
-    )
-    max_image_pixels: int = field(default=DEFAULT_MAX_IMAGE_PIXELS, metadata=_help("as in cal-precompute"))
-    cache_dir: str | None = field(default=None, metadata=_help("of datasets: where the Arrow copy is kept"))
-    group_by: GroupBy = field(default="none", metadata=_help("which samples share a batch"))
+    partial: bool = flag(False, "train on what is there where shards or rows are missing")
+    source_path: list[str] = flag([], "raw data: joined to the annotated shards by key, or alone")
+    image_folder: list[str] = flag([], "where image paths start; default as measured")
+    on_missing: OnMissing = flag("error", "source rows that were not measured: stop, or weigh their tokens alpha")
+    streaming: bool = flag(False, "read shards where they are, without a memory-mapped copy")
+    shuffle_rows: int = flag(DEFAULT_SHUFFLE_ROWS, "rows that streaming shuffles among")
+    eval_path: str | None = flag(None, "annotated shards or raw data to evaluate on, uniform weights")
+    eval_image_folder: str | None = flag(None, "where image paths of --eval_path start; default as measured")
+    max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "as in cal-precompute")
+    cache_dir: str | None = flag(None, "of datasets: where the Arrow copy is kept")
+    group_by: GroupBy = flag("none", "which samples share a batch")
 
-    delta_source: Source = field(default="cached", metadata=_help("cached deltas, online ones, or weight 1"))
-    preset: Preset | None = field(
-        default=None,
-        metadata=_help("equations: Eq. 3-5 as printed; released: the authors' code (online only)"),
+    delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1")
+    preset: Preset | None = flag(None, "equations: Eq. 3-5 as printed; released: the authors' code (online only)")
+    alpha: str | None = flag(None, "lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1")
+    beta: str | None = flag(None, "upper bound of the clamp, may be inf or a quantile such as q0.9; default 5")
+    window: int | None = flag(None, "tokens averaged, odd; default 3")
+    pool: Pool | None = flag(None, "which tokens are neighbours; default span")
+    normalization: Normalization | None = flag(
+        None, "what the weighted sum is divided by; default step, with online micro_batch"
     )
-    alpha: str | None = field(
-        default=None,
-        metadata=_help("lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1"),
-    )
-    beta: str | None = field(
-        default=None, metadata=_help("upper bound of the clamp, may be inf or a quantile such as q0.9; default 5")
-    )
-    window: int | None = field(default=None, metadata=_help("tokens averaged, odd; default 3"))
-    pool: Pool | None = field(default=None, metadata=_help("which tokens are neighbours; default span"))
-    normalization: Normalization | None = field(
-        default=None, metadata=_help("what the weighted sum is divided by; default step, with online micro_batch")
-    )
-    stop_on_nan: bool = field(default=True, metadata=_help("stop, and save nothing, once the loss or a weight is NaN"))
-    drift_every: int = field(default=0, metadata=_help("log how far the model's own deltas are from the cached ones"))
+    stop_on_nan: bool = flag(True, "stop, and save nothing, once the loss or a weight is NaN")
+    drift_every: int = flag(0, "log how far the model's own deltas are from the cached ones")
 
-    trainable: list[str] = field(
-        default_factory=lambda: ["projector", "language_model"],
-        metadata=_help("vision_tower, projector, language_model, all, or regular expressions of parameter names"),
+    trainable: list[str] = flag(
+        ["projector", "language_model"],
+        "vision_tower, projector, language_model, all, or regular expressions of parameter names",
     )
-    lr_multipliers: list[str] = field(
-        default_factory=list, metadata=_help("parts that learn at another rate, e.g. vision_tower=0.1")
-    )
-    lora_r: int = field(default=0, metadata=_help("rank of LoRA adapters in the language model; 0 trains it in full"))
-    lora_alpha: int | None = field(default=None, metadata=_help("default 2 * lora_r"))
-    lora_dropout: float = field(default=0.0, metadata=_help("of the adapters"))
+    lr_multipliers: list[str] = flag([], "parts that learn at another rate, e.g. vision_tower=0.1")
+    lora_r: int = flag(0, "rank of LoRA adapters in the language model; 0 trains it in full")
+    lora_alpha: int | None = flag(None, "default 2 * lora_r")
+    lora_dropout: float = flag(0.0, "of the adapters")
 
-    template: Template = field(default="auto", metadata=_help("auto is the model's chat template"))
-    image_aspect_ratio: AspectRatio = field(default="native", metadata=_help("as in cal-precompute"))
-    max_length: int = field(default=2048, metadata=_help("longest encoding, in tokens"))
-    truncation: Truncation = field(default="drop", metadata=_help("as in cal-precompute"))
+    template: Template = flag("auto", "auto is the model's chat template")
+    image_aspect_ratio: AspectRatio = flag("native", "as in cal-precompute")
+    max_length: int = flag(2048, "longest encoding, in tokens")
+    truncation: Truncation = flag("drop", "as in cal-precompute")
 
     def __post_init__(self) -> None:
         if self.assemble:

@@ -15,6 +15,7 @@ from cal_trainer.data.sampling import SetSamplerEpoch
 from cal_trainer.objective.drift import DriftLog
 from cal_trainer.planning import Plan, plan_run, prepare_model
 from cal_trainer.run.last_step import saving_at_term
+from cal_trainer.run.logged_steps import LogSteps
 from cal_trainer.run.model_card import write_model_card
 from cal_trainer.run.self_check import SelfCheck
 from cal_trainer.run.start_line import StartLine
@@ -74,6 +75,8 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
     )
     trainer.add_callback(StartLine(plan.facts, plan.tokens_per_row))
     trainer.add_callback(SetSamplerEpoch(plan.sampler))
+    if config.log_format == "json":
+        trainer.add_callback(LogSteps())
     if plan.facts.contrast:
         trainer.add_callback(SelfCheck(plan.encoder, plan.facts.contrast, str(config.model_name_or_path)))
     if plan.drift:

@@ -73,10 +73,7 @@ class PrecomputeConfig(ContrastFlags):
         "unknown", "whether the reference was trained on these samples: such deltas favour what it memorised"
     )
 
-    image_folder: list[str] = field(
-        default_factory=list,
-        metadata={"help": "where image paths start: none, one for all data paths, or one for each"},
-    )
+    image_folder: list[str] = flag([], "where image paths start: none, one for all data paths, or one for each")
     data_format: str = field(
         default="auto", metadata={"choices": ["auto", *FORMATS], "help": "auto goes by the file name"}
     )

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +23,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.redaction import redacted
 from cal_trainer import cli as train_cli
 from conftest import Family
+from s3_server import CREDENTIALS, s3_server
 from tiny_data import write_llava_json, write_parquet
 
 SECRET = "hunter2"
@@ -162,10 +165,30 @@ def written(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"columns of {path}", str(table.to_pylist()) + str(table.schema.metadata)
 
 
+def s3_at(endpoint: str) -> Any:
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.full)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """An output and the environment that it needs, with a password in the endpoint; what lies there ends in `out`."""
+    if request.param == "disk":
+        endpoint = f"http://me:{SECRET}@127.0.0.1:9"
+        yield "out", {"AWS_ENDPOINT_URL": endpoint, "STORAGE_EMULATOR_HOST": endpoint}
+        return
+    with s3_server() as server:
+        endpoint = server.replace("//", f"//me:{SECRET}@")
+        (tmp_path / "tmp").mkdir()
+        s3_at(server).create_bucket(Bucket="bucket")
+        yield "s3://bucket/out", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "TMPDIR": str(tmp_path / "tmp")}
+
+
 @pytest.mark.slow
 def test_presigned_images_and_endpoints_of_a_whole_run_leave_no_secret_in_anything_that_is_written(
-    tmp_path: Path, llava: Family
+    tmp_path: Path, llava: Family, place: tuple[str, dict[str, str]]
 ) -> None:
+    output, environment = place
     presigned = f"https://me:{SECRET}@h.example/1.jpg?X-Amz-Signature={SECRET}&X-Amz-Expires=9"
     data, images = write_llava_json(tmp_path, 8)
     rows = json.loads(data.read_text())
@@ -177,25 +200,30 @@ def test_presigned_images_and_endpoints_of_a_whole_run_leave_no_secret_in_anythi
     for row in table:
         row["images"][0]["path"] = presigned
     pq.write_table(pa.Table.from_pylist(table), embedded)
-    endpoint = f"http://me:{SECRET}@127.0.0.1:9"
-    home = {"AWS_ENDPOINT_URL": endpoint, "STORAGE_EMULATOR_HOST": endpoint, "RAY_AUTH_TOKEN": SECRET * 8}
     done = run(
         tmp_path, "cal-precompute", "--data_path", "data.json", "b.parquet", "--image_folder", "images",
-        "--output_dir", "out", "--model_name_or_path", str(llava.directory), "--dtype", "float32",
+        "--output_dir", output, "--model_name_or_path", str(llava.directory), "--dtype", "float32",
         "--gpus_per_worker", "0", "--carry", "images", "--max_error_fraction", "1", "--trust_remote_code", "true",
-        **home,
+        RAY_AUTH_TOKEN=SECRET * 8, **environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "'https://h.example/1.jpg' is a URL; nothing is fetched" in done.stdout
     looked = {
-        name: run(tmp_path, "cal-inspect", name, "out", *flags)
+        name: run(tmp_path, "cal-inspect", name, output, *flags, **environment)
         for name, flags in {"summary": [], "filter": ["status != 'ok'", "--output", "filtered"]}.items()
     }
     for name, result in looked.items():
         assert result.returncode == 0, (name, result.stderr)
+    if output != "out":
+        store = s3_at(environment["AWS_ENDPOINT_URL"])
+        for item in store.list_objects_v2(Bucket="bucket")["Contents"]:
+            (tmp_path / item["Key"]).parent.mkdir(parents=True, exist_ok=True)
+            store.download_file("bucket", item["Key"], str(tmp_path / item["Key"]))
+    there = dict(written(tmp_path / "out")) | dict(written(tmp_path / "tmp"))
+    assert {Path(name).suffix for name in there} >= {".parquet", ".json", ".log"}
     for name, text in (
         ("printed", done.stdout + done.stderr), *((name, item.stdout + item.stderr) for name, item in looked.items()),
-        *written(tmp_path / "out"), *written(tmp_path / "filtered"),
+        *there.items(), *written(tmp_path / "filtered"),
     ):  # fmt: skip
         assert SECRET not in text, name
     assert len(list((tmp_path / "out").rglob("*.parquet"))) == 2

@@ -3,6 +3,7 @@ import json
 import logging
 import random
 import tarfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.data.dummy import dummy_sample
-from cal_trainer.data.sidecar import ABSENT, SidecarExamples, key_array, match_keys
+from cal_trainer.data.join import ABSENT, key_array, match_keys
+from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples
 from conftest import Family
+from damage import put_in
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 from tiny_models import sample_image
 
@@ -236,6 +239,75 @@ def test_an_unmeasured_source_trains_without_deltas(data: Data) -> None:
     turns = [row["conversations"] for number, row in enumerate(rows_of(data)) if number != 14]
     assert examples.lengths().tolist() == [sum(len(turn["value"]) for turn in row) for row in turns]
     assert examples.has_image().sum() == 21
+
+
+def two_folders(folder: Path, images: tuple[int, int]) -> list[Path]:
+    """Two sources with equal names and words; `images` are what they show under the one name."""
+    sources = []
+    for name, number in zip("ab", images, strict=True):
+        (folder / name).mkdir()
+        sample_image(number, (48, 40)).save(folder / name / "one.png")
+        talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red cat on a mat."}]
+        row = {"id": name, "image": "one.png", "conversations": talk}
+        sources.append(write(folder / f"{name}.jsonl", [row]))
+    return sources
+
+
+def join_two(llava: Family, folder: Path, sources: list[Path], **spec: Any) -> SidecarExamples:
+    names, folders = [str(path) for path in sources], [str(folder / name) for name in "ab"]
+    sidecar = annotate(
+        folder / "out", plan_shards(names, folders), llava.encoder, llava.model, carry="none", **spec
+    )  # fmt: skip
+    return SidecarExamples(sidecar, names, llava.encoder, image_folders=folders, cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_different_images_of_one_path_are_refused_where_their_words_are_equal(
+    llava: Family, tmp_path: Path, dtype: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"rows with different deltas, in .*a-r0.*\(images in .*/a\) and in .*b-r0"):
+        join_two(llava, tmp_path, two_folders(tmp_path, (1, 2)), dtype=dtype)
+
+
+def test_one_image_under_one_path_in_two_folders_has_one_measurement_and_that_paths_join_is_said(
+    llava: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        joined = join_two(llava, tmp_path, two_folders(tmp_path, (1, 1)))
+    assert torch.equal(joined[0].deltas.nan_to_num(9), joined[1].deltas.nan_to_num(9))
+    assert "2 of 2 source rows are joined by the paths of their images, not by what these show" in caplog.text
+
+
+def test_embedded_images_are_joined_by_what_they_show(
+    llava: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_parquet(tmp_path / "raw" / "p.parquet", 5)
+    sidecar = annotate(tmp_path / "sidecar", plan_shards([str(source)]), llava.encoder, llava.model, carry="none")
+    with caplog.at_level(logging.INFO):
+        SidecarExamples(sidecar, [str(source)], llava.encoder, cache_dir=tmp_path)
+    assert "joined by the paths" not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_image_measured_twice_may_differ_by_what_half_precision_rounds(
+    llava: Family, tmp_path: Path, dtype: str
+) -> None:
+    source, _ = two_folders(tmp_path, (1, 1))
+    write(source, [json.loads(source.read_text())] * 2)
+    shards = plan_shards([str(source)], [str(tmp_path / "a")])
+    sidecar = annotate(tmp_path / "out", shards, llava.encoder, llava.model, carry="none", dtype=dtype)
+    put_in(next(sidecar.glob("*.parquet")), 0.25, row=1)
+    with nullcontext() if dtype == "bfloat16" else pytest.raises(ConfigError, match="rows with different deltas"):
+        SidecarExamples(sidecar, [str(source)], llava.encoder, cache_dir=tmp_path / "cache")
+
+
+def test_rows_of_one_key_that_the_source_does_not_have_are_not_looked_at(llava: Family, tmp_path: Path) -> None:
+    sources = two_folders(tmp_path, (1, 2))
+    other = write(tmp_path / "c.jsonl", [{"id": "c", "conversations": [
+        {"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Nobody."}]}])  # fmt: skip
+    names, folders = [str(path) for path in (*sources, other)], [str(tmp_path / name) for name in "aba"]
+    sidecar = annotate(tmp_path / "out", plan_shards(names, folders), llava.encoder, llava.model, carry="none")
+    assert len(SidecarExamples(sidecar, [str(other)], llava.encoder, cache_dir=tmp_path / "cache")) == 1
 
 
 KEYS = st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=12)

@@ -24,13 +24,11 @@ from cal_trainer.config import OnMissing
 from cal_trainer.data.alignment import RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
 from cal_trainer.data.dataset import MappedExamples, is_ok, num_tokens, open_measured, report_skipped
+from cal_trainer.data.join import ABSENT, key_array, match_keys, named_by_path, validate_one_measurement
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
 
-ABSENT = -1
-"""Row number where the sidecar has no row."""
 _SIDECAR_COLUMNS = ("sample_key", "status", "label_ids", "delta_logits", "num_tokens")
-_KEYS_PER_READ = 65536
 _log = logging.getLogger(__name__)
 
 
@@ -48,8 +46,9 @@ class SidecarExamples(MappedExamples):
         crossfit, partial: as in AnnotatedExamples.
         options: how rows are read (`alignment.RowOptions`).
 
-    Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read or for labels that
-    were decided differently. Reading a row whose labels are not those that were measured raises AlignmentError.
+    Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read, for labels that
+    were decided differently, or for rows of one key with different deltas. Reading a row whose labels are not those
+    that were measured raises AlignmentError.
     """
 
     def __init__(
@@ -75,8 +74,13 @@ class SidecarExamples(MappedExamples):
         self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
         rows, self._sidecar = map_source(shards, cache_dir), map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
         source, sidecar = rows.data.table, self._sidecar.data.table
-        ok = is_ok(sidecar)
-        match = match_keys(key_array(source.column("sample_key")), key_array(sidecar.column("sample_key")), ok)
+        ok, stored = is_ok(sidecar), key_array(sidecar.column("sample_key"))
+        match = match_keys(key_array(source.column("sample_key")), stored, ok)
+        by_path = named_by_path(source)
+        if by_path.any():
+            _log.info("%d of %d source rows are joined by the paths of their images, not by what these show: an image "
+                      "that was replaced under its name is not noticed", by_path.sum(), len(by_path))  # fmt: skip
+        validate_one_measurement(opened, sidecar, stored, ok, match[by_path])
         self.num_missing = int((match == ABSENT).sum())
         if self.num_missing and on_missing == "error":
             first = source.column("sample_id")[int((match == ABSENT).argmax())].as_py()
@@ -105,29 +109,6 @@ class SidecarExamples(MappedExamples):
     def _measured(self, index: int) -> dict[str, Any]:
         match = int(self._match[index])
         return {} if match == ABSENT else self._sidecar[match].to_pylist()[0]
-
-
-def key_array(keys: pa.ChunkedArray) -> np.ndarray:
-    """Keys of 32 hex digits as [rows] S16, which sorts and compares as the digits do."""
-    parts = [np.empty(0, "S16")]
-    for start in range(0, len(keys), _KEYS_PER_READ):
-        digits = "".join(keys.slice(start, _KEYS_PER_READ).to_pylist())
-        parts.append(np.frombuffer(bytes.fromhex(digits), "S16"))
-    return np.concatenate(parts)
-
-
-def match_keys(wanted: np.ndarray, stored: np.ndarray, ok: np.ndarray) -> np.ndarray:
-    """Row of `stored` that has each wanted key, ABSENT where none has; among rows of one key an ok one, the first.
-
-    wanted [N], stored [M] S16; ok [M] bool. Returns [N] int64.
-    """
-    if not len(stored):
-        return np.full(len(wanted), ABSENT, np.int64)
-    order = np.concatenate([np.flatnonzero(ok), np.flatnonzero(~ok)])
-    order = order[np.argsort(stored[order], kind="stable")]
-    ranked = stored[order]
-    at = np.minimum(np.searchsorted(ranked, wanted), len(ranked) - 1)
-    return np.where(ranked[at] == wanted, order[at], ABSENT)
 
 
 def _skipped(sidecar: pa.Table, rows: np.ndarray) -> Counter[str]:

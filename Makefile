@@ -66,6 +66,7 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/plan_memory.py
 	$(BENCH)/train_data_memory.py
 	$(BENCH)/inspect_frames.py
+	$(BENCH)/inspect_subcommands.py
 	$(BENCH)/many_shards.py
 
 ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision

@@ -26,6 +26,7 @@ COMMANDS = {
     "plan_memory": ["--rows", "10", "20"],
     "train_data_memory": ["--rows", "300", "--modes", "mapped"],
     "inspect_frames": ["--frame_rows", "20", "--summary_rows", "20"],
+    "inspect_subcommands": ["--rows", "120", "--export_rows", "4", "--only", "summary", "agreement", "export, weights"],
 }
 WITH_RAY = {
     "precompute": [*TINY, "--rows", "4", "--repeats", "2"],

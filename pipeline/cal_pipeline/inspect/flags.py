@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -161,6 +162,25 @@ def new_file(path: Location, *suffixes: str) -> Location:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     return path
+
+
+@contextmanager
+def new_directory(output: Path) -> Iterator[Path]:
+    """A local directory to fill, which becomes `output` in one step; ConfigError where that holds something already."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output} is there already; give a new directory")
+    partial = output.absolute().with_name(f".{output.absolute().name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

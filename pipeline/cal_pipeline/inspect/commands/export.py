@@ -12,7 +12,6 @@ where nothing is supervised), loss_weights (0 there). What is lost is in docs/in
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,23 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
             "this is a sidecar (--carry none): it holds no messages and images to export; measure with "
             "--carry images or paths"
         )
-    output: Path = arguments.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output} is there already; give a new directory")
-    partial = output.absolute().with_name(f".{output.absolute().name}.partial")
     write = _writer(arguments)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        said = write(opened, partial, arguments)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{output}: {said}")  # noqa: T201
+    with flags.new_directory(arguments.output) as folder:
+        said = write(opened, folder, arguments)
+    print(f"{arguments.output}: {said}")  # noqa: T201
     return 0
 
 

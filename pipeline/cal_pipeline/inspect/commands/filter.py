@@ -3,6 +3,7 @@
     cal-inspect filter annotated/ "mean_delta < 0.2 OR share_negative > 0.3"
     cal-inspect filter annotated/ "share_negative > 0.3" --drop --output clean/
     cal-inspect filter annotated/ "status <> 'ok'" --ids bad.csv
+    cal-inspect filter annotated/ "mean_delta > 0.2" --layout llava --output better/
     cal-inspect filter annotated/ TRUE --ids_from bad.csv --drop --output clean/
 
 A condition is one expression of DuckDB's SQL.
@@ -32,7 +33,9 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
+from cal_pipeline.inspect.tables.samples import count_rows
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
+from cal_pipeline.inspect.tables.training_layouts import LAYOUTS, write_layout
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.metadata import with_filter
@@ -65,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=flags.local_place, metavar="DIR", help="new annotated directory with these rows"
     )
+    parser.add_argument(
+        "--layout", choices=["annotated", *LAYOUTS], default="annotated",
+        help="of --output: a directory of annotated shards, or training data without deltas (default annotated)",
+    )  # fmt: skip
+    flags.add_image_folder(parser)
     parser.add_argument(
         "--ids", type=flags.place, metavar="FILE", help=".txt: a sample_id a line; .csv: with key, file, row"
     )
@@ -99,6 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.ids_from:
             condition = f"({condition}) AND named by {arguments.ids_from.name}"
         condition = f"({condition}) IS NOT TRUE" if arguments.drop else condition
+        if arguments.layout != "annotated":
+            return _write_training(opened, selection, arguments)
         names = _names(arguments.annotated, opened.completeness.missing)
         write_rows(opened, selection, arguments.output, names=names, condition=condition)
         whole = opened.completeness.problem is None
@@ -110,6 +120,24 @@ def run(arguments: argparse.Namespace) -> int:
                 "would train on those that were left out. Filter the source by these ids as well (--ids FILE.csv)",
                 file=sys.stderr,
             )
+    return 0
+
+
+def _write_training(opened: AnnotatedDataset, selection: Selection, arguments: argparse.Namespace) -> int:
+    """The chosen rows that are ok, as training data."""
+    ok, _ = count_rows(opened)
+    rows = np.flatnonzero(ok & np.concatenate([selection.masks[path] for path in opened.files]))
+    if not len(rows):
+        raise ConfigError(f"no row that is ok is left by {arguments.condition!r}, so {arguments.output} is not written")
+    with flags.new_directory(arguments.output) as folder:
+        said = write_layout(opened, rows, arguments.layout, folder, arguments.image_folder)
+    left_out = selection.after.total() - len(rows)
+    note = (
+        f"; {flags.counted(left_out, 'row')} that {'is' if left_out == 1 else 'are'} not ok left out"
+        if left_out
+        else ""
+    )
+    print(f"{arguments.output}: {flags.counted(len(rows), 'row')}, {said}{note}")  # noqa: T201
     return 0
 
 

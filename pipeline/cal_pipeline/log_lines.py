@@ -65,6 +65,7 @@ def log_to(stream: TextIO, lines: LogLines, level: int = logging.INFO) -> None:
     logging.captureWarnings(lines.log_format == "json")
     if lines.log_format == "json":
         os.environ.setdefault("TQDM_DISABLE", "1")
+        sys.excepthook = lambda *error: root.critical("a fault of this program", exc_info=error)
         for logger in logging.root.manager.loggerDict.values():
             if isinstance(logger, logging.Logger) and logger.handlers:
                 logger.handlers.clear()

@@ -30,17 +30,18 @@ try:
 except ZeroDivisionError:
     logging.getLogger("ours").exception("of a worker")
 say("cal-precompute", "refused")
+{}["surprise"]
 """
 
 
 def logged(log_format: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", CODE, log_format], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", CODE, log_format], capture_output=True, text=True, check=False)
     return done.stderr.splitlines()
 
 
 def test_a_log_in_json_is_one_object_a_line_whoever_speaks() -> None:
     lines = [json.loads(line) for line in logged("json")]
-    assert [line["level"] for line in lines] == ["WARNING", "WARNING", "INFO", "ERROR", "ERROR"]
+    assert [line["level"] for line in lines] == ["WARNING", "WARNING", "INFO", "ERROR", "ERROR", "CRITICAL"]
     assert lines[0]["message"] == "from a library"
     assert "UserWarning: from Python" in lines[1]["message"]
     assert (lines[2]["message"], lines[2]["shard"]) == ("tried: b", "b")
@@ -49,6 +50,7 @@ def test_a_log_in_json_is_one_object_a_line_whoever_speaks() -> None:
         "ZeroDivisionError: division by zero",
     )
     assert (lines[4]["logger"], lines[4]["message"]) == ("cal-precompute", "refused")
+    assert lines[5]["exception"].endswith("KeyError: 'surprise'")
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4}", line["time"]) for line in lines)
 
 
@@ -57,7 +59,8 @@ def test_a_log_for_people_has_times_and_in_a_worker_the_shard() -> None:
     assert any(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO tried: b", line) for line in lines)
     assert any(re.fullmatch(r"[-\d]+ [:,\d]+ ERROR data/s01: of a worker", line) for line in lines)
     assert "Traceback (most recent call last):" in lines
-    assert lines[-1] == "cal-precompute: refused"
+    assert "cal-precompute: refused" in lines
+    assert lines[-1] == "KeyError: 'surprise'"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
         outcome=outcome,
     )
     metrics = RunMetrics(state)
+    heartbeat.say(**state.facts())
 
     def check() -> None:
         watchdog.alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +56,7 @@ class RunMetrics(Collector):
         stages = CounterMetricFamily(
             "cal_stage_seconds", "seconds that workers spent in a stage", labels=["output_dir", "stage"]
         )
-        for stage, seconds in state.stage_seconds.items():
+        for stage, seconds in dict(state.stage_seconds).items():  # The driver may add one meanwhile.
             stages.add_metric([*labels, stage], seconds)
         yield stages
 
@@ -76,7 +77,8 @@ def served(metrics: RunMetrics, address: str) -> Iterator[str]:
             f"--metrics_address {address}: {error}; name another, or port 0 for any that is free"
         ) from error
     try:
-        yield f"http://{host}:{server.server_port}/metrics"
+        said = platform.node() if host in ("0.0.0.0", "[::]") else host
+        yield f"http://{said}:{server.server_port}/metrics"
     finally:
         server.shutdown()
         server.server_close()

@@ -257,7 +257,7 @@ def test_without_a_plan_the_sources_that_are_given_tell_what_is_missing_or_that_
     assert cli.run([*verifies, "--data_path", str(data)]) == 0
     assert "3 shards with 10 rows: all is well" in capsys.readouterr().out
     assert cli.run([*verifies, "--data_path", str(tmp_path / "*.jsonl")]) == 1
-    assert f"PROBLEM {tmp_path}/more.jsonl has 10 rows, of which none is in the output" in capsys.readouterr().out
+    assert f"PROBLEM {tmp_path}/more.jsonl has 10 rows, of which 0 are in the output" in capsys.readouterr().out
     assert cli.run([*verifies, "--data_path", str(tmp_path / "absent")]) == 2
     shard_files(output)[1].unlink()
     assert cli.run([*verifies, "--data_path", str(data)]) == 1

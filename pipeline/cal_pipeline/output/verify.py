@@ -22,6 +22,7 @@ from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.planning import Source, count_rows, find_sources
 from cal_pipeline.sources.shard import changes
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
+from cal_schemas.metadata import ShardSource
 from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location
 
@@ -63,13 +64,10 @@ def verify(output_dir: Location, data_paths: Sequence[str] = (), data_format: st
     verification = Verification(shards=shards, problems=[], notes=[])
     known = [shard for shard in shards if shard.metadata is not None]
     _check_agreement(known, verification)
-    if planned := _check_plan(output_dir, verification):
-        given = []
-    else:
-        given = [source for path in data_paths for source in find_sources(path, data_format)]
-        verification.incomplete_unseen = not given
-    _check_sources(known, verification, planned=planned)
-    _check_given(known, given, verification)
+    planned = _check_plan(output_dir, verification)
+    given = [] if planned else [source for path in data_paths for source in find_sources(path, data_format)]
+    verification.incomplete_unseen = not planned and not given
+    _check_sources(known, given, verification, planned=planned)
     _note_duplicates(known, verification)
     return verification
 
@@ -112,36 +110,38 @@ def _check_plan(output_dir: Location, verification: Verification) -> bool:
     return True
 
 
-def _check_sources(shards: Sequence[ShardCheck], verification: Verification, *, planned: bool) -> None:
+def _check_sources(
+    shards: Sequence[ShardCheck], given: Sequence[Source], verification: Verification, *, planned: bool
+) -> None:
     """Each source row at most once, none missing between two shards, and the row count where the source is at hand."""
     by_uri: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    sources = {}
+    sources: dict[str, ShardSource] = {}
+    formats = {str(file.resolve()): input_format.name for file, _, input_format in given}
     for shard in shards:
         assert shard.metadata is not None
         source = shard.metadata.source
-        sources[source.uri] = source
+        sources[source.uri], formats[source.uri] = source, source.data_format
         by_uri[source.uri].append((source.row_start, source.row_stop, shard.name))
     unreachable = []
-    for uri, ranges in by_uri.items():
-        ranges.sort()
+    for uri, data_format in formats.items():
+        ranges = sorted(by_uri[uri])
         for (_, stop, one), (start, _, other) in itertools.pairwise(ranges):
             if start < stop:
                 verification.problems.append(f"rows {start}-{stop} of {uri} are in both {one} and {other}")
-        source, end = sources[uri], max(stop for _, stop, _ in ranges)
         try:
-            if changed := changes(source):
+            if uri in sources and (changed := changes(sources[uri])):
                 verification.problems.append(f"{uri} has changed since it was measured ({changed})")
                 continue
         except (OSError, CalError):
             unreachable.append(uri)
             continue
         try:
-            total = count_rows(uri, source.data_format)
+            total = count_rows(uri, data_format)
         except CalError as error:
             verification.problems.append(f"its rows cannot be counted: {error}")
             continue
         covered = sum(stop - start for start, stop, _ in ranges)
-        if end > total:
+        if (end := max((stop for _, stop, _ in ranges), default=0)) > total:
             verification.problems.append(f"{uri} has {total} rows, but {ranges[-1][2]} says {end}")
         elif covered < total:
             # With a plan, missing shards are named already, and what was never planned was not asked for.
@@ -152,21 +152,6 @@ def _check_sources(shards: Sequence[ShardCheck], verification: Verification, *, 
             f"{len(unreachable)} sources cannot be reached from here, so their rows are not counted: "
             f"{_some(unreachable)}"
         )
-
-
-def _check_given(shards: Sequence[ShardCheck], given: Sequence[Source], verification: Verification) -> None:
-    """Sources that are to be measured and of which there is no shard; of the others the rows are counted already."""
-    measured = {shard.metadata.source.uri for shard in shards if shard.metadata is not None}
-    for file, _, input_format in given:
-        if (uri := str(file.resolve())) in measured:
-            continue
-        try:
-            rows = count_rows(uri, input_format.name)
-        except CalError as error:
-            verification.problems.append(f"no shard is there of a source whose rows cannot be counted: {error}")
-            continue
-        if rows:
-            verification.problems.append(f"{uri} has {rows} rows, of which none is in the output")
 
 
 def _note_duplicates(shards: Sequence[ShardCheck], verification: Verification) -> None:

@@ -307,8 +307,9 @@ def test_a_source_whose_name_does_not_tell_its_format_is_read_and_counted_as_it_
         10,
         2,
     ), verification
-    metadata = read_shard_metadata(shard_files(tmp_path / "out")[1])
-    assert [sample.sample_id for sample in source_samples(tmp_path, metadata)] == ["4", "5", "6", "7"]
+    second = shard_files(tmp_path / "out")[1]
+    samples = source_samples(second, read_shard_metadata(second))
+    assert [sample.sample_id for sample in samples] == ["4", "5", "6", "7"]
 
 
 def test_in_an_older_output_without_the_format_of_its_source_the_name_tells_it(output: Path) -> None:

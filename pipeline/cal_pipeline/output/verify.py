@@ -7,7 +7,6 @@ plan in `.cal/`, and the sources where they can still be reached; what each prom
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,11 @@ from rich.text import Text
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.planning import Source, count_rows, find_sources
 from cal_pipeline.sources.shard import changes
-from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
+from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError
 from cal_schemas.metadata import ShardSource
 from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location
+from cal_schemas.whole import read_plan
 
 _THREADS = 4
 _SHOWN_SHARDS, _SHOWN_PROBLEMS, _SHOWN_KEYS = 40, 5, 5
@@ -90,12 +90,7 @@ def _check_agreement(shards: Sequence[ShardCheck], verification: Verification) -
 
 def _check_plan(output_dir: Location, verification: Verification) -> bool:
     """Shards of the last run's plan that are not there; False where there is no plan."""
-    try:
-        plan = json.loads((output_dir / ".cal" / "plan.json").read_text(encoding="utf-8"))
-        planned = {f"{item['name']}.parquet": int(item["source"]["num_rows"]) for item in plan}
-    except StoreError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
+    if (planned := read_plan(output_dir)) is None:
         verification.notes.append(
             "no plan can be read in .cal/: whether shards are missing is judged by the sources alone"
         )

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
     values_target = flags.new_file(arguments.json, ".json") if arguments.json else None
     maps: list[dict[str, Any]] = []
+    written = []
     dataset = open_paths(arguments.annotated)
     row = sample_with_image(dataset, arguments.sample, arguments.image_folder)
     # Torch and the models' code take seconds to import: after what can be refused without them.
@@ -46,23 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     for view in encoded_views(dataset, row, arguments, attn_implementation="eager"):
         values, share = image_attention(view.model, view.encoder, view.encoded, arguments.queries)
         heat = view.tokens.heat(values, _SIDE)
-        maps.append({"name": view.name, "share": share, "heat": heat, "image": view.tokens.image,
-                     "values": values, "boxes": view.tokens.boxes})  # fmt: skip
+        maps.append({"name": view.name, "share": share, "heat": heat, "image": view.tokens.image})
+        patches = [
+            {"box": None if np.isnan(box).any() else box.tolist(), "attention": float(value)}
+            for value, box in zip(values, view.tokens.boxes, strict=True)
+        ]
+        written.append({"name": view.name, "share": share, "patches": patches})
         print(f"{view.name}: {share:.1%} of the attention goes to the image")  # noqa: T201
     draw(maps, target)
     print(f"map: {target}")  # noqa: T201
     if values_target:
-        written = [
-            {
-                "name": item["name"],
-                "share": item["share"],
-                "patches": [
-                    {"box": None if np.isnan(box).any() else box.tolist(), "attention": float(value)}
-                    for value, box in zip(item["values"], item["boxes"], strict=True)
-                ],
-            }
-            for item in maps
-        ]
         write_whole(values_target, json.dumps(written, indent=1) + "\n")
     return 0
 

@@ -72,15 +72,9 @@ def page_text(data: dict[str, Any]) -> str:
     """The whole HTML file: `title` enters the markup escaped, everything else as JSON without `<`, `>` and `&`."""
     parts = resources.files("cal_pipeline.inspect.page") / "parts"
     style, script = ((parts / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {_source_hash(script)}",
-            f"style-src {_source_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    policy = (
+        f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     values = {
         "POLICY": policy,
@@ -103,7 +97,6 @@ def _source_hash(content: str) -> str:
 def read_page_data(path: Path) -> dict[str, Any]:
     """The data that a page carries: the inverse of `page_text`, for tests and for other programs."""
     text = path.read_text(encoding="utf-8")
-    start = text.index('<script type="application/json" id="data">')
-    start = text.index(">", start) + 1
-    value: dict[str, Any] = json.loads(text[start : text.index("</script>", start)])
+    data = text.partition('<script type="application/json" id="data">')[2]
+    value: dict[str, Any] = json.loads(data.partition("</script>")[0])
     return value

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, Comparison, SwapReport
+from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, SwapReport
 from cal_pipeline.models.precision import EXACT_TOLERANCE
 
 _SHOWN = 10
@@ -17,11 +16,10 @@ _SHOWN = 10
 
 def print_audit(report: AuditReport) -> None:
     """Differences of the specs, figures over all tokens, the worst rows, the verdict."""
+    found = figures(report, None)
     for name, stored, now in report.spec_differences:
         say(f"DIFFERS  {name}: the cache was made with {stored!r}, here it is {now!r}")
-    compared = [item for item in report.comparisons if item.num_tokens]
-    if compared:
-        largest, rms = _sizes(compared)
+    if found["tokens"]:
         precision = report.precision
         tolerance = (
             f"{EXACT_TOLERANCE:g} on the max of a row"
@@ -29,8 +27,9 @@ def print_audit(report: AuditReport) -> None:
             else f"{precision.share():.1%} of a row's logits on the rms of the row"
         )
         say(
-            f"{sum(item.num_tokens for item in compared)} deltas of {len(compared)} rows compared: largest difference "
-            f"{largest:.2g}, rms {rms:.2g} logits (tolerance: {tolerance}, for {precision.name})"
+            f"{found['tokens']} deltas of {sum(item.num_tokens > 0 for item in report.comparisons)} rows compared: "
+            f"largest difference {found['max_difference']:.2g}, rms {found['rms_difference']:.2g} logits "
+            f"(tolerance: {tolerance}, for {precision.name})"
         )
     bad = sorted(
         (item for item in report.comparisons if item.verdict != "agrees"),
@@ -48,12 +47,6 @@ def print_audit(report: AuditReport) -> None:
         say(f"THE CACHE DOES NOT AGREE: {len(bad)} of {rows} rows differ.")
     else:
         say(f"THE CACHE DOES NOT AGREE: it was made with something else, though {rows} rows come out the same.")
-
-
-def _sizes(compared: Sequence[Comparison]) -> tuple[float, float]:
-    tokens = sum(item.num_tokens for item in compared)
-    squared = sum(item.squared for item in compared)
-    return max(item.max_difference for item in compared), math.sqrt(squared / tokens)
 
 
 def print_swap(report: SwapReport) -> None:
@@ -80,8 +73,7 @@ def print_swap(report: SwapReport) -> None:
 
 def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
     """Plain values for JSON; null where there is nothing to say."""
-    compared = [item for item in report.comparisons if item.num_tokens]
-    largest, rms = _sizes(compared) if compared else (None, None)
+    tokens = sum(item.num_tokens for item in report.comparisons)
     return {
         "passed": report.passed,
         "dtype": report.dtype,
@@ -90,9 +82,9 @@ def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:
             {"field": name, "stored": stored, "now": now} for name, stored, now in report.spec_differences
         ],
         "rows": len(report.comparisons),
-        "tokens": sum(item.num_tokens for item in compared),
-        "max_difference": largest,
-        "rms_difference": rms,
+        "tokens": tokens,
+        "max_difference": max(item.max_difference for item in report.comparisons) if tokens else None,
+        "rms_difference": math.sqrt(sum(item.squared for item in report.comparisons) / tokens) if tokens else None,
         "verdicts": dict(Counter(item.verdict for item in report.comparisons)),
         "differing": [asdict(item) for item in report.comparisons if item.verdict != "agrees"],
         "swap": None

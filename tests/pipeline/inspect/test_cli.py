@@ -110,7 +110,10 @@ OTHER_TABLES = ("audit", "page", "attention", "patch-words")
         (["filter", "{normal}", "tokens > 0", "--output", "x" * 300], "File name too long"),
         (["export", "{normal}", "--to", "labelling-sheet", "--output", "x" * 300], "File name too long"),
         (["show", "{normal}", "#0", "--tokenizer", "x" * 300], "File name too long"),
-        (["export", "{normal}", "--to", "labelling-sheet", "--output", "x", "--seed", "-1"], "--seed is not negative"),
+        (
+            ["export", "{normal}", "--to", "labelling-sheet", "--output", "x", "--seed", "-1"],
+            "--seed: must be 0 or more, got -1",
+        ),
         (["show", "{normal}", "#99", "--tokenizer", "{model}"], "no row #99: there are #0 to #23"),
         (["export", "{normal}", "--to", "messages-jsonl", "--output", "x"], "--model_name_or_path"),
         (["compare", "{normal}", "{failed}"], "none is ok in both"),

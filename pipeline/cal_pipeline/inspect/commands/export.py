@@ -35,8 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     flags.add_image_folder(parser)
     parser.add_argument("--max_image_pixels", type=int, default=DEFAULT_MAX_IMAGE_PIXELS, help="as in cal-precompute")
-    parser.add_argument("--num_samples", type=int, default=100, help="of the labelling sheet (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the labelling sheet's draw")
+    parser.add_argument(
+        "--num_samples", type=flags.at_least(1), default=100, help="of the labelling sheet (default 100)"
+    )
+    parser.add_argument("--seed", type=flags.at_least(0), default=0, help="of the labelling sheet's draw")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -62,15 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect tokens`."""
     flags.add_annotated(parser)
     flags.add_tokenizer(parser)
-    parser.add_argument("--top", type=int, default=15, help="how many of each (default 15)")
-    parser.add_argument("--min_count", type=int, default=5, help="means are of tokens that occur so often (default 5)")
+    parser.add_argument("--top", type=flags.at_least(1), default=15, help="how many of each (default 15)")
+    parser.add_argument(
+        "--min_count", type=flags.at_least(1), default=5, help="means are of tokens that occur so often (default 5)"
+    )
     parser.add_argument("--output", type=flags.place, help="FILE.csv: count and mean delta of every token")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints four tables; 0."""
-    if arguments.top < 1 or arguments.min_count < 1:
-        raise ConfigError(f"--top and --min_count must be positive, got {arguments.top} and {arguments.min_count}")
     path = flags.new_file(arguments.output, ".csv") if arguments.output else None
     opened = open_paths(arguments.annotated)
     pieces = pieces_of_measurement(opened, arguments.tokenizer)

@@ -34,10 +34,6 @@ _LONGEST_SIDE = 1024
 
 def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> str:
     """Writes the sheet, its images and the scores; says how many rows there are."""
-    if arguments.num_samples < 1:
-        raise ConfigError(f"--num_samples must be positive, got {arguments.num_samples}")
-    if arguments.seed < 0:
-        raise ConfigError(f"--seed is not negative, got {arguments.seed}")
     (folder / "images").mkdir()
     with (
         # The mark in front tells a spreadsheet that this is UTF-8.

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,38 @@ FLAGS = {
 }
 
 
-def command(name: str, directories: Directories, folder: Path) -> list[str]:
+def command(name: str, directories: Directories, folder: Path, given: Sequence[str] | None = None) -> list[str]:
     places = {"model": directories.family.directory, "normal": directories.normal, "out": folder}
     at_once = (
         "import sys; from cal_pipeline.inspect import cli, progress; progress.SHOW_AFTER_S = 0; "
         "sys.exit(cli.run(sys.argv[1:]))"
     )
-    flags = [part.format(**places) for part in FLAGS[name]]
+    flags = [part.format(**places) for part in (FLAGS[name] if given is None else given)]
     return [sys.executable, "-c", at_once, name, str(directories.normal), *flags]
+
+
+SAYS = {
+    "filter --layout": ["filter", "tokens > 3", "--layout", "messages", "--output", "{out}/rows"],
+    "filter --output": ["filter", "tokens > 3", "--output", "{out}/rows"],
+    "audit": ["audit", "--model_name_or_path", "{model}", "--fraction", "1", "--swap", "2", "--device", "cpu"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("filter --layout", ["rows written"]),
+        ("filter --output", ["rows copied"]),
+        pytest.param("audit", ["rows measured", "samples measured"], marks=pytest.mark.full),
+    ],
+)
+def test_what_is_written_and_measured_is_counted_too(
+    name: str, said: list[str], directories: Directories, tmp_path: Path
+) -> None:
+    done = subprocess.run(command(SAYS[name][0], directories, tmp_path, SAYS[name][1:]), capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    for what in said:
+        assert f"INFO {what}: " in done.stderr
 
 
 @pytest.mark.parametrize("name", FLAGS)

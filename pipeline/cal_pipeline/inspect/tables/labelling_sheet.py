@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.samples import Place, count_rows, image_folder_of, read_row, row_images, small_jpeg
 from cal_pipeline.inspect.tables.statistics import computed_columns
@@ -39,6 +40,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
         # The mark in front tells a spreadsheet that this is UTF-8.
         (folder / SHEET).open("w", encoding="utf-8-sig", newline="") as sheet,
         (folder / MEASURED).open("w", encoding="utf-8", newline="") as measured,
+        shown_progress("samples drawn", arguments.num_samples) as advance,
     ):
         sheet_rows, measured_rows = csv.writer(sheet), csv.writer(measured)
         sheet_rows.writerow(["number", KEY_COLUMN, "image", "question", "answer", MARK_COLUMN, "remark"])
@@ -52,6 +54,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
             if row.sample_key in seen:  # An equal sample is on the sheet already.
                 continue
             seen.add(row.sample_key)
+            advance(1)
             number = len(seen)
             values = computed_columns(batch, SCORES, **flags.weighting_of(arguments))
             image_folder = image_folder_of(opened, place.file, arguments.image_folder)

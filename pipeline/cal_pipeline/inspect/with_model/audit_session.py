@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
+from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.with_model.audit import (
     AuditReport,
     SwapReport,
@@ -92,12 +93,14 @@ class AuditSession:
             f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
         stored = numbered_rows(self.dataset, drawn, self.arguments.image_folder)
-        while window := list(islice(stored, WINDOW_ROWS)):
-            pairs = [(row, row) for row in window]
-            outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
-            report.comparisons += [
-                compare(row, outcome, report.precision) for row, outcome in zip(window, outcomes, strict=True)
-            ]
+        with shown_progress("rows measured", len(drawn)) as advance:
+            while window := list(islice(stored, WINDOW_ROWS)):
+                pairs = [(row, row) for row in window]
+                outcomes, report.precision = watched(self.model, partial(self._measure, pairs))
+                report.comparisons += [
+                    compare(row, outcome, report.precision) for row, outcome in zip(window, outcomes, strict=True)
+                ]
+                advance(len(window))
         return report
 
     def swap(self) -> SwapReport | None:
@@ -116,10 +119,12 @@ class AuditSession:
             return None
         say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's image")
         own, other = [], []
-        for start in range(0, len(pairs), WINDOW_ROWS):
-            window = pairs[start : start + WINDOW_ROWS]
-            own += self._measure([(row, row) for row, _ in window])
-            other += self._measure(window)
+        with shown_progress("samples measured", len(pairs)) as advance:
+            for start in range(0, len(pairs), WINDOW_ROWS):
+                window = pairs[start : start + WINDOW_ROWS]
+                own += self._measure([(row, row) for row, _ in window])
+                other += self._measure(window)
+                advance(len(window))
         return swap_report(own, other)
 
 

@@ -56,6 +56,7 @@ bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20
 	$(BENCH)/train_step.py --vocabulary 128000 --variants uniform cached trainer uniform_again
 	$(BENCH)/precompute.py
 	$(BENCH)/storage.py
+	$(BENCH)/checksums.py
 	$(BENCH)/data.py
 	$(BENCH)/scale.py
 	$(BENCH)/breakeven.py --repeats 21

@@ -96,6 +96,17 @@ def storage() -> str:
     return markdown(header, rows)
 
 
+def checksums() -> str:
+    rows = [
+        [kind, f"{1e3 * report['results'][kind]['median_s']:.1f}", f"{ratio:.3f}",
+         f"{report['cpu_time_ratios'][f'{kind}_verified/{kind}']:.3f}"]
+        for report in reports("checksums").values()
+        for kind in ("sidecar", "images")
+        for ratio in [report["ratios"][f"{kind}_verified/{kind}"]]
+    ]  # fmt: skip
+    return markdown(["shard", "read, ms", "verified / not", "the same by CPU time"], rows)
+
+
 def data() -> str:
     rows = [
         [key, f"{row['rows_per_s']:.1f}", f"{row['rows_per_s'] / report['results']['source']['rows_per_s']:.3f}",
@@ -147,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
         precompute,
         padding,
         storage,
+        checksums,
         data,
         scale,
         breakeven,

@@ -19,6 +19,7 @@ COMMANDS = {
     "contrast": [*TINY, "--image_tokens", "32"],
     "train_step": [*TINY, "--gradient_checkpointing"],
     "storage": ["--samples", "30", "--steps", "2", "--repeats", "1"],
+    "checksums": ["--rows", "20", "--repeats", "1"],
     "data": ["--rows", "8", "--repeats", "1"],
     "scale": [*TINY, "--rows", "2", "4", "--image_tokens", "16", "64", "--vocabulary", "2000", "4000"],
     "breakeven": TINY,

@@ -23,7 +23,7 @@ import transformers
 class FaultyLlava(transformers.LlavaForConditionalGeneration):
     def __init__(self, config):
         super().__init__(config)
-        if config.faults.get("exit_at_start"):
+        if config.faults.get("exit_at_start") or os.path.exists(config.faults.get("exit_while", "")):
             print("licence server says no", file=sys.stderr, flush=True)
             os._exit(3)
         if config.faults.get("hang_at_start"):
@@ -67,7 +67,8 @@ def build_faulty_llava(directory: Path, **faults: object) -> Path:
         directory: where to.
         faults: `lengths`: kind (kill, kill_once, device_once, segfault, hang, meet) -> [low, high) in padded tokens of
             a row; `marker`: a file that remembers what happens once; `max_tokens`: of a batch, more are out of memory;
-            `seconds_per_pass`; `exit_at_start`; `hang_at_start`. At a row for `meet` a process waits until a second
+            `seconds_per_pass`; `exit_at_start`; `exit_while`: a file, as long as it is there;
+            `hang_at_start`. At a row for `meet` a process waits until a second
             one has come to such a row (they sign in the directory `marker`): two workers share the work for certain.
     """
     build_llava(directory)

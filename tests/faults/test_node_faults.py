@@ -62,6 +62,10 @@ def test_the_shard_of_a_lost_node_moves_to_the_other_and_costs_no_try(job: Job, 
                 os.kill(worker, signal.SIGKILL)
     assert job.finish(process) == 0, job.said()
     assert "moves to another node: the node of worker" in job.said()
+    assert job.said().count("Ray says: The node with node id") == 1
+    assert "raylet has lagging heartbeats" not in job.said()
+    (notices,) = (job.output / ".cal" / "logs").glob("ray-*.log")
+    assert "raylet has lagging heartbeats" in notices.read_text()
     assert job.table().equals(calm.table(6))
     assert job.staged() == []
 
@@ -80,6 +84,28 @@ def test_a_cluster_without_a_free_gpu_ends_the_wait_and_names_what_is_asked_and_
     said = job.said()
     assert "cal-precompute: no worker could be placed for 3 s: each needs 0.5 GPU and 1 CPU; the cluster has " in said
     assert "{'CPU': 1.0}, of which free {'CPU': 1.0}" in said
+
+
+def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_goes_on_when_it_is_free(
+    tmp_path: Path, cluster: Cluster, slow_model: Path, shards: Callable[[int], Path]
+) -> None:
+    flags = ("--gpus_per_worker", "1", "--ray_address", cluster.address)
+    first, second = (
+        Job(model=slow_model, data=shards(2), output=tmp_path / name, flags=flags, code=ON_CPU) for name in "ab"
+    )
+    node = cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=100 * 2**20)
+    try:
+        holding = first.start()
+        with frozen(holding, first, of=os.getpid()):
+            waiting = second.start()
+            words = "waiting for 1 GPU; 0 free: 1 of 1 workers are not placed (of those there are 1 GPU)"
+            second.wait_for(waiting, lambda: words in second.said(), "the second says that it waits")
+        assert first.finish(holding) == 0, first.said()
+        assert second.finish(waiting) == 0, second.said()
+    finally:
+        cluster.remove_node(node)
+    assert "no worker waits for room any longer" in second.said()
+    assert "waiting for" not in first.said()
 
 
 def test_two_workers_share_a_gpu_and_a_third_is_not_placed(tmp_path: Path, cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -165,3 +166,40 @@ def test_a_library_that_is_broken_on_the_node_stops_the_run_with_the_import_erro
     assert "(failed starts in a row: 4)" not in said
     assert "libcudart.so.13: cannot open shared object file" in said
     assert job.done() == []
+
+
+@pytest.mark.full
+def test_capacity_comes_back_when_starts_that_failed_succeed_again(tmp_path: Path) -> None:
+    held = tmp_path / "held"  # As memory is, by somebody else.
+    model = build_faulty_llava(tmp_path / "model", exit_while=str(held), seconds_per_pass=0.25)
+    job = Job(model=model, data=write_shards(tmp_path / "data", 6), output=tmp_path / "out")
+    process = job.start()
+    with frozen(process, job, done=1) as busy:
+        held.touch()
+        os.kill(busy[0], signal.SIGKILL)
+    job.wait_for(process, lambda: "failed starts in a row: 3" in job.said(), "three starts have failed")
+    held.unlink()
+    assert job.finish(process) == 0, job.said()
+    said = job.said()
+    assert "licence server says no; 0 of 1 workers are up, the next start in 12 s (failed starts in a row: 3)" in said
+    assert "1 of 1 workers are up again, after " in said
+    assert job.table().num_rows == 24
+    written = report(job)
+    assert written["failed_starts"] == 3
+    short = written["seconds_short"]
+    assert isinstance(short, float)
+    assert short > 3 + 6
+    assert "WARNING: 3 starts of workers failed (the log says why): for " in said
+
+
+@pytest.mark.full
+def test_what_rays_memory_monitor_kills_is_said_with_node_and_figures(
+    tmp_path: Path, slow_model: Path, shards: Callable[[int], Path]
+) -> None:
+    # So low a limit holds for every worker as it starts.
+    low = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    job = Job(model=slow_model, data=shards(3), output=tmp_path / "out", environment=low)
+    said = ended_after_three_starts(job, job.run())
+    figures = r"node [\d.]+ used [\d.]+GB of [\d.]+GB \(it kills from 1 % on\)"
+    assert re.search(f"Ray's memory monitor killed it: {figures}", said), said
+    assert "max_restarts" not in said

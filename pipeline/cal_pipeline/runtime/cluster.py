@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +11,9 @@ from typing import Protocol
 from cal_pipeline.output.shard_report import ShardReport
 from cal_schemas.errors import ConfigError
 
-_CONNECT_S = 20.0
+_CONNECT_S = 5.0
+_SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,17 +33,30 @@ class Cluster:
 
 
 def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
-    """Raises ConfigError when nothing listens at a `host:port`: Ray itself would try for a quarter of an hour.
+    """Raises ConfigError when nothing of Ray listens at a `host:port`: Ray itself would try for a quarter of an hour.
 
-    Other forms (`auto`, `ray://...`) are left to Ray, which refuses them quickly.
+    Ray speaks gRPC, whose first answer is a frame of settings of HTTP/2. Other forms (`auto`, `ray://...`) are left to
+    Ray, which refuses them quickly.
     """
     host, separator, port = address.rpartition(":")
     if not separator or "/" in host or not port.isdecimal():
         return
+    nothing = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
+    answer = b""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HTTP2)
+            while len(answer) < len(_SETTINGS) and (more := connection.recv(64)):
+                answer += more
+    except TimeoutError as error:
+        raise ConfigError(f"{nothing}: what listens there gave no answer for {timeout_s:g} s") from error
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS): {error}") from error
+        raise ConfigError(f"{nothing}: {error}") from error
+    # The length of a frame of settings varies, its kind does not.
+    if answer[3:4] != _SETTINGS[3:4] or not answer.startswith(b"\0"):
+        raise ConfigError(f"{nothing}: something else listens there, and answers {answer[:40]!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +96,10 @@ class RunOutcome:
     too_many_not_ok: str | None = None
     """Set when the run stopped because more rows than allowed were not ok: how many of how many."""
     retries: int = 0
+    failed_starts: int = 0
+    """Of workers."""
+    seconds_short: float = 0.0
+    """For so long there were fewer workers than asked for, because starts failed."""
     first_worker_at: float | None = None
     """time.monotonic() when the first worker had its model loaded and checked."""
     workers: list[str] = field(default_factory=list)

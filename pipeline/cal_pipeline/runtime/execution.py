@@ -23,6 +23,7 @@ from cal_pipeline.runtime.plan import Plan, cluster_of
 from cal_pipeline.runtime.progress import ProgressListener
 from cal_pipeline.runtime.ray_driver import run_shards
 from cal_pipeline.runtime.ray_metrics import RayMetrics
+from cal_pipeline.runtime.ray_notices import ray_notices
 from cal_pipeline.runtime.ray_session import ray_session
 from cal_pipeline.runtime.report import RunReport, print_report, projection
 from cal_pipeline.runtime.signals import Interruption
@@ -101,6 +102,8 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         failed=outcome.failed,
         aborted=outcome.aborted,
         retries=outcome.retries,
+        failed_starts=outcome.failed_starts,
+        seconds_short=outcome.seconds_short,
     )
     path = in_output = report.write(store.internal / "reports")
     if in_output is None:
@@ -149,7 +152,7 @@ def _compare_with_plan(plan: Plan, shards: Sequence[Shard], outcome: RunOutcome)
 
 
 def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outcome: RunOutcome) -> None:
-    rows, cluster = sum(shard.num_rows for shard in plan.todo), cluster_of(plan)
+    rows, cluster, store = sum(shard.num_rows for shard in plan.todo), cluster_of(plan), plan.settings.store
     _log.info("%d shards with %d rows to measure, %d done; more than %d rows not ok would end the run "
               "(--max_error_fraction %g)", len(plan.todo), rows, len(plan.progress.done), cluster.max_rows_not_ok,
               plan.config.max_error_fraction)  # fmt: skip
@@ -173,8 +176,9 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
     with (
         Watchdog() as watchdog,
         served(metrics, plan.config.metrics_address) as state.metrics,
+        ray_notices(store.logs / f"ray-{store.run_id}.log"),
         ray_session(cluster, starting=interruption.kept),
         ProgressListener(state, len(plan.todo), heartbeat, check, RayMetrics(metrics).publish) as listener,
     ):
         _log.info("metrics for Prometheus are at %s (--metrics_address)", state.metrics)
-        run_shards(plan.todo, plan.settings, cluster, plan.settings.store.logs, listener, outcome)
+        run_shards(plan.todo, plan.settings, cluster, store.logs, listener, outcome)

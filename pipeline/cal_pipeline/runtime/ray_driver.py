@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,9 +25,10 @@ import ray
 import ray.exceptions
 
 from cal_pipeline.output.shard_report import ShardReport
+from cal_pipeline.runtime.capacity import Capacity
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, WorkerState
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
-from cal_pipeline.runtime.ray_nodes import OwnNode, accelerators, lost_nodes
+from cal_pipeline.runtime.ray_nodes import OwnNode, Room, accelerators, lost_nodes
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
@@ -56,6 +58,7 @@ class _Slot:
     log_path: Path
     state: str
     ref: Any
+    began: float
     since: float
     shard: Shard | None = None
     where: str = "?"
@@ -73,10 +76,9 @@ def run_shards(
 ) -> None:
     """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
 
-    Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is
-    `aborted` when no worker can be placed within idle_timeout_s, workers fail to start max_tries times in a row and
-    none is left, the Ray node of this program has died, or a worker reports that no shard can succeed (disk full,
-    other columns).
+    Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is `aborted` when
+    no worker can be placed within idle_timeout_s, starts fail as `Capacity` says, the Ray node of this program has
+    died, or a worker reports that no shard can succeed (disk full, other columns).
     """
     run = _Run(shards, settings, cluster, log_dir, listener, outcome)
     try:
@@ -104,9 +106,9 @@ class _Run:
         self._undecided: list[tuple[Shard, str, str, float]] = []
         self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
         self._slots: list[_Slot] = []
-        self._max_workers = cluster.num_workers
+        self._capacity = Capacity(cluster, outcome)
+        self._room = Room(cluster)
         self._started = 0
-        self._start_failures = 0
         self._broken = False
         self._rows = self._rows_not_ok = 0
         self._last_alive = time.monotonic()
@@ -114,7 +116,7 @@ class _Run:
         self.outcome = outcome
 
     def loop(self) -> None:
-        while self._waiting or self._undecided or any(slot.state == "busy" for slot in self._slots):
+        while self._waiting or self._undecided or self._count("busy"):
             self._fill_slots()
             self._hand_out()
             refs = {slot.ref: slot for slot in self._slots if slot.ref is not None}
@@ -151,16 +153,24 @@ class _Run:
         """Ends every worker; on return none of them writes any more, unless its node is out of reach."""
         for slot in self._slots:
             ray.kill(slot.actor, no_restart=True)
-        if any(slot.state == "busy" for slot in self._slots):
+        if self._count("busy"):
             # A kill is a message. What a worker stages after the driver has cleared staging would stay behind.
             time.sleep(_KILL_S)
         self._slots = []
         self._own_node.close()
 
+    def _count(self, *states: str) -> int:
+        return sum(slot.state in states for slot in self._slots)
+
+    def _wanted(self) -> int:
+        """Counts the workers that there is work for."""
+        return min(self._cluster.num_workers, self._count("busy") + len(self._waiting) + len(self._undecided))
+
     def _fill_slots(self) -> None:
-        busy = sum(slot.state == "busy" for slot in self._slots)
-        while len(self._slots) < min(self._max_workers, busy + len(self._waiting) + len(self._undecided)):
+        self._capacity.look(self._count("idle", "busy"), self._wanted())
+        while len(self._slots) < self._wanted() and self._capacity.allows_start(self._count("placing", "starting")):
             self._started += 1
+            now = time.monotonic()
             log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
             actor = _Actor.options(  # type: ignore[attr-defined]
                 num_gpus=self._cluster.gpus_per_worker, num_cpus=self._cluster.cpus_per_worker
@@ -171,7 +181,8 @@ class _Run:
                     log_path=log_path,
                     state="placing",
                     ref=actor.where.remote(self._cluster.gpus_per_worker > 0),
-                    since=time.monotonic(),
+                    began=now,
+                    since=now,
                 )
             )
 
@@ -209,7 +220,7 @@ class _Run:
             if value.kind != "done":
                 self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "refuse")
                 return
-            self._start_failures = 0
+            self._capacity.came_up()
             if self.outcome.first_worker_at is None:
                 self.outcome.first_worker_at = self._last_alive
             slot.state, slot.ref = "idle", None
@@ -249,18 +260,17 @@ class _Run:
             self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + node_news_s))
             self._decide()
             return
-        self._start_failures += 1
+        self._last_alive = time.monotonic()  # It had its place.
         self._broken |= not refused
-        _log.warning("%s (failed starts in a row: %d)", reason, self._start_failures)
-        if self._start_failures < self._cluster.max_tries:
-            return
-        # One bad node must not stop the others: those that are up, or still coming up, go on without it.
-        self._max_workers = sum(other.state != "placing" for other in self._slots)
-        if not self._max_workers:
-            # A process that died before its first line left no log; one on another node may have it there.
-            there = self._broken and (slot.node or slot.log_path.exists())
-            see = f"; see {slot.log_path}" if there else ""
-            raise RunAbortedError(f"{reason}. {self._start_failures} starts failed in a row{see}")
+        # A process that died before its first line left no log; one on another node may have it there.
+        there = self._broken and (slot.node or slot.log_path.exists())
+        self._capacity.failed(
+            reason,
+            began=slot.began,
+            up=self._count("idle", "busy"),
+            coming=self._count("starting"),
+            see=f"; see {slot.log_path}" if there else "",
+        )
 
     def _decide(self) -> None:
         """Decides whether a lost worker's node is lost too, or the shard is to blame."""
@@ -305,25 +315,34 @@ class _Run:
                 self._lose(slot, f"worker {slot.where} gave no answer for {limit:g} s (--{limits[slot.state]})")
 
     def _check_idle(self) -> None:
-        if any(slot.state != "placing" for slot in self._slots):
+        self._room.look([(slot.actor, slot.since) for slot in self._slots if slot.state == "placing"])
+        if len(self._slots) > self._count("placing"):
             self._last_alive = time.monotonic()
         if time.monotonic() - self._last_alive <= self._cluster.idle_timeout_s:
             return
-        wanted = f"{self._cluster.gpus_per_worker:g} GPU and {self._cluster.cpus_per_worker:g} CPU"
-        there = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise RunAbortedError(
-            f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: each needs {wanted}; the cluster has "
-            f"{there}, of which free {free}. Lower --gpus_per_worker or --cpus_per_worker, or add nodes"
-        )
+        raise RunAbortedError(f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: {self._room}")
 
 
 def _in_short(error: Exception) -> str:
     text = str(error)
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in text or "(OOM)" in text:
-        return "Ray ended it because its node ran out of memory"
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in text:
+        return _out_of_memory(text)
     if isinstance(error, ray.exceptions.RayActorError) and "Traceback" not in text:
         return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
     # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return redacted(f"{type(error).__name__}: {lines[-1] if lines else ''}")
+
+
+def _out_of_memory(text: str) -> str:
+    """Says with Ray's figures, without its advice, what its memory monitor did."""
+    node = re.search(r"\(IP: ([^,)]+)", text)
+    used = re.search(r"was ([\d.]+ ?\w+)(?: used)? / ([\d.]+ ?\w+)", text)
+    limit = re.search(r"([\d.]+)% of \d+B limit", text)
+    return (
+        "Ray's memory monitor killed it: "
+        + (f"node {node[1]} " if node else "its node ")
+        + (f"used {used[1]} of {used[2]}" if used else "ran out of memory")
+        + (f" (it kills from {float(limit[1]):g} % on)" if limit else "")
+        + "; fewer workers a node, or a smaller --tokens_per_batch, need less"
+    )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import ray
+from ray._private.state import actors
 
+from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.faults import RunAbortedError
 
 _ASK_EVERY_S = 10.0
+_SAY_AFTER_S = 15.0
+_log = logging.getLogger(__name__)
 
 
 class OwnNode:
@@ -50,6 +57,54 @@ class OwnNode:
             return False
         except ConnectionError:
             return True
+
+
+class Room:
+    """Compares what a worker needs with what is free in the cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        needs = {"GPU": cluster.gpus_per_worker, "CPU": cluster.cpus_per_worker}
+        self._needs = {name: amount for name, amount in needs.items() if amount}
+        self._num_workers = cluster.num_workers
+        self._said = 0
+
+    def __str__(self) -> str:
+        there, free = ray.cluster_resources(), ray.available_resources()
+        needs = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
+        return (
+            f"each needs {needs}; the cluster has {_amounts(there)}, of which free {_amounts(free)}. Lower "
+            "--gpus_per_worker or --cpus_per_worker, or add nodes"
+        )
+
+    def look(self, placing: Sequence[tuple[Any, float]]) -> None:
+        """Says in one line that workers wait for room, and when it is over.
+
+        Takes the actors that have not yet answered, and since when (time.monotonic()).
+        """
+        late = [actor for actor, since in placing if time.monotonic() - since > _SAY_AFTER_S]
+        # One that has its room, but is still importing, has an address.
+        waiting = [actor for actor in late if not actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")]
+        if bool(waiting) == bool(self._said):
+            return
+        if waiting:
+            there, free = ray.cluster_resources(), ray.available_resources()
+            lacking = {
+                name: amount for name, amount in self._needs.items() if free.get(name, 0) < amount
+            } or self._needs
+            _log.warning(
+                "waiting for %s: %d of %d workers are not placed (of those there are %s)",
+                " and for ".join(f"{amount:g} {name}; {free.get(name, 0):g} free" for name, amount in lacking.items()),
+                len(waiting),
+                self._num_workers,
+                ", ".join(f"{there.get(name, 0):g} {name}" for name in lacking),
+            )
+        else:
+            _log.info("no worker waits for room any longer")
+        self._said = len(waiting)
+
+
+def _amounts(resources: dict[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
 
 
 def lost_nodes() -> set[str]:

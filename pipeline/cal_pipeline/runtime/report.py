@@ -51,6 +51,10 @@ class RunReport:
     failed: dict[str, str]
     aborted: str | None
     retries: int
+    failed_starts: int
+    """Of workers."""
+    seconds_short: float
+    """For so long there were fewer workers than asked for, because starts failed."""
 
     def statuses(self) -> Counter[str]:
         """Counts the rows of this run by status."""
@@ -85,6 +89,11 @@ class RunReport:
     def warnings(self) -> list[str]:
         """Lists what the deltas' distribution and the row counts ask the user to look at."""
         notices = []
+        if self.failed_starts:
+            notices.append(
+                f"{self.failed_starts} starts of workers failed (the log says why): for {duration(self.seconds_short)} "
+                f"there were fewer than the {self.config['num_workers']} asked for"
+            )
         rows, lost = self.total("rows"), self.total("rows") - self.statuses()[STATUS_OK]
         if rows and lost / rows > _MANY_LOST:
             status, count = max(

@@ -1,4 +1,8 @@
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,12 +16,55 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"no Ray cluster at {address} \(--ray_address or RAY_ADDRESS\): "):
             check_reachable(address)
-        free.listen()
-        check_reachable(address)
     with pytest.raises(ConfigError, match="no Ray cluster at no-such-host"):
         check_reachable("no-such-host.invalid:6379")
     with pytest.raises(ConfigError, match="99999"):
         check_reachable("127.0.0.1:99999")
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """An address where whoever connects is given this answer and hung up on, or hears nothing."""
+
+    def answer_one() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(64)
+            if answer is None:
+                done.wait()
+            else:
+                connection.sendall(answer)
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer_one)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"something else listens there, and answers b'HTTP/1\.1 400 Bad Request"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "something else listens there, and answers b'SSH-2"),
+        (b"", "something else listens there, and answers b''"),
+        (None, "what listens there gave no answer for 5 s"),
+    ],
+    ids=["http", "ssh", "hangs up", "silent"],
+)
+def test_an_address_where_something_else_answers_is_refused_within_15_seconds(answer: bytes | None, words: str) -> None:
+    started = time.monotonic()
+    nothing = r"no Ray cluster at 127\.0\.0\.1:\d+ \(--ray_address or RAY_ADDRESS\): "
+    with answering(answer) as address, pytest.raises(ConfigError, match=nothing + words):
+        check_reachable(address)
+    assert time.monotonic() - started < 15
+
+
+def test_an_address_where_http_2_is_spoken_as_rays_is_reachable() -> None:
+    with answering(bytes.fromhex("000006040000000000000500004000")) as address:
+        check_reachable(address)
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "127.0.0.1"])

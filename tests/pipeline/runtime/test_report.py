@@ -23,7 +23,7 @@ def report(statuses: dict[str, int] | None, before: dict[str, int], **changed: A
     values: dict[str, Any] = {
         "run_id": "1", "config": {}, "fingerprint": "f", "started": "now", "seconds": 1.0, "workers": [], "devices": {},
         "seconds_to_first_worker": 0.0, "shards_done_before": 2, "statuses_before": before, "shards": shards,
-        "failed": {}, "aborted": None, "retries": 0,
+        "failed": {}, "aborted": None, "retries": 0, "failed_starts": 0, "seconds_short": 0.0,
     }  # fmt: skip
     return RunReport(**{**values, **changed})
 

@@ -42,10 +42,10 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_shape_flags(parser)
     add_device_flags(parser)
-    flags = parser.parse_args()
+    flags = begin(parser)
     flags.gradient_checkpointing = True
     name, shape = shape_of(flags)
-    dtype, load = dtype_of(flags), begin(flags)
+    dtype = dtype_of(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     batch = build_batch(shape, device=flags.device, dtype=dtype)
     reference = build_model(shape, device=flags.device, dtype=dtype)
@@ -85,7 +85,7 @@ def main() -> None:
                for other in points for runs in RUNS}  # fmt: skip
     write_report(
         f"breakeven-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, ratios=ratios,
-        results={"times": {key: own.row() for key, own in times.items()}, "device_seconds": cost}, load_before=load,
+        results={"times": {key: own.row() for key, own in times.items()}, "device_seconds": cost},
     )  # fmt: skip
 
 

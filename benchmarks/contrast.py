@@ -67,9 +67,9 @@ def main() -> None:
     add_shape_flags(parser)
     add_device_flags(parser)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    flags = parser.parse_args()
+    flags = begin(parser)
     name, shape = shape_of(flags)
-    dtype, load = dtype_of(flags), begin(flags)
+    dtype = dtype_of(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     runs = variants(model, build_batch(shape, device=flags.device, dtype=dtype))
     runs = {key: runs[key] for key in flags.variants}
@@ -81,7 +81,7 @@ def main() -> None:
     settings = {"model": asdict(shape)}
     if flags.device == "cuda" and "with_image" in runs:
         settings |= rates(flags, shape, dtype, flops["with_image"], times["with_image"].median, compared["ratios"])
-    write_report(f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, load_before=load, **compared)
+    write_report(f"contrast-{name}{suffix_of(flags)}", flags, settings=settings, **compared)
 
 
 def rates(

@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     add_timing_flags(parser, threads=1)
-    flags = parser.parse_args()
-    load = begin(flags)
+    flags = begin(parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         encoder = Encoder(write_checkpoint(folder / "model", SHAPE))
@@ -73,7 +72,7 @@ def main() -> None:
          for key, own in times.items()],
     )  # fmt: skip
     write_report(
-        "data", flags, settings={}, load_before=load,
+        "data", flags, settings={},
         results={key: {**own.row(), "rows_per_s": flags.rows / own.median} for key, own in times.items()},
         ratios={f"{top}_rows_per_s/{bottom}_rows_per_s": 1 / ratio(times, top, bottom) for top, bottom in RATIOS},
         cpu_time_ratios={

@@ -15,8 +15,8 @@ import torch
 
 from contrast import variants
 from cost_model import SampleCost, num_weights, sample_bytes, sample_cost
-from measuring import count_flops, load_average
-from reporting import make_parser, markdown, write_report
+from measuring import count_flops
+from reporting import begin, make_parser, markdown, write_report
 from shapes import SHAPES, Shape, build_batch, build_model
 
 NAMED = ("llava15-7b", "llavanext-7b", "qwen25vl-3b", "gemma-2b-vocab")
@@ -99,8 +99,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--models", nargs="+", choices=NAMED, default=list(NAMED), help="that are counted")
-    flags = parser.parse_args()
-    load = load_average()
+    flags = begin(parser)
     for table in (operations, memory, hours):
         print(f"{table.__doc__}\n\n{table()}")
     by_model = {name: count(SHAPES[name]) for name in flags.models} if flags.count else {}
@@ -112,7 +111,7 @@ def main() -> None:
     ratios |= {f"{name}_{way}_predicted/counted": predicted / by_torch
                for name, ways in by_model.items() for way, (predicted, by_torch) in ways.items()}  # fmt: skip
     write_report(
-        "estimate", flags, settings={"peak_flops": PEAK, "mfu": MFU}, ratios=ratios, load_before=load,
+        "estimate", flags, settings={"peak_flops": PEAK, "mfu": MFU}, ratios=ratios,
         results={"flops": {name: asdict(cost) for name, cost in costs.items()}, "counted": by_model},
     )  # fmt: skip
 

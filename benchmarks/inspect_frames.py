@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models
 
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.writer import parquet_writer
-from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import make_parser, print_table, write_report
+from measuring import Stopwatch, in_own_process, resident_mb
+from reporting import begin, make_parser, print_table, write_report
 from workload import synthetic_metadata
 
 ROWS_PER_FILE, TOKENS, VOCABULARY = 4096, 150, 32_000
@@ -101,8 +101,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--frame_rows", type=int, default=100_000)
     parser.add_argument("--summary_rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    flags = parser.parse_args()
-    load = load_average()
+    flags = begin(parser)
     results: dict[str, Any] = {"summary": []}
     for num_rows in sorted({flags.frame_rows, *flags.summary_rows}):
         with tempfile.TemporaryDirectory() as name:
@@ -125,7 +124,7 @@ def main() -> None:
     )  # fmt: skip
     first, last = results["summary"][0], results["summary"][-1]
     ratios = {f"peak_of_{last['rows']}/peak_of_{first['rows']}": last["peak_mb"] / first["peak_mb"]}
-    write_report("inspect_frames", flags, settings={}, results=results, ratios=ratios, load_before=load)
+    write_report("inspect_frames", flags, settings={}, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,11 @@ from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
-from cal_schemas.metadata import ShardMetadata
 from cal_schemas.sample import Sample
 from cal_schemas.writer import ShardWriter
-from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import make_parser, print_table, write_report
-from workload import SYNTHETIC
+from measuring import Stopwatch, in_own_process, resident_mb
+from reporting import begin, make_parser, print_table, write_report
+from workload import SYNTHETIC, synthetic_metadata
 
 WORKERS = 2
 
@@ -76,8 +76,8 @@ def write_source(folder: Path, num_shards: int) -> None:
         pq.write_table(table, sub / f"{number:06d}.parquet")
 
 
-def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
-    """Publishes a shard as a worker would, with one row."""
+def finish_all(source: Path, store: LocalStore) -> None:
+    """Publishes the shards as a worker would, each with one row."""
     row = AnnotatedRow(
         sample=Sample(sample_id="1", images=(), messages=None, pass_through={"score": 1}),
         sample_key="k",
@@ -88,22 +88,15 @@ def finish(store: LocalStore, shard: Shard, schema: pa.Schema) -> None:
         ),
         num_tokens=2,
     )
-    metadata = ShardMetadata(
-        spec=SYNTHETIC, source=shard.source, carry="paths", tokens_per_batch=1, library_versions={}
-    )
-    with store.staging(shard.name) as partial:
-        with ShardWriter(partial, schema, metadata) as writer:
-            writer.write(row)
-        final = store.path(shard.name)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(final)  # Without the fsync of a commit: ten thousand of them measure the disk.
-
-
-def finish_all(source: Path, store: LocalStore) -> None:
     shards = plan_shards([str(source)])
     schema = annotated_schema(carry="paths", pass_through=pass_through_fields(shards))
     for shard in shards:
-        finish(store, shard, schema)
+        with store.staging(shard.name) as partial:
+            with ShardWriter(partial, schema, replace(synthetic_metadata(1), source=shard.source)) as writer:
+                writer.write(row)
+            final = store.path(shard.name)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(final)  # Without the fsync of a commit: ten thousand of them measure the disk.
 
 
 def measure(num_shards: int) -> dict[str, object]:
@@ -153,8 +146,8 @@ def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, f
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--shards", type=int, nargs="+", default=[1_000, 2_500, 5_000, 10_000])
-    flags = parser.parse_args()
-    load, results = load_average(), [in_own_process(measure, num_shards) for num_shards in flags.shards]
+    flags = begin(parser)
+    results = [in_own_process(measure, num_shards) for num_shards in flags.shards]
     stages = ("planning", "resume_scan", "driver")
     print_table(
         ["shards", "planning, ms each", "resume scan, ms each", "handing out, ms each", "driver, MB at 10 % and 100 %"],
@@ -169,7 +162,7 @@ def main() -> None:
         )
         for stage in stages
     }
-    write_report("many_shards", flags, settings={"workers": WORKERS}, results=results, ratios=ratios, load_before=load)
+    write_report("many_shards", flags, settings={"workers": WORKERS}, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Any
 
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
-from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import growth, make_parser, print_table, write_report
+from measuring import Stopwatch, in_own_process, resident_mb
+from reporting import begin, growth, make_parser, print_table, write_report
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--formats", nargs="+", choices=["jsonl", "json"], default=["jsonl", "json"])
     parser.add_argument("--rows_per_shard", type=int, default=4096)
-    flags = parser.parse_args()
-    load, results = load_average(), []
+    flags = begin(parser)
+    results = []
     for data_format in flags.formats:
         for num_rows in flags.rows:
             with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def main() -> None:
           f"{row['reading_s']:.3f}", f"{row['before_mb']:.0f}", f"{row['peak_mb']:.0f}"] for row in results],
     )  # fmt: skip
     ratios = growth(results, "format", "peak_mb")
-    write_report("plan_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
+    write_report("plan_memory", flags, settings={}, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -159,9 +159,8 @@ def main() -> None:
     parser.set_defaults(threads=1)
     parser.add_argument("--rows", type=int, default=12, help="of a shard; --repeats is the number of shards a worker")
     parser.add_argument("--tokens_per_batch", type=int, default=2048)
-    flags = parser.parse_args()
+    flags = begin(parser)
     name, shape = shape_of(flags)
-    load = begin(flags)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_checkpoint(root / "model", shape)
@@ -212,7 +211,7 @@ def main() -> None:
     }
     write_report(
         f"precompute-{name}{suffix_of(flags)}", flags, settings={"model": asdict(shape)}, results=results,
-        ratios=ratios, load_before=load,
+        ratios=ratios,
     )  # fmt: skip
 
 

@@ -38,10 +38,13 @@ def add_timing_flags(parser: ArgumentParser, *, threads: int, repeats: int = MIN
     parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs of each; {MIN_REPEATS} for a result")
 
 
-def begin(flags: Namespace) -> list[float]:
-    """Sets torch's threads; returns how busy the machine was before any work, for `write_report`."""
-    torch.set_num_threads(flags.threads)
-    return load_average()
+def begin(parser: ArgumentParser) -> Namespace:
+    """Returns the flags; sets torch's threads, and notes how busy the machine is before any work."""
+    parser.set_defaults(load_before=load_average())
+    flags = parser.parse_args()
+    if "threads" in flags:
+        torch.set_num_threads(flags.threads)
+    return flags
 
 
 def dtype_of(flags: Namespace) -> torch.dtype:
@@ -115,7 +118,6 @@ def write_report(
     results: Any,
     ratios: Mapping[str, float],
     cpu_time_ratios: Mapping[str, float] | None = None,
-    load_before: Sequence[float] = (),
 ) -> None:
     """Prints the ratios beside their targets, and writes `<output_dir>/<name>.json`."""
     benchmark = name.split("-")[0]
@@ -123,7 +125,7 @@ def write_report(
     judged = [_judged(target, ratios) for target in targets_of(name) if target.ratio in ratios]
     report = {
         "benchmark": benchmark,
-        "machine": machine(str(given.get("device", "cpu"))) | {"load_average_before": list(load_before)},
+        "machine": machine(str(given.get("device", "cpu"))) | {"load_average_before": given.pop("load_before")},
         "versions": versions(),
         "settings": {key: value for key, value in given.items() if key != "output_dir"} | dict(settings),
         "results": results,

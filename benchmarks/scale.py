@@ -85,8 +85,8 @@ def main() -> None:
     parser.add_argument("--image_tokens", type=int, nargs="+", default=[64, 256, 576, 1024, 2880])
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 128_000, 256_000])
     add_device_flags(parser, repeats=3)
-    flags = parser.parse_args()
-    load, shape = begin(flags), SHAPES[flags.shape]
+    flags = begin(parser)
+    shape = SHAPES[flags.shape]
     results = {
         "rows": measure_rows(flags.rows, flags.repeats),
         "image_tokens": measure_shapes({size: shape.with_image_tokens(size) for size in flags.image_tokens}, flags),
@@ -104,9 +104,7 @@ def main() -> None:
             ratios |= {f"{way}_log_memory/log_{axis}": value for way, value in memory.items()}
     print_table(["axis", "size", "way", "median ms", "CPU ms", "peak MB"], table)
     print("Exponents, of seconds and of memory:\n")
-    write_report(
-        f"scale-{flags.shape}{suffix_of(flags)}", flags, settings={}, results=results, ratios=ratios, load_before=load
-    )
+    write_report(f"scale-{flags.shape}{suffix_of(flags)}", flags, settings={}, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

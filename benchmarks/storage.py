@@ -128,8 +128,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=400, help="of training the reference")
     add_timing_flags(parser, threads=2)
-    flags = parser.parse_args()
-    load = begin(flags)
+    flags = begin(parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = read_rows(flags.annotated or annotate_world(folder, flags.samples, flags.steps))
@@ -182,7 +181,7 @@ def main() -> None:
     ratios |= {f"{key}/jsonl": row["bytes_per_token"] / results["jsonl"]["bytes_per_token"]
                for key, row in results.items() if key != "jsonl"}  # fmt: skip
     settings = {"rows": len(table), "supervised_tokens": tokens}
-    write_report("storage", flags, settings=settings, results=results, ratios=ratios, load_before=load)
+    write_report("storage", flags, settings=settings, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

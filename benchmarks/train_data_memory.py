@@ -29,8 +29,8 @@ from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.streaming import StreamedExamples, StreamSampler
-from measuring import Stopwatch, in_own_process, load_average, resident_mb
-from reporting import growth, make_parser, print_table, write_report
+from measuring import Stopwatch, in_own_process, resident_mb
+from reporting import begin, growth, make_parser, print_table, write_report
 from tiny_models import build_llava, sample_image
 from workload import measurement, synthetic_metadata
 
@@ -118,8 +118,8 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--modes", nargs="+", default=["mapped", "streaming", "sidecar"])
-    flags = parser.parse_args()
-    load, results = load_average(), []
+    flags = begin(parser)
+    results = []
     for num_rows in flags.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -137,7 +137,7 @@ def main() -> None:
                 results.append({"mode": mode, "rows": num_rows, "first_opening_s": opening, **row})
     print_table(["mode", "rows", "first opening s", *COLUMNS.values()], [list(row.values()) for row in results])
     ratios = growth(results, "mode", "mb_peak")
-    write_report("train_data_memory", flags, settings={}, results=results, ratios=ratios, load_before=load)
+    write_report("train_data_memory", flags, settings={}, results=results, ratios=ratios)
 
 
 if __name__ == "__main__":

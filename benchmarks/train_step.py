@@ -83,9 +83,9 @@ def main() -> None:
     add_device_flags(parser)
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    flags = parser.parse_args()
+    flags = begin(parser)
     name, shape = shape_of(flags)
-    dtype, load = dtype_of(flags), begin(flags)
+    dtype = dtype_of(flags)
     model = build_model(shape, device=flags.device, dtype=dtype)
     batch = build_batch(shape, device=flags.device, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def main() -> None:
         settings["tokens_per_s"] = {key: tokens / times[key].median for key in steps}
     write_report(
         f"train_step-{name}{suffix_of(flags)}{'-checkpointing' if flags.gradient_checkpointing else ''}", flags,
-        settings=settings, load_before=load, **compared,
+        settings=settings, **compared,
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_goes_on_when_it_is_f
         holding = first.start()
         with frozen(holding, first, of=os.getpid()):
             waiting = second.start()
-            words = "waiting for 1 GPU; 0 free: 1 of 1 workers are not placed (of those there are 1 GPU)"
+            words = "waiting for 1 GPU; 0 free: 1 of 1 workers are not placed (the cluster has 1 GPU)"
             second.wait_for(waiting, lambda: words in second.said(), "the second says that it waits")
         assert first.finish(holding) == 0, first.said()
         assert second.finish(waiting) == 0, second.said()

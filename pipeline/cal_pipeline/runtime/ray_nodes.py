@@ -15,7 +15,7 @@ from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.faults import RunAbortedError
 
 _ASK_EVERY_S = 10.0
-_SAY_AFTER_S = 15.0
+_SAY_AFTER_S, _LOOK_EVERY_S = 15.0, 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +66,8 @@ class Room:
         needs = {"GPU": cluster.gpus_per_worker, "CPU": cluster.cpus_per_worker}
         self._needs = {name: amount for name, amount in needs.items() if amount}
         self._num_workers = cluster.num_workers
-        self._said = 0
+        self._said = False
+        self._looked = 0.0
 
     def __str__(self) -> str:
         there, free = ray.cluster_resources(), ray.available_resources()
@@ -81,26 +82,32 @@ class Room:
 
         Takes the actors that have not yet answered, and since when (time.monotonic()).
         """
-        late = [actor for actor, since in placing if time.monotonic() - since > _SAY_AFTER_S]
-        # One that has its room, but is still importing, has an address.
-        waiting = [actor for actor in late if not actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")]
-        if bool(waiting) == bool(self._said):
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
             return
-        if waiting:
+        self._looked = now
+        late = [actor for actor, since in placing if now - since > _SAY_AFTER_S]
+        waiting = sum(map(_waits, late))
+        if waiting and not self._said:
             there, free = ray.cluster_resources(), ray.available_resources()
-            lacking = {
-                name: amount for name, amount in self._needs.items() if free.get(name, 0) < amount
-            } or self._needs
+            scarce = [name for name, amount in self._needs.items() if free.get(name, 0) < amount] or [*self._needs]
             _log.warning(
-                "waiting for %s: %d of %d workers are not placed (of those there are %s)",
-                " and for ".join(f"{amount:g} {name}; {free.get(name, 0):g} free" for name, amount in lacking.items()),
-                len(waiting),
+                "waiting for %s: %d of %d workers are not placed (the cluster has %s)",
+                " and for ".join(f"{self._needs[name]:g} {name}; {free.get(name, 0):g} free" for name in scarce),
+                waiting,
                 self._num_workers,
-                ", ".join(f"{there.get(name, 0):g} {name}" for name in lacking),
+                ", ".join(f"{there.get(name, 0):g} {name}" for name in scarce),
             )
-        else:
+        elif self._said and not waiting:
             _log.info("no worker waits for room any longer")
-        self._said = len(waiting)
+        self._said = bool(waiting)
+
+
+def _waits(actor: Any) -> bool:
+    """Tells whether an actor has no room yet: then its address, if any, is a raylet's, and later its own process's."""
+    address = actors(actor._actor_id.hex())["Address"]
+    raylets = {(node["NodeID"], node["NodeManagerPort"]) for node in ray.nodes()}
+    return not address["IPAddress"] or (address["NodeID"], address["Port"]) in raylets
 
 
 def _amounts(resources: dict[str, float]) -> dict[str, float]:

@@ -67,7 +67,14 @@ ANSWERS = (
     ("cal-convert-mgm --version", 0, "cal-vlm "),
     ("cal-convert-mgm model --outptu x", 2, "required: --output"),
 )
-REPORT = {"run_id": "1", "started": "2026", "failed": {}, "statuses": {}, "statuses_before": {}, "aborted": None}
+REPORT = {
+    "run_id": "1",
+    "started": "2026-01-01T12:00:00+0000",
+    "failed": {},
+    "statuses": {},
+    "statuses_before": {},
+    "aborted": None,
+}
 SHORT = {
     "MEASURE": "--output_dir out --model_name_or_path model --data_path data.json",
     "TRAIN": "--output_dir out --model_name_or_path model --max_steps -1 --bf16 --data_path data.json",

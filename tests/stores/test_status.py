@@ -15,9 +15,11 @@ def test_status_is_told_from_the_store_alone_while_a_driver_lives_and_after_it_w
     bucket: ObjectPath, tmp_path: Path
 ) -> None:
     out = bucket / "out"
-    (out / ".cal" / "plan.json").write_text(json.dumps([{"name": name} for name in ("a", "deep/b", "c")]))
+    (out / ".cal" / "plan.json").write_text(
+        json.dumps([{"name": name, "source": {"num_rows": 4}} for name in ("a", "deep/b", "c")])
+    )
     (out / "deep" / "b.parquet").write_bytes(b"PAR1")
-    heartbeat = Heartbeat(out / ".cal", "2026-01-01")
+    heartbeat = Heartbeat(out / ".cal", "2026-01-01T12:00:00+0000")
     heartbeat.say(shards_failed={"c": "burnt"}, statuses_before={}, statuses={"ok": 3, "too_long": 1})
     heartbeat.beat()
 

@@ -10,15 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 
-from cal_pipeline.output.heartbeat import SignOfLife, signs_of_life
+from cal_pipeline.output.heartbeat import signs_of_life
 from cal_pipeline.output.store import Store
 from cal_pipeline.runtime.progress import duration
-from cal_schemas.errors import STATUS_OK, ConfigError, StoreError
+from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.storage.locations import Location
+from cal_schemas.whole import read_plan
+
+_REPORTED = {"run_id", "started", "failed", "statuses", "statuses_before", "aborted"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +49,17 @@ def status_of(store: Store) -> RunStatus:
     internal = store.internal
     signs = signs_of_life(internal)
     report = _newest_report(internal)
-    there = {path.relative_to(store.output_dir).as_posix().removesuffix(".parquet") for path in store.finished()}  # type: ignore[arg-type]
-    planned = _planned(internal)
+    there = {path.relative_to(store.output_dir).as_posix() for path in store.finished()}  # type: ignore[arg-type]
+    planned = read_plan(store.output_dir)
     if not (signs or report or planned or there):
         raise ConfigError(f"--status {store.output_dir}: no run of cal-precompute has written here")
     # A driver that was killed leaves what it said last, until the next one starts.
-    telling = [sign for sign in signs if sign.alive] or [sign for sign in signs if _newer(sign, report)][-1:]
+    ended = _moment(report) if report else None
+    dead = [sign for sign in signs if ended is None or _moment(sign.said) >= ended]
+    telling = [sign for sign in signs if sign.alive] or sorted(dead, key=lambda sign: _moment(sign.said))[-1:]
     if telling:
         failed = {name: why for sign in telling for name, why in sign.said.get("shards_failed", {}).items()}
-        statuses = Counter(min(telling, key=_started).said.get("statuses_before", {}))
+        statuses = Counter(min(telling, key=lambda sign: _moment(sign.said)).said.get("statuses_before", {}))
         for sign in telling:
             statuses.update(sign.said.get("statuses", {}))
     else:
@@ -62,8 +68,8 @@ def status_of(store: Store) -> RunStatus:
     return RunStatus(
         output_dir=str(store.output_dir),
         shards_planned=None if planned is None else len(planned),
-        shards_done=len(there if planned is None else there & planned),
-        shards_failed={name: why for name, why in failed.items() if name not in there},
+        shards_done=len(there if planned is None else there & planned.keys()),
+        shards_failed={name: why for name, why in failed.items() if f"{name}.parquet" not in there},
         statuses=dict(statuses),
         drivers=[
             {"words": sign.words, "alive": sign.alive, "said_s_ago": sign.age_s, **sign.said}
@@ -74,32 +80,21 @@ def status_of(store: Store) -> RunStatus:
     )
 
 
-def _planned(internal: Location) -> set[str] | None:
-    try:
-        return {shard["name"] for shard in json.loads((internal / "plan.json").read_text(encoding="utf-8"))}
-    except StoreError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _newest_report(internal: Location) -> dict[str, Any] | None:
     reports: list[Location] = sorted((internal / "reports").glob("run-*.json"), key=str)
     for path in reversed(reports):
         try:
-            report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return report | {name: report[name] for name in ("failed", "statuses", "statuses_before", "aborted")}
-        except (OSError, ValueError, KeyError, TypeError):
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue  # One that was cut says nothing.
+        if isinstance(report, dict) and report.keys() >= _REPORTED:
+            return report
     return None
 
 
-def _started(sign: SignOfLife) -> str:
-    return str(sign.said["started"])
-
-
-def _newer(sign: SignOfLife, report: Mapping[str, Any] | None) -> bool:
-    return report is None or _started(sign) >= report["started"]
+def _moment(said: Mapping[str, Any]) -> datetime:
+    """When a run was started; hosts may live by different clocks of the day."""
+    return datetime.fromisoformat(said["started"])
 
 
 def print_status(status: RunStatus, *, as_json: bool) -> None:

@@ -25,7 +25,9 @@ FACTS: dict[str, Any] = {
 def store(tmp_path: Path) -> LocalStore:
     store = LocalStore(output_dir=tmp_path / "out")
     store.prepare()
-    (store.internal / "plan.json").write_text(json.dumps([{"name": name} for name in ("a", "b", "c", "deep/d")]))
+    (store.internal / "plan.json").write_text(
+        json.dumps([{"name": name, "source": {"num_rows": 4}} for name in ("a", "b", "c", "deep/d")])
+    )
     for name in ("a", "deep/d"):
         store.path(name).parent.mkdir(exist_ok=True)
         store.path(name).write_bytes(b"PAR1")
@@ -48,9 +50,9 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
     now = time.time()
     busy = {"where": "here, pid 1", "state": "busy", "since": now - 120, "shard": "b"}
     starting = {"where": "there, pid 2", "state": "starting", "since": now, "shard": None}
-    beat(store, "2026-01-01", workers=[busy, starting])
-    beat(store, "2026-01-02", statuses_before={"ok": 8}, shards_failed={"a": "torn", "b": "hung"})
-    report(store, "2025-12-31", failed={"x": "old"})
+    beat(store, "2026-01-01T12:00:00+0000", workers=[busy, starting])
+    beat(store, "2026-01-02T12:00:00+0000", statuses_before={"ok": 8}, shards_failed={"a": "torn", "b": "hung"})
+    report(store, "2025-12-31T12:00:00+0000", failed={"x": "old"})
     status = status_of(store)
     assert (status.shards_planned, status.shards_done) == (4, 2)
     assert status.shards_failed == {"c": "burnt", "b": "hung"}, "what is there has not failed, whoever said so"
@@ -72,13 +74,15 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
 
 def dead(store: LocalStore, started: str, **facts: Any) -> None:
     beat(store, started, **facts)
-    (path,) = store.internal.glob("driver-*.json")
+    path = max(store.internal.glob("driver-*.json"), key=lambda path: path.stat().st_mtime_ns)
     path.write_text(json.dumps({**json.loads(path.read_text()), "ticks": -1}))
 
 
 def test_of_a_killed_driver_it_tells_what_that_said_last(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
-    report(store, "2025-12-31", failed={"x": "old"})
-    dead(store, "2026-01-01")
+    report(store, "2025-12-31T12:00:00+0000", failed={"x": "old"})
+    dead(store, "2026-01-01T12:00:00+0000")
+    # Of two the later one, which was started further east.
+    dead(store, "2026-01-01T13:00:00+0900", shards_failed={"c": "long ago"})
     status = status_of(store)
     assert status.shards_failed == {"c": "burnt"}
     print_status(status, as_json=False)
@@ -88,12 +92,21 @@ def test_of_a_killed_driver_it_tells_what_that_said_last(store: LocalStore, caps
 def test_a_run_that_ended_later_counts_more_than_a_killed_one(
     store: LocalStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dead(store, "2026-01-01")
-    report(store, "2026-01-02", failed={"b": "hung"}, statuses={"ok": 5, "no_answer": 2}, statuses_before={"ok": 1})
+    dead(store, "2026-01-01T12:00:00+0000")
+    report(
+        store,
+        "2026-01-02T12:00:00+0000",
+        failed={"b": "hung"},
+        statuses={"ok": 5, "no_answer": 2},
+        statuses_before={"ok": 1},
+    )
     status = status_of(store)
     assert (status.shards_failed, status.statuses, status.drivers) == ({"b": "hung"}, {"ok": 6, "no_answer": 2}, [])
     print_status(status, as_json=False)
-    assert "no driver is at work; the last run, started 2026-01-02, came to its end" in capsys.readouterr().out
+    assert (
+        "no driver is at work; the last run, started 2026-01-02T12:00:00+0000, came to its end"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_driver_without_workers_a_cut_report_and_a_cut_plan_are_told(

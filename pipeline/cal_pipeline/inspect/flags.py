@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rich.console import Console, OverflowMethod
 from rich.table import Table
 
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.weighting import check_weighting
@@ -185,15 +185,29 @@ def new_directory(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def written(target: Location) -> Iterator[Path]:
-    """A local file to write, of the same suffix; when it is whole, it becomes `target` in one step."""
-    if isinstance(target, Path):
-        partial = target.with_name(f".{target.stem}.partial{target.suffix}")
-        try:
-            yield partial
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / target.name
-        target.upload(Path(folder) / target.name, if_absent=False)
+    """A local file to write, of the same suffix; when it is whole, it becomes `target` in one step.
+
+    Raises ConfigError where it cannot be written (a full disk), StoreError where a store does not take it.
+    """
+    try:
+        if isinstance(target, Path):
+            partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+            try:
+                yield partial
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / target.name
+            target.upload(Path(folder) / target.name, if_absent=False)
+    except OSError as error:
+        if isinstance(error, CalError):
+            raise
+        raise ConfigError(f"{target} cannot be written: {error}") from error
+
+
+def write_text(target: Location, text: str) -> None:
+    """The same of a whole text."""
+    with written(target) as file:
+        file.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import sample_with_image
-from cal_schemas.storage.locations import Location, write_whole
+from cal_schemas.storage.locations import Location
 
 _SIDE = 336
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     draw(maps, target)
     print(f"map: {target}")  # noqa: T201
     if values_target:
-        write_whole(values_target, json.dumps(written, indent=1) + "\n")
+        flags.write_text(values_target, json.dumps(written, indent=1) + "\n")
     return 0
 
 

@@ -16,7 +16,6 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_schemas.errors import ConfigError
-from cal_schemas.storage.locations import write_whole
 
 EXIT_AGREES, EXIT_DIFFERS = 0, 1
 
@@ -75,5 +74,5 @@ def run(arguments: argparse.Namespace) -> int:
         audit_report.print_swap(swap)
     if target:
         figures = {"model": str(session.directory), **audit_report.figures(report, swap)}
-        write_whole(target, json.dumps(figures, indent=1, allow_nan=False) + "\n")
+        flags.write_text(target, json.dumps(figures, indent=1, allow_nan=False) + "\n")
     return EXIT_AGREES if report.passed else EXIT_DIFFERS

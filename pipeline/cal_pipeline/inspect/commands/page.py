@@ -22,7 +22,6 @@ from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import summarise
 from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
 from cal_schemas.errors import ConfigError
-from cal_schemas.storage.locations import write_whole
 from cal_schemas.weighting import check_weighting
 
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
     text = page_text(page_data(dataset, summary, pieces, arguments, title=title))
-    write_whole(target, text)
+    flags.write_text(target, text)
     print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
     return 0
 

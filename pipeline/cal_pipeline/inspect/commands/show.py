@@ -18,7 +18,6 @@ from cal_pipeline.inspect.page.sample_text import print_sample, terminal_svg
 from cal_pipeline.inspect.page.shading import Shading
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import find_samples
-from cal_schemas.storage.locations import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     shading = Shading(by=arguments.by, alpha=arguments.alpha, beta=arguments.beta)
     if path:
         write = terminal_svg if path.suffix.lower() == ".svg" else sample_page
-        write_whole(path, write(shown, shading))
+        flags.write_text(path, write(shown, shading))
         flags.say(f"{path}: {flags.counted(len(shown), 'row')}")
     else:
         terminal = flags.console(arguments.color)

@@ -91,6 +91,11 @@ class Completeness:
     """Shards that no plan names: whether others belong to them is not known."""
 
     @property
+    def num_planned(self) -> int | None:
+        """Rows of the plans; None where a shard is in none."""
+        return None if self.unplanned else sum(self.planned.values())
+
+    @property
     def problem(self) -> str | None:
         """What is not whole, in one line; None where nothing is known to be missing."""
         said = []
@@ -117,7 +122,6 @@ def completeness(files: Mapping[Location, tuple[ShardMetadata, int]], roots: Seq
     roots = [root.absolute() for root in roots]
     for root in roots:
         if root in there:
-            planned[root] = files.get(root, (None, 0))[1]
             continue
         folders = {folder for file in there for folder in file.parents if lies_in(folder, root)}
         plans = {folder: plan for folder in sorted(folders, key=str) if (plan := read_plan(folder)) is not None}

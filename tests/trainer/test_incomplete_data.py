@@ -51,6 +51,7 @@ def test_an_incomplete_directory_trains_only_with_partial_and_says_what_is_missi
     code, err = train(llava, output, "--partial")
     assert code == 0, err
     assert said in err
+    assert " of 20 planned rows of " in err
 
 
 def test_an_incomplete_directory_to_evaluate_on_is_refused_too(llava: Family, output: Path, tmp_path: Path) -> None:

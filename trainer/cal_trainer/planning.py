@@ -100,6 +100,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         weighting=weighting,
         quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},
         num_rows=len(examples),
+        num_planned=getattr(examples, "num_planned", None),
         skipped=examples.skipped,
         shards=examples.shards,
         num_trainable=num_trainable,

@@ -1,5 +1,6 @@
 """Incomplete, damaged and doctored shards, as whoever looks at them meets them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,14 @@ def test_every_subcommand_refuses_nan_and_infinity_by_the_name_of_their_row(
 def test_all_that_read_shards_were_tried() -> None:
     # Audit, attention and patch-words run a model; they open shards as the others do. The sheet is its own input.
     assert set(SUBCOMMANDS) - set(READERS) == {"agreement", "audit", "attention", "patch-words"}
+
+
+def test_a_summary_in_json_holds_what_is_missing(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["summary", str(output), "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["not_whole"] is None
+    min(output.glob("*.parquet")).unlink()
+    assert run(["summary", str(output), "--json"]) == EXIT_DONE
+    assert "1 of 3 planned shards" in json.loads(capsys.readouterr().out)["not_whole"]
 
 
 def test_load_annotated_says_what_is_missing_and_refuses_what_is_damaged(

@@ -102,6 +102,7 @@ class AnnotatedExamples(MappedExamples):
         **options: Unpack[RowOptions],
     ) -> None:
         opened = open_self_contained(path, crossfit=crossfit, partial=partial)
+        self.num_planned = opened.completeness.num_planned
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)

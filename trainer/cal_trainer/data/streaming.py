@@ -79,6 +79,7 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         if shuffle_rows < 1:
             raise ConfigError(f"shuffle_rows must be positive, got {shuffle_rows}")
         opened = open_self_contained(path, crossfit=crossfit, partial=partial)
+        self.num_planned = opened.completeness.num_planned
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)

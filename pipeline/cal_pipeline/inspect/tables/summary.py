@@ -66,6 +66,7 @@ def summarise(
     return {
         "files": len(opened.files),
         "rows": opened.num_rows,
+        "not_whole": opened.completeness.problem,
         "statuses": dict(sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1]))),
         "images": images if carried else None,
         "text_only_rows": text_only if carried else None,

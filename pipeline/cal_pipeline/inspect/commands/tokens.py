@@ -6,11 +6,11 @@ Reads one batch of rows after the other: memory does not grow with the rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import heapq
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -103,7 +103,8 @@ def token_statistics(opened: AnnotatedDataset, top: int) -> TokenStatistics:
             continue
         ids, deltas = flat.label_ids[defined], flat.deltas[defined]
         size = max(len(count), int(ids.max()) + 1)
-        count, total = _grown(count, size), _grown(total, size)
+        count = np.pad(count, (0, size - len(count)))
+        total = np.pad(total, (0, size - len(total)))
         count += np.bincount(ids, minlength=size)
         total += np.bincount(ids, weights=deltas, minlength=size)
         order = np.argsort(deltas, kind="stable")
@@ -114,10 +115,6 @@ def token_statistics(opened: AnnotatedDataset, top: int) -> TokenStatistics:
             new = [_occurrence(flat, int(defined[at]), batch.data.column("sample_id"), number) for at in chosen]
             kept[:] = pick(top, [*kept, *new])
     return TokenStatistics(highest=highest, lowest=lowest, count=count, total=total)
-
-
-def _grown(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values, (0, size - len(values)))
 
 
 def _occurrence(flat: FlatTokens, at: int, sample_ids: object, batch: int) -> Occurrence:
@@ -175,11 +172,8 @@ def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, 
 
 def write_csv(path: Location, statistics: TokenStatistics, pieces: Pieces) -> None:
     """Columns token_id, token, count, mean_delta; most frequent first."""
-    mean = statistics.mean()
-    with flags.written(path) as local, local.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["token_id", "token", "count", "mean_delta"])
-        for token_id in np.argsort(-statistics.count, kind="stable"):
-            if statistics.count[token_id]:
-                text = printable(pieces.text_of(int(token_id)))
-                writer.writerow([int(token_id), text, int(statistics.count[token_id]), f"{mean[token_id]:.6g}"])
+    ids = np.argsort(-statistics.count, kind="stable")[: np.count_nonzero(statistics.count)]
+    texts = [printable(pieces.text_of(int(token_id))) for token_id in ids]
+    columns = {"token": texts, "count": statistics.count[ids], "mean_delta": statistics.mean()[ids]}
+    with flags.written(path) as local:
+        pd.DataFrame({"token_id": ids, **columns}).to_csv(local, index=False, float_format="%.6g")

@@ -13,7 +13,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.condition_sql import Writer
@@ -34,7 +33,7 @@ class RowTest:
     """A condition made ready for record batches that hold `columns`.
 
     Args:
-        condition: SQL, or a `pyarrow.compute` expression over the stored columns.
+        condition: SQL.
         schema: of the shards.
         alpha: of the computed columns, as in `sample_frame`.
         beta: the same.
@@ -48,7 +47,7 @@ class RowTest:
 
     def __init__(
         self,
-        condition: str | pc.Expression,
+        condition: str,
         schema: pa.Schema,
         *,
         alpha: float = 1.0,
@@ -59,9 +58,6 @@ class RowTest:
         check_weighting(alpha=alpha, beta=beta, window=window)
         self._condition = condition
         self._weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
-        if not isinstance(condition, str):
-            self.columns = tuple(name for name in schema.names if name not in ("images", "messages"))
-            return
         self._stored = scalar_columns(schema)
         terms = {address: _stored_term(schema.field(name)) for address, name in self._stored.items()}
         computed = [*(["images"] if "images" in schema.names else []), *SAMPLE_COLUMNS]
@@ -87,7 +83,7 @@ class RowTest:
 
         Holds 8 bytes a row for each quantile.
         """
-        if isinstance(self._condition, str) and self._quantiles:
+        if self._quantiles:
             asked = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, (sql, _) in self._quantiles.items())
             parts = [self._selected(asked, batch.data) for batch in read_batches(opened, self.columns)]
             for name, (_, share) in self._quantiles.items():
@@ -97,8 +93,6 @@ class RowTest:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
         """[rows] bool; false where the condition is undefined."""
-        if not isinstance(self._condition, str):
-            return self._expressed(batch, self._condition)
         assert self._constants.keys() == self._quantiles.keys(), "call `over` first"
         return pa.array(np.asarray(self._selected(self._sql, batch)["passed"], bool))
 
@@ -122,18 +116,7 @@ class RowTest:
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             hint = ": multiply by 1.0 first for floats" if "Overflow" in reason else ""
-            raise ConfigError(f"{str(self._condition)[:80]!r}: {reason[:300]}{hint}") from error
-
-    @staticmethod
-    def _expressed(batch: pa.RecordBatch, expression: pc.Expression) -> pa.Array:
-        table = pa.Table.from_batches([batch]).append_column("__row", pa.array(np.arange(batch.num_rows)))
-        try:
-            passed = ds.dataset(table).to_table(columns=["__row"], filter=expression)["__row"].to_numpy()
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise ConfigError(f"filter {expression}: {' '.join(str(error).split())[:300]}") from error
-        mask = np.zeros(batch.num_rows, dtype=bool)
-        mask[passed] = True
-        return pa.array(mask)
+            raise ConfigError(f"{self._condition[:80]!r}: {reason[:300]}{hint}") from error
 
 
 def _stored_term(field: pa.Field) -> Term:

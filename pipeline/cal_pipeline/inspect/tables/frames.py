@@ -57,13 +57,18 @@ def load_annotated(
     if unknown := [name for name in columns or () if name not in names]:
         raise ConfigError(f"no columns {unknown} in these shards; they have {names}")
     wanted = [IMAGE_PATHS if name == "images" else name for name in names] if columns is None else list(columns)
-    test = None if filter is None else RowTest(filter, opened.schema).over(opened)
-    extra = [] if test is None else [name for name in test.columns if name not in {column_of(item) for item in wanted}]
+    test = RowTest(filter, opened.schema).over(opened) if isinstance(filter, str) else None
+    needed = (
+        test.columns if test else [name for name in names if filter is not None and name not in ("images", "messages")]
+    )
+    extra = [name for name in needed if name not in {column_of(item) for item in wanted}]
     tables = []
     for batch in read_batches(opened, [*wanted, *extra]):
         data = batch.data
-        if test is not None:
-            data = data.filter(test(data))
+        try:
+            data = data if filter is None else data.filter(test(data) if test else filter)
+        except (pa.ArrowException, TypeError) as error:
+            raise ConfigError(f"filter {filter}: {' '.join(str(error).split())[:300]}") from error
         tables.append(data.select([name for name in data.schema.names if name not in extra]))
     schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
     frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()

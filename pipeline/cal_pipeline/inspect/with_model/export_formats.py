@@ -116,14 +116,14 @@ def _jsonl_maker(spec: MeasurementSpec, arguments: argparse.Namespace, folder: P
 
     def lines(task: Task) -> list[str]:
         made = []
-        for count, example in enumerate(
-            weighted_examples(task.rows, encoder, task.image_folder, arguments), task.number
-        ):
-            names = [
-                str(path) if path else _embedded(folder, f"{count:08d}-{number}", data)
-                for number, ((_, data), path) in enumerate(zip(example.images, example.image_paths, strict=True))
+        examples = weighted_examples(task.rows, encoder, task.image_folder, arguments)
+        for count, (row, files) in enumerate(examples, task.number):
+            row["images"] = [
+                _embedded(folder, f"{count:08d}-{at}", data)
+                if ref.data is not None or task.image_folder is None
+                else str((task.image_folder / str(ref.path)).resolve())
+                for at, (ref, data) in enumerate(zip(row["images"], files, strict=True))
             ]
-            row = example.columns(names)
             made.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=np.ndarray.tolist) + "\n")
         return made
 
@@ -134,10 +134,10 @@ def _table_maker(spec: MeasurementSpec, arguments: argparse.Namespace) -> Callab
     encoder = encoder_of(spec, arguments)
 
     def table(task: Task) -> pa.Table:
-        examples = weighted_examples(task.rows, encoder, task.image_folder, arguments)
-        rows = [
-            example.columns([{"bytes": data, "path": path} for path, data in example.images]) for example in examples
-        ]
+        rows = []
+        for row, files in weighted_examples(task.rows, encoder, task.image_folder, arguments):
+            pairs = zip(row["images"], files, strict=True)
+            rows.append({**row, "images": [{"bytes": data, "path": ref.path} for ref, data in pairs]})
         return pa.Table.from_pylist(rows, _FEATURES.arrow_schema)
 
     return table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,32 +27,6 @@ from cal_schemas.spec import IGNORE_INDEX, InputSpec, LabelSpec, MeasurementSpec
 from cal_schemas.storage.locations import Location
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightedExample:
-    """One row as another trainer takes it; T tokens."""
-
-    sample_id: str
-    sample_key: str
-    messages: list[dict[str, str]]
-    template_inputs: str | None
-    """What a chat template got, or labels depended on, beside them (docs/data-format.md)."""
-    images: list[tuple[str | None, bytes]]
-    """(path as the row has it, the encoded file) in the order of the marks."""
-    image_paths: list[Location | None]
-    """The file on disk, where the row names one."""
-    input_ids: np.ndarray
-    """[T] int32, image tokens included."""
-    labels: np.ndarray
-    """[T] int32, -100 where unsupervised."""
-    loss_weights: np.ndarray
-    """[T] float32, 0 where unsupervised."""
-
-    def columns(self, images: Sequence[Any]) -> dict[str, Any]:
-        """Its values by column; `images` as they are written."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "image_paths"}
-        return values | {"images": images}
 
 
 def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
@@ -113,8 +87,11 @@ def _without_values(value: Any) -> Any:
 
 def weighted_examples(
     batch: pa.RecordBatch, encoder: Encoder, image_folder: Location | None, arguments: argparse.Namespace
-) -> Iterator[WeightedExample]:
-    """The rows of a batch, all of which are ok, in order.
+) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    """Columns and encoded images of a batch's rows, all of which are ok, in order; T tokens.
+
+    `images` are the samples' references, for the caller to write; `input_ids` [T] int32 hold image tokens, `labels` [T]
+    int32 are -100 and `loss_weights` [T] float32 are 0 where nothing is supervised.
 
     Raises AlignmentError for a row whose labels are not those that were measured, or that cannot be encoded any more.
     """
@@ -133,7 +110,7 @@ def _example(
     encoder: Encoder,
     folder: Location | None,
     pixels: int,
-) -> WeightedExample:
+) -> tuple[dict[str, Any], list[bytes]]:
     sample = row.sample
     try:
         files = [read_image_file(ref, folder) for ref in sample.images]
@@ -160,15 +137,13 @@ def _example(
     loss_weights = np.zeros(len(labels), np.float32)
     loss_weights[supervised] = weights
     columns = sample_columns(sample, embed=False)
-    return WeightedExample(
-        sample_id=sample.sample_id,
-        sample_key=row.sample_key,
-        messages=columns["messages"],
-        template_inputs=columns["template_inputs"],
-        images=[(ref.path, data) for ref, data in zip(sample.images, files, strict=True)],
-        image_paths=[None if ref.data is not None or folder is None else (folder / str(ref.path)).resolve()
-                     for ref in sample.images],
-        input_ids=encoded.sequence_inputs["input_ids"].numpy().astype(np.int32),
-        labels=labels.astype(np.int32),
-        loss_weights=loss_weights,
-    )  # fmt: skip
+    return {
+        "sample_id": sample.sample_id,
+        "sample_key": row.sample_key,
+        "messages": columns["messages"],
+        "template_inputs": columns["template_inputs"],
+        "images": sample.images,
+        "input_ids": encoded.sequence_inputs["input_ids"].numpy().astype(np.int32),
+        "labels": labels.astype(np.int32),
+        "loss_weights": loss_weights,
+    }, files

@@ -99,7 +99,7 @@ def _moment(said: Mapping[str, Any]) -> datetime:
 
 def print_status(status: RunStatus, *, as_json: bool) -> None:
     """Prints it on standard output."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if as_json:
         console.print(json.dumps(asdict(status), indent=1))
         return

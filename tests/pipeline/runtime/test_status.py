@@ -51,11 +51,13 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
     busy = {"where": "here, pid 1", "state": "busy", "since": now - 120, "shard": "b"}
     starting = {"where": "there, pid 2", "state": "starting", "since": now, "shard": None}
     beat(store, "2026-01-01T12:00:00+0000", workers=[busy, starting])
-    beat(store, "2026-01-02T12:00:00+0000", statuses_before={"ok": 8}, shards_failed={"a": "torn", "b": "hung"})
+    beat(
+        store, "2026-01-02T12:00:00+0000", statuses_before={"ok": 8}, shards_failed={"a": "torn", "b": "hung [at] :x:"}
+    )
     report(store, "2025-12-31T12:00:00+0000", failed={"x": "old"})
     status = status_of(store)
     assert (status.shards_planned, status.shards_done) == (4, 2)
-    assert status.shards_failed == {"c": "burnt", "b": "hung"}, "what is there has not failed, whoever said so"
+    assert status.shards_failed == {"c": "burnt", "b": "hung [at] :x:"}, "what is there has not failed, whoever said so"
     assert status.statuses == {"ok": 4 + 9 + 9, "too_long": 2}
     assert [driver["alive"] for driver in status.drivers] == [True, True]
     print_status(status, as_json=False)
@@ -67,7 +69,7 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
     assert any(line.startswith("  worker here, pid 1: b for 2.0 min, since ") for line in lines)
     assert any(line.startswith("  worker there, pid 2: starting for ") for line in lines)
     assert "2 of 24 rows are not ok: 2 too_long" in lines
-    assert lines[-2:] == ["FAILED b: hung", "FAILED c: burnt"]
+    assert lines[-2:] == ["FAILED b: hung [at] :x:", "FAILED c: burnt"]
     print_status(status, as_json=True)
     assert json.loads(capsys.readouterr().out)["shards_done"] == 2
 

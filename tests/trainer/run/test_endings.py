@@ -36,24 +36,24 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
     return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
 
 
-def start(argv: list[str], launch: list[str] | None = None) -> subprocess.Popen[str]:
+def start(argv: list[str], log: Path, launch: list[str] | None = None) -> subprocess.Popen[str]:
+    """In a process group of its own; what it logs of steps goes to a file."""
     program = [str(BIN / part) if number == 0 else part for number, part in enumerate(launch or [])]
-    return subprocess.Popen(
-        [*program, str(BIN / "cal-train"), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    with log.open("w") as steps:
+        return subprocess.Popen(
+            [*program, str(BIN / "cal-train"), *argv], stdout=steps, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+        )  # fmt: skip
 
 
 def terminated_in_training(
     llava: Family, annotated: Path, output: Path, *flags: object, launch: list[str] | None = None
 ) -> tuple[int, list[str]]:
-    """Exit code and the program's own lines of a run that was told to terminate when it logged to a file."""
-    logs = ("--report_to", "tensorboard", "--max_steps", 3000)
-    process = start(command(llava, annotated, output, *logs, *flags), launch)
-    wait_for(
-        lambda: list(output.rglob("events.out.tfevents.*")), "the first step", still=lambda: process.poll() is None
-    )
-    process.send_signal(signal.SIGTERM)
+    """Exit code and the program's own lines of a run that was told to terminate after its first step."""
+    log = output.with_suffix(".log")
+    process = start(command(llava, annotated, output, "--max_steps", 3000, *flags), log, launch)
+    wait_for(lambda: "'loss'" in log.read_text(), "the first step", still=lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGTERM)  # As schedulers do: loader processes get it too.
     _, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, [line for line in err.splitlines() if line.startswith("cal-train: ")]
 
@@ -70,6 +70,7 @@ def test_with_jit_checkpoints_sigterm_saves_a_step_from_which_the_run_goes_on_as
 ) -> None:
     out = tmp_path / "out"
     flags = ("--enable_jit_checkpoint", "true", "--save_strategy", "no", "--lr_scheduler_type", "constant")
+    flags = (*flags, "--dataloader_num_workers", 2)
     flags = (*flags, "--per_device_train_batch_size", 1 if launch else 2)
     code, lines = terminated_in_training(llava, annotated, out, *flags, launch=launch)
     (checkpoint,) = out.glob("checkpoint-*")
@@ -87,7 +88,7 @@ def test_with_jit_checkpoints_sigterm_saves_a_step_from_which_the_run_goes_on_as
 
 def test_the_one_process_of_a_launch_for_several_is_refused(llava: Family, annotated: Path, tmp_path: Path) -> None:
     launch = [*LAUNCH[:2], "--cpu", *LAUNCH[3:]]
-    process = start(command(llava, annotated, tmp_path / "out", "--max_steps", 1), launch)
+    process = start(command(llava, annotated, tmp_path / "out", "--max_steps", 1), tmp_path / "log", launch)
     _, err = process.communicate(timeout=PATIENCE_S)
     (line,) = [line for line in err.splitlines() if line.startswith("cal-train: ")]
     assert "started this one alone: it starts several with --multi_gpu" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +22,16 @@ class SaveAtTerm(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator, self._received = accelerator, False
-        self.stopped = False
+        self.trains, self.stopped = True, False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGTERM."""
         self._received = True
+
+    def leave_to_parent(self) -> None:
+        """In a forked loader process: schedulers send the signal to all, and the step in work needs its rows."""
+        if self.trains:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks all ranks, in every step; the Trainer saves a step's checkpoint when all callbacks have had it."""
@@ -55,9 +61,12 @@ def saving_at_term(trainer: Trainer) -> Iterator[None]:
     callback = SaveAtTerm(trainer.accelerator)
     trainer.add_callback(callback)
     before = signal.signal(signal.SIGTERM, callback.receive)
+    # Until then the handler is the child's too, so that there is no moment at which the signal ends it.
+    os.register_at_fork(after_in_child=callback.leave_to_parent)
     try:
         yield
     finally:
+        callback.trains = False
         signal.signal(signal.SIGTERM, before)
     if callback.stopped:
         raise Terminated

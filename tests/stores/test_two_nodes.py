@@ -114,7 +114,7 @@ def test_workers_share_nothing_but_the_store_and_the_report_names_both_kinds(
         assert shard["seconds"]["write"] > 0
     assert sum(shard["rows"] for shard in report["shards"]) == 40
     # The same counts for Prometheus, where Ray's agent on the driver's node shows them.
-    wanted = {"rows": 40, "shards": 10, "rows_not_ok": 40 - report["statuses"]["ok"]}
+    wanted = {"rows": 40, "shards": 10, "rows_not_ok": 40 - report["statuses"]["ok"], "shards_retried": 0}
     wait_for(lambda: wanted.items() <= counters(cluster[1]).items(), "the counters are exported")
     # Each node staged on its own disk and left nothing; the driver's directory stayed empty.
     for name in ("one", "two"):

@@ -21,10 +21,9 @@ _COLOURS = {
 
 
 def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
-    _save(noise(runs), images / "study-noise.png")
-    _save(gains(runs), images / "study-gains.png")
-    _save(drift(runs), images / "study-drift.png")
-    _save(swap(runs, measurements), images / "study-swap.png")
+    drawn = {"noise": noise(runs), "gains": gains(runs), "drift": drift(runs), "swap": swap(runs, measurements)}
+    for name, figure in drawn.items():
+        figure.savefig(images / f"study-{name}.png", dpi=110, metadata={"Software": None})
 
 
 def noise(runs: Rows) -> Figure:
@@ -114,7 +113,3 @@ def _legend(figure: Figure, panels: list[Any]) -> None:
     """One for both, below them, where it hides nothing."""
     handles, labels = max((panel.get_legend_handles_labels() for panel in panels), key=lambda entries: len(entries[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1, fontsize=8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -12,20 +12,13 @@ from pathlib import Path
 _UNFINISHED = ".making-"
 
 
-@contextmanager
-def made(target: Path) -> Iterator[Path]:
-    """A path to make something at, which is `target` once it is whole; nobody else is given the same path."""
-    aside = target.with_name(f"{target.name}{_UNFINISHED}{uuid.uuid4().hex[:8]}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    aside.rename(target)
-
-
 def once(target: Path, make: Callable[[Path], object]) -> Path:
-    """`target`, made where it is missing; `make` is given the path to make it at."""
+    """`target`, made where it is missing; `make` is given a path of its own, which is `target` once it is whole."""
     if not target.exists():
-        with made(target) as path:
-            make(path)
+        aside = target.with_name(f"{target.name}{_UNFINISHED}{uuid.uuid4().hex[:8]}")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        make(aside)
+        aside.rename(target)
     return target
 
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
+from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -142,7 +142,7 @@ def versions() -> str:
     """As one text. Of a process's first call: sources that are edited while it works do not change it."""
     parts = [f"{name}={importlib.metadata.version(name)}" for name in _LIBRARIES]
     own = [*_STUDIES.glob("*.py"), *SHAPES.glob("*.py")]  # not what scratch/ holds
-    files = [*own, *(path for name in _PACKAGES for path in _folder_of(name).rglob("*.py"))]
+    files = [*own, *(path for name in _PACKAGES for path in Path(str(resources.files(name))).rglob("*.py"))]
     return " ".join([*parts, f"code={code_digest(files)}"])
 
 
@@ -152,11 +152,3 @@ def code_digest(files: Iterable[Path]) -> str:
     for name, source in sorted((f"{path.parent.name}/{path.name}", path.read_bytes()) for path in files):
         digest.update(f"{name} {len(source)}\n".encode() + source)
     return digest.hexdigest()[:12]
-
-
-def _folder_of(package: str) -> Path:
-    """Of the installed package, which need not be the one beside this file."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"{package} is not installed: see `make install`")
-    return Path(spec.origin).parent

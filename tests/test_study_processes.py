@@ -24,20 +24,22 @@ ONE = Run(world="shapes", seed=0, noise=0.3, weights="uniform")
 
 def test_what_broke_while_it_was_made_is_not_there(tmp_path: Path) -> None:
     target = tmp_path / "shapes-0" / "start"
-    broken = []
+    paths = []
 
-    def killed() -> None:
-        with folders.made(target) as path:
-            path.mkdir()
-            broken.append(path)
-            raise KeyboardInterrupt
+    def killed(path: Path) -> None:
+        path.mkdir()
+        paths.append(path)
+        raise KeyboardInterrupt
+
+    def whole(path: Path) -> None:
+        path.mkdir()
+        paths.append(path)
 
     with pytest.raises(KeyboardInterrupt):
-        killed()
+        folders.once(target, killed)
     assert not target.exists()
-    with folders.made(target) as path:
-        assert path not in broken
-        path.mkdir()
+    assert folders.once(target, whole) == target
+    assert len(set(paths)) == 2
     assert target.is_dir()
     folders.remove_unfinished(tmp_path)
     assert list(target.parent.iterdir()) == [target]

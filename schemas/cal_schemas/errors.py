@@ -26,6 +26,10 @@ class SidecarError(ConfigError):
     """Annotated shards without the images and messages that are needed here."""
 
 
+class IncompleteError(ConfigError):
+    """Annotated shards, or rows of them, that were planned are not there."""
+
+
 class FormatError(CalError):
     """A file breaks the annotated-shard format, or has another version or measurement."""
 

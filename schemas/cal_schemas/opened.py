@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
-from cal_schemas.errors import ConfigError, FormatError, SeveralReferencesError
+from cal_schemas.errors import ConfigError, FormatError, IncompleteError, SeveralReferencesError
 from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below
@@ -108,17 +108,20 @@ def _validate_named_once(files: Sequence[Location]) -> None:
         seen[place] = file
 
 
-def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = False) -> AnnotatedDataset:
+def open_annotated(
+    path: Location | Sequence[Location], *, crossfit: bool = False, partial: bool = True
+) -> AnnotatedDataset:
     """Opens a shard, a directory of shards, or several of them as one, checking every footer.
 
     Args:
         path: one or more.
         crossfit: shards may be of different references, each of other samples; all else must agree.
+        partial: what is not whole (see `Completeness`) is logged; IncompleteError without.
 
     Raises FormatError when nothing is there, a file is no annotated shard, two shards disagree about the measurement
     (the message names the fields and both values; SeveralReferencesError where only the reference differs), or two
     references of a cross-fit measured the same sample; ConfigError for a file that is named twice. Differing library
-    versions are logged, and so is what is not whole (see `Completeness`).
+    versions are logged.
     """
     files: list[Location] = []
     roots = [path] if isinstance(path, Path | ObjectPath) else list(path)
@@ -146,5 +149,8 @@ def open_annotated(path: Location | Sequence[Location], *, crossfit: bool = Fals
     rows = tuple(footer.num_rows for footer in footers)
     complete = completeness(dict(zip(files, zip(metadata, rows, strict=True), strict=True)), roots)
     if complete.problem:
-        _log.warning("%s is not whole: %s", named(path), complete.problem)
+        said = f"{named(path)} is not whole: {complete.problem}"
+        if not partial:
+            raise IncompleteError(said)
+        _log.warning("%s", said)
     return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, rows=rows, completeness=complete)

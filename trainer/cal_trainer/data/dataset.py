@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, SeveralReferencesError, SidecarError
+from cal_schemas.errors import (
+    STATUS_OK,
+    ConfigError,
+    FormatError,
+    IncompleteError,
+    SeveralReferencesError,
+    SidecarError,
+)
 from cal_schemas.opened import AnnotatedDataset, named, open_annotated
 from cal_schemas.storage.locations import Location, location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
@@ -119,20 +126,17 @@ class AnnotatedExamples(MappedExamples):
 def open_measured(
     path: Location | Sequence[Location], *, crossfit: bool = False, partial: bool = False
 ) -> AnnotatedDataset:
-    """`open_annotated`, with the way out where only the reference differs.
+    """`open_annotated`, with the way out where only the reference differs, or what is there is not whole.
 
-    Raises ConfigError for shards that are known not to be whole, unless `partial`.
+    The latter is an IncompleteError, unless `partial`.
     """
     try:
-        opened = open_annotated(path, crossfit=crossfit)
+        return open_annotated(path, crossfit=crossfit, partial=partial)
     except SeveralReferencesError as error:
         raise FormatError(f"{error}. If each reference measured rows that it was not trained on, a cross-fit: "
                           "--crossfit true") from error  # fmt: skip
-    if opened.completeness.problem and not partial:
-        raise ConfigError(
-            f"{named(path)} is not whole: {opened.completeness.problem}. To train on what is there: --partial"
-        )
-    return opened
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}. To train on what is there: --partial") from error
 
 
 def open_self_contained(

@@ -133,11 +133,10 @@ def say(text: str) -> None:
 def table(
     *headings: str, left: Collection[str], title: str | None = None, overflow: OverflowMethod = "ellipsis"
 ) -> Table:
-    """A table without lines; columns but for those in `left` hold numbers: they stand at the right, never cut."""
+    """A table without lines; columns stand at the right but for those in `left`."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
-        text = heading in left
-        made.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow=overflow)
+        made.add_column(heading, justify="left" if heading in left else "right", overflow=overflow)
     return made
 
 

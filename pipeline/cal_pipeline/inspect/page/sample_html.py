@@ -20,6 +20,7 @@ img { max-width: 100%; border-radius: 4px; }
 .t { border-radius: 3px; padding: .1em 0; }
 .undefined { text-decoration: underline dotted; }
 .about { font-size: .85rem; opacity: .75; overflow-wrap: anywhere; }
+.scale { font-size: .85rem; }
 .bar { display: inline-block; width: 8rem; height: .8rem; border: 1px solid; vertical-align: middle; }
 """
 
@@ -40,9 +41,11 @@ def sample_page(shown: Sequence[ShownSample], shading: Shading) -> str:
 
 def _bar(shading: Shading) -> str:
     left, first, right = shading.bar()
-    colours = ",".join(css(shade) for shade in (first, 0.0, -0.0, 1.0))
+    # Each side fades in its own colour; both are nothing where the strength is 0.
+    zero = f"{abs(first) / 2:.0%}"
+    colours = f"{css(first)},{css(first * 1e-9)} {zero},{css(0.0)} {zero},{css(1.0)}"
     bar = f'<span class="bar" style="background:linear-gradient(90deg,{colours})"></span>'
-    return f'<p class="about">{html.escape(left)} {bar} {html.escape(right)}</p>'
+    return f'<p class="scale">{html.escape(left)} {bar} {html.escape(right)}</p>'
 
 
 def _article(shown: ShownSample, shading: Shading) -> str:

@@ -308,9 +308,9 @@
 
   function drawScale() {
     const { alpha, beta, shade } = settings;
-    const from = shade === "weight" ? "" : `rgba(${AGAINST}, ${OPACITY}), rgba(${AGAINST}, 0), `;
+    const from = shade === "weight" ? "" : `rgba(${AGAINST}, ${OPACITY}), rgba(${AGAINST}, 0) 50%, `;
     const bar = make("i");
-    bar.style.backgroundImage = `linear-gradient(90deg, ${from}rgba(${FOR}, 0), rgba(${FOR}, ${OPACITY}))`;
+    bar.style.backgroundImage = `linear-gradient(90deg, ${from}rgba(${FOR}, 0) ${from ? "50%" : ""}, rgba(${FOR}, ${OPACITY}))`;
     const [left, right] = shade === "weight" ? ["weighs least", "weighs most"] : ["the image speaks against", "for"];
     byId("scale").replaceChildren(make("b", { text: left }), number(shade === "weight" ? alpha : -beta, 1), bar,
       number(beta, 1), make("b", { text: right }));

@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.encoding.templates import warn_of_other_templates
-from cal_pipeline.measuring.positions import longest_row
-from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
 from cal_pipeline.models.directory import model_directory
-from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor
-from cal_schemas.errors import ConfigError
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import location
 from cal_trainer.config import Quantile, TrainConfig
@@ -35,15 +30,14 @@ from cal_trainer.data.streaming import StreamSampler
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.objective.drift import drift_batches
 from cal_trainer.objective.weighting import UNIFORM, Weighting
+from cal_trainer.run.base_model import plan_model
 from cal_trainer.run.bounds import resolve_bounds
 from cal_trainer.run.checkpoints import find_checkpoint
 from cal_trainer.run.facts import RunFacts
-from cal_trainer.run.lora import add_lora
-from cal_trainer.run.parameters import active_dropout, parameter_groups, parse_lr_multipliers, set_trainable
-from cal_trainer.run.resuming import DATE_NAME, check_state, saved_settings, state_of
+from cal_trainer.run.parameters import parse_lr_multipliers
+from cal_trainer.run.resuming import check_state, state_of
 from cal_trainer.run.self_check import validate_batch_sizes
-from cal_trainer.run.sharding import without_deepspeed
-from cal_trainer.run.validation import prepare_output, validate_flags, validate_optimizer
+from cal_trainer.run.validation import prepare_output, validate_flags
 from cal_trainer.training_arguments import CalTrainingArguments
 
 _log = logging.getLogger("cal-train")
@@ -81,7 +75,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
-    encoder, num_embeddings, num_trainable = _plan_model(config, arguments, directory, multipliers, resume)
+    encoder, num_embeddings, num_trainable = plan_model(config, arguments, directory, multipliers, resume)
     validate_batch_sizes(encoder, arguments, evaluates=evaluates or config.drift_every > 0)
     prepare_output(str(arguments.output_dir), resumes=resume is not None)
     rows = RowOptions(
@@ -138,22 +132,6 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         facts=facts,
         state=state,
     )
-
-
-def prepare_model(model: Any, config: TrainConfig) -> Any:
-    """Chooses what trains, or adds adapters, in the model or its meta-device model: mistakes show before loading."""
-    if config.lora_r:
-        model = add_lora(
-            model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
-        )
-    else:
-        set_trainable(model, config.trainable)
-    if config.delta_source == "online" and (dropout := active_dropout(model)):
-        raise ConfigError(
-            f"online deltas need the same network in both passes, and the model has dropout ({dropout[0]}, …): "
-            "set it to 0 in its config, or --lora_dropout to 0"
-        )
-    return model
 
 
 def _training_examples(config: TrainConfig, encoder: Encoder, rows: RowOptions) -> Examples:
@@ -224,37 +202,3 @@ def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource
 
 def _contrast(config: TrainConfig) -> ContrastSpec | None:
     return config.contrast_spec() if config.delta_source == "online" else None
-
-
-def _plan_model(
-    config: TrainConfig, arguments: CalTrainingArguments, directory: Path, multipliers: Mapping[str, float],
-    resume: Path | None,
-) -> tuple[Encoder, int, int]:  # fmt: skip
-    """The model's encoder, its number of embeddings and of parameters that train, from its files without its weights.
-
-    Refuses an --optim, --trainable or --lr_multipliers that cannot be, too.
-    """
-    remote = config.trust_remote_code
-    validate_adapters(directory, trains=True)
-    check_architecture(directory, trust_remote_code=remote)
-    processor = load_processor(directory, trust_remote_code=remote)
-    if config.template == "auto":
-        warn_of_other_templates(processor, directory)
-    with without_deepspeed():
-        meta_model = load_meta_model(directory, trust_remote_code=remote)
-        check_weights(directory, meta_model)
-        check_image_tokens(processor, meta_model)
-        num_embeddings = meta_model.get_input_embeddings().weight.shape[0]
-        meta_model = prepare_model(meta_model, config)
-    validate_optimizer(arguments, meta_model)
-    groups = parameter_groups(meta_model, arguments.learning_rate, arguments.weight_decay, multipliers)
-    encoder = Encoder(
-        processor,
-        template=config.template,
-        image_aspect_ratio=config.image_aspect_ratio,
-        max_length=longest_row(meta_model, config.max_length),
-        truncation=config.truncation,
-        date=None if resume is None else saved_settings(resume).get(DATE_NAME),
-    )
-    encoder.pad_within(num_embeddings)
-    return encoder, num_embeddings, sum(item.numel() for group in groups for item in group["params"])

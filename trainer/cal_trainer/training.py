@@ -13,7 +13,8 @@ from cal_pipeline.models.loading import load_model
 from cal_trainer.config import TrainConfig
 from cal_trainer.data.sampling import SetSamplerEpoch
 from cal_trainer.objective.drift import DriftLog
-from cal_trainer.planning import Plan, plan_run, prepare_model
+from cal_trainer.planning import Plan, plan_run
+from cal_trainer.run.base_model import prepare_model
 from cal_trainer.run.last_step import saving_at_term
 from cal_trainer.run.logged_steps import LogSteps
 from cal_trainer.run.model_card import write_model_card

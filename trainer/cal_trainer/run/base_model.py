@@ -1,0 +1,71 @@
+"""Reads a base model's files without its weights, and chooses what of it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.templates import warn_of_other_templates
+from cal_pipeline.measuring.positions import longest_row
+from cal_pipeline.models.checkpoint import check_image_tokens, check_weights, validate_adapters
+from cal_pipeline.models.loading import check_architecture, load_meta_model, load_processor
+from cal_schemas.errors import ConfigError
+from cal_trainer.config import TrainConfig
+from cal_trainer.run.lora import add_lora
+from cal_trainer.run.parameters import active_dropout, parameter_groups, set_trainable
+from cal_trainer.run.resuming import DATE_NAME, saved_settings
+from cal_trainer.run.sharding import without_deepspeed
+from cal_trainer.run.validation import validate_optimizer
+from cal_trainer.training_arguments import CalTrainingArguments
+
+
+def prepare_model(model: Any, config: TrainConfig) -> Any:
+    """Chooses what trains, or adds adapters, in the model or its meta-device model: mistakes show before loading."""
+    if config.lora_r:
+        model = add_lora(
+            model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, trainable=config.trainable
+        )
+    else:
+        set_trainable(model, config.trainable)
+    if config.delta_source == "online" and (dropout := active_dropout(model)):
+        raise ConfigError(
+            f"online deltas need the same network in both passes, and the model has dropout ({dropout[0]}, …): "
+            "set it to 0 in its config, or --lora_dropout to 0"
+        )
+    return model
+
+
+def plan_model(
+    config: TrainConfig, arguments: CalTrainingArguments, directory: Path, multipliers: Mapping[str, float],
+    resume: Path | None,
+) -> tuple[Encoder, int, int]:  # fmt: skip
+    """Makes the model's encoder, and counts its embeddings and the parameters that train, without its weights.
+
+    Refuses an --optim, --trainable or --lr_multipliers that cannot be, too.
+    """
+    remote = config.trust_remote_code
+    validate_adapters(directory, trains=True)
+    check_architecture(directory, trust_remote_code=remote)
+    processor = load_processor(directory, trust_remote_code=remote)
+    if config.template == "auto":
+        warn_of_other_templates(processor, directory)
+    with without_deepspeed():
+        meta_model = load_meta_model(directory, trust_remote_code=remote)
+        check_weights(directory, meta_model)
+        check_image_tokens(processor, meta_model)
+        num_embeddings = meta_model.get_input_embeddings().weight.shape[0]
+        meta_model = prepare_model(meta_model, config)
+    validate_optimizer(arguments, meta_model)
+    groups = parameter_groups(meta_model, arguments.learning_rate, arguments.weight_decay, multipliers)
+    encoder = Encoder(
+        processor,
+        template=config.template,
+        image_aspect_ratio=config.image_aspect_ratio,
+        max_length=longest_row(meta_model, config.max_length),
+        truncation=config.truncation,
+        date=None if resume is None else saved_settings(resume).get(DATE_NAME),
+    )
+    encoder.pad_within(num_embeddings)
+    return encoder, num_embeddings, sum(item.numel() for group in groups for item in group["params"])

@@ -55,8 +55,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=150, help="supervised tokens of a row")
     parser.add_argument("--image_bytes", type=int, default=20_000, help="of a row's image")
     add_timing_flags(parser, threads=1, repeats=15)
-    flags = parser.parse_args()
-    load = begin(flags)
+    flags = begin(parser)
     with tempfile.TemporaryDirectory() as folder:
         paths = {kind: Path(folder, f"{kind}.parquet") for kind in KINDS}
         for kind, path in paths.items():
@@ -77,7 +76,6 @@ def main() -> None:
         results={name: own.row() for name, own in times.items()},
         ratios={f"{top}/{bottom}": ratio(times, top, bottom) for top, bottom in pairs},
         cpu_time_ratios={f"{top}/{bottom}": cpu_ratio(times, top, bottom) for top, bottom in pairs},
-        load_before=load,
     )
 
 

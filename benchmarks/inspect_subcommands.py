@@ -35,7 +35,7 @@ from cal_schemas.spec import LabelSpec
 from cal_schemas.writer import parquet_writer
 from inspect_frames import VOCABULARY, rows
 from measuring import load_average
-from reporting import make_parser, print_table, write_report
+from reporting import begin, make_parser, print_table, write_report
 from shapes import SHAPES
 from workload import SYNTHETIC, annotate, synthetic_metadata, write_checkpoint, write_source
 
@@ -150,8 +150,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=Path(__file__).parent.parent, help="whose packages are measured")
     parser.add_argument("--folder", type=Path, help="where the data lie or are put, and stay")
     parser.add_argument("--name", default="inspect_subcommands", help="of the JSON file")
-    flags = parser.parse_args()
-    load = load_average()
+    flags = begin(parser)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = flags.folder or Path(temporary)
@@ -175,8 +174,7 @@ def main() -> None:
         [[name, row["rows"], row["s"], row["cpu_s"], row["peak_mb"]] for name, row in results.items()],
     )
     worst = max(row["peak_mb"] for row in results.values())
-    write_report(flags.name, flags, settings={}, results=results, ratios={"worst_mb/1000_mb": worst / 1000},
-                 load_before=load)  # fmt: skip
+    write_report(flags.name, flags, settings={}, results=results, ratios={"worst_mb/1000_mb": worst / 1000})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from ray._private.node import Node as ClusterNode
 from ray.cluster_utils import Cluster
 
+from cal_pipeline.runtime.cluster import Cluster as RayCluster
+from cal_pipeline.runtime.ray_session import ray_session
+from cal_schemas.errors import ConfigError
 from fault_job import Job, alive, busy_workers, frozen, wait_for, write_shards
 from faulty_model import build_faulty_llava
 
@@ -150,3 +154,15 @@ def test_an_address_without_a_cluster_is_refused(job: Job) -> None:
     refused = Job(model=job.model, data=job.data, output=job.output, flags=("--ray_address", "127.0.0.1:1"))
     assert refused.run() == 2, refused.said()
     assert "cal-precompute: no Ray cluster at 127.0.0.1:1 (--ray_address or RAY_ADDRESS): " in refused.said()
+
+
+def test_a_port_of_ray_that_is_not_the_clusters_is_refused_within_15_seconds(cluster: Cluster) -> None:
+    node = cluster.global_state.node_table()[0]
+    asked = RayCluster(
+        num_workers=1, gpus_per_worker=0, cpus_per_worker=1, max_tries=1, shard_timeout_s=1, start_timeout_s=1,
+        idle_timeout_s=1, address=f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
+    )  # fmt: skip
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="no Ray cluster at "), ray_session(asked):
+        pass
+    assert time.monotonic() - started < 15

@@ -32,21 +32,22 @@ class Cluster:
     """The run stops when more of its rows are not ok."""
 
 
-def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
-    """Raises ConfigError when nothing of Ray listens at a `host:port`: Ray itself would try for a quarter of an hour.
+def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> bool:
+    """Tells whether an address is a `host:port` where gRPC is spoken, as Ray does.
 
-    Ray speaks gRPC, whose first answer is a frame of settings of HTTP/2. Other forms (`auto`, `ray://...`) are left to
-    Ray, which refuses them quickly.
+    Raises ConfigError when nothing listens there, or something else: Ray itself would try for a quarter of an hour. The
+    first answer of gRPC is a frame of settings of HTTP/2. Other forms (`auto`, `ray://...`) are left to Ray, which
+    refuses them quickly.
     """
     host, separator, port = address.rpartition(":")
     if not separator or "/" in host or not port.isdecimal():
-        return
+        return False
     nothing = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
     answer = b""
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return
+                return True
             connection.sendall(_HTTP2)
             while len(answer) < len(_SETTINGS) and (more := connection.recv(64)):
                 answer += more
@@ -57,6 +58,7 @@ def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> None:
     # The length of a frame of settings varies, its kind does not.
     if answer[3:4] != _SETTINGS[3:4] or not answer.startswith(b"\0"):
         raise ConfigError(f"{nothing}: something else listens there, and answers {answer[:40]!r}")
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -181,4 +181,4 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
         ProgressListener(state, len(plan.todo), heartbeat, check, RayMetrics(metrics).publish) as listener,
     ):
         _log.info("metrics for Prometheus are at %s (--metrics_address)", state.metrics)
-        run_shards(plan.todo, plan.settings, cluster, store.logs, listener, outcome)
+        run_shards(plan.todo, plan.settings, cluster, listener, outcome)

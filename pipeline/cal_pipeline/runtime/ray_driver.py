@@ -3,9 +3,8 @@
 One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
 and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
 
-Over 250 lines, because the states of workers and shards are one machine: halves of it could disagree. Its session is
-in ray_session, its nodes in ray_nodes, what needs no Ray in cluster, worker, worker_process and session_dir, what
-becomes of a fault in faults.
+Its session is in ray_session, its nodes in ray_nodes; what needs no Ray in shard_queue (which shard is next),
+capacity (whether another worker is started), cluster, worker and worker_process, what becomes of a fault in faults.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +26,14 @@ from cal_pipeline.runtime.capacity import Capacity
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, WorkerState
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
 from cal_pipeline.runtime.ray_nodes import OwnNode, Room, accelerators, lost_nodes
+from cal_pipeline.runtime.ray_notices import in_short
+from cal_pipeline.runtime.shard_queue import ShardQueue
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
 from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import STATUS_OK
-from cal_schemas.redaction import redacted
 
 _TICK_S = 0.5
-_BACKOFF_S = 1.0
-_MAX_NODE_LOSSES = 10
 _KILL_S = 2.0
 _log = logging.getLogger(__name__)
 
@@ -70,7 +66,6 @@ def run_shards(
     shards: Sequence[Shard],
     settings: WorkerSettings,
     cluster: Cluster,
-    log_dir: Path,
     listener: Listener,
     outcome: RunOutcome,
 ) -> None:
@@ -80,7 +75,7 @@ def run_shards(
     no worker can be placed within idle_timeout_s, starts fail as `Capacity` says, the Ray node of this program has
     died, or a worker reports that no shard can succeed (disk full, other columns).
     """
-    run = _Run(shards, settings, cluster, log_dir, listener, outcome)
+    run = _Run(shards, settings, cluster, listener, outcome)
     try:
         run.loop()
     except RunAbortedError as error:
@@ -96,15 +91,11 @@ class _Run:
         shards: Sequence[Shard],
         settings: WorkerSettings,
         cluster: Cluster,
-        log_dir: Path,
         listener: Listener,
         outcome: RunOutcome,
     ) -> None:
-        self._waiting: deque[tuple[Shard, float]] = deque((shard, 0.0) for shard in shards)
-        self._tries: dict[str, int] = {}
-        self._node_losses: dict[str, int] = {}
-        self._undecided: list[tuple[Shard, str, str, float]] = []
-        self._settings, self._cluster, self._log_dir, self._listener = settings, cluster, log_dir, listener
+        self._queue = ShardQueue(shards, cluster.max_tries, outcome)
+        self._settings, self._cluster, self._listener = settings, cluster, listener
         self._slots: list[_Slot] = []
         self._capacity = Capacity(cluster, outcome)
         self._room = Room(cluster)
@@ -116,7 +107,7 @@ class _Run:
         self.outcome = outcome
 
     def loop(self) -> None:
-        while self._waiting or self._undecided or self._count("busy"):
+        while self._queue or self._count("busy"):
             self._fill_slots()
             self._hand_out()
             refs = {slot.ref: slot for slot in self._slots if slot.ref is not None}
@@ -126,7 +117,7 @@ class _Run:
             else:
                 time.sleep(_TICK_S)
             self._end_hung()
-            self._decide()
+            self._queue.decide(lost_nodes)
             self._own_node.check()
             self._check_idle()
             self.outcome.at_work = self._at_work()
@@ -164,14 +155,14 @@ class _Run:
 
     def _wanted(self) -> int:
         """Counts the workers that there is work for."""
-        return min(self._cluster.num_workers, self._count("busy") + len(self._waiting) + len(self._undecided))
+        return min(self._cluster.num_workers, self._count("busy") + len(self._queue))
 
     def _fill_slots(self) -> None:
         self._capacity.look(self._count("idle", "busy"), self._wanted())
         while len(self._slots) < self._wanted() and self._capacity.allows_start(self._count("placing", "starting")):
             self._started += 1
             now = time.monotonic()
-            log_path = self._log_dir / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
+            log_path = self._settings.store.logs / f"worker-{self._settings.store.run_id}-{self._started:03d}.log"
             actor = _Actor.options(  # type: ignore[attr-defined]
                 num_gpus=self._cluster.gpus_per_worker, num_cpus=self._cluster.cpus_per_worker
             ).remote(str(log_path))
@@ -187,24 +178,17 @@ class _Run:
             )
 
     def _hand_out(self) -> None:
-        now = time.monotonic()
         for slot in self._slots:
-            if slot.state != "idle" or not self._waiting:
-                continue
-            # A shard that waits out its backoff lets the others pass.
-            due = next((i for i, (_, earliest) in enumerate(self._waiting) if earliest <= now), None)
-            if due is None:
-                return
-            slot.shard, _ = self._waiting[due]
-            del self._waiting[due]
-            slot.state, slot.since, slot.ref = "busy", now, slot.actor.run.remote(slot.shard)
+            if slot.state == "idle" and (shard := self._queue.take()):
+                slot.shard, slot.state, slot.since = shard, "busy", time.monotonic()
+                slot.ref = slot.actor.run.remote(shard)
 
     def _resolve(self, slot: _Slot) -> None:
         try:
             value = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
             # The process or its node is gone (or out of reach, which must be treated as gone).
-            reason = f"worker {slot.where} died: {_in_short(error)}; {last_words(slot.log_path)}"
+            reason = f"worker {slot.where} died: {in_short(error)}; {last_words(slot.log_path)}"
             self._lose(slot, reason, node_news_s=fault_of(error).node_news_s)
             return
         self._last_alive = time.monotonic()
@@ -233,7 +217,7 @@ class _Run:
         if outcome.kind == "stop":
             raise RunAbortedError(outcome.message)
         if outcome.report is None:
-            self._retry(shard, f"{outcome.message} (worker {slot.where})")
+            self._queue.retry(shard, f"{outcome.message} (worker {slot.where})")
         else:
             outcome.report.worker, outcome.report.device = slot.where, slot.device
             self.outcome.reports.append(outcome.report)
@@ -255,10 +239,8 @@ class _Run:
         ray.kill(slot.actor, no_restart=True)
         self._slots.remove(slot)
         if slot.shard is not None:
-            # That a worker is gone is known at once, that its node is gone only after some missed health checks. The
-            # fresh worker is loading its model meanwhile.
-            self._undecided.append((slot.shard, slot.node, reason, time.monotonic() + node_news_s))
-            self._decide()
+            self._queue.lost(slot.shard, slot.node, reason, node_news_s)
+            self._queue.decide(lost_nodes)
             return
         self._last_alive = time.monotonic()  # It had its place.
         self._broken |= not refused
@@ -271,41 +253,6 @@ class _Run:
             coming=self._count("starting"),
             see=f"; see {slot.log_path}" if there else "",
         )
-
-    def _decide(self) -> None:
-        """Decides whether a lost worker's node is lost too, or the shard is to blame."""
-        if not self._undecided:
-            return
-        lost = lost_nodes()
-        undecided, self._undecided = self._undecided, []
-        for shard, node, reason, until in undecided:
-            if node in lost:
-                self._move(shard, f"the node of {reason}")
-            elif time.monotonic() >= until:
-                self._retry(shard, reason)
-            else:
-                self._undecided.append((shard, node, reason, until))
-
-    def _retry(self, shard: Shard, reason: str) -> None:
-        tries = self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
-        if tries >= self._cluster.max_tries:
-            _log.error("shard %s failed %d times, last: %s", shard.name, tries, reason, extra={"shard": shard.name})
-            self.outcome.failed[shard.name] = reason
-            return
-        named = {"shard": shard.name}
-        _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._cluster.max_tries, reason, extra=named)
-        self.outcome.retries += 1
-        self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
-
-    def _move(self, shard: Shard, reason: str) -> None:
-        """Hands the shard on: a lost node costs it no try; one that loses ten of them may be at fault."""
-        losses = self._node_losses[shard.name] = self._node_losses.get(shard.name, 0) + 1
-        if losses > _MAX_NODE_LOSSES:
-            self._retry(shard, reason)
-            return
-        _log.warning("shard %s moves to another node: %s", shard.name, reason, extra={"shard": shard.name})
-        self.outcome.retries += 1
-        self._waiting.append((shard, time.monotonic() + _BACKOFF_S))
 
     def _end_hung(self) -> None:
         limits = {"busy": "shard_timeout_s", "starting": "start_timeout_s"}
@@ -321,28 +268,3 @@ class _Run:
         if time.monotonic() - self._last_alive <= self._cluster.idle_timeout_s:
             return
         raise RunAbortedError(f"no worker could be placed for {self._cluster.idle_timeout_s:g} s: {self._room}")
-
-
-def _in_short(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in text:
-        return _out_of_memory(text)
-    if isinstance(error, ray.exceptions.RayActorError) and "Traceback" not in text:
-        return "killed or crashed" if "its worker process has died" in text else " ".join(text.split("\n")[-1].split())
-    # An exception of ours from its process: its last line is the cause, Ray's frame comes first.
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return redacted(f"{type(error).__name__}: {lines[-1] if lines else ''}")
-
-
-def _out_of_memory(text: str) -> str:
-    """Says with Ray's figures, without its advice, what its memory monitor did."""
-    node = re.search(r"\(IP: ([^,)]+)", text)
-    used = re.search(r"was ([\d.]+ ?\w+)(?: used)? / ([\d.]+ ?\w+)", text)
-    limit = re.search(r"([\d.]+)% of \d+B limit", text)
-    return (
-        "Ray's memory monitor killed it: "
-        + (f"node {node[1]} " if node else "its node ")
-        + (f"used {used[1]} of {used[2]}" if used else "ran out of memory")
-        + (f" (it kills from {float(limit[1]):g} % on)" if limit else "")
-        + "; fewer workers a node, or a smaller --tokens_per_batch, need less"
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from cal_pipeline.runtime.cluster import Cluster, check_reachable
@@ -109,7 +109,7 @@ def _init(
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     given["job_config"] = _ImportsOfDriver(local=not address)
     if address:
-        check_reachable(address)
+        known = check_reachable(address)
         given |= {"address": address}
     else:
         where = "Ray cannot start here"
@@ -118,6 +118,8 @@ def _init(
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
     for tries_left in reversed(range(1 if address else _RAY_STARTS)):
         try:
+            if address and known:
+                GcsClient(address=address)  # Another server is found out at once; `ray.init` asks it twenty times.
             with starting():
                 ray.init(**given)
             return

@@ -136,7 +136,7 @@ def hand_out(shards: list[Shard], store: LocalStore) -> tuple[Watch, dict[str, f
     settings = type("Settings", (), {"store": store})
     with ray_session.ray_session(cluster):
         cpu = time.process_time()
-        ray_driver.run_shards(shards, settings, cluster, watch, outcome)  # type: ignore[arg-type]
+        ray_driver.ShardRun(shards, settings, cluster, watch, outcome).run()  # type: ignore[arg-type]
         seconds = time.monotonic() - watch.first_at
         cpu = time.process_time() - cpu
     assert len(outcome.reports) == len(shards)

@@ -21,7 +21,7 @@ from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, RunAborte
 from cal_pipeline.runtime.metrics import RunMetrics, served
 from cal_pipeline.runtime.plan import Plan, cluster_of
 from cal_pipeline.runtime.progress import ProgressListener
-from cal_pipeline.runtime.ray_driver import run_shards
+from cal_pipeline.runtime.ray_driver import ShardRun
 from cal_pipeline.runtime.ray_metrics import RayMetrics
 from cal_pipeline.runtime.ray_notices import ray_notices
 from cal_pipeline.runtime.ray_session import ray_session
@@ -181,4 +181,4 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
         ProgressListener(state, len(plan.todo), heartbeat, check, RayMetrics(metrics).publish) as listener,
     ):
         _log.info("metrics for Prometheus are at %s (--metrics_address)", state.metrics)
-        run_shards(plan.todo, plan.settings, cluster, listener, outcome)
+        ShardRun(plan.todo, plan.settings, cluster, listener, outcome).run()

@@ -1,7 +1,7 @@
 """Spreads shards over Ray workers.
 
 One actor per slot, one whole shard in flight per actor; nothing but names and small reports travels. Ray restarts
-and retries nothing: `_Run` owns every decision, and each way to fail has its own clear end.
+and retries nothing: `ShardRun` owns every decision, and each way to fail has its own clear end.
 
 Its session is in ray_session, its nodes in ray_nodes; what needs no Ray in shard_queue (which shard is next),
 capacity (whether another worker is started), cluster, worker and worker_process, what becomes of a fault in faults.
@@ -62,30 +62,14 @@ class _Slot:
     device: str = ""
 
 
-def run_shards(
-    shards: Sequence[Shard],
-    settings: WorkerSettings,
-    cluster: Cluster,
-    listener: Listener,
-    outcome: RunOutcome,
-) -> None:
-    """Annotates the shards; a shard that fails `max_tries` times is listed and the rest goes on.
+class ShardRun:
+    """Annotates shards; one that fails `max_tries` times is listed and the rest goes on.
 
     Writes into `outcome` as it goes, so that what was done is known also after an interruption. It is `aborted` when
     no worker can be placed within idle_timeout_s, starts fail as `Capacity` says, the Ray node of this program has
     died, or a worker reports that no shard can succeed (disk full, other columns).
     """
-    run = _Run(shards, settings, cluster, listener, outcome)
-    try:
-        run.loop()
-    except RunAbortedError as error:
-        run.outcome.aborted = str(error)
-        run.outcome.refused = run.refused
-    finally:
-        run.stop_all()
 
-
-class _Run:
     def __init__(
         self,
         shards: Sequence[Shard],
@@ -104,9 +88,20 @@ class _Run:
         self._rows = self._rows_not_ok = 0
         self._last_alive = time.monotonic()
         self._own_node = OwnNode()
-        self.outcome = outcome
+        self._outcome = outcome
 
-    def loop(self) -> None:
+    def run(self) -> None:
+        """Returns when all is done or the run is aborted, with every worker ended."""
+        try:
+            self._loop()
+        except RunAbortedError as error:
+            self._outcome.aborted = str(error)
+            # Without a worker that came up, or broke, there is nothing to look up in a log.
+            self._outcome.refused = self._outcome.first_worker_at is None and not self._broken
+        finally:
+            self._stop_all()
+
+    def _loop(self) -> None:
         while self._queue or self._count("busy"):
             self._fill_slots()
             self._hand_out()
@@ -120,7 +115,7 @@ class _Run:
             self._queue.decide(lost_nodes)
             self._own_node.check()
             self._check_idle()
-            self.outcome.at_work = self._at_work()
+            self._outcome.at_work = self._at_work()
             self._listener.tick()
 
     def _at_work(self) -> list[WorkerState]:
@@ -135,12 +130,7 @@ class _Run:
             for slot in self._slots
         ]
 
-    @property
-    def refused(self) -> bool:
-        """Tells whether no worker ever came up, and none broke: there is nothing to look up in a log."""
-        return self.outcome.first_worker_at is None and not self._broken
-
-    def stop_all(self) -> None:
+    def _stop_all(self) -> None:
         """Ends every worker; on return none of them writes any more, unless its node is out of reach."""
         for slot in self._slots:
             ray.kill(slot.actor, no_restart=True)
@@ -197,16 +187,16 @@ class _Run:
             slot.where, slot.node, slot.device = value
             if on_node := accelerators(slot.node):
                 slot.device = f"{slot.device} (on a node with {on_node})"
-            self.outcome.workers.append(slot.where)
-            self.outcome.devices[slot.device] = self.outcome.devices.get(slot.device, 0) + 1
+            self._outcome.workers.append(slot.where)
+            self._outcome.devices[slot.device] = self._outcome.devices.get(slot.device, 0) + 1
             slot.state, slot.ref = "starting", slot.actor.start.remote(self._settings)
         elif slot.state == "starting":
             if value.kind != "done":
                 self._lose(slot, f"worker {slot.where} cannot start: {value.message}", refused=value.kind == "refuse")
                 return
             self._capacity.came_up()
-            if self.outcome.first_worker_at is None:
-                self.outcome.first_worker_at = self._last_alive
+            if self._outcome.first_worker_at is None:
+                self._outcome.first_worker_at = self._last_alive
             slot.state, slot.ref = "idle", None
         else:
             self._take(slot, value)
@@ -220,7 +210,7 @@ class _Run:
             self._queue.retry(shard, f"{outcome.message} (worker {slot.where})")
         else:
             outcome.report.worker, outcome.report.device = slot.where, slot.device
-            self.outcome.reports.append(outcome.report)
+            self._outcome.reports.append(outcome.report)
             self._listener.finished(outcome.report)
             self._count_rows(outcome.report)
 
@@ -229,8 +219,8 @@ class _Run:
         self._rows += report.rows
         self._rows_not_ok += report.rows - report.statuses.get(STATUS_OK, 0)
         if self._rows_not_ok > self._cluster.max_rows_not_ok:
-            self.outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
-            raise RunAbortedError(self.outcome.too_many_not_ok)
+            self._outcome.too_many_not_ok = f"{self._rows_not_ok} of {self._rows} rows so far are not ok"
+            raise RunAbortedError(self._outcome.too_many_not_ok)
 
     def _lose(self, slot: _Slot, reason: str, *, node_news_s: float = 0.0, refused: bool = False) -> None:
         """Drops a dead or useless actor; its shard, if it had one, is tried again."""

@@ -204,5 +204,5 @@ def test_no_start_is_blamed_when_the_drivers_own_node_has_died_though_ray_never_
         (raylet,) = [child for child, command in descendants(process.pid) if "raylet/raylet " in command]
         os.kill(raylet, signal.SIGKILL)
     assert job.finish(process) == 2, job.said()
-    assert "stopped: the Ray node that this program is attached to has died. Finished" in job.said()
+    assert "stopped: the Ray node that this program is attached to has died. What is published is whole" in job.said()
     assert "failed starts" not in job.said()

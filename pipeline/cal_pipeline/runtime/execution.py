@@ -109,6 +109,7 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     if in_output is None:
         with suppress(OSError):
             path = report.write(Path(tempfile.mkdtemp(prefix="cal-report-")))
+        if path is not None:
             _log.warning("the report is in %s", path)
     if interrupted:
         raise KeyboardInterrupt(f"{len(outcome.reports)} of {len(plan.todo)} shards were done")

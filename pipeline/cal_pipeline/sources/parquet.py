@@ -57,9 +57,15 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
 
 def pass_through_fields(path: Location) -> dict[str, pa.Field]:
     """The source's other columns -> fields of the output, nullable because another source may lack them."""
-    schema = read_footer(path).schema.to_arrow_schema().remove_metadata()
+    schema = _footer(path)[1].remove_metadata()
     columns = find_columns(schema, path)
     return {name: pa.field(output, schema.field(name).type) for name, output in columns.pass_through.items()}
+
+
+def _footer(path: Location) -> tuple[pq.FileMetaData, pa.Schema]:
+    with reading(path, "not a readable Parquet file"):
+        footer = read_footer(path)
+        return footer, footer.schema.to_arrow_schema()
 
 
 def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
@@ -67,9 +73,7 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
 
     Raises ConfigError for columns that no row can be read from, ShardError for a file that is no Parquet.
     """
-    with reading(path, "not a readable Parquet file"):
-        footer = read_footer(path)
-        schema = footer.schema.to_arrow_schema()
+    footer, schema = _footer(path)
     find_columns(schema, path)
     embedded, text = _image_bytes(footer)
     rows = RowRange(row_start=0, row_stop=footer.num_rows, image_bytes=embedded or text)

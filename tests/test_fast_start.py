@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -55,7 +57,7 @@ ANSWERS = (
     ("cal-train TRAIN --learning_rat 1", 2, "unknown flag --learning_rat; did you mean --learning_rate?"),
     ("cal-train TRAIN --window 2 --pool spam", 2, "invalid choice: 'spam'"),
     ("cal-train TRAIN nope", 2, "nope: no annotated shards"),
-    ("cal-train TRAIN --eval_path nope", 2, "nope: no annotated shards"),
+    ("cal-train TRAIN --eval_path nope", 2, "--eval_path nope: no file there"),
     ("cal-train TRAIN --image_folder nope", 2, "--image_folder nope: no such directory"),
     ("cal-train TRAIN --eval_path data.json --eval_image_folder no", 2, "--eval_image_folder no: no such directory"),
     ("cal-train TRAIN --source_path nope", 2, "--source_path nope: no file there"),
@@ -77,7 +79,7 @@ REPORT = {
 }
 SHORT = {
     "MEASURE": "--output_dir out --model_name_or_path model --data_path data.json",
-    "TRAIN": "--output_dir out --model_name_or_path model --max_steps -1 --bf16 --data_path data.json",
+    "TRAIN": "--output_dir out --model_name_or_path model --max_steps -1 --bf16 --data_path annotated",
 }
 
 
@@ -85,6 +87,8 @@ SHORT = {
 def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "data.json").write_text("[]")
+    (tmp_path / "annotated").mkdir()
+    pq.write_table(pa.table({}).replace_schema_metadata({"cal.format_version": "0"}), tmp_path / "annotated/a.parquet")
     (tmp_path / "begun" / ".cal" / "reports").mkdir(parents=True)
     (tmp_path / "begun" / ".cal" / "reports" / "run-1.json").write_text(json.dumps(REPORT))
     for short, flags in SHORT.items():

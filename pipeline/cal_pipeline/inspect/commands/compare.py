@@ -70,15 +70,14 @@ class Comparison:
         self.grid += np.bincount(bins[0] * _BINS + bins[1], minlength=_BINS * _BINS).reshape(_BINS, _BINS)
 
     def result(self) -> dict[str, Any]:
-        """Plain values, null where nothing was compared; differences are A minus B, in logits."""
+        """Plain values, of at least one token; differences are A minus B, in logits."""
         n = self.tokens
-        if not n:
-            return self._counts()
         a, b, aa, bb, ab, signed, absolute = self.sums
         variances = (aa - a * a / n) * (bb - b * b / n)
         correlation = (ab - a * b / n) / math.sqrt(variances) if variances > 1e-12 * (aa * bb or 1.0) else None
+        names = ("rows_a", "rows_b", "joined", "both_ok", "other_labels", "examples", "tokens", "undefined_in_one")
         return {
-            **self._counts(),
+            **{name: getattr(self, name) for name in names},
             "correlation": None if correlation is None else min(1.0, max(-1.0, correlation)),
             "mean_difference": signed / n,
             "mean_absolute_difference": absolute / n,
@@ -86,10 +85,6 @@ class Comparison:
             "max_difference": self.max_difference,
             "share_moved": self.moved / n,
         }
-
-    def _counts(self) -> dict[str, Any]:
-        names = ("rows_a", "rows_b", "joined", "both_ok", "other_labels", "examples", "tokens", "undefined_in_one")
-        return {name: getattr(self, name) for name in names}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

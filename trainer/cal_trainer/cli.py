@@ -85,7 +85,7 @@ def _way_on(output_dir: Path | None) -> str:
 def _ended(code: int, message: str) -> int:
     """Prints one line, on one rank where several were interrupted at once, and returns the code."""
     if code in (EXIT_REFUSED, EXIT_FULL) or os.environ.get("RANK", "0") == "0":
-        say("cal-train", message)
+        say("cal-train", message, on_new_line=code == 128 + signal.SIGINT)
     return code
 
 

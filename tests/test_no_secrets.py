@@ -43,6 +43,8 @@ PLACES = {
         (f"http://me:pa@{SECRET}@host/a", "http://host/a"),
         ("http://host:80/path@x and a@b", "http://host:80/path@x and a@b"),
         ("http://[::1]:80/path@x", "http://[::1]:80/path@x"),
+        (f"--config https:/me:{SECRET}@host/x.yaml: No such file", "--config https:/host/x.yaml: No such file"),
+        ("nas:/data/me@home?x=1", "nas:/data/me@home?x=1"),
         (f"url: /b/k?list-type=2&X-Amz-Signature={SECRET} (Caused by …)", "url: /b/k (Caused by …)"),
         (f"image 'https://h/x.jpg?token={SECRET}' is a URL", "image 'https://h/x.jpg' is a URL"),
         (f'{{"url": "https://h/x.jpg?token={SECRET}"}}', '{"url": "https://h/x.jpg"}'),
@@ -85,6 +87,17 @@ def test_cal_precompute_refuses_a_url_without_its_secret(
     said = refused(cli.run, [part for pair in given.items() for part in pair], capfd)
     assert any(name in said for name in ("bucket", "host.example", "windows.net")), said
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("program", [cli.run, train_cli.run, inspect_cli.run])
+def test_flags_that_are_no_flags_are_refused_without_the_secret_of_their_value(
+    program: Callable[[list[str]], int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = PLACES["a page"]
+    (tmp_path / "flags.yaml").write_text(f"data_path: [{url}]\nseed: {url}\nfoo: {url}\n")
+    for flags in (["--foo", url], [url], ["--seed", url], ["--contrast", url], ["--config", url],
+                  ["--config", str(tmp_path / "flags.yaml")], ["summary", "--top", url]):  # fmt: skip
+        refused(program, flags, capfd)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-_URL = re.compile(r"://[^\s'\"<>]*")
+# A path that was made of a URL has lost one of its slashes.
+_URL = re.compile(r"(://|\b(?:https?|s3|gs|gcs|az|abfss?|hf|ray):/(?!/))([^\s'\"<>]*)")
 _NAMES = r"(?:sig|signature|token|credential|password|secret|accesskeyid|[-_]key)"
 _NAMED = (
     # Queries of addresses whose host a library left out, and connection strings.
@@ -25,8 +26,8 @@ _NAMED = (
 
 def redacted(text: str) -> str:
     """The text without the user, password and query of any URL, and without signatures, keys and tokens by name."""
-    if "://" in text:
-        text = _URL.sub(lambda found: "://".join(map(_without_secrets, found[0].split("://"))), text)
+    if ":/" in text:
+        text = _URL.sub(lambda found: found[1] + "://".join(map(_without_secrets, found[2].split("://"))), text)
     if "=" in text:
         for pattern, instead in _NAMED:
             text = pattern.sub(instead, text)

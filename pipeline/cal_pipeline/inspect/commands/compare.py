@@ -20,7 +20,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
-from cal_pipeline.inspect.tables.joining import Rows, matching_rows, read_rows
+from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, matching_rows, read_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
@@ -153,7 +153,7 @@ def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: flo
     comparison.joined = int((matches >= 0).sum())
     theirs = read_rows(b)
     stop = 0
-    for batch in read_batches(a, ["sample_id", "status", *LIST_COLUMNS]):
+    for batch in read_batches(a, ["sample_id", "status", *LIST_COLUMNS], BATCH_ROWS):
         mine = Rows.of(batch.data)
         start, stop = stop, stop + len(mine.ok)
         match = matches[start:stop]

@@ -16,6 +16,9 @@ from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import read_footer
 
+BATCH_ROWS = 2048
+"""Of a side that is compared: what is computed of a batch is a part of the memory."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
@@ -62,7 +65,7 @@ def read_rows(opened: AnnotatedDataset) -> Rows:
     deltas = np.empty(sum(map(_num_values, map(read_footer, opened.files))), np.float32)
     parts: list[Rows] = []
     stop = 0
-    for batch in read_batches(opened, ["status", *LIST_COLUMNS]):
+    for batch in read_batches(opened, ["status", *LIST_COLUMNS], BATCH_ROWS):
         part = Rows.of(batch.data)
         start, stop = stop, stop + len(part.deltas)
         deltas[start:stop] = part.deltas

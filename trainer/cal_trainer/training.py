@@ -63,6 +63,7 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
     trainer = CalTrainer(
         model=prepare_model(model, config),
         args=arguments,
+        callbacks=[StartLine(plan.facts, plan.tokens_per_row)],  # These come before the progress bar.
         train_dataset=plan.examples,
         eval_dataset=plan.evaluation,
         data_collator=plan.collator,
@@ -74,7 +75,6 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
         run_state=plan.state,
         stop_on_nan=config.stop_on_nan,
     )
-    trainer.add_callback(StartLine(plan.facts, plan.tokens_per_row))
     trainer.add_callback(SetSamplerEpoch(plan.sampler))
     if config.log_format == "json":
         trainer.add_callback(LogSteps())

@@ -52,7 +52,8 @@ def test_the_line_follows_what_is_trained(facts: RunFacts, said: str) -> None:
 def test_nobody_else_speaks_before_the_line(llava: Family, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path, 24)
     annotated = annotate(tmp_path / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
-    argv = command(llava, annotated, tmp_path / "trained", "--max_steps", 1, "--gradient_checkpointing", "true")
+    argv = command(llava, annotated, tmp_path / "trained", "--max_steps", 1, "--gradient_checkpointing", "true",
+                   "--disable_tqdm", "false")  # fmt: skip
     done = subprocess.run(
         [str(Path(sys.executable).parent / "cal-train"), *argv], capture_output=True, text=True, timeout=PATIENCE_S,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,

@@ -136,6 +136,20 @@ def breakeven() -> str:
     return markdown(["deltas", "1 run, s a sample", "3 runs", "10 runs", "cached pays after, runs"], rows)
 
 
+def inspection() -> str:
+    """Each subcommand of cal-inspect: at a million rows now, and as it was before at the rows that were measured."""
+    now, before = (
+        json.loads((RESULTS / f"inspect_subcommands{of}.json").read_text())["results"] for of in ("", "-before")
+    )
+    rows = [
+        [name, f"{row['rows']:,}", *(f"{row[key]:.0f}" for key in ("s", "cpu_s", "peak_mb")),
+         *([f"{old['rows']:,}", *(f"{old[key]:.0f}" for key in ("s", "cpu_s", "peak_mb"))]
+           if (old := before.get(name)) else ["-"] * 4)]
+        for name, row in now.items()
+    ]  # fmt: skip
+    return markdown(["subcommand", "rows", "s", "CPU s", "peak MB", "before: rows", "s", "CPU s", "peak MB"], rows)
+
+
 def predicted() -> str:
     return "".join(counted(report["results"]["counted"]) for report in reports("estimate").values())
 
@@ -166,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
         memory,
         hours,
         predicted,
+        inspection,
         loads,
     )
 }

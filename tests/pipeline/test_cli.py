@@ -268,13 +268,18 @@ def test_a_folder_without_the_images_is_refused_before_work_and_leaves_nothing(
     argv: Callable[..., list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "empty").mkdir()
-    for flags in (["--dry_run"], []):
-        said = refusal(capfd, argv("--output_dir", "new/out", "--image_folder", "empty", *flags))
-        assert (
-            "--data_path data.json: none of the 8 images looked at can be read. The first is '0.png', and with" in said
-        )
-        assert f"--image_folder {folder}/empty that is {folder}/empty/0.png: image '0.png' is not a file in" in said
-        assert not (folder / "new").exists()
+    (folder / "others").mkdir()
+    (folder / "others" / "else.png").touch()
+    gone = f"--image_folder {folder}/empty is gone or empty (moved, or unmounted?)"
+    for name, why in (("others", "image '0.png' is not a file in"), ("empty", gone)):
+        for flags in (["--dry_run"], []):
+            said = refusal(capfd, argv("--output_dir", "new/out", "--image_folder", name, *flags))
+            assert (
+                "--data_path data.json: none of the 8 images looked at can be read. The first is '0.png', and with"
+                in said
+            )
+            assert f"--image_folder {folder}/{name} that is {folder}/{name}/0.png: {why}" in said
+            assert not (folder / "new").exists()
 
 
 @pytest.mark.parametrize("output", ["two", "new/out"])

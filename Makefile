@@ -69,6 +69,7 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/inspect_frames.py
 	$(BENCH)/inspect_subcommands.py
 	$(BENCH)/many_shards.py
+	$(BENCH)/soak.py
 
 ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision
 

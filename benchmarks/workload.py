@@ -82,7 +82,7 @@ def write_source(folder: Path, rows_per_shard: list[int], text_tokens: int, *, e
                     "images": [] if text_only else [{"bytes": data, "path": None}],
                     "messages": [
                         {"role": "user", "content": _QUESTION.removeprefix("<image>\n") if text_only else _QUESTION},
-                        {"role": "assistant", "content": _answer(rng, text_tokens)},
+                        {"role": "assistant", "content": draw_answer(rng, text_tokens)},
                     ],
                 }
             )
@@ -90,7 +90,16 @@ def write_source(folder: Path, rows_per_shard: list[int], text_tokens: int, *, e
         pq.write_table(pa.Table.from_pylist(rows, _SOURCE_SCHEMA), folder / f"{shard:05d}.parquet")
 
 
-def _answer(rng: np.random.Generator, text_tokens: int) -> str:
+def write_images(folder: Path, rng: np.random.Generator) -> list[str]:
+    """Writes a few JPEGs; returns their names."""
+    folder.mkdir()
+    names = [f"{number}.jpg" for number in range(len(_IMAGE_SIZES))]
+    for name, size in zip(names, _IMAGE_SIZES, strict=True):
+        (folder / name).write_bytes(_jpeg(rng, size))
+    return names
+
+
+def draw_answer(rng: np.random.Generator, text_tokens: int) -> str:
     """Words of one token each."""
     return " ".join(rng.choice(_WORDS, draw_text_tokens(rng, text_tokens) - _AROUND_ANSWER))
 

@@ -19,8 +19,9 @@ import pytest
 from cal_pipeline import cli
 from cal_pipeline.inspect import cli as inspect_cli
 from cal_pipeline.runtime.worker import store_environment
+from cal_pipeline.sources.rows import sample_from_json
 from cal_schemas.errors import ConfigError
-from cal_schemas.redaction import redacted
+from cal_schemas.redaction import redacted, unsigned
 from cal_trainer import cli as train_cli
 from conftest import Family
 from s3_server import CREDENTIALS, s3_server
@@ -56,6 +57,24 @@ def test_a_text_keeps_all_but_secrets(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown
     assert str(ConfigError(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"https://me:{SECRET}@host/x.jpg?id=1", "https://host/x.jpg?id=1"),
+        (f"https://host/x.jpg?X-Amz-Date=1&X-Amz-Signature={SECRET}", "https://host/x.jpg"),
+        (f"HTTP://host/x.jpg?id=1&sig={SECRET}", "HTTP://host/x.jpg"),
+        *((name, name) for name in (
+            "https://host/x.jpg?id=1", "images/a?sig=1.jpg", "a password=b.jpg", "s3://bucket/a?token=1.jpg",
+            "me:x@y/z", "/data/http:/me@host/x?key=1.jpg",
+        )),
+    ],
+)  # fmt: skip
+def test_what_tells_rows_apart_loses_secrets_of_pages_and_nothing_else(text: str, kept: str) -> None:
+    sample = sample_from_json({"id": text, "image": text, "prompt": "<image>", "completion": "b"}, "s/0")
+    assert unsigned(text) == kept
+    assert (sample.sample_id, sample.images[0].path) == (kept, kept)
 
 
 @pytest.mark.parametrize("part", ["://a:", "://a@", "://a?", "?token", "sig=", "a", "/x?key=1"])

@@ -17,6 +17,8 @@ from typing import Any
 # A path that was made of a URL has lost one of its slashes.
 _URL = re.compile(r"(://|\b(?:https?|s3|gs|gcs|az|abfss?|hf|ray):/(?!/))([^\s'\"<>]*)")
 _NAMES = r"(?:sig|signature|token|credential|password|secret|accesskeyid|[-_]key)"
+_PAGE = re.compile(r"(?i)https?://")
+_SECRET = re.compile(rf"(?i){_NAMES}=")
 _NAMED = (
     # Queries of addresses whose host a library left out, and connection strings.
     (re.compile(rf"(?i)\?[^\s'\"<>?]*{_NAMES}=[^\s'\"<>)]+"), ""),
@@ -32,6 +34,20 @@ def redacted(text: str) -> str:
         for pattern, instead in _NAMED:
             text = pattern.sub(instead, text)
     return text
+
+
+def unsigned(text: str) -> str:
+    """The URL of a page without its user and password, nor its query where that holds a signature, key or token.
+
+    For what tells rows apart, their ids and the paths of their images: whatever is no such URL stays as it is, since a
+    file or object may be called `a?sig=1.jpg`, and `?id=1` is another image than `?id=2`.
+    """
+    if not _PAGE.match(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    address, mark, query = rest.partition("?")
+    signed = mark and _SECRET.search(query)
+    return redacted(f"{scheme}://{address}") + ("" if signed else mark + query)
 
 
 def _without_secrets(url: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cal_pipeline.sources.layouts import ID_KEYS, is_row_key, read_row
 from cal_pipeline.sources.values import RowError, is_empty, is_null, looks_like_image, own_images
-from cal_schemas.redaction import redacted
+from cal_schemas.redaction import unsigned
 from cal_schemas.sample import ImageRef, Sample, Turn
 
 MAX_ROW_TEXT_BYTES = 64 * 2**20
@@ -47,7 +47,7 @@ def sample_from_values(
 
     def clean_refs(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
         return tuple(
-            replace(ref, path=None if ref.path is None else redacted(clean(ref.path, "image path"))) for ref in images
+            replace(ref, path=None if ref.path is None else unsigned(clean(ref.path, "image path"))) for ref in images
         )
 
     refs: tuple[ImageRef, ...] = ()
@@ -56,7 +56,7 @@ def sample_from_values(
     notes: list[str] = []
     keys: set[str] = set()
     source_id = next((values[key] for key in ID_KEYS if not is_null(values.get(key))), None)
-    sample_id = redacted(row_id if source_id is None else clean(_id_text(source_id, notes), "id"))
+    sample_id = unsigned(row_id if source_id is None else clean(_id_text(source_id, notes), "id"))
     try:
         refs = clean_refs(own_images(values, "the row"))
         if problem is not None:

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import tarfile
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -29,7 +31,7 @@ from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples
 from conftest import Family
-from damage import put_in
+from damage import put_in, rewrite
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, write_llava_json, write_parquet
 from tiny_models import sample_image
 
@@ -176,6 +178,20 @@ def test_rows_whose_sidecar_status_is_not_ok_are_skipped_and_counted(
         joined = data.open()
     assert joined.skipped == {"image_error": 5, "no_supervised_tokens": 1, "encode_error": 2}
     assert "8 of 24 rows are skipped" in caplog.text
+
+
+def test_a_sidecar_none_of_whose_rows_is_ok_says_so(data: Data, tmp_path: Path) -> None:
+    sidecar = shutil.copytree(data.sidecar, tmp_path / "sidecar")
+    for file in sidecar.glob("*.parquet"):
+        table, values = pq.read_table(file), {"status": "image_error", "label_ids": [], "delta_logits": []}
+        for name, value in values.items():
+            field = table.schema.field(name)
+            table = table.set_column(
+                table.schema.get_field_index(name), field, pa.array([value] * len(table), field.type)
+            )
+        rewrite(file, table)
+    with pytest.raises(ConfigError, match=r"none of its 24 rows is ok \({'image_error': 24}\)"):
+        replace(data, sidecar=sidecar).open()
 
 
 def test_an_edited_answer_is_another_sample(data: Data, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def validate_one_measurement(
     order = np.flatnonzero(ok)
     order = order[np.argsort(stored[order], kind="stable")]
     ranked = stored[order]
-    repeated = np.append(False, ranked[1:] == ranked[:-1])
+    repeated = np.append(False, ranked[1:] == ranked[:-1])[: len(order)]  # None is ok: there is no first one.
     leader = np.maximum.accumulate(np.where(repeated, 0, np.arange(len(order))))
     pairs = np.stack([order[leader[repeated]], order[repeated]], axis=1)
     folders = [item.source.image_folder for item in opened.metadata]

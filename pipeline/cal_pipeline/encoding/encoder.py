@@ -119,7 +119,7 @@ class Encoder:
         except Exception as error:
             # A processor may raise anything for text or images that it does not like (its own token in the words).
             if is_surroundings(error):
-                raise ShardError(f"{self._facts.name} cannot encode now: {error}") from error
+                raise ShardError(f"{self._facts.name} cannot encode now: {error!r}") from error
             raise SampleError(f"{self._facts.name}: {type(error).__name__}: {error}") from error
         stray = torch.isin(encoded.sequence_inputs["input_ids"], self._facts.placeholders) & ~encoded.image_mask
         if bool(stray.any()):

@@ -171,7 +171,7 @@ def decode_image(data: bytes, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) 
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {describe_unopened(data)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         if is_surroundings(error):  # Its plugins are read from disk, too.
-            raise ShardError(f"images cannot be decoded now: {error}") from error
+            raise ShardError(f"images cannot be decoded now: {error!r}") from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 

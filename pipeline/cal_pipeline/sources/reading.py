@@ -17,8 +17,8 @@ class DamagedError(Exception):
 
 
 def is_surroundings(error: BaseException) -> bool:
-    """True for the system's word (EIO, EACCES, EMFILE, …), which has a number; a decoder's about bytes has none."""
-    return isinstance(error, OSError) and error.errno is not None
+    """True for the system's word (EIO, EACCES, …), which has a number, a decoder's about bytes has none; and memory."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 @contextmanager

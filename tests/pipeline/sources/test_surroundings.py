@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from PIL import Image
 
 from cal_pipeline.sources.images import read_image_file
 from cal_pipeline.sources.planning import plan_shards
@@ -39,6 +40,19 @@ for number in json.loads(sys.argv[2]):
     except Exception as error:
         said[number] = [type(error).__name__, str(error)]
 print(json.dumps(said))
+"""
+DECODE_AN_IMAGE = """
+import resource, sys
+from pathlib import Path
+from cal_pipeline.sources.images import decode_image
+data = Path(sys.argv[1]).read_bytes()
+decode_image(data)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, used + 2**24))
+try:
+    decode_image(data)
+except Exception as error:
+    print(type(error).__name__, error)
 """
 READ_A_SOURCE = """
 import sys
@@ -87,6 +101,13 @@ def test_a_process_without_a_free_file_descriptor_blames_no_row(folder: Path) ->
             read_image_file(ImageRef(path="a.png"), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_machine_without_memory_for_the_pixels_blames_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (9000, 9000)).save(path)
+    said = printed(DECODE_AN_IMAGE, str(path), environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
+    assert said == "ShardError images cannot be decoded now: MemoryError()\n"
 
 
 @pytest.mark.parametrize("gone", ["moved", "unmounted"])

@@ -101,13 +101,23 @@ def with_filter(schema: pa.Schema, condition: str) -> pa.Schema:
     return schema.with_metadata({**metadata, b"cal.shard": json.dumps(shard).encode()})
 
 
+def raise_if_ill(path: Location | str, error: Exception) -> None:
+    """StoreError for the system's word about a file (EIO, EMFILE, EACCES, …), which has a number: it is not damaged."""
+    if number := getattr(error, "errno", None):
+        ill = StoreError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}")
+        ill.errno = number
+        raise ill from error
+
+
 def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
-    """Footer of a Parquet file; FormatError when it is none, StoreError when its store gives no answer."""
+    """Footer of a Parquet file; FormatError when it is none, StoreError when its store or disk gives no answer."""
     try:
         return read_footer(path)
     except StoreError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
+        if not isinstance(error, FileNotFoundError):  # A link to nothing.
+            raise_if_ill(path, error)
         raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.errors import FormatError, StoreError
-from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows
+from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows, raise_if_ill
 from cal_schemas.storage.locations import Location, lies_in, open_parquet, write_whole
 
 PLAN = ".cal/plan.json"
@@ -42,17 +42,13 @@ def open_shard(path: Location) -> Iterator[pq.ParquetFile]:
     try:
         with open_parquet(path, verify=True) as file:
             yield file
-    except StoreError:
+    except (StoreError, MemoryError):
         raise
     except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        if number := getattr(error, "errno", None):
-            ill = StoreError(f"{path} cannot be read: {said}")
-            ill.errno = number
-            raise ill from error
+        raise_if_ill(path, error)
         raise FormatError(
-            f"{path} is damaged: {said}. Remove it and run the same cal-precompute command, which measures it again; "
-            "cal-precompute --verify finds all such files"
+            f"{path} is damaged: {' '.join(str(error).split())[:200]}. Remove it and run the same cal-precompute "
+            "command, which measures it again; cal-precompute --verify finds all such files"
         ) from error
 
 
@@ -123,7 +119,7 @@ def completeness(files: Mapping[Location, tuple[ShardMetadata, int]], roots: Seq
     for root in roots:
         if root in there:
             continue
-        folders = {folder for file in there for folder in file.parents if lies_in(folder, root)}
+        folders = {folder for file in there for folder in file.parents if lies_in(folder, root)} | _planned_below(root)
         plans = {folder: plan for folder in sorted(folders, key=str) if (plan := read_plan(folder)) is not None}
         if root not in plans and isinstance(root, Path):  # A part of an output: its plan is above.
             above = ((folder, read_plan(folder)) for folder in root.parents[:_MAX_DEPTH])
@@ -140,6 +136,13 @@ def completeness(files: Mapping[Location, tuple[ShardMetadata, int]], roots: Seq
         },
         unplanned=tuple(file for file in files if file.absolute() not in planned),
     )
+
+
+def _planned_below(root: Location) -> set[Location]:
+    """Directories that have a plan, also those none of whose shards is there."""
+    plans: Iterator[Location] = root.rglob("plan.json")
+    folders = {file.parent.parent for file in plans if file.parent.name == ".cal"}
+    return {folder for folder in folders if not any(p.startswith(".") for p in folder.relative_to(root).parts)}  # type: ignore[arg-type]
 
 
 def read_plan(folder: Location) -> dict[str, int] | None:

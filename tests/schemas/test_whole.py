@@ -1,13 +1,16 @@
+import errno
 import json
 import logging
+import resource
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cal_schemas.errors import FormatError, StoreError
-from cal_schemas.metadata import drawn_rows
+from cal_schemas.metadata import drawn_rows, read_annotated_footer
 from cal_schemas.opened import open_annotated
 from cal_schemas.whole import PLAN, open_shard, read_plan, write_plan
 from damage import flip_a_byte, put_in, rewrite
@@ -68,6 +71,12 @@ def test_outputs_below_one_directory_keep_their_own_plans(output: Path) -> None:
     (output / "a.parquet").unlink()
     both = open_annotated(output.parent).completeness
     assert set(both.missing) == {other / "y.parquet", output / "a.parquet"}
+    # Of one that has begun and published nothing all is missing, unless it is hidden.
+    for name in ("begun", ".hidden/begun"):
+        (output.parent / name / ".cal").mkdir(parents=True)
+        write_plan(output.parent / name, {"z.parquet": 2})
+    begun = open_annotated(output.parent).completeness
+    assert set(begun.missing) == {*both.missing, output.parent / "begun" / "z.parquet"}
     # Named one by one it is the same, and a single file is what it is.
     assert open_annotated([output, other]).completeness.missing == both.missing
     assert open_annotated(other / "x.parquet").completeness.problem is None
@@ -133,6 +142,18 @@ def test_a_disk_that_gives_no_answer_says_nothing_about_the_file(tmp_path: Path)
     assert caught.value.errno == 2
 
 
+def test_a_process_without_a_free_file_descriptor_calls_no_shard_unreadable(tmp_path: Path) -> None:
+    file = write_shard(tmp_path / "a.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        with pytest.raises(StoreError, match=rf"^{file} cannot be read: .*Too many open files") as caught:
+            read_annotated_footer(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+
+
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
 def test_nan_and_infinity_in_a_shard_are_refused_by_file_and_row(tmp_path: Path, value: float, said: str) -> None:
     file = put_in(write_shard(tmp_path / "a.parquet"), value, row=1)
@@ -146,3 +167,5 @@ def test_open_shard_leaves_what_its_reader_raises_alone(tmp_path: Path) -> None:
     file = write_shard(tmp_path / "a.parquet")
     with pytest.raises(KeyError), open_shard(file):
         raise KeyError("of the reader")
+    with pytest.raises(MemoryError), open_shard(file):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")

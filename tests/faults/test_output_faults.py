@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fault_job import PATIENCE_S, Job, write_shards
@@ -171,3 +173,18 @@ def test_what_is_gone_at_the_end_is_measured_again_and_a_run_without_a_report_is
     assert "FAILED" not in job.said()
     assert len(job.done()) == 6
     shutil.rmtree(Path(job.said().partition(" report: ")[2].split()[0]).parent)
+
+
+@pytest.mark.full
+def test_a_file_that_somebody_put_into_the_output_leaves_the_table_and_the_report(
+    tmp_path: Path, slow_model: Path
+) -> None:
+    data = write_shards(tmp_path / "data", 3)
+    job = Job(model=slow_model, data=data, output=tmp_path / "out", flags=("--tokens_per_batch", "64"))
+    process = job.start()
+    job.wait_for(process, lambda: len(job.done()) >= 1, "a shard is done")
+    pq.write_table(pa.table({"mine": [1]}), job.output / "mine.parquet")
+    assert job.finish(process) == 2, job.said()
+    assert "3 shards with 12 rows" in job.said()
+    assert f"report: {job.output}/.cal/reports/run-" in job.said()
+    assert "mine.parquet: a Parquet file, but not an annotated shard" in job.said()

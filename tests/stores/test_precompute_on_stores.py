@@ -288,7 +288,7 @@ def test_when_the_store_is_gone_at_the_end_table_failed_shards_and_report_are_th
     said = job.said()
     assert said.count("FAILED s") >= 1
     assert "supervised tokens in" in said
-    assert f"whether all shards are in --output_dir {bucket}/out cannot be seen any more: " in said
+    assert f"whether all shards are in --output_dir {bucket}/out cannot be seen: " in said
     assert f"no report was written to {bucket}/out/.cal/reports" in said
     report = Path(said.partition(" report: ")[2].split()[0])
     assert json.loads(report.read_text())["failed"]

@@ -30,7 +30,7 @@ from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.state import RunState
 from cal_pipeline.runtime.watchdog import Watchdog
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.redaction import redacted
 from cal_schemas.storage.locations import write_whole
 
@@ -136,9 +136,9 @@ def _compare_with_plan(plan: Plan, shards: Sequence[Shard], outcome: RunOutcome)
     store = plan.settings.store
     try:
         there, theirs = compare_with_plan(shards, store)
-    except OSError as error:
+    except (OSError, FormatError) as error:  # The latter for a file of somebody else's that is no shard.
         outcome.aborted = outcome.aborted or (
-            f"whether all shards are in --output_dir {store.output_dir} cannot be seen any more: {error}"
+            f"whether all shards are in --output_dir {store.output_dir} cannot be seen: {error}"
         )
         return
     done = [shard.name for shard in plan.progress.done] + [report.name for report in outcome.reports]

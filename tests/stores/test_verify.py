@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cal_pipeline import cli
 from cal_pipeline.output.row_reader import source_samples
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.output.verify import verify
+from cal_pipeline.output.verify_shard import check_shard
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, read_samples
 from cal_schemas.annotated import AnnotatedRow, annotated_schema
@@ -188,6 +190,19 @@ def test_damaged_pages_foreign_files_and_other_measurements_are_found(output: Pa
     pairs = {**other.to_parquet(), "cal.fingerprint": "0" * 64}
     pq.write_table(table.replace_schema_metadata(pairs), three)
     assert "is not that of its measurement" in problems(output)
+
+
+def test_a_shard_that_cannot_be_opened_for_a_while_is_not_called_broken(output: Path) -> None:
+    file = shard_files(output)[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        check = check_shard(file, file.name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (problem,) = check.problems
+    assert problem.startswith("cannot be read after row 0: ")
+    assert "Too many open files" in problem
 
 
 def test_a_flipped_bit_that_readers_do_not_notice_is_found(output: Path) -> None:

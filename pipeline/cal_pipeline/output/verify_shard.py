@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cal_pipeline.sources.reading import is_surroundings
 from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.metadata import ShardMetadata, drawn_rows, read_shard_metadata
@@ -53,12 +54,13 @@ def check_shard(file: Location, name: str) -> ShardCheck:
         filtered = bool(check.metadata.filters)
         if check.rows > expected or (check.rows < expected and not filtered):
             check.problems.append(f"{check.rows} rows, but its source gave {expected}")
-    except StoreError:
+    except (StoreError, MemoryError):
         raise
     except CalError as error:
         check.problems.append(str(error))
     except (pa.ArrowException, OSError, ValueError) as error:
-        check.problems.append(f"broken after row {check.rows}: {' '.join(str(error).split())[:300]}")
+        what = "cannot be read" if is_surroundings(error) else "broken"
+        check.problems.append(f"{what} after row {check.rows}: {' '.join(str(error).split())[:300]}")
     return check
 
 

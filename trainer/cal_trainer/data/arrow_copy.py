@@ -25,18 +25,23 @@ from cal_schemas.sample import sample_key
 from cal_schemas.spec import MESSAGE_NORMALIZATION
 from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
-from cal_schemas.whole import open_shard
+from cal_schemas.whole import open_shard, validate_numbers
 
 _SOURCE_COLUMNS: Final = ("sample_id", "sample_key", "images", "messages", "template_inputs")
 _WORTH_SAYING: Final = 10e9
 _ROWS_PER_WRITE: Final = 64
+_NUMBERED: Final = ("sample_id", "delta_logits")
+_ROWS_PER_CHECK: Final = 16384
 _CHAIN: Final = "::"
 """Between two file systems of one URL, as fsspec has it: `datasets` splits any path at it, and knows no escape."""
 _log = logging.getLogger(__name__)
 
 
 def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Path | None) -> Any:
-    """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables."""
+    """A `datasets.Dataset` over these columns, in the order of files and rows, that gives Arrow tables.
+
+    Raises FormatError naming a file whose pages are damaged, or that holds NaN or infinity.
+    """
     size = sum(map(embedded_image_bytes, opened.files)) if "images" in columns else 0
     if size > _WORTH_SAYING:
         _log.info("%.0f GB of images are copied into the cache of datasets, once; --streaming copies none", size / 1e9)
@@ -59,7 +64,19 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
                 deque(_rows_of([_pinned(file) for file in opened.files], columns), maxlen=0)
                 raise
     assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
+    _validate_numbers(rows.data.table.select([name for name in _NUMBERED if name in columns]), opened)
     return rows.with_format("arrow")
+
+
+def _validate_numbers(rows: pa.Table, opened: AnnotatedDataset) -> None:
+    """Before training, which may come to such a row after days."""
+    start = 0
+    for file, count in zip(opened.files, opened.rows, strict=True):
+        row = 0
+        for batch in rows.slice(start, count).to_batches(max_chunksize=_ROWS_PER_CHECK):
+            validate_numbers(batch, file, row)
+            row += batch.num_rows
+        start += count
 
 
 def _pinned(file: Location) -> tuple[Location, int]:

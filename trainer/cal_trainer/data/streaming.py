@@ -26,7 +26,7 @@ from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.metadata import status_of_rows
 from cal_schemas.opened import AnnotatedDataset, named
 from cal_schemas.storage.locations import Location
-from cal_schemas.whole import open_shard
+from cal_schemas.whole import open_shard, validate_numbers
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.dataset import (
@@ -115,8 +115,13 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         if group in self._held:
             self._held.move_to_end(group)
             return self._held[group]
-        with open_shard(self._files[int(self.groups.shard[group])]) as file:
-            table = file.read_row_group(int(self.groups.number[group]), columns=self._columns)
+        path, number = self._files[int(self.groups.shard[group])], int(self.groups.number[group])
+        with open_shard(path) as file:
+            table = file.read_row_group(number, columns=self._columns)
+            row = sum(file.metadata.row_group(before).num_rows for before in range(number))
+        for batch in table.to_batches():
+            validate_numbers(batch, path, row)
+            row += batch.num_rows
         self.num_reads += 1
         group_rows = table, np.flatnonzero(is_ok(table))
         self._held_rows += len(group_rows[1])

@@ -44,6 +44,22 @@ def flip_a_byte(file: Path) -> Path:
     raise AssertionError(f"no byte of {file} changes a delta in silence")
 
 
+def flip_a_page_header(file: Path, column: str = "delta_logits") -> Path:
+    """One bit of the kind of a page: Arrow knows no such kind and gives fewer rows, without a word.
+
+    No checksum covers it. A header begins with its first field: a 32-bit integer, zig-zag, 0 for a data page.
+    """
+    content = bytearray(file.read_bytes())
+    group = pq.read_metadata(file).row_group(0)
+    columns = map(group.column, range(group.num_columns))
+    at = next(item.data_page_offset for item in columns if item.path_in_schema.split(".")[0] == column)
+    assert content[at : at + 2] == b"\x15\x00"
+    content[at + 1] |= 0x10
+    file.write_bytes(content)
+    assert sum(batch.num_rows for batch in pq.ParquetFile(file).iter_batches()) < pq.read_metadata(file).num_rows
+    return file
+
+
 def rewrite(file: Path, table: pa.Table) -> Path:
     """What a script does that takes the metadata along: fresh checksums, old promises."""
     with parquet_writer(file, table.schema) as writer:

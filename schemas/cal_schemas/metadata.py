@@ -112,10 +112,12 @@ def raise_if_ill(path: Location | str, error: Exception) -> None:
 def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
     """Footer of a Parquet file; FormatError when it is none, StoreError when its store or disk gives no answer."""
     try:
-        return read_footer(path)
-    except StoreError:
+        footer = read_footer(path)
+        footer.schema.to_arrow_schema()  # Raises for types that Arrow does not have.
+        return footer
+    except (StoreError, MemoryError):
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         if not isinstance(error, FileNotFoundError):  # A link to nothing.
             raise_if_ill(path, error)
         raise FormatError(f"{path}: not a readable Parquet file: {error}") from error

@@ -2,8 +2,10 @@ import errno
 import json
 import logging
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from cal_schemas.errors import FormatError, StoreError
 from cal_schemas.metadata import drawn_rows, read_annotated_footer
 from cal_schemas.opened import open_annotated
 from cal_schemas.whole import PLAN, open_shard, read_plan, write_plan
-from damage import flip_a_byte, put_in, rewrite
+from damage import flip_a_byte, flip_a_page_header, put_in, rewrite
 from examples_of import shard_metadata, write_shard
 
 
@@ -131,6 +133,20 @@ def test_a_flipped_byte_is_refused_by_name_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(at.value)
     # What was not read was not verified.
     assert list(open_annotated(tmp_path).batches(["sample_id"]))
+
+
+@pytest.mark.parametrize("column", ["status", "delta_logits"])
+def test_rows_that_a_broken_page_header_hides_are_missed_however_they_are_read(tmp_path: Path, column: str) -> None:
+    file = flip_a_page_header(write_shard(tmp_path / "a.parquet", 2), column)
+    reads: list[Callable[[pq.ParquetFile], Any]] = [
+        lambda shard: list(shard.iter_batches(columns=[column, "sample_id"])),
+        lambda shard: list(shard.iter_batches(row_groups=[0])),
+        lambda shard: shard.read_row_group(0, columns=[column]),
+        lambda shard: shard.read(columns=[column]),
+    ]
+    for read in reads:
+        with pytest.raises(FormatError, match=rf"^{file} is damaged: "), open_shard(file) as shard:
+            read(shard)
 
 
 def test_a_disk_that_gives_no_answer_says_nothing_about_the_file(tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ def check_shard(file: Location, name: str) -> ShardCheck:
         raise
     except CalError as error:
         check.problems.append(str(error))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # TypeError: columns that are no text any more.
         what = "cannot be read" if is_surroundings(error) else "broken"
         check.problems.append(f"{what} after row {check.rows}: {' '.join(str(error).split())[:300]}")
     return check

@@ -18,7 +18,7 @@ from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.streaming import StreamedExamples
 from cal_trainer.run.bounds import resolve_bounds
 from conftest import Family
-from damage import flip_a_byte, plan, put_in, rewrite
+from damage import flip_a_byte, flip_a_page_header, plan, put_in, rewrite
 from tiny_data import write_llava_json
 
 Read = Callable[[Path], Any]
@@ -94,6 +94,12 @@ def test_a_flipped_byte_is_refused_in_one_line_that_names_the_shard(read: Any, o
     with pytest.raises(FormatError, match=rf"^{file} is damaged: ") as caught:
         read(output)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_a_broken_page_header_hides_are_missed_by_the_name_of_their_shard(read: Any, output: Path) -> None:
+    file = flip_a_page_header(max(output.glob("*.parquet")))
+    with pytest.raises(FormatError, match=rf"^{file} is damaged: .*0 of 10 rows can be read|expected length 10"):
+        read(output)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

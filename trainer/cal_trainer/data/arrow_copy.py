@@ -60,12 +60,18 @@ def map_parquet(opened: AnnotatedDataset, columns: Sequence[str], cache_dir: Pat
                     names, columns=list(columns), cache_dir=cache, fragment_scan_options=checked
                 )
             except datasets.exceptions.DatasetGenerationError:
-                # It does not say which file is damaged: reading them one by one does.
-                deque(_rows_of([_pinned(file) for file in opened.files], columns), maxlen=0)
+                _name_damaged(opened, columns)
                 raise
+            if len(rows) != opened.num_rows:  # It takes a file of which a part cannot be read for one that is shorter.
+                _name_damaged(opened, columns)
     assert len(rows) == opened.num_rows, (len(rows), opened.num_rows)
     _validate_numbers(rows.data.table.select([name for name in _NUMBERED if name in columns]), opened)
     return rows.with_format("arrow")
+
+
+def _name_damaged(opened: AnnotatedDataset, columns: Sequence[str]) -> None:
+    """`datasets` does not say which file is damaged: reading them one by one does."""
+    deque(_rows_of([_pinned(file) for file in opened.files], columns), maxlen=0)
 
 
 def _validate_numbers(rows: pa.Table, opened: AnnotatedDataset) -> None:

@@ -92,6 +92,15 @@ def test_last_words_are_those_of_trouble_and_never_mere_news(log_format: str, tm
     assert last_words(tmp_path / "log") == "its log ends with: RuntimeError: CUDA error"
 
 
+@pytest.mark.parametrize("message", ["", "no room"])
+def test_a_log_in_json_that_ends_within_a_line_is_quoted_too(message: str, tmp_path: Path) -> None:
+    said = LogLines("json").format(logging.LogRecord("worker", logging.ERROR, "", 1, message, None, None))
+    (tmp_path / "log").write_text(said)
+    assert last_words(tmp_path / "log").endswith(message or "says nothing")
+    (tmp_path / "log").write_text(said[:-5])
+    assert last_words(tmp_path / "log") == f"its log ends with: {said[:-5]}"
+
+
 @pytest.mark.parametrize("program", ["cal-precompute", "cal-train", "cal-inspect summary"])
 def test_every_program_refuses_in_json_where_that_is_asked_for(program: str, tmp_path: Path) -> None:
     name, *words = program.split()

@@ -113,5 +113,8 @@ def _trouble(line: str) -> str:
     """Returns what a line says; of a log in JSON the end of its message or traceback, and nothing of mere news."""
     if not line.startswith('{"time": '):
         return line
-    value = json.loads(line)
-    return "" if value["level"] == "INFO" else str(value.get("exception", value["message"])).splitlines()[-1]
+    try:
+        value = json.loads(line)
+    except ValueError:  # Killed while it wrote, or on a full disk.
+        return line
+    return "" if value["level"] == "INFO" else str(value.get("exception", value["message"])).rpartition("\n")[2]

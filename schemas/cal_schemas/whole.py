@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.errors import FormatError, StoreError
 from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows, raise_if_ill
 from cal_schemas.storage.locations import Location, lies_in, open_parquet, write_whole
+from cal_schemas.storage.object_path import ObjectPath
 
 PLAN = ".cal/plan.json"
 """Below an output directory: what `cal-precompute` planned to write there, a JSON list of shards."""
@@ -139,10 +141,17 @@ def completeness(files: Mapping[Location, tuple[ShardMetadata, int]], roots: Seq
 
 
 def _planned_below(root: Location) -> set[Location]:
-    """Directories that have a plan, also those none of whose shards is there."""
-    plans: Iterator[Location] = root.rglob("plan.json")
-    folders = {file.parent.parent for file in plans if file.parent.name == ".cal"}
-    return {folder for folder in folders if not any(p.startswith(".") for p in folder.relative_to(root).parts)}  # type: ignore[arg-type]
+    """Directories that may have a plan, also those none of whose shards is there; hidden ones left out."""
+    if isinstance(root, ObjectPath):
+        plans = (file for file in root.rglob("plan.json") if file.parent.name == ".cal")
+        folders = {plan.parent.parent for plan in plans}
+        return {item for item in folders if not any(part.startswith(".") for part in item.relative_to(root).parts)}
+    found: set[Location] = set()
+    for at, names, _ in os.walk(root):
+        if ".cal" in names:
+            found.add(Path(at))
+        names[:] = [name for name in names if not name.startswith(".")]
+    return found
 
 
 def read_plan(folder: Location) -> dict[str, int] | None:

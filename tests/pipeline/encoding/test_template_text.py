@@ -20,7 +20,7 @@ from cal_pipeline.runtime.plan import make_plan
 from cal_schemas.errors import SampleError
 from cal_schemas.spec import MeasurementSpec
 from cal_trainer.data.alignment import RowEncoder
-from cal_trainer.run.resuming import run_state, saved_date, write_state
+from cal_trainer.run.resuming import DATE_NAME, run_state, saved_settings, write_state
 from conftest import Family
 from examples_of import conversation, measurement_spec
 from template_only import TemplateOnly
@@ -123,8 +123,8 @@ def test_training_reads_the_date_of_the_measurement(dated: Path, llava: Family, 
 
 def test_a_resumed_training_reads_the_date_that_its_checkpoint_was_saved_with(tmp_path: Path) -> None:
     write_state(tmp_path, run_state(settings={"date that the template reads": "2020-01-01"}, data={}, exact=False))
-    assert saved_date(tmp_path) == "2020-01-01"
-    assert saved_date(tmp_path / "none") is None
+    assert saved_settings(tmp_path)[DATE_NAME] == "2020-01-01"
+    assert saved_settings(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -11,8 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from annotated_data import annotate
+from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.writer import parquet_writer
+from conftest import Family
+from tiny_data import write_llava_json
+
+
+def whole_output(folder: Path, family: Family) -> Path:
+    """Three shards of ten rows, with their plan."""
+    source, images = write_llava_json(folder / "raw", 30)
+    shards = plan_shards([str(source)], [str(images)], rows_per_shard=10)
+    return plan(annotate(folder / "out", shards, family.encoder, family.model), shards)
 
 
 def plan(output: Path, shards: Sequence[Shard]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,21 +15,6 @@ from fault_job import PATIENCE_S, Job, write_shards
 from tiny_data import write_parquet
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 300 kB.
-
-    Only root may mount one (CI does): who runs the tests as somebody else goes without.
-    """
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:  # Without the permission there is no disk to fill; a directory cannot stand for one.
-        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_read_only_output_is_refused_before_the_model_is_touched(small_disk: Path, tmp_path: Path) -> None:

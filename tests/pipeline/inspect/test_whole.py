@@ -14,7 +14,7 @@ from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, SUBCOMMANDS, run
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.opened import open_annotated
 from conftest import Family
-from damage import flip_a_byte, plan, put_in, rewrite
+from damage import flip_a_byte, put_in, rewrite, whole_output
 from tiny_data import write_llava_json
 
 READERS = {
@@ -32,11 +32,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def whole(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of ten rows, with their plan."""
-    folder = tmp_path_factory.mktemp("whole")
-    source, images = write_llava_json(folder / "raw", 30)
-    shards = plan_shards([str(source)], [str(images)], rows_per_shard=10)
-    return plan(annotate(folder / "out", shards, llava.encoder, llava.model), shards)
+    return whole_output(tmp_path_factory.mktemp("whole"), llava)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from cal_pipeline.runtime import capacity
 from cal_pipeline.runtime.capacity import Capacity
 from cal_pipeline.runtime.cluster import Cluster, RunOutcome
 from cal_pipeline.runtime.faults import RunAbortedError
+from stopped_clock import StoppedClock
 
 CLUSTER = Cluster(
     num_workers=2, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=3, shard_timeout_s=math.inf,
@@ -17,25 +18,18 @@ CLUSTER = Cluster(
 )  # fmt: skip
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    clock = StoppedClock()
     monkeypatch.setattr(capacity, "time", clock)
     return clock
 
 
-def fail(starts: Capacity, clock: Clock, *, began: float | None = None, up: int = 0) -> None:
+def fail(starts: Capacity, clock: StoppedClock, *, began: float | None = None, up: int = 0) -> None:
     starts.failed("no memory", began=clock.now if began is None else began, up=up, coming=0, see="; see LOG")
 
 
-def test_pauses_between_starts_double_up_to_two_minutes_and_one_success_ends_them(clock: Clock) -> None:
+def test_pauses_between_starts_double_up_to_two_minutes_and_one_success_ends_them(clock: StoppedClock) -> None:
     starts, pauses = Capacity(CLUSTER, RunOutcome()), []
     for _ in range(8):
         assert starts.allows_start(coming=0)
@@ -50,7 +44,7 @@ def test_pauses_between_starts_double_up_to_two_minutes_and_one_success_ends_the
     assert starts.allows_start(coming=1)
 
 
-def test_starts_that_fail_together_count_as_one(clock: Clock) -> None:
+def test_starts_that_fail_together_count_as_one(clock: StoppedClock) -> None:
     outcome = RunOutcome()
     starts, began = Capacity(CLUSTER, outcome), clock.now
     for _ in range(5):
@@ -62,7 +56,7 @@ def test_starts_that_fail_together_count_as_one(clock: Clock) -> None:
         fail(starts, clock)
 
 
-def test_once_a_worker_has_come_up_failed_starts_end_the_run_only_after_the_idle_timeout(clock: Clock) -> None:
+def test_once_a_worker_has_come_up_failed_starts_end_the_run_only_after_the_idle_timeout(clock: StoppedClock) -> None:
     starts = Capacity(CLUSTER, RunOutcome())
     starts.look(up=1, wanted=2)
     for _ in range(6):
@@ -74,7 +68,7 @@ def test_once_a_worker_has_come_up_failed_starts_end_the_run_only_after_the_idle
 
 
 def test_the_time_with_too_few_workers_is_kept_and_its_beginning_and_end_are_said(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: StoppedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     outcome = RunOutcome()

@@ -12,18 +12,12 @@ from cal_pipeline.runtime.shard_queue import ShardQueue
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard
 from fault_job import write_shards
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from stopped_clock import StoppedClock
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    clock = StoppedClock()
     monkeypatch.setattr(shard_queue, "time", clock)
     return clock
 
@@ -34,7 +28,7 @@ def two(tmp_path: Path) -> tuple[Shard, ...]:
 
 
 def test_a_shard_that_failed_lets_the_others_pass_and_comes_again_after_pauses_that_double(
-    clock: Clock, two: tuple[Shard, ...]
+    clock: StoppedClock, two: tuple[Shard, ...]
 ) -> None:
     first, second = two
     outcome = RunOutcome()
@@ -54,7 +48,7 @@ def test_a_shard_that_failed_lets_the_others_pass_and_comes_again_after_pauses_t
 
 
 def test_a_shard_whose_node_is_lost_loses_no_try_ten_times_and_one_whose_node_lives_does(
-    clock: Clock, two: tuple[Shard, ...]
+    clock: StoppedClock, two: tuple[Shard, ...]
 ) -> None:
     first, _ = two
     outcome = RunOutcome()

@@ -9,8 +9,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from annotated_data import annotate
-from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.config import Quantile
 from cal_trainer.data.dataset import AnnotatedExamples
@@ -18,19 +16,14 @@ from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.streaming import StreamedExamples
 from cal_trainer.run.bounds import resolve_bounds
 from conftest import Family
-from damage import flip_a_byte, flip_a_page_header, plan, put_in, rewrite
-from tiny_data import write_llava_json
+from damage import flip_a_byte, flip_a_page_header, put_in, rewrite, whole_output
 
 Read = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
 def whole(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of ten rows, with their plan."""
-    folder = tmp_path_factory.mktemp("whole")
-    source, images = write_llava_json(folder / "raw", 30)
-    shards = plan_shards([str(source)], [str(images)], rows_per_shard=10)
-    return plan(annotate(folder / "out", shards, llava.encoder, llava.model), shards)
+    return whole_output(tmp_path_factory.mktemp("whole"), llava)
 
 
 @pytest.fixture

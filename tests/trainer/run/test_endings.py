@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,18 +151,6 @@ def test_a_checkpoint_without_a_part_of_its_weights_is_passed_over_by_name(
     (out / "checkpoint-4" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_checkpoint("last", out) == out / "checkpoint-2"
     assert "it lacks model-00002-of-00002.safetensors" in caplog.text
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that holds the first checkpoint and not a second."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:  # Without the permission there is no disk to fill; a directory cannot stand for one.
-        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.fault

@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,16 @@ from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 from cal_pipeline.config_file import flags_of, read_values, unknown_flag
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Condition, ContrastParameters, ContrastSpec, own_fields_first
+from cal_schemas.spec import (
+    AspectRatio,
+    Condition,
+    ContrastParameters,
+    ContrastSpec,
+    ProcessorBackend,
+    Template,
+    Truncation,
+    own_fields_first,
+)
 
 _Config = TypeVar("_Config")
 _Default = TypeVar("_Default")
@@ -51,6 +61,33 @@ class ContrastFlags(ContrastParameters):
         """Returns the same where the condition comes from elsewhere."""
         parameters = {item.name: getattr(self, item.name) for item in dataclasses.fields(ContrastParameters)}
         return ContrastSpec(condition=condition, **parameters)
+
+
+@own_fields_first
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncodingFlags(ContrastFlags):
+    """Holds the flags, also of both programs, by which a sample becomes tokens and pixels."""
+
+    template: Template = flag("auto", "auto is the model's chat template")
+    image_aspect_ratio: AspectRatio = flag("native", "native leaves the image to the processor")
+    processor_kwargs: dict[str, Any] | str | None = flag(
+        None,
+        'JSON of settings in place of those of the model\'s processor, e.g. {"max_pixels": 401408}',
+    )
+    processor_backend: ProcessorBackend = flag("auto", "what resizes images; auto is torchvision where it is installed")
+    max_length: int = flag(2048, "longest encoding, in tokens, image tokens included")
+    truncation: Truncation = flag("drop", "what happens to a longer row: status too_long, or its end is cut")
+
+    def processor_settings(self) -> dict[str, Any]:
+        """Returns --processor_kwargs as a mapping, empty where there are none; ConfigError for what is no object."""
+        text = self.processor_kwargs or "{}"
+        try:
+            value = json.loads(text) if isinstance(text, str) else text
+        except ValueError as error:
+            raise ConfigError(f"--processor_kwargs {text} is no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"--processor_kwargs {text}: expected a JSON object of names and values")
+        return value
 
 
 def _file_of_transformers(name: str) -> Path:

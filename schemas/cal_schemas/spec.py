@@ -25,6 +25,7 @@ AspectRatio = Literal["square", "pad", "native"]
 Truncation = Literal["drop", "tail"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
+ProcessorBackend = Literal["auto", "pil", "torchvision"]
 Condition = Literal["drop", "mask", "patch_mask", "gaussian_blur"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 PERTURBING: tuple[Condition, ...] = ("patch_mask", "gaussian_blur")
@@ -77,6 +78,21 @@ class InputSpec:
     image_aspect_ratio: str
     max_length: int
     truncation: str
+    processor_kwargs: str | None = None
+    """Settings that were given for those of the model's directory, a JSON object with sorted keys; None where none."""
+
+
+def differences_in_words(now: LabelSpec | InputSpec, measured: LabelSpec | InputSpec) -> str:
+    """Says which fields differ, as `name was …, is …`; empty where inputs or labels are the same.
+
+    Settings that were given and those that a model's directory holds are the same where they come to the same
+    processor (`image_processor_digest`).
+    """
+    mine, theirs = asdict(now), asdict(measured)
+    names = [name for name in theirs if mine[name] != theirs[name]]
+    if names == ["processor_kwargs"]:
+        return ""
+    return "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in names)
 
 
 def _ratio_problem(ratio: float) -> str | None:
@@ -213,13 +229,13 @@ class MeasurementSpec:
 
 
 _Spec = TypeVar("_Spec")
-_LEFT_OUT = (*PARAMETERS, "quantization", "date")
+_LEFT_OUT = (*PARAMETERS, "quantization", "date", "processor_kwargs")
 """Fields that are left out of JSON and fingerprint while None: specs without them mean what they did before."""
 
 
 def _stored(spec: MeasurementSpec) -> dict[str, Any]:
     value = asdict(spec)
-    for part in (value, value["label"], value["contrast"]):
+    for part in (value, value["label"], value["input"], value["contrast"]):
         for name in _LEFT_OUT:
             if part.get(name, 0) is None:
                 del part[name]

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cal_pipeline.arguments import ContrastFlags, flag
+from cal_pipeline.arguments import ContrastFlags, EncodingFlags, flag
 from cal_pipeline.config_file import INFINITE
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, ContrastSpec, Dtype, Template, Truncation, own_fields_first
+from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, own_fields_first
 from cal_schemas.weighting import Pool
 
 Source = Literal["cached", "online", "uniform"]
@@ -51,7 +51,7 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
 
 @own_fields_first
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(ContrastFlags):
+class TrainConfig(EncodingFlags):
     """Flags in groups: model, data, weights, encoding, what is trained."""
 
     model_name_or_path: str | None = flag(None, "model to train: a directory or a hub id")
@@ -101,14 +101,13 @@ class TrainConfig(ContrastFlags):
     lora_alpha: int | None = flag(None, "default 2 * lora_r")
     lora_dropout: float = flag(0.0, "of the adapters")
 
-    template: Template = flag("auto", "auto is the model's chat template")
-    image_aspect_ratio: AspectRatio = flag("native", "as in cal-precompute")
-    max_length: int = flag(2048, "longest encoding, in tokens")
-    truncation: Truncation = flag("drop", "as in cal-precompute")
-
     def __post_init__(self) -> None:
         if self.assemble:
             return
+        if "device" in self.processor_settings():
+            raise ConfigError(
+                "--processor_kwargs device is of cal-precompute's workers: loading processes of a training share no GPU"
+            )
         if not self.model_name_or_path:
             raise ConfigError("--model_name_or_path is required")
         if not self.data_path and not self.source_path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Encoder:
         max_length: longest encoding, in tokens.
         date: that a chat template gets which asks for it (YYYY-MM-DD); None is today's.
         truncation: `drop` makes a longer row `too_long`; `tail` cuts its end, as the released code does.
+        processor_kwargs: the settings that `processor` was loaded with, to be recorded.
 
     Raises ConfigError for combinations that cannot work.
     """
@@ -53,6 +54,7 @@ class Encoder:
         max_length: int = 2048,
         truncation: Truncation = "drop",
         date: str | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if not getattr(processor, "image_token", None) or not hasattr(processor, "image_processor"):
             raise ConfigError(f"{type(processor).__name__} is no image-text processor (no image token)")
@@ -71,6 +73,7 @@ class Encoder:
         self.image_aspect_ratio = image_aspect_ratio
         self.max_length = max_length
         self.truncation = truncation
+        self.processor_kwargs = dict(processor_kwargs or {})
         # Prefix-LM processors (PaliGemma) take the answer as an argument and make the labels themselves.
         self._takes_suffix = template == "auto" and "suffix" in inspect.signature(type(processor).__call__).parameters
         if not self._takes_suffix:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cal_pipeline.encoding import templates
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.models.loading import load_processor
+from cal_pipeline.models.processor_settings import available_backend
 from cal_schemas.spec import InputSpec, LabelSpec, MeasurementSpec, digest_json
 
 
@@ -28,7 +31,9 @@ def label_spec(encoder: Encoder) -> LabelSpec:
 def input_spec(encoder: Encoder) -> InputSpec:
     """Digests and settings of all that decides the pixels and the length."""
     image_processor = encoder.processor.image_processor
-    settings = {key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type")}
+    settings = {
+        key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type") and key != "device"
+    }
     layout = {
         key: value
         for key, value in vars(encoder.processor).items()
@@ -41,18 +46,25 @@ def input_spec(encoder: Encoder) -> InputSpec:
         image_aspect_ratio=encoder.image_aspect_ratio,
         max_length=encoder.max_length,
         truncation=encoder.truncation,
+        processor_kwargs=json.dumps(encoder.processor_kwargs, sort_keys=True) if encoder.processor_kwargs else None,
     )
 
 
-def rebuild_encoder(spec: MeasurementSpec, processor: Any) -> Encoder:
-    """An encoder with the settings of a stored measurement, on whatever processor is given."""
+def rebuild_encoder(spec: MeasurementSpec, directory: Path, *, trust_remote_code: bool = False) -> Encoder:
+    """An encoder with the settings of a stored measurement, on the processor of whatever model is given.
+
+    Images are resized by the backend of the measurement where it is installed. Raises ConfigError.
+    """
+    kwargs = json.loads(spec.input.processor_kwargs or "{}")
+    backend = available_backend(spec.input.image_processor_backend)
     return Encoder(
-        processor,
+        load_processor(directory, kwargs=kwargs, backend=backend, trust_remote_code=trust_remote_code),
         template=spec.label.template,  # type: ignore[arg-type]
         image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
         max_length=spec.input.max_length,
         truncation=spec.input.truncation,  # type: ignore[arg-type]
         date=spec.label.date,
+        processor_kwargs=kwargs,
     )
 
 

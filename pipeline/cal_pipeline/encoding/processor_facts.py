@@ -104,8 +104,10 @@ class ProcessorFacts:
             images_kwargs={"return_tensors": "pt", **self._images_kwargs},
             **kwargs,
         )
+        # Back from where the images were resized: rows wait in memory until their batch is full.
         tensors = {
-            key: value if key == "text_replacement_offsets" else torch.as_tensor(value) for key, value in output.items()
+            key: value if key == "text_replacement_offsets" else torch.as_tensor(value).cpu()
+            for key, value in output.items()
         }
         given = recorder.texts[0] if recorder.texts else text
         return Processed(output=tensors, given=given, processor=self.processor, image_token=self.image_token)

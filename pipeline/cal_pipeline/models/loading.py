@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from cal_pipeline.models.checkpoint import raw_header, validate_adapters
 from cal_pipeline.models.directory import cache_hint
 from cal_pipeline.models.mini_gemini import registry
+from cal_pipeline.models.processor_settings import with_settings
 from cal_pipeline.models.quantization import (
     accept_maps,
     check_quantization,
@@ -23,7 +24,7 @@ from cal_pipeline.models.quantization import (
 )
 from cal_pipeline.models.special_cases import REFUSED_MODELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import Dtype, Quantization, digest_json
+from cal_schemas.spec import Dtype, ProcessorBackend, Quantization, digest_json
 
 _MIB = 2**20
 _PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
@@ -68,18 +69,33 @@ def weights_digest(directory: Path) -> str:
 def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
     try:
         return load()
+    except ConfigError:
+        raise
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:400]
         hint = next((f" {way_out}" for part, way_out in _WAYS_OUT.items() if part in reason.lower()), cache_hint(error))
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 
 
-def load_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model's own processor; ConfigError with the reason when it cannot be had."""
-    return _or_config_error(
-        f"the processor of {directory}",
-        lambda: AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code),
-    )
+def load_processor(
+    directory: Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    backend: ProcessorBackend = "auto",
+    trust_remote_code: bool = False,
+) -> Any:
+    """The model's own processor, with other settings where some are given (`with_settings`).
+
+    Raises ConfigError with the reason when it cannot be had.
+    """
+
+    def load() -> Any:
+        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if not kwargs and backend in ("auto", getattr(processor.image_processor, "backend", None)):
+            return processor
+        return with_settings(processor, directory, kwargs or {}, backend, trust_remote_code=trust_remote_code)
+
+    return _or_config_error(f"the processor of {directory}", load)
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:

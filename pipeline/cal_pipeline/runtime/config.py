@@ -8,14 +8,14 @@ from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
-from cal_pipeline.arguments import ContrastFlags, flag
+from cal_pipeline.arguments import EncodingFlags, flag
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
 from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.metadata import Carry
-from cal_schemas.spec import ANOTHER_IMAGE, AspectRatio, Dtype, Quantization, Template, Truncation, own_fields_first
+from cal_schemas.spec import ANOTHER_IMAGE, Dtype, Quantization, own_fields_first
 from cal_schemas.storage.locations import location
 
 _POSITIVE = (
@@ -51,7 +51,7 @@ def maintenance_config() -> type[Any]:
 
 @own_fields_first
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrecomputeConfig(ContrastFlags):
+class PrecomputeConfig(EncodingFlags):
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
 
     model_name_or_path: str = field(metadata={"help": "reference model: a directory or a hub id"})
@@ -82,10 +82,6 @@ class PrecomputeConfig(ContrastFlags):
     sample: float | None = flag(None, "subset: a random fraction of the rows")
     seed: int = flag(0, "of --sample")
 
-    template: Template = flag("auto", "auto is the model's chat template")
-    image_aspect_ratio: AspectRatio = flag("native", "native leaves the image to the processor")
-    max_length: int = flag(2048, "longest encoding, in tokens, image tokens included")
-    truncation: Truncation = flag("drop", "what happens to a longer row: status too_long, or its end is cut")
     max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "a larger image is an image_error")
 
     save_contrast_images: int = flag(0, "write so many images and their perturbed forms into .cal/contrast_images")
@@ -161,6 +157,7 @@ class PrecomputeConfig(ContrastFlags):
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise ConfigError(f"--gpus_per_worker is a fraction of one GPU or a whole number of them, got {gpus}")
         self.extra()
+        self.processor_settings()
         contrast = self.contrast_spec()
         if self.save_contrast_images and not contrast.perturbs:
             raise ConfigError(

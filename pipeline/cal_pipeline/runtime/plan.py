@@ -84,7 +84,12 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
     validate_device(config, gpus)
     directory = model_directory(config.model_name_or_path, config.revision, trust_remote_code=config.trust_remote_code)
     check_architecture(directory, trust_remote_code=config.trust_remote_code)
-    processor = load_processor(directory, trust_remote_code=config.trust_remote_code)
+    settings = config.processor_settings()
+    if not gpus and str(settings.get("device", "cpu")).startswith("cuda"):
+        raise ConfigError(f"--processor_kwargs device {settings['device']}: workers have no GPU (--gpus_per_worker 0)")
+    processor = load_processor(
+        directory, kwargs=settings, backend=config.processor_backend, trust_remote_code=config.trust_remote_code
+    )
     if config.template == "auto":
         warn_of_other_templates(processor, directory)
     if not (config.trust_remote_code and brings_code(directory)):  # That runs in the workers only.
@@ -152,6 +157,7 @@ def _measurement(config: PrecomputeConfig, directory: Path, store: Store, proces
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=config.max_length,
         truncation=config.truncation,
+        processor_kwargs=config.processor_settings(),
     )
     if encoder.date is not None:
         begun = next((read_shard_metadata(path).spec.label.date for path in store.finished()), None)

@@ -20,7 +20,7 @@ from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encod
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.directory import model_directory
-from cal_pipeline.models.loading import load_processor, load_reference, weights_digest
+from cal_pipeline.models.loading import load_reference, weights_digest
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.runtime.faults import fault_of
@@ -91,8 +91,7 @@ class Worker:
                 f"{platform.node()} has other weights of {settings.spec.model_id} than the driver (digest {digest}, "
                 f"driver {settings.spec.weights_digest}): name a --revision, or copy the same files to every node"
             )
-        processor = load_processor(directory, trust_remote_code=settings.trust_remote_code)
-        self._encoder = rebuild_encoder(settings.spec, processor)
+        self._encoder = rebuild_encoder(settings.spec, directory, trust_remote_code=settings.trust_remote_code)
         check_same_encoding(settings.spec, self._encoder)
         self._model = load_reference(
             directory,

@@ -83,7 +83,7 @@ def test_the_date_is_part_of_the_fingerprint_only_where_the_template_reads_it(da
     assert specs[0].fingerprint() != specs[1].fingerprint()
     assert [name for name, *_ in specs[0].differences(specs[1])] == ["label.date"]
     assert MeasurementSpec.from_json(specs[0].to_json()) == specs[0]
-    assert rebuild_encoder(specs[0], processor).date == "2020-01-01"
+    assert rebuild_encoder(specs[0], dated).date == "2020-01-01"
     assert '"date"' not in measurement_spec(label=label_spec(llava.encoder)).to_json()
 
 
@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_the_date_that_its_output_was_begun_with(
     assert begun.settings.spec.label.date == "2020-01-01"
     assert caplog.text.count("reads the clock: in every row it is 2020-01-01") == 1
     spec = begun.settings.spec
-    encoder = rebuild_encoder(spec, load_processor(dated))
+    encoder = rebuild_encoder(spec, dated)
     annotate(tmp_path / "out", begun.todo[:1], encoder, llava.model, **{
         name: getattr(spec, name) for name in ("model_id", "weights_digest", "reference_saw_data")
     })  # fmt: skip

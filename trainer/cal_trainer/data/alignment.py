@@ -31,7 +31,7 @@ from cal_schemas.errors import (
     TooLongError,
 )
 from cal_schemas.sample import Sample
-from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec, differences_in_words
 from cal_schemas.storage.locations import Location
 from cal_trainer.data.dummy import dummy_sample
 
@@ -76,12 +76,10 @@ def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) ->
             f"{where} was measured with other labels ({spec.model_id}): {listed}. "
             f"Way out: {'; '.join(way_out[name] for name in differing)}"
         )
-    mine, theirs = asdict(input_spec(encoder)), asdict(spec.input)
-    differing = [name for name in theirs if mine[name] != theirs[name]]
-    if differing:
-        listed = "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in differing)
-        _log.warning("%s was measured with other inputs than the model in training gets: %s", where, listed)
-    return not differing
+    differences = differences_in_words(input_spec(encoder), spec.input)
+    if differences:
+        _log.warning("%s was measured with other inputs than the model in training gets: %s", where, differences)
+    return not differences
 
 
 def scatter_deltas(sample_id: str, encoded: EncodedSample, label_ids: Sequence[int], deltas: np.ndarray) -> Tensor:

@@ -48,7 +48,8 @@ def plan_model(
     remote = config.trust_remote_code
     validate_adapters(directory, trains=True)
     check_architecture(directory, trust_remote_code=remote)
-    processor = load_processor(directory, trust_remote_code=remote)
+    settings = config.processor_settings()
+    processor = load_processor(directory, kwargs=settings, backend=config.processor_backend, trust_remote_code=remote)
     if config.template == "auto":
         warn_of_other_templates(processor, directory)
     with without_deepspeed():
@@ -65,6 +66,7 @@ def plan_model(
         image_aspect_ratio=config.image_aspect_ratio,
         max_length=longest_row(meta_model, config.max_length),
         truncation=config.truncation,
+        processor_kwargs=settings,
         date=None if resume is None else saved_settings(resume).get(DATE_NAME),
     )
     encoder.pad_within(num_embeddings)

@@ -25,7 +25,8 @@ _VERSION: Final = 1
 _SHARDS_NAMED: Final = 3
 _BELONG_TO_A_RUN: Final = (
     "group_by", "streaming", "shuffle_rows", "on_missing", "max_image_pixels", "template", "image_aspect_ratio",
-    "max_length", "truncation", "delta_source", "trainable", "lr_multipliers", "lora_r", "lora_alpha", "lora_dropout",
+    "processor_kwargs", "max_length", "truncation", "delta_source", "trainable", "lr_multipliers", "lora_r",
+    "lora_alpha", "lora_dropout",
 )  # fmt: skip
 _OF_DELTAS: Final = ("alpha", "beta", "window", "pool")
 _RESTORED_BY_THE_OPTIMIZER: Final = (
@@ -41,6 +42,7 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
     source, streams = flags["delta_source"], flags["streaming"]
     settings = {name: flags[name] for name in (*_BELONG_TO_A_RUN, *_RESTORED_BY_THE_OPTIMIZER)}
     settings |= {
+        "processor_backend": None if flags["processor_backend"] == "auto" else flags["processor_backend"],
         "seed": flags["seed"],
         "data_seed": flags["data_seed"],
         "per_device_train_batch_size": flags["per_device_train_batch_size"],

@@ -28,7 +28,7 @@ from cal_pipeline.inspect.with_model.audit import (
 from cal_pipeline.inspect.with_model.remeasure import WINDOW_ROWS, measure_again
 from cal_pipeline.inspect.with_model.resolve_reference import resolve_reference
 from cal_pipeline.measuring.load_check import check_model
-from cal_pipeline.models.loading import check_architecture, load_processor, load_reference, weights_digest
+from cal_pipeline.models.loading import check_architecture, load_reference, weights_digest
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import flag_of
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
@@ -53,7 +53,7 @@ class AuditSession:
             arguments.annotated, self.spec, arguments.model_name_or_path, trust_remote_code=trust
         )
         check_architecture(self.directory, trust_remote_code=trust)
-        self.encoder = rebuild_encoder(self.spec, load_processor(self.directory, trust_remote_code=trust))
+        self.encoder = rebuild_encoder(self.spec, self.directory, trust_remote_code=trust)
         attention = arguments.attn_implementation or self.spec.attn_implementation
         now = replace(
             self.spec,

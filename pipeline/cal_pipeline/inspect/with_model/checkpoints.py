@@ -15,7 +15,7 @@ from cal_pipeline.encoding.identity import rebuild_encoder
 from cal_pipeline.inspect.with_model.image_tokens import ImageTokens, check_places, image_tokens
 from cal_pipeline.inspect.with_model.resolve_reference import resolve_reference
 from cal_pipeline.models.directory import model_directory
-from cal_pipeline.models.loading import load_config, load_processor, load_reference
+from cal_pipeline.models.loading import load_config, load_reference
 from cal_pipeline.output.row_reader import NumberedRow
 from cal_pipeline.sources.images import decode_images
 from cal_schemas.errors import ConfigError
@@ -51,8 +51,7 @@ def encoded_views(
         check_places(load_config(directory), str(directory))
     images = decode_images(row.image_files())
     for directory in directories:
-        processor = load_processor(directory)
-        encoder = rebuild_encoder(dataset.spec, processor)
+        encoder = rebuild_encoder(dataset.spec, directory)
         encoded = encoder(row.sample, images)
         model = load_reference(
             directory, dtype=arguments.dtype, attn_implementation=attn_implementation, device=arguments.device
@@ -62,5 +61,5 @@ def encoded_views(
             model=model,
             encoder=encoder,
             encoded=encoded,
-            tokens=image_tokens(model, processor, encoded),
+            tokens=image_tokens(model, encoder.processor, encoded),
         )

@@ -6,7 +6,6 @@ import argparse
 import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,10 @@ from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encod
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.models.directory import model_directory
-from cal_pipeline.models.loading import load_processor
 from cal_pipeline.sources.images import decode_image, read_image_file
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, rows_from_batch, sample_columns
 from cal_schemas.errors import AlignmentError, ConfigError, SampleError, ShardError
-from cal_schemas.spec import IGNORE_INDEX, InputSpec, LabelSpec, MeasurementSpec
+from cal_schemas.spec import IGNORE_INDEX, MeasurementSpec, differences_in_words
 from cal_schemas.storage.locations import Location
 
 _log = logging.getLogger(__name__)
@@ -36,21 +34,16 @@ def encoder_of(spec: MeasurementSpec, arguments: argparse.Namespace) -> Encoder:
     whether that was right.
     """
     directory = model_directory(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
-    encoder = rebuild_encoder(spec, load_processor(directory, trust_remote_code=arguments.trust_remote_code))
+    encoder = rebuild_encoder(spec, directory, trust_remote_code=arguments.trust_remote_code)
     model = f"--model_name_or_path {arguments.model_name_or_path}"
-    if labels := _differing(label_spec(encoder), spec.label):
+    if labels := differences_in_words(label_spec(encoder), spec.label):
         raise ConfigError(f"{model}: other labels than {spec.model_id}: {labels}. Name a model with the tokenizer and "
                           "template of the measurement")  # fmt: skip
-    if inputs := _differing(input_spec(encoder), spec.input):
+    if inputs := differences_in_words(input_spec(encoder), spec.input):
         _log.warning("%s: other inputs than %s: %s", model, spec.model_id, inputs)
     else:
         encoder.processor.image_processor = BySize(encoder.processor.image_processor)
     return encoder
-
-
-def _differing(now: LabelSpec | InputSpec, measured: LabelSpec | InputSpec) -> str:
-    mine, theirs = asdict(now), asdict(measured)
-    return "; ".join(f"{name} was {theirs[name]!r}, is {mine[name]!r}" for name in theirs if mine[name] != theirs[name])
 
 
 class BySize:

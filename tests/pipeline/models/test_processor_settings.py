@@ -1,0 +1,143 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from annotated_data import annotate
+from cal_pipeline.arguments import parse_config
+from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec, rebuild_encoder
+from cal_pipeline.models.loading import load_processor
+from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.plan import make_plan
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import MeasurementSpec
+from cal_trainer.config import TrainConfig
+from cal_trainer.data.alignment import check_measurement
+from conftest import Family
+from examples_of import conversation, measurement_spec
+from tiny_data import write_llava_json
+from tiny_models import sample_image
+
+IMAGE = sample_image(1, (120, 40))
+ASKED = conversation("<image>\nWhat?", "A cat.")
+
+
+def encoder_with(directory: Path, **kwargs: Any) -> Encoder:
+    return Encoder(load_processor(directory, kwargs=kwargs), processor_kwargs=kwargs)
+
+
+def test_settings_change_what_the_model_sees_and_are_stored(family: Callable[[str], Family]) -> None:
+    directory = family("idefics3").directory
+    whole, split = encoder_with(directory, do_image_splitting=False), encoder_with(directory)
+    tokens = {name: encoder(ASKED, [IMAGE]).image_mask.sum() for name, encoder in (("whole", whole), ("split", split))}
+    assert tokens["whole"] < tokens["split"]
+    stored = input_spec(whole)
+    assert stored.processor_kwargs == '{"do_image_splitting": false}'
+    assert stored.image_processor_digest != input_spec(split).image_processor_digest
+    spec = measurement_spec(input=stored)
+    assert MeasurementSpec.from_json(spec.to_json()) == spec
+    again = rebuild_encoder(spec, directory)(ASKED, [IMAGE])
+    assert all(torch.equal(value, again.image_inputs[key]) for key, value in whole(ASKED, [IMAGE]).image_inputs.items())
+    assert "processor_kwargs" not in measurement_spec(input=input_spec(split)).to_json()
+
+
+def test_a_count_of_the_processor_itself_is_a_setting_too(llava: Family) -> None:
+    processor = load_processor(llava.directory, kwargs={"num_additional_image_tokens": 3})
+    assert processor.num_additional_image_tokens == 3
+    assert processor.chat_template == llava.encoder.processor.chat_template
+    assert processor.tokenizer.get_vocab() == llava.encoder.processor.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_pixel": 3}, "max_pixel: LlavaImageProcessor"),
+        ({"sise": 3}, "has no such setting; it has size"),
+        ({"chat_template": "x"}, "has no such setting"),
+        ({"return_tensors": "np"}, "has no such setting"),
+        ({"size": "large"}, "Could not convert size"),
+        ({"image_seq_length": 7, "default_to_square": True}, None),
+        ({"device": "cuda"}, "device cuda: the pil backend works on the CPU alone"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(
+    llava: Family, kwargs: dict[str, Any], message: str | None
+) -> None:
+    if message is None:
+        assert encoder_with(llava.directory, **kwargs).processor_kwargs == kwargs
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_processor(llava.directory, kwargs=kwargs)
+
+
+@pytest.mark.parametrize("program", [PrecomputeConfig, TrainConfig])
+def test_json_and_yaml_say_the_same(program: type[Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("processor_kwargs:\n  max_pixels: 401408\n  do_resize: false\n")
+    given = ["--model_name_or_path", "m", "--data_path", "d"]
+    given += ["--output_dir", "o"] if program is PrecomputeConfig else []
+    written = '{"max_pixels": 401408, "do_resize": false}'
+    typed = parse_config(program, [*given, "--processor_kwargs", written], program="x", description="")
+    assert typed.processor_settings() == {"max_pixels": 401408, "do_resize": False}
+    filed = parse_config(program, [*given, "--config", str(tmp_path / "c.yaml")], program="x", description="")
+    assert filed.processor_settings() == typed.processor_settings()
+    for wrong in ("{max_pixels: 3}", "[3]", "3"):
+        with pytest.raises(ConfigError, match="--processor_kwargs"):
+            parse_config(program, [*given, "--processor_kwargs", wrong], program="x", description="")
+
+
+def config_of(directory: Path, source: Path, folder: Path, output: Path, **more: Any) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        model_name_or_path=str(directory), data_path=[str(source)], image_folder=[str(folder)],
+        output_dir=str(output), gpus_per_worker=0, dtype="float32", carry="images", **more,
+    )  # fmt: skip
+
+
+def test_a_run_measures_with_them_and_the_trainer_says_when_its_own_differ(
+    family: Callable[[str], Family], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = family("idefics3")
+    source, folder = write_llava_json(tmp_path / "data", 3)
+    written = json.dumps({"do_image_splitting": False})
+    plan = make_plan(config_of(reference.directory, source, folder, tmp_path / "out", processor_kwargs=written))
+    spec = plan.settings.spec
+    assert spec.input.processor_kwargs == written
+    measuring = rebuild_encoder(spec, reference.directory)
+    annotate(tmp_path / "out", plan.todo, measuring, reference.model)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert check_measurement(spec, encoder_with(reference.directory, do_image_splitting=False), "out") is True
+        assert not caplog.records
+        assert check_measurement(spec, encoder_with(reference.directory), "out") is False
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"processor_kwargs was {written!r}, is None" in line
+    # The same settings out of the model's own directory make the same inputs.
+    measuring.processor.save_pretrained(tmp_path / "saved")
+    caplog.clear()
+    assert check_measurement(spec, encoder_with(tmp_path / "saved"), "out") is True
+    assert not caplog.records
+
+
+def test_a_device_needs_workers_that_have_it(llava: Family, tmp_path: Path) -> None:
+    source, folder = write_llava_json(tmp_path / "data", 1)
+    config = config_of(llava.directory, source, folder, tmp_path / "out", processor_kwargs='{"device": "cuda"}')
+    with pytest.raises(ConfigError, match="--processor_kwargs device cuda: workers have no GPU"):
+        make_plan(config)
+    with pytest.raises(ConfigError, match="of cal-precompute's workers"):
+        TrainConfig(model_name_or_path="m", data_path=["d"], processor_kwargs={"device": "cuda"})
+
+
+def test_a_backend_that_is_not_there_is_refused(llava: Family) -> None:
+    kind = type(llava.encoder.processor.image_processor).__name__
+    assert load_processor(llava.directory, backend="pil").image_processor.backend == "pil"
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=f"torchvision: {kind} is here with pil alone: install torchvision"):
+            load_processor(llava.directory, backend="torchvision")
+    else:
+        assert load_processor(llava.directory, backend="torchvision").image_processor.backend == "torchvision"

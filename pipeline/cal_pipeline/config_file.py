@@ -70,17 +70,23 @@ def flags_of(values: Mapping[str, Any], kinds: Sequence[type[Any]], others: Sequ
 
 
 def _interpreted(value: Any) -> Any:
-    """A mapping of BaseLoader, its words made the numbers and truths that the flag would find in JSON."""
+    """A mapping of BaseLoader, its words made the numbers and truths that JSON has for them.
+
+    What is no JSON is read as YAML, which knows `no`, `.5` and `.inf`, and the other way round `2e-5`.
+    """
     if isinstance(value, dict):
         return {name: _interpreted(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_interpreted(item) for item in value]
     if value in _NULL:
         return None
-    try:
-        return json.loads(value.lower() if value.lower() in ("true", "false") else value)
-    except ValueError:
-        return value
+    for read in (json.loads, yaml.safe_load):
+        try:
+            if isinstance(known := read(value), bool | int | float):
+                return known
+        except (ValueError, yaml.YAMLError):
+            continue
+    return value
 
 
 def unknown_flag(flag: str, flags: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cal_pipeline.arguments import chosen, parse_config
+from cal_pipeline.config_file import flags_of, read_values
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.sources.images import PILLOW_MAX_PIXELS
 from cal_schemas.errors import ConfigError
@@ -90,6 +92,20 @@ def test_infinity_is_written_as_yaml_or_as_the_flags_do(tmp_path: Path, written:
     assert parse(yaml=f"count: 1\nrate: {written}\nname: .inf", to=tmp_path) == Flags(
         count=1, rate=float("inf"), name=".inf"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("5e-4", 5e-4), (".5", 0.5), ("5.e-4", 5e-4), ("no", False), ("True", True), ("7", 7), (".inf", math.inf),
+     ("~", None), ("2024-01-02", "2024-01-02"), ("a: b", "a: b"), ("NO_PREFETCH", "NO_PREFETCH")],
+)  # fmt: skip
+def test_a_value_of_a_nested_mapping_is_what_yaml_or_json_takes_it_for(
+    tmp_path: Path, written: str, value: object
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"options: {{one: '{written}', more: ['{written}']}}")
+    (spelled,) = flags_of(read_values(path), [], ["options"])
+    assert json.loads(spelled.removeprefix("--options=")) == {"one": value, "more": [value]}
 
 
 @pytest.mark.parametrize("null", ["", "~", "null"])

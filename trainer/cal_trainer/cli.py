@@ -21,7 +21,7 @@ from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
 from cal_schemas.errors import CalError, DivergedError
 from cal_trainer.config import TrainConfig
 from cal_trainer.run.checkpoints import newest_whole
-from cal_trainer.run.endings import Terminated, full_disk, one_line, raising_terminated
+from cal_trainer.run.endings import Terminated, full_disk, let_end, one_line, raising_terminated
 from cal_trainer.run.paths import validate_paths
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ EXIT_DONE, EXIT_STOPPED, EXIT_REFUSED, EXIT_FULL = 0, 1, 2, 3
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the program; exits 0 trained, 1 diverged, 2 refused, 3 no space left, 130 interrupted, 143 terminated."""
-    sys.exit(run(argv))
+    code = run(argv)
+    if code > 128:
+        let_end()  # The interpreter's end takes a second.
+    sys.exit(code)
 
 
 @printing()
@@ -66,8 +69,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     except CalError as error:
         return _ended(EXIT_REFUSED, one_line(error))
     except KeyboardInterrupt:
+        let_end()
         return _ended(128 + signal.SIGINT, f"interrupted; {_way_on(output_dir)}")
     except Terminated:
+        let_end()
         return _ended(128 + signal.SIGTERM, f"terminated; {_way_on(output_dir)}")
     except Exception as error:
         if not (full := full_disk(error, output_dir or Path())):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,19 +47,28 @@ def start(argv: list[str], log: Path, launch: list[str] | None = None) -> subpro
 
 
 def terminated_in_training(
-    llava: Family, annotated: Path, output: Path, *flags: object, launch: list[str] | None = None
+    llava: Family, annotated: Path, output: Path, *flags: object, launch: list[str] | None = None, times: int = 1
 ) -> tuple[int, list[str]]:
     """Exit code and the program's own lines of a run that was told to terminate after its first step."""
     log = output.with_suffix(".log")
     process = start(command(llava, annotated, output, "--max_steps", 3000, *flags), log, launch)
     wait_for(lambda: "'loss'" in log.read_text(), "the first step", still=lambda: process.poll() is None)
-    os.killpg(process.pid, signal.SIGTERM)  # As schedulers do: loader processes get it too.
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGTERM)  # As schedulers do: loader processes get it too.
+        time.sleep(0.003)
     _, err = process.communicate(timeout=PATIENCE_S)
+    assert launch or "Traceback" not in err, err
     return process.returncode, [line for line in err.splitlines() if line.startswith("cal-train: ")]
 
 
-def test_sigterm_is_one_line_with_the_way_on(llava: Family, annotated: Path, tmp_path: Path) -> None:
-    code, lines = terminated_in_training(llava, annotated, tmp_path / "out", "--save_strategy", "no")
+@pytest.mark.parametrize(
+    ("workers", "times"), [pytest.param(0, 1, marks=pytest.mark.full), (2, 4)], ids=["once", "with loaders, repeated"]
+)
+def test_sigterm_is_one_line_with_the_way_on(
+    workers: int, times: int, llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    flags = ("--save_strategy", "no", "--dataloader_num_workers", workers)
+    code, lines = terminated_in_training(llava, annotated, tmp_path / "out", *flags, times=times)
     assert code == 128 + signal.SIGTERM
     assert lines == ["cal-train: terminated; nothing was saved to go on from: the same command begins anew"]
 
@@ -141,6 +151,43 @@ def test_a_checkpoint_with_a_truncated_file_is_passed_over_by_name(
     assert f"checkpoint-4 is passed over: cut off: {name}" in caplog.text
     with pytest.raises(ConfigError, match=f"checkpoint-4 is incomplete: cut off: {name}"):
         find_checkpoint(str(out / "checkpoint-4"), out)
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("trainer_state.json", "trainer_state.json"), ("cal_train_state.json", "cal_train_state.json"),
+     ("model.safetensors", "the model"), ("config.json", "the model's config"), ("optimizer.pt", "the optimizer"),
+     ("scheduler.pt", "the schedule"), ("rng_state.pth", "the state of random numbers")],
+)  # fmt: skip
+def test_a_checkpoint_without_a_file_that_going_on_needs_is_passed_over_by_name(
+    name: str, lacking: str, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    (out / "checkpoint-4" / name).unlink()
+    assert find_checkpoint("last", out) == out / "checkpoint-2"
+    assert f"checkpoint-4 is passed over: it lacks {lacking} (" in caplog.text
+
+
+def test_a_checkpoint_whose_parts_have_no_index_is_passed_over_by_name(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = Path(shutil.copytree(saved, tmp_path / "out")) / "checkpoint-4"
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00001.safetensors")
+    assert find_checkpoint("last", tmp_path / "out") == tmp_path / "out" / "checkpoint-2"
+    assert "it lacks model.safetensors.index.json" in caplog.text
+
+
+def test_a_checkpoint_that_is_cut_off_where_an_older_one_was_is_no_mix_of_both(
+    saved: Path, llava: Family, annotated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    (out / "checkpoint-4" / "optimizer.pt").mkdir()  # What cannot be written to ends the run in the midst of saving.
+    argv = command(llava, annotated, out, "--max_steps", 4, "--save_steps", 4, "--learning_rate", "2e-3")
+    with pytest.raises(RuntimeError, match="Is a directory"):
+        cli.run(argv)
+    assert find_checkpoint("last", out) == out / "checkpoint-2"
+    assert "checkpoint-4 is passed over: it lacks trainer_state.json" in caplog.text
 
 
 def test_a_checkpoint_without_a_part_of_its_weights_is_passed_over_by_name(

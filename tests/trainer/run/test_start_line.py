@@ -34,6 +34,7 @@ def test_the_line_names_rows_steps_parameters_deltas_and_the_denominator() -> No
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
+        (replace(with_flags(), num_rows=20), "; steps 13 to 30 of 20 rows and about 10,240 tokens; "),
         (with_flags(delta_source="uniform"), "; no deltas: every token weighs 1; divided by: sample"),
         (
             replace(with_flags(delta_source="online", lora_r=8), contrast=ContrastSpec(condition="mask")),

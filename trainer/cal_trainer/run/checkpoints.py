@@ -59,8 +59,11 @@ def _fault(checkpoint: Path) -> str:
         "trainer_state.json": ("trainer_state.json",),
         STATE_NAME: (STATE_NAME,),
         "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
+        # Without it transformers would make a model of the size that it takes for usual, and fill that at random.
+        "the model's config": ("config.json", "adapter_config.json", "pytorch_model*", "global_step*"),
         "the optimizer": ("optimizer*", "global_step*"),
         "the schedule": ("scheduler.pt", "global_step*"),
+        "the state of random numbers": ("rng_state*.pth",),
     }
     lacking = [name for name, globs in needed.items() if not any(any(checkpoint.glob(g)) for g in globs)]
     lacking += _unwritten_parts(checkpoint)
@@ -70,7 +73,10 @@ def _fault(checkpoint: Path) -> str:
 
 
 def _unwritten_parts(checkpoint: Path) -> Iterator[str]:
-    """Names of the files that an index of weights counts and that are not there."""
+    """Names of what is not there: parts of weights that an index counts, and the index that parts belong to."""
+    numbered = {part.name.split("-")[0] for part in checkpoint.glob("*-of-*.safetensors")}
+    indexes = [f"{name}.safetensors{_INDEX}" for name in sorted(numbered)]
+    yield from (index for index in indexes if not (checkpoint / index).is_file())
     for index in checkpoint.glob(f"*{_INDEX}"):
         try:
             parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

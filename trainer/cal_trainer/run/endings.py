@@ -22,15 +22,32 @@ class Terminated(BaseException):
 @contextmanager
 def raising_terminated() -> Iterator[None]:
     """Within it SIGTERM raises Terminated in the main thread; loader processes have handlers of their own."""
-    before = signal.signal(signal.SIGTERM, _raise)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, _raise)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    let_end()
     raise Terminated
+
+
+def let_end() -> None:
+    """Nothing disturbs the end of this process any more.
+
+    Neither a second signal (launchers hand on what schedulers send to all), nor the death of the loader processes,
+    which got it too and which torch makes an error of ours.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, _do_nothing)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN: of a signal that came before that, Python would complain."""
 
 
 def full_disk(error: BaseException | None, output_dir: Path) -> str | None:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from cal_pipeline.models.loading import weights_digest
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.shards import Shards
@@ -92,8 +94,12 @@ def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Puts the state into a checkpoint that is about to be written."""
+    """Puts the state into a checkpoint that is about to be written, in whose place an older one may be.
+
+    That one is not whole from here on: if the writing is cut off, the two would be mixed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
     (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 

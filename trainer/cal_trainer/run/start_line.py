@@ -33,7 +33,7 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     flags, weighting = facts.flags, facts.weighting
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
     sizes = [int(flags[name]) for name in names]
-    rows = sizes[0] * sizes[1] * sizes[2]
+    rows = min(sizes[0] * sizes[1] * sizes[2], facts.num_rows)  # The dummy row fills up what there is not.
     of_planned = f" of {facts.num_planned:,} planned" if facts.num_planned else ""
     skipped = f" ({sum(facts.skipped.values()):,} more are not ok)" if facts.skipped else ""
     data = ", ".join(map(str, (*flags["data_path"], *flags["source_path"])))

@@ -42,6 +42,11 @@ PLACES = {
     [
         (f"http://me:{SECRET}@host:80/a: no", "http://host:80/a: no"),
         (f"http://me:pa@{SECRET}@host/a", "http://host/a"),
+        (f"'http://me:pa'{SECRET}@host/a', 'b@c'", "'http://host/a', 'b@c'"),
+        (f"Invalid endpoint: me:{SECRET}@127.0.0.1:9/b", "Invalid endpoint: 127.0.0.1:9/b"),
+        (f"endpoint `//me:{SECRET}@[::1]:9`", "endpoint `//[::1]:9`"),
+        ("row a:b@c of 'x:y@z.json': me@host:80", "row a:b@c of 'x:y@z.json': me@host:80"),
+        (f"https://h/x?a='b'&X-Amz-Signature={SECRET}", "https://h/x'b'&X-Amz-Signature=…"),
         ("http://host:80/path@x and a@b", "http://host:80/path@x and a@b"),
         ("http://[::1]:80/path@x", "http://[::1]:80/path@x"),
         (f"--config https:/me:{SECRET}@host/x.yaml: No such file", "--config https:/host/x.yaml: No such file"),
@@ -65,19 +70,22 @@ def test_a_text_keeps_all_but_secrets(text: str, shown: str) -> None:
         (f"https://me:{SECRET}@host/x.jpg?id=1", "https://host/x.jpg?id=1"),
         (f"https://host/x.jpg?X-Amz-Date=1&X-Amz-Signature={SECRET}", "https://host/x.jpg"),
         (f"HTTP://host/x.jpg?id=1&sig={SECRET}", "HTTP://host/x.jpg"),
+        (f" https:/me:{SECRET}@host/x.jpg?token={SECRET}", " https:/host/x.jpg"),
+        (f"s3://AKIAME:ab/{SECRET}+c@bucket/a?token=1.jpg", "s3://bucket/a?token=1.jpg"),
+        (f"ftp://me:{SECRET}@host/x.jpg", "ftp://host/x.jpg"),
         *((name, name) for name in (
             "https://host/x.jpg?id=1", "images/a?sig=1.jpg", "a password=b.jpg", "s3://bucket/a?token=1.jpg",
-            "me:x@y/z", "/data/http:/me@host/x?key=1.jpg",
+            "me:x@y/z", "/data/http:/me@host/x?key=1.jpg", "az://box@account/a", "s3://bucket/a:b@c.jpg",
         )),
     ],
 )  # fmt: skip
-def test_what_tells_rows_apart_loses_secrets_of_pages_and_nothing_else(text: str, kept: str) -> None:
+def test_what_tells_rows_apart_loses_passwords_and_secrets_of_pages_and_nothing_else(text: str, kept: str) -> None:
     sample = sample_from_json({"id": text, "image": text, "prompt": "<image>", "completion": "b"}, "s/0")
     assert unsigned(text) == kept
     assert (sample.sample_id, sample.images[0].path) == (kept, kept)
 
 
-@pytest.mark.parametrize("part", ["://a:", "://a@", "://a?", "?token", "sig=", "a", "/x?key=1"])
+@pytest.mark.parametrize("part", ["://a:", "://a@", "://a?", "?token", "sig=", "a", "/x?key=1", "=a:", "://:'"])
 def test_ten_megabytes_of_hostile_text_take_seconds(part: str) -> None:
     started = time.process_time()
     redacted(part * (10_000_000 // len(part)))

@@ -14,15 +14,25 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-# A path that was made of a URL has lost one of its slashes.
-_URL = re.compile(r"(://|\b(?:https?|s3|gs|gcs|az|abfss?|hf|ray):/(?!/))([^\s'\"<>]*)")
-_NAMES = r"(?:sig|signature|token|credential|password|secret|accesskeyid|[-_]key)"
-_PAGE = re.compile(r"(?i)https?://")
+# A path that was made of a URL has lost one of its slashes. A password may hold the quotes that end a quoted URL.
+_URL = re.compile(
+    r"(://|\b(?i:https?|s3|gs|gcs|az|abfss?|hf|ray):/(?!/))((?:[^\s/'\"<>@:]*:[^\s/\"<>,]*@)?[^\s'\"<>]*)"
+)
+_NAMES = r"(?:sig|signature|token|credential|passw(?:or)?d|pwd|secret|accesskeyid|apikey|[-_]key)"
+_PAGE = re.compile(r"(?i)\s*https?:/")
+_WITH_PASSWORD = re.compile(r"\s*[a-zA-Z][\w+.-]*:/+[^/@:]*:[^@]*@")
 _SECRET = re.compile(rf"(?i){_NAMES}=")
+# An address with a port and without a scheme, as a library quotes one that it cannot use.
+_BARE = re.compile(r"(?<![^\s/'\"<>=(,`])[^\s/:@'\"<>=(,`]+:[^\s/:@\"<>]+@(?=[\w.-]+:\d|\[)")
 _NAMED = (
     # Queries of addresses whose host a library left out, and connection strings.
     (re.compile(rf"(?i)\?[^\s'\"<>?]*{_NAMES}=[^\s'\"<>)]+"), ""),
-    (re.compile(r"(?i)\b(\w*AccessKey|AccountKey|SharedAccessSignature|sig|password)=[^\s;&'\"]+"), r"\1=…"),
+    (
+        re.compile(
+            rf"(?i)(\b\w*AccessKey|\bAccountKey|\bSharedAccessSignature|\bsig|\bpassword|&[\w-]*?{_NAMES})=[^\s;&'\"]+"
+        ),
+        r"\1=…",
+    ),
 )
 
 
@@ -30,6 +40,8 @@ def redacted(text: str) -> str:
     """The text without the user, password and query of any URL, and without signatures, keys and tokens by name."""
     if ":/" in text:
         text = _URL.sub(lambda found: found[1] + "://".join(map(_without_secrets, found[2].split("://"))), text)
+    if "@" in text:
+        text = _BARE.sub("", text)
     if "=" in text:
         for pattern, instead in _NAMED:
             text = pattern.sub(instead, text)
@@ -37,17 +49,17 @@ def redacted(text: str) -> str:
 
 
 def unsigned(text: str) -> str:
-    """The URL of a page without its user and password, nor its query where that holds a signature, key or token.
+    """A URL without its user and password, and that of a page without a query that holds a signature, key or token.
 
     For what tells rows apart, their ids and the paths of their images: whatever is no such URL stays as it is, since a
     file or object may be called `a?sig=1.jpg`, and `?id=1` is another image than `?id=2`.
     """
-    if not _PAGE.match(text):
+    page = _PAGE.match(text)
+    if not page and not _WITH_PASSWORD.match(text):
         return text
-    scheme, _, rest = text.partition("://")
-    address, mark, query = rest.partition("?")
-    signed = mark and _SECRET.search(query)
-    return redacted(f"{scheme}://{address}") + ("" if signed else mark + query)
+    address, mark, query = text.partition("?")
+    signed = page and _SECRET.search(query)
+    return redacted(address) + ("" if signed else mark + query)
 
 
 def _without_secrets(url: str) -> str:

@@ -173,7 +173,17 @@ def linked(folder: Path) -> None:
     folder.symlink_to(folder.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("prepared", [open_to_all, of_somebody_else, linked])
+def linked_to_nothing(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(folder.parent / "absent")
+
+
+def a_file(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.touch(mode=0o600)
+
+
+@pytest.mark.parametrize("prepared", [open_to_all, of_somebody_else, linked, linked_to_nothing, a_file])
 def test_a_staging_folder_that_somebody_else_made_is_refused_before_anything_is_staged_or_logged(
     store: ObjectStore, folder: Path, prepared: Callable[[Path], None]
 ) -> None:
@@ -185,7 +195,8 @@ def test_a_staging_folder_that_somebody_else_made_is_refused_before_anything_is_
         pass
     with pytest.raises(ConfigError, match=says):
         WorkerProcess(str(folder / "logs" / "worker.log"))
-    assert list(folder.iterdir()) == []
+    assert not list(folder.glob("*"))
+    assert not (folder.parent / "absent").exists()
 
 
 def test_a_staged_file_of_another_container_stays_while_its_process_lives(store: ObjectStore, folder: Path) -> None:

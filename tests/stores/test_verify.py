@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -33,6 +34,7 @@ from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, measurement_spec
+from ill_files import ill_files
 
 SCHEMA = annotated_schema(carry="paths")
 
@@ -286,7 +288,27 @@ def test_a_source_that_changed_or_went_away_is_said(output: Path, tmp_path: Path
     data.unlink()
     verification = verify(output)
     assert verification.ok
-    assert any("cannot be reached from here" in note for note in verification.notes)
+    assert any("cannot be read from here" in note for note in verification.notes)
+
+
+@pytest.mark.full
+def test_a_source_that_its_disk_does_not_hand_out_now_is_no_problem_of_an_output_that_has_a_plan(
+    output: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ill").touch()
+    environment = os.environ | ill_files("data.jsonl", tmp_path / "ill", errno.EACCES)
+    command = [sys.executable, "-m", "cal_pipeline.cli", "--verify", "--output_dir", str(output)]
+
+    def verified(*flags: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    code, said = verified()
+    assert (code, "1 sources cannot be read from here" in said, "PROBLEM" in said) == (0, True, False), said
+    # What alone could tell whether all is there must be read.
+    (output / ".cal" / "plan.json").unlink()
+    code, said = verified("--data_path", str(tmp_path / "data.jsonl"))
+    assert (code, "cannot be counted: " in said, "all is well" in said) == (1, True, False), said
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def make_private(folder: Path) -> None:
     Raises ConfigError for one of another user, a link, and one that others can write to: they could replace what is
     staged, or have put something there already.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise ConfigError(

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.planning import Source, count_rows, find_sources
+from cal_pipeline.sources.reading import is_surroundings
 from cal_pipeline.sources.shard import changes
-from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError
+from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
 from cal_schemas.metadata import ShardSource
 from cal_schemas.opened import annotated_files
 from cal_schemas.storage.locations import Location
@@ -133,7 +134,11 @@ def _check_sources(
         try:
             total = count_rows(uri, data_format)
         except CalError as error:
-            verification.problems.append(f"its rows cannot be counted: {error}")
+            # Without a plan the source alone could say that nothing is missing.
+            if planned and (isinstance(error, StoreError) or is_surroundings(error.__cause__ or error)):
+                unreachable.append(uri)
+            else:
+                verification.problems.append(f"its rows cannot be counted: {error}")
             continue
         covered = sum(stop - start for start, stop, _ in ranges)
         if (end := max((stop for _, stop, _ in ranges), default=0)) > total:
@@ -144,8 +149,7 @@ def _check_sources(
             remarks.append(f"{uri} has {total} rows, of which {covered} are in the output")
     if unreachable:
         verification.notes.append(
-            f"{len(unreachable)} sources cannot be reached from here, so their rows are not counted: "
-            f"{_some(unreachable)}"
+            f"{len(unreachable)} sources cannot be read from here, so their rows are not counted: {_some(unreachable)}"
         )
 
 

@@ -41,7 +41,9 @@ class Capacity:
         if self._short_since is not None:
             self._outcome.seconds_short += now - self._looked
             if up >= wanted:
-                _log.info("%d of %d workers are up again, after %.0f s", up, wanted, now - self._short_since)
+                asked = self._cluster.num_workers
+                why = " are up again" if up >= asked else " are up, and there is no work for more"
+                _log.info("%d of %d workers%s, after %.0f s", up, asked, why, now - self._short_since)
                 self._short_since = None
         self._looked = now
 

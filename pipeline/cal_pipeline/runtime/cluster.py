@@ -32,17 +32,28 @@ class Cluster:
     """The run stops when more of its rows are not ok."""
 
 
+def named_cluster(ray_address: str | None) -> str | None:
+    """Where the cluster is; None to start one. As Ray has it: RAY_ADDRESS goes before `auto`, and `local` is none."""
+    if ray_address in (None, "auto"):
+        ray_address = os.environ.get("RAY_ADDRESS") or ray_address
+    return None if ray_address in ("", "local") else ray_address
+
+
 def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> bool:
     """Tells whether an address is a `host:port` where gRPC is spoken, as Ray does.
 
     Raises ConfigError when nothing listens there, or something else: Ray itself would try for a quarter of an hour. The
-    first answer of gRPC is a frame of settings of HTTP/2. Other forms (`auto`, `ray://...`) are left to Ray, which
-    refuses them quickly.
+    first answer of gRPC is a frame of settings of HTTP/2. So is Ray Client, through which no node and no actor can be
+    looked at, and a user or password, which Ray knows none of. Other forms are left to Ray, which refuses them quickly.
     """
+    nothing = f"no Ray cluster at {address.rpartition('@')[2]} (--ray_address or RAY_ADDRESS)"
+    if "@" in address:
+        raise ConfigError(f"{nothing}: give host:port, without a user or password")
+    if address.startswith("ray://"):
+        raise ConfigError(f"{nothing}: Ray Client cannot be used; start this on a node, and give the head's host:port")
     host, separator, port = address.rpartition(":")
     if not separator or "/" in host or not port.isdecimal():
         return False
-    nothing = f"no Ray cluster at {address} (--ray_address or RAY_ADDRESS)"
     answer = b""
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:

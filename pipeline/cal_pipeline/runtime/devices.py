@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cal_pipeline.models.quantization import check_quantization
+from cal_pipeline.runtime.cluster import named_cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_schemas.errors import ConfigError
 
@@ -28,7 +28,7 @@ def validate_device(config: PrecomputeConfig, gpus: float) -> None:
             f"--attn_implementation {config.attn_implementation} needs a GPU, and workers have none "
             "(--gpus_per_worker 0): use sdpa or eager"
         )
-    if not _on_cluster(config):  # Its nodes have packages of their own.
+    if not named_cluster(config.ray_address):  # Its nodes have packages of their own.
         check_quantization(config.quantization, "cuda" if gpus else "cpu")
 
 
@@ -39,13 +39,9 @@ def gpus_per_worker(config: PrecomputeConfig) -> float:
     if wanted is None:
         wanted = float(min(1, there))
         _log.info("--gpus_per_worker %g, because this machine has %s GPU", wanted, "a" if wanted else "no")
-    elif wanted > there and not _on_cluster(config):
+    elif wanted > there and not named_cluster(config.ray_address):
         raise ConfigError(
             f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the CPU), "
             "or name a cluster with --ray_address"
         )
     return wanted
-
-
-def _on_cluster(config: PrecomputeConfig) -> bool:
-    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))

@@ -34,12 +34,14 @@ class RunMetrics(Collector):
         labels = [facts["output_dir"]]
         counted = {name: (text, state.counts[name]) for name, text in _COUNTED.items()}
         counted["shards_retried"] = ("tries of shards after the first one", facts["shards_retried"])
-        alive = sum(worker["state"] != "placing" for worker in facts["workers"])
+        counted["worker_starts_failed"] = ("starts of workers that failed", facts["failed_starts"])
+        waiting = sum(worker["state"] == "placing" for worker in facts["workers"])
         for name, text, value in (
             ("shards_planned", "shards of the plan", facts["shards_planned"]),
             ("shards_done", "shards of the plan that are done, also by earlier runs", facts["shards_done"]),
             ("shards_failed", "shards that this run has given up", len(facts["shards_failed"])),
-            ("workers_alive", "workers that are placed on a node", alive),
+            ("workers_alive", "workers that are placed on a node", len(facts["workers"]) - waiting),
+            ("workers_waiting", "workers that are not placed yet", waiting),
             (
                 "last_shard_finished_timestamp_seconds",
                 "when the last shard was finished, or the run began where none is, in seconds since the epoch",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
-from cal_pipeline.runtime.cluster import Cluster, check_reachable
+from cal_pipeline.runtime.cluster import Cluster, check_reachable, named_cluster
 from cal_pipeline.runtime.session_dir import session_dir
 from cal_schemas.errors import ConfigError
 
@@ -56,7 +56,7 @@ def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[
     `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
     at the address, or Ray cannot start here.
     """
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = named_cluster(cluster.address)
     with nullcontext() if address else _closed_to_others(), nullcontext() if address else session_dir() as temporary:
         try:
             _init(cluster, address, temporary, starting)
@@ -109,7 +109,8 @@ def _init(
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     given["job_config"] = _ImportsOfDriver(local=not address)
     if address:
-        known = check_reachable(address)
+        # `auto` leads to what `ray start` noted here last, which may be long gone.
+        known = address != "auto" and check_reachable(address)
         given |= {"address": address}
     else:
         where = "Ray cannot start here"
@@ -118,11 +119,15 @@ def _init(
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
     for tries_left in reversed(range(1 if address else _RAY_STARTS)):
         try:
-            if address and known:
+            if address == "auto":
+                check_reachable(services.canonicalize_bootstrap_address(address))
+            elif address and known:
                 GcsClient(address=address)  # Another server is found out at once; `ray.init` asks it twenty times.
             with starting():
                 ray.init(**given)
             return
+        except ConfigError:
+            raise
         except Exception as error:  # Ray raises a bare Exception when it gives its own processes up after 30 s.
             reason = f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
             if not tries_left:

@@ -68,6 +68,8 @@ class RunState:
             "shards_done": self._num_planned - len(self._pending),
             "shards_failed": {**self._broken, **self._outcome.failed},
             "shards_retried": self._outcome.retries,
+            "failed_starts": self._outcome.failed_starts,
+            "seconds_short": self._outcome.seconds_short,
             "rows_to_measure": self.num_rows,
             "rows_measured": self.counts["rows"],
             "rows_per_s": rate,

@@ -136,6 +136,9 @@ def _print_driver(console: Console, driver: Mapping[str, Any]) -> None:
         f"  {driver['rows_measured']} of {driver['rows_to_measure']} rows measured, {driver['rows_per_s']:.1f} rows/s, "
         f"{left} left, {driver['shards_retried']} tries again; metrics at {driver['metrics']}"
     )
+    if driver.get("failed_starts"):
+        short = duration(driver["seconds_short"])
+        console.print(f"  {driver['failed_starts']} starts of workers failed: for {short} too few were up")
     for worker in driver["workers"]:
         for_s = duration(driver["beat"] - worker["since"] + ago * driver["alive"])
         since = time.strftime("%H:%M:%S", time.localtime(worker["since"]))

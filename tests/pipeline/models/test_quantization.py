@@ -237,7 +237,7 @@ def test_what_needs_a_gpu_is_refused_before_a_worker_starts(monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
         validate_device(config(quantization="4bit"), 1.0)
-    validate_device(config(quantization="4bit", ray_address="ray://elsewhere:10001"), 1.0)
+    validate_device(config(quantization="4bit", ray_address="elsewhere:6379"), 1.0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

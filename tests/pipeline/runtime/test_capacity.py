@@ -84,3 +84,14 @@ def test_the_time_with_too_few_workers_is_kept_and_its_beginning_and_end_are_sai
         "no memory; 1 of 2 workers are up, the next start in 3 s (failed starts in a row: 1)",
         "2 of 2 workers are up again, after 40 s",
     ]
+
+
+def test_workers_that_are_missed_no_longer_because_work_runs_out_are_not_said_to_be_up_again(
+    clock: StoppedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    starts = Capacity(CLUSTER, RunOutcome())
+    fail(starts, clock, up=1)
+    clock.now += 10
+    starts.look(up=1, wanted=1)
+    assert caplog.messages[1:] == ["1 of 2 workers are up, and there is no work for more, after 10 s"]

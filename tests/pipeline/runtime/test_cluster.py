@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cal_pipeline.runtime.cluster import check_reachable
+from cal_pipeline.runtime.cluster import check_reachable, named_cluster
 from cal_schemas.errors import ConfigError
 
 
@@ -67,6 +67,33 @@ def test_an_address_where_http_2_is_spoken_as_rays_is_reachable() -> None:
         check_reachable(address)
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "127.0.0.1"])
+@pytest.mark.parametrize("address", ["me:hunter2@127.0.0.1:6379", "me:hunter2@head", "http://me:hunter2@head:8265"])
+def test_a_password_in_an_address_is_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(ConfigError, match="without a user or password") as refused:
+        check_reachable(address)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "cluster"),
+    [
+        (None, None, None), (None, "head:1", "head:1"), ("auto", "head:1", "head:1"), ("auto", None, "auto"),
+        ("other:1", "head:1", "other:1"), ("local", None, None), (None, "local", None), ("auto", "local", None),
+        ("local", "head:1", None), ("", "head:1", None),
+    ],
+)  # fmt: skip
+def test_a_ray_is_started_here_where_no_cluster_is_named_or_local(
+    flag: str | None, variable: str | None, cluster: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable or "")
+    assert named_cluster(flag) == cluster
+
+
+def test_ray_client_is_refused_before_it_waits_for_an_answer() -> None:
+    with pytest.raises(ConfigError, match=r"no Ray cluster at ray://head:10001 .*: Ray Client cannot be used"):
+        check_reachable("ray://head:10001")
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1"])
 def test_other_forms_are_left_to_ray(address: str) -> None:
     check_reachable(address)

@@ -40,11 +40,11 @@ def test_every_metric_is_there_at_0_before_the_first_shard_and_counts_what_follo
         before = scraped(url)
         assert {name for name, value in before.items() if value == 0} == {
             "cal_shards_total", "cal_rows_total", "cal_rows_not_ok_total", "cal_tokens_total", "cal_bytes_total",
-            "cal_shards_retried_total", "cal_workers_alive",
+            "cal_shards_retried_total", "cal_workers_alive", "cal_workers_waiting", "cal_worker_starts_failed_total",
         }  # fmt: skip
         assert (before["cal_shards_planned"], before["cal_shards_done"], before["cal_shards_failed"]) == (4, 1, 1)
         began = before["cal_last_shard_finished_timestamp_seconds"]
-        run._outcome.failed["b"], run._outcome.retries = "burnt", 2
+        run._outcome.failed["b"], run._outcome.retries, run._outcome.failed_starts = "burnt", 2, 3
         run._outcome.at_work = [
             WorkerState(where="?", state="placing", since=0.0, shard=None),
             WorkerState(where="here", state="busy", since=0.0, shard="b"),
@@ -53,6 +53,7 @@ def test_every_metric_is_there_at_0_before_the_first_shard_and_counts_what_follo
         after = scraped(url)
     assert (after["cal_shards_done"], after["cal_shards_failed"], after["cal_shards_retried_total"]) == (2, 2, 2)
     assert (after["cal_rows_total"], after["cal_rows_not_ok_total"], after["cal_workers_alive"]) == (10, 3, 1)
+    assert (after["cal_workers_waiting"], after["cal_worker_starts_failed_total"]) == (1, 3)
     assert after["cal_last_shard_finished_timestamp_seconds"] >= began
     with pytest.raises(OSError, match="refused"):
         scraped(url)
@@ -83,7 +84,8 @@ def test_every_metric_that_the_rules_name_exists_and_what_an_operator_needs_has_
     assert named <= there
     assert named >= {
         "cal_shards_planned", "cal_shards_done", "cal_shards_failed", "cal_shards_retried_total", "cal_workers_alive",
-        "cal_last_shard_finished_timestamp_seconds", "cal_rows_not_ok_total",
+        "cal_last_shard_finished_timestamp_seconds", "cal_rows_not_ok_total", "cal_worker_starts_failed_total",
+        "cal_workers_waiting",
     }  # fmt: skip
     assert all(rule["annotations"]["summary"] for rule in group["rules"])
     text = re.findall(r"`(?:ray_)?(cal_\w+)`", PAGE.read_text())

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private import services
+
+from cal_pipeline.runtime.cluster import Cluster
+from cal_pipeline.runtime.ray_session import ray_session
+from cal_schemas.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 RUN = """
@@ -46,8 +54,10 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    # Ray's own word for a Ray that is started here is as good as none.
+    own = {"RAY_ADDRESS": "local" if environment["RAY_AUTH_MODE"] == "disabled" else ""}
     with subprocess.Popen(
-        [sys.executable, "-c", RUN], env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", RUN], env=os.environ | environment | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, start_new_session=True,
     ) as process:  # fmt: skip
         yield process
@@ -104,3 +114,23 @@ def test_nobody_without_its_token_gets_into_a_ray_that_was_started_here_and_it_l
     run.stdin.close()
     assert run.stdout.read() == "put back\n"
     run.stdin = None
+
+
+@pytest.mark.parametrize("there", ["auto", None])
+def test_a_cluster_that_auto_still_finds_a_note_of_and_that_is_gone_is_refused_at_once(
+    there: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(
+        num_workers=1, gpus_per_worker=0, cpus_per_worker=1, address=there, max_tries=1, shard_timeout_s=9,
+        start_timeout_s=9, idle_timeout_s=9,
+    )  # fmt: skip
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        monkeypatch.setattr(services, "find_gcs_addresses", functools.cache(set))
+        monkeypatch.setattr(services, "find_bootstrap_address", lambda _: f"127.0.0.1:{port}")
+        monkeypatch.setenv("RAY_ADDRESS", "" if there else "auto")
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"no Ray cluster at \S+:{port} .*refused"), ray_session(cluster):
+            pass
+    assert time.monotonic() - started < 15

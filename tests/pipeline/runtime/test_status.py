@@ -50,7 +50,7 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
     now = time.time()
     busy = {"where": "here, pid 1", "state": "busy", "since": now - 120, "shard": "b"}
     starting = {"where": "there, pid 2", "state": "starting", "since": now, "shard": None}
-    beat(store, "2026-01-01T12:00:00+0000", workers=[busy, starting])
+    beat(store, "2026-01-01T12:00:00+0000", workers=[busy, starting], failed_starts=2, seconds_short=90.0)
     beat(
         store, "2026-01-02T12:00:00+0000", statuses_before={"ok": 8}, shards_failed={"a": "torn", "b": "hung [at] :x:"}
     )
@@ -66,6 +66,7 @@ def test_two_drivers_are_told_together(store: LocalStore, capsys: pytest.Capture
     assert (
         "  10 of 30 rows measured, 2.0 rows/s, 10 s left, 1 tries again; metrics at http://127.0.0.1:1/metrics" in lines
     )
+    assert lines.count("  2 starts of workers failed: for 1.5 min too few were up") == 1
     assert any(line.startswith("  worker here, pid 1: b for 2.0 min, since ") for line in lines)
     assert any(line.startswith("  worker there, pid 2: starting for ") for line in lines)
     assert "2 of 24 rows are not ok: 2 too_long" in lines

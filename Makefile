@@ -20,10 +20,14 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 # constraints.txt pins torch exactly: an unpinned torch would fetch gigabytes of CUDA on a machine without a GPU.
-$(STAMP): pyproject.toml constraints.txt
+# torchvision's wheels are for CUDA: tests import the half of it that processors use, from a folder that only they look
+# into, and nothing of what the wheels depend on is fetched.
+$(STAMP): pyproject.toml constraints.txt constraints-torchvision.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/torchvision-for-tests -r constraints-torchvision.txt
 	touch $@
 
 $(AZURITE): | $(STAMP)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# First: transformers looks once for what is installed.
+import torchvision_for_tests.sitecustomize  # noqa: F401
+
+# isort: split
 import os
 import signal
 import subprocess
@@ -100,4 +104,4 @@ def mllama(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     """Of a family whose rows know of their neighbours' images."""
     directory = tmp_path_factory.mktemp("mllama")
     processors.BUILDERS["mllama"](directory)
-    return processors.load(directory, "mllama")[1]
+    return processors.BY_NAME["mllama"].load(directory)[1]

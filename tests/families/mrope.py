@@ -35,11 +35,6 @@ def _case(model_class: Any, config: Any) -> Case:
     return Case(model=build(model_class, config), samples=token_samples(_image, type_ids="mm_token_type_ids"))
 
 
-def qwen2_vl() -> Case:
-    vision = {"depth": 2, "embed_dim": HIDDEN, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4}
-    return _case(hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLConfig(text_config=_TEXT, vision_config=vision, **_QWEN))
-
-
 def qwen2_5_vl() -> Case:
     vision = {
         "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
@@ -47,15 +42,6 @@ def qwen2_5_vl() -> Case:
     }  # fmt: skip
     config = hf.Qwen2_5_VLConfig(text_config=_TEXT, vision_config=vision, **_QWEN)
     return _case(hf.Qwen2_5_VLForConditionalGeneration, config)
-
-
-def qwen3_vl() -> Case:
-    vision = {
-        "depth": 3, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
-        "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
-    config = hf.Qwen3VLConfig(text_config={**_TEXT, "head_dim": 16}, vision_config=vision, **_QWEN)
-    return _case(hf.Qwen3VLForConditionalGeneration, config)
 
 
 def qwen3_5() -> Case:

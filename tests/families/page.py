@@ -15,7 +15,7 @@ from cal_pipeline.models.special_cases import (
     REFUSED_PROCESSORS,
     UNIFORM_SHAPE_BATCHES,
 )
-from families.table import NAMES, NOT_BUILT, REQUIRED
+from families.table import ENCODER_DECODERS, NAMES, NOT_TRIED, REFUSED, ROWS, row_name
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS: Final = (
@@ -69,16 +69,25 @@ def figure(value: float) -> str:
 
 
 def rows() -> list[list[str]]:
-    """The table's cells, in the order of NAMES, then what could not be built."""
-    table = []
-    for name in NAMES:
-        measured = _measured.get(name, {})
-        status = "works" if name in REQUIRED else "works (tried)"
-        if measured.get("end_to_end", "").startswith("refused"):
-            status = "works at model level, refused end to end (tried)"
-        table.append([f"`{name}`", status, *(measured.get(key, "?") for key in _KEYS[2:])])
-    table += [[f"`{name}`", f"not tried: {why}", *["-"] * (len(COLUMNS) - 2)] for name, why in NOT_BUILT.items()]
-    return table
+    """The table's cells, in the order of the names; a family that this run did not measure keeps its committed row."""
+    committed = {row[0]: row for row in committed_rows()}
+    return [_row(name, committed.get(f"`{name}`")) for name in ROWS]
+
+
+def _row(name: str, committed: list[str] | None) -> list[str]:
+    empty = ["-"] * (len(COLUMNS) - 2)
+    if name in NOT_TRIED:
+        return [f"`{name}`", "not tried", *empty]
+    if name in REFUSED:
+        why = "an encoder-decoder" if name in map(row_name, ENCODER_DECODERS) else "reason below"
+        return [f"`{name}`", f"refused at load: {why}", *empty]
+    measured = _measured.get(name)
+    if measured is None and committed:
+        return committed
+    measured = measured or {}
+    refused = measured.get("end_to_end", "").startswith("refused")
+    status = "works at model level, refused end to end" if refused else "works"
+    return [f"`{name}`", status, *(measured.get(key, "?") for key in _KEYS[2:])]
 
 
 def committed_rows() -> list[list[str]]:
@@ -113,7 +122,10 @@ def _value_and_remark(cell: str) -> tuple[float | None, str]:
 
 
 def write() -> None:
-    """The page, from this run. Rows that differ from the committed ones in figures alone stay as they were."""
+    """The page, from this run or, as a program, from those that RECORD's file is of.
+
+    Rows that differ from the committed ones in figures alone stay as they were.
+    """
     before = {row[0]: row for row in committed_rows()}
     table = [before[row[0]] if row[0] in before and alike(row, before[row[0]]) else row for row in rows()]
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *table)]
@@ -130,8 +142,8 @@ Each row was tested for: the label-only LM head against full logits; `drop` agai
 rows one by one, with the image and under both contrasts; padding left against right; two images in a sample and
 text-only rows; one training step through the trainer with cached and one with online deltas, finite and equal; other
 pixels giving other logits with the image and the same ones without it, dropped or masked. "Real processor end to end"
-is files, `cal-precompute`, pandas, `cal-train` (cached and online) with a processor and a tokenizer made in the test;
-elsewhere the processor needs torchvision, which has no build for a CPU torch, and samples are token ids.
+is files, `cal-precompute`, pandas, `cal-train` (cached and online) with the family's processor and a tokenizer trained
+in the test, torchvision installed; elsewhere samples are token ids as the processor would write them.
 
 How the tokens that stand for an image are located:
 
@@ -188,7 +200,10 @@ the check with `--dtype float32 --limit 2` when in doubt.
   template, tokenizer) was tested with files made to resemble them.
 - There was no GPU: half precision on CUDA, flash attention, one model over several GPUs and quantisation on CUDA were
   tested as far as the arguments that reach transformers ([method.md](method.md), section 3).
-- Where the last column says torchvision, the family's own processor never ran: its samples are token ids written as
-  that processor would write them, and the text that it inserts for an image was not compared with it.
-- transformers knows more image-text-to-text families than these. The others were not tried.
+- Where the last column says token ids, the family's own processor never ran: the text that it inserts for an image was
+  not compared with what these samples say.
 """
+
+if __name__ == "__main__":
+    gather()
+    write()

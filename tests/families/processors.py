@@ -1,7 +1,4 @@
-"""Families whose processor can be built without torchvision, beyond those of tiny_models.FAMILIES.
-
-`BUILDERS[name](directory)` writes a checkpoint with its processor; `case` loads it as the pipeline does.
-"""
+"""Families whose processors work without torchvision too: those of tiny_models and more."""
 
 from __future__ import annotations
 
@@ -9,41 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import transformers as hf
 
-from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.models.loading import load_processor, load_reference
-from cal_schemas.spec import Template
-from examples_of import conversation
-from families.case import Case
-from tiny_models import FAMILIES, HIDDEN, build, sample_image, text_config_values, train_tokenizer
+from families.family import LAYERS as _LAYERS
+from families.family import Family, chat, save
+from tiny_models import (
+    HIDDEN,
+    build_gemma3,
+    build_idefics3,
+    build_llava,
+    build_llava_next,
+    build_paligemma,
+    text_config_values,
+    train_tokenizer,
+)
 
-_LAYERS: Final = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEMPLATES: Final[dict[str, Template]] = {"blip_2": "plain"}
-"""Families without a chat template; the others use their processor's."""
 ONE_IMAGE: Final = "its processor puts the tokens of exactly one image before the text"
-
-
-def chat(image: str, *, user: str, assistant: str, end: str, begin: str = "") -> str:
-    """A template in which every turn is a header, its parts in order, and an end token."""
-    header = f"({user!r} if m['role'] == 'user' else {assistant!r})"
-    parts = f"{{{{ {image!r} if part['type'] == 'image' else part['text'] }}}}"
-    return (
-        f"{{{{ {begin!r} }}}}{{% for m in messages %}}{{{{ {header} }}}}"
-        "{% if m['content'] is string %}{{ m['content'] }}"
-        f"{{% else %}}{{% for part in m['content'] %}}{parts}{{% endfor %}}{{% endif %}}{{{{ {end!r} }}}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {assistant!r} }}}}{{% endif %}}"
-    )
-
-
-def save(directory: Path, model_class: Any, config: Any, processor: Any) -> None:
-    model = build(model_class, config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("_gate"):  # Mllama's start at 0: an image would change nothing
-            torch.nn.init.constant_(parameter, 0.7)
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
 
 
 def build_vipllava(directory: Path) -> None:
@@ -216,45 +194,40 @@ def build_granite4_vision(directory: Path) -> None:
     save(directory, hf.Granite4VisionForConditionalGeneration, config, processor)
 
 
-_MORE: Final = (
-    build_vipllava, build_idefics2, build_paligemma2, build_aya_vision, build_mllama, build_blip_2, build_deepseek_vl,
-    build_granite4_vision,
-)  # fmt: skip
-BUILDERS: Final[dict[str, Callable[[Path], None]]] = {
-    **FAMILIES,
-    **{b.__name__.removeprefix("build_"): b for b in _MORE},
-}
+def _family(build: Callable[[Path], None], *markers: str, **facts: Any) -> Family:
+    return Family(name=build.__name__.removeprefix("build_"), build=build, markers=markers, **facts)
 
 
-ATTENTION: Final = {"paligemma2": "eager"}
-"""Families that refuse sdpa (Gemma 2 soft-caps its attention)."""
-
-
-def load(directory: Path, name: str) -> tuple[Any, Encoder]:
-    """The checkpoint's model in float32 and its encoder, as the pipeline loads them."""
-    encoder = Encoder(load_processor(directory), template=TEMPLATES.get(name, "auto"))
-    return load_reference(directory, dtype="float32", attn_implementation=ATTENTION.get(name, "sdpa")), encoder
-
-
-def case(model: Any, encoder: Encoder, name: str) -> Case:
-    """Ragged samples through the processor: one image, several turns, two images, none."""
-    one_turn = name in ("paligemma", "paligemma2", "blip_2")
-    given = [
-        (["<image>\nWhat is this?", "A red cat on the table."], [(60, 40)]),
-        (["<image>\nDescribe the image in a few words.", "A small dog sits next to a large white cat."], [(90, 50)]),
-    ]
-    if not one_turn:
-        given.append((["Look: <image>\nWhat?", "A dog.", "And where is it?", "On the left, I think."], [(40, 70)]))
-    if name != "blip_2":
-        given.append((["<image>\n<image>\nAnd these?", "The second shows a small dog, I think."], [(50, 50), (80, 30)]))
-        given.append((["How are you?", "Fine, and the bus is behind the tree."], []))
-    samples = [
-        encoder(conversation(*turns), [sample_image(10 * row + n, size) for n, size in enumerate(sizes)])
-        for row, (turns, sizes) in enumerate(given)
-    ]
-    only = {"two_images": ONE_IMAGE, "text_only": ONE_IMAGE} if name == "blip_2" else {}
-    found_by = {"blip_2": "count", "idefics2": "text", "mllama": "text"}.get(name, "report")
-    return Case(
-        model=model, samples=samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs,
-        uniform_shape_batches=encoder.uniform_shape_batches, found_by=found_by, **only,
-    )  # fmt: skip
+FAMILIES: Final = tuple(
+    _family(build, *markers, **facts)
+    for build, markers, facts in (
+        (build_llava, ("<image>",), {}),
+        (build_llava_next, ("<image>",), {}),
+        (build_gemma3, ("\n\n<start_of_image>", "<image_soft_token>", "<end_of_image>\n\n"), {}),
+        (build_paligemma, ("<image>",), {"one_turn": True}),
+        (
+            build_idefics3,
+            ("<fake_token_around_image>", "<row_1_col_1>", "<global-img>", "<image>"),
+            {},
+        ),
+        (build_vipllava, ("<image>",), {}),
+        (build_idefics2, ("<fake_token_around_image>", "<image>"), {"found_by": "text"}),
+        # Gemma 2 soft-caps its attention, which sdpa does not.
+        (build_paligemma2, ("<image>",), {"one_turn": True, "attention": "eager"}),
+        (
+            build_aya_vision,
+            ("<|START_OF_IMG|>", "TILE_1", "TILE_GLOBAL", "<|IMG_PATCH|>", "<|END_OF_IMG|>"),
+            {},
+        ),
+        (build_mllama, ("<|image|>",), {"found_by": "text", "rows_of_a_step": 1}),
+        (
+            build_blip_2,
+            ("<image>",),
+            {"found_by": "count", "one_turn": True, "one_image": ONE_IMAGE, "template": "plain"},
+        ),
+        (build_deepseek_vl, ("<image_placeholder>",), {}),
+        (build_granite4_vision, ("<image>",), {}),
+    )
+)
+BY_NAME: Final = {family.name: family for family in FAMILIES}
+BUILDERS: Final[dict[str, Callable[[Path], None]]] = {family.name: family.build for family in FAMILIES}

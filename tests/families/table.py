@@ -1,43 +1,40 @@
-"""Every family of the coverage matrix, by the name it has in docs/models.md."""
+"""Every family of docs/models.md: what transformers calls an image-text-to-text model, and what became of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from cal_pipeline.models.special_cases import REFUSED_MODELS
 from families import mrope, processors, tiles
-from families.case import Case
+from families.family import AnyFamily, FamilyOfIds, discovered
 
-AT_MODEL_LEVEL: Final[dict[str, Callable[[], Case]]] = {
-    build.__name__: build
+ONLY_IDS: Final = "no: its samples are token ids"
+OF_IDS: Final[dict[str, FamilyOfIds]] = {
+    build.__name__: FamilyOfIds(name=build.__name__, case=build, end_to_end=ONLY_IDS)
     for build in (
-        tiles.llava_onevision, mrope.qwen2_vl, mrope.qwen2_5_vl, mrope.qwen3_vl, mrope.qwen3_5, mrope.glm4v,
-        tiles.smolvlm, tiles.internvl, tiles.mistral3, tiles.cohere2_vision, tiles.llama4, tiles.gemma4, tiles.lfm2_vl,
-        tiles.instructblip,
+        mrope.qwen3_5, mrope.glm4v, tiles.mistral3,
+        tiles.cohere2_vision, tiles.llama4, tiles.gemma4, tiles.lfm2_vl,
     )
+} | {
+    "instructblip": FamilyOfIds(name="instructblip", case=tiles.instructblip, end_to_end="refused: its processor")
 }  # fmt: skip
-"""Their processors need torchvision (instructblip's is refused): samples are token ids as those would write them."""
 
-REQUIRED: Final = (
-    "llava", "vipllava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "idefics2",
-    "idefics3", "smolvlm", "internvl", "mistral3", "paligemma", "paligemma2", "gemma3", "aya_vision", "cohere2_vision",
-    "llama4", "mllama", "blip_2",
+ALL: Final[dict[str, AnyFamily]] = {**processors.BY_NAME, **OF_IDS, **discovered()}
+NAMES: Final = tuple(sorted(ALL))
+"""Families with a model and samples. One that a module of `builders` defines needs no entry here."""
+
+
+def row_name(model_type: str) -> str:
+    """As docs/models.md writes the name of a config."""
+    return model_type.replace("-", "_").replace(".", "_")
+
+
+ENCODER_DECODERS: Final = (
+    "florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder",
 )  # fmt: skip
-TRIED: Final = ("instructblip", "gemma4", "deepseek_vl", "lfm2_vl", "qwen3_5", "granite4_vision")
-NAMES: Final = (*REQUIRED, *TRIED)
-
-NOT_BUILT: Final = {
-    "gemma3n": "its vision tower comes from timm, which needs torchvision",
-    "fast_vlm": "its vision tower comes from timm, which needs torchvision",
-    "perception_lm": "its vision tower comes from timm, which needs torchvision",
-}
-"""Families that could not be tried here, and why."""
-
-
-def make(name: str, directory: Path) -> Case:
-    """The family's tiny model and samples; `directory` holds its checkpoint where it has a processor."""
-    if name in AT_MODEL_LEVEL:
-        return AT_MODEL_LEVEL[name]()
-    processors.BUILDERS[name](directory)
-    return processors.case(*processors.load(directory, name), name)
+"""Refused by their configs."""
+REFUSED: Final = {row_name(name) for name in (*REFUSED_MODELS, *ENCODER_DECODERS)}
+NOT_TRIED: Final = {row_name(name) for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - REFUSED - ALL.keys()
+ROWS: Final = tuple(sorted({*NAMES, *REFUSED, *NOT_TRIED}))

@@ -25,58 +25,6 @@ def _case(model_class: Any, config: Any, image: Callable[[int], Image], **option
     return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_first=batch_first)
 
 
-def llava_onevision() -> Case:
-    """Two tiles and the whole image, a newline embedding behind each row of tiles."""
-    vision = hf.SiglipVisionConfig(**_LAYERS, image_size=16, patch_size=8, vision_use_head=False)
-    config = hf.LlavaOnevisionConfig(
-        vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_index=_IMAGE, video_token_index=2,
-        image_grid_pinpoints=[[16, 32], [32, 16]],
-    )  # fmt: skip
-
-    def image(seed: int) -> Image:
-        size = torch.tensor([[16, 32]] if seed % 2 else [[32, 16]])  # height, width
-        tokens = 4 + (2 * (4 + 1) if seed % 2 else 4 * (2 + 1))
-        return Image(ids=[_IMAGE] * tokens, inputs={"pixel_values": pixels(seed, 1, 3, 3, 16, 16), "image_sizes": size})
-
-    return _case(hf.LlavaOnevisionForConditionalGeneration, config, image)
-
-
-def smolvlm() -> Case:
-    """Two tiles of four tokens each, a marker in front of each."""
-    config = hf.SmolVLMConfig(
-        vision_config={**_LAYERS, "image_size": 16, "patch_size": 4}, text_config=hf.LlamaConfig(**_TEXT),
-        image_token_id=_IMAGE, pad_token_id=0, scale_factor=2,
-    )  # fmt: skip
-    raise_batch = frozenset({"pixel_values"})
-
-    def image(seed: int) -> Image:
-        return Image(ids=[_MARK, *[_IMAGE] * 4] * 2, inputs={"pixel_values": pixels(seed, 1, 2, 3, 16, 16)})
-
-    case = _case(hf.SmolVLMForConditionalGeneration, config, image, batch_first=raise_batch)
-    return _led_by_batch(case)
-
-
-def _led_by_batch(case: Case) -> Case:
-    """Images of one sample side by side in dimension 1: [1, tiles, ...]."""
-    samples = []
-    for sample in case.samples:
-        inputs = {key: value.flatten(0, 1)[None] for key, value in sample.image_inputs.items()}
-        samples.append(dataclasses.replace(sample, image_inputs=inputs))
-    return dataclasses.replace(case, samples=samples)
-
-
-def internvl() -> Case:
-    vision = {**_LAYERS, "image_size": 16, "patch_size": 4}
-    config = hf.InternVLConfig(
-        vision_config=vision, text_config=hf.Qwen2Config(**_TEXT), image_token_id=_IMAGE, image_seq_length=4
-    )
-
-    def image(seed: int) -> Image:
-        return Image(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
-
-    return _case(hf.InternVLForConditionalGeneration, config, image)
-
-
 def mistral3() -> Case:
     """Pixtral: images of any size, a break token at the end of each row."""
     vision = hf.PixtralVisionConfig(**_LAYERS, head_dim=16, image_size=32, patch_size=4)

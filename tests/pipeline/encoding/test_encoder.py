@@ -356,7 +356,7 @@ def test_what_cannot_encode_is_refused_when_the_encoder_is_made(llava: Family) -
 
 def test_an_image_that_stands_before_all_text_takes_its_mark_and_newline_along(tmp_path: Path) -> None:
     processors.BUILDERS["blip_2"](tmp_path)
-    encoder = Encoder(processors.load(tmp_path, "blip_2")[1].processor, template="vicuna_v1")
+    encoder = Encoder(processors.BY_NAME["blip_2"].load(tmp_path)[1].processor, template="vicuna_v1")
     bos = encoder.processor.tokenizer.bos_token_id
     encodings = [
         encoder(conversation(question, "A cat.", "And?", "A dog."), [IMAGE])

@@ -31,7 +31,7 @@ def blip_2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Encoder]:
     """Over OPT with 256 learned positions."""
     directory: Path = tmp_path_factory.mktemp("blip_2")
     processors.BUILDERS["blip_2"](directory)
-    return processors.load(directory, "blip_2")
+    return processors.BY_NAME["blip_2"].load(directory)
 
 
 def _measured(model: Any, encoder: Encoder, samples: list[EncodedSample]) -> list[MeasuredSample | SampleError]:

@@ -82,7 +82,7 @@ def test_inputs_that_a_forward_demands_are_found_by_its_signature(llava: Family)
 def blip_2(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     directory = tmp_path_factory.mktemp("blip_2")
     processors.BUILDERS["blip_2"](directory)
-    return processors.load(directory, "blip_2")[1]
+    return processors.BY_NAME["blip_2"].load(directory)[1]
 
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 0), (2, 2)])

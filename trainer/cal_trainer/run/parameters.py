@@ -24,6 +24,7 @@ from cal_schemas.errors import ConfigError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: Final[tuple[Part, ...]] = ("vision_tower", "projector", "language_model")
 ALL: Final = "all"
+_AUDIO: Final = re.compile(r"(^|\.)(audio_|embed_audio\.)")
 _DROPS: Final = re.compile("dropout|droppath|dropblock|stochasticdepth")
 
 _PROJECTORS: Final = frozenset({
@@ -73,8 +74,8 @@ def part_of_each(model: Any) -> dict[str, Part | None]:
 def set_trainable(model: Any, parts: Sequence[str]) -> list[str]:
     """Freezes the model except for `parts`: names of PARTS, `all`, or patterns; returns what trains, by name.
 
-    Layers of the vision tower behind `vision_feature_layer` take no part in the loss and stay frozen: data parallelism
-    waits in vain for their gradients. Raises ConfigError for a part or pattern that matches nothing.
+    Parameters that take no part in the loss stay frozen (`unused_parameters`): data parallelism waits in vain for their
+    gradients. Raises ConfigError for a part or pattern that matches nothing.
     """
     if not parts:
         raise ConfigError(f"--trainable is empty: nothing would train; give some of {', '.join(PARTS)} or {ALL}")
@@ -82,7 +83,7 @@ def set_trainable(model: Any, parts: Sequence[str]) -> list[str]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = {id(parameters[name]) for name in selected - unused_parameters(model)}
     if not chosen:
-        raise ConfigError(f"--trainable {' '.join(parts)} names only layers of the vision tower that are not used")
+        raise ConfigError(f"--trainable {' '.join(parts)} names only parameters that are not used")
     if fixed := [name for name in selected if not parameters[name].is_floating_point()]:
         raise ConfigError(
             f"--trainable {' '.join(parts)}: {sorted(fixed)[0]} is quantised ({parameters[fixed[0]].dtype}) and cannot "
@@ -119,14 +120,17 @@ def _inventory(of_part: Mapping[str, Part | None]) -> str:
 
 
 def unused_parameters(model: Any) -> set[str]:
-    """Names of vision-tower parameters that `vision_feature_layer` leaves behind the last hidden state in use."""
+    """Names of parameters that no image and no word passes through: those for audio, and some of the vision tower.
+
+    These are the ones that `vision_feature_layer` leaves behind the last hidden state in use.
+    """
+    unused = {name for name, owner in part_of_each(model).items() if owner is None and _AUDIO.search(name)}
     layers = getattr(model.config, "vision_feature_layer", None)
     if layers is None:
-        return set()
+        return unused
     # hidden_states[0] is the embedding and hidden_states[i] what layer i - 1 gives.
     num_layers = model.config.vision_config.num_hidden_layers
     last = max(layer % (num_layers + 1) for layer in ([layers] if isinstance(layers, int) else layers))
-    unused = set()
     for name, owner in part_of_each(model).items():
         layer = re.search(r"\.encoder\.layers\.(\d+)\.", name)
         behind = re.search(r"\.(post_layernorm|head)\.", name)

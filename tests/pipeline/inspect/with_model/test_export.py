@@ -18,7 +18,7 @@ from cal_pipeline.inspect.with_model.weighted_examples import BySize
 from cal_pipeline.models.loading import load_processor
 from cal_schemas.errors import CalError
 from examples_of import conversation
-from families.processors import BUILDERS, TEMPLATES
+from families.processors import BUILDERS, BY_NAME
 from inspect_data import Directories
 from tiny_models import sample_image
 
@@ -29,7 +29,7 @@ SIZES = ((64, 64), (90, 50), (40, 70), (91, 50))
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.full]) for n in BUILDERS])
 def test_text_and_tokens_do_not_depend_on_the_pixels_of_images_of_one_size(name: str, tmp_path: Path) -> None:
     BUILDERS[name](tmp_path)
-    encoder, twin = (Encoder(load_processor(tmp_path), template=TEMPLATES.get(name, "auto")) for _ in range(2))
+    encoder, twin = (Encoder(load_processor(tmp_path), template=BY_NAME[name].template) for _ in range(2))
     twin.processor.image_processor = BySize(twin.processor.image_processor)
     compared = 0
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""Families with M-RoPE: positions of image tokens follow the image's grid. Their processors need torchvision."""
+"""Families with M-RoPE, from token ids: positions of image tokens follow the image's grid."""
 
 from __future__ import annotations
 
@@ -56,17 +56,3 @@ def qwen3_5() -> Case:
     text = {**_TEXT, **linear, "rope_parameters": {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}}
     config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **_QWEN)
     return _case(hf.Qwen3_5ForConditionalGeneration, config)
-
-
-def glm4v() -> Case:
-    vision = {
-        "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
-        "patch_size": 4, "image_size": 24,
-    }  # fmt: skip
-    rope = {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
-    config = hf.Glm4vConfig(
-        text_config={**_TEXT, "rope_parameters": rope}, vision_config=vision, image_token_id=_IMAGE,
-        video_token_id=_VIDEO, image_start_token_id=_START, image_end_token_id=_END, video_start_token_id=6,
-        video_end_token_id=7,
-    )  # fmt: skip
-    return _case(hf.Glm4vForConditionalGeneration, config)

@@ -7,19 +7,13 @@ from typing import Final
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from cal_pipeline.models.special_cases import REFUSED_MODELS
-from families import mrope, processors, tiles
+from families import processors, tiles
 from families.family import AnyFamily, FamilyOfIds, discovered
 
-ONLY_IDS: Final = "no: its samples are token ids"
 OF_IDS: Final[dict[str, FamilyOfIds]] = {
-    build.__name__: FamilyOfIds(name=build.__name__, case=build, end_to_end=ONLY_IDS)
-    for build in (
-        mrope.qwen3_5, mrope.glm4v, tiles.mistral3,
-        tiles.cohere2_vision, tiles.llama4, tiles.gemma4, tiles.lfm2_vl,
-    )
-} | {
-    "instructblip": FamilyOfIds(name="instructblip", case=tiles.instructblip, end_to_end="refused: its processor")
-}  # fmt: skip
+    "llama4": FamilyOfIds(name="llama4", case=tiles.llama4, end_to_end="no: its samples are token ids"),
+    "instructblip": FamilyOfIds(name="instructblip", case=tiles.instructblip, end_to_end="refused: its processor"),
+}
 
 ALL: Final[dict[str, AnyFamily]] = {**processors.BY_NAME, **OF_IDS, **discovered()}
 NAMES: Final = tuple(sorted(ALL))

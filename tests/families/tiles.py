@@ -1,4 +1,4 @@
-"""Families at model level whose processors need torchvision: a fixed or tiled number of tokens for an image."""
+"""Families from token ids: a fixed or tiled number of tokens for an image."""
 
 from __future__ import annotations
 
@@ -23,38 +23,6 @@ _TEXT: dict[str, Any] = {**_LAYERS, **_IDS, "num_key_value_heads": 1, "head_dim"
 def _case(model_class: Any, config: Any, image: Callable[[int], Image], **options: Any) -> Case:
     batch_first = options.pop("batch_first", frozenset())
     return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_first=batch_first)
-
-
-def mistral3() -> Case:
-    """Pixtral: images of any size, a break token at the end of each row."""
-    vision = hf.PixtralVisionConfig(**_LAYERS, head_dim=16, image_size=32, patch_size=4)
-    config = hf.Mistral3Config(
-        vision_config=vision, text_config=hf.MistralConfig(**_TEXT, sliding_window=None), image_token_index=_IMAGE,
-        spatial_merge_size=2,
-    )  # fmt: skip
-
-    def image(seed: int) -> Image:
-        # Collated images share one size: the library zero-pads and cuts by image_sizes.
-        rows, columns = (2, 3) if seed % 2 else (3, 2)
-        ids = ([_IMAGE] * columns + [_MARK]) * rows
-        image = torch.zeros(1, 3, 24, 24)
-        image[..., : 8 * rows, : 8 * columns] = pixels(seed, 1, 3, 8 * rows, 8 * columns)
-        return Image(ids=ids, inputs={"pixel_values": image, "image_sizes": torch.tensor([[8 * rows, 8 * columns]])})
-
-    return _case(hf.Mistral3ForConditionalGeneration, config, image)
-
-
-def cohere2_vision() -> Case:
-    vision = hf.SiglipVisionConfig(**_LAYERS, image_size=16, patch_size=4, vision_use_head=False)
-    text = hf.Cohere2Config(**_TEXT, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-    config = hf.Cohere2VisionConfig(
-        vision_config=vision, text_config=text, image_token_id=_IMAGE, alignment_intermediate_size=64
-    )
-
-    def image(seed: int) -> Image:
-        return Image(ids=[_MARK, *[_IMAGE] * 4, _MARK], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
-
-    return _case(hf.Cohere2VisionForConditionalGeneration, config, image)
 
 
 def llama4() -> Case:

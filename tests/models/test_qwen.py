@@ -16,3 +16,8 @@ class TestQwen2VL(RealFamily):
 @pytest.mark.full
 class TestQwen3VL(RealFamily):
     FAMILY = qwen.QWEN3_VL
+
+
+@pytest.mark.full
+class TestQwen35(RealFamily):
+    FAMILY = qwen.QWEN3_5

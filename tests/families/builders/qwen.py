@@ -39,7 +39,7 @@ def ids(words: hf.PreTrainedTokenizerFast) -> dict[str, int]:
 
 def text(words: hf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """A decoder with positions of three axes."""
-    values = text_values(words, rope_parameters=ROPE, **more)
+    values = text_values(words, rope_parameters=ROPE)
     del values["head_dim"]
     return {**values, **more}
 
@@ -75,6 +75,22 @@ def build_qwen3_vl(directory: Path) -> None:
     save(directory, hf.Qwen3VLForConditionalGeneration, config, processor)
 
 
+def build_qwen3_5(directory: Path) -> None:
+    """A layer of linear attention beside one of full attention."""
+    words = tokenizer()
+    processor = hf.Qwen3VLProcessor(
+        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
+    )
+    values = text(
+        words, linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2,
+        layer_types=["linear_attention", "full_attention"], head_dim=16,
+        rope_parameters={**ROPE, "partial_rotary_factor": 1.0},
+    )  # fmt: skip
+    config = hf.Qwen3_5Config(text_config=values, vision_config={**TOWER, "num_position_embeddings": 64}, **ids(words))
+    save(directory, hf.Qwen3_5ForConditionalGeneration, config, processor)
+
+
 QWEN2_VL: Final = Family(name="qwen2_vl", build=build_qwen2_vl, markers=(IMAGE,), around=(START, END))
 QWEN2_5_VL: Final = Family(name="qwen2_5_vl", build=build_qwen2_5_vl, markers=(IMAGE,), around=(START, END))
 QWEN3_VL: Final = Family(name="qwen3_vl", build=build_qwen3_vl, markers=(IMAGE,), around=(START, END))
+QWEN3_5: Final = Family(name="qwen3_5", build=build_qwen3_5, markers=(IMAGE,), around=(START, END))

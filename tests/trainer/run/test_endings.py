@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli
 from cal_trainer.run.checkpoints import find_checkpoint
+from cal_trainer.run.endings import Terminated
+from cal_trainer.training import train
 from conftest import Family
 from fault_job import PATIENCE_S, wait_for
 from tiny_data import write_llava_json
@@ -198,6 +202,33 @@ def test_a_checkpoint_without_a_part_of_its_weights_is_passed_over_by_name(
     (out / "checkpoint-4" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_checkpoint("last", out) == out / "checkpoint-2"
     assert "it lacks model-00002-of-00002.safetensors" in caplog.text
+
+
+class Terminate(TrainerCallback):  # type: ignore[misc]
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_jit_checkpoint_is_kept_beside_the_best_one(llava: Family, annotated: Path, tmp_path: Path) -> None:
+    flags = ("--max_steps", 6, "--enable_jit_checkpoint", "true", "--learning_rate", "1e-1", "--save_total_limit", 1)
+    flags = (*flags, "--load_best_model_at_end", "true", "--eval_strategy", "steps", "--save_strategy", "steps")
+    flags = (*flags, "--eval_steps", 1, "--save_steps", 1, "--eval_path", annotated)
+    with pytest.raises(Terminated):
+        train(*cli.parse(command(llava, annotated, tmp_path / "out", *flags)), callbacks=[Terminate()])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    newest = find_checkpoint("last", tmp_path / "out")
+    assert newest == tmp_path / "out" / f"checkpoint-{state['global_step']}"
+    assert str(newest) != state["best_model_checkpoint"], "the best one is the last: this shows nothing"
+
+
+@pytest.mark.fault
+def test_a_full_disk_of_the_arrow_copy_is_named(
+    small_disk: Path, llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=24k", small_disk], check=True)
+    assert cli.run(command(llava, annotated, tmp_path / "out", "--max_steps", 1, "--cache_dir", small_disk)) == 3
+    assert f"cal-train: [Errno 28] No space left on device: '{small_disk}'. Make room; " in capfd.readouterr().err
 
 
 @pytest.mark.fault

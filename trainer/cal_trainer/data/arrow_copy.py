@@ -120,6 +120,8 @@ def _making_cache(cache_dir: Path | None) -> Iterator[str]:
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CalError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):
+            error.__cause__.filename = error.__cause__.filename or str(where)
         raise
 
 

@@ -55,7 +55,7 @@ def full_disk(error: BaseException | None, output_dir: Path) -> str | None:
     while error is not None:
         said = str(error)
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return said
+            return said if error.filename else f"{output_dir}: {said}"
         if any(f"os error {number}" in said for number in _NO_SPACE):  # safetensors
             return f"{output_dir}: {said}"
         if "inline_container" in said and shutil.disk_usage(output_dir).free < _FULL:

@@ -42,6 +42,8 @@ class SaveAtTerm(TrainerCallback):  # type: ignore[misc]
         if received and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = control.should_save = True
             control.should_evaluate = False
+            if args.save_total_limit == 1:  # The Trainer's end would keep the best checkpoint and remove this one.
+                args.save_total_limit = 2
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The epoch is none: what its end would save or evaluate is not asked for."""

@@ -144,7 +144,15 @@ def _clock(internal: Location) -> float:
 def _lives(said: Mapping[str, Any]) -> bool | None:
     if said.get("kernel") is None or said["kernel"] != _kernel():
         return None
-    return bool(_ticks(int(said["pid"])) == said["ticks"])
+    pid = int(said["pid"])
+    if (ticks := _ticks(pid)) is None:
+        with contextlib.suppress(ProcessLookupError, OverflowError):
+            try:
+                os.kill(pid, 0)
+            except PermissionError:  # Somebody else's, and /proc may hide those (hidepid).
+                return None
+        return False
+    return bool(ticks == said["ticks"])
 
 
 def _kernel() -> str | None:

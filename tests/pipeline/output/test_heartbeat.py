@@ -101,6 +101,40 @@ def test_clean_in_another_container_of_the_same_name_leaves_a_live_drivers_files
     assert list(store.internal.glob("driver-*")) == list((store.internal / "staging").iterdir()) == []
 
 
+HIDDEN = """
+import os, sys
+from pathlib import Path
+import encodings.ascii
+from cal_pipeline.output.heartbeat import signs_of_life
+pid, internal = sys.argv[1:]
+os.setgroups([])
+os.setgid(12345)
+os.setuid(12345)
+assert not os.path.exists(f"/proc/{pid}")
+print(*[(sign.lives, sign.alive) for sign in signs_of_life(Path(internal))])
+"""
+
+
+def test_a_driver_whose_process_is_hidden_from_other_users_is_not_taken_for_dead(
+    store: LocalStore, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Mounts of its own, in which /proc shows each user no processes but his.
+    within = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
+    if os.getuid() or subprocess.run([*within, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root, with leave to mount, can hide processes")
+
+    def seen(pid: int) -> str:
+        for folder in (store.internal, *store.internal.parents):
+            if folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
+                folder.chmod(0o755)
+        command = [*within, sys.executable, "-c", HIDDEN, str(pid), str(store.internal)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    with driver(store.internal) as process:
+        assert seen(process.pid) == "(None, True)"
+    assert seen(process.pid) == "(False, False)"
+
+
 def test_drivers_of_two_containers_with_equal_names_and_process_ids_are_two(
     store: LocalStore, container: tuple[str, ...]
 ) -> None:

@@ -189,6 +189,23 @@ raise RuntimeError("https://me:{SECRET}@host/c")
     assert SECRET not in "".join(shown)
 
 
+@pytest.mark.full
+def test_the_log_of_a_worker_shows_no_password_of_what_broke(tmp_path: Path) -> None:
+    code = f"""
+from types import SimpleNamespace
+from cal_pipeline.runtime.worker_process import WorkerProcess
+def broken(shard):
+    raise RuntimeError("https://me:{SECRET}@host/a")
+process = WorkerProcess("logs/worker.log")
+process._worker = SimpleNamespace(run=broken)
+process.run(SimpleNamespace(name="s01"))
+"""
+    assert run(tmp_path, "python", "-c", code).returncode == 1
+    said = (tmp_path / "logs" / "worker.log").read_text()
+    assert "RuntimeError: https://host/a" in said
+    assert SECRET not in said
+
+
 def test_what_goes_along_to_workers_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@host:9000")
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"https://host/box?sv=1&sig={SECRET}")

@@ -94,5 +94,5 @@ def say(program: str, message: str, *, on_new_line: bool = False) -> None:
 def typed_format(argv: Sequence[str] | None) -> LogFormat:
     """Returns the --log_format of a command line that may be wrong otherwise: its refusal is a line of the log too."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--log_format", nargs="?")
+    parser.add_argument("--log_format", "--log-format", nargs="?")
     return "json" if parser.parse_known_args(argv)[0].log_format == "json" else "text"

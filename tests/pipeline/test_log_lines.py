@@ -65,7 +65,8 @@ def test_a_log_for_people_has_times_and_in_a_worker_the_shard() -> None:
 
 @pytest.mark.parametrize(
     ("line", "expected"), [("--log_format json", "json"), ("--log_format=json --nonsense", "json"),
-                           ("--log_format", "text"), ("--log_format xml", "text"), ("", "text")],
+                           ("--log_format", "text"), ("--log-format json", "json"), ("--log_format xml", "text"),
+                           ("", "text")],
 )  # fmt: skip
 def test_the_format_is_known_of_a_command_line_that_is_wrong(line: str, expected: str) -> None:
     assert typed_format(line.split()) == expected

@@ -54,11 +54,12 @@ class Capacity:
     def failed(self, reason: str, *, began: float, up: int, coming: int, see: str) -> None:
         """Notes a start that failed; raises RunAbortedError where the next would be useless.
 
-        Those that began before the last one failed count as one with it: "in a row" is one after the other.
+        Those that began before the last one failed count as one with it, unless one has come up since: "in a row" is
+        one after the other.
         """
         now = time.monotonic()
         self._outcome.failed_starts += 1
-        if began >= self._last_failed:
+        if began >= self._last_failed or not self._in_a_row:
             self._in_a_row += 1
         self._last_failed = now
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._in_a_row - 1))

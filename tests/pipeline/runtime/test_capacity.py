@@ -56,6 +56,18 @@ def test_starts_that_fail_together_count_as_one(clock: StoppedClock) -> None:
         fail(starts, clock)
 
 
+def test_a_start_that_fails_late_is_followed_by_a_pause_though_another_has_come_up_since(clock: StoppedClock) -> None:
+    starts, began = Capacity(CLUSTER, RunOutcome()), clock.now
+    clock.now += 1
+    fail(starts, clock, began=began)
+    starts.came_up()
+    clock.now += 1
+    fail(starts, clock, began=began, up=1)
+    assert not starts.allows_start(coming=0)
+    clock.now += 3
+    assert starts.allows_start(coming=0)
+
+
 def test_once_a_worker_has_come_up_failed_starts_end_the_run_only_after_the_idle_timeout(clock: StoppedClock) -> None:
     starts = Capacity(CLUSTER, RunOutcome())
     starts.look(up=1, wanted=2)

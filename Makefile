@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Most tests wait for processes of their own, so two at a time are nearly twice as fast, also on 2 cores. A module's tests
-# stay together (they share one start of Ray), the slow modules of faults come first.
-JOBS ?= 2
+# Many tests wait for processes of their own: two at a time leave a third of two cores idle, three 3 % of the full tier. A
+# module's tests stay together (they share one start of Ray), the slow modules of faults come first.
+JOBS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # docs/models.md is compared with what every process of the run has measured, so that comes last.
 MEASURED := $(CURDIR)/$(VENV)/models.jsonl
@@ -41,8 +41,6 @@ demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2
 test: $(STAMP)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'
 
-# Faults are mostly waited for: two at a time leave a third of two cores idle, with three the whole tier leaves 3 %.
-test-full: JOBS = 3
 test-full: $(STAMP) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)

@@ -1,4 +1,8 @@
-"""Session-wide tiny models; everything else is made in the test that needs it."""
+"""Session-wide tiny models; everything else is made in the test that needs it.
+
+Imports what takes seconds where it is used: the process that only hands tests out to others needs none of it, and they
+wait for it.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from cal_pipeline.encoding.encoder import Encoder
-from cal_pipeline.models.loading import load_processor, load_reference
-from families import processors
-from mini_gemini_data import MINI_GEMINI
-from tiny_models import FAMILIES
+if TYPE_CHECKING:
+    from cal_pipeline.encoding.encoder import Encoder
 
 # A machine that others share is no failure of a property.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -50,6 +50,11 @@ class Family:
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
     """Builds a family once per session, on first use."""
+    from cal_pipeline.encoding.encoder import Encoder
+    from cal_pipeline.models.loading import load_processor, load_reference
+    from mini_gemini_data import MINI_GEMINI
+    from tiny_models import FAMILIES
+
     built: dict[str, Family] = {}
 
     def get(name: str) -> Family:
@@ -80,6 +85,8 @@ def _interruptible() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch
+
     # Two workers of pytest-xdist on two cores; and sums do not depend on the number of cores.
     torch.set_num_threads(1)
 
@@ -102,6 +109,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def mllama(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     """Of a family whose rows know of their neighbours' images."""
+    from families import processors
+
     directory = tmp_path_factory.mktemp("mllama")
     processors.BUILDERS["mllama"](directory)
     return processors.BY_NAME["mllama"].load(directory)[1]

@@ -97,6 +97,7 @@ def test_damaged_sources_fail_by_name_and_the_rest_is_done(damaged: tuple[Job, d
     assert "array.json: malformed JSON (" in said
     assert "gone.parquet: cannot be read now: No such file or directory" in said
     assert said.count("FAILED ") == 6
+    assert said.count("shard pages, try") == 2
     assert job.done() == ["good", *(f"{name}-r000000000-000000003" for name in ("lines", "squeezed", "tar"))]
     assert job.staged() == []
     rows = {name: pq.read_table(job.output / f"{name}.parquet").to_pylist() for name in job.done()}

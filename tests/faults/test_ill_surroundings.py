@@ -65,6 +65,7 @@ def test_ill_images_and_sources_fail_their_shards_by_name_and_the_same_command_d
     assert statuses(job) == {shard(name): ["ok"] * 3 for name in ("good", "ill/source", "images")}
 
 
+@pytest.mark.full
 def test_a_folder_moved_away_in_mid_run_makes_no_row_final(tmp_path: Path, slow_model: Path) -> None:
     write_rows(tmp_path, "rows", "set", count=40)
     folder = tmp_path / "images"

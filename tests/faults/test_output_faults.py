@@ -115,6 +115,7 @@ def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(tmp_path: Pa
     assert job.contents() == before
 
 
+@pytest.mark.full
 def test_an_output_removed_in_mid_run_is_missed_and_never_made_anew(tmp_path: Path, slow_model: Path) -> None:
     data = write_shards(tmp_path / "data", 8)
     job = Job(model=slow_model, data=data, output=tmp_path / "out", flags=("--tokens_per_batch", "64"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,7 @@ def test_pandas_pyarrow_and_datasets_read_the_output(finished: tuple[Path, str, 
     assert loaded["train"].num_rows == ROWS
 
 
+@pytest.mark.full
 def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], folder: Path, meeting: Family) -> None:
     code, _, err = precompute(meeting, folder, "one", "--num_workers", "1")
     assert code == 0, err
@@ -157,16 +159,15 @@ def test_one_worker_gives_identical_columns(finished: tuple[Path, str, str], fol
 
 
 def test_running_again_does_nothing_and_touches_nothing(
-    finished: tuple[Path, str, str], folder: Path, meeting: Family
+    finished: tuple[Path, str, str], argv: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = shards(finished[0])
-    code, out, _ = precompute(meeting, folder, "two", "--num_workers", "2")
-    assert (code, shards(finished[0])) == (0, before)
+    assert (cli.run(argv("--num_workers", "2")), shards(finished[0])) == (0, before)
     assert (
         "nothing to do: all 6 shards in two are done; of their rows 8 of 60 are not ok (2 encode_error, 5 image_error, "
         "1 no_supervised_tokens): the column error says why, and --redo_status "
         "encode_error,image_error,no_supervised_tokens measures them again"
-    ) in out
+    ) in capfd.readouterr().out
 
 
 def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finished: tuple[Path, str, str]) -> None:
@@ -182,7 +183,7 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finish
         assert 3 <= len(before) < 40
         # Readers see a directory of whole shards, whatever was in flight.
         assert len(pd.read_parquet(job.output)) == len(before) == open_annotated(job.output).num_rows
-    assert job.run() == 0, job.said()
+    assert job.run("--num_workers", "1") == 0, job.said()
     after = job.contents()
     assert {name: after[name] for name in before} == before
     assert len(after) == 40
@@ -192,6 +193,7 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finish
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_corrupt_shard_is_listed_after_three_tries_and_the_rest_is_done(tmp_path: Path, llava: Family) -> None:
     for name in ("a", "b", "c"):
         write_parquet(tmp_path / "data" / f"{name}.parquet")
@@ -209,43 +211,51 @@ def test_a_corrupt_shard_is_listed_after_three_tries_and_the_rest_is_done(tmp_pa
     assert err.count("shard b, try") == 2
 
 
-def test_a_subset_prints_the_projection_for_the_whole(folder: Path, llava: Family) -> None:
-    code, out, err = precompute(llava, folder, "subset", "--sample", "0.3", "--seed", "1")
+@pytest.fixture(scope="module")
+def blurred(folder: Path, llava: Family) -> tuple[Path, str]:
+    """A run over a part of the rows against blurred images: its output directory and stdout."""
+    part = ("--sample", "0.3", "--seed", "1", "--rows_per_shard", "60")
+    flags = (*part, "--contrast", "gaussian_blur", "--blur_sigma", "10", "--save_contrast_images", "3")
+    code, out, err = precompute(llava, folder, "blurred", *flags)
     assert code == 0, err
-    drawn = len(table(folder / "subset"))
+    return folder / "blurred", out
+
+
+def test_a_subset_prints_the_projection_for_the_whole(blurred: tuple[Path, str]) -> None:
+    drawn = len(table(blurred[0]))
     assert 8 <= drawn <= 30
-    assert f"subset: {drawn} of {ROWS} rows; the whole would take about" in out
+    assert f"subset: {drawn} of {ROWS} rows; the whole would take about" in blurred[1]
 
 
-def test_redo_status_measures_repaired_rows_again(tmp_path: Path, llava: Family) -> None:
-    _, images = write_llava_json(tmp_path, 20)
-    flags = ("--rows_per_shard", "20")
-    assert precompute(llava, tmp_path, "out", *flags)[0] == 0
-    (images / "missing.png").write_bytes((images / "0.png").read_bytes())
-    before = table(tmp_path / "out")
-    code, _, err = precompute(llava, tmp_path, "out", *flags, "--redo_status", "image_error")
+def test_a_perturbed_measurement_leaves_images_to_look_at(blurred: tuple[Path, str]) -> None:
+    output = blurred[0]
+    assert open_annotated(output).spec.contrast == ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)
+    images = sorted(path.name for path in (output / ".cal" / "contrast_images").iterdir())
+    assert len(images) == 6
+    assert sum(name.endswith("-gaussian_blur-10.png") for name in images) == 3
+    assert [path.name for path in output.iterdir() if path.name != ".cal"] == ["data-r000000000-000000060.parquet"]
+
+
+def test_redo_status_measures_repaired_rows_again(
+    finished: tuple[Path, str, str], folder: Path, meeting: Family
+) -> None:
+    shutil.copytree(finished[0], folder / "again")
+    before, missing = table(folder / "again"), folder / "images" / "missing.png"
+    shutil.copyfile(folder / "images" / "0.png", missing)
+    try:
+        code, _, err = precompute(meeting, folder, "again", "--redo_status", "image_error")
+    finally:
+        missing.unlink()
     assert code == 0, err
-    after = table(tmp_path / "out")
+    after = table(folder / "again")
     assert (before["status"][5], after["status"][5]) == ("image_error", "ok")
-    kept = [number for number in range(20) if number != 5]
+    kept = [number for number in range(ROWS) if number != 5]
     pd.testing.assert_frame_equal(before.loc[kept], after.loc[kept])
 
 
-def test_a_perturbed_measurement_leaves_images_to_look_at(tmp_path: Path, llava: Family) -> None:
-    write_llava_json(tmp_path, 20)
-    flags = ("--contrast", "gaussian_blur", "--blur_sigma", "10", "--save_contrast_images", "3")
-    code, _, err = precompute(llava, tmp_path, "out", *flags, "--rows_per_shard", "20")
-    assert code == 0, err
-    assert open_annotated(tmp_path / "out").spec.contrast == ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)
-    images = sorted(path.name for path in (tmp_path / "out" / ".cal" / "contrast_images").iterdir())
-    assert len(images) == 6
-    assert sum(name.endswith("-gaussian_blur-10.png") for name in images) == 3
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".cal"] == [
-        "data-r000000000-000000020.parquet"
-    ]
-
-
-def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(tmp_path: Path, llava: Family) -> None:
+def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(
+    tmp_path: Path, llava: Family, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"id": n, "conversations": [{"from": "human", "value": "Hello?"}]} for n in range(3)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     (tmp_path / "images").mkdir()
@@ -254,8 +264,9 @@ def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(tmp_
     assert "more than 1 rows not ok would end the run (--max_error_fraction 0.5)" in err
     assert "stopped: 3 of 3 rows so far are not ok (--max_error_fraction 0.5; 1 never stops)" in err
     assert table(tmp_path / "out")["status"].tolist() == ["no_supervised_tokens"] * 3
-    code, out, err = precompute(llava, tmp_path, "out", "--max_error_fraction", "1")
-    assert code == 1, out
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(command(llava, "--max_error_fraction", "1", output="out")[1:]) == 1
+    out, err = capfd.readouterr()
     assert "of their rows 3 of 3 are not ok (3 no_supervised_tokens)" in out
     assert "cal-precompute: no row is ok" in err
 

@@ -54,7 +54,8 @@ def test_cal_inspect_escapes_what_its_output_cannot_show(folder: Path, llava: Fa
     assert "Traceback" not in out
 
 
-def test_cal_precompute_plans_and_verifies_on_an_output_of_ascii(folder: Path, llava: Family, tmp_path: Path) -> None:
+@pytest.mark.full
+def test_cal_precompute_plans_on_an_output_of_ascii(folder: Path, llava: Family, tmp_path: Path) -> None:
     code, out = said(
         "cal_pipeline.cli", "--model_name_or_path", llava.directory, "--data_path", folder / "日本.json",
         "--image_folder", folder / "images", "--output_dir", tmp_path / "out", "--dtype", "float32",
@@ -62,6 +63,9 @@ def test_cal_precompute_plans_and_verifies_on_an_output_of_ascii(folder: Path, l
     )  # fmt: skip
     assert code == 0, out
     assert r"2 rows  \u65e5\u672c" in out
+
+
+def test_cal_precompute_verifies_on_an_output_of_ascii(folder: Path) -> None:
     code, out = said(
         "cal_pipeline.cli", "--output_dir", folder / "annotated", "--verify", PYTHONIOENCODING="ascii:strict"
     )  # fmt: skip
@@ -100,6 +104,7 @@ def test_cal_inspect_does_what_it_was_asked_to_when_its_reader_goes(folder: Path
     assert list((tmp_path / "kept").glob("*.parquet"))
 
 
+@pytest.mark.full
 def test_cal_train_trains_to_its_end_when_its_reader_goes(folder: Path, llava: Family, tmp_path: Path) -> None:
     flags = (*command(llava, folder / "annotated", tmp_path / "out"), "--max_steps", 2, "--disable_tqdm", "false")
     code, _ = unread("cal_trainer.cli", *flags, "--cache_dir", tmp_path / "cache", error=True)

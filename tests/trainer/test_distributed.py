@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from distributed_step import CASES, DDP_CASES, FSDP_CASES, TEXT_CASES, Seen
 from tiny_models import FAMILIES
 
 TIMEOUT_S = 300
+QUICK = (
+    "step", "sample_online_accumulated", "text_rank_online", "text_micro_batch", "fsdp_cached_accumulated",
+    "fsdp_online_checkpointed", "fsdp_tied",
+)  # fmt: skip
+"""Both wrappers, cached and online, both divisors, with and without accumulation; the others join these otherwise."""
 Result = Callable[[str], Any]
+
+
+def marked(cases: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full]) for name in cases]
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +38,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """What both ranks of one group of two saw in a case; the group runs all cases, for starting it takes longest."""
+def two(models: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Result:
+    """What both ranks of one group of two saw in a case; it runs all that are asked for: starting it takes longest."""
     output = tmp_path_factory.mktemp("two")
-    log = launch(models, output, list(CASES))
+    asked = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
+    log = launch(models, output, asked)
 
     def get(name: str) -> tuple[Seen, Seen]:
         files = [output / f"{name}-{rank}.pt" for rank in range(2)]
@@ -89,14 +99,14 @@ def assert_same_training(alone: Seen, ranks: tuple[Seen, Seen]) -> None:
     assert any(float(gradient.abs().max()) > 0.1 for gradient in alone.gradients.values())
 
 
-@pytest.mark.parametrize("name", DDP_CASES)
+@pytest.mark.parametrize("name", marked(DDP_CASES))
 def test_two_processes_train_as_one(one: Result, two: Result, name: str) -> None:
     ranks = two(name)
     assert {rank.wrapper for rank in ranks} == {"DistributedDataParallel"}
     assert_same_training(one(name), ranks)
 
 
-@pytest.mark.parametrize("name", TEXT_CASES)
+@pytest.mark.parametrize("name", marked(TEXT_CASES))
 def test_a_rank_without_images_neither_hangs_nor_changes_a_gradient(one: Result, two: Result, name: str) -> None:
     ranks = two(name)
     micro_batches = distributed_step.STEPS * CASES[name].accumulation
@@ -105,7 +115,7 @@ def test_a_rank_without_images_neither_hangs_nor_changes_a_gradient(one: Result,
     assert_same_training(one(name), ranks)
 
 
-@pytest.mark.parametrize("name", FSDP_CASES)
+@pytest.mark.parametrize("name", marked(FSDP_CASES))
 def test_two_processes_with_a_sharded_model_train_as_one(one: Result, two: Result, name: str) -> None:
     ranks = two(name)
     assert all(rank.wrapper.startswith("FSDP") for rank in ranks)

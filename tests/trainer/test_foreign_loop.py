@@ -1,8 +1,7 @@
 """A plain torch loop on the cache takes the steps that `cal-train` takes."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_trainer import cli
 from cal_trainer.training import train
 from conftest import Family
-from fault_job import PATIENCE_S
 from tiny_data import write_llava_json
 
 LOOP = Path(__file__).parents[2] / "examples" / "foreign_loop.py"
@@ -29,17 +27,16 @@ def annotated(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return annotate(folder / "annotated", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
 
 
-def losses_of_the_loop(llava: Family, annotated: Path, folder: Path) -> list[float]:
-    done = subprocess.run(
-        [sys.executable, str(LOOP), str(llava.directory), str(annotated), str(folder / "loop"), LEARNING_RATE],
-        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [float(found) for found in re.findall(r"^loss (\S+)$", done.stdout, re.MULTILINE)]
+@pytest.fixture
+def loop(
+    llava: Family, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[float]:
+    """Losses of the loop, which was run as a program."""
+    words = [LOOP, llava.directory, annotated, tmp_path / "loop", LEARNING_RATE]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    runpy.run_path(str(LOOP), run_name="__main__")
+    return [float(found) for found in re.findall(r"^loss (\S+)$", capsys.readouterr().out, re.MULTILINE)]
 
 
 def losses_of_cal_train(llava: Family, annotated: Path, folder: Path) -> list[float]:
@@ -55,9 +52,8 @@ def losses_of_cal_train(llava: Family, annotated: Path, folder: Path) -> list[fl
 
 
 def test_the_loop_takes_the_steps_of_cal_train_and_saves_a_model(
-    llava: Family, annotated: Path, tmp_path: Path
+    loop: list[float], llava: Family, annotated: Path, tmp_path: Path
 ) -> None:
-    loop = losses_of_the_loop(llava, annotated, tmp_path)
     trainer = losses_of_cal_train(llava, annotated, tmp_path)
     assert len(loop) == 3
     assert loop[2] < loop[1] < loop[0]

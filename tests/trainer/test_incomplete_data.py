@@ -1,4 +1,4 @@
-"""`cal-train` as a process on shards that are incomplete or damaged: one line, and no model trained on them."""
+"""`cal-train` on shards that are incomplete or damaged: one line, and no model trained on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
+from cal_trainer import cli
 from conftest import Family
 from damage import flip_a_byte, plan
 from fault_job import PATIENCE_S
@@ -29,6 +30,7 @@ def output(llava: Family, tmp_path: Path) -> Path:
 
 
 def train(llava: Family, output: Path, *flags: object) -> tuple[int, str]:
+    """In a process of its own."""
     done = subprocess.run(
         [str(PROGRAM), *command(llava, output, output.parent / "trained", "--max_steps", 2, *flags)],
         capture_output=True, text=True, timeout=PATIENCE_S, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -37,7 +39,10 @@ def train(llava: Family, output: Path, *flags: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_an_incomplete_directory_trains_only_with_partial_and_says_what_is_missing(llava: Family, output: Path) -> None:
+def test_an_incomplete_directory_trains_only_with_partial_and_says_what_is_missing(
+    llava: Family, output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     first, second, *_ = sorted(output.glob("*.parquet"))
     first.unlink()
     second.unlink()
@@ -49,21 +54,26 @@ def test_an_incomplete_directory_trains_only_with_partial_and_says_what_is_missi
     assert said in line
     assert line.endswith("To train on what is there: --partial")
     assert not (output.parent / "trained" / "model.safetensors").exists()
-    code, err = train(llava, output, "--partial")
-    assert code == 0, err
-    assert said in err
-    assert " of 20 planned rows of " in err
+    assert cli.run(command(llava, output, output.parent / "trained", "--max_steps", 2, "--partial")) == 0
+    assert said in caplog.text
+    assert " of 20 planned rows of " in caplog.text
 
 
-def test_an_incomplete_directory_to_evaluate_on_is_refused_too(llava: Family, output: Path, tmp_path: Path) -> None:
+def test_an_incomplete_directory_to_evaluate_on_is_refused_too(
+    llava: Family, output: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     held_out = Path(shutil.copytree(output, tmp_path / "held out"))
     min(held_out.glob("*.parquet")).unlink()
-    code, err = train(llava, output, "--eval_path", held_out, "--eval_strategy", "epoch")
-    assert code == 2
-    assert f"{held_out} is not whole: 1 of 4 planned shards" in err
+    flags = ("--eval_path", held_out, "--eval_strategy", "epoch")
+    assert cli.run(command(llava, output, tmp_path / "trained", *flags)) == 2
+    assert f"{held_out} is not whole: 1 of 4 planned shards" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [(), ("--streaming",), ("--alpha", "q0.1", "--streaming")])
+STREAMED = pytest.param(("--streaming",), marks=pytest.mark.full)
+BOUNDED = pytest.param(("--alpha", "q0.1", "--streaming"), marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("flags", [(), STREAMED, BOUNDED])
 def test_a_flipped_byte_ends_the_program_in_one_line_that_names_the_shard(
     llava: Family, output: Path, flags: tuple[str, ...]
 ) -> None:

@@ -49,5 +49,6 @@ def test_training_in_python_stops_early_and_the_card_says_so(folder: Path) -> No
     assert f"| steps taken | {steps} of 40: stopped early |" in (folder / "out" / "README.md").read_text()
 
 
-def test_weights_without_a_trainer_are_those_of_the_page(folder: Path) -> None:
-    assert printed(SNIPPETS[1], folder) == "tensor([[1., 4., 1., 5.]])\n"
+def test_weights_without_a_trainer_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(SNIPPETS[1], {})
+    assert capsys.readouterr().out == "tensor([[1., 4., 1., 5.]])\n"

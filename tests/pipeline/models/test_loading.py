@@ -247,6 +247,7 @@ def test_an_incomplete_processor_is_named_with_what_it_lacks(copied: Path, lost:
         Encoder(load_processor(copied))
 
 
+@pytest.mark.full
 def test_a_home_that_cannot_be_written_to_is_named_with_the_variable(copied: Path, tmp_path: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}

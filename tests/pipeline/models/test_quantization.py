@@ -63,7 +63,8 @@ def widened(family: Family, directory: Path) -> Family:
     return Family(name=family.name, directory=directory, model=loaded, encoder=family.encoder)
 
 
-@pytest.fixture(scope="module", params=["llava", "mini_gemini"])  # the latter has linear layers for maps [B, H, W, C]
+# The latter has linear layers for maps [B, H, W, C].
+@pytest.fixture(scope="module", params=["llava", pytest.param("mini_gemini", marks=pytest.mark.full)])
 def wide(request: pytest.FixtureRequest, family: Callable[[str], Family], tmp_path_factory: Any) -> Family:
     return widened(family(request.param), tmp_path_factory.mktemp("wide") / request.param)
 

@@ -46,7 +46,7 @@ print("inside:", ray.get(ray.remote(lambda: os.getuid()).remote()))
 """
 
 
-@pytest.fixture(params=["disabled", "token"])
+@pytest.fixture(params=["disabled", pytest.param("token", marks=pytest.mark.full)])
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """What an intruder knows too."""
     return {"RAY_AUTH_MODE": request.param, "RAY_AUTH_TOKEN": "known" * 10}

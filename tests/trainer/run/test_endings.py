@@ -99,6 +99,7 @@ def test_with_jit_checkpoints_sigterm_saves_a_step_from_which_the_run_goes_on_as
     assert losses(out) == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
 
 
+@pytest.mark.full
 def test_the_one_process_of_a_launch_for_several_is_refused(llava: Family, annotated: Path, tmp_path: Path) -> None:
     launch = [*LAUNCH[:2], "--cpu", *LAUNCH[3:]]
     process = start(command(llava, annotated, tmp_path / "out", "--max_steps", 1), tmp_path / "log", launch)

@@ -50,6 +50,7 @@ def test_the_line_follows_what_is_trained(facts: RunFacts, said: str) -> None:
     assert said in start_line(facts, steps=(12, 30), tokens_per_row=512)
 
 
+@pytest.mark.full
 def test_nobody_else_speaks_before_the_line(llava: Family, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path, 24)
     annotated = annotate(tmp_path / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)

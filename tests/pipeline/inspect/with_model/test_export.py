@@ -86,25 +86,27 @@ def test_what_a_process_refuses_is_said_in_one_line_and_nothing_is_left(
 
 
 WAITS = """
-import os, sys, time
 from cal_pipeline.inspect.with_model.processes import in_order
-from test_export import slowly
+from slow import slowly
 
 if __name__ == "__main__":
     for number in in_order(slowly, (), range(100), 2):
         print(number, flush=True)
 """
+SLOW = """
+import os, time
+import cal_pipeline.inspect.with_model.processes  # Once for all: workers are copied from one that has this module.
 
-
-def slowly():  # type: ignore[no-untyped-def]
-    """Says its process, and takes long."""
+def slowly():  # Says its process, and takes long.
     return lambda _: time.sleep(0.2) or os.getpid()
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_the_processes_end_with_the_one_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "waits.py").write_text(WAITS)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    (tmp_path / "slow.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "waits.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,

@@ -30,9 +30,9 @@ class SignOfLife:
 
     path: Location
     said: Mapping[str, Any]
-    """`host`, `pid`, `started`, `beat` (its own clock), and what else it was given to say."""
+    """`host`, `pid`, `started`, `beat` (its own clock), and what else it was given to say; empty where that is ill."""
     words: str
-    """Host, process and start."""
+    """Host, process and start; the file's name where it cannot be read now."""
     age_s: float
     """Since it was said, by the clock of the file system or store: hosts' clocks may differ."""
     lives: bool | None
@@ -114,17 +114,27 @@ class Heartbeat:
 
 
 def signs_of_life(internal: Location) -> list[SignOfLife]:
-    """Of all drivers whose files are there and can be read, by name; changes nothing."""
+    """Of all drivers whose files are there, by name; changes nothing.
+
+    A file that its disk or store does not hand out now is a sign of life too: its driver may be well.
+    """
     files: list[Location] = sorted(internal.glob("driver-*.json"), key=str)
     clock = _clock(internal) if files else 0.0
     signs = []
     for path in files:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        said, lives, age = {}, None, 0.0
+        try:
             said = json.loads(path.read_text(encoding="utf-8"))
             said["beat"] = float(said["beat"])
             words = f"{said['host']}, pid {said['pid']}, started {said['started']}"
+            lives = _lives(said)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+        except OSError as error:
+            words = f"{path.name}, which cannot be read now: {error.strerror or error}"
+        with contextlib.suppress(OSError):
             age = clock - path.stat().st_mtime_ns / 1e9  # After reading it: opening makes NFS ask its server.
-            signs.append(SignOfLife(path=path, said=said, words=words, age_s=age, lives=_lives(said)))
+        signs.append(SignOfLife(path=path, said=said, words=words, age_s=age, lives=lives))
     return signs
 
 

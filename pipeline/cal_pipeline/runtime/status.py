@@ -55,8 +55,9 @@ def status_of(store: Store) -> RunStatus:
         raise ConfigError(f"--status {store.output_dir}: no run of cal-precompute has written here")
     # A driver that was killed leaves what it said last, until the next one starts.
     ended = _moment(report) if report else None
-    dead = [sign for sign in signs if ended is None or _moment(sign.said) >= ended]
-    telling = [sign for sign in signs if sign.alive] or sorted(dead, key=lambda sign: _moment(sign.said))[-1:]
+    told = [sign for sign in signs if sign.said]
+    dead = [sign for sign in told if ended is None or _moment(sign.said) >= ended]
+    telling = [sign for sign in told if sign.alive] or sorted(dead, key=lambda sign: _moment(sign.said))[-1:]
     if telling:
         failed = {name: why for sign in telling for name, why in sign.said.get("shards_failed", {}).items()}
         statuses = Counter(min(telling, key=lambda sign: _moment(sign.said)).said.get("statuses_before", {}))
@@ -129,7 +130,7 @@ def _print_driver(console: Console, driver: Mapping[str, Any]) -> None:
     else:
         console.print(f"driver on {driver['words']}, is gone without a report; what it said last, {duration(ago)} ago:")
     if "rows_measured" not in driver:
-        console.print("  no worker yet")
+        console.print("  no worker yet" if "host" in driver else "  what it says is not known")
         return
     left = "?" if driver["seconds_left"] is None else duration(driver["seconds_left"])
     console.print(

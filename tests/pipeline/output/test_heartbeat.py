@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from cal_pipeline.output.heartbeat import Heartbeat, signs_of_life
 from cal_pipeline.output.store import LocalStore
+from ill_files import ill_files
 
 DRIVER = """
 import sys, time
@@ -233,6 +235,30 @@ def test_a_heartbeat_that_cannot_be_read_warns_of_nobody_and_stops_nothing(store
     assert mine.others() == []
     mine.stop()
     mine.beat()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.full
+def test_a_live_driver_whose_heartbeat_cannot_be_read_now_is_no_dead_one(
+    store: LocalStore, tmp_path: Path, number: int
+) -> None:
+    (store.internal / "staging" / "a.run-0.1").write_bytes(b"on its way")
+    (tmp_path / "ill").touch()
+    environment = os.environ | ill_files("/driver-", tmp_path / "ill", number)
+
+    def said(*flags: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "cal_pipeline.cli", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    with driver(store.internal):
+        (path,) = store.internal.glob("driver-*")
+        code, refused = said("--clean", "--output_dir", str(store.output_dir))
+        assert (code, f"{path.name}, which cannot be read now: {os.strerror(number)}" in refused) == (2, True), refused
+        code, told = said("--status", str(store.output_dir))
+        assert (code, f"driver on {path.name}, which cannot be read now" in told) == (0, True), told
+        grow_old(store.internal, 61)  # Of one that gives no more signs.
+        assert said("--clean", "--output_dir", str(store.output_dir))[0] == 0
 
 
 def test_a_heartbeat_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

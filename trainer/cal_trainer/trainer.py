@@ -23,7 +23,7 @@ from cal_trainer.data.collator import StepBatch
 from cal_trainer.data.sampling import InOrder
 from cal_trainer.objective.delta_source import DeltaSource
 from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
-from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
+from cal_trainer.objective.loss import auxiliary_loss, known_denominator, normalized, weighted_nll
 from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.divergence import nonfinite_weights, validate_losses, validate_weights
@@ -65,6 +65,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)
+        self._num_micro_batches = 1
+        """Of the step that is under way."""
         self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -158,6 +160,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
+        self._num_micro_batches = max(1, len(batches))
         counts = [
             known_denominator(batch.labels, self._source.known(batch), self._weighting)
             for batch in map(StepBatch.of, batches)
@@ -179,31 +182,34 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         batch, base = StepBatch.of(inputs), self.accelerator.unwrap_model(model)
         supervised = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (1, 0))
         if not model.training:
-            logits = self._label_logits(model, batch, batch.labels)
+            logits, _ = self._label_logits(model, batch, batch.labels)
             nll = weighted_nll(logits, supervised_ids(batch.labels), at_rows(supervised.float(), batch.labels))
             self._evaluated = self._evaluated.to(nll) + torch.stack([nll, supervised.sum().to(nll)])
             loss = nll / supervised.sum().clamp(min=1)
             return (loss, {"loss": loss}) if return_outputs else loss
         measured = self._weighting.measured_labels(batch.labels)
         with self._source.observing(base, batch, measured) as deltas_of:
-            logits = self._label_logits(model, batch, measured)
+            logits, auxiliary = self._label_logits(model, batch, measured)
         with torch.no_grad():
             weights = self._weighting(deltas_of(logits), batch.labels)
         counted, share = normalized(weights, self._weighting.normalization)
         sums = weighted_nll(
             logits, supervised_ids(measured), at_rows(torch.stack([counted, supervised.float(), weights]), measured)
         )
-        self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable)
+        self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable, auxiliary)
         denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
-        return sums[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
+        loss = sums[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
+        # A mean over the step's micro-batches, as over ranks: transformers' own would grow with their number.
+        return loss if auxiliary is None else loss + auxiliary.to(loss) / self._num_micro_batches
 
-    def _label_logits(self, model: Any, batch: StepBatch, labels: Tensor) -> Tensor:
-        """[N, V]: the forward's logits that predict labels [B, T]."""
+    def _label_logits(self, model: Any, batch: StepBatch, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N, V]: the forward's logits that predict labels [B, T]; and its `auxiliary_loss`."""
         base = self.accelerator.unwrap_model(model)
         alone = rows_alone(innermost_decoder(base), batch.inputs.get("attention_mask"))
         with label_rows(base, labels), alone:
-            return model(**batch.inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+            output = model(**batch.inputs, use_cache=False)
+        return output.logits[0], auxiliary_loss(base, output)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates as the Trainer does, with the loss over all tokens: its mean of means depends on the batch size."""

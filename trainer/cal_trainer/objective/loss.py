@@ -6,9 +6,12 @@ nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.config import Normalization
 from cal_trainer.objective.weighting import Weighting
@@ -24,6 +27,24 @@ def weighted_nll(logits: Tensor, label_ids: Tensor, weights: Tensor) -> Tensor:
     """
     nll = F.cross_entropy(logits.float(), label_ids, reduction="none")
     return (nll * weights).sum(-1)
+
+
+def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
+    """What a model adds to the loss of its tokens, a scalar: the load balancing of a mixture of experts' router.
+
+    It comes with `output_router_logits` in the config, as does its factor; None where it is off. Token weights say
+    nothing of it. Raises ConfigError for one whose factor the config does not tell.
+    """
+    value = getattr(output, "aux_loss", None)
+    if not isinstance(value, Tensor):
+        return None
+    factor = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    if factor is None:
+        raise ConfigError(
+            f"{type(model).__name__} gives an auxiliary loss, and its config no router_aux_loss_coef to multiply it "
+            "with: set that, or output_router_logits to false"
+        )
+    return value * float(factor)
 
 
 def normalized(weights: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,12 @@ class StepMetrics:
         """True when something was added since the last `take`."""
         return self._sums is not None
 
-    def add(self, weights: Tensor, labels: Tensor, nll: Tensor, num_unusable: Tensor | None) -> None:
+    def add(
+        self, weights: Tensor, labels: Tensor, nll: Tensor, num_unusable: Tensor | None, auxiliary: Tensor | None = None
+    ) -> None:
         """One micro-batch: weights and unshifted labels [B, T], summed nll [2], its rows that were unusable, a scalar.
 
-        nll: of the supervised tokens, as it is and weighted.
+        nll: of the supervised tokens, as it is and weighted. auxiliary: the model's own loss beside it, a scalar.
         """
         supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0))
         values = (
@@ -41,6 +43,7 @@ class StepMetrics:
             (supervised & (weights >= self._beta)).sum(),
             *nll,
             labels.new_zeros(()) if num_unusable is None else num_unusable,
+            *([] if auxiliary is None else [auxiliary.detach().to(nll), torch.ones_like(nll[0])]),
         )
         sums = torch.stack([value.double() for value in values])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -48,10 +51,12 @@ class StepMetrics:
     def take(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Mean weight, shares at the bounds, loss with and without weights, and unusable rows; starts anew.
 
+        Where the model has an auxiliary loss, its mean over micro-batches too.
+
         over_ranks: sums a tensor over all ranks, all of which call this.
         """
         assert self._sums is not None
-        tokens, weight, at_alpha, at_beta, nll, weighted, unusable = over_ranks(self._sums).tolist()
+        tokens, weight, at_alpha, at_beta, nll, weighted, unusable, *auxiliary = over_ranks(self._sums).tolist()
         self._sums = None
         tokens = max(tokens, 1.0)
         return {
@@ -61,4 +66,5 @@ class StepMetrics:
             "unweighted_loss": nll / tokens,
             "weighted_loss": weighted / max(weight, 1e-12),
             "unusable_rows": unusable,
+            **({"auxiliary_loss": auxiliary[0] / auxiliary[1]} if auxiliary else {}),
         }

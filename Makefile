@@ -14,7 +14,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo test test-full bench bench-scale study study-quick study-again check format clean
+.PHONY: help install demo test test-full test-vocabularies bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,13 @@ $(STAMP): pyproject.toml constraints.txt constraints-torchvision.txt
 $(AZURITE): | $(STAMP)
 	npm install --silent --no-audit --no-fund --prefix $(VENV) azurite@3.35.0
 
+# Published tokenizers out of packages that ship them, none of which is installed.
+VOCABULARIES := $(VENV)/vocabularies
+$(VOCABULARIES): | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part \
+		dashscope==2.0.2 llama-models==0.3.0 mistral-common==1.13.1
+	mv $@.part $@
+
 install: $(STAMP)  ## create .venv with everything, once
 
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
@@ -45,6 +52,9 @@ test-full: $(STAMP) $(AZURITE)  ## all tests, with every fault and every model f
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)
 	CAL_MODELS_RECORD=$(MEASURED) $(BIN)/python -m pytest -q $(PAGE_TEST)
+
+test-vocabularies: $(VOCABULARIES)  ## labels with the tokenizers of Qwen, Llama and Mistral, which it fetches (25 MB)
+	CAL_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest -q tests/vocabularies
 
 BENCH = $(BIN)/python -W ignore::FutureWarning benchmarks
 

@@ -43,6 +43,7 @@ ANSWERS = (
     ("cal-precompute --output_dir out --clean --json", 2, "--json says how --status prints"),
     ("cal-precompute MEASURE --json", 2, "--json says how --status prints"),
     ("cal-precompute MEASURE --metrics_address 9464", 2, "--metrics_address 9464: expected host:port"),
+    ("cal-precompute MEASURE --metrics_address a:99999", 2, "--metrics_address a:99999: expected host:port"),
     ("cal-precompute MEASURE nope.json --log_format json", 2, '"message": "--data_path nope.json: no file there'),
     ("cal-precompute MEASURE --contrats drop", 2, "unknown flag --contrats; did you mean --contrast?"),
     ("cal-precompute MEASURE --dtype float12", 2, "invalid choice: 'float12'"),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import numpy as np
@@ -389,6 +389,23 @@ def test_an_edited_source_is_refused_by_name(
         data.write_text(content)
         os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "data.json has changed since data-r000000000-000000010.parquet was written (mtime_ns was" in message
+
+
+def test_a_signal_counts_the_shard_that_was_published_before_the_driver_heard_of_it(
+    finished: tuple[Path, str, str], argv: Callable[..., list[str]], capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    shutil.copytree(finished[0], "stopped")
+    late, *_, pending = sorted(Path("stopped").glob("*.parquet"))
+    late.unlink()
+    pending.unlink()
+
+    def stopped(*_: object) -> NoReturn:
+        shutil.copy2(finished[0] / late.name, late)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execution, "_measure", stopped)
+    assert cli.run(argv("--output_dir", "stopped")) == 130
+    assert "interrupted; 1 of 2 shards were done; run the same command to resume" in capfd.readouterr().err
 
 
 def test_dry_run_lists_done_and_pending_and_starts_nothing(

@@ -5,6 +5,7 @@ Of a finished shard a redo takes over the rows that it does not measure again.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,16 +146,18 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
             f"{name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
             f"{drawn[1][0]:g} (seed {drawn[1][1]}): a subset (--sample) needs an --output_dir of its own"
         )
-    differing = [
-        f"{field} was {getattr(metadata.source, field)}, is {getattr(shard.source, field)}"
-        for field in _SAME_SOURCE
-        if getattr(metadata.source, field) != getattr(shard.source, field)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{shard.source.uri} has changed since {name} was written ({'; '.join(differing)}): remove that shard to "
-            "measure it again, or choose another --output_dir"
-        )
+    was, now = metadata.source, shard.source
+    changed = [field for field in _SAME_SOURCE if getattr(was, field) != getattr(now, field)]
+    if changed:
+        listed = "; ".join(f"{field} was {getattr(was, field)}, is {getattr(now, field)}" for field in changed)
+        ways_out = "remove that shard to measure it again, or choose another --output_dir"
+        if changed == ["mtime_ns"]:
+            seconds, part = divmod(was.mtime_ns, 10**9)
+            ways_out += (
+                ". A mere copy (made without cp -p or rsync -t) wants its time back: "
+                f"touch -d @{seconds}.{part:09d} {shlex.quote(now.uri)}"
+            )
+        raise ConfigError(f"{now.uri} has changed since {name} was written ({listed}): {ways_out}")
 
 
 def _check_columns(

@@ -34,6 +34,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("seed", "save_contrast_images")
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)")
+_LAST_PORT = 65535
 _ADDRESS = re.compile(r".+:\d{1,5}")
 JSON_ALONE = "--json says how --status prints: give --status DIRECTORY too"
 _KEEP_EMBEDDED_BYTES = 10 * 10**9
@@ -139,7 +140,7 @@ class PrecomputeConfig(EncodingFlags):
                     location(path)
                 except ConfigError as error:
                     raise ConfigError(f"--{name} {error}") from error
-        if not _ADDRESS.fullmatch(self.metrics_address):
+        if not _ADDRESS.fullmatch(self.metrics_address) or int(self.metrics_address.rpartition(":")[2]) > _LAST_PORT:
             raise ConfigError(f"--metrics_address {self.metrics_address}: expected host:port, as 127.0.0.1:9464")
         if self.json:
             raise ConfigError(JSON_ALONE)

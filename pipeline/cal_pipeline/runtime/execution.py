@@ -52,12 +52,12 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         )
     else:
         store.clear_staging(everybodys=True)
+    shards = (*plan.progress.done, *plan.progress.pending)
     outcome = RunOutcome()
     interrupted = False
     try:
         store.prepare()
         heartbeat.start()
-        shards = (*plan.progress.done, *plan.progress.pending)
         listed = json.dumps([asdict(shard) for shard in shards], indent=1)
         write_whole(store.internal / "plan.json", f"{listed}\n")
         if config.save_contrast_images:
@@ -112,7 +112,11 @@ def execute(plan: Plan, interruption: Interruption) -> int:
         if path is not None:
             _log.warning("the report is in %s", path)
     if interrupted:
-        raise KeyboardInterrupt(f"{len(outcome.reports)} of {len(plan.todo)} shards were done")
+        done = {report.name for report in outcome.reports}
+        with suppress(OSError, FormatError):  # What was published a moment ago may not have reached this program.
+            there = compare_with_plan(shards, store)[0] if in_output else set()
+            done |= there - {shard.name for shard in plan.progress.done}
+        raise KeyboardInterrupt(f"{len(done)} of {len(plan.todo)} shards were done")
     print_report(report, config.output_dir, path)
     if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(outcome.aborted)
@@ -165,6 +169,7 @@ def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outco
         broken={shard.name: str(shard.problem) for shard in plan.broken},
         statuses_before=plan.statuses_before(),
         num_rows=rows,
+        num_workers=cluster.num_workers,
         outcome=outcome,
     )
     metrics = RunMetrics(state)

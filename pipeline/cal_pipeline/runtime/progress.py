@@ -90,7 +90,7 @@ class ProgressListener:
         tokens_per_s = counts["tokens"] * facts["rows_per_s"] / max(counts["rows"], 1)
         return (
             f"{facts['rows_per_s']:.1f} rows/s, {tokens_per_s:.0f} tokens/s, {left} left, "
-            f"{counts['rows_not_ok']} rows not ok"
+            f"{counts['rows_not_ok']} rows not ok, {self._state.workers_up()} of {self._state.num_workers} workers up"
         )
 
 

@@ -52,7 +52,8 @@ def status_of(store: Store) -> RunStatus:
     there = {path.relative_to(store.output_dir).as_posix() for path in store.finished()}  # type: ignore[arg-type]
     planned = read_plan(store.output_dir)
     if not (signs or report or planned or there):
-        raise ConfigError(f"--status {store.output_dir}: no run of cal-precompute has written here")
+        nowhere = "" if store.output_dir.is_dir() else " (there is no such directory)"
+        raise ConfigError(f"--status {store.output_dir}: no run of cal-precompute has written here{nowhere}")
     # A driver that was killed leaves what it said last, until the next one starts.
     ended = _moment(report) if report else None
     told = [sign for sign in signs if sign.said]
@@ -112,8 +113,8 @@ def print_status(status: RunStatus, *, as_json: bool) -> None:
     for driver in status.drivers:
         _print_driver(console, driver)
     if not status.drivers and status.last_report:
-        ended = status.last_report["aborted"] or "to its end"
-        console.print(f"no driver is at work; the last run, started {status.last_report['started']}, came {ended}")
+        ended = f"ended: {reason}" if (reason := status.last_report["aborted"]) else "came to its end"
+        console.print(f"no driver is at work; the last run, started {status.last_report['started']}, {ended}")
     elif not status.drivers:
         console.print("no driver is at work, and none left a report")
     if lost := {name: count for name, count in status.statuses.items() if name != STATUS_OK and count}:

@@ -1,6 +1,8 @@
 import json
 import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -162,8 +164,20 @@ def test_an_edited_and_a_touched_file_are_refused_on_resume(store: LocalStore, p
     with pytest.raises(ConfigError, match=rf"mtime_ns was {stat.st_mtime_ns}, is {stat.st_mtime_ns + 1}"):
         compare(store, plan_shards([str(path)], rows_per_shard=2))
     source(path, count=6)
-    with pytest.raises(ConfigError, match=rf"size was {stat.st_size}, is {path.stat().st_size}"):
+    with pytest.raises(ConfigError, match=rf"size was {stat.st_size}, is {path.stat().st_size}") as error:
         compare(store, plan_shards([str(path)], rows_per_shard=2))
+    assert "touch -d" not in str(error.value)
+
+
+def test_a_copy_that_lost_its_time_is_told_the_command_that_gives_it_back(store: LocalStore, plan: list[Shard]) -> None:
+    finish(store, plan)
+    path = Path(plan[0].source.uri)
+    os.utime(path)
+    with pytest.raises(ConfigError) as error:
+        compare(store, plan_shards([str(path)], rows_per_shard=2))
+    command = str(error.value).partition("wants its time back: ")[2]
+    subprocess.run(shlex.split(command), check=True)
+    assert compare(store, plan_shards([str(path)], rows_per_shard=2)).pending == ()
 
 
 def test_the_same_data_under_another_path_is_done(store: LocalStore, plan: list[Shard], tmp_path: Path) -> None:

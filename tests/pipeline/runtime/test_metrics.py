@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "running.md"
 def state() -> RunState:
     return RunState(
         output_dir="out", planned=["a", "b", "c", "d"], done=["a"], broken={"d": "torn"}, num_rows=20,
-        statuses_before=Counter(ok=9, no_answer=1), outcome=RunOutcome(),
+        statuses_before=Counter(ok=9, no_answer=1), num_workers=2, outcome=RunOutcome(),
     )  # fmt: skip
 
 
@@ -66,6 +66,31 @@ def test_facts_tell_a_shard_that_is_measured_again_from_one_that_is_new() -> Non
     assert (facts["shards_done"], facts["rows_measured"]) == (1, 10)
     assert facts["seconds_left"] == pytest.approx(10 / facts["rows_per_s"])
     assert facts["statuses_before"] == {"ok": 9, "no_answer": 1}
+
+
+def test_rate_and_time_left_follow_the_last_hour_and_four_shards_of_each_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("cal_pipeline.runtime.state.time.monotonic", lambda: clock[0])
+    run = state()
+    run.num_rows = 100_000
+    run._outcome.first_worker_at = 1060.0
+    run._outcome.at_work = [WorkerState(where="here", state="busy", since=0.0, shard="b")] * 2
+
+    def after(seconds: float, times: int) -> float:
+        for _ in range(times):
+            clock[0] += seconds
+            run.finished(ShardReport(name="b", rows=100, statuses={"ok": 100}))
+        return float(run.facts()["rows_per_s"])
+
+    assert run.facts()["rows_per_s"] == 0.0
+    clock[0] = 1060.0
+    assert after(2.0, 500) == pytest.approx(50.0)  # Workers of a good day …
+    assert after(200.0, 20) == pytest.approx(0.5)  # … of which few are left since an hour.
+    assert run.facts()["seconds_left"] == pytest.approx((100_000 - 52_000) / 0.5)
+    assert after(1800.0, 5) == pytest.approx(800 / (3 * 200 + 5 * 1800))  # Slow ones are seen over eight shards.
+    assert len(run._marks) == 9
 
 
 def test_an_address_where_something_else_listens_is_refused_by_name() -> None:

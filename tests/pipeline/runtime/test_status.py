@@ -127,6 +127,16 @@ def test_a_driver_without_workers_a_cut_report_and_a_cut_plan_are_told(
 
 
 def test_a_directory_that_no_run_knows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--status .*none: no run of cal-precompute has written here"):
+    says = r"--status .*none: no run of cal-precompute has written here"
+    with pytest.raises(ConfigError, match=rf"{says} \(there is no such directory\)$"):
         status_of(LocalStore(output_dir=tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=rf"{says}$"):
+        status_of(LocalStore(output_dir=tmp_path / "none"))
+
+
+def test_why_the_last_run_ended_is_said_in_words(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
+    report(store, "2026-01-02T12:00:00+0000", aborted="terminated (SIGTERM)")
+    print_status(status_of(store), as_json=False)
+    assert "the last run, started 2026-01-02T12:00:00+0000, ended: terminated (SIGTERM)" in capsys.readouterr().out

@@ -92,6 +92,15 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "dropped rows": (["--dataloader_drop_last", "true"], "--dataloader_drop_last has no effect here: the last step"),
     "never saved": (["--save_strategy", "steps", "--save_steps", 0], "would never save"),
     "one process to shard over": (["--fsdp"], "and this is one"),
+    "argument that no schedule has": (
+        ["--lr_scheduler_kwargs", '{"min_lrr": 1}'],
+        "unexpected keyword argument 'min_lrr'",
+    ),
+    "schedule without what it needs": (
+        ["--lr_scheduler_type", "warmup_stable_decay"],
+        "with --lr_scheduler_kwargs {}: ",
+    ),
+    "no place": (["--output_dir", ""], "--output_dir is empty"),
     "optimizer that is not there": (["--optim", "lomo"], "--optim lomo: You need to install"),
     "report to nobody": (["--report_to", "bogus"], "--report_to bogus: bogus is not supported"),
     "upload by nobody": (["--push_to_hub", "--hub_token", "nobody's"], "--push_to_hub: "),

@@ -169,7 +169,7 @@ def test_a_checkpoint_without_a_file_that_going_on_needs_is_passed_over_by_name(
 ) -> None:
     out = Path(shutil.copytree(saved, tmp_path / "out"))
     (out / "checkpoint-4" / name).unlink()
-    assert find_checkpoint("last", out) == out / "checkpoint-2"
+    assert find_checkpoint(True, out) == out / "checkpoint-2"
     assert f"checkpoint-4 is passed over: it lacks {lacking} (" in caplog.text
 
 

@@ -18,14 +18,15 @@ _INDEX: Final = ".index.json"
 _log = logging.getLogger("cal-train")
 
 
-def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
+def find_checkpoint(wanted: str | bool | None, output_dir: Path) -> Path | None:
     """`--resume_from_checkpoint` as a path: `last` (or true) is the newest whole one in --output_dir.
 
     Raises ConfigError when there is none, or the one that is named is not whole.
     """
-    if wanted is None or wanted.lower() == "false":
+    named = str(wanted)  # In Python True is True.
+    if named.lower() in ("none", "false"):
         return None
-    if wanted.lower() in ("last", "true"):
+    if named.lower() in ("last", "true"):
         there = _checkpoints(output_dir)
         for path in there:
             if not (fault := _fault(path)):
@@ -35,11 +36,11 @@ def find_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
             f"--resume_from_checkpoint last: no checkpoint in --output_dir {output_dir}"
             + (" is complete" if there else "")
         )
-    if not Path(wanted).is_dir():
-        raise ConfigError(f"--resume_from_checkpoint {wanted}: no such directory")
-    if fault := _fault(Path(wanted)):
-        raise ConfigError(f"--resume_from_checkpoint {wanted} is incomplete: {fault}")
-    return Path(wanted)
+    if not Path(named).is_dir():
+        raise ConfigError(f"--resume_from_checkpoint {named}: no such directory")
+    if fault := _fault(Path(named)):
+        raise ConfigError(f"--resume_from_checkpoint {named} is incomplete: {fault}")
+    return Path(named)
 
 
 def newest_whole(output_dir: Path) -> Path | None:

@@ -11,8 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from huggingface_hub import whoami
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_schemas.errors import ConfigError
@@ -78,6 +79,7 @@ def validate_flags(arguments: TrainingArguments, *, dtype: Dtype, evaluates: boo
             "give --num_processes 1 and unset MASTER_ADDR"
         )
     _validate_upload(arguments)
+    _validate_schedule(arguments)
     if (arguments.fp16 and dtype != "float32") or (arguments.bf16 and dtype == "float16"):
         flag = "--fp16" if arguments.fp16 else "--bf16"
         raise ConfigError(f"{flag} does not go with weights of --dtype {dtype}: leave one of the two out")
@@ -97,6 +99,17 @@ def _validate_upload(arguments: TrainingArguments) -> None:
         raise ConfigError(f"--push_to_hub: {_one_line(error)} Log in with `hf auth login`, or leave it out") from error
 
 
+def _validate_schedule(arguments: TrainingArguments) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    kind, options = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
+    try:
+        get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            f"--lr_scheduler_type {kind.value} with --lr_scheduler_kwargs {options or {}}: {_one_line(error)}"
+        ) from error
+
+
 def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
     """ConfigError for an --optim whose package or arguments are missing; takes the model or its meta-device model."""
     try:
@@ -107,6 +120,8 @@ def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
 
 def prepare_output(output_dir: str, *, resumes: bool) -> None:
     """Makes the directory; ConfigError unless it can be written to, a warning for an earlier run's checkpoints."""
+    if not output_dir:
+        raise ConfigError("--output_dir is empty: say where the model goes")
     if "://" in output_dir:
         raise ConfigError(f"--output_dir {output_dir} is a URL: train into a directory, and copy it there")
     try:

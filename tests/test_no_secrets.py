@@ -32,6 +32,7 @@ SECRET = "hunter2"
 PLACES = {
     "a store with a key": f"s3://AKIAME:{SECRET}@bucket/x",
     "a key with slashes": f"s3://AKIAME:ab/{SECRET}+c@bucket/x",
+    "a key that begins with digits": f"s3://AKIAME:12/{SECRET}+c@bucket/x",
     "a page": f"https://me:{SECRET}@host.example/x?token={SECRET}",
     "a presigned one": f"https://bucket.s3.amazonaws.com/x?X-Amz-Credential={SECRET}&X-Amz-Signature={SECRET}&v=1",
     "an account": f"az://box@account.blob.core.windows.net/x?sv=1&sig={SECRET}",

@@ -16,7 +16,7 @@ from typing import Any
 
 # A path that was made of a URL has lost one of its slashes. A password may hold the quotes that end a quoted URL.
 _URL = re.compile(
-    r"(://|\b(?i:https?|s3|gs|gcs|az|abfss?|hf|ray):/(?!/))((?:[^\s/'\"<>@:]*:[^\s/\"<>,]*@)?[^\s'\"<>]*)"
+    r"(\b(?i:s3|gs|gcs|az|abfss?)://?|://|\b(?i:https?|hf|ray):/(?!/))((?:[^\s/'\"<>@:]*:[^\s/\"<>,]*@)?[^\s'\"<>]*)"
 )
 _NAMES = r"(?:sig|signature|token|credential|passw(?:or)?d|pwd|secret|accesskeyid|apikey|[-_]key)"
 _PAGE = re.compile(r"(?i)\s*https?:/")
@@ -39,7 +39,7 @@ _NAMED = (
 def redacted(text: str) -> str:
     """The text without the user, password and query of any URL, and without signatures, keys and tokens by name."""
     if ":/" in text:
-        text = _URL.sub(lambda found: found[1] + "://".join(map(_without_secrets, found[2].split("://"))), text)
+        text = _URL.sub(_clean, text)
     if "@" in text:
         text = _BARE.sub("", text)
     if "=" in text:
@@ -62,13 +62,18 @@ def unsigned(text: str) -> str:
     return redacted(address) + ("" if signed else mark + query)
 
 
-def _without_secrets(url: str) -> str:
+def _clean(found: re.Match[str]) -> str:
+    of_a_store = found[1][0] in "sSgGaA"
+    return found[1] + "://".join(_without_secrets(url, has_port=not of_a_store) for url in found[2].split("://"))
+
+
+def _without_secrets(url: str, *, has_port: bool) -> str:
     """What follows the scheme, from the last @ of its authority to its query."""
     authority = url.partition("/")[0]
     user, colon, rest = authority.partition(":")
     if "@" in authority:
         url = authority.rpartition("@")[2] + url[len(authority) :]
-    elif user and colon and not rest.isdigit() and not url.startswith("["):
+    elif user and colon and not (has_port and rest.isdigit()) and not url.startswith("["):
         url = url.rpartition("@")[2]  # A secret key that was not quoted holds slashes of its own.
     address, _, query = url.partition("?")
     return address + query[len(query.rstrip("):,.;")) :]

@@ -91,6 +91,16 @@ def test_every_subcommand_refuses_nan_and_infinity_by_the_name_of_their_row(
     assert f"{file}: row 0" in line or f"row '{identifier}'" in line, line
 
 
+def test_filter_copies_no_nan_whatever_the_condition_reads(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sorted(output.glob("*.parquet"))[1]
+    put_in(file, float("nan"), 0)
+    assert run(["filter", str(output), "TRUE", "--output", str(tmp_path / "copied")]) == EXIT_REFUSED
+    assert f"{file}: row 0" in capsys.readouterr().err
+    assert not list((tmp_path / "copied").rglob("*.parquet"))
+
+
 def test_all_that_read_shards_were_tried() -> None:
     # Audit, attention and patch-words run a model; they open shards as the others do. The sheet is its own input.
     assert set(SUBCOMMANDS) - set(READERS) == {"agreement", "audit", "attention", "patch-words"}

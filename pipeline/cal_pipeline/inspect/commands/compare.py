@@ -12,21 +12,21 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, matching_rows, read_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
 MOVED = 0.05
-"""A clamped weight that differs by more has moved."""
+"""A weight that differs by more has moved."""
 _NAMED = 5
 _RANGE, _BINS = 20.0, 160
 """The scatter plot's square in logits (what lies outside is drawn at its edge), and its bins."""
@@ -36,8 +36,8 @@ _RANGE, _BINS = 20.0, 160
 class Comparison:
     """Sums over the tokens that both measured, filled batch by batch."""
 
-    alpha: float
-    beta: float
+    weighting: Mapping[str, Any]
+    """alpha, beta, window and pool."""
     rows_a: int = 0
     rows_b: int = 0
     joined: int = 0
@@ -53,8 +53,10 @@ class Comparison:
     """Of a, b, a*a, b*b, a*b, a-b, |a-b|."""
     grid: np.ndarray = field(default_factory=lambda: np.zeros((_BINS, _BINS), np.int64))
 
-    def add(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Counts deltas [N] of the same tokens in A and B, NaN where undefined."""
+    def add(self, mine: FlatTokens, b: np.ndarray) -> None:
+        """Counts N tokens of A and the deltas [N] of the same tokens in B, NaN where undefined."""
+        a = mine.deltas
+        weights = [flat.weights(**self.weighting) for flat in (mine, replace(mine, deltas=b))]
         defined = ~(np.isnan(a) | np.isnan(b))
         self.undefined_in_one += int((np.isnan(a) != np.isnan(b)).sum())
         a, b = a[defined].astype(np.float64), b[defined].astype(np.float64)
@@ -64,8 +66,7 @@ class Comparison:
         self.tokens += len(a)
         self.sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b, difference.sum(), np.abs(difference).sum()]
         self.max_difference = max(self.max_difference, float(np.abs(difference).max()))
-        clamped = [np.clip(values, self.alpha, self.beta) for values in (a, b)]
-        self.moved += int((np.abs(clamped[0] - clamped[1]) > MOVED).sum())
+        self.moved += int((np.abs(weights[0] - weights[1])[defined] > MOVED).sum())
         bins = [np.clip((values + _RANGE) * (_BINS / (2 * _RANGE)), 0, _BINS - 1).astype(np.int64) for values in (a, b)]
         self.grid += np.bincount(bins[0] * _BINS + bins[1], minlength=_BINS * _BINS).reshape(_BINS, _BINS)
 
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         from cal_pipeline.inspect.page import plots
 
         path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
-    comparison = compare(a, b, alpha=weighting["alpha"], beta=weighting["beta"])
+    comparison = compare(a, b, weighting)
     _validate(comparison, arguments)
     result = comparison.result()
     differing = {name: [one, other] for name, one, other in a.spec.differences(b.spec)}
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
         title = f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
         figure = plots.scatter_figure(
-            *_trimmed(comparison), names=names, alpha=comparison.alpha, beta=comparison.beta, title=title
+            *_trimmed(comparison), names=names, alpha=weighting["alpha"], beta=weighting["beta"], title=title
         )
         plots.save(figure, path)
         if not arguments.json:
@@ -146,22 +147,23 @@ def _validate(comparison: Comparison, arguments: argparse.Namespace) -> None:
     )
 
 
-def compare(a: AnnotatedDataset, b: AnnotatedDataset, *, alpha: float, beta: float) -> Comparison:
+def compare(a: AnnotatedDataset, b: AnnotatedDataset, weighting: Mapping[str, Any]) -> Comparison:
     """Joins by key and counts; see `Comparison`."""
-    comparison = Comparison(alpha=alpha, beta=beta, rows_a=a.num_rows, rows_b=b.num_rows)
+    comparison = Comparison(weighting=weighting, rows_a=a.num_rows, rows_b=b.num_rows)
     matches = matching_rows(a, b)
     comparison.joined = int((matches >= 0).sum())
     theirs = read_rows(b)
     stop = 0
     for batch in read_batches(a, ["sample_id", "status", *LIST_COLUMNS], BATCH_ROWS):
-        mine = Rows.of(batch.data)
+        flat = FlatTokens.of(batch.data)
+        mine = Rows.of(batch.data.column("status"), flat)
         start, stop = stop, stop + len(mine.ok)
         match = matches[start:stop]
         rows = np.flatnonzero((match >= 0) & mine.ok)
         rows = rows[theirs.ok[match[rows]]]
         same = (mine.lengths[rows] == theirs.lengths[match[rows]]) & (mine.digests[rows] == theirs.digests[match[rows]])
         comparison.both_ok += len(rows)
-        comparison.add(mine.tokens(rows[same]), theirs.tokens(match[rows[same]]))
+        comparison.add(flat.take(rows[same]), theirs.tokens(match[rows[same]]))
         comparison.other_labels += int((~same).sum())
         ids = batch.data.column("sample_id")
         left = rows[~same][: max(0, _NAMED - len(comparison.examples))]
@@ -201,7 +203,7 @@ def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: a
     say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g} logits")
     say(f"rms difference            {result['rms_difference']:#.4g} logits")
     say(f"max difference            {result['max_difference']:#.4g} logits")
-    say(f"clamped weight moved by more than {MOVED}: {result['share_moved']:.2%} of the tokens")
+    say(f"weight moved by more than {MOVED}: {result['share_moved']:.2%} of the tokens")
     say("measured alike" if not differing else "measured differently:")
     for name, (one, other) in differing.items():
         say(f"  {name}: {one!r} in A, {other!r} in B")

@@ -22,7 +22,7 @@ from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.metadata import with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
 from cal_schemas.storage.locations import Location, lies_in, read_footer
-from cal_schemas.whole import open_shard, write_plan
+from cal_schemas.whole import open_shard, validate_numbers, write_plan
 from cal_schemas.writer import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer
 
 
@@ -161,4 +161,9 @@ def _chosen(source: Location, mask: np.ndarray) -> Iterator[pa.Table]:
             own = mask[row : row + size]
             row += size
             if own.any():
-                yield file.read_row_group(number).filter(pa.array(own))
+                table = file.read_row_group(number)
+                at = row - size
+                for batch in table.to_batches():
+                    validate_numbers(batch, source, at)
+                    at += batch.num_rows
+                yield table.filter(pa.array(own))

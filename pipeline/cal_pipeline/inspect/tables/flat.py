@@ -58,6 +58,16 @@ class FlatTokens:
         numbered: np.ndarray = span - before[self.row]
         return numbered
 
+    def take(self, rows: np.ndarray) -> FlatTokens:
+        """Tokens of the rows of these numbers, in their order."""
+        at = places(self.lengths, rows)
+        return FlatTokens(
+            lengths=self.lengths[rows],
+            label_ids=self.label_ids[at],
+            positions=self.positions[at],
+            deltas=self.deltas[at],
+        )
+
     @classmethod
     def of(cls, columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> FlatTokens:
         """Of the columns LIST_COLUMNS, also of a frame of `load_annotated` or `pandas.read_parquet` (any backend).
@@ -130,6 +140,13 @@ class FlatTokens:
             if self.lengths[row]:
                 turns[own] = turn_of_span(said, int(self.span[own][-1]) + 1)[self.span[own]]
         return turns
+
+
+def places(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[tokens of the rows] int64: where the tokens of these rows stand, of rows that have `lengths` [R] tokens."""
+    own = lengths[rows]
+    starts = (np.cumsum(lengths) - lengths)[rows]
+    return np.asarray(np.repeat(starts - (np.cumsum(own) - own), own) + np.arange(own.sum()))
 
 
 def _overlap(length: int, shift: int) -> tuple[slice, slice]:

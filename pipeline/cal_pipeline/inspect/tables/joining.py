@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, places
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
@@ -34,18 +34,14 @@ class Rows:
     """[N] float32 in logits, NaN where undefined."""
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Rows:
-        """Of the columns `status` and LIST_COLUMNS."""
-        flat = FlatTokens.of(batch)
-        ok = np.asarray(batch.column("status").to_pandas() == STATUS_OK, bool)
+    def of(cls, status: pa.Array, flat: FlatTokens) -> Rows:
+        """Of the column `status` and the tokens of as many rows."""
+        ok = np.asarray(status.to_pandas() == STATUS_OK, bool)
         return cls(ok=ok, lengths=flat.lengths, digests=_label_digests(flat), deltas=flat.deltas)
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
         """Deltas of these rows, in their order."""
-        lengths = self.lengths[rows]
-        starts = (np.cumsum(self.lengths) - self.lengths)[rows]
-        at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        return np.asarray(self.deltas[at])
+        return np.asarray(self.deltas[places(self.lengths, rows)])
 
 
 def _label_digests(flat: FlatTokens) -> np.ndarray:
@@ -66,7 +62,7 @@ def read_rows(opened: AnnotatedDataset) -> Rows:
     parts: list[Rows] = []
     stop = 0
     for batch in read_batches(opened, ["status", *LIST_COLUMNS], BATCH_ROWS):
-        part = Rows.of(batch.data)
+        part = Rows.of(batch.data.column("status"), FlatTokens.of(batch.data))
         start, stop = stop, stop + len(part.deltas)
         deltas[start:stop] = part.deltas
         parts.append(Rows(ok=part.ok, lengths=part.lengths, digests=part.digests, deltas=deltas[:0]))

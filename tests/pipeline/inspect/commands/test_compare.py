@@ -54,7 +54,7 @@ def test_figures_by_numpy(directories: Directories, tmp_path: Path, capsys: pyte
         tmp_path / "b",
         delta_logits=lambda row: [delta * 0.9 + 0.2 for delta in row["delta_logits"]],
     )
-    found = compared(directories.normal, other, capsys, "--output", str(tmp_path / "scatter.png"))
+    found = compared(directories.normal, other, capsys, "--window", "1", "--output", str(tmp_path / "scatter.png"))
     a = token_frame(load_annotated(directories.normal), directories.family.directory)["delta"].to_numpy(np.float64)
     b = (a * 0.9 + 0.2).astype(np.float32).astype(np.float64)
     assert found["tokens"] == len(a)
@@ -66,6 +66,24 @@ def test_figures_by_numpy(directories: Directories, tmp_path: Path, capsys: pyte
     assert found["share_moved"] == pytest.approx(moved.mean(), abs=2 / len(a))
     assert 0 < moved.mean() < 1
     assert (tmp_path / "scatter.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("weighting", [{}, {"alpha": 0.5, "beta": 2.0, "window": 5, "pool": "joined"}])
+def test_the_weights_that_moved_are_those_of_training(
+    weighting: dict[str, Any], directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other_deltas(row: dict[str, Any]) -> list[float]:
+        return [delta * 0.5 + at % 3 for at, delta in enumerate(row["delta_logits"])]
+
+    other = changed(directories.normal, tmp_path / "b", delta_logits=other_deltas)
+    flags = [part for name, value in weighting.items() for part in (f"--{name}", str(value))]
+    frame = load_annotated(directories.normal)
+    tokenizer = directories.family.directory
+    weights = token_frame(frame, tokenizer, **weighting)["weight"]
+    frame["delta_logits"] = [np.array(other_deltas(row), np.float32) for row in frame.to_dict("records")]
+    moved = (weights - token_frame(frame, tokenizer, **weighting)["weight"]).abs() > 0.05
+    assert compared(directories.normal, other, capsys, *flags)["share_moved"] == moved.mean()
+    assert 0 < moved.mean() < 1
 
 
 def test_rows_with_other_label_ids_are_named_and_left_out(

@@ -22,7 +22,7 @@ from cal_pipeline.measuring.logprobs import label_logits_and_logprobs
 from cal_schemas.spec import CONDITIONS, ContrastSpec
 from conftest import Family
 from examples_of import conversation
-from families.table import make
+from families.table import ALL
 from tiny_models import FAMILIES, build_qwen2_5_vl_model, sample_image
 
 PARAMETERS = {"patch_mask": {"patch_mask_ratio": 0.7}, "gaussian_blur": {"blur_sigma": 3.0}}
@@ -75,7 +75,7 @@ def test_they_are_log_softmax_of_full_logits(family: Callable[[str], Family], na
 
 @pytest.mark.usefixtures("chunk")
 def test_a_model_that_cannot_be_called_without_an_image(tmp_path: Path) -> None:
-    case = make("blip_2", tmp_path)
+    case = ALL["blip_2"].make(tmp_path)
     batch = case.batch(case.samples[:2])
     check(case.model, batch.inputs, batch.labels)
 

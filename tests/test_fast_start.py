@@ -14,7 +14,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from cal_pipeline import arguments
-from cal_pipeline.arguments import training_argument_names
+from cal_pipeline.arguments import training_argument_types
 from cal_trainer import cli
 
 HEAVY = {"torch", "transformers", "ray", "pandas", "datasets", "matplotlib", "scipy", "prometheus_client"}
@@ -62,6 +62,7 @@ ANSWERS = (
     ("cal-train TRAIN --image_folder nope", 2, "--image_folder nope: no such directory"),
     ("cal-train TRAIN --eval_path data.json --eval_image_folder no", 2, "--eval_image_folder no: no such directory"),
     ("cal-train TRAIN --source_path nope", 2, "--source_path nope: no file there"),
+    ("cal-train TRAIN --save_steps often", 2, "--save_steps/--save-steps: invalid float value: 'often'"),
     ("cal-train TRAIN --model_name_or_path no/such", 2, "no/such: no such directory"),
     ("cal-inspect --help", 0, "SUBCOMMAND"),
     ("cal-inspect --version", 0, "cal-vlm "),
@@ -106,19 +107,19 @@ def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, tmp_
 
 def test_all_flags_of_transformers_are_known_without_it() -> None:
     flags = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    assert set(training_argument_names()) == flags
+    assert set(training_argument_types()) == flags
 
 
 def test_of_a_transformers_that_is_built_otherwise_the_same_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = training_argument_names()
+    flags = training_argument_types()
     (tmp_path / "other.py").write_text(
         "from .mixins import Flags\nclass TrainingArguments(Flags):\n    seed: int = 1\n"
     )
     monkeypatch.setattr(arguments, "_file_of_transformers", lambda name: tmp_path / "other.py")
     assert arguments._hf_argument_parser() is HfArgumentParser
-    assert sorted(training_argument_names()) == sorted(flags)
+    assert sorted(training_argument_types()) == sorted(flags)
 
 
 def test_help_of_everything_shows_transformers_flags_too(capsys: pytest.CaptureFixture[str]) -> None:

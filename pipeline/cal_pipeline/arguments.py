@@ -109,17 +109,20 @@ def _hf_argument_parser() -> Any:
     return module.HfArgumentParser
 
 
-def training_argument_names() -> list[str]:
-    """Reads the names of the flags of transformers' TrainingArguments."""
+def training_argument_types() -> dict[str, type]:
+    """Reads the names of the flags of transformers' TrainingArguments, with int and float; str stands for all else."""
+    numbers: dict[str, type] = {"int": int, "float": float}
     tree = ast.parse(_file_of_transformers("training_args.py").read_text(encoding="utf-8"))
     for kind in tree.body:
         if isinstance(kind, ast.ClassDef) and kind.name == "TrainingArguments" and not kind.bases:
-            targets = [node.target for node in kind.body if isinstance(node, ast.AnnAssign)]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            return [name for name in names if not name.startswith("_")]
+            return {
+                node.target.id: numbers.get(ast.unparse(node.annotation).removesuffix(" | None"), str)
+                for node in kind.body
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_"
+            }
     # Of a version that inherits flags: slower, and right.
     arguments: Any = importlib.import_module("transformers").TrainingArguments
-    return [field.name for field in dataclasses.fields(arguments) if field.init]
+    return {field.name: str for field in dataclasses.fields(arguments) if field.init}
 
 
 _HfArgumentParser: Any = _hf_argument_parser()
@@ -152,13 +155,13 @@ def parse_configs(
     program: str,
     description: str,
     replaces: Mapping[str, Sequence[str]] | None = None,
-    others: Sequence[str] = (),
+    others: Mapping[str, type] | None = None,
 ) -> list[Any]:
     """Builds one instance of each dataclass from one command line.
 
     A YAML file given with `--config` is expanded to flags in front of the user's own, so both take the same path:
     same names, same types, same checks, and what is typed wins; a typed flag that the file lacks also wins over those
-    that `replaces` lists for it. `others` are names of flags that may be there and are not looked at. Raises
+    that `replaces` lists for it. `others` are flags that may be there, of which only numbers are looked at. Raises
     ConfigError with one line that names the flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
@@ -166,9 +169,13 @@ def parse_configs(
     add_version(parser)
     parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
     flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
-    for name in others:
-        spellings = (form for start in ("", "no_") for form in (start + name, (start + name).replace("_", "-")))
-        parser.add_argument(*(f"--{form}" for form in dict.fromkeys(spellings)), nargs="*", help=argparse.SUPPRESS)
+    others = others or {}
+    for name, taken in others.items():
+        starts = ("", "no_") if taken is str else ("",)
+        spellings = (form for start in starts for form in (start + name, (start + name).replace("_", "-")))
+        parser.add_argument(
+            *(f"--{form}" for form in dict.fromkeys(spellings)), type=taken, nargs="*", help=argparse.SUPPRESS
+        )
     flags += others
     _validate_lists(given, kinds)
     namespace, unknown = parser.parse_known_args(_with_file(given, kinds, others, replaces or {}))
@@ -195,7 +202,7 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     wanted = [(item.name, hints[item.name], flag(item.default, "")) for item in fields if item.name in names]
     parser = _Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False, allow_abbrev=False)
-    namespace = parser.parse_known_args(_with_file(given, [kind], (), {}))[0]
+    namespace = parser.parse_known_args(_with_file(given, [kind], {}, {}))[0]
     return {name for name in names if getattr(namespace, name)}
 
 
@@ -216,7 +223,7 @@ def _typed(given: Sequence[str]) -> list[str]:
 
 
 def _with_file(
-    given: Sequence[str], kinds: Sequence[type[Any]], others: Sequence[str], replaces: Mapping[str, Sequence[str]]
+    given: Sequence[str], kinds: Sequence[type[Any]], others: Mapping[str, type], replaces: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Returns the command line behind the flags of its --config, which may be what provides the required ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -42,12 +42,12 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def flags_of(values: Mapping[str, Any], kinds: Sequence[type[Any]], others: Sequence[str]) -> list[str]:
-    """Spells values as a command line for the fields of the dataclasses, and for `others`, of which all go.
+def flags_of(values: Mapping[str, Any], kinds: Sequence[type[Any]], others: Mapping[str, type]) -> list[str]:
+    """Spells values as a command line for the fields of the dataclasses, and for `others`, which have these types.
 
     A mapping becomes JSON where its flag takes one. Raises ConfigError naming the flag.
     """
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    hints = {**others, **{name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}}
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     expanded: list[str] = []
     for name, value in values.items():

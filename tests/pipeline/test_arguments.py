@@ -104,7 +104,7 @@ def test_a_value_of_a_nested_mapping_is_what_yaml_or_json_takes_it_for(
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(f"options: {{one: '{written}', more: ['{written}']}}")
-    (spelled,) = flags_of(read_values(path), [], ["options"])
+    (spelled,) = flags_of(read_values(path), [], {"options": str})
     assert json.loads(spelled.removeprefix("--options=")) == {"one": value, "more": [value]}
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cal_pipeline.arguments import parse_configs, training_argument_names
+from cal_pipeline.arguments import parse_configs, training_argument_types
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
 from cal_schemas.errors import CalError, DivergedError
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, CalTrainingArguments]:
 
 def _answer_early(argv: Sequence[str]) -> TrainConfig:
     """Answers --help and mistakes in our own flags before torch is imported: arguments.py says why."""
-    (config,) = _parsed([TrainConfig], argv, others=training_argument_names())
+    (config,) = _parsed([TrainConfig], argv, others=training_argument_types())
     assert isinstance(config, TrainConfig)
     if not config.assemble:
         validate_paths(config)

@@ -114,7 +114,8 @@ def print_status(status: RunStatus, *, as_json: bool) -> None:
         _print_driver(console, driver)
     if not status.drivers and status.last_report:
         ended = f"ended: {reason}" if (reason := status.last_report["aborted"]) else "came to its end"
-        console.print(f"no driver is at work; the last run, started {status.last_report['started']}, {ended}")
+        started = status.last_report["started"]
+        console.print(f"no driver is at work; the last run that left a report, started {started}, {ended}")
     elif not status.drivers:
         console.print("no driver is at work, and none left a report")
     if lost := {name: count for name, count in status.statuses.items() if name != STATUS_OK and count}:

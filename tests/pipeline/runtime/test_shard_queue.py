@@ -47,6 +47,21 @@ def test_a_shard_that_failed_lets_the_others_pass_and_comes_again_after_pauses_t
     assert (len(queue), outcome.failed, outcome.retries) == (0, {first.name: "the last cause"}, 2)
 
 
+def test_ten_tries_outlast_an_outage_of_eight_minutes_in_which_every_try_fails_at_once(
+    clock: StoppedClock, two: tuple[Shard, ...]
+) -> None:
+    outcome = RunOutcome()
+    queue = ShardQueue(two, 10, outcome)
+    over = clock.now + 8 * 60
+    while clock.now < over:
+        while shard := queue.take():
+            queue.retry(shard, "the share is away")
+        clock.now += 0.5
+    clock.now += 256
+    assert {queue.take(), queue.take()} == set(two)
+    assert not outcome.failed
+
+
 def test_a_shard_whose_node_is_lost_loses_no_try_ten_times_and_one_whose_node_lives_does(
     clock: StoppedClock, two: tuple[Shard, ...]
 ) -> None:

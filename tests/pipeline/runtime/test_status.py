@@ -107,7 +107,7 @@ def test_a_run_that_ended_later_counts_more_than_a_killed_one(
     assert (status.shards_failed, status.statuses, status.drivers) == ({"b": "hung"}, {"ok": 6, "no_answer": 2}, [])
     print_status(status, as_json=False)
     assert (
-        "no driver is at work; the last run, started 2026-01-02T12:00:00+0000, came to its end"
+        "no driver is at work; the last run that left a report, started 2026-01-02T12:00:00+0000, came to its end"
         in capsys.readouterr().out
     )
 
@@ -139,4 +139,4 @@ def test_a_directory_that_no_run_knows_is_refused(tmp_path: Path) -> None:
 def test_why_the_last_run_ended_is_said_in_words(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     report(store, "2026-01-02T12:00:00+0000", aborted="terminated (SIGTERM)")
     print_status(status_of(store), as_json=False)
-    assert "the last run, started 2026-01-02T12:00:00+0000, ended: terminated (SIGTERM)" in capsys.readouterr().out
+    assert "report, started 2026-01-02T12:00:00+0000, ended: terminated (SIGTERM)" in capsys.readouterr().out

@@ -82,7 +82,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _way_on(output_dir: Path | None) -> str:
-    if output_dir and (whole := newest_whole(output_dir)):
+    if output_dir is None:  # Still importing: what the directory holds of an earlier start was not looked at.
+        return "nothing had begun: the same command starts again"
+    if whole := newest_whole(output_dir):
         return f"--resume_from_checkpoint last goes on from {whole}"
     return "nothing was saved to go on from: the same command begins anew"
 

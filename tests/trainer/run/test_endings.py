@@ -77,6 +77,15 @@ def test_sigterm_is_one_line_with_the_way_on(
     assert lines == ["cal-train: terminated; nothing was saved to go on from: the same command begins anew"]
 
 
+def test_a_run_that_is_ended_before_it_looks_at_its_output_says_nothing_of_checkpoints(
+    saved: Path, llava: Family, annotated: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "parse", lambda _: signal.raise_signal(signal.SIGTERM))
+    argv = command(llava, annotated, saved, "--resume_from_checkpoint", "last")
+    assert cli.run(argv) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == "cal-train: terminated; nothing had begun: the same command starts again\n"
+
+
 @pytest.mark.parametrize("launch", [None, pytest.param(LAUNCH, marks=pytest.mark.full)], ids=["alone", "two ranks"])
 def test_with_jit_checkpoints_sigterm_saves_a_step_from_which_the_run_goes_on_as_if_never_ended(
     launch: list[str] | None, llava: Family, annotated: Path, tmp_path: Path

@@ -28,3 +28,5 @@ def test_llava_goes_from_files_to_a_checkpoint_by_pil(tmp_path: Path) -> None:
     BY_NAME["llava"].build(model)
     assert input_spec(Encoder(load_processor(model))).image_processor_backend == "pil"
     check_files_to_checkpoint(BY_NAME["llava"], model, tmp_path)
+    with pytest.raises(ConfigError, match=r"--processor_backend torchvision: Llava.* is here with pil alone: install"):
+        load_processor(model, backend="torchvision")

@@ -20,6 +20,7 @@ from cal_trainer.config import TrainConfig
 from cal_trainer.data.alignment import check_measurement
 from conftest import Family
 from examples_of import conversation, measurement_spec
+from families.builders.qwen import build_qwen2_5_vl
 from tiny_data import write_llava_json
 from tiny_models import sample_image
 
@@ -62,7 +63,6 @@ def test_a_count_of_the_processor_itself_is_a_setting_too(llava: Family) -> None
         ({"return_tensors": "np"}, "has no such setting"),
         ({"size": "large"}, "Could not convert size"),
         ({"image_seq_length": 7, "default_to_square": True}, None),
-        ({"device": "cuda"}, "device cuda: the pil backend works on the CPU alone"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(
@@ -131,13 +131,36 @@ def test_a_device_needs_workers_that_have_it(llava: Family, tmp_path: Path) -> N
         TrainConfig(model_name_or_path="m", data_path=["d"], processor_kwargs={"device": "cuda"})
 
 
-def test_a_backend_that_is_not_there_is_refused(llava: Family) -> None:
-    kind = type(llava.encoder.processor.image_processor).__name__
-    assert load_processor(llava.directory, backend="pil").image_processor.backend == "pil"
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match=f"torchvision: {kind} is here with pil alone: install torchvision"):
-            load_processor(llava.directory, backend="torchvision")
-    else:
-        assert load_processor(llava.directory, backend="torchvision").image_processor.backend == "torchvision"
+def test_a_backend_is_taken_as_asked_and_only_torchvision_has_another_device(llava: Family) -> None:
+    for backend in ("pil", "torchvision"):
+        assert load_processor(llava.directory, backend=backend).image_processor.backend == backend  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device cuda: the pil backend works on the CPU alone"):
+        load_processor(llava.directory, kwargs={"device": "cuda"}, backend="pil")
+
+
+def test_qwens_pixels_decide_how_many_tokens_an_image_has(tmp_path: Path) -> None:
+    build_qwen2_5_vl(tmp_path)  # patches of 4 x 4 pixels, 2 x 2 of them a token, at most 1024 pixels
+    image = sample_image(1, (64, 64))
+    tokens = {
+        pixels: int(
+            encoder_with(tmp_path, **({"max_pixels": pixels} if pixels else {}))(ASKED, [image]).image_mask.sum()
+        )
+        for pixels in (0, 4096, 256)
+    }
+    assert tokens == {0: 16, 4096: 64, 256: 4}
+    assert encoder_with(tmp_path, max_pixels=256).processor.image_processor.size["longest_edge"] == 256
+    with pytest.raises(ConfigError, match=r"max_pixel: .* has no such setting; it has max_pixels"):
+        load_processor(tmp_path, kwargs={"max_pixel": 256})
+
+
+def test_a_run_that_was_planned_with_pil_is_measured_with_pil_where_torchvision_is_installed(llava: Family) -> None:
+    planned = Encoder(load_processor(llava.directory, backend="pil"))
+    spec = measurement_spec(input=input_spec(planned))
+    assert spec.input.image_processor_backend == "pil"
+    here = Encoder(load_processor(llava.directory))
+    assert input_spec(here).image_processor_backend == "torchvision"
+    rebuilt = rebuild_encoder(spec, llava.directory)
+    assert input_spec(rebuilt) == spec.input
+    pixels = [encoder(ASKED, [IMAGE]).image_inputs["pixel_values"] for encoder in (planned, rebuilt, here)]
+    assert torch.equal(pixels[0], pixels[1])
+    assert not torch.equal(pixels[0], pixels[2])

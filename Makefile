@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCHVISION := $(VENV)/torchvision-for-tests/.installed
 # Many tests wait for processes of their own: two at a time leave a third of two cores idle, three 3 % of the full tier. A
 # module's tests stay together (they share one start of Ray), the slow modules of faults come first.
 JOBS ?= 3
@@ -20,14 +21,16 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 # constraints.txt pins torch exactly: an unpinned torch would fetch gigabytes of CUDA on a machine without a GPU.
-# torchvision's wheels are for CUDA: tests import the half of it that processors use, from a folder that only they look
-# into, and nothing of what the wheels depend on is fetched.
-$(STAMP): pyproject.toml constraints.txt constraints-torchvision.txt
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/torchvision-for-tests -r constraints-torchvision.txt
+	touch $@
+
+# torchvision's wheels are for CUDA: tests import the half of it that processors use, from a folder that only they look
+# into, and nothing of what the wheels depend on is fetched.
+$(TORCHVISION): requirements-torchvision.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	touch $@
 
 $(AZURITE): | $(STAMP)
@@ -40,15 +43,15 @@ $(VOCABULARIES): | $(STAMP)
 		dashscope==2.0.2 llama-models==0.3.0 mistral-common==1.13.1
 	mv $@.part $@
 
-install: $(STAMP)  ## create .venv with everything, once
+install: $(STAMP) $(TORCHVISION)  ## create .venv with everything, once
 
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
 
-test: $(STAMP)  ## the quick tier: everything but the tests marked `full`
+test: $(STAMP) $(TORCHVISION)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'
 
-test-full: $(STAMP) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
+test-full: $(STAMP) $(TORCHVISION) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)
 	CAL_MODELS_RECORD=$(MEASURED) $(BIN)/python -m pytest -q $(PAGE_TEST)

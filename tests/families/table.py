@@ -11,7 +11,6 @@ from families import processors, tiles
 from families.family import AnyFamily, FamilyOfIds, discovered
 
 OF_IDS: Final[dict[str, FamilyOfIds]] = {
-    "llama4": FamilyOfIds(name="llama4", case=tiles.llama4, end_to_end="no: its samples are token ids"),
     "instructblip": FamilyOfIds(name="instructblip", case=tiles.instructblip, end_to_end="refused: its processor"),
 }
 

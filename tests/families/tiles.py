@@ -25,26 +25,6 @@ def _case(model_class: Any, config: Any, image: Callable[[int], Image], **option
     return Case(model=build(model_class, config), samples=token_samples(image, **options), batch_first=batch_first)
 
 
-def llama4() -> Case:
-    """Mixture of experts, one layer without rotary positions, chunked attention."""
-    vision = {
-        **_LAYERS, "image_size": 16, "patch_size": 4, "vision_output_dim": HIDDEN, "projector_input_dim": HIDDEN,
-        "projector_output_dim": HIDDEN, "intermediate_size": 4 * HIDDEN,
-    }  # fmt: skip
-    text = {
-        **_TEXT, "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 256,
-        "no_rope_layers": [1, 0], "interleave_moe_layer_step": 1,
-    }  # fmt: skip
-    config = hf.Llama4Config(
-        vision_config=vision, text_config=text, image_token_index=_IMAGE, boi_token_index=1, eoi_token_index=2
-    )
-
-    def image(seed: int) -> Image:
-        return Image(ids=[1, *[_IMAGE] * 4, 2], inputs={"pixel_values": pixels(seed, 1, 3, 16, 16)})
-
-    return _case(hf.Llama4ForConditionalGeneration, config, image)
-
-
 def lfm2_vl() -> Case:
     """Short convolutions beside attention; images as rows of patches."""
     vision = hf.Siglip2VisionConfig(**_LAYERS, patch_size=4, num_patches=16, vision_use_head=False)

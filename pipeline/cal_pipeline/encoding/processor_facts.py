@@ -135,7 +135,10 @@ class ProcessorFacts:
 
     def _image_inputs(self, output: Mapping[str, Any]) -> dict[str, Tensor]:
         inputs = output.keys() - self._token_inputs - _NO_INPUTS
-        return {key: value for key, value in output.items() if key in inputs}
+        # Llama 4's come in bfloat16: in float32 no value changes, and every model's precision can be had from it.
+        return {
+            key: value.float() if value.is_floating_point() else value for key, value in output.items() if key in inputs
+        }
 
 
 def _with_all_offsets(tokenizer: Any) -> Any:

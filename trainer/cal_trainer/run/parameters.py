@@ -36,6 +36,7 @@ _PROJECTORS: Final = frozenset({
     "qformer", "query_tokens", "language_projection",  # BLIP-2, InstructBLIP
     "embed_vision",  # Gemma 3n, Gemma 4
     "layerwise_projectors", "spatial_projectors",  # Granite Vision
+    "visual_embeddings_table",  # Ovis 2: the vocabulary that its tower's features are mixtures of
 })  # fmt: skip
 """Names that transformers gives to what stands between tower and decoder; a module or a bare parameter."""
 

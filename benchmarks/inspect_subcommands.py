@@ -4,20 +4,25 @@
     python benchmarks/inspect_subcommands.py --tree /path/to/another/checkout
 
 All but the export read a million rows of 150 tokens without image files. The export encodes rows with JPEGs of COCO's
-size again for a LLaVA-1.5 input, of which there are fewer; its seconds of CPU and megabytes are those of the program
-without the processes that it starts. `--tree` measures the packages of another checkout, which do not know all of these
-subcommands; the data are written by this one.
+size again for a LLaVA-1.5 input, of which there are fewer. Seconds of CPU and megabytes are those of the program and of
+all that it starts, memory that they share counted once. What goes beyond a limit is stopped, and the result says so.
+`--tree` measures the packages of another checkout, which do not know all of these subcommands; the data are written by
+this one.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,16 +67,9 @@ SUBCOMMANDS: dict[str, list[str]] = {
                         "{out}/weights"],
 }  # fmt: skip
 """Name -> what follows `cal-inspect`."""
-_PROGRAM = """
-import re, sys, time
-from cal_pipeline.inspect.cli import run
-if __name__ == "__main__":
-    code = run(sys.argv[2:])
-    # The kernel's ru_maxrss would begin with what the starting process took.
-    peak = re.search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1]
-    open(sys.argv[1], "w").write(f"{peak} {time.process_time()}")
-    sys.exit(code)
-"""
+_PROGRAM = "import sys; from cal_pipeline.inspect.cli import run; sys.exit(run(sys.argv[1:]))"
+_EVERY_S = 0.1
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def write_shards(folder: Path, num_rows: int, digest: str) -> None:
@@ -125,21 +123,67 @@ def _places(folder: Path, flags: Any) -> dict[str, str]:
             "last": f"{flags.rows - 1:012d}"}  # fmt: skip
 
 
-def measure(arguments: list[str], tree: Path, report: Path) -> dict[str, float] | None:
-    """Seconds on the wall and of CPU, and peak MB; None where the tree does not know how."""
+def measure(arguments: list[str], tree: Path, flags: Any) -> dict[str, Any] | None:
+    """Seconds on the wall and of CPU, peak MB, and the limit at which it was stopped; None where the tree does not know
+    how."""
     path = os.pathsep.join(str(tree / name) for name in ("schemas", "pipeline", "trainer"))
-    report.unlink(missing_ok=True)
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(report), *arguments], env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        print(f"cal-inspect {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+    started, peak_kb, stopped = time.perf_counter(), 0.0, ""
+    cpu: dict[int, float] = {}
+    with tempfile.TemporaryFile("w+") as said:
+        program = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *arguments], env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
+        )  # fmt: skip
+        while os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            used = {pid: row for pid in _with_descendants(program.pid) if (row := _used(pid)) is not None}
+            cpu |= {pid: row["cpu_s"] for pid, row in used.items()}
+            # They map the same libraries.
+            files_kb = max((row["files"] for row in used.values()), default=0)
+            together = sum(row["own"] for row in used.values()) + files_kb
+            peak_kb = max([peak_kb, together, *(row["most"] for row in used.values())])
+            if sum(cpu.values()) > flags.limit_cpu_s:
+                stopped = f"{flags.limit_cpu_s} s of CPU"
+            elif peak_kb > flags.limit_mb * 1024:
+                stopped = f"{flags.limit_mb} MB"
+            if stopped:
+                os.killpg(program.pid, signal.SIGKILL)
+            time.sleep(_EVERY_S)
+        code = program.wait()
+        seconds = time.perf_counter() - started
+        said.seek(0)
+        if code and not stopped:
+            print(f"cal-inspect {' '.join(arguments)}: {said.read().strip().splitlines()[-1:]}", flush=True)
+            return None
+    found = {"s": round(seconds, 1), "cpu_s": round(sum(cpu.values()), 1), "peak_mb": round(peak_kb / 1024, 1)}
+    return found | ({"stopped_at": stopped} if stopped else {})
+
+
+def _with_descendants(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # It has ended.
+            for child in children.read_text().split():
+                yield from _with_descendants(int(child))
+
+
+def _used(pid: int) -> dict[str, float] | None:
+    """Seconds of CPU, and KB: its own now, of mapped files now, the most it ever had; None: it has ended."""
+    try:
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        numbers = {
+            name: int(kb)
+            for source in ("status", "smaps_rollup")
+            for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/{source}").read_text(), re.MULTILINE)
+        }
+    except OSError:
         return None
-    peak_kb, cpu = report.read_text().split()
-    return {"s": round(seconds, 1), "cpu_s": round(float(cpu), 1), "peak_mb": round(int(peak_kb) / 1024, 1)}
+    return {
+        "cpu_s": sum(map(int, times)) / _TICKS_PER_S,
+        # What two processes have since one was copied from the other is counted half for each.
+        "own": numbers.get("Pss_Anon", 0) + numbers.get("Pss_Shmem", 0),
+        "files": numbers.get("RssFile", 0),
+        "most": numbers.get("VmHWM", 0),
+    }
 
 
 def main() -> None:
@@ -148,6 +192,8 @@ def main() -> None:
     parser.add_argument("--export_rows", type=int, default=4096, help="of the export of weights")
     parser.add_argument("--only", nargs="+", default=[*SUBCOMMANDS], metavar="NAME", help="of the table's first column")
     parser.add_argument("--tree", type=Path, default=Path(__file__).parent.parent, help="whose packages are measured")
+    parser.add_argument("--limit_cpu_s", type=int, default=1500, help="of one subcommand")
+    parser.add_argument("--limit_mb", type=int, default=8192, help="of one subcommand")
     parser.add_argument("--folder", type=Path, help="where the data lie or are put, and stay")
     parser.add_argument("--name", default="inspect_subcommands", help="of the JSON file")
     flags = begin(parser)
@@ -162,9 +208,7 @@ def main() -> None:
             if name != "filter --ids_from":
                 shutil.rmtree(places["out"], ignore_errors=True)
                 Path(places["out"]).mkdir()
-            measured = measure(
-                [part.format(**places) for part in SUBCOMMANDS[name]], flags.tree, Path(temporary) / "report"
-            )
+            measured = measure([part.format(**places) for part in SUBCOMMANDS[name]], flags.tree, flags)
             if measured is not None:
                 measured["rows"] = flags.export_rows if name == "export, weights" else flags.rows
                 results[name] = measured

@@ -189,11 +189,14 @@ def measured_from_columns(values: Mapping[str, Any]) -> MeasuredSample | None:
     """
     if not values.get("label_ids"):
         return None
-    for name in TOKEN_COLUMNS:
-        if any(value != value for value in values.get(name) or ()):
+    columns = {}
+    for name, kind in TOKEN_COLUMNS.items():
+        given = values.get(name) or ()
+        # A null delta is None here, which numpy turns into NaN: the same "undefined".
+        columns[name] = np.array(given, kind)
+        if np.isnan(columns[name]).sum() > given.count(None):
             raise FormatError(f"row {values.get('sample_id')!r} holds NaN in {name}: {_LISTED}")
-    # A null delta is None here, which numpy turns into NaN: the same "undefined".
-    return MeasuredSample(**{name: np.array(values.get(name) or (), kind) for name, kind in TOKEN_COLUMNS.items()})
+    return MeasuredSample(**columns)
 
 
 def rows_from_batch(batch: pa.RecordBatch) -> Iterator[AnnotatedRow]:

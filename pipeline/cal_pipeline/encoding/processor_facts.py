@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -106,8 +107,7 @@ class ProcessorFacts:
         )
         # Back from where the images were resized: rows wait in memory until their batch is full.
         tensors = {
-            key: value if key == "text_replacement_offsets" else torch.as_tensor(value).cpu()
-            for key, value in output.items()
+            key: value if key == "text_replacement_offsets" else _tensor(value).cpu() for key, value in output.items()
         }
         given = recorder.texts[0] if recorder.texts else text
         return Processed(output=tensors, given=given, processor=self.processor, image_token=self.image_token)
@@ -139,6 +139,12 @@ class ProcessorFacts:
         return {
             key: value.float() if value.is_floating_point() else value for key, value in output.items() if key in inputs
         }
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, list) and (array := np.asarray(value)).dtype == np.int64:
+        return torch.from_numpy(array)  # Ids and offsets, in a quarter of the time.
+    return torch.as_tensor(value)
 
 
 def _with_all_offsets(tokenizer: Any) -> Any:

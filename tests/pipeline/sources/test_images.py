@@ -109,6 +109,19 @@ def test_jpeg_is_read_and_exif_rotation_is_not_applied() -> None:
     assert decode_image(encoded(red(), "JPEG", exif=exif)).size == (3, 2)
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_only_the_size_takes_less_of_a_jpeg_and_finds_a_truncated_file_all_the_same(file_format: str) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((250, 131), 80).convert("RGB").save(file, file_format)
+    data = file.getvalue()
+    image = decode_image(data, only_size=True)
+    assert (image.size, image.mode) == ((250, 131), "RGB")
+    assert (image.getbbox() is None) == (file_format == "JPEG")
+    for size in (len(data) * 9 // 10, len(data) // 2):
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            decode_image(data[:size], only_size=True)
+
+
 def test_an_animation_is_its_first_frame() -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     image = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))

@@ -24,14 +24,15 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.inspect.with_model.processes import in_order
-from cal_pipeline.inspect.with_model.weighted_examples import encoder_of, weighted_examples
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location
 
-_BATCH_ROWS = 64
+_BATCH_ROWS = 16
 """Rows of one task, images included."""
+_NEEDS_TORCH = "cal_pipeline.inspect.with_model.weighted_examples"
+"""Imported where rows are encoded alone: it takes 300 MB."""
 ROWS_PER_PROCESS = 2000
 """Fewer are encoded sooner than a process starts."""
 _COLUMNS = ("sample_id", "sample_key", "status", "num_tokens", "images", *ANSWER_COLUMNS, *LIST_COLUMNS)
@@ -93,9 +94,8 @@ def _encoded(
 ) -> Iterator[Any]:
     """What `make`'s function makes of the rows that are ok, in order."""
     processes = min(len(os.sched_getaffinity(0)), opened.num_rows // ROWS_PER_PROCESS)
-    if processes > 1:
-        encoder_of(opened.spec, arguments)  # Refused, or warned of, here and once.
-    yield from in_order(make, (opened.spec, arguments, *given), _tasks(opened, arguments), processes)
+    tasks = _tasks(opened, arguments)
+    yield from in_order(make, (opened.spec, arguments, *given), tasks, processes, [_NEEDS_TORCH])
 
 
 def _tasks(opened: AnnotatedDataset, arguments: argparse.Namespace) -> Iterator[Task]:
@@ -112,6 +112,8 @@ def _tasks(opened: AnnotatedDataset, arguments: argparse.Namespace) -> Iterator[
 
 
 def _jsonl_maker(spec: MeasurementSpec, arguments: argparse.Namespace, folder: Path) -> Callable[[Task], list[str]]:
+    from cal_pipeline.inspect.with_model.weighted_examples import encoder_of, weighted_examples
+
     encoder = encoder_of(spec, arguments)
 
     def lines(task: Task) -> list[str]:
@@ -131,6 +133,8 @@ def _jsonl_maker(spec: MeasurementSpec, arguments: argparse.Namespace, folder: P
 
 
 def _table_maker(spec: MeasurementSpec, arguments: argparse.Namespace) -> Callable[[Task], pa.Table]:
+    from cal_pipeline.inspect.with_model.weighted_examples import encoder_of, weighted_examples
+
     encoder = encoder_of(spec, arguments)
 
     def table(task: Task) -> pa.Table:

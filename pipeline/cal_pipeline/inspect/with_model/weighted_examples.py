@@ -61,13 +61,17 @@ class BySize:
         """As the image processor does, but for the values of the pixels."""
         sizes = repr([image.size for image in make_flat_list_of_images(images)])
         if sizes not in self._outputs:
-            output = self._image_processor(images, **options)
-            output.data = {name: _without_values(value) for name, value in output.items()}
-            self._outputs[sizes] = output
-        return copy.deepcopy(self._outputs[sizes])
+            self._outputs[sizes] = _without_pixels(self._image_processor(images, **options))
+        return _without_pixels(self._outputs[sizes])  # A copy: processors take entries out.
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)
+
+
+def _without_pixels(output: Any) -> Any:
+    twin = copy.copy(output)
+    twin.data = {name: _without_values(value) for name, value in output.items()}
+    return twin
 
 
 def _without_values(value: Any) -> Any:
@@ -105,9 +109,11 @@ def _example(
     pixels: int,
 ) -> tuple[dict[str, Any], list[bytes]]:
     sample = row.sample
+    by_size = isinstance(encoder.processor.image_processor, BySize)
     try:
         files = [read_image_file(ref, folder) for ref in sample.images]
-        encoded = encoder(sample, [decode_image(data, pixels) for data in files])
+        images = [decode_image(data, pixels, only_size=by_size) for data in files]
+        encoded = encoder(sample, images)
     except (SampleError, ShardError) as error:
         raise AlignmentError(
             f"{sample.sample_id}: measured ok, but cannot be encoded now: {error}. Restore its images "
@@ -120,7 +126,7 @@ def _example(
             f"{sample.sample_id}: {len(measured.label_ids)} supervised tokens were measured, this encoding has "
             f"{int(supervised.sum())}, or other ids: name the model whose tokenizer and template it was measured with"
         )
-    if isinstance(encoder.processor.image_processor, BySize) and not (
+    if by_size and not (
         len(labels) == row.num_tokens and np.array_equal(np.flatnonzero(supervised), measured.label_positions)
     ):
         raise AlignmentError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,20 +105,63 @@ def slowly():  # Says its process, and takes long.
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-def test_the_processes_end_with_the_one_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "waits.py").write_text(WAITS)
-    (tmp_path / "slow.py").write_text(SLOW)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+@contextmanager
+def waiting(folder: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+    """A program that has two processes at work, and their ids."""
+    (folder / "waits.py").write_text(WAITS)
+    (folder / "slow.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "waits.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(folder / "waits.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,
     ) as program:  # fmt: skip
         assert program.stdout is not None
         workers = {int(program.stdout.readline()) for _ in range(4)}
         assert len(workers) == 2
+        yield program, workers
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+def test_the_processes_end_with_the_one_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
+    with waiting(tmp_path) as (program, workers):
         program.send_signal(number)
     until = time.monotonic() + 60
     while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers):
         assert time.monotonic() < until, "a worker is left"
         time.sleep(0.2)
+
+
+@pytest.mark.full
+def test_of_a_process_that_is_killed_from_outside_one_error_tells(tmp_path: Path) -> None:
+    with waiting(tmp_path) as (program, workers):
+        os.kill(workers.pop(), signal.SIGKILL)
+        _, error = program.communicate(timeout=60)
+    assert program.returncode == 1
+    assert "ConfigError: a process that encodes rows was killed from outside" in error.splitlines()[-1]
+
+
+@pytest.mark.full
+def test_other_inputs_are_warned_of_once_by_several_processes_which_alone_load_torch(
+    directories: Directories, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(directories.family.directory, other)
+    processor = load_processor(other)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(other)
+    command = [*export(directories, tmp_path / "out"), "--model_name_or_path", str(other)]
+    code = (
+        "import os, sys\n"
+        "from cal_pipeline.inspect.cli import run\n"
+        "from cal_pipeline.inspect.with_model import export_formats\n"
+        "if __name__ == '__main__':\n"
+        "    export_formats.ROWS_PER_PROCESS = 1\n"
+        "    os.sched_getaffinity = lambda _: {0, 1}\n"
+        "    assert run(sys.argv[1:]) == 0\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    (tmp_path / "exports.py").write_text(code)
+    done = subprocess.run([sys.executable, str(tmp_path / "exports.py"), *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "other inputs" in line]
+    assert line.startswith(f"WARNING --model_name_or_path {other}: other inputs than ")

@@ -80,9 +80,10 @@ def test_the_reference_has_not_drifted_from_itself(llava: Family, annotated: Pat
             ContrastSpec(condition="patch_mask", patch_mask_ratio=0.7),
             ("--contrast", "patch_mask", "--patch_mask_ratio", "0.7"),
         ),
-        (
+        pytest.param(
             ContrastSpec(condition="gaussian_blur", blur_sigma=10.0),
             ("--contrast", "gaussian_blur", "--blur_sigma", "10"),
+            marks=pytest.mark.full,
         ),
     ],
     ids=lambda value: value.condition if isinstance(value, ContrastSpec) else "",

@@ -41,6 +41,7 @@ def break_image(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+@pytest.mark.full
 def test_status_and_metrics_tell_a_run_as_it_goes_and_after_sigkill(tmp_path: Path) -> None:
     model = build_faulty_llava(tmp_path / "model", seconds_per_pass=0.25, lengths={"kill": [200, 10**6]})
     data = write_shards(tmp_path / "data", 48)

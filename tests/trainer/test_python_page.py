@@ -42,6 +42,7 @@ def printed(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_training_in_python_stops_early_and_the_card_says_so(folder: Path) -> None:
     (said,) = re.findall(r"^(\d+) of (\d+) steps; best [\d.]+$", printed(SNIPPETS[0], folder), re.MULTILINE)
     steps, of = map(int, said)

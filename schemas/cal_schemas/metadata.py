@@ -120,7 +120,10 @@ def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         if not isinstance(error, FileNotFoundError):  # A link to nothing.
             raise_if_ill(path, error)
-        raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
+        raise FormatError(
+            f"{path}: not a readable Parquet file: {str(error).rstrip('.')}. If it was a shard, remove it and run the "
+            "same cal-precompute command, which measures it again"
+        ) from error
 
 
 def read_annotated_footers(files: Sequence[Location]) -> Iterator[pq.FileMetaData]:

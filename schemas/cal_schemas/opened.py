@@ -95,6 +95,14 @@ def required_files(path: Location) -> list[Location]:
     return files
 
 
+def _differing_columns(one: pa.Schema, other: pa.Schema) -> str:
+    """Which columns only one of the two has, or both with another type; else that their order differs."""
+    types = [{field.name: str(field.type) for field in schema} for schema in (one, other)]
+    pairs = {name: [kinds.get(name, "none") for kinds in types] for name in (*one.names, *other.names)}
+    differing = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
+    return ", ".join(differing) or "their order, or which may be null"
+
+
 def _validate_named_once(files: Sequence[Location]) -> None:
     seen: dict[Location, Location] = {}
     for file in files:
@@ -143,7 +151,10 @@ def open_annotated(
     schema = footers[0].schema.to_arrow_schema()
     for file, footer in zip(files[1:], footers[1:], strict=True):
         if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
-            raise FormatError(f"{file} has columns {other_schema.names}, {files[0]} has {schema.names}")
+            raise FormatError(
+                f"{file} has other columns than {files[0]}: {_differing_columns(other_schema, schema)}; look at "
+                "them one by one, or measure them in one run"
+            )
     if crossfit:
         validate_measured_once(files, metadata)
     rows = tuple(footer.num_rows for footer in footers)

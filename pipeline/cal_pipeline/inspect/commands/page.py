@@ -61,9 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
     pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
-    text = page_text(page_data(dataset, summary, pieces, arguments, title=title))
+    data = page_data(dataset, summary, pieces, arguments, title=title)
+    text = page_text(data)
     flags.write_text(target, text)
-    print(f"{target}: {len(text.encode()) / 1e6:.1f} MB, open it in a browser")  # noqa: T201
+    images = [image for sample in data["samples"] for image in sample["images"]]
+    unread = sum("problem" in image for image in images)
+    note = f"; {unread:,} of {flags.counted(len(images), 'image')} cannot be read, it says why" if unread else ""
+    print(f"{target}: {len(text.encode()) / 1e6:.2f} MB, open it in a browser{note}")  # noqa: T201
     return 0
 
 
@@ -93,9 +97,9 @@ def _source_hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def read_page_data(path: Path) -> dict[str, Any]:
+def read_page_data(path: str | Path) -> dict[str, Any]:
     """The data that a page carries: the inverse of `page_text`, for tests and for other programs."""
-    text = path.read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8")
     data = text.partition('<script type="application/json" id="data">')[2]
     value: dict[str, Any] = json.loads(data.partition("</script>")[0])
     return value

@@ -31,7 +31,8 @@ from cal_schemas.errors import ConfigError
 _TIMES = (TIME, ZONED)
 _HELP = (
     "columns, numbers, 'texts', comparisons, + - * /, AND, OR, NOT, IN (...), BETWEEN, LIKE, ILIKE, IS [NOT] NULL, "
-    "IS [NOT] TRUE, IS DISTINCT FROM, coalesce, " + ", ".join([*filter(str.isalpha, FUNCTIONS), "quantile"])
+    "IS [NOT] TRUE, IS DISTINCT FROM, coalesce, "
+    + ", ".join([*(name for name in FUNCTIONS if name[0].isalpha()), "quantile"])
 )
 _COMPARISONS = {
     "COMPARE_EQUAL": "=",

@@ -70,8 +70,11 @@ def parsed(text: str, columns: Collection[str] = ()) -> Any:
         answer = {"error_message": f"{type(error).__name__}: {error}"}
     if "statements" not in answer:
         reason = " ".join(str(answer["error_message"]).split())
-        if (near := re.search('at or near "(.+)"', reason)) and near[1] in columns:
-            reason += f'; the column is written "{near[1]}", in double quotes'
+        if int(answer.get("position", 0)) >= len(f"SELECT ({text}".encode(errors="replace")):
+            reason = "it ends too early"  # DuckDB complains of the bracket that was put around it.
+        words = re.findall(r"\w+", _QUOTED.sub(" ", text))
+        if name := next((word for word in words if word in columns and not is_plain(word)), ""):
+            reason += f'; the column is written "{name}", in double quotes'
         raise ConfigError(f'{shortened(text)} is no condition: {reason}; write one like "mean_delta < 0.2"')
     nodes = [statement["node"] for statement in answer["statements"]]
     plain = {"type", "select_list", "from_table", "cte_map", "aggregate_handling"}

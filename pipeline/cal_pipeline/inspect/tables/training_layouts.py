@@ -22,7 +22,7 @@ from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_schemas.errors import ConfigError, ImageError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Sample, Turn
-from cal_schemas.storage.locations import Location
+from cal_schemas.storage.locations import Location, location
 
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Of an archive's members, where the format's own name is not it."""
@@ -54,7 +54,10 @@ def write_layout(
         _WRITERS[layout](folder, read())
     if layout == "webdataset":
         return "images in the archives"
-    return "image paths start there" if embed else f"image paths start at {folders.pop()}"
+    if embed:
+        return "image paths start there"
+    start = folders.pop()
+    return f"image paths start at {start}" + ("" if start and location(start).is_dir() else ", which is not there")
 
 
 def _image_files(row: NumberedRow) -> list[bytes]:

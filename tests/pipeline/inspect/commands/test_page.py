@@ -22,6 +22,7 @@ from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.weights import token_weights
 from conftest import Family
+from inspect_data import Directories
 from inspected_data import conversations, llava_directory, measured, parquet_directory
 from tiny_models import sample_image
 
@@ -67,6 +68,15 @@ def test_the_page_holds_the_directory_s_rows_with_deltas_and_weights(llava: Fami
             assert not sample["tokens"]
     counts = data["histogram"]["counts"]
     assert sum(counts) == sum(map(len, table["delta_logits"].to_pylist()))
+
+
+def test_images_that_cannot_be_read_are_counted(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--tokenizer", str(directories.family.directory), "--image_folder", str(tmp_path / "gone")]
+    assert run(["page", str(directories.paths), "--output", str(tmp_path / "report.html"), *flags]) == 0
+    images = [image for sample in read_page_data(tmp_path / "report.html")["samples"] for image in sample["images"]]
+    assert f"{len(images)} of {len(images)} images cannot be read" in capsys.readouterr().out
 
 
 def test_text_of_the_dataset_cannot_leave_its_script_element(llava: Family, tmp_path: Path) -> None:

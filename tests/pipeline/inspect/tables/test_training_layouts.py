@@ -66,6 +66,15 @@ def test_every_layout_is_read_back_as_the_chosen_samples(
         assert layout == "webdataset" or sample.sample_id == row.sample.sample_id
 
 
+def test_a_folder_of_images_that_is_not_there_is_said(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    command = ["filter", str(directories.paths), "TRUE", "--layout", "llava", "--image_folder", str(gone)]
+    assert run([*command, "--output", str(tmp_path / "out")]) == EXIT_DONE
+    assert f"image paths start at {gone}, which is not there" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tools_reasoning_and_answers_that_are_not_learned_stay(
     layout: str, directories: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

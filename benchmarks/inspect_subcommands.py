@@ -68,7 +68,7 @@ SUBCOMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 """Name -> what follows `cal-inspect`."""
 _PROGRAM = "import sys; from cal_pipeline.inspect.cli import run; sys.exit(run(sys.argv[1:]))"
-_EVERY_S = 0.1
+_EVERY_S = 0.5
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 

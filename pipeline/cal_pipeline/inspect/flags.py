@@ -117,12 +117,15 @@ def counted(count: int, noun: str) -> str:
 
 
 def console(color: Literal["auto", "always", "never"] = "auto") -> Console:
-    """Prints to stdout; wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
+    """Prints to stdout, `[b]` and `:100:` as they are.
+
+    Wide enough for tables where nobody says how wide a line is (a pipe, a file).
+    """
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
     coloured: dict[str, Any] = {
         "auto": {}, "always": {"force_terminal": True, "color_system": "truecolor"}, "never": {"no_color": True}
     }  # fmt: skip
-    return Console(highlight=False, soft_wrap=True, width=width, **coloured[color])
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width, **coloured[color])
 
 
 def say(text: str) -> None:

@@ -187,7 +187,7 @@ def _well(verification: Verification) -> str:
 
 def print_verification(verification: Verification, output_dir: Location) -> None:
     """A line for each shard (of many only those that are wrong), then what is wrong with all of them together."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     table = Table(title=Text(f"cal-precompute --verify: {output_dir}"), title_justify="left")
     for heading in ("shard", "rows", STATUS_OK, "not ok"):
         table.add_column(heading, justify="left" if heading == "shard" else "right", overflow="fold")
@@ -197,18 +197,16 @@ def print_verification(verification: Verification, output_dir: Location) -> None
         table.add_row(Text(shard.name), str(shard.rows), str(good), str(shard.rows - good))
     console.print(table)
     statuses = sum((shard.statuses for shard in verification.shards), Counter[str]())
-    console.print(
-        "rows by status: " + ", ".join(f"{name} {count}" for name, count in statuses.most_common()), markup=False
-    )
+    console.print("rows by status: " + ", ".join(f"{name} {count}" for name, count in statuses.most_common()))
     if unknown := sorted(statuses.keys() - set(STATUSES)):
-        console.print(f"note: statuses that this version does not write: {', '.join(unknown)}", markup=False)
+        console.print(f"note: statuses that this version does not write: {', '.join(unknown)}")
     for shard in verification.shards:
         for problem in shard.problems:
-            console.print(f"PROBLEM {shard.name}: {problem}", markup=False)
+            console.print(f"PROBLEM {shard.name}: {problem}")
     for problem in verification.problems:
-        console.print(f"PROBLEM {problem}", markup=False)
+        console.print(f"PROBLEM {problem}")
     for note in verification.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     bad = sum(bool(shard.problems) for shard in verification.shards)
     console.print(
         f"{len(verification.shards)} shards with {statuses.total()} rows: "
@@ -216,6 +214,5 @@ def print_verification(verification: Verification, output_dir: Location) -> None
             _well(verification)
             if verification.ok
             else f"{bad} shards are wrong, {len(verification.problems)} problems of the whole"
-        ),
-        markup=False,
+        )
     )

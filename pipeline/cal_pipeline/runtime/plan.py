@@ -204,22 +204,21 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
 
 def print_plan(plan: Plan) -> int:
     """Lists what is done and pending, and starts nothing; returns the exit code."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for state, shards in (("done", plan.progress.done), ("pending", plan.progress.pending)):
         for shard in shards:
             if shard.problem is None:
-                console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}", markup=False)
+                console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}")
     for shard in plan.broken:
-        console.print(f"FAILED {shard.name}: {shard.problem}", markup=False)
+        console.print(f"FAILED {shard.name}: {shard.problem}")
     if bad := not_ok(plan.statuses_before()):
-        console.print(f"of the rows that are done {bad}", markup=False)
+        console.print(f"of the rows that are done {bad}")
     rows = sum(shard.num_rows for shard in plan.todo)
     console.print(
         f"{len(plan.progress.done)} shards done, {len(plan.progress.pending)} pending; this run would measure "
         f"{len(plan.todo)} shards with {rows} rows. "
         f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
-        "nothing was started.",
-        markup=False,
+        "nothing was started."
     )
     return EXIT_SHARDS_FAILED if plan.broken else EXIT_DONE
 

@@ -148,14 +148,12 @@ def not_ok(statuses: Mapping[str, int]) -> str:
 
 def print_report(report: RunReport, output_dir: object, path: object) -> None:
     """Prints the final table, on standard output."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     statuses, rows = report.statuses(), report.total("rows")
     if not report.shards and not report.failed and not report.aborted:
         bad = not_ok(report.statuses_before)
         rest = f"; of their rows {bad}" if bad else ""
-        console.print(
-            f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done{rest}", markup=False
-        )
+        console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done{rest}")
         return
     table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
     for name in ("status", "rows", "share"):
@@ -174,21 +172,19 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
         console.print(f"{late} of those shards had been published by another driver meanwhile; its files stay")
     errors = [error for shard in report.shards for error in shard.errors]
     for error in errors[:_SHOWN_ERRORS]:
-        console.print(f"  {error}", markup=False)
+        console.print(f"  {error}")
     if (others := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
         console.print(f"  and {others} more rows not ok: see the columns status and error")
     if unread := report.unread():
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
         listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
-        console.print(
-            f"nothing was made of these keys (columns that pass through are kept all the same): {listed}", markup=False
-        )
+        console.print(f"nothing was made of these keys (columns that pass through are kept all the same): {listed}")
     for name, reason in report.failed.items():
-        console.print(f"FAILED {name}: {reason}", markup=False)
+        console.print(f"FAILED {name}: {reason}")
     for warning in report.warnings():
-        console.print(f"WARNING: {warning}", markup=False)
+        console.print(f"WARNING: {warning}")
     if path:
-        console.print(f"report: {path}", markup=False)
+        console.print(f"report: {path}")
 
 
 def projection(report: RunReport, rows_of_all: int) -> str:

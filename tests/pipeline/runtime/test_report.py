@@ -57,6 +57,13 @@ def test_no_row_is_ok_where_there_are_rows_of_this_run_or_else_before_it_and_all
     assert report(statuses, before).none_is_ok() is expected
 
 
+def test_what_could_be_markup_or_an_emoji_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report({"ok": 3, "[b]": 1}, {}, failed={"a[/b]:100:.jsonl": "no :smile:"}), "out:x:", Path(":fire:"))
+    said = capsys.readouterr().out
+    for text in ("cal-precompute: out:x:", "[b]", "FAILED a[/b]:100:.jsonl: no :smile:", "report: :fire:"):
+        assert text in said
+
+
 def test_a_resumed_run_names_the_rows_that_an_earlier_one_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report({"ok": 3}, {"ok": 2, "image_error": 4}), "out", None)
     said = " ".join(capsys.readouterr().out.split())

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_occurrences("lowest deltas", statistics.lowest, pieces), "")
     _print_means(console, statistics, pieces, arguments.top, arguments.min_count)
     if path:
-        console.print(f"{path}: every token", markup=False)
+        console.print(f"{path}: every token")
     return 0
 
 
@@ -155,7 +155,7 @@ def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, 
     mean = statistics.mean()
     often = np.flatnonzero(statistics.count >= min_count)
     if not len(often):
-        console.print(f"no token occurs {min_count} times: lower --min_count for means by token", markup=False)
+        console.print(f"no token occurs {min_count} times: lower --min_count for means by token")
         return
     order = often[np.argsort(mean[often], kind="stable")]
     for title, chosen in (("highest mean delta", order[::-1][:top]), ("lowest mean delta", order[:top])):

@@ -147,6 +147,20 @@ def test_what_cannot_work_is_one_message_and_exit_2(
     assert "Traceback" not in err
 
 
+def test_a_whole_model_is_not_put_beside_the_adapters_of_an_earlier_run_which_would_be_loaded_in_its_place(
+    llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.run(command(llava, annotated, out, "--max_steps", 1, "--lora_r", 2)) == 0
+    assert cli.run(command(llava, annotated, out, "--max_steps", 1)) == 2
+    assert f"--output_dir {out} holds adapters of an earlier run (adapter_config.json)" in capfd.readouterr().err
+    assert not (out / "model.safetensors").exists()
+    (out / "checkpoint-1").mkdir()
+    (out / "adapter_config.json").rename(out / "checkpoint-1" / "adapter_config.json")
+    assert cli.run(command(llava, annotated, out, "--max_steps", 1)) == 2
+    assert "holds adapters of an earlier run (checkpoint-1/adapter_config.json)" in capfd.readouterr().err
+
+
 def test_another_tokenizer_is_refused_with_the_way_out(
     llava: Family, annotated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

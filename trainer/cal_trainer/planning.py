@@ -77,7 +77,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     )
     encoder, num_embeddings, num_trainable = plan_model(config, arguments, directory, multipliers, resume)
     validate_batch_sizes(encoder, arguments, evaluates=evaluates or config.drift_every > 0)
-    prepare_output(str(arguments.output_dir), resumes=resume is not None)
+    prepare_output(str(arguments.output_dir), resumes=resume is not None, adapters=config.lora_r > 0)
     rows = RowOptions(
         use_deltas=config.delta_source == "cached",
         max_image_pixels=config.max_image_pixels,

@@ -118,8 +118,12 @@ def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
         raise ConfigError(f"--optim {arguments.optim.value}: {_one_line(error)}") from error
 
 
-def prepare_output(output_dir: str, *, resumes: bool) -> None:
-    """Makes the directory; ConfigError unless it can be written to, a warning for an earlier run's checkpoints."""
+def prepare_output(output_dir: str, *, resumes: bool, adapters: bool) -> None:
+    """Makes the directory; ConfigError unless it can be written to, a warning for an earlier run's checkpoints.
+
+    adapters: whether they are what is trained. A whole model beside older ones is refused: `from_pretrained` would load
+    those, on the base that they name, in place of the model.
+    """
     if not output_dir:
         raise ConfigError("--output_dir is empty: say where the model goes")
     if "://" in output_dir:
@@ -130,6 +134,13 @@ def prepare_output(output_dir: str, *, resumes: bool) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"--output_dir {output_dir} cannot be written to: {error.strerror or error}") from error
+    names = ("adapter_config.json", "checkpoint-*/adapter_config.json")
+    older = sorted(path for name in names for path in Path(output_dir).glob(name))
+    if older and not adapters:
+        raise ConfigError(
+            f"--output_dir {output_dir} holds adapters of an earlier run ({older[0].relative_to(output_dir)}), which "
+            "from_pretrained would load in place of this run's model: give another --output_dir, or remove them"
+        )
     if not resumes and (there := sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))):
         _log.warning(
             "--output_dir %s holds %s of an earlier run, and this one begins anew: --resume_from_checkpoint last would "

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +18,11 @@ from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ig
 from ray.job_config import JobConfig
 
 from cal_pipeline.runtime.cluster import Cluster, check_reachable, named_cluster
-from cal_pipeline.runtime.session_dir import session_dir
+from cal_pipeline.runtime.session_dir import end_children, session_dir
 from cal_schemas.errors import ConfigError
 
 _RAY_STARTS = 3
+_SHUTDOWN_S = 30.0
 _OBJECT_STORE_BYTES = 200 * 2**20
 _TOKEN_HINT = (
     ". If the cluster asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
@@ -62,7 +64,19 @@ def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[
             _init(cluster, address, temporary, starting)
             yield
         finally:
-            ray.shutdown()
+            _shut_down(temporary)
+
+
+def _shut_down(temporary: str | None) -> None:
+    """Ends Ray; a raylet of ours that stands still would never let go of this process, and is killed after a while."""
+    limit = threading.Timer(_SHUTDOWN_S, end_children, (Path(temporary),)) if temporary else None
+    if limit:
+        limit.start()
+    try:
+        ray.shutdown()
+    finally:
+        if limit:
+            limit.cancel()
 
 
 @contextmanager

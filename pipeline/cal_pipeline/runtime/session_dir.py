@@ -42,7 +42,7 @@ def session_dir(parent: Path = _SHORT) -> Iterator[str]:
         (folder / "new").rename(folder / _LOCK)
         yield str(folder)
     finally:
-        _end_children(folder)
+        end_children(folder)
         _remove(folder)
         os.close(handle)
 
@@ -64,7 +64,7 @@ def _new(parent: Path) -> Path:
     )
 
 
-def _end_children(folder: Path) -> None:
+def end_children(folder: Path) -> None:
     """Ends processes of this one that have the directory on their command line, the youngest first.
 
     `ray.shutdown` leaves them all when `ray.init` was interrupted. They would end with this process, but at once: Ray's

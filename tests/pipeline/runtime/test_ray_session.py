@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_nobody_without_its_token_gets_into_a_ray_that_was_started_here_and_it_l
     assert "uthenticat" in intruder.stderr, intruder.stderr
     assert run.stdin is not None
     run.stdin.close()
+    assert run.stdout.read() == "put back\n"
+    run.stdin = None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("environment", ["token"], indirect=True)
+def test_a_raylet_that_stands_still_does_not_hold_the_end(run: subprocess.Popen[str]) -> None:
+    assert run.stdout is not None
+    assert run.stdin is not None
+    run.stdout.readline()
+    (raylet,) = (pid for pid in descendants(run.pid) if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(raylet, signal.SIGSTOP)
+    run.stdin.close()
+    try:
+        assert run.wait(timeout=150) == 0
+    except subprocess.TimeoutExpired:
+        run.kill()
+        os.kill(raylet, signal.SIGKILL)
+        raise
     assert run.stdout.read() == "put back\n"
     run.stdin = None
 

@@ -27,12 +27,28 @@ _REPLACED = {
 """What does the work of flags that transformers 4 had and scripts still give."""
 
 
+class _Loader(yaml.BaseLoader):
+    """Leaves every value as it is written, for the flags to interpret; refuses a key that is there twice.
+
+    safe_load would make `no` a boolean, `0123` an octal number and `2e-5` a string, and of two values take the last.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Constructs it; ConstructorError with both places otherwise."""
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                said = f"{key.value} is there twice, in lines {lines[key.value]} and {line}"
+                raise yaml.constructor.ConstructorError(None, None, said)
+            lines[key.value] = line
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """Reads the file, every value as it is written; ConfigError for what is no YAML of flags."""
     try:
-        # BaseLoader leaves every value as it is written, for the flags to interpret: safe_load would make `no` a
-        # boolean, `0123` an octal number and `2e-5` a string.
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -70,7 +86,7 @@ def flags_of(values: Mapping[str, Any], kinds: Sequence[type[Any]], others: Mapp
 
 
 def _interpreted(value: Any) -> Any:
-    """A mapping of BaseLoader, its words made the numbers and truths that JSON has for them.
+    """A mapping of `_Loader`, its words made the numbers and truths that JSON has for them.
 
     What is no JSON is read as YAML, which knows `no`, `.5` and `.inf`, and the other way round `2e-5`.
     """

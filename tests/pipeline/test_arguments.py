@@ -113,6 +113,19 @@ def test_null_and_an_empty_list_in_yaml_are_the_default(tmp_path: Path, null: st
     assert parse(yaml=f"count: 1\nname: {null}\ncap: {null}\nwords: []", to=tmp_path) == Flags(count=1)
 
 
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("count: 1\nname: a\ncount: 2\n", "count is there twice, in lines 1 and 3"),
+        ("count: 1\nextra:\n  a: 1\n  a: 2\n", "a is there twice, in lines 3 and 4"),
+    ],
+)
+def test_a_key_that_yaml_has_twice_is_refused_with_both_lines(tmp_path: Path, yaml: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(yaml)
+    with pytest.raises(ConfigError, match=said):
+        read_values(tmp_path / "c.yaml")
+
+
 @pytest.mark.parametrize("yaml", ["", "# nothing\n", "{}"])
 def test_an_empty_yaml_file_changes_nothing(tmp_path: Path, yaml: str) -> None:
     assert parse("--count", "1", yaml=yaml, to=tmp_path) == Flags(count=1)

@@ -81,6 +81,11 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "evaluation without data": (["--do_eval"], "--do_eval has no effect"),
     "prediction": (["--do_predict"], "--do_predict has no effect"),
     "split batches": (["--accelerator_config", '{"split_batches": true}'], "in another order"),
+    "accumulation elsewhere": (
+        ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 2}}'],
+        "give --gradient_accumulation_steps instead",
+    ),
+    "output among the data": (["--output_dir", ANNOTATED], "is --data_path too"),
     "file that is not there": (["--accelerator_config", "/nowhere.json"], "No such file or directory: '/nowhere.json'"),
     "multiplier of what is frozen": (["--lr_multipliers", "vision_tower=0.1"], "nothing of it trains"),
     "columns": (["--remove_unused_columns", "true"], "take the deltas out"),
@@ -231,8 +236,10 @@ def test_a_run_that_begins_anew_beside_old_checkpoints_says_so(
     flags = ("--max_steps", 1, "--save_steps", 1)
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
     assert "of an earlier run" not in caplog.text
+    for steps in (9, 10):
+        (tmp_path / "out" / f"checkpoint-{steps}").mkdir()
     assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
-    assert "holds checkpoint-1 of an earlier run" in caplog.text
+    assert "holds checkpoint-10 of an earlier run" in caplog.text
 
 
 def test_evaluation_images_that_are_gone_show_before_the_model_is_loaded(
@@ -334,6 +341,9 @@ def test_lora_and_multipliers_train_and_save_through_the_program(
     card = (tmp_path / "all" / "README.md").read_text()
     assert "vision_tower" in card
     assert "0.1" in card
+    # The vision tower's parameters come first; what is logged is --learning_rate nevertheless.
+    log = json.loads((tmp_path / "all" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["learning_rate"] for entry in log if "loss" in entry] == pytest.approx([1e-3, 5e-4])
 
 
 def test_fresh_adapters_are_those_of_the_seed(llava: Family, annotated: Path, tmp_path: Path) -> None:

@@ -77,7 +77,14 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     )
     encoder, num_embeddings, num_trainable = plan_model(config, arguments, directory, multipliers, resume)
     validate_batch_sizes(encoder, arguments, evaluates=evaluates or config.drift_every > 0)
-    prepare_output(str(arguments.output_dir), resumes=resume is not None, adapters=config.lora_r > 0)
+    reads = {
+        "--model_name_or_path": [str(directory)],
+        "--data_path": config.data_path,
+        "--source_path": config.source_path,
+        "--image_folder": config.image_folder,
+        "--eval_path": [config.eval_path] if config.eval_path else [],
+    }
+    prepare_output(str(arguments.output_dir), resumes=resume is not None, adapters=config.lora_r > 0, reads=reads)
     rows = RowOptions(
         use_deltas=config.delta_source == "cached",
         max_image_pixels=config.max_image_pixels,
@@ -95,6 +102,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},
         num_rows=len(examples),
         num_planned=getattr(examples, "num_planned", None),
+        num_unmeasured=getattr(examples, "num_unmeasured", 0),
         skipped=examples.skipped,
         shards=examples.shards,
         num_trainable=num_trainable,

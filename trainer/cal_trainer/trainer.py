@@ -67,6 +67,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self._evaluated = torch.zeros(2)
         self._num_micro_batches = 1
         """Of the step that is under way."""
+        self._multiplier_of_first_group = 1.0
         self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -105,10 +106,15 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         groups = parameter_groups(
             target, self.args.learning_rate, self.args.weight_decay, multipliers=self._lr_multipliers
         )
+        self._multiplier_of_first_group = groups[0]["multiplier"]
         for group in groups:
-            del group["parameter_names"]
+            del group["parameter_names"], group["multiplier"]
         self.optimizer: Any = kind(groups, **options)
         return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """The rate to log: --learning_rate by schedule. The Trainer takes its first group's, which may have its own."""
+        return float(super()._get_learning_rate()) / self._multiplier_of_first_group
 
     def create_accelerator_and_postprocess(self) -> None:
         """Makes the Trainer's accelerator, whose DDP always looks for parameters without a gradient.

@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,16 @@ import torch
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
-from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.errors import AlignmentError, ConfigError, FormatError
 from cal_schemas.metadata import Carry
 from cal_trainer.data.dataset import AnnotatedExamples
-from cal_trainer.data.factory import make_dataset, train_sampler
+from cal_trainer.data.factory import make_dataset, train_sampler, validate_rows
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples, StreamSampler
 from conftest import Family
-from tiny_data import write_parquet
+from tiny_data import write_llava_json, write_parquet
 
 SHAPE = StepShape(batch_size=2)
 
@@ -46,6 +47,26 @@ def test_flags_decide_the_dataset_and_its_sampler(llava: Family, paths: tuple[Pa
 def test_an_image_folder_that_is_not_there_is_refused(llava: Family, paths: tuple[Path, str]) -> None:
     with pytest.raises(ConfigError, match="/nowhere: no such directory"):
         make_dataset(paths[0], llava.encoder, image_folders=["/nowhere"])
+
+
+def test_images_that_moved_show_at_the_first_look_though_a_row_of_text_comes_first(
+    llava: Family, tmp_path: Path
+) -> None:
+    data, images = write_llava_json(tmp_path, 4)
+    rows = json.loads(data.read_text())
+    text = {"id": "text", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    data.write_text(json.dumps([text, *rows]))
+    shards = plan_shards([str(data)], [str(images)])
+    annotated = annotate(tmp_path / "out", shards, llava.encoder, llava.model, carry="paths")
+    images.rename(tmp_path / "moved")
+    examples = make_dataset(annotated, llava.encoder, cache_dir=tmp_path / "cache")
+    assert not examples[0].unusable
+    with pytest.raises(AlignmentError, match="say where they are now"):
+        validate_rows(examples)
+    moved = make_dataset(
+        annotated, llava.encoder, cache_dir=tmp_path / "cache", image_folders=[str(tmp_path / "moved")]
+    )
+    validate_rows(moved)
 
 
 def test_a_cross_fit_trains_each_row_on_the_deltas_of_the_reference_that_measured_it(

@@ -26,6 +26,7 @@ from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.data.dummy import dummy_sample
+from cal_trainer.data.factory import mean_tokens
 from cal_trainer.data.join import ABSENT, key_array, match_keys
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
@@ -158,6 +159,7 @@ def test_missing_rows_train_with_undefined_deltas_and_are_counted(
     with caplog.at_level(logging.WARNING):
         joined = data.open(source, on_missing="uniform")
     assert joined.num_missing == 4
+    assert joined.num_unmeasured == 3  # One of them is nothing to train on.
     assert "no row for 4 of 5 source rows: they train with weight alpha" in caplog.text
     assert joined.skipped == {"encode_error": 1}
     assert len(joined) == 4
@@ -169,6 +171,16 @@ def test_missing_rows_train_with_undefined_deltas_and_are_counted(
     with caplog.at_level(logging.WARNING):
         assert (joined[3].encoded.labels == IGNORE_INDEX).all()
     assert "no image trains nothing: image_error" in caplog.text
+
+
+def test_tokens_of_a_source_of_which_nothing_was_measured_are_those_of_its_encodings(
+    data: Data, tmp_path: Path
+) -> None:
+    rows = [row for number, row in enumerate(rows_of(data)) if number not in BAD_ROWS][:3]
+    for row in rows:
+        row["conversations"][1]["value"] = "Something new."
+    joined = data.open(write(tmp_path / "new.jsonl", rows), on_missing="uniform")
+    assert mean_tokens(joined) == np.mean([joined[row].encoded.num_tokens for row in range(3)])
 
 
 def test_rows_whose_sidecar_status_is_not_ok_are_skipped_and_counted(

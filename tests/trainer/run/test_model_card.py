@@ -53,7 +53,17 @@ def test_online_and_uniform_say_that_stored_deltas_were_not_used() -> None:
     assert "| contrast | drop |" in online
     uniform = model_card(with_flags(delta_source="uniform"), steps=STEPS)
     assert "| alpha |" not in uniform
+    assert "| normalization | sample |" in uniform
     assert "fingerprint" not in model_card(replace(with_flags(delta_source="uniform"), spec=None), steps=STEPS)
+
+
+def test_a_card_says_how_many_rows_are_not_there_or_were_not_measured() -> None:
+    assert "| rows | 90 of 110 planned |" in model_card(replace(FACTS, num_planned=110), steps=STEPS)
+    whole = model_card(replace(FACTS, num_planned=100), steps=STEPS)  # 10 are skipped.
+    assert "| rows | 90 |" in whole
+    assert "not measured" not in whole
+    card = model_card(replace(FACTS, num_unmeasured=40), steps=STEPS)
+    assert "| of them not measured, at weight alpha | 40 |" in card
 
 
 def test_an_adapters_card_says_so_and_a_directory_is_no_hub_id(tmp_path: Path) -> None:

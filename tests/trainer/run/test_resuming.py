@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from annotated_data import annotate
 from cal_pipeline.encoding import chat
@@ -105,6 +106,19 @@ def test_another_run_is_refused_before_the_model_is_loaded(
     argv = command(llava, annotated, begun, "--max_steps", 4, "--resume_from_checkpoint", "last", *flags)
     assert cli.run(argv) == 2
     assert message in capfd.readouterr().err
+
+
+def test_another_model_of_the_same_shape_is_not_what_the_checkpoint_began_from(
+    llava: Family, annotated: Path, begun: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(llava.directory, tmp_path / "other"))
+    argv = command(llava, annotated, begun, "--max_steps", 4, "--resume_from_checkpoint", "last",
+                   "--model_name_or_path", other)  # fmt: skip
+    assert cli.run(argv) == 0  # The same in another place.
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    assert cli.run(argv) == 2
+    assert "digest of the base model was " in capfd.readouterr().err
 
 
 def test_measured_again_is_other_data(

@@ -50,6 +50,10 @@ def test_the_line_follows_what_is_trained(facts: RunFacts, said: str) -> None:
     assert said in start_line(facts, steps=(12, 30), tokens_per_row=512)
 
 
+def test_the_line_of_a_run_that_took_all_its_steps_before_says_so() -> None:
+    assert "; none left of 30 steps of 32 rows" in start_line(with_flags(), steps=(30, 30), tokens_per_row=512)
+
+
 @pytest.mark.full
 def test_nobody_else_speaks_before_the_line(llava: Family, tmp_path: Path) -> None:
     data, images = write_llava_json(tmp_path, 24)

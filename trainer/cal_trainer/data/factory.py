@@ -16,7 +16,7 @@ from cal_schemas.opened import holds_annotated
 from cal_schemas.storage.locations import Location, location
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS, GroupBy, OnMissing
 from cal_trainer.data.alignment import Example, RowOptions
-from cal_trainer.data.dataset import AnnotatedExamples
+from cal_trainer.data.dataset import AnnotatedExamples, MappedExamples
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.shared_memory import batch_bytes
 from cal_trainer.data.sidecar import SidecarExamples
@@ -144,12 +144,13 @@ def train_sampler(
 def validate_rows(examples: Examples) -> None:
     """Encodes rows until one can be trained on: wrong labels or a wrong image folder show before the model is loaded.
 
-    Looks at the first few, then at more that are spread over all of the data. Raises ConfigError when none of
-    them is of any use, and what reading a row raises.
+    Looks at the first with an image, then at the first few, then at more that are spread over all of the data. Raises
+    ConfigError when none of them is of any use, and what reading a row raises.
     """
     total = len(examples)
+    shown = [int(examples.has_image().argmax())] if isinstance(examples, MappedExamples) and total else []
     spread = np.linspace(0, total - 1, num=min(_PROBED_ROWS, total)).round().astype(int).tolist()
-    rows = list(dict.fromkeys([*range(min(_PROBED_FIRST, total)), *spread]))
+    rows = list(dict.fromkeys([*shown, *range(min(_PROBED_FIRST, total)), *spread]))
     for number, row in enumerate(rows):
         if not examples[row].unusable:
             if number:
@@ -163,8 +164,8 @@ def validate_rows(examples: Examples) -> None:
 
 def mean_tokens(examples: Examples) -> float:
     """Encoded tokens of a row: as the measurement found them, else of the first few rows."""
-    if isinstance(examples, AnnotatedExamples | SidecarExamples):
-        return float(examples.lengths().mean())
+    if isinstance(examples, AnnotatedExamples | SidecarExamples) and (mean := examples.lengths().mean()):
+        return float(mean)
     return float(np.mean([examples[row].encoded.num_tokens for row in range(min(_PROBED_FIRST, len(examples)))]))
 
 

@@ -100,11 +100,16 @@ class SidecarExamples(MappedExamples):
         self._hold(rows, np.flatnonzero(usable), *folders_of(shards), join=self._measured)
         report_skipped(named(path), len(self._usable), self.skipped)
 
+    @property
+    def num_unmeasured(self) -> int:
+        """Rows in use that train with undefined deltas."""
+        return int((self._match == ABSENT).sum())
+
     def lengths(self) -> np.ndarray:
-        """[len] int64: encoded length with the reference's processor; the known rows' median where it is unknown."""
+        """[len] int64: encoded length with the reference's processor; where unknown, the median of the known, or 0."""
         known = num_tokens(self._sidecar.data.table)[self._match]
         present = self._match != ABSENT
-        return np.where(present, known, int(np.median(known[present])) if present.any() else 1)
+        return np.where(present, known, int(np.median(known[present])) if present.any() else 0)
 
     def _measured(self, index: int) -> dict[str, Any]:
         match = int(self._match[index])

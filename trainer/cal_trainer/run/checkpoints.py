@@ -27,7 +27,7 @@ def find_checkpoint(wanted: str | bool | None, output_dir: Path) -> Path | None:
     if named.lower() in ("none", "false"):
         return None
     if named.lower() in ("last", "true"):
-        there = _checkpoints(output_dir)
+        there = checkpoints(output_dir)
         for path in there:
             if not (fault := _fault(path)):
                 return path
@@ -45,11 +45,11 @@ def find_checkpoint(wanted: str | bool | None, output_dir: Path) -> Path | None:
 
 def newest_whole(output_dir: Path) -> Path | None:
     """The checkpoint that `last` would take; None where there is none."""
-    return next((path for path in _checkpoints(output_dir) if not _fault(path)), None)
+    return next((path for path in checkpoints(output_dir) if not _fault(path)), None)
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """The newest first."""
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Those in a directory, whole or not; the newest first."""
     there = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdecimal()]
     return sorted(there, key=lambda path: -int(path.name[11:]))
 

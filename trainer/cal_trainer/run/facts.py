@@ -27,6 +27,8 @@ class RunFacts:
     """In use; the skipped ones are not among them."""
     num_planned: int | None = None
     """Rows that cal-precompute planned to measure there; None where it left no plan."""
+    num_unmeasured: int = 0
+    """Of those in use, the ones that nobody measured: --on_missing uniform."""
     skipped: Mapping[str, int]
     """Rows by status that were left out."""
     shards: Mapping[str, Shards]

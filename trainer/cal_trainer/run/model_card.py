@@ -42,9 +42,11 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
     if _HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
         front["base_model"] = base_model
     skips = ", ".join(f"{status} {count}" for status, count in sorted(facts.skipped.items()) if count)
+    partial = (facts.num_planned or 0) > facts.num_rows + sum(facts.skipped.values())
     data = {
         "data": ", ".join(map(str, (*flags["data_path"], *flags["source_path"]))),
-        "rows": facts.num_rows,
+        "rows": f"{facts.num_rows} of {facts.num_planned} planned" if partial else facts.num_rows,
+        "of them not measured, at weight alpha": facts.num_unmeasured or None,
         "skipped rows": f"{sum(facts.skipped.values())} ({skips})" if skips else 0,
         "rows that turned out unusable": num_unusable,
     }
@@ -52,10 +54,10 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
     if facts.contrast is not None:
         weights["contrast"] = facts.contrast.describe()
     if source != "uniform":
-        fields = ("alpha", "beta", "window", "pool", "normalization")
-        weights |= {field: getattr(facts.weighting, field) for field in fields}
+        weights |= {field: getattr(facts.weighting, field) for field in ("alpha", "beta", "window", "pool")}
         for name, text in facts.quantiles.items():
             weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's deltas)"
+    weights["normalization"] = facts.weighting.normalization
     learned = {
         "base model": base_model,
         "trained parts": ", ".join(flags["trainable"]),

@@ -161,7 +161,7 @@ def parse_lr_multipliers(items: Sequence[str]) -> dict[str, float]:
 def parameter_groups(
     model: Any, learning_rate: float, weight_decay: float, multipliers: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Groups what trains for a torch optimizer: `params`, `lr`, `weight_decay`, and `parameter_names`.
+    """Groups what trains for a torch optimizer: `params`, `lr`, `weight_decay`; and `parameter_names`, `multiplier`.
 
     Without decay are biases and norms, as in transformers. Schedulers scale every group's own `lr`. Raises ConfigError
     when a multiplier matches nothing that trains, or two match the same parameter.
@@ -182,9 +182,10 @@ def parameter_groups(
     groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
     for key, name in trainable.items():
         part_name = chosen.get(key)
-        rate = learning_rate * (multipliers or {})[part_name] if part_name else learning_rate
+        multiplier = (multipliers or {})[part_name] if part_name else 1.0
         decay = weight_decay if key in decayed else 0.0
-        start: dict[str, Any] = {"params": [], "lr": rate, "weight_decay": decay, "parameter_names": []}
+        start: dict[str, Any] = {"params": [], "lr": learning_rate * multiplier, "weight_decay": decay}
+        start |= {"parameter_names": [], "multiplier": multiplier}
         group = groups.setdefault((part_name, key in decayed), start)
         group["params"].append(parameters[name])
         group["parameter_names"].append(name)

@@ -59,8 +59,8 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
         "normalization": weighting.normalization,
         **{f"contrast {key}": value for key, value in (asdict(facts.contrast) if facts.contrast else {}).items()},
         DATE_NAME: facts.date,
-        # Whole checkpoints hold the model; adapters need the one that they were made for.
-        "digest of the base model": weights_digest(facts.base) if flags["lora_r"] else None,
+        # A whole checkpoint holds the model, but this one lends its processor, and the card names it; adapters need it.
+        "digest of the base model": weights_digest(facts.base),
     }
     exact = weighting.independent_of_the_split and not streams and flags["deepspeed_plugin"] is None
     return run_state(settings=settings, data=facts.shards, exact=exact)

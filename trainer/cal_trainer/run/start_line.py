@@ -38,6 +38,8 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     skipped = f" ({sum(facts.skipped.values()):,} more are not ok)" if facts.skipped else ""
     data = ", ".join(map(str, (*flags["data_path"], *flags["source_path"])))
     of_steps = f"steps {steps[0] + 1:,} to {steps[1]:,}" if steps[0] else f"{steps[1]:,} steps"
+    if steps[0] >= steps[1]:
+        of_steps = f"none left of {steps[1]:,} steps"
     bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
     deltas = {
         "uniform": "no deltas: every token weighs 1",

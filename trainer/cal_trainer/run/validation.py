@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Dtype
+from cal_trainer.run.checkpoints import checkpoints
 
 _DISOBEYED: Final = {
     "label_smoothing_factor": "the weighted loss has no smoothing",
@@ -69,6 +70,9 @@ def validate_flags(arguments: TrainingArguments, *, dtype: Dtype, evaluates: boo
     if dealing.split_batches or dealing.dispatch_batches:
         raise ConfigError("--accelerator_config split_batches and dispatch_batches deal samples out in another order "
                           "than --group_by, --streaming and resuming count on: leave them out")  # fmt: skip
+    if "num_steps" in (dealing.gradient_accumulation_kwargs or {}):
+        raise ConfigError("--accelerator_config num_steps is unknown to what plans the steps of an epoch and their "
+                          "loss: give --gradient_accumulation_steps instead")  # fmt: skip
     if arguments.fsdp and arguments.world_size == 1:
         raise ConfigError("--fsdp shards over several processes with a GPU each, and this is one: start them with "
                           "accelerate launch or torchrun, or leave it out")  # fmt: skip
@@ -118,16 +122,21 @@ def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
         raise ConfigError(f"--optim {arguments.optim.value}: {_one_line(error)}") from error
 
 
-def prepare_output(output_dir: str, *, resumes: bool, adapters: bool) -> None:
+def prepare_output(output_dir: str, *, resumes: bool, adapters: bool, reads: Mapping[str, Iterable[str]]) -> None:
     """Makes the directory; ConfigError unless it can be written to, a warning for an earlier run's checkpoints.
 
     adapters: whether they are what is trained. A whole model beside older ones is refused: `from_pretrained` would load
     those, on the base that they name, in place of the model.
+    reads: by flag, what the run reads, into none of which it may write.
     """
     if not output_dir:
         raise ConfigError("--output_dir is empty: say where the model goes")
     if "://" in output_dir:
         raise ConfigError(f"--output_dir {output_dir} is a URL: train into a directory, and copy it there")
+    for flag, paths in reads.items():
+        if Path(output_dir).resolve() in [Path(path).resolve() for path in paths]:
+            raise ConfigError(f"--output_dir {output_dir} is {flag} too: the trained model would be written over or "
+                              "among what it is made of. Name another directory")  # fmt: skip
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
@@ -141,10 +150,10 @@ def prepare_output(output_dir: str, *, resumes: bool, adapters: bool) -> None:
             f"--output_dir {output_dir} holds adapters of an earlier run ({older[0].relative_to(output_dir)}), which "
             "from_pretrained would load in place of this run's model: give another --output_dir, or remove them"
         )
-    if not resumes and (there := sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))):
+    if not resumes and (there := checkpoints(Path(output_dir))):
         _log.warning(
             "--output_dir %s holds %s of an earlier run, and this one begins anew: --resume_from_checkpoint last would "
-            "go on from there, another --output_dir would keep both", output_dir, there[-1]
+            "go on from there, another --output_dir would keep both", output_dir, there[0].name
         )  # fmt: skip
 
 

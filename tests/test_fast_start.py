@@ -18,18 +18,31 @@ from cal_pipeline.arguments import training_argument_types
 from cal_trainer import cli
 
 HEAVY = {"torch", "transformers", "ray", "pandas", "datasets", "matplotlib", "scipy", "prometheus_client"}
-AT_EXIT = """
-import atexit, importlib, json, sys
-atexit.register(lambda: print("\\n" + json.dumps([name for name in sys.modules if "." not in name])))
-module, name = sys.argv[1].split(":")
-sys.argv[1:2] = []
-sys.exit(getattr(importlib.import_module(module), name)())
+RUN_EACH = """
+import importlib, json, os, sys
+programs = {name: importlib.import_module(module) for name, module in json.loads(sys.argv[1]).items()}
+for folder, program, *argv in json.load(sys.stdin):
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        continue
+    os.chdir(folder)
+    for stream in (1, 2):
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv[:] = [program, *argv]
+    try:
+        programs[program].main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        with open("end.json", "w") as file:
+            json.dump([end.code or 0, [name for name in sys.modules if "." not in name]], file)
+    os._exit(0)
 """
+"""Each command line in a copy of a process that has imported the programs and has run none."""
 PROGRAMS = {
-    "cal-precompute": "cal_pipeline.cli:main",
-    "cal-train": "cal_trainer.cli:main",
-    "cal-inspect": "cal_pipeline.inspect.cli:main",
-    "cal-convert-mgm": "cal_pipeline.models.mini_gemini.cli:main",
+    "cal-precompute": "cal_pipeline.cli",
+    "cal-train": "cal_trainer.cli",
+    "cal-inspect": "cal_pipeline.inspect.cli",
+    "cal-convert-mgm": "cal_pipeline.models.mini_gemini.cli",
 }
 ANSWERS = (
     ("cal-precompute --help", 0, "--rows_per_shard"),
@@ -85,24 +98,37 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize(("line", "code", "answer"), ANSWERS, ids=[line for line, *_ in ANSWERS])
-def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "data.json").write_text("[]")
-    (tmp_path / "annotated").mkdir()
-    pq.write_table(pa.table({}).replace_schema_metadata({"cal.format_version": "0"}), tmp_path / "annotated/a.parquet")
-    (tmp_path / "begun" / ".cal" / "reports").mkdir(parents=True)
-    (tmp_path / "begun" / ".cal" / "reports" / "run-1.json").write_text(json.dumps(REPORT))
-    for short, flags in SHORT.items():
-        line = line.replace(short, flags)
-    program, *argv = line.split()
-    done = subprocess.run(
-        [sys.executable, "-c", AT_EXIT, PROGRAMS[program], *argv], cwd=tmp_path, capture_output=True, text=True,
-        timeout=120, check=False,
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where each line was run: `said` holds what it printed, `end.json` its exit code and what it had imported."""
+    folders = {line: tmp_path_factory.mktemp("line") for line, *_ in ANSWERS}
+    for folder in folders.values():
+        (folder / "model").mkdir()
+        (folder / "data.json").write_text("[]")
+        (folder / "annotated").mkdir()
+        pq.write_table(
+            pa.table({}).replace_schema_metadata({"cal.format_version": "0"}), folder / "annotated/a.parquet"
+        )
+        (folder / "begun" / ".cal" / "reports").mkdir(parents=True)
+        (folder / "begun" / ".cal" / "reports" / "run-1.json").write_text(json.dumps(REPORT))
+    words = []
+    for line, folder in folders.items():
+        for short, flags in SHORT.items():
+            line = line.replace(short, flags)
+        words.append([str(folder), *line.split()])
+    subprocess.run(
+        [sys.executable, "-c", RUN_EACH, json.dumps(PROGRAMS)], input=json.dumps(words), text=True, timeout=600,
+        check=True,
     )  # fmt: skip
-    *_, modules = done.stdout.splitlines()
-    assert (done.returncode, answer in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
-    assert HEAVY.intersection(json.loads(modules)) == set()
+    return folders
+
+
+@pytest.mark.parametrize(("line", "code", "answer"), ANSWERS, ids=[line for line, *_ in ANSWERS])
+def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, folders: dict[str, Path]) -> None:
+    said = (folders[line] / "said").read_text()
+    ended, modules = json.loads((folders[line] / "end.json").read_text())
+    assert (ended, answer in said) == (code, True), said
+    assert HEAVY.intersection(modules) == set()
 
 
 def test_all_flags_of_transformers_are_known_without_it() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -86,12 +85,9 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(job: Job, number: 
     # A terminal and a batch system signal the whole group, Ray's processes included.
     os.killpg(process.pid, number)
     assert job.finish(process) == code, job.said()
-    # What was published a moment before the signal may not have reached the driver.
-    done = "|".join(str(count) for count in range(1, len(job.done()) + 1))
-    message = (
-        rf"cal-precompute: {re.escape(words)}; ({done}) of {SHARDS} shards were done; run the same command to resume"
-    )
-    assert re.search(message, job.said()), job.said()
+    # What was published a moment before the signal counts too, though it may not have reached the driver.
+    message = f"cal-precompute: {words}; {len(job.done())} of {SHARDS} shards were done; run the same command to resume"
+    assert message in job.said(), job.said()
     assert job.staged() == []
     assert list((job.output / ".cal").glob("driver-*")) == []
     assert len(list((job.output / ".cal" / "reports").iterdir())) == 1

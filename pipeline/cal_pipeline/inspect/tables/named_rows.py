@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def named_rows(opened: AnnotatedDataset, file: Location | None) -> np.ndarray:
     if file is None:
         return np.ones(opened.num_rows, bool)
     wanted, columns = _names(file)
-    found: set[tuple[str, ...]] = set()
+    found: set[tuple[str | None, ...]] = set()
     masks = [np.empty(0, bool)]
     for batch in read_batches(opened, _COLUMNS):
         values = {name: batch.data.column(name).to_pylist() for name in _COLUMNS}
@@ -38,7 +39,7 @@ def named_rows(opened: AnnotatedDataset, file: Location | None) -> np.ndarray:
             passed |= np.fromiter((key in wanted for key in keys), bool, len(keys))
             found.update(wanted.intersection(keys))
         masks.append(passed)
-    unknown = [" ".join(name) for name in wanted if name not in found]
+    unknown = [" ".join(map(str, name)) for name in wanted if name not in found]
     shown = ", ".join(sorted(unknown)[:_SHOWN]) + (", …" if len(unknown) > _SHOWN else "")
     if not found:
         raise ConfigError(f"--ids_from {file}: no row has one of its {len(wanted):,} names ({shown or 'it is empty'})")
@@ -48,8 +49,8 @@ def named_rows(opened: AnnotatedDataset, file: Location | None) -> np.ndarray:
     return np.concatenate(masks)
 
 
-def _names(file: Location) -> tuple[set[tuple[str, ...]], list[tuple[str, ...]]]:
-    """What is named, and by which columns: one of the alternatives, each of one or two columns."""
+def _names(file: Location) -> tuple[set[tuple[str | None, ...]], list[tuple[str, ...]]]:
+    """What is named, and by which columns: one of the alternatives, each of one or two columns; null names no row."""
     if not file.is_file():
         raise ConfigError(f"--ids_from {file}: no such file")
     if file.suffix.lower() not in (".csv", ".parquet"):
@@ -60,10 +61,11 @@ def _names(file: Location) -> tuple[set[tuple[str, ...]], list[tuple[str, ...]]]
     columns = tuple(name for name in _COLUMNS if name in first)
     if first and not columns:
         raise ConfigError(f"--ids_from {file}: it has neither of the columns {', '.join(_COLUMNS)}, but {[*first]}")
-    return {tuple(str(row[name]) for name in columns) for row in (first, *rows) if row}, [columns]
+    values = (tuple(row[name] for name in columns) for row in (first, *rows) if row)
+    return {tuple(None if value is None else str(value) for value in row) for row in values}, [columns]
 
 
-def _parquet_rows(file: Location) -> Iterator[dict[str, str]]:
+def _parquet_rows(file: Location) -> Iterator[dict[str, Any]]:
     with open_parquet(file) as opened:
         there = [name for name in _COLUMNS if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(columns=there or None):

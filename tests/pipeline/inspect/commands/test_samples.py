@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.inspect.commands.page import read_page_data
-from inspect_data import Directories
+from cal_schemas.opened import open_annotated
+from inspect_data import Directories, write
 
 
 @pytest.mark.parametrize("kind", ["normal", "sidecar"])
@@ -100,6 +102,21 @@ def test_ids_choose_rows_wherever_rows_are_chosen(
     capsys.readouterr()
     assert run(["audit", normal, *named, "--fraction", "1", "--swap", "0", "--device", "cpu", *flags]) in (0, 1)
     assert f"measuring {len(kept)} of them again" in capsys.readouterr().out
+
+
+def test_a_null_in_a_list_of_ids_is_not_the_sample_called_none(
+    directories: Directories, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path, *_) = open_annotated(directories.normal).files
+    table = pq.read_table(path)
+    ids = pa.array(["None", *table["sample_id"].to_pylist()[1:]])
+    at = table.schema.get_field_index("sample_id")
+    shard = str(write(tmp_path / "a.parquet", table.set_column(at, table.schema.field(at), ids)))
+    pq.write_table(pa.table({"sample_id": pa.array([None, ids[1].as_py()])}), tmp_path / "ids.parquet")
+    named = ["--ids_from", str(tmp_path / "ids.parquet"), "--output", str(tmp_path / "s.parquet")]
+    assert run(["samples", shard, *named]) == EXIT_DONE
+    assert pq.read_table(tmp_path / "s.parquet")["sample_id"].to_pylist() == [ids[1].as_py()]
+    assert "no row has 1 of its 2 names: None" in caplog.text
 
 
 def test_names_that_no_row_has_are_said_and_none_at_all_refused(

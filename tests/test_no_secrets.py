@@ -87,7 +87,20 @@ def test_what_tells_rows_apart_loses_passwords_and_secrets_of_pages_and_nothing_
     assert (sample.sample_id, sample.images[0].path) == (kept, kept)
 
 
-@pytest.mark.parametrize("part", ["://a:", "://a@", "://a?", "?token", "sig=", "a", "/x?key=1", "=a:", "://:'"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "://a:",
+        "://a@",
+        "://a?",
+        "?token",
+        "sig=",
+        "a",
+        "/x?key=1",
+        "=a:",
+        pytest.param("://:'", marks=pytest.mark.full),
+    ],
+)
 def test_ten_megabytes_of_hostile_text_take_seconds(part: str) -> None:
     started = time.process_time()
     redacted(part * (10_000_000 // len(part)))

@@ -63,6 +63,8 @@ class Case:
 
     def groups(self) -> list[list[EncodedSample]]:
         """Samples that may share a batch; usually all of them."""
+        if self.one_by_one:
+            return [[sample] for sample in self.samples]
         if self.uniform_shape_batches is None:
             return [list(self.samples)]
         kinds: dict[tuple[int, ...], list[EncodedSample]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 import transformers as hf
 
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import load_processor, load_reference
-from cal_schemas.spec import Template
+from cal_schemas.spec import ContrastSpec, Template
 from examples_of import conversation
 from families.case import Case
 from tiny_models import HIDDEN, build, sample_image, text_config_values, train_tokenizer
@@ -46,6 +48,8 @@ class Family:
     """Whether its processor takes one question and one answer only."""
     one_image: str = ""
     """Why every row has exactly one image, or nothing."""
+    one_by_one: str = ""
+    """What the check at load must say (a pattern) of rows that see their neighbours, or nothing where none does."""
     rows_of_a_step: int = 2
     """How many rows may share a micro-batch of training."""
 
@@ -76,10 +80,13 @@ class Family:
             encoder(conversation(*turns), [sample_image(10 * row + n, size) for n, size in enumerate(sizes)])
             for row, (turns, sizes) in enumerate(given)
         ]
+        check_model(model, encoder, ContrastSpec(), self.name)
+        assert bool(encoder.one_by_one) == bool(self.one_by_one), encoder.one_by_one
+        assert re.match(self.one_by_one, encoder.one_by_one or "")
         return Case(
             model=model, samples=samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs,
             uniform_shape_batches=encoder.uniform_shape_batches, found_by=self.found_by,
-            two_images=self.one_image or "yes", text_only=self.one_image or "yes",
+            one_by_one=encoder.one_by_one, two_images=self.one_image or "yes", text_only=self.one_image or "yes",
         )  # fmt: skip
 
 
@@ -139,7 +146,7 @@ def chat(image: str, *, user: str, assistant: str, end: str, begin: str = "") ->
 def save(directory: Path, model_class: Any, config: Any, processor: Any) -> None:
     model = build(model_class, config)
     for name, parameter in model.named_parameters():
-        if name.endswith("_gate"):  # Mllama's start at 0: an image would change nothing
+        if name.endswith(("_gate", "_vision_alpha")):  # Mllama's and Deepseek's start at 0: images would change nothing
             torch.nn.init.constant_(parameter, 0.7)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)

@@ -102,7 +102,7 @@ class ModelLevel:
 
     def test_every_parameter_belongs_to_a_part_that_can_be_trained(self, entry: tuple[str, Case]) -> None:
         of_part, unused = part_of_each(entry[1].model), unused_parameters(entry[1].model)
-        assert {name for name, part in of_part.items() if part is None} <= unused, "only those for audio"
+        assert {name for name, part in of_part.items() if part is None} <= unused, "only those of other modalities"
         assert set(of_part.values()) - {None} == set(PARTS)
 
     def test_the_label_only_head_equals_full_logits(self, entry: tuple[str, Case]) -> None:
@@ -153,7 +153,8 @@ class ModelLevel:
                     alone = passes(case, [sample], condition)[:, 0]
                     sizes.append(difference(together[:, number, : sample.num_tokens], alone))
         assert max(sizes) <= PASSES
-        page.record(name, ragged=page.figure(max(sizes)) + (" (uniform shapes)" if case.uniform_shape_batches else ""))
+        remark = " (uniform shapes)" if case.uniform_shape_batches else ""
+        page.record(name, ragged="rows alone" if case.one_by_one else page.figure(max(sizes)) + remark)
 
     def test_left_padding_equals_right_padding(self, entry: tuple[str, Case]) -> None:
         name, case = entry
@@ -194,7 +195,7 @@ class ModelLevel:
         def run(case: Case, examples: list[Example], source: DeltaSource) -> float:
             first = case.samples[0]
             dummy = dataclasses.replace(first, labels=torch.full_like(first.labels, IGNORE_INDEX))
-            size = 1 if case.uniform_shape_batches else len(examples)
+            size = 1 if case.uniform_shape_batches or case.one_by_one else len(examples)
             options = TrainingArguments(
                 output_dir=str(tmp_path), use_cpu=True, report_to=[], remove_unused_columns=False, learning_rate=0.0,
                 max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=len(examples) // size,

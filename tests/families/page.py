@@ -145,6 +145,9 @@ pixels giving other logits with the image and the same ones without it, dropped 
 is files, `cal-precompute`, pandas, `cal-train` (cached and online) with the family's processor and a tokenizer trained
 in the test, torchvision installed; elsewhere samples are token ids as the processor would write them.
 
+*rows alone*: rows of one batch see each other in such a model; a worker finds that out when it loads it, and measures
+one row at a time. It trains with one row in a batch.
+
 How the tokens that stand for an image are located:
 
 - *report*: the processor's own text replacement offsets, markers of rows, columns and tiles included.

@@ -73,11 +73,19 @@ class ProcessorFacts:
             return self.process(text, images, suffix="a").output, self.process(text, images, suffix=_WORDS).output
         if self.prefix:
             return self.process("a", images).output, self.process(_WORDS, images).output
-        short = self.process(text, images, add_special_tokens=False)
+        try:
+            short = self.process(text, images, add_special_tokens=False)
+        except ValueError:
+            # HunYuan's takes placeholders only between the tokens that its chat template writes around them.
+            ends = [getattr(self.processor, name, None) for name in ("image_start_token", "image_end_token")]
+            if None in ends:
+                raise
+            text = 2 * self.image_token.join(map(str, ends))
+            short = self.process(text, images, add_special_tokens=False)
         long = self.process(text + _WORDS, images, add_special_tokens=False)
         bos = self.processor.tokenizer.bos_token
         self._writes_bos = bool(bos) and bos in short.given
-        expected = self.processor.tokenizer(short.inserted_text, add_special_tokens=False)["input_ids"]
+        expected = self.processor.tokenizer(short.expanded(text), add_special_tokens=False)["input_ids"]
         if short.output["input_ids"][0].tolist() != expected:
             raise ConfigError(
                 f"{self.name} rewrites the text around its images, so labels cannot be located in it; this "

@@ -96,11 +96,12 @@ class Processed:
     processor: Any
     image_token: str
 
-    @property
-    def inserted_text(self) -> str:
-        """The characters that stand for the images of a text made of placeholders alone."""
-        report = self.output.get("text_replacement_offsets")
-        return "".join(item["replacement"] for item in report[0]) if report else self.given
+    def expanded(self, text: str) -> str:
+        """The processor's text with what it inserted for its images, by its report where it makes one."""
+        for item in reversed((self.output.get("text_replacement_offsets") or [[]])[0]):
+            start, stop = item["span"]
+            text = text[:start] + item["replacement"] + text[stop:]
+        return text if self.output.get("text_replacement_offsets") else self.given
 
     def expansion(self, rendered: str, num_images: int, specials: Sequence[str]) -> Expansion:
         """Locates what became of the placeholders of `rendered`: by the report, else from what the tokenizer was given.

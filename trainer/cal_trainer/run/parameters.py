@@ -24,7 +24,8 @@ from cal_schemas.errors import ConfigError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: Final[tuple[Part, ...]] = ("vision_tower", "projector", "language_model")
 ALL: Final = "all"
-_AUDIO: Final = re.compile(r"(^|\.)(audio_|embed_audio\.)")
+_OTHER_MODALITIES: Final = re.compile(r"(^|\.)(audio_|embed_audio\.|generation_|vqmodel\.)")
+"""Names of what takes audio or makes images (Janus): no image that is shown and no word passes through it."""
 _DROPS: Final = re.compile("dropout|droppath|dropblock|stochasticdepth")
 
 _PROJECTORS: Final = frozenset({
@@ -32,10 +33,12 @@ _PROJECTORS: Final = frozenset({
     "connector",  # Idefics, SmolVLM: its resampler or pixel shuffle with a linear layer
     "aligner",  # Janus
     "merger", "merger_list", "deepstack_merger_list",  # Qwen-VL, GLM-V: inside the vision tower, yet trained as this
+    "patch_merger",  # HunYuan-VL, likewise
     "perceiver_resampler", "vision_resampler",  # cross-attention resamplers
     "qformer", "query_tokens", "language_projection",  # BLIP-2, InstructBLIP
     "embed_vision",  # Gemma 3n, Gemma 4
     "layerwise_projectors", "spatial_projectors",  # Granite Vision
+    "high_res_vision_neck", "high_res_vision_proj", "high_res_vision_alpha",  # Deepseek-VL's second tower
     "visual_embeddings_table",  # Ovis 2: the vocabulary that its tower's features are mixtures of
 })  # fmt: skip
 """Names that transformers gives to what stands between tower and decoder; a module or a bare parameter."""
@@ -67,7 +70,7 @@ def part_of_each(model: Any) -> dict[str, Part | None]:
         # Inside the tower only a direct child counts: some towers merge patches deep within, as a layer like others.
         if not _PROJECTORS.isdisjoint(steps[:1] if under("tower") else steps):
             return "projector"
-        return "vision_tower" if under("tower") else None
+        return "vision_tower" if under("tower") or "high_res_vision_model" in steps else None
 
     return {name: part(name) for name in names}
 
@@ -121,11 +124,11 @@ def _inventory(of_part: Mapping[str, Part | None]) -> str:
 
 
 def unused_parameters(model: Any) -> set[str]:
-    """Names of parameters that no image and no word passes through: those for audio, and some of the vision tower.
+    """Names of parameters that no image and no word passes through: of other modalities, and some of the vision tower.
 
-    These are the ones that `vision_feature_layer` leaves behind the last hidden state in use.
+    The latter are those that `vision_feature_layer` leaves behind the last hidden state in use.
     """
-    unused = {name for name, owner in part_of_each(model).items() if owner is None and _AUDIO.search(name)}
+    unused = {name for name, owner in part_of_each(model).items() if owner is None and _OTHER_MODALITIES.search(name)}
     layers = getattr(model.config, "vision_feature_layer", None)
     if layers is None:
         return unused

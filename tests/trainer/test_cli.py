@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, TrainingArguments
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
 from cal_trainer import cli, training
 from cal_trainer.config import TrainConfig
+from cal_trainer.run.validation import validate_optimizer
 from conftest import Family
 from fault_job import PATIENCE_S, wait_for
 from tiny_data import write_llava_json, write_parquet
@@ -163,6 +164,20 @@ def test_a_whole_model_is_not_put_beside_the_adapters_of_an_earlier_run_which_wo
     (out / "adapter_config.json").unlink()
     assert cli.run(command(llava, annotated, out, "--max_steps", 1)) == 2
     assert "holds adapters of an earlier run (checkpoint-1/adapter_config.json)" in capfd.readouterr().err
+
+
+def test_arguments_that_an_optimizer_does_not_read_are_said_to_change_nothing(
+    llava: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def arguments(optim: str) -> TrainingArguments:
+        return TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to=[], optim=optim, optim_args="momentum=0.9"
+        )
+
+    validate_optimizer(arguments("sgd"), llava.model)
+    assert not caplog.text
+    validate_optimizer(arguments("adamw_torch"), llava.model)
+    assert "--optim_args momentum=0.9 changes nothing of --optim adamw_torch" in caplog.text
 
 
 def test_another_tokenizer_is_refused_with_the_way_out(

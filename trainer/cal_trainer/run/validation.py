@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -115,11 +116,21 @@ def _validate_schedule(arguments: TrainingArguments) -> None:
 
 
 def validate_optimizer(arguments: TrainingArguments, model: Any) -> None:
-    """ConfigError for an --optim whose package or arguments are missing; takes the model or its meta-device model."""
+    """ConfigError for an --optim whose package or arguments are missing; takes the model or its meta-device model.
+
+    Warns of --optim_args that change nothing: most optimizers read none.
+    """
+    plain = copy.copy(arguments)
+    plain.optim_args = None
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        with_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        unchanged = arguments.optim_args and str(with_arguments) == str(
+            Trainer.get_optimizer_cls_and_kwargs(plain, model)
+        )
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--optim {arguments.optim.value}: {_one_line(error)}") from error
+    if unchanged:
+        _log.warning("--optim_args %s changes nothing of --optim %s", arguments.optim_args, arguments.optim.value)
 
 
 def prepare_output(output_dir: str, *, resumes: bool, adapters: bool, reads: Mapping[str, Iterable[str]]) -> None:

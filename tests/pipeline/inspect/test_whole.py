@@ -80,15 +80,14 @@ def test_every_subcommand_refuses_a_damaged_shard_in_one_line_that_names_it(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", READERS)
-def test_every_subcommand_refuses_nan_and_infinity_by_the_name_of_their_row(
+def test_every_subcommand_refuses_nan_and_infinity_by_file_and_row(
     name: str, value: float, llava: Family, output: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = sorted(output.glob("*.parquet"))[1]
     put_in(file, value, 0)
-    identifier = pq.read_table(file)["sample_id"][0].as_py()
     assert run(arguments(name, llava, output, whole)) == EXIT_REFUSED
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"{file}: row 0" in line or f"row '{identifier}'" in line, line
+    assert f"{file}: row 0" in line, line
 
 
 def test_filter_copies_no_nan_whatever_the_condition_reads(

@@ -23,7 +23,7 @@ from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError, 
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
 from cal_schemas.storage.locations import Location, location
-from cal_schemas.whole import open_shard
+from cal_schemas.whole import open_shard, validate_numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,13 +106,16 @@ def sample_with_image(opened: AnnotatedDataset, wanted: str, image_folder: Locat
 
 
 def read_row(place: Place) -> pa.Table:
-    """The row as a table of one; FormatError when its row group cannot be read."""
+    """The row as a table of one; FormatError when its row group cannot be read, or it holds NaN or infinity."""
     row = place.row
     with open_shard(place.file) as file:
         for number in range(file.num_row_groups):
             size = file.metadata.row_group(number).num_rows
             if row < size:
-                return file.read_row_group(number).slice(row, 1)
+                table = file.read_row_group(number).slice(row, 1)
+                for batch in table.to_batches():
+                    validate_numbers(batch, place.file, place.row)
+                return table
             row -= size
     raise FormatError(f"{place.file} has no row {place.row}")
 

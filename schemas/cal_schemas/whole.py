@@ -55,10 +55,21 @@ def open_shard(path: Location) -> Iterator[pq.ParquetFile]:
 
 
 def validate_numbers(batch: pa.RecordBatch, file: Location, first_row: int) -> None:
-    """Raises FormatError, naming file and row, for NaN and infinity, which no measurement writes.
+    """Raises FormatError, naming file and row, for NaN and infinity, and for a row with unequally many ids and deltas.
 
-    An undefined delta is null. `first_row` is the number of the batch's first row in its file.
+    No measurement writes them; an undefined delta is null. `first_row` is the number of the batch's first row in its
+    file. Looks at the columns TOKEN_COLUMNS as far as they are there.
     """
+    there = [name for name in TOKEN_COLUMNS if name in batch.schema.names]
+    lengths = {name: np.asarray(pc.fill_null(pc.list_value_length(batch[name]), 0)) for name in there}
+    for name, of_name in lengths.items():
+        first, of_first = next(iter(lengths.items()))
+        if not np.array_equal(of_name, of_first):
+            row = int(np.flatnonzero(of_name != of_first)[0])
+            raise FormatError(
+                f"{file}: row {first_row + row} has {of_first[row]} {first} and {of_name[row]} {name}: an annotated "
+                "row has equally many of each. Measure this shard again"
+            )
     for name in TOKEN_COLUMNS:
         if name not in batch.schema.names or TOKEN_COLUMNS[name] is not np.float32:
             continue

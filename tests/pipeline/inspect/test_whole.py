@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,6 +89,18 @@ def test_every_subcommand_refuses_nan_and_infinity_by_file_and_row(
     assert run(arguments(name, llava, output, whole)) == EXIT_REFUSED
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{file}: row 0" in line, line
+
+
+def test_a_row_whose_deltas_were_cut_is_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sorted(output.glob("*.parquet"))[1]
+    table = pq.read_table(file)
+    rows = table["delta_logits"].to_pylist()
+    number = next(number for number, deltas in enumerate(rows) if number and deltas)
+    rows[number] = rows[number][1:]
+    at = table.schema.get_field_index("delta_logits")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(rows, table.schema.field(at).type)), file)
+    assert run(["summary", str(output)]) == EXIT_REFUSED
+    assert f"{file}: row {number} has" in capsys.readouterr().err
 
 
 def test_filter_copies_no_nan_whatever_the_condition_reads(

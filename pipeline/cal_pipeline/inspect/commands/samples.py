@@ -28,6 +28,7 @@ from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import lies_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the table in one step; 0."""
     opened = open_paths(arguments.annotated)
     weighting = flags.weighting_of(arguments)
+    for place in arguments.annotated:
+        if arguments.output.suffix.lower() == ".parquet" and lies_in(arguments.output.resolve(), place.resolve()):
+            raise ConfigError(
+                f"--output {arguments.output} lies in {place}, where every reader would take it for a shard: write it "
+                "elsewhere, or as .csv"
+            )
     path = flags.new_file(arguments.output, ".parquet", ".csv")
     chosen = named_rows(opened, arguments.ids_from)
     tables = sample_tables(opened, chosen, **weighting)

@@ -8,7 +8,7 @@ conditions had before, meant something else, the new spelling is asked for: no c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,12 +55,13 @@ class Writer:
     Args:
         text: the condition.
         columns: name -> the column as a term. Names are exact: upper and lower case are two names.
+        others: names of columns whose values are not compared.
 
     Raises ConfigError, in one line, for whatever is not allowed.
     """
 
-    def __init__(self, text: str, columns: Mapping[str, Term]) -> None:
-        self.text, self.columns = text, columns
+    def __init__(self, text: str, columns: Mapping[str, Term], others: Collection[str] = ()) -> None:
+        self.text, self.columns, self.others = text, columns, others
         self.names: dict[str, None] = {}
         self.quantiles: dict[str, tuple[str, float]] = {}
         """Name in the condition's SQL -> SQL of a number of every sample, share of all samples."""
@@ -139,6 +140,8 @@ class Writer:
         text = f"; a text stands in single quotes: {quoted(in_one_line)}" if in_quotes else ""
         if len(path) > 1:
             raise ConfigError(f'no column {name!r} without quotes: a name with a dot is written "{in_one_line}"')
+        if name not in self.columns and name in self.others:
+            raise ConfigError(f"no column {name!r} with one value a row: it holds lists, structs or bytes")
         if name not in self.columns:
             own = f"source_{name}"
             cased = [column for column in self.columns if column.lower() == name.lower()]

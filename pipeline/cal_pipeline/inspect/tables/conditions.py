@@ -65,7 +65,8 @@ class RowTest:
             defined = name in _ALWAYS_DEFINED
             terms[name] = Term(sql="", kind=NUMBER, nullable=not defined, whole=defined)
         names = {name: f"c{at}" for at, name in enumerate(terms)}
-        writer = Writer(condition, {name: _named(term, names[name]) for name, term in terms.items()})
+        others = set(schema.names) - set(self._stored.values())
+        writer = Writer(condition, {name: _named(term, names[name]) for name, term in terms.items()}, others)
         self._names = {name: names[name] for name in writer.names}
         check_defined(self._names, alpha=alpha, beta=beta)
         columns = [self._stored[name] for name in self._names if name in self._stored]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +40,21 @@ def test_csv_has_the_same_rows_and_nothing_where_nothing_is_defined(directories:
     pd.testing.assert_series_equal(text["mean_weight"], parquet["mean_weight"])
     with (tmp_path / "s.csv").open() as file:
         assert {row["mean_delta"] for row in csv.DictReader(file) if row["status"] != "ok"} == {""}
+
+
+def test_no_table_is_written_among_the_shards(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(directories.normal, tmp_path / "annotated"))
+    shard = min(folder.glob("*.parquet"))
+    before = shard.read_bytes()
+    for name in ("scores.parquet", shard.name):
+        assert run(["samples", str(folder), "--output", str(folder / name)]) == EXIT_REFUSED
+        assert "would take it for a shard" in capsys.readouterr().err
+    assert run(["samples", str(shard), "--output", str(shard)]) == EXIT_REFUSED
+    assert run(["samples", str(folder), "--output", str(folder / "scores.csv")]) == EXIT_DONE
+    assert shard.read_bytes() == before
+    assert run(["summary", str(folder)]) == EXIT_DONE
 
 
 def test_a_table_that_cannot_be_finished_leaves_nothing(directories: Directories, tmp_path: Path) -> None:

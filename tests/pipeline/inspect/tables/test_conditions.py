@@ -33,6 +33,7 @@ BATCH = pa.record_batch(
         'say "so"': pa.array([1, 2, 3, 4]),
         "\u00e4\u00f6": pa.array([1, 2, 3, 4]),
         "": pa.array([1, 2, 3, 4]),
+        "bytes": pa.array([b"a", b"b", b"c", b"d"]),
     },
     schema=pa.schema(
         [
@@ -45,6 +46,7 @@ BATCH = pa.record_batch(
             *((name, pa.int64()) for name in ("a column", "a.b", "Twin", "twin", "order", "at", "user", 'say "so"')),
             ("\u00e4\u00f6", pa.int64()),
             ("", pa.int64()),
+            ("bytes", pa.binary()),
         ]
     ),
 )
@@ -132,6 +134,7 @@ def test_conditions_mean_what_they_say(text: str, expected: list[int]) -> None:
         ('status == "ok"', "a text stands in single quotes: 'ok'"),
         ('status == "error"', "is written without quotes; a text stands in single quotes: 'error'"),
         ("`a column` > 3", "stands in double quotes"),
+        ("bytes = 1", "it holds lists, structs or bytes"),
         ("count > (", "it ends too early"),
         ("upper(status, count)", "upper takes 1"),
         ("exp(delta) > 1", "starts_with, ends_with, regexp_matches"),

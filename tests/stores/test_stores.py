@@ -352,13 +352,14 @@ def test_what_a_refused_run_wrote_is_taken_away_and_nothing_else(bucket: ObjectP
         ("abfss://b/k", ObjectPath("az", "b", "k")),
         ("file:///a/b%20c", Path("/a/b c")),
         ("a/b", Path("a/b")),
+        ("s3", Path("s3")),
     ],
 )
 def test_a_location_is_what_its_scheme_says(text: str, expected: object) -> None:
     assert location(text) == expected
 
 
-@pytest.mark.parametrize("text", ["http://x/y", "s3://", "hdfs://a/b", "file://host/a", "s3:///x"])
+@pytest.mark.parametrize("text", ["http://x/y", "s3://", "hdfs://a/b", "file://host/a", "s3:///x", "s3:/b/k"])
 def test_a_location_that_nothing_can_open_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         location(text)

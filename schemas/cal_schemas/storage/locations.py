@@ -55,6 +55,10 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
     text = os.fspath(path)
     scheme, mark, rest = text.partition("://")
     if not mark:
+        scheme, mark, _ = text.partition(":/")
+        if mark and scheme in _SCHEMES:
+            # Else a folder of this name would be made here.
+            raise ConfigError(f"{text}: the URL of a store has two slashes, {scheme}://bucket/key")
         return Path(text)
     if scheme == "file":
         parsed = urlsplit(text)

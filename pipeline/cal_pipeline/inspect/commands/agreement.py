@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the agreement of every score with the marks; 0."""
+    if len({path.resolve() for path in arguments.sheet}) < len(arguments.sheet):
+        raise ConfigError("a sheet is named twice, and would count as two people: name each person's once")
     sheets = [read_marks(path) for path in arguments.sheet]
     marked = {key for sheet in sheets for key in sheet.by_key}
     scores = (

@@ -124,6 +124,12 @@ def test_two_people_are_compared_and_the_majority_counts(sheet: Path, capsys: py
     assert 0.5 < found["kappa"] < 1
 
 
+def test_one_sheet_is_not_two_people(sheet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(sheet, marked(sheet))
+    assert run(["agreement", str(sheet), str(sheet)]) == EXIT_REFUSED
+    assert "a sheet is named twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -96,12 +96,27 @@ class Processed:
     processor: Any
     image_token: str
 
+    @property
+    def _report(self) -> list[Any]:
+        return list((self.output.get("text_replacement_offsets") or [[]])[0])
+
     def expanded(self, text: str) -> str:
-        """The processor's text with what it inserted for its images, by its report where it makes one."""
-        for item in reversed((self.output.get("text_replacement_offsets") or [[]])[0]):
+        """What becomes of a text that the processor was given, by its report; what its tokenizer got if it makes none.
+
+        Some put a BOS in front of a text first (Molmo 2), and report places in that.
+        """
+        if not self._report:
+            return self.given
+        text = self._in_front(text) + text
+        for item in reversed(self._report):
             start, stop = item["span"]
             text = text[:start] + item["replacement"] + text[stop:]
-        return text if self.output.get("text_replacement_offsets") else self.given
+        return text
+
+    def _in_front(self, text: str) -> str:
+        """What the processor put in front of a text before it inserted anything."""
+        grown = sum(len(item["replacement"]) - (item["span"][1] - item["span"][0]) for item in self._report)
+        return self.given[: max(0, len(self.given) - grown - len(text))]
 
     def expansion(self, rendered: str, num_images: int, specials: Sequence[str]) -> Expansion:
         """Locates what became of the placeholders of `rendered`: by the report, else from what the tokenizer was given.
@@ -110,7 +125,11 @@ class Processed:
         """
         name = type(self.processor).__name__
         if num_images and (reported := reported_expansion(self.output, num_images, name)) is not None:
-            return reported
+            ahead = len(self._in_front(rendered))
+            if not ahead or self.expanded(rendered) != self.given:
+                return reported
+            shifts = tuple((at - ahead, by + ahead) for at, by in reported.shifts)
+            return Expansion(shifts=((0, ahead), *shifts), inserted=reported.inserted)
         if not num_images and self.given == rendered:
             return NOTHING_EXPANDED
         tokenizer = self.processor.tokenizer

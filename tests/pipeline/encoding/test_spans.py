@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cal_pipeline.encoding.spans import Expansion, recovered_expansion, reported_expansion
+from cal_pipeline.encoding.spans import Expansion, Processed, recovered_expansion, reported_expansion
 from cal_schemas.errors import SampleError
 
 MARKERS = ("<fake>", "<row>", "<end>")
@@ -71,3 +71,13 @@ def test_a_report_s_spans_move_what_stands_behind_them() -> None:
     assert reported_expansion({}, 2, "P") is None
     with pytest.raises(SampleError, match="expanded 2 placeholders for 1 images"):
         reported_expansion({"text_replacement_offsets": report}, 1, "P")
+
+
+def test_a_report_of_places_behind_a_bos_that_the_processor_wrote_is_of_the_rendered_text_again() -> None:
+    report = [{"span": (5, 8), "new_span": (5, 9), "replacement": "####"}]
+    processed = Processed(
+        output={"text_replacement_offsets": [report]}, given="<s>a ####b", processor=object(), image_token="<i>"
+    )
+    expansion = processed.expansion("a <i>b", 1, [])
+    assert "<s>a ####b"[slice(*expansion.inserted[0])] == "####"
+    assert ["<s>a ####b"[expansion.offset(at)] for at in (0, 5)] == ["a", "b"]

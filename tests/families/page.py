@@ -15,7 +15,7 @@ from cal_pipeline.models.special_cases import (
     REFUSED_PROCESSORS,
     UNIFORM_SHAPE_BATCHES,
 )
-from families.table import ENCODER_DECODERS, NAMES, NOT_TRIED, REFUSED, ROWS, row_name
+from families.table import ENCODER_DECODERS, NAMES, NOT_TRIED, REFUSED, ROWS, WITHOUT_IMAGES, row_name
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS: Final = (
@@ -80,6 +80,7 @@ def _row(name: str, committed: list[str] | None) -> list[str]:
         return [f"`{name}`", "not tried", *empty]
     if name in REFUSED:
         why = "an encoder-decoder" if name in map(row_name, ENCODER_DECODERS) else "reason below"
+        why = "not an image-text-to-text model" if name in WITHOUT_IMAGES else why
         return [f"`{name}`", f"refused at load: {why}", *empty]
     measured = _measured.get(name)
     if measured is None and committed:

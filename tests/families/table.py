@@ -28,6 +28,8 @@ ENCODER_DECODERS: Final = (
     "florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder",
 )  # fmt: skip
 """Refused by their configs."""
-REFUSED: Final = {row_name(name) for name in (*REFUSED_MODELS, *ENCODER_DECODERS)}
+WITHOUT_IMAGES: Final = ("evolla",)
+"""Refused since transformers lists it and gives it no image-text-to-text class: it reads proteins."""
+REFUSED: Final = {row_name(name) for name in (*REFUSED_MODELS, *ENCODER_DECODERS, *WITHOUT_IMAGES)}
 NOT_TRIED: Final = {row_name(name) for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - REFUSED - ALL.keys()
 ROWS: Final = tuple(sorted({*NAMES, *REFUSED, *NOT_TRIED}))

@@ -15,7 +15,7 @@ from cal_pipeline.models.special_cases import (
 )
 from cal_schemas.errors import ConfigError
 from families import page
-from families.table import ENCODER_DECODERS, NAMES, REFUSED, ROWS
+from families.table import ENCODER_DECODERS, NAMES, REFUSED, ROWS, WITHOUT_IMAGES
 
 _PARTS = {"vision-encoder-decoder": {"encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}}}
 
@@ -47,4 +47,12 @@ def test_the_page_is_what_was_measured() -> None:
 def test_encoder_decoders_are_refused_by_their_configs(name: str, tmp_path: Path) -> None:
     AutoConfig.for_model(name, **_PARTS.get(name, {})).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="encoder-decoder"):
+        check_architecture(tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", WITHOUT_IMAGES)
+def test_models_without_images_are_refused_by_their_configs(name: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(name).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is not an image-text-to-text model"):
         check_architecture(tmp_path)

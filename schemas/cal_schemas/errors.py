@@ -54,6 +54,10 @@ class ShardError(CalError):
     """This input shard cannot be read: it is corrupt, or its disk or its images' folder is ill; others can go on."""
 
 
+class SurroundingsError(ShardError):
+    """A shard cannot be read now, and may be later: its disk, its share, its image folder or this machine is ill."""
+
+
 class StoreError(CalError, OSError):
     """A store gave no answer after all tries, or refused, or a folder cannot be listed; says nothing about the data."""
 

@@ -21,7 +21,14 @@ from cal_pipeline.encoding.processor_facts import ProcessorFacts
 from cal_pipeline.encoding.templates import Rendered
 from cal_pipeline.models.special_cases import REFUSED_PROCESSORS, UNIFORM_SHAPE_BATCHES
 from cal_pipeline.sources.reading import is_surroundings
-from cal_schemas.errors import CalError, ConfigError, NoSupervisedTokensError, SampleError, ShardError, TooLongError
+from cal_schemas.errors import (
+    CalError,
+    ConfigError,
+    NoSupervisedTokensError,
+    SampleError,
+    SurroundingsError,
+    TooLongError,
+)
 from cal_schemas.sample import IMAGE_MARK, Sample
 from cal_schemas.spec import IGNORE_INDEX, AspectRatio, Template, Truncation
 
@@ -122,7 +129,7 @@ class Encoder:
         except Exception as error:
             # A processor may raise anything for text or images that it does not like (its own token in the words).
             if is_surroundings(error):
-                raise ShardError(f"{self._facts.name} cannot encode now: {error!r}") from error
+                raise SurroundingsError(f"{self._facts.name} cannot encode now: {error!r}") from error
             raise SampleError(f"{self._facts.name}: {type(error).__name__}: {error}") from error
         stray = torch.isin(encoded.sequence_inputs["input_ids"], self._facts.placeholders) & ~encoded.image_mask
         if bool(stray.any()):

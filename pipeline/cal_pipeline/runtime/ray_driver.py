@@ -207,7 +207,7 @@ class ShardRun:
         if outcome.kind == "stop":
             raise RunAbortedError(outcome.message)
         if outcome.report is None:
-            self._queue.retry(shard, f"{outcome.message} (worker {slot.where})")
+            self._queue.retry(shard, f"{outcome.message} (worker {slot.where})", surroundings=outcome.surroundings)
         else:
             outcome.report.worker, outcome.report.device = slot.where, slot.device
             self._outcome.reports.append(outcome.report)

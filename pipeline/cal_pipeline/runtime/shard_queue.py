@@ -11,6 +11,8 @@ from cal_pipeline.runtime.cluster import RunOutcome
 from cal_pipeline.sources.shard import Shard
 
 _BACKOFF_S = 1.0
+_OUTAGE_S, _OUTAGE_GROWS = 10.0, 5
+"""While a share is away a try takes milliseconds: with three tries these pauses outlast a minute of it."""
 _MAX_NODE_LOSSES = 10
 _log = logging.getLogger(__name__)
 
@@ -62,8 +64,11 @@ class ShardQueue:
             else:
                 self._undecided.append((shard, node, reason, until))
 
-    def retry(self, shard: Shard, reason: str) -> None:
-        """Takes back a shard that failed, or lists it in the outcome after its last try."""
+    def retry(self, shard: Shard, reason: str, *, surroundings: bool = False) -> None:
+        """Takes back a shard that failed, or lists it in the outcome after its last try.
+
+        Where its surroundings are at fault, the pauses before its next tries are longer.
+        """
         self._tries[shard.name] += 1
         tries = self._tries[shard.name]
         if tries >= self._max_tries:
@@ -73,7 +78,8 @@ class ShardQueue:
         named = {"shard": shard.name}
         _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._max_tries, reason, extra=named)
         self._outcome.retries += 1
-        self._waiting.append((shard, time.monotonic() + _BACKOFF_S * 2 ** (tries - 1)))
+        pause = _OUTAGE_S * _OUTAGE_GROWS ** (tries - 1) if surroundings else _BACKOFF_S * 2 ** (tries - 1)
+        self._waiting.append((shard, time.monotonic() + pause))
 
     def _move(self, shard: Shard, reason: str) -> None:
         """Hands the shard on: a lost node costs it no try; one that loses ten of them may be at fault."""

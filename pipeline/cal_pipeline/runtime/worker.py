@@ -25,7 +25,7 @@ from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.runtime.faults import fault_of
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import ConfigError, StoreError, SurroundingsError
 from cal_schemas.redaction import redacted
 from cal_schemas.spec import Dtype, MeasurementSpec, Quantization
 
@@ -71,6 +71,8 @@ class Outcome:
     """The last two, as the one before, are words of the table of faults."""
     report: ShardReport | None = None
     message: str = ""
+    surroundings: bool = False
+    """Whether not the shard is at fault but what it is read from or written to, which takes longer to come back."""
 
 
 class Worker:
@@ -131,7 +133,8 @@ class Worker:
             message = fault.worker_says.format(shard=shard.name, kind=type(error).__name__, error=error, where=where)
             message = redacted(message)
             assert fault.in_shard is not None
-            return Outcome(kind=fault.in_shard, message=message)
+            surroundings = isinstance(error, SurroundingsError | StoreError)
+            return Outcome(kind=fault.in_shard, message=message, surroundings=surroundings)
         return Outcome(kind="done", report=report)
 
 

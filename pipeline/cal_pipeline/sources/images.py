@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from cal_pipeline.sources.image_formats import describe_unopened, formats_to_open
 from cal_pipeline.sources.image_levels import to_rgb, unpacked_grey
 from cal_pipeline.sources.reading import is_surroundings
-from cal_schemas.errors import ImageError, ShardError
+from cal_schemas.errors import ImageError, SurroundingsError
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
@@ -44,8 +44,8 @@ MAX_ROW_PIXELS_RATIO = 4
 def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
     """The encoded image; a path is followed only inside `image_folder`, symlinks resolved, and never a URL.
 
-    Raises ImageError naming the path and the reason. What says nothing about the image is raised as ShardError (the
-    folder is gone, a disk, a share or this machine is ill), or StoreError where an object store gives no answer.
+    Raises ImageError naming the path and the reason. What says nothing about the image is raised as SurroundingsError
+    (the folder is gone, a disk, a share or this machine is ill), or StoreError where an object store gives no answer.
     """
     if ref.data is not None:
         if len(ref.data) > MAX_IMAGE_BYTES:
@@ -74,7 +74,9 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
         raise ImageError(f"image {ref.path!r} cannot be read: {error}") from error
     except OSError as error:
         if error.errno not in _OF_THE_ROW:
-            raise ShardError(f"image {ref.path!r} in {image_folder} cannot be read now: {error.strerror}") from error
+            raise SurroundingsError(
+                f"image {ref.path!r} in {image_folder} cannot be read now: {error.strerror}"
+            ) from error
         _check_there(image_folder)
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise ImageError(f"image {ref.path!r} is not a file in {image_folder}") from error
@@ -82,7 +84,7 @@ def read_image_file(ref: ImageRef, image_folder: Location | None) -> bytes:
 
 
 def _check_there(image_folder: Location) -> None:
-    """Raises ShardError where the folder itself is what is missing: gone, out of reach, or a mount point left empty."""
+    """Raises SurroundingsError where the folder itself is missing: gone, out of reach, or a mount point left empty."""
     there = False
     if isinstance(image_folder, ObjectPath):
         there = image_folder.is_dir()
@@ -90,7 +92,7 @@ def _check_there(image_folder: Location) -> None:
         with suppress(OSError), os.scandir(image_folder) as entries:
             there = next(entries, None) is not None
     if not there:
-        raise ShardError(f"--image_folder {image_folder} is gone or empty (moved, or unmounted?)")
+        raise SurroundingsError(f"--image_folder {image_folder} is gone or empty (moved, or unmounted?)")
 
 
 def _link(path: str, folder: Path) -> str:
@@ -178,7 +180,7 @@ def decode_image(
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {describe_unopened(data)}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes.
         if is_surroundings(error):  # Its plugins are read from disk, too.
-            raise ShardError(f"images cannot be decoded now: {error!r}") from error
+            raise SurroundingsError(f"images cannot be decoded now: {error!r}") from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 

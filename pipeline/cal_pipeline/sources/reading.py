@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from cal_schemas.errors import ShardError, StoreError
+from cal_schemas.errors import ShardError, StoreError, SurroundingsError
 from cal_schemas.storage.locations import Location
 
 
@@ -33,5 +33,5 @@ def reading(path: Location, damaged: str) -> Iterator[None]:
         raise
     except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError, DamagedError) as error:
         if isinstance(error, OSError) and is_surroundings(error):
-            raise ShardError(f"{path}: cannot be read now: {error.strerror}") from error
+            raise SurroundingsError(f"{path}: cannot be read now: {error.strerror}") from error
         raise ShardError(f"{path}: {damaged}: {error}") from error

@@ -47,17 +47,18 @@ def test_a_shard_that_failed_lets_the_others_pass_and_comes_again_after_pauses_t
     assert (len(queue), outcome.failed, outcome.retries) == (0, {first.name: "the last cause"}, 2)
 
 
-def test_ten_tries_outlast_an_outage_of_eight_minutes_in_which_every_try_fails_at_once(
-    clock: StoppedClock, two: tuple[Shard, ...]
+@pytest.mark.parametrize(("tries", "outage_s"), [(3, 59), (4, 300), (5, 1500)])
+def test_tries_outlast_an_outage_in_which_every_one_fails_at_once(
+    clock: StoppedClock, two: tuple[Shard, ...], tries: int, outage_s: int
 ) -> None:
     outcome = RunOutcome()
-    queue = ShardQueue(two, 10, outcome)
-    over = clock.now + 8 * 60
+    queue = ShardQueue(two, tries, outcome)
+    over = clock.now + outage_s
     while clock.now < over:
         while shard := queue.take():
-            queue.retry(shard, "the share is away")
+            queue.retry(shard, "the share is away", surroundings=True)
         clock.now += 0.5
-    clock.now += 256
+    clock.now += 2 * outage_s
     assert {queue.take(), queue.take()} == set(two)
     assert not outcome.failed
 

@@ -20,7 +20,7 @@ from PIL import Image
 from cal_pipeline.sources.images import read_image_file
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
-from cal_schemas.errors import ImageError, ShardError
+from cal_schemas.errors import ImageError, ShardError, SurroundingsError
 from cal_schemas.sample import ImageRef
 from ill_files import ill_files
 from tiny_data import write_parquet
@@ -89,7 +89,7 @@ def test_an_image_that_the_file_system_does_not_hand_out_says_nothing_about_its_
     said = json.loads(printed(READ_AN_IMAGE, str(folder), json.dumps(numbers), environment=environment))
     for number in numbers:
         assert said[str(number)] == [
-            "ShardError", f"image 'a.png' in {folder} cannot be read now: {os.strerror(number)}"
+            "SurroundingsError", f"image 'a.png' in {folder} cannot be read now: {os.strerror(number)}"
         ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_a_process_without_a_free_file_descriptor_blames_no_row(folder: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        with pytest.raises(ShardError, match=r"cannot be read now: Too many open files"):
+        with pytest.raises(SurroundingsError, match=r"cannot be read now: Too many open files"):
             read_image_file(ImageRef(path="a.png"), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -107,7 +107,7 @@ def test_a_machine_without_memory_for_the_pixels_blames_no_row(tmp_path: Path) -
     path = tmp_path / "a.png"
     Image.new("RGB", (9000, 9000)).save(path)
     said = printed(DECODE_AN_IMAGE, str(path), environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
-    assert said == "ShardError images cannot be decoded now: MemoryError()\n"
+    assert said == "SurroundingsError images cannot be decoded now: MemoryError()\n"
 
 
 @pytest.mark.parametrize("gone", ["moved", "unmounted"])
@@ -118,7 +118,9 @@ def test_an_image_is_missing_only_from_a_folder_that_is_there(folder: Path, gone
     if gone == "unmounted":
         folder.mkdir()
     for name in ("a.png", "b.png"):
-        with pytest.raises(ShardError, match=rf"--image_folder {folder} is gone or empty \(moved, or unmounted\?\)"):
+        with pytest.raises(
+            SurroundingsError, match=rf"--image_folder {folder} is gone or empty \(moved, or unmounted\?\)"
+        ):
             read_image_file(ImageRef(path=name), folder)
 
 
@@ -131,7 +133,7 @@ def test_a_source_that_cannot_be_read_for_a_while_is_not_called_damaged(tmp_path
         write_source(path)
     said = printed(READ_A_SOURCE, str(path), str(tmp_path / "flag"),
                    environment=ill_files(name, tmp_path / "flag", errno.EACCES))  # fmt: skip
-    assert said.startswith(f"ShardError {path}: cannot be read now: "), said
+    assert said.startswith(f"SurroundingsError {path}: cannot be read now: "), said
     assert "Permission denied" in said
     assert not {"corrupt", "broken", "damaged"} & set(said.split())
 

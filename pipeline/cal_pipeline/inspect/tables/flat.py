@@ -121,11 +121,17 @@ class FlatTokens:
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """[R] float64: mean of values [N] over a row's tokens with a defined delta, NaN where it has none."""
-        defined = ~np.isnan(self.deltas)
-        parts = (None, values[defined])
-        count, total = (np.bincount(self.row[defined], weights=part, minlength=len(self.lengths)) for part in parts)
+        defined, rows, count = self._defined
+        total = np.bincount(rows, weights=values[defined], minlength=len(count))
         with np.errstate(invalid="ignore"):
             return np.asarray(total / count)
+
+    @cached_property
+    def _defined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which tokens have a delta [N], the rows of those, and how many each row has [R]."""
+        defined = ~np.isnan(self.deltas)
+        rows = self.row[defined]
+        return defined, rows, np.bincount(rows, minlength=len(self.lengths))
 
     def turns(self, answers: Mapping[int, Answers] | None = None) -> np.ndarray:
         """[N] int32: which answer of the conversation a token belongs to, from 1.

@@ -14,6 +14,8 @@ REFUSED_MODELS: Final = {
     "git": "images stand in front of the text as hidden rows without tokens: none can be dropped, and rows and "
     "labels do not line up",
     "blip": "images enter by cross-attention in every layer and its forward demands them: there is no pass without",
+    "idefics": "images enter by cross-attention and its forward demands them in every pass; its processor puts a row's "
+    "images behind the text, whatever the placeholders in it",
     "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
     "pi0": "it predicts a robot's actions, not tokens",
 }
@@ -22,6 +24,8 @@ REFUSED_MODELS: Final = {
 REFUSED_PROCESSORS: Final = {
     "InstructBlipProcessor": "its Q-Former reads the whole text, the answer too: image tokens would know the labels",
     "InstructBlipVideoProcessor": "its Q-Former reads the whole text, the answer too",
+    "GotOcr2Processor": "it demands an image for every row, and takes several of one for pages of a document alone",
+    "ShieldGemma2Processor": "it writes a prompt of its own for every policy and reads no conversation",
 }
 """Class name to why no sample can be encoded with it."""
 

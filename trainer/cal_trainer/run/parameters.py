@@ -24,14 +24,17 @@ from cal_schemas.errors import ConfigError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: Final[tuple[Part, ...]] = ("vision_tower", "projector", "language_model")
 ALL: Final = "all"
-_OTHER_MODALITIES: Final = re.compile(r"(^|\.)(audio_|embed_audio\.|generation_|vqmodel\.)")
-"""Names of what takes audio or makes images (Janus): no image that is shown and no word passes through it."""
+_OTHER_MODALITIES: Final = re.compile(r"(^|\.)(audio_|embed_audio\.|video_tower\.|generation_|vqmodel\.)")
+"""Names of what takes audio or videos alone (Video-LLaVA) or makes images (Janus): no image that is shown and no word
+passes through it."""
 _DROPS: Final = re.compile("dropout|droppath|dropblock|stochasticdepth")
 
 _PROJECTORS: Final = frozenset({
     "multi_modal_projector", "multimodal_projector", "mm_projector", "projector", "image_newline",  # LLaVA and its kin
     "connector",  # Idefics, SmolVLM: its resampler or pixel shuffle with a linear layer
     "aligner",  # Janus
+    "vision_projection",  # LightOnOCR
+    "resampler_model",  # Ernie 4.5 VL
     "merger", "merger_list", "deepstack_merger_list",  # Qwen-VL, GLM-V: inside the vision tower, yet trained as this
     "patch_merger",  # HunYuan-VL, likewise
     "perceiver_resampler", "vision_resampler",  # cross-attention resamplers
@@ -181,7 +184,9 @@ def parameter_groups(
                 raise ConfigError(f"--lr_multipliers {chosen[key]} and {part} both match {trainable[key]}: "
                                   "which one counts is unclear")  # fmt: skip
             chosen[key] = part
-    decayed = {id(parameters[name]) for name in get_parameter_names(model, [nn.LayerNorm], _NO_DECAY)}
+    # It also names what a module declares and does not have, as torch's MultiheadAttention does (Aria).
+    names = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY)) & parameters.keys()
+    decayed = {id(parameters[name]) for name in names}
     groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
     for key, name in trainable.items():
         part_name = chosen.get(key)

@@ -104,16 +104,38 @@ class FamilyOfIds:
         return self.case()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusedFamily:
+    """A family that is refused when it is loaded and checked, by a general rule."""
+
+    name: str
+    build: Callable[[Path], None]
+    """Writes a tiny checkpoint with its processor into a directory."""
+    says: str
+    """What the error must say (a pattern)."""
+    reason: str
+    """The same for its row, with the way out."""
+    perturbed: bool = False
+    """Whether a contrast with perturbed images passes the check."""
+    attention: str = "sdpa"
+
+    def check(self, directory: Path, contrast: ContrastSpec) -> None:
+        """What a worker proves of the checkpoint at load; raises ConfigError."""
+        encoder = Encoder(load_processor(directory))
+        model = load_reference(directory, dtype="float32", attn_implementation=self.attention)
+        check_model(model, encoder, contrast, self.name)
+
+
 AnyFamily = Family | FamilyOfIds
 
 
-def discovered() -> dict[str, AnyFamily]:
+def discovered() -> dict[str, AnyFamily | RefusedFamily]:
     """Every family that a module of `builders` defines, by name."""
-    found: dict[str, AnyFamily] = {}
+    found: dict[str, AnyFamily | RefusedFamily] = {}
     for module in pkgutil.iter_modules([str(BUILDERS)]):
         values: Sequence[Any] = list(vars(importlib.import_module(f"families.builders.{module.name}")).values())
         for family in values:
-            if isinstance(family, AnyFamily):
+            if isinstance(family, AnyFamily | RefusedFamily):
                 assert found.setdefault(family.name, family) is family, f"{family.name} is defined twice"
     return found
 

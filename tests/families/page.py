@@ -15,7 +15,16 @@ from cal_pipeline.models.special_cases import (
     REFUSED_PROCESSORS,
     UNIFORM_SHAPE_BATCHES,
 )
-from families.table import ENCODER_DECODERS, NAMES, NOT_TRIED, REFUSED, ROWS, WITHOUT_IMAGES, row_name
+from families.table import (
+    ENCODER_DECODERS,
+    NAMES,
+    NOT_TRIED,
+    REFUSED,
+    REFUSED_BY_CHECKS,
+    ROWS,
+    WITHOUT_IMAGES,
+    row_name,
+)
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS: Final = (
@@ -81,6 +90,7 @@ def _row(name: str, committed: list[str] | None) -> list[str]:
     if name in REFUSED:
         why = "an encoder-decoder" if name in map(row_name, ENCODER_DECODERS) else "reason below"
         why = "not an image-text-to-text model" if name in WITHOUT_IMAGES else why
+        why = REFUSED_BY_CHECKS[name].reason if name in REFUSED_BY_CHECKS else why
         return [f"`{name}`", f"refused at load: {why}", *empty]
     measured = _measured.get(name)
     if measured is None and committed:

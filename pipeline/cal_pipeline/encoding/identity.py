@@ -34,10 +34,11 @@ def input_spec(encoder: Encoder) -> InputSpec:
     settings = {
         key: value for key, value in image_processor.to_dict().items() if not key.endswith("_type") and key != "device"
     }
+    # Names with an underscore are what a processor remembers of its last row (HyperCLOVA X's), not settings.
     layout = {
         key: value
         for key, value in vars(encoder.processor).items()
-        if isinstance(value, bool | int | float | str | type(None)) and key != "chat_template"
+        if isinstance(value, bool | int | float | str | type(None)) and key != "chat_template" and key[0] != "_"
     }
     return InputSpec(
         image_processor=type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),

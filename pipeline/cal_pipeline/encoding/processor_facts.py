@@ -47,6 +47,9 @@ class ProcessorFacts:
         """Ids that stand for one image before the text; 0 where images have a place in the text."""
         self._images_kwargs = images_kwargs
         self._tokenizer = _with_all_offsets(processor.tokenizer)
+        # Cosmos 3 Edge's names this among the model's inputs, and makes it only when asked.
+        kinds = "mm_token_type_ids" in (getattr(processor, "model_input_names", None) or ())
+        self._asked = {"return_mm_token_type_ids": True} if kinds else {}
         self._stripping = {
             number: token.content
             for number, token in processor.tokenizer.added_tokens_decoder.items()
@@ -86,7 +89,7 @@ class ProcessorFacts:
         bos = self.processor.tokenizer.bos_token
         self._writes_bos = bool(bos) and bos in short.given
         expected = self.processor.tokenizer(short.expanded(text), add_special_tokens=False)["input_ids"]
-        if short.output["input_ids"][0].tolist() != expected:
+        if short.output["input_ids"][0].tolist() != expected or short.in_front(text) not in ("", bos):
             raise ConfigError(
                 f"{self.name} rewrites the text around its images, so labels cannot be located in it; this "
                 "processor is not supported"
@@ -108,6 +111,7 @@ class ProcessorFacts:
             **({"images": [list(images)]} if images else {}),
             text=[text],
             return_text_replacement_offsets=True,
+            **self._asked,
             text_kwargs={"return_offsets_mapping": True, "padding": False, "truncation": False, **options},
             # Tensors of the pixels only: PaliGemma's processor warns when asked for the text's too.
             images_kwargs={"return_tensors": "pt", **self._images_kwargs},

@@ -107,14 +107,16 @@ class Processed:
         """
         if not self._report:
             return self.given
-        text = self._in_front(text) + text
+        text = self.in_front(text) + text
         for item in reversed(self._report):
             start, stop = item["span"]
             text = text[:start] + item["replacement"] + text[stop:]
         return text
 
-    def _in_front(self, text: str) -> str:
-        """What the processor put in front of a text before it inserted anything."""
+    def in_front(self, text: str) -> str:
+        """What the processor put in front of a text before it inserted anything, by its report."""
+        if not self._report:
+            return ""
         grown = sum(len(item["replacement"]) - (item["span"][1] - item["span"][0]) for item in self._report)
         return self.given[: max(0, len(self.given) - grown - len(text))]
 
@@ -125,7 +127,7 @@ class Processed:
         """
         name = type(self.processor).__name__
         if num_images and (reported := reported_expansion(self.output, num_images, name)) is not None:
-            ahead = len(self._in_front(rendered))
+            ahead = len(self.in_front(rendered))
             if not ahead or self.expanded(rendered) != self.given:
                 return reported
             shifts = tuple((at - ahead, by + ahead) for at, by in reported.shifts)

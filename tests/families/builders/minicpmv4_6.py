@@ -10,7 +10,7 @@ import transformers as hf
 from families.builders.qwen import template
 from families.family import LAYERS, Family, chatml_tokenizer, save, text_values
 
-_NAMED: Final = {
+NAMED: Final = {
     "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "image_start_token": "<image>",
     "image_end_token": "</image>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
     "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>",
@@ -18,7 +18,7 @@ _NAMED: Final = {
 
 
 def build(directory: Path) -> None:
-    tokenizer = chatml_tokenizer(**_NAMED)
+    tokenizer = chatml_tokenizer(**NAMED)
     processor = hf.MiniCPMV4_6Processor(
         image_processor=hf.MiniCPMV4_6ImageProcessor(patch_size=4, scale_resolution=32), tokenizer=tokenizer,
         video_processor=hf.MiniCPMV4_6VideoProcessor(), chat_template=template("<|image_pad|>\n"),

@@ -33,7 +33,7 @@ _PROJECTORS: Final = frozenset({
     "multi_modal_projector", "multimodal_projector", "mm_projector", "projector", "image_newline",  # LLaVA and its kin
     "connector",  # Idefics, SmolVLM: its resampler or pixel shuffle with a linear layer
     "aligner",  # Janus
-    "vision_projection",  # LightOnOCR
+    "vision_projection",  # LightOnOCR, Muse
     "resampler_model",  # Ernie 4.5 VL
     "merger", "merger_list", "deepstack_merger_list",  # Qwen-VL, GLM-V: inside the vision tower, yet trained as this
     "patch_merger",  # HunYuan-VL, likewise
@@ -43,6 +43,7 @@ _PROJECTORS: Final = frozenset({
     "layerwise_projectors", "spatial_projectors",  # Granite Vision
     "high_res_vision_neck", "high_res_vision_proj", "high_res_vision_alpha",  # Deepseek-VL's second tower
     "visual_embeddings_table",  # Ovis 2: the vocabulary that its tower's features are mixtures of
+    "vision_adapter",  # Muse, before it
 })  # fmt: skip
 """Names that transformers gives to what stands between tower and decoder; a module or a bare parameter."""
 

@@ -17,6 +17,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.load_check import check_model
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_schemas.spec import ContrastSpec, Template
+from cal_trainer.run.parameters import PARTS
 from examples_of import conversation
 from families.case import Case
 from tiny_models import HIDDEN, build, sample_image, text_config_values, train_tokenizer
@@ -52,6 +53,8 @@ class Family:
     """What the check at load must say (a pattern) of rows that see their neighbours, or nothing where none does."""
     rows_of_a_step: int = 2
     """How many rows may share a micro-batch of training."""
+    parts: tuple[str, ...] = PARTS
+    """What it has of the parts that can be trained."""
 
     @property
     def end_to_end(self) -> str:
@@ -98,6 +101,7 @@ class FamilyOfIds:
     case: Callable[[], Case]
     end_to_end: str
     """Why its processor is not run, as the last column says it: `no: …` or `refused: …`."""
+    parts: tuple[str, ...] = PARTS
 
     def make(self, directory: Path) -> Case:
         """The tiny model and samples for it."""

@@ -23,7 +23,7 @@ from cal_trainer.data.alignment import Example, scatter_deltas
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
 from cal_trainer.objective.label_rows import label_rows, supervised_ids
-from cal_trainer.run.parameters import PARTS, active_dropout, part_of_each, unused_parameters
+from cal_trainer.run.parameters import active_dropout, part_of_each, unused_parameters
 from cal_trainer.trainer import CalTrainer, Weighting
 from families import page
 from families.case import Case
@@ -100,10 +100,12 @@ class ModelLevel:
             found_by=case.found_by,
         )
 
-    def test_every_parameter_belongs_to_a_part_that_can_be_trained(self, entry: tuple[str, Case]) -> None:
+    def test_every_parameter_belongs_to_a_part_that_can_be_trained(
+        self, family: AnyFamily, entry: tuple[str, Case]
+    ) -> None:
         of_part, unused = part_of_each(entry[1].model), unused_parameters(entry[1].model)
         assert {name for name, part in of_part.items() if part is None} <= unused, "only those of other modalities"
-        assert set(of_part.values()) - {None} == set(PARTS)
+        assert set(of_part.values()) - {None} == set(family.parts)
 
     def test_the_label_only_head_equals_full_logits(self, entry: tuple[str, Case]) -> None:
         (name, case), sizes = entry, []

@@ -17,7 +17,7 @@ from cal_pipeline.encoding.skeleton import Skeleton, skeleton_of
 from cal_pipeline.encoding.slots import Slots, as_it_is, common_start, conversation, stem_for
 from cal_pipeline.encoding.template_facts import TemplateFacts
 from cal_pipeline.encoding.template_text import TemplateText, reads_clock, today
-from cal_pipeline.encoding.templates import Rendered, chat_template
+from cal_pipeline.encoding.templates import Rendered, chat_template, image_placeholder
 from cal_schemas.errors import SampleError
 from cal_schemas.sample import Turn
 
@@ -39,7 +39,7 @@ class ChatTemplate:
         self.date = (date or today()) if reads_clock(processor, source) else None
         """None for a template that does not read the clock."""
         self._text = TemplateText(processor=processor, source=source, date=self.date)
-        self._image_token = str(getattr(processor, "image_token", "<image>"))
+        self._image_token = image_placeholder(processor)
         self._specials = specials
         self._skeletons: dict[str, Skeleton] = {}
         self._kept_characters = 0

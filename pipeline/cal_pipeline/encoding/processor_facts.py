@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cal_pipeline.encoding.encoded import EncodedSample, token_aligned
 from cal_pipeline.encoding.spans import Processed, own_offsets
-from cal_pipeline.encoding.templates import special_tokens
+from cal_pipeline.encoding.templates import image_placeholder, special_tokens
 from cal_pipeline.models.special_cases import PREFIX_PROCESSORS
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import IGNORE_INDEX
@@ -40,7 +40,7 @@ class ProcessorFacts:
     def __init__(self, processor: Any, *, takes_suffix: bool, images_kwargs: Mapping[str, Any]) -> None:
         self.processor = processor
         self.name = type(processor).__name__
-        self.image_token = str(processor.image_token)  # BLIP-2 keeps it as an AddedToken
+        self.image_token = image_placeholder(processor)
         self.specials = special_tokens(processor.tokenizer)
         """The tokens that text is not normally made of."""
         self.prefix: int = processor.num_query_tokens if self.name in PREFIX_PROCESSORS else 0
@@ -63,7 +63,7 @@ class ProcessorFacts:
             pixels = self._image_inputs(short)
             self.batch_first_inputs = frozenset(key for key, value in pixels.items() if value.shape[0] == 1)
             """Names of the pixel inputs that are batch-first: two images of one sample give them one row."""
-        own = processor.tokenizer.convert_tokens_to_ids(self.image_token)
+        own = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
         several = [token for token in getattr(processor, "image_token_ids", None) or [] if token is not None]
         self.placeholders = torch.tensor(several or [getattr(processor, "image_token_id", own)])
         """Ids that stand for images, and for nothing else."""

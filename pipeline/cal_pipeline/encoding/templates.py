@@ -71,6 +71,12 @@ def image_first(turn: Turn) -> Turn:
     return replace(turn, content=f"{IMAGE_MARK}\n{turn.content.replace(IMAGE_MARK, '').strip()}".strip())
 
 
+def image_placeholder(processor: Any) -> str:
+    """What a processor takes for one image in a text: Qianfan-OCR's is not the token that it writes in its place."""
+    token = getattr(processor, "image_placeholder_token", None) or getattr(processor, "image_token", "<image>")
+    return str(token)  # BLIP-2 keeps it as an AddedToken
+
+
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Every token that text is not normally made of: the declared ones and those only marked special on disk."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

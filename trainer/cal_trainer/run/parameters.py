@@ -39,6 +39,7 @@ _PROJECTORS: Final = frozenset({
     "patch_merger",  # HunYuan-VL, likewise
     "perceiver_resampler", "vision_resampler",  # cross-attention resamplers
     "qformer", "query_tokens", "language_projection",  # BLIP-2, InstructBLIP
+    "view_separator",  # Deepseek-OCR 2: beside image_newline
     "embed_vision",  # Gemma 3n, Gemma 4
     "layerwise_projectors", "spatial_projectors",  # Granite Vision
     "high_res_vision_neck", "high_res_vision_proj", "high_res_vision_alpha",  # Deepseek-VL's second tower

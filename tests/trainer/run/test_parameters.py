@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from cal_pipeline.encoding.collate import collate
 from cal_schemas.errors import ConfigError
@@ -21,6 +21,7 @@ from cal_trainer.run.parameters import (
     parse_lr_multipliers,
     part_of_each,
     set_trainable,
+    unused_parameters,
 )
 from conftest import Family
 from tiny_models import FAMILIES, build_qwen2_5_vl_model, sample_image
@@ -170,3 +171,10 @@ def test_dropout_is_found_in_modules_and_settings(llava: Family) -> None:
     model.config.text_config.attention_dropout = 0.1
     model.model.multi_modal_projector.extra = torch.nn.Dropout(0.2)
     assert active_dropout(model) == ["model.multi_modal_projector.extra", "config.text_config.attention_dropout"]
+
+
+def test_a_tower_without_a_count_of_layers_uses_all_of_its_parameters(llava: Family) -> None:
+    model = copy.deepcopy(llava.model)
+    model.config.vision_config = PreTrainedConfig()  # as FastVLM's, which is timm's
+    assert unused_parameters(model) == set()
+    assert unused_parameters(llava.model) != set()

@@ -135,10 +135,11 @@ def unused_parameters(model: Any) -> set[str]:
     """
     unused = {name for name, owner in part_of_each(model).items() if owner is None and _OTHER_MODALITIES.search(name)}
     layers = getattr(model.config, "vision_feature_layer", None)
-    if layers is None:
+    # A tower of timm has no count of layers and gives its last state alone (FastVLM).
+    num_layers = getattr(model.config.vision_config, "num_hidden_layers", None) if layers is not None else None
+    if layers is None or num_layers is None:
         return unused
     # hidden_states[0] is the embedding and hidden_states[i] what layer i - 1 gives.
-    num_layers = model.config.vision_config.num_hidden_layers
     last = max(layer % (num_layers + 1) for layer in ([layers] if isinstance(layers, int) else layers))
     for name, owner in part_of_each(model).items():
         layer = re.search(r"\.encoder\.layers\.(\d+)\.", name)

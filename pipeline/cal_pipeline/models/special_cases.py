@@ -27,6 +27,7 @@ REFUSED_MODELS: Final = {
 REFUSED_PROCESSORS: Final = {
     "InstructBlipProcessor": "its Q-Former reads the whole text, the answer too: image tokens would know the labels",
     "InstructBlipVideoProcessor": "its Q-Former reads the whole text, the answer too",
+    "Kosmos2_5Processor": "it puts one image before every text, and takes no row without",
     "GotOcr2Processor": "it demands an image for every row, and takes several of one for pages of a document alone",
     "ShieldGemma2Processor": "it writes a prompt of its own for every policy and reads no conversation",
 }

@@ -9,7 +9,7 @@ import transformers as hf
 
 from families.builders.qwen import template
 from families.family import LAYERS, RefusedFamily, chatml_tokenizer, save, text_values
-from tiny_models import HIDDEN
+from tiny_models import HIDDEN, train_tokenizer
 
 MINIMAX: Final = hf.MiniMaxM3VLProcessor
 INKLING_IMAGE, INKLING_START = "<|unused_200054|>", "<|content_image|>"
@@ -117,6 +117,36 @@ def build_instructblipvideo(directory: Path) -> None:
     processor.save_pretrained(directory)
 
 
+def build_pp_chart2table(directory: Path) -> None:
+    words = chatml_tokenizer("<img>", "<imgpad>", "</img>")
+    processor = hf.PPChart2TableProcessor(
+        hf.PPChart2TableImageProcessor(size={"height": 64, "width": 64}), words,
+        chat_template=template("<img><imgpad></img>\n"),
+    )  # fmt: skip
+    hf.PPChart2TableConfig().save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def build_fuyu(directory: Path) -> None:
+    words = chatml_tokenizer("|SPEAKER|", "|NEWLINE|", "<0x00>", "<0x01>", "<0x02>", "<0x03>", "<0x04>", "<s>")
+    sizes = {"size": {"height": 32, "width": 32}, "patch_size": {"height": 8, "width": 8}}
+    processor = hf.FuyuProcessor(hf.FuyuImageProcessor(**sizes), words)
+    processor.chat_template = template("")
+    hf.FuyuConfig().save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def build_kosmos_2_5(directory: Path) -> None:
+    words = train_tokenizer(
+        bos="<s>", eos="</s>", pad="<pad>", add_bos=False, special=["<|im_start|>", "<|im_end|>"],
+        named={"boi_token": "<image>", "eoi_token": "</image>", "image_token": "<s>"},
+    )  # fmt: skip
+    processor = hf.Kosmos2_5Processor(hf.Kosmos2_5ImageProcessor(), words, num_image_tokens=4)
+    processor.chat_template = template("")
+    hf.Kosmos2_5Config().save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
 PLACES: Final = "its layers take position ids for places of keys; use --contrast patch_mask or gaussian_blur"
 HEEDLESS: Final = "its decoder pays no heed to position ids; use --contrast patch_mask or gaussian_blur"
 MINIMAX_M3_VL: Final = RefusedFamily(
@@ -138,4 +168,15 @@ NEMOTRON_H_OMNI: Final = RefusedFamily(
 INSTRUCTBLIPVIDEO: Final = RefusedFamily(
     name="instructblipvideo", build=build_instructblipvideo, reason="its processor, reason below",
     says="InstructBlipVideoProcessor",
+)  # fmt: skip
+PP_CHART2TABLE: Final = RefusedFamily(
+    name="pp_chart2table", build=build_pp_chart2table, reason="its processor has no image token",
+    says="PPChart2TableProcessor is no image-text processor",
+)  # fmt: skip
+FUYU: Final = RefusedFamily(
+    name="fuyu", build=build_fuyu, reason="its processor puts the token of an image before every text itself",
+    says=r"FuyuProcessor cannot process two small images: ValueError: The total number of \|SPEAKER\| tokens",
+)  # fmt: skip
+KOSMOS_2_5: Final = RefusedFamily(
+    name="kosmos_2_5", build=build_kosmos_2_5, reason="its processor, reason below", says="Kosmos2_5Processor",
 )  # fmt: skip

@@ -19,6 +19,7 @@ REFUSED_MODELS: Final = {
     "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
     "emu3": "its image coder normalises by the batch in training: an image's tokens are not those that were measured",
     "unlimited_ocr": "it splits its tiles by a list of numbers, and a batch holds tensors: rows of two images fail",
+    "kosmos-2": "its processor takes no placeholder for an image: it puts one before every text by itself",
     "mistral4": "a decoder of text alone; with images it is the text model of a Mistral 3",
     "pi0": "it predicts a robot's actions, not tokens",
 }

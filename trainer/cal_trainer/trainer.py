@@ -24,6 +24,7 @@ from cal_trainer.data.sampling import InOrder
 from cal_trainer.objective.delta_source import DeltaSource
 from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
 from cal_trainer.objective.loss import auxiliary_loss, known_denominator, normalized, weighted_nll
+from cal_trainer.objective.same_network import keep_norms_still
 from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.divergence import nonfinite_weights, validate_losses, validate_weights
@@ -61,7 +62,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         delta_source.check(weighting, self.args.gradient_accumulation_steps)
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
         self._source, self._weighting, self._stop_on_nan = delta_source, weighting, stop_on_nan
-        delta_source.prepare(self.model)
+        keep_norms_still(self.model)
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)

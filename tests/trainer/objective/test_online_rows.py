@@ -1,4 +1,4 @@
-"""Online deltas of a row do not depend on the rows beside it, nor on the mode of the model."""
+"""Online deltas of a row, and its loss, do not depend on the rows beside it, nor on the mode of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
-from cal_trainer.objective.delta_source import OnlineDeltas
+from cal_trainer.objective.delta_source import CachedDeltas, OnlineDeltas
 from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.run.parameters import active_dropout
 from cal_trainer.trainer import CalTrainer, Weighting
@@ -27,7 +27,7 @@ _LAYERS = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 
 _TEXT: dict[str, Any] = {**_LAYERS, "vocab_size": VOCABULARY, "pad_token_id": 0, "num_key_value_heads": 1}
 
 
-def online_loss(directory: Path, case: Case, size: int, **options: Any) -> float:
+def online_loss(directory: Path, case: Case, size: int, *, cached: bool = False, **options: Any) -> float:
     """Of one step over all samples at learning rate 0, in micro-batches of `size` rows, each row weighed by itself."""
     examples = [Example(encoded=sample, deltas=torch.zeros(sample.num_tokens)) for sample in case.samples]
     first = case.samples[0]
@@ -39,7 +39,8 @@ def online_loss(directory: Path, case: Case, size: int, **options: Any) -> float
     )  # fmt: skip
     encoder: Any = case
     trainer = CalTrainer(
-        model=case.model, args=arguments, delta_source=OnlineDeltas(contrast=ContrastSpec()),
+        model=case.model, args=arguments,
+        delta_source=CachedDeltas() if cached else OnlineDeltas(contrast=ContrastSpec()),
         weighting=Weighting(normalization="sample"), train_dataset=examples,
         data_collator=ExampleCollator(encoder=encoder, dummy=dummy),
     )  # fmt: skip
@@ -83,15 +84,17 @@ def _emu3() -> Case:
     return Case(model=build(hf.Emu3ForConditionalGeneration, config), samples=token_samples(image))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_batch_norms_stay_still_and_a_row_is_none_of_its_neighbours(tmp_path: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("cached", "checkpointing"), [(False, False), (False, True), (True, False)])
+def test_batch_norms_stay_still_and_a_row_is_none_of_its_neighbours(
+    tmp_path: Path, cached: bool, checkpointing: bool
+) -> None:
     case = _emu3()
     norms = [module for module in case.model.modules() if isinstance(module, nn.BatchNorm3d)]
     before = [(norm.running_mean.clone(), int(norm.num_batches_tracked)) for norm in norms]  # type: ignore[union-attr, arg-type]
     assert before
     size = len(case.samples)
     together, alone = (
-        online_loss(tmp_path, case, count, activation_checkpointing=checkpointing) for count in (size, 1)
+        online_loss(tmp_path, case, count, cached=cached, activation_checkpointing=checkpointing) for count in (size, 1)
     )
     assert together == pytest.approx(alone, abs=1e-5)
     for norm, (mean, count) in zip(norms, before, strict=True):

@@ -16,7 +16,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.collator import StepBatch
 from cal_trainer.objective.label_rows import at_tokens, head_products, supervised_ids
-from cal_trainer.objective.same_network import SameNetwork
+from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.objective.weighting import Weighting
 
 
@@ -25,9 +25,6 @@ class DeltaSource(Protocol):
 
     def check(self, weighting: Weighting, accumulation_steps: int) -> None:
         """ConfigError for weights, or steps, that cannot be computed of these deltas, with the reason."""
-
-    def prepare(self, model: Any) -> None:
-        """Makes the model ready, once, before the first step."""
 
     def known(self, batch: StepBatch) -> Tensor | None:
         """The deltas, from the batch alone; None where they need the training forward."""
@@ -49,10 +46,6 @@ class _KnownDeltas(ABC):
                 "pool 'released' averages the deltas of unsupervised tokens too, which a cache does not hold: "
                 "use it with --delta_source online, or pool span or joined"
             )
-
-    def prepare(self, model: Any) -> None:
-        """See DeltaSource."""
-        return
 
     @abstractmethod
     def known(self, batch: StepBatch) -> Tensor:
@@ -85,7 +78,7 @@ class OnlineDeltas:
 
     def __init__(self, *, contrast: ContrastSpec) -> None:
         self.contrast = contrast
-        self._same_network: SameNetwork
+        self._proved = False
 
     def check(self, weighting: Weighting, accumulation_steps: int) -> None:
         """See DeltaSource."""
@@ -99,10 +92,6 @@ class OnlineDeltas:
             raise ConfigError("normalization 'sample' counts samples with a positive sum of weights, which with online "
                               "deltas and alpha = 0 is not known before the step's last micro-batch")  # fmt: skip
 
-    def prepare(self, model: Any) -> None:
-        """See DeltaSource."""
-        self._same_network = SameNetwork(model)
-
     def known(self, batch: StepBatch) -> None:
         """See DeltaSource."""
         return
@@ -110,7 +99,9 @@ class OnlineDeltas:
     @contextmanager
     def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         """See DeltaSource."""
-        self._same_network(model, batch.inputs, batch.labels)
+        if not self._proved:
+            validate_determinism(model, batch.inputs, batch.labels)
+            self._proved = True
         with captured_position_ids(model) as position_ids, head_products(model, labels) as products:
 
             def deltas(logits: Tensor) -> Tensor:

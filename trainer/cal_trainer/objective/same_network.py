@@ -1,4 +1,4 @@
-"""Keeps a model in training one network over the passes of a step, which online deltas contrast."""
+"""Keeps a model in training the network that was measured, and one over the passes that online deltas contrast."""
 
 from __future__ import annotations
 
@@ -18,29 +18,20 @@ _PASSES: Final = 3
 """Over one batch, so that noise that acts seldom is seen."""
 
 
-class SameNetwork:
-    """Keeps a model one network over the passes of a step, and proves it on the first batch that it is called with.
+def keep_norms_still(model: nn.Module) -> None:
+    """Keeps norms with running statistics in eval mode, whatever the trainer does, and warns of it.
 
-    Norms with running statistics stay in eval mode, whatever the trainer does: in train mode a row's numbers would
-    depend on its neighbours, and those of a second pass would move the statistics.
+    In train mode they would take their statistics from the batch: a row's numbers would depend on its neighbours, the
+    model would not be the one that deltas were measured on, and the second pass of online deltas would move them.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = [name for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None]
-        for name in norms:
-            # Before every forward: the trainer calls `train()` in every step, and checkpointing runs forwards again.
-            model.get_submodule(name).register_forward_pre_hook(_still)
-        if norms:
-            _log.warning(
-                "online deltas: %d norms with running statistics (%s, …) stay in eval mode", len(norms), norms[0]
-            )
-        self._proved = False
-
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Does `validate_determinism` once."""
-        if not self._proved:
-            validate_determinism(model, inputs, labels)
-            self._proved = True
+    norms = [name for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None]
+    for name in norms:
+        # Before every forward: the trainer calls `train()` in every step, and checkpointing runs forwards again.
+        model.get_submodule(name).register_forward_pre_hook(_still)
+    if norms:
+        _log.warning(
+            "%d norms with running statistics (%s, …) keep those: they stay in eval mode", len(norms), norms[0]
+        )
 
 
 @torch.no_grad()

@@ -54,12 +54,14 @@ def input_spec(encoder: Encoder) -> InputSpec:
 def rebuild_encoder(spec: MeasurementSpec, directory: Path, *, trust_remote_code: bool = False) -> Encoder:
     """An encoder with the settings of a stored measurement, on the processor of whatever model is given.
 
-    Images are resized by the backend of the measurement where it is installed. Raises ConfigError.
+    Images are resized by the backend of the measurement where it is installed, and on its device only there. Raises
+    ConfigError.
     """
     kwargs = json.loads(spec.input.processor_kwargs or "{}")
     backend = available_backend(spec.input.image_processor_backend)
+    here = {name: value for name, value in kwargs.items() if name != "device" or backend == "torchvision"}
     return Encoder(
-        load_processor(directory, kwargs=kwargs, backend=backend, trust_remote_code=trust_remote_code),
+        load_processor(directory, kwargs=here, backend=backend, trust_remote_code=trust_remote_code),
         template=spec.label.template,  # type: ignore[arg-type]
         image_aspect_ratio=spec.input.image_aspect_ratio,  # type: ignore[arg-type]
         max_length=spec.input.max_length,

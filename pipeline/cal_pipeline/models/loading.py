@@ -91,7 +91,7 @@ def load_processor(
 
     def load() -> Any:
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        if not kwargs and backend in ("auto", getattr(processor.image_processor, "backend", None)):
+        if not kwargs and (backend == "auto" or backend == getattr(processor.image_processor, "backend", None)):
             return processor
         return with_settings(processor, directory, kwargs or {}, backend, trust_remote_code=trust_remote_code)
 

@@ -31,10 +31,11 @@ def with_settings(
 ) -> Any:
     """Returns the directory's processor made anew with these settings; its tokenizer stays.
 
-    A setting goes to the image processor, else to the processor that holds it. `device` is where the torchvision
-    backend resizes; a machine without that device (the driver of a cluster) resizes on the CPU.
+    A setting goes to the image processor and to the processor around it, whichever has it: all image processors take
+    `image_seq_length`, by which the processor writes image tokens. `device` is where the torchvision backend resizes; a
+    machine without that device (the driver of a cluster) resizes on the CPU.
 
-    Raises ConfigError for a name that neither takes, a value that changes nothing, or a backend that is not there.
+    Raises ConfigError for a name that neither takes, one that is taken and ignored, or a backend that is not there.
     """
     before, kind = processor.image_processor, type(processor)
     accepted = _accepted(before)
@@ -51,17 +52,24 @@ def with_settings(
     device = settings.pop("device", None)
     if backend != "auto":
         settings["backend"] = backend
-    image_processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code, **settings)
+
+    def made(**settings: Any) -> Any:
+        return AutoImageProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code, **settings)
+
+    image_processor = made(**settings)
     there = getattr(image_processor, "backend", "unknown")
     if backend not in ("auto", there):
         raise ConfigError(
             f"--processor_backend {backend}: {type(before).__name__} is here with {there} alone"
             + (": install torchvision" if backend == "torchvision" and not is_torchvision_available() else "")
         )
-    was, now = before.to_dict(), image_processor.to_dict()
+    now = image_processor.to_dict()
     for name, value in settings.items():
-        if name != "backend" and was == now and now.get(name) != value:
-            raise ConfigError(f"--processor_kwargs {name} {value!r} changes nothing of {type(before).__name__}")
+        # A value may be held under another name, as Qwen's max_pixels in size, and be the directory's own already.
+        if isinstance(value, int | float) and now.get(name) != value:
+            other = not value if isinstance(value, bool) else value + 1
+            if made(**{**settings, name: other}).to_dict() == now:
+                raise ConfigError(f"--processor_kwargs {name} {value!r} changes nothing of {type(before).__name__}")
     if device is not None:
         if there != "torchvision":
             raise ConfigError(f"--processor_kwargs device {device}: the {there} backend works on the CPU alone")
@@ -70,9 +78,7 @@ def with_settings(
     parts = [image_processor if name == "image_processor" else getattr(processor, name)
              for name in kind.get_attributes()]  # fmt: skip
     described, _ = kind.get_processor_dict(directory)
-    return kind.from_args_and_dict(
-        parts, described, **{name: value for name, value in kwargs.items() if name in own and name not in accepted}
-    )
+    return kind.from_args_and_dict(parts, described, **{name: value for name, value in kwargs.items() if name in own})
 
 
 def _accepted(image_processor: Any) -> list[str]:

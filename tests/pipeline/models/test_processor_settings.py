@@ -9,6 +9,7 @@ import torch
 
 from annotated_data import annotate
 from cal_pipeline.arguments import parse_config
+from cal_pipeline.encoding import identity
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, rebuild_encoder
 from cal_pipeline.models.loading import load_processor
@@ -20,6 +21,7 @@ from cal_trainer.config import TrainConfig
 from cal_trainer.data.alignment import check_measurement
 from conftest import Family
 from examples_of import conversation, measurement_spec
+from families.builders.internvl import build as build_internvl
 from families.builders.qwen import build_qwen2_5_vl
 from tiny_data import write_llava_json
 from tiny_models import sample_image
@@ -164,3 +166,40 @@ def test_a_run_that_was_planned_with_pil_is_measured_with_pil_where_torchvision_
     pixels = [encoder(ASKED, [IMAGE]).image_inputs["pixel_values"] for encoder in (planned, rebuilt, here)]
     assert torch.equal(pixels[0], pixels[1])
     assert not torch.equal(pixels[0], pixels[2])
+
+
+def test_settings_that_a_saved_processor_has_already_are_taken_again(tmp_path: Path) -> None:
+    build_qwen2_5_vl(tmp_path / "base")
+    given = encoder_with(tmp_path / "base", max_pixels=256)
+    given.processor.save_pretrained(tmp_path / "trained")
+    spec = measurement_spec(input=input_spec(given))
+    assert input_spec(rebuild_encoder(spec, tmp_path / "trained")) == spec.input
+    # In this directory they are its own, too.
+    assert encoder_with(tmp_path / "base", max_pixels=1024).processor.image_processor.size["longest_edge"] == 1024
+
+
+def test_a_setting_that_is_taken_and_ignored_is_refused(llava: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_processor = type(llava.encoder.processor.image_processor)
+    kept = image_processor.__init__
+
+    def forgetful(self: Any, **kwargs: Any) -> None:
+        kept(self, **{name: value for name, value in kwargs.items() if name != "do_resize"})
+
+    monkeypatch.setattr(image_processor, "__init__", forgetful)
+    with pytest.raises(ConfigError, match="do_resize False changes nothing of LlavaImageProcessor"):
+        load_processor(llava.directory, kwargs={"do_resize": False, "do_convert_rgb": False})
+
+
+def test_the_number_of_an_images_tokens_reaches_the_processor_that_writes_them(tmp_path: Path) -> None:
+    build_internvl(tmp_path)
+    four, five, six = (encoder_with(tmp_path, image_seq_length=count)(ASKED, [IMAGE]).num_tokens for count in (4, 5, 6))
+    assert six - five == five - four > 0
+
+
+def test_the_device_of_a_measurement_is_not_asked_of_a_machine_without_its_backend(
+    llava: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwargs = {"device": "cuda"}
+    spec = measurement_spec(input=input_spec(encoder_with(llava.directory, **kwargs)))
+    monkeypatch.setattr(identity, "available_backend", lambda recorded: "pil")
+    assert rebuild_encoder(spec, llava.directory).processor_kwargs == kwargs

@@ -13,6 +13,8 @@ from cal_pipeline.sources.shard import Shard
 _BACKOFF_S = 1.0
 _OUTAGE_S, _OUTAGE_GROWS = 10.0, 5
 """While a share is away a try takes milliseconds: with three tries these pauses outlast a minute of it."""
+_LONGEST_PAUSE_S = 1250.0
+"""With many tries a pause would else be of days."""
 _MAX_NODE_LOSSES = 10
 _log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class ShardQueue:
         _log.warning("shard %s, try %d of %d: %s", shard.name, tries, self._max_tries, reason, extra=named)
         self._outcome.retries += 1
         pause = _OUTAGE_S * _OUTAGE_GROWS ** (tries - 1) if surroundings else _BACKOFF_S * 2 ** (tries - 1)
-        self._waiting.append((shard, time.monotonic() + pause))
+        self._waiting.append((shard, time.monotonic() + min(pause, _LONGEST_PAUSE_S)))
 
     def _move(self, shard: Shard, reason: str) -> None:
         """Hands the shard on: a lost node costs it no try; one that loses ten of them may be at fault."""

@@ -63,6 +63,16 @@ def test_tries_outlast_an_outage_in_which_every_one_fails_at_once(
     assert not outcome.failed
 
 
+def test_no_pause_between_many_tries_is_of_days(clock: StoppedClock, two: tuple[Shard, ...]) -> None:
+    queue = ShardQueue(two[:1], 30, RunOutcome())
+    for surroundings in (True, False):
+        for _ in range(14):
+            shard = queue.take()
+            assert shard is not None
+            queue.retry(shard, "ill", surroundings=surroundings)
+            clock.now += 1250
+
+
 def test_a_shard_whose_node_is_lost_loses_no_try_ten_times_and_one_whose_node_lives_does(
     clock: StoppedClock, two: tuple[Shard, ...]
 ) -> None:

@@ -87,6 +87,8 @@ class EncodingFlags(ContrastFlags):
             raise ConfigError(f"--processor_kwargs {text} is no JSON: {error}") from error
         if not isinstance(value, dict):
             raise ConfigError(f"--processor_kwargs {text}: expected a JSON object of names and values")
+        if empty := next((name for name, setting in value.items() if setting is None), None):
+            raise ConfigError(f"--processor_kwargs {empty} has no value; leave it out for that of the model")
         return value
 
 

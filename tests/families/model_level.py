@@ -240,3 +240,10 @@ class ModelLevel:
         assert math.isfinite(cached)
         assert online == pytest.approx(cached, abs=1e-4)
         page.record(name, loss=page.figure(abs(online - cached)))
+
+
+class OfIds(ModelLevel):
+    """The same of a family whose processor is not run."""
+
+    def test_the_page_says_that_its_processor_was_not_run(self, family: AnyFamily) -> None:
+        page.record(family.name, end_to_end=family.end_to_end)

@@ -1,14 +1,7 @@
 import pytest
 
-from families import page
 from families.builders import prompts
-from families.family import AnyFamily
-from families.model_level import ModelLevel
-
-
-class OfIds(ModelLevel):
-    def test_the_page_says_that_their_processors_were_not_run(self, family: AnyFamily) -> None:
-        page.record(family.name, end_to_end=family.end_to_end)
+from families.model_level import OfIds
 
 
 @pytest.mark.full

@@ -89,7 +89,8 @@ def test_with_equal_weights_loss_and_gradients_are_those_of_transformers(
 def test_over_micro_batches_tokens_are_summed_and_the_routers_loss_is_a_mean(
     model: Any, batches: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    loss, _, _ = step(model, tmp_path, UniformWeights(), UNIFORM, batches)
+    padding = {**batches[0], "labels": torch.full_like(batches[0]["labels"], IGNORE_INDEX)}
+    loss, _, _ = step(model, tmp_path, UniformWeights(), UNIFORM, [*batches, padding])
     nll, tokens, auxiliary = 0.0, 0, 0.0
     for batch in batches:
         with torch.no_grad():

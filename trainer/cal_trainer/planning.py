@@ -96,7 +96,12 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     if date is not None:
         _log.info("the chat template reads the clock: in every row it is %s", date)
     facts = RunFacts(
-        flags={**asdict(config), **vars(arguments), "world_size": arguments.world_size},
+        flags={
+            **asdict(config),
+            "processor_kwargs": config.processor_settings() or None,
+            **vars(arguments),
+            "world_size": arguments.world_size,
+        },
         base=directory,
         weighting=weighting,
         quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},

@@ -67,7 +67,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
         self._evaluated = torch.zeros(2)
         self._num_micro_batches = 1
-        """Of the step that is under way."""
+        """Of the step that is under way, without those of padding rows alone at the end of an epoch."""
         self._multiplier_of_first_group = 1.0
         self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
 
@@ -167,11 +167,10 @@ class CalTrainer(Trainer):  # type: ignore[misc]
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
-        self._num_micro_batches = max(1, len(batches))
-        counts = [
-            known_denominator(batch.labels, self._source.known(batch), self._weighting)
-            for batch in map(StepBatch.of, batches)
-        ]
+        given = [StepBatch.of(batch) for batch in batches]
+        supervised = [bool((batch.labels[:, 1:] != IGNORE_INDEX).any()) for batch in given]
+        self._num_micro_batches = max(1, sum(supervised))
+        counts = [known_denominator(batch.labels, self._source.known(batch), self._weighting) for batch in given]
         if not counts or any(count is None for count in counts):
             return batches, None
         total = torch.stack([count for count in counts if count is not None]).sum().to(device)
@@ -208,7 +207,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
         loss = sums[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
         # A mean over the step's micro-batches, as over ranks: transformers' own would grow with their number.
-        return loss if auxiliary is None else loss + auxiliary.to(loss) / self._num_micro_batches
+        return loss if auxiliary is None else loss + auxiliary.to(loss) * supervised.any() / self._num_micro_batches
 
     def _label_logits(self, model: Any, batch: StepBatch, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """[N, V]: the forward's logits that predict labels [B, T]; and its `auxiliary_loss`."""

@@ -17,7 +17,6 @@ REFUSED_MODELS: Final = {
     "idefics": "images enter by cross-attention and its forward demands them in every pass; its processor puts a row's "
     "images behind the text, whatever the placeholders in it",
     "diffusion_gemma": "it denoises blocks of tokens; a token has no logit given those before it",
-    "emu3": "its image coder normalises by the batch in training: an image's tokens are not those that were measured",
     "unlimited_ocr": "it splits its tiles by a list of numbers, and a batch holds tensors: rows of two images fail",
     "kosmos-2": "its processor takes no placeholder for an image: it puts one before every text by itself",
     "mistral4": "a decoder of text alone; with images it is the text model of a Mistral 3",

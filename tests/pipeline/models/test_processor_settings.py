@@ -87,7 +87,7 @@ def test_json_and_yaml_say_the_same(program: type[Any], tmp_path: Path) -> None:
     assert typed.processor_settings() == {"max_pixels": 401408, "do_resize": False}
     filed = parse_config(program, [*given, "--config", str(tmp_path / "c.yaml")], program="x", description="")
     assert filed.processor_settings() == typed.processor_settings()
-    for wrong in ("{max_pixels: 3}", "[3]", "3"):
+    for wrong in ("{max_pixels: 3}", "[3]", "3", '{"size": null}'):
         with pytest.raises(ConfigError, match="--processor_kwargs"):
             parse_config(program, [*given, "--processor_kwargs", wrong], program="x", description="")
 

@@ -20,6 +20,7 @@ from cal_trainer.objective.delta_source import CachedDeltas, OnlineDeltas
 from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.run.parameters import active_dropout
 from cal_trainer.trainer import CalTrainer, Weighting
+from families.builders.emu3 import emu3
 from families.case import VOCABULARY, Case, Image, pixels, token_samples
 from tiny_models import HIDDEN, build
 
@@ -65,30 +66,11 @@ def test_rope_that_scales_with_the_longest_row_gives_each_row_its_own(tmp_path: 
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def _emu3() -> Case:
-    """Batch norms where images become tokens."""
-    vocabulary = {f"<|visual token {number:06d}|>": 20 + number for number in range(32)}
-    config = hf.Emu3Config(
-        vq_config={
-            "codebook_size": 32, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "num_res_blocks": 1,
-            "channel_multiplier": [1, 1], "attn_resolutions": [], "hidden_size": 32, "temporal_downsample_factor": 1,
-        },
-        text_config={**_TEXT, "head_dim": 16, "max_position_embeddings": 512, "attention_dropout": 0.0},
-        vocabulary_map={**vocabulary, "<image>": 3, "<|extra_200|>": 4},
-    )  # fmt: skip
-
-    def image(seed: int) -> Image:
-        inputs = {"pixel_values": pixels(seed, 1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
-        return Image(ids=[1, *[3] * 72, 2], inputs=inputs)
-
-    return Case(model=build(hf.Emu3ForConditionalGeneration, config), samples=token_samples(image))
-
-
 @pytest.mark.parametrize(("cached", "checkpointing"), [(False, False), (False, True), (True, False)])
 def test_batch_norms_stay_still_and_a_row_is_none_of_its_neighbours(
     tmp_path: Path, cached: bool, checkpointing: bool
 ) -> None:
-    case = _emu3()
+    case = emu3()
     norms = [module for module in case.model.modules() if isinstance(module, nn.BatchNorm3d)]
     before = [(norm.running_mean.clone(), int(norm.num_batches_tracked)) for norm in norms]  # type: ignore[union-attr, arg-type]
     assert before

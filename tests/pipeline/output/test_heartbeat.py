@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,24 +118,25 @@ print(*[(sign.lives, sign.alive) for sign in signs_of_life(Path(internal))])
 """
 
 
-def test_a_driver_whose_process_is_hidden_from_other_users_is_not_taken_for_dead(
-    store: LocalStore, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_driver_whose_process_is_hidden_from_other_users_is_not_taken_for_dead() -> None:
     # Mounts of its own, in which /proc shows each user no processes but his.
     within = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
     if os.getuid() or subprocess.run([*within, "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root, with leave to mount, can hide processes")
 
     def seen(pid: int) -> str:
-        for folder in (store.internal, *store.internal.parents):
-            if folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
-                folder.chmod(0o755)
-        command = [*within, sys.executable, "-c", HIDDEN, str(pid), str(store.internal)]
+        command = [*within, sys.executable, "-c", HIDDEN, str(pid), str(internal)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    with driver(store.internal) as process:
-        assert seen(process.pid) == "(None, True)"
-    assert seen(process.pid) == "(False, False)"
+    # Nobody else enters pytest's own folders.
+    with tempfile.TemporaryDirectory(prefix="cal-") as name:
+        internal = LocalStore(output_dir=Path(name), run_id="run-1").internal
+        internal.mkdir()
+        for folder in (internal, internal.parent):
+            folder.chmod(0o755)
+        with driver(internal) as process:
+            assert seen(process.pid) == "(None, True)"
+        assert seen(process.pid) == "(False, False)"
 
 
 def test_drivers_of_two_containers_with_equal_names_and_process_ids_are_two(

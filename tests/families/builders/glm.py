@@ -41,49 +41,47 @@ def ids(words: hf.PreTrainedTokenizerFast) -> dict[str, int]:
     return {name: int(words.convert_tokens_to_ids(token)) for name, token in names.items()}
 
 
+def _processor(words: hf.PreTrainedTokenizerFast) -> hf.Glm4vProcessor:
+    return hf.Glm4vProcessor(hf.Glm4vImageProcessor(**PATCHES), words, hf.Glm4vVideoProcessor(), chat_template=TEMPLATE)
+
+
+def _processor_46(words: hf.PreTrainedTokenizerFast) -> hf.Glm46VProcessor:
+    return hf.Glm46VProcessor(
+        hf.Glm46VImageProcessor(**PATCHES), words, hf.Glm46VVideoProcessor(), chat_template=TEMPLATE
+    )
+
+
 def build_glm4v(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Glm4vProcessor(
-        hf.Glm4vImageProcessor(**PATCHES), words, hf.Glm4vVideoProcessor(), chat_template=TEMPLATE
-    )
     config = hf.Glm4vConfig(text_config=text(words, rope_parameters=GLM_ROPE), vision_config=VISION, **ids(words))
-    save(directory, hf.Glm4vForConditionalGeneration, config, processor)
+    save(directory, hf.Glm4vForConditionalGeneration, config, _processor(words))
 
 
 def build_glm4v_moe(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Glm4vProcessor(
-        hf.Glm4vImageProcessor(**PATCHES), words, hf.Glm4vVideoProcessor(), chat_template=TEMPLATE
-    )
     values = text(
         words, rope_parameters=GLM_ROPE, moe_intermediate_size=32, num_experts_per_tok=2, n_routed_experts=4,
         n_shared_experts=1, first_k_dense_replace=1, head_dim=16,
     )  # fmt: skip
     config = hf.Glm4vMoeConfig(text_config=values, vision_config=VISION, **ids(words))
-    save(directory, hf.Glm4vMoeForConditionalGeneration, config, processor)
+    save(directory, hf.Glm4vMoeForConditionalGeneration, config, _processor(words))
 
 
 def build_glm46v(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Glm46VProcessor(
-        hf.Glm46VImageProcessor(**PATCHES), words, hf.Glm46VVideoProcessor(), chat_template=TEMPLATE
-    )
     config = hf.Glm46VConfig(
         text_config={"model_type": "glm4v_text", **text(words, rope_parameters=GLM_ROPE)},
         vision_config={"model_type": "glm4v_vision", **VISION}, **ids(words),
     )  # fmt: skip
-    save(directory, hf.Glm46VForConditionalGeneration, config, processor)
+    save(directory, hf.Glm46VForConditionalGeneration, config, _processor_46(words))
 
 
 def build_glm_ocr(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Glm46VProcessor(
-        hf.Glm46VImageProcessor(**PATCHES), words, hf.Glm46VVideoProcessor(), chat_template=TEMPLATE
-    )
     config = hf.GlmOcrConfig(
         text_config=text(words, rope_parameters=GLM_ROPE, head_dim=16), vision_config=VISION, **ids(words)
     )
-    save(directory, hf.GlmOcrForConditionalGeneration, config, processor)
+    save(directory, hf.GlmOcrForConditionalGeneration, config, _processor_46(words))
 
 
 def _family(name: str, build: Callable[[Path], None]) -> Family:

@@ -18,6 +18,8 @@ TOWER: Final[dict[str, Any]] = {
     "depth": 2, "hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN,
     "patch_size": 4,
 }  # fmt: skip
+DEEPSTACK: Final = {**TOWER, "depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+"""Features of several vision layers enter several layers of the decoder."""
 
 
 def tokenizer() -> hf.PreTrainedTokenizerFast:
@@ -64,30 +66,29 @@ def build_qwen2_5_vl(directory: Path) -> None:
     save(directory, hf.Qwen2_5_VLForConditionalGeneration, config, processor)
 
 
-def build_qwen3_vl(directory: Path) -> None:
-    """Features of several vision layers enter several layers of the decoder."""
-    words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
+def qwen3_processor(words: hf.PreTrainedTokenizerFast) -> hf.Qwen3VLProcessor:
+    """Qwen3-VL's and that of its mixtures."""
+    return hf.Qwen3VLProcessor(
         hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
     )
-    vision = {**TOWER, "depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    config = hf.Qwen3VLConfig(text_config=text(words, head_dim=16), vision_config=vision, **ids(words))
-    save(directory, hf.Qwen3VLForConditionalGeneration, config, processor)
+
+
+def build_qwen3_vl(directory: Path) -> None:
+    words = tokenizer()
+    config = hf.Qwen3VLConfig(text_config=text(words, head_dim=16), vision_config=DEEPSTACK, **ids(words))
+    save(directory, hf.Qwen3VLForConditionalGeneration, config, qwen3_processor(words))
 
 
 def build_qwen3_5(directory: Path) -> None:
     """A layer of linear attention beside one of full attention."""
     words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
-    )
     values = text(
         words, linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2,
         layer_types=["linear_attention", "full_attention"], head_dim=16,
         rope_parameters={**ROPE, "partial_rotary_factor": 1.0},
     )  # fmt: skip
     config = hf.Qwen3_5Config(text_config=values, vision_config={**TOWER, "num_position_embeddings": 64}, **ids(words))
-    save(directory, hf.Qwen3_5ForConditionalGeneration, config, processor)
+    save(directory, hf.Qwen3_5ForConditionalGeneration, config, qwen3_processor(words))
 
 
 QWEN2_VL: Final = Family(name="qwen2_vl", build=build_qwen2_vl, markers=(IMAGE,), around=(START, END))

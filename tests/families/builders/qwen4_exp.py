@@ -7,16 +7,23 @@ from typing import Final
 
 import transformers as hf
 
-from families.builders.qwen import END, IMAGE, PATCHES, ROPE, START, TOWER, ids, template, text, tokenizer
+from families.builders.qwen import (
+    END,
+    IMAGE,
+    ROPE,
+    START,
+    TOWER,
+    ids,
+    qwen3_processor,
+    text,
+    tokenizer,
+)
 from families.family import Family, save
 from tiny_models import HIDDEN
 
 
 def build(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
-    )
     values = text(
         words, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
         shared_expert_intermediate_size=32, linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2,
@@ -28,7 +35,7 @@ def build(directory: Path) -> None:
     )  # fmt: skip
     del values["intermediate_size"]
     config = hf.Qwen4ExpConfig(text_config=values, vision_config={**TOWER, "num_position_embeddings": 64}, **ids(words))
-    save(directory, hf.Qwen4ExpForConditionalGeneration, config, processor)
+    save(directory, hf.Qwen4ExpForConditionalGeneration, config, qwen3_processor(words))
 
 
 QWEN4_EXP: Final = Family(name="qwen4_exp", build=build, markers=(IMAGE,), around=(START, END))

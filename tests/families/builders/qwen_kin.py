@@ -7,21 +7,18 @@ from typing import Final
 
 import transformers as hf
 
-from families.builders.qwen import END, IMAGE, PATCHES, START, TOWER, ids, template, text, tokenizer
+from families.builders.qwen import END, IMAGE, PATCHES, START, TOWER, ids, qwen3_processor, template, text, tokenizer
 from families.family import Family, save, text_values
 
 
 def build_cosmos3_omni(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
-    )
     vision = {**TOWER, "depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
               "model_type": "qwen3_vl_vision"}  # fmt: skip
     config = hf.Cosmos3OmniConfig(
         text_config={**text(words, head_dim=16), "model_type": "qwen3_vl_text"}, vision_config=vision, **ids(words)
     )
-    save(directory, hf.Cosmos3OmniForConditionalGeneration, config, processor)
+    save(directory, hf.Cosmos3OmniForConditionalGeneration, config, qwen3_processor(words))
 
 
 def build_hyperclovax(directory: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import transformers as hf
 
-from families.builders.qwen import END, IMAGE, PATCHES, ROPE, START, TOWER, ids, template, text, tokenizer
+from families.builders.qwen import DEEPSTACK, END, IMAGE, ROPE, START, TOWER, ids, qwen3_processor, text, tokenizer
 from families.family import Family, save
 
 EXPERTS: Final[dict[str, Any]] = {
@@ -18,21 +18,14 @@ EXPERTS: Final[dict[str, Any]] = {
 def build_qwen3_vl_moe(directory: Path, **more: Any) -> None:
     """Images enter as in Qwen3-VL; `more` are values of the decoder's config."""
     words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
-    )
-    vision = {**TOWER, "depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     config = hf.Qwen3VLMoeConfig(
-        text_config={**text(words, head_dim=16, **EXPERTS), **more}, vision_config=vision, **ids(words)
+        text_config={**text(words, head_dim=16, **EXPERTS), **more}, vision_config=DEEPSTACK, **ids(words)
     )
-    save(directory, hf.Qwen3VLMoeForConditionalGeneration, config, processor)
+    save(directory, hf.Qwen3VLMoeForConditionalGeneration, config, qwen3_processor(words))
 
 
 def build_qwen3_5_moe(directory: Path) -> None:
     words = tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessor(**PATCHES), words, hf.Qwen3VLVideoProcessor(), chat_template=template()
-    )
     values = text(
         words, linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2,
         layer_types=["linear_attention", "full_attention"], head_dim=16, shared_expert_intermediate_size=32,
@@ -43,7 +36,7 @@ def build_qwen3_5_moe(directory: Path) -> None:
     config = hf.Qwen3_5MoeConfig(
         text_config=values, vision_config={**TOWER, "num_position_embeddings": 64}, **ids(words)
     )
-    save(directory, hf.Qwen3_5MoeForConditionalGeneration, config, processor)
+    save(directory, hf.Qwen3_5MoeForConditionalGeneration, config, qwen3_processor(words))
 
 
 QWEN3_VL_MOE: Final = Family(name="qwen3_vl_moe", build=build_qwen3_vl_moe, markers=(IMAGE,), around=(START, END))

@@ -15,7 +15,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo test test-full test-vocabularies bench bench-scale study study-quick study-again check format clean
+.PHONY: help install demo test test-full test-vocabularies docs bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -58,6 +58,9 @@ test-full: $(STAMP) $(TORCHVISION) $(AZURITE)  ## all tests, with every fault an
 
 test-vocabularies: $(VOCABULARIES)  ## labels with the tokenizers of Qwen, Llama and Mistral, which it fetches (25 MB)
 	CAL_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest -q tests/vocabularies
+
+docs: $(STAMP)  ## the documentation as a site, in site/; `.venv/bin/mkdocs serve` shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 BENCH = $(BIN)/python -W ignore::FutureWarning benchmarks
 
@@ -115,4 +118,4 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

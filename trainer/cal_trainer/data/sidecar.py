@@ -43,7 +43,8 @@ class SidecarExamples(MappedExamples):
         on_missing: what becomes of a source row that the sidecar lacks: `error`, or `uniform`: it trains with
             undefined deltas, which weigh alpha.
         cache_dir: of `datasets`, for the Arrow copies.
-        crossfit, partial: as in AnnotatedExamples.
+        crossfit: as in AnnotatedExamples.
+        partial: as in AnnotatedExamples.
         options: how rows are read (`alignment.RowOptions`).
 
     Raises MissingDeltaError naming the first such row, ConfigError for a source that cannot be read, for labels that

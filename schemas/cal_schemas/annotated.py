@@ -33,6 +33,8 @@ REQUIRED_TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
     "label_positions": np.int32,
     "delta_logits": np.float32,
 }
+HUGGINGFACE = b"huggingface"
+"""Key under which `datasets` keeps what its features say beyond Arrow's types, in a schema's metadata."""
 TOKEN_COLUMNS = {
     **REQUIRED_TOKEN_COLUMNS,
     **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
@@ -47,11 +49,14 @@ def annotated_schema(
     source_column: bool = False,
     pass_through: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """Columns of one run's shards; `pass_through` are the source's own columns, already under their output names."""
+    """Columns of one run's shards; `pass_through` are the source's own columns, already under their output names.
+
+    Its metadata say which columns are more to `datasets` than their Arrow type: see `with_features`.
+    """
     columns = [pa.field("sample_id", pa.string(), nullable=False), pa.field("sample_key", pa.string(), nullable=False)]
     if carry != "none":
         columns += [
-            pa.field("images", _IMAGES, nullable=False),
+            pa.field("images", _IMAGES),  # Never null; but of a field that may not be `datasets` reads no features.
             pa.field("messages", _MESSAGES),
             pa.field("template_inputs", pa.string()),
         ]
@@ -71,7 +76,44 @@ def annotated_schema(
     schema = pa.schema([*columns, *pass_through])
     if clashes := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ConfigError(f"the source's columns {clashes} clash with the output's even after the source_ prefix")
-    return schema
+    return with_features(schema, carry)
+
+
+def with_features(schema: pa.Schema, carry: Carry) -> pa.Schema:
+    """The schema, saying in its metadata what `datasets` is to make of its columns.
+
+    `images` are images where shards hold their bytes: what is only a path, relative to some folder, cannot be opened
+    from there. Carried columns are what their source said (`feature_of`). What the schema says already stays.
+    """
+    features = {field.name: json.loads(field.metadata[HUGGINGFACE])
+                for field in schema if field.metadata and HUGGINGFACE in field.metadata}  # fmt: skip
+    if carry in ("images", "embedded"):
+        # `Sequence`: versions of `datasets` before 4 know no `List`, and all since then read it as one.
+        features["images"] = {"feature": {"_type": "Image"}, "_type": "Sequence"}
+    stated = {"info": {"features": {**features, **features_of(schema)}}}
+    fields = [field.remove_metadata() if field.name in features else field for field in _may_be_null(schema)]
+    return pa.schema(fields, {**(schema.metadata or {}), HUGGINGFACE: json.dumps(stated).encode()})
+
+
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """Feature of each column, as `datasets` wrote them into a schema's metadata; none where it did not."""
+    try:
+        features = json.loads((schema.metadata or {})[HUGGINGFACE])["info"]["features"]
+        return {name: value for name, value in features.items() if name in schema.names}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def comparable(schema: pa.Schema) -> pa.Schema:
+    """The schema without metadata, for comparing: equal whenever shards belong together.
+
+    Older versions declared that `images` may not be null, which changes nothing: they are never.
+    """
+    return pa.schema(_may_be_null(schema))
+
+
+def _may_be_null(schema: pa.Schema) -> list[pa.Field]:
+    return [field.with_nullable(True) if field.name == "images" else field for field in schema]
 
 
 RESERVED_COLUMNS = frozenset(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cal_schemas.annotated import comparable
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, IncompleteError, SeveralReferencesError
 from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
@@ -150,7 +151,7 @@ def open_annotated(
                          dict(other.library_versions))  # fmt: skip
     schema = footers[0].schema.to_arrow_schema()
     for file, footer in zip(files[1:], footers[1:], strict=True):
-        if not (other_schema := footer.schema.to_arrow_schema()).equals(schema):
+        if not comparable(other_schema := footer.schema.to_arrow_schema()).equals(comparable(schema)):
             raise FormatError(
                 f"{file} has other columns than {files[0]}: {_differing_columns(other_schema, schema)}; look at "
                 "them one by one, or measure them in one run"

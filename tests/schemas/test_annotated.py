@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cal_pipeline.inspect.tables.samples import small_jpeg
 from cal_pipeline.output.resume import kept_rows
 from cal_schemas.annotated import (
     AnnotatedRow,
@@ -29,6 +30,7 @@ from cal_schemas.opened import open_annotated
 from cal_schemas.sample import ImageRef, Sample, Turn, sample_key
 from cal_schemas.writer import ShardWriter
 from examples_of import MEASURED, conversation, measurement_spec, shard_metadata
+from tiny_models import sample_image
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 FINITE = st.floats(allow_infinity=False, allow_nan=True, width=32)
@@ -317,8 +319,10 @@ def test_what_is_no_annotated_shard_is_refused_by_name(tmp_path: Path, content: 
 
 def test_pandas_pyarrow_and_datasets_read_a_directory_with_a_run_in_progress(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write(out / "a.parquet", simple_row())
-    write(out / "sub" / "b.parquet", simple_row())
+    image = ImageRef(data=small_jpeg(sample_image(0), 8), path="a.png")
+    seen = simple_row(sample=conversation("<image>\nWhat?", "A cat.", images=(image,)))
+    write(out / "a.parquet", seen)
+    write(out / "sub" / "b.parquet", seen)
     for name in ("staging/c.parquet.x", "reports/run.json", "driver.json", "logs/w.log"):
         (out / ".cal" / name).parent.mkdir(parents=True, exist_ok=True)
         (out / ".cal" / name).write_text("half")

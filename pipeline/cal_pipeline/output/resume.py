@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, rows_from_batch
+from cal_schemas.annotated import AnnotatedRow, comparable, rows_from_batch
 from cal_schemas.errors import ConfigError
 from cal_schemas.metadata import (
     ShardMetadata,
@@ -163,7 +163,8 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
 def _check_columns(
     path: Location, footer: pq.FileMetaData, metadata: ShardMetadata, schema: pa.Schema, carry: str
 ) -> None:
-    if not (columns := footer.schema.to_arrow_schema().remove_metadata()).equals(schema):
+    columns = footer.schema.to_arrow_schema()
+    if not comparable(columns).equals(comparable(schema)):
         raise ConfigError(
             f"{path} has the columns {_listed(columns)}, this run would write {_listed(schema)} "
             f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cal_pipeline.sources.reading import is_surroundings
-from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
+from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS, comparable
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.metadata import ShardMetadata, drawn_rows, read_shard_metadata
 from cal_schemas.storage.locations import Location, open_parquet
@@ -43,7 +43,7 @@ def check_shard(file: Location, name: str) -> ShardCheck:
     try:
         with open_parquet(file, verify=True) as parquet:
             check.metadata = read_shard_metadata(file, parquet.metadata)
-            check.schema = parquet.schema_arrow.remove_metadata()
+            check.schema = comparable(parquet.schema_arrow)
             check.problems += _metadata_problems(parquet.metadata, check.metadata, name)
             required = (*_FILLED, *REQUIRED_TOKEN_COLUMNS)
             if lacking := [column for column in required if column not in check.schema.names]:

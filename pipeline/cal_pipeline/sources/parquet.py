@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIR
 from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import sample_from_values
 from cal_pipeline.sources.values import IMAGE_KEYS
-from cal_schemas.annotated import RESERVED_COLUMNS
+from cal_schemas.annotated import HUGGINGFACE, RESERVED_COLUMNS, features_of
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location, open_parquet, read_footer
@@ -56,10 +57,18 @@ def find_columns(schema: pa.Schema, path: Location) -> ParquetColumns:
 
 
 def pass_through_fields(path: Location) -> dict[str, pa.Field]:
-    """The source's other columns -> fields of the output, nullable because another source may lack them."""
-    schema = _footer(path)[1].remove_metadata()
-    columns = find_columns(schema, path)
-    return {name: pa.field(output, schema.field(name).type) for name, output in columns.pass_through.items()}
+    """The source's other columns -> fields of the output, nullable because another source may lack them.
+
+    What `datasets` says of a column in the source's metadata (the names of its classes, say) goes along in the field's.
+    """
+    schema = _footer(path)[1]
+    columns, features = find_columns(schema, path), features_of(schema)
+
+    def field(name: str, output: str) -> pa.Field:
+        feature = {HUGGINGFACE: json.dumps(features[name], sort_keys=True)} if name in features else None
+        return pa.field(output, schema.field(name).type, metadata=feature)
+
+    return {name: field(name, output) for name, output in columns.pass_through.items()}
 
 
 def _footer(path: Location) -> tuple[pq.FileMetaData, pa.Schema]:

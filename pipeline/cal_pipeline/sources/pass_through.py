@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.shard import Shard
+from cal_schemas.annotated import HUGGINGFACE
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import location
+
+_log = logging.getLogger(__name__)
 
 
 def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
@@ -17,6 +21,7 @@ def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
 
     Raises ConfigError when two columns would share a name in the output, or two files give one name two types.
     """
+    differing: list[str] = []
     fields: dict[str, tuple[pa.Field, str, str]] = {}
     files = dict.fromkeys((shard.source.uri, shard.source.data_format) for shard in shards if shard.problem is None)
     for uri, data_format in files:
@@ -34,8 +39,18 @@ def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
                     f"column {name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
                     "or run cal-precompute on each alone"
                 )
-            fields[field.name] = (field.with_type(merged), name, owner if merged == known.type else uri)
-    return [field for field, _, _ in fields.values()]
+            if known.metadata != field.metadata and merged == known.type and field.name not in differing:
+                differing.append(field.name)
+                _log.warning("column %r is %s to `datasets` in %s and %s in %s: the output keeps its values alone",
+                             name, _feature(known), owner, _feature(field), uri)  # fmt: skip
+            whole, of_file = (known, owner) if merged == known.type else (field, uri)
+            fields[field.name] = (whole.with_type(merged), name, of_file)
+    return [field.remove_metadata() if field.name in differing else field for field, _, _ in fields.values()]
+
+
+def _feature(field: pa.Field) -> str:
+    """What `datasets` takes a column for."""
+    return str((field.metadata or {}).get(HUGGINGFACE, b"nothing").decode())
 
 
 def _without_null(kind: pa.DataType, other: pa.DataType) -> pa.DataType:

@@ -227,6 +227,14 @@ def test_a_sampled_output_is_not_continued_by_another_sample_or_the_whole(store:
         compare(store, [replace(shard, source=replace(shard.source, sample_seed=2)) for shard in half])
 
 
+def test_shards_of_versions_whose_images_could_not_be_null_are_done(store: LocalStore, plan: list[Shard]) -> None:
+    old = pa.schema([field.with_nullable(field.nullable and field.name != "images") for field in SCHEMA])
+    assert not old.equals(SCHEMA)
+    finish(store, plan[:1], schema=old)
+    finish(store, plan[1:2])
+    assert compare(store, plan) == Progress(done=tuple(plan[:2]), pending=(plan[2],))
+
+
 def test_other_columns_are_refused_with_both_lists(store: LocalStore, plan: list[Shard]) -> None:
     finish(store, plan[:1])
     with pytest.raises(ConfigError) as error:

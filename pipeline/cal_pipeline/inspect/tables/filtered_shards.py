@@ -18,8 +18,9 @@ from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
+from cal_schemas.annotated import with_features
 from cal_schemas.errors import ConfigError, StoreError
-from cal_schemas.metadata import with_filter
+from cal_schemas.metadata import read_shard_metadata, with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
 from cal_schemas.storage.locations import Location, lies_in, read_footer
 from cal_schemas.whole import open_shard, validate_numbers, write_plan
@@ -132,7 +133,9 @@ def write_rows(
 
 
 def _copy_rows(source: Location, mask: np.ndarray, target: Path, condition: str) -> None:
-    schema = with_filter(read_footer(source).schema.to_arrow_schema(), condition)
+    footer = read_footer(source)
+    schema = with_filter(footer.schema.to_arrow_schema(), condition)
+    schema = with_features(schema, read_shard_metadata(source, footer).carry)
     with parquet_writer(target, schema) as writer:
         pending: list[pa.Table] = []
         for table in _chosen(source, mask):
@@ -148,7 +151,7 @@ def _copy_rows(source: Location, mask: np.ndarray, target: Path, condition: str)
 
 
 def _write(writer: pq.ParquetWriter, tables: list[pa.Table], schema: pa.Schema) -> None:
-    table = pa.concat_tables(tables).replace_schema_metadata(schema.metadata)
+    table = pa.concat_tables(tables).cast(schema)
     writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 

@@ -69,9 +69,11 @@ def load_annotated(
             data = data if filter is None else data.filter(test(data) if test else filter)
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(f"filter {filter}: {' '.join(str(error).split())[:300]}") from error
-        tables.append(data.select([name for name in data.schema.names if name not in extra]))
-    schema = tables[0].schema if tables else pa.schema([opened.schema.field(column_of(name)) for name in wanted])
-    frame: pd.DataFrame = pa.Table.from_batches(tables, schema).to_pandas()
+        tables.append(pa.Table.from_batches([data.select([name for name in data.schema.names if name not in extra])]))
+    if not tables:
+        tables = [pa.schema([opened.schema.field(column_of(name)) for name in wanted]).empty_table()]
+    # Which columns may be null differs between shards of different versions.
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     # Goes along with what pandas makes of the frame, so that `token_frame` knows whose ids these are.
     frame.attrs[_MEASURED_WITH] = (opened.spec.model_id, opened.spec.label.tokenizer_digest)
     return frame if columns is None else frame[list(columns)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import subprocess
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from cal_pipeline import arguments
-from cal_pipeline.arguments import training_argument_types
-from cal_trainer import cli
+from cal_pipeline import transformers_source
+from cal_pipeline.transformers_source import training_argument_flags
+from cal_trainer.trainer_flags import TrainerFlags
 
 HEAVY = {"torch", "transformers", "ray", "pandas", "datasets", "matplotlib", "scipy", "prometheus_client"}
 RUN_EACH = """
@@ -30,7 +31,7 @@ for folder, program, *argv in json.load(sys.stdin):
         os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv[:] = [program, *argv]
     try:
-        programs[program].main()
+        sys.exit(programs[program].main())
     except SystemExit as end:
         sys.stdout.flush()
         with open("end.json", "w") as file:
@@ -46,7 +47,9 @@ PROGRAMS = {
 }
 ANSWERS = (
     ("cal-precompute --help", 0, "--rows_per_shard"),
-    ("cal-precompute --version", 0, "cal-vlm "),
+    ("cal-precompute --help-all", 0, "--encode_threads"),
+    ("cal-precompute --version", 0, "(torch "),
+    ("cal-precompute --print_completion zsh", 0, "#compdef cal-precompute"),
     ("cal-precompute --output_dir out --verify", 2, "out: no annotated shards"),
     ("cal-precompute --verify", 2, "required: --output_dir"),
     ("cal-precompute --status out", 2, "out: no run of cal-precompute has written here"),
@@ -66,7 +69,12 @@ ANSWERS = (
     ("cal-precompute MEASURE --output_dir data.json", 2, "data.json cannot be written"),
     ("cal-precompute MEASURE --config absent.yaml", 2, "--config absent.yaml: No such file"),
     ("cal-train --help", 0, "--delta_source"),
-    ("cal-train --version", 0, "cal-vlm "),
+    ("cal-train --help-all", 0, "--adam_beta1"),
+    ("cal-train --version", 0, "(torch "),
+    ("cal-train --print_completion bash", 0, "--adam_beta1"),
+    ("cal-train --model_name_or_path model --data_path annotated", 2, "required: --output_dir"),
+    ("cal-train --output_dri out --data_path annotated", 2, "unknown flag --output_dri; did you mean --output_dir?"),
+    ("cal-train TRAIN --config typo.yaml", 2, "typo.yaml: unknown flag --learning_rat; did you mean --learning_rate?"),
     ("cal-train TRAIN --delta_sauce cached", 2, "unknown flag --delta_sauce; did you mean --delta_source?"),
     ("cal-train TRAIN --learning_rat 1", 2, "unknown flag --learning_rat; did you mean --learning_rate?"),
     ("cal-train TRAIN --window 2 --pool spam", 2, "invalid choice: 'spam'"),
@@ -78,11 +86,13 @@ ANSWERS = (
     ("cal-train TRAIN --save_steps often", 2, "--save_steps/--save-steps: invalid float value: 'often'"),
     ("cal-train TRAIN --model_name_or_path no/such", 2, "no/such: no such directory"),
     ("cal-inspect --help", 0, "SUBCOMMAND"),
-    ("cal-inspect --version", 0, "cal-vlm "),
-    ("cal-inspect sumary", 2, "sumary"),
+    ("cal-inspect --version", 0, "(torch "),
+    ("cal-inspect sumary", 2, "'sumary'; did you mean summary?"),
     ("cal-convert-mgm --help", 0, "--aux_vision"),
-    ("cal-convert-mgm --version", 0, "cal-vlm "),
-    ("cal-convert-mgm model --outptu x", 2, "required: --output"),
+    ("cal-convert-mgm --version", 0, "(torch "),
+    ("cal-convert-mgm --print_completion zsh", 0, "#compdef cal-convert-mgm"),
+    ("cal-convert-mgm model", 2, "cal-convert-mgm: the following arguments are required: --output"),
+    ("cal-convert-mgm model --outptu x", 2, "cal-convert-mgm: unknown flag --outptu; did you mean --output?"),
 )
 REPORT = {
     "run_id": "1",
@@ -105,6 +115,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in folders.values():
         (folder / "model").mkdir()
         (folder / "data.json").write_text("[]")
+        (folder / "typo.yaml").write_text("learning_rat: 1e-5\n")
         (folder / "annotated").mkdir()
         pq.write_table(
             pa.table({}).replace_schema_metadata({"cal.format_version": "0"}), folder / "annotated/a.parquet"
@@ -133,29 +144,33 @@ def test_an_answer_imports_nothing_heavy(line: str, code: int, answer: str, fold
 
 def test_all_flags_of_transformers_are_known_without_it() -> None:
     flags = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    assert set(training_argument_types()) == flags
+    assert set(training_argument_flags()) == flags
 
 
 def test_of_a_transformers_that_is_built_otherwise_the_same_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = training_argument_types()
+    flags = training_argument_flags()
     (tmp_path / "other.py").write_text(
         "from .mixins import Flags\nclass TrainingArguments(Flags):\n    seed: int = 1\n"
     )
-    monkeypatch.setattr(arguments, "_file_of_transformers", lambda name: tmp_path / "other.py")
-    assert arguments._hf_argument_parser() is HfArgumentParser
-    assert sorted(training_argument_types()) == sorted(flags)
+    monkeypatch.setattr(transformers_source, "file_of_transformers", lambda name: tmp_path / "other.py")
+    assert transformers_source.hf_argument_parser() is HfArgumentParser
+    assert sorted(training_argument_flags()) == sorted(flags)
 
 
-def test_help_of_everything_shows_transformers_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = {}
-    for flag in ("--help", "--help-all"):
-        with pytest.raises(SystemExit) as ended:
-            cli.run([flag])
-        assert ended.value.code == 0
-        shown[flag] = capsys.readouterr().out
-    assert "--help-all shows too" in " ".join(shown["--help"].split())
-    assert "--learning_rate" not in shown["--help"]
-    assert "--learning_rate" in shown["--help-all"]
-    assert shown["--help-all"].index("--delta_source") < shown["--help-all"].index("--learning_rate")
+def test_transformers_flags_that_have_words_of_ours_are_its_own() -> None:
+    theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    changed = {"output_dir", "remove_unused_columns", "prediction_loss_only", "logging_nan_inf_filter"}
+    for field in dataclasses.fields(TrainerFlags):
+        assert (theirs[field.name].default == field.default) == (field.name not in changed), field.name
+        named = getattr(theirs[field.name].type, "__name__", str(theirs[field.name].type))
+        assert field.type in (named, "str"), field.name
+
+
+def test_defaults_and_words_of_transformers_flags_are_read_as_they_are() -> None:
+    read = training_argument_flags()
+    for field in dataclasses.fields(TrainingArguments):
+        if field.init and isinstance(field.default, int | float):
+            assert float(ast.literal_eval(read[field.name].default)) == field.default, field.name
+            assert read[field.name].help == field.metadata["help"], field.name

@@ -1,24 +1,22 @@
 """Builds dataclasses from command lines: flags, and `--config file.yaml` that flags override.
 
 Programs answer --help, a typo and a wrong path before they import torch, transformers, datasets or Ray, which takes ten
-seconds: this module and the configs need none of them, and each `cli.py` imports the rest after that, once. From
-transformers come the parser and the names of its flags, both read out of its files without importing the package.
+seconds: this module and the configs need none of them, and each `cli.py` imports the rest after that, once.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
-from cal_pipeline.config_file import flags_of, read_values, unknown_flag
+from cal_pipeline.config_file import flags_of, read_values
+from cal_pipeline.parser import ADVANCED, TRANSFORMERS, Parser
+from cal_pipeline.transformers_source import Declared
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import (
     AspectRatio,
@@ -33,12 +31,17 @@ from cal_schemas.spec import (
 
 _Config = TypeVar("_Config")
 _Default = TypeVar("_Default")
+REQUIRED: Any = dataclasses.MISSING
+"""In place of a default, of a flag that must be given."""
 
 
-def flag(default: _Default, text: str) -> _Default:
-    """Declares a dataclass field that is a flag, with its default and what --help says."""
+def flag(default: _Default, text: str, group: str = ADVANCED, **more: Any) -> _Default:
+    """Declares a dataclass field that is a flag, with its default and what --help says; which may be REQUIRED.
+
+    `group` is where --help shows it: advanced ones are left to --help-all. `more` is as in argparse (`choices`, …).
+    """
     given: Any = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    declared: _Default = dataclasses.field(metadata={"help": text}, **given)
+    declared: _Default = dataclasses.field(metadata={"help": text, "group": group, **more}, **given)
     return declared
 
 
@@ -51,6 +54,7 @@ class ContrastFlags(ContrastParameters):
         None,
         "without the image: its tokens dropped (the paper; default) or masked (released code), or another "
         "image: parts of it painted over (patch_mask) or all of it blurred (gaussian_blur)",
+        group="measurement",
     )
 
     def contrast_spec(self) -> ContrastSpec:
@@ -68,15 +72,17 @@ class ContrastFlags(ContrastParameters):
 class EncodingFlags(ContrastFlags):
     """Holds the flags, also of both programs, by which a sample becomes tokens and pixels."""
 
-    template: Template = flag("auto", "auto is the model's chat template")
-    image_aspect_ratio: AspectRatio = flag("native", "native leaves the image to the processor")
+    template: Template = flag("auto", "auto is the model's chat template", group="encoding")
+    image_aspect_ratio: AspectRatio = flag("native", "native leaves the image to the processor", group="encoding")
     processor_kwargs: dict[str, Any] | str | None = flag(
         None,
         'JSON of settings in place of those of the model\'s processor, e.g. {"max_pixels": 401408}',
     )
     processor_backend: ProcessorBackend = flag("auto", "what resizes images; auto is torchvision where it is installed")
-    max_length: int = flag(2048, "longest encoding, in tokens, image tokens included")
-    truncation: Truncation = flag("drop", "what happens to a longer row: status too_long, or its end is cut")
+    max_length: int = flag(2048, "longest encoding, in tokens, image tokens included", group="encoding")
+    truncation: Truncation = flag(
+        "drop", "what happens to a longer row: status too_long, or its end is cut", group="encoding"
+    )
 
     def processor_settings(self) -> dict[str, Any]:
         """Returns --processor_kwargs as a mapping, empty where there are none; ConfigError for what is no object."""
@@ -92,58 +98,6 @@ class EncodingFlags(ContrastFlags):
         return value
 
 
-def _file_of_transformers(name: str) -> Path:
-    package = importlib.util.find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).with_name(name)
-
-
-def _hf_argument_parser() -> Any:
-    spec = importlib.util.spec_from_file_location("_hf_argparser", _file_of_transformers("hf_argparser.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError:  # Of a version whose parser needs more of the package: slower, and right.
-        return importlib.import_module("transformers").HfArgumentParser
-    return module.HfArgumentParser
-
-
-def training_argument_types() -> dict[str, type]:
-    """Reads the names of the flags of transformers' TrainingArguments, with int and float; str stands for all else."""
-    numbers: dict[str, type] = {"int": int, "float": float}
-    tree = ast.parse(_file_of_transformers("training_args.py").read_text(encoding="utf-8"))
-    for kind in tree.body:
-        if isinstance(kind, ast.ClassDef) and kind.name == "TrainingArguments" and not kind.bases:
-            return {
-                node.target.id: numbers.get(ast.unparse(node.annotation).removesuffix(" | None"), str)
-                for node in kind.body
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_"
-            }
-    # Of a version that inherits flags: slower, and right.
-    arguments: Any = importlib.import_module("transformers").TrainingArguments
-    return {field.name: str for field in dataclasses.fields(arguments) if field.init}
-
-
-_HfArgumentParser: Any = _hf_argument_parser()
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """Adds --version, which prints the project's version and exits."""
-    try:
-        version = importlib.metadata.version("cal-vlm")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
-    parser.add_argument("--version", action="version", version=f"cal-vlm {version}", help="show the version and exit")
-
-
-class _Parser(_HfArgumentParser):  # type: ignore[misc]
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def parse_config(kind: type[_Config], argv: Sequence[str] | None = None, *, program: str, description: str) -> _Config:
     """Builds `kind` from the command line (sys.argv by default); see `parse_configs`."""
     (config,) = parse_configs([kind], argv, program=program, description=description)
@@ -157,7 +111,7 @@ def parse_configs(
     program: str,
     description: str,
     replaces: Mapping[str, Sequence[str]] | None = None,
-    others: Mapping[str, type] | None = None,
+    others: Mapping[str, Declared] | None = None,
 ) -> list[Any]:
     """Builds one instance of each dataclass from one command line.
 
@@ -167,22 +121,16 @@ def parse_configs(
     ConfigError with one line that names the flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(kinds, prog=program, description=description, allow_abbrev=False)
-    add_version(parser)
-    parser.add_argument("--config", type=Path, default=None, help="YAML file of the flags below; flags override it")
-    flags = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
-    others = others or {}
-    for name, taken in others.items():
-        starts = ("", "no_") if taken is str else ("",)
-        spellings = (form for start in starts for form in (start + name, (start + name).replace("_", "-")))
-        parser.add_argument(
-            *(f"--{form}" for form in dict.fromkeys(spellings)), type=taken, nargs="*", help=argparse.SUPPRESS
-        )
-    flags += others
+    parser = Parser(kinds, prog=program, description=description)
+    parser.add_argument("--config", type=Path, default=None, help="YAML file of flags; those that are typed go first")
+    parser.add_program_flags()
+    own = {field.name for kind in kinds for field in dataclasses.fields(kind) if field.init}
+    others = {name: declared for name, declared in (others or {}).items() if name not in own}
+    for name, declared in others.items():
+        _add_other(parser.group(TRANSFORMERS), name, declared)
     _validate_lists(given, kinds)
-    namespace, unknown = parser.parse_known_args(_with_file(given, kinds, others, replaces or {}))
-    if unknown:
-        raise ConfigError(unknown_flag(unknown[0].split("=")[0], flags))
+    types = {name: declared.type for name, declared in others.items()}
+    namespace = parser.parse_args(_with_file(given, kinds, types, replaces or {}))
     built = []
     for kind in kinds:
         names = [field.name for field in dataclasses.fields(kind) if field.init]
@@ -195,6 +143,17 @@ def parse_configs(
     return built
 
 
+def _add_other(group: Any, name: str, declared: Declared) -> None:
+    form = name.replace("_", "-")
+    number = declared.type if declared.type in (int, float) else str
+    group.add_argument(
+        *dict.fromkeys((f"--{name}", f"--{form}")), type=number, nargs="*", help=declared.help,
+        default=declared.default or None, metavar="" if declared.type is bool else None,
+    )  # fmt: skip
+    if number is str:
+        group.add_argument(*dict.fromkeys((f"--no_{name}", f"--no-{form}")), nargs="*", help=argparse.SUPPRESS)
+
+
 def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = None) -> set[str]:
     """Returns those of these flags of `kind` that the command line or its `--config` file sets to something true.
 
@@ -203,7 +162,7 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
     given = list(sys.argv[1:] if argv is None else argv)
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     wanted = [(item.name, hints[item.name], flag(item.default, "")) for item in fields if item.name in names]
-    parser = _Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False, allow_abbrev=False)
+    parser = Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False)
     namespace = parser.parse_known_args(_with_file(given, [kind], {}, {}))[0]
     return {name for name in names if getattr(namespace, name)}
 

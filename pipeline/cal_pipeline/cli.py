@@ -1,6 +1,10 @@
 """Measures how much the image raises each caption token's logit, and writes annotated Parquet shards.
 
 Checks everything that can be checked before work, then hands the shards to Ray.
+
+    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --output_dir annotated/ --dry_run
+    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --output_dir annotated/
+    cal-precompute --status annotated/
 """
 
 from __future__ import annotations

@@ -112,5 +112,8 @@ def unknown_flag(flag: str, flags: Sequence[str]) -> str:
     name = flag.lstrip("-").replace("-", "_")
     if name in _REPLACED:
         return f"unknown flag {flag}: {_REPLACED[name]}"
-    close = difflib.get_close_matches(name, flags, n=1)
-    return f"unknown flag {flag}" + (f"; did you mean --{close[0]}?" if close else "; --help lists them")
+    close = [other for other in flags if name and other.startswith(name)][:3] or difflib.get_close_matches(
+        name, flags, n=1
+    )
+    meant = " or ".join(f"--{other}" for other in close)
+    return f"unknown flag {flag}; " + (f"did you mean {meant}?" if close else "--help-all lists them")

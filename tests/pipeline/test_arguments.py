@@ -156,8 +156,11 @@ def test_one_value_for_a_list_flag_is_a_list_of_one(tmp_path: Path) -> None:
         (["--count", "1", "--fast", "maybe"], "argument --fast: .*maybe"),
         (["--count", "1", "--rates", "2"], "unknown flag --rates; did you mean --rate?"),
         (["--count", "1", "--word-s=2"], "unknown flag --word-s; did you mean --words?"),
-        (["--count", "1", "--zzz"], "unknown flag --zzz; --help lists them"),
-        (["--coun", "1"], "required: --count"),
+        (["--count", "1", "--zzz"], "unknown flag --zzz; --help-all lists them"),
+        (["--coun", "1"], "unknown flag --coun; did you mean --count?"),
+        (["--c", "1"], "unknown flag --c; did you mean --count or --cap or --config?"),
+        (["--rate", "fast", "--folde", "x"], "unknown flag --folde; did you mean --folder?"),
+        (["--count", "1", "--saw", "yess"], "invalid choice: 'yess'; did you mean yes? There are yes, no, unknown"),
         (["--count", "1", "--fold", "x"], "unknown flag --fold; did you mean --folder?"),
         (["--count", "1", "stray"], "unexpected argument 'stray': it belongs to no flag"),
         (["--config"], "argument --config: expected one argument"),
@@ -207,6 +210,7 @@ def test_help_lists_every_flag_with_its_text_and_exits_0(capsys: pytest.CaptureF
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "--rows_per_shard" in shown
+    assert "--encode_threads" not in shown
     assert "reference model: a directory or a hub id" in shown
     assert "--config" in shown
 

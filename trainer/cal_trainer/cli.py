@@ -1,7 +1,10 @@
 """Trains a vision-language model with token weights, cached by cal-precompute or recomputed online.
 
-Takes the flags below and all of transformers' TrainingArguments, which --help-all shows too; runs alone or under
-`accelerate launch` / `torchrun`.
+Takes the flags below and all of transformers' TrainingArguments; runs alone or under `accelerate launch` / `torchrun`.
+
+    cal-train --data_path annotated/ --model_name_or_path llava-hf/llava-1.5-7b-hf --bf16 --output_dir trained/
+    cal-train --data_path annotated/ --model_name_or_path llava-hf/llava-1.5-7b-hf --lora_r 16 --output_dir adapters/
+    cal-train --config train.yaml --output_dir trained/ --resume_from_checkpoint last
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cal_pipeline.arguments import parse_configs, training_argument_types
+from cal_pipeline.arguments import parse_configs
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
+from cal_pipeline.transformers_source import training_argument_flags
 from cal_schemas.errors import CalError, DivergedError
 from cal_trainer.config import TrainConfig
 from cal_trainer.run.checkpoints import newest_whole
 from cal_trainer.run.endings import Terminated, full_disk, let_end, one_line, raising_terminated
 from cal_trainer.run.paths import validate_paths
+from cal_trainer.trainer_flags import TrainerFlags
 
 if TYPE_CHECKING:
     from cal_trainer.training_arguments import CalTrainingArguments
@@ -46,8 +51,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     output_dir: Path | None = None
     try:
-        if "--help-all" in given:
-            parse(["--help"])
         lines = LogLines(_answer_early(given).log_format)
         log_to(sys.stderr, lines)
         config, arguments = parse(given)
@@ -106,7 +109,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, CalTrainingArguments]:
 
 def _answer_early(argv: Sequence[str]) -> TrainConfig:
     """Answers --help and mistakes in our own flags before torch is imported: arguments.py says why."""
-    (config,) = _parsed([TrainConfig], argv, others=training_argument_types())
+    config, _ = _parsed([TrainConfig, TrainerFlags], argv, others=training_argument_flags())
     assert isinstance(config, TrainConfig)
     if not config.assemble:
         validate_paths(config)

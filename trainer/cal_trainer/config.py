@@ -54,50 +54,57 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
 class TrainConfig(EncodingFlags):
     """Flags in groups: model, data, weights, encoding, what is trained."""
 
-    model_name_or_path: str | None = flag(None, "model to train: a directory or a hub id")
-    dtype: Dtype = flag("float32", "of the weights; --bf16 autocasts on top of it")
+    model_name_or_path: str | None = flag(None, "model to train: a directory or a hub id", "model")
+    dtype: Dtype = flag("float32", "of the weights; --bf16 autocasts on top of it", "model")
     attn_implementation: str = flag("sdpa", "attention, as in transformers")
-    revision: str | None = flag(None, "revision of the model on the hub")
+    revision: str | None = flag(None, "revision of the model on the hub", "model")
     trust_remote_code: bool = flag(False, "run code that comes with the model")
     log_format: LogFormat = flag("text", "of standard error: lines for people, or JSON objects, one a line")
     assemble: list[str] = flag(
         [], "vision=DIR language=DIR: save an untrained LLaVA made of them in --output_dir, and stop"
     )
 
-    data_path: list[str] = flag([], "annotated shards: one or more directories of the same measurement")
+    data_path: list[str] = flag([], "annotated shards: one or more directories of the same measurement", "data")
     crossfit: bool = flag(
         False, "--data_path is of several references, each of which measured rows that it was not trained on"
     )
     partial: bool = flag(False, "train on what is there where shards or rows are missing")
-    source_path: list[str] = flag([], "raw data: joined to the annotated shards by key, or alone")
-    image_folder: list[str] = flag([], "where image paths start; default as measured")
+    source_path: list[str] = flag([], "raw data: joined to the annotated shards by key, or alone", "data")
+    image_folder: list[str] = flag([], "where image paths start; default as measured", "data")
     on_missing: OnMissing = flag("error", "source rows that were not measured: stop, or weigh their tokens alpha")
-    streaming: bool = flag(False, "read shards where they are, without a memory-mapped copy")
+    streaming: bool = flag(False, "read shards where they are, without a memory-mapped copy", "data")
     shuffle_rows: int = flag(DEFAULT_SHUFFLE_ROWS, "rows that streaming shuffles among")
-    eval_path: str | None = flag(None, "annotated shards or raw data to evaluate on, uniform weights")
+    eval_path: str | None = flag(None, "annotated shards or raw data to evaluate on, uniform weights", "data")
     eval_image_folder: str | None = flag(None, "where image paths of --eval_path start; default as measured")
     max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "as in cal-precompute")
     cache_dir: str | None = flag(None, "of datasets: where the Arrow copy is kept")
-    group_by: GroupBy = flag("none", "which samples share a batch")
+    group_by: GroupBy = flag("none", "which samples share a batch", "data")
 
-    delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1")
-    preset: Preset | None = flag(None, "equations: Eq. 3-5 as printed; released: the authors' code (online only)")
-    alpha: str | None = flag(None, "lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1")
-    beta: str | None = flag(None, "upper bound of the clamp, may be inf or a quantile such as q0.9; default 5")
-    window: int | None = flag(None, "tokens averaged, odd; default 3")
-    pool: Pool | None = flag(None, "which tokens are neighbours; default span")
+    delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1", "weights")
+    preset: Preset | None = flag(
+        None, "equations: Eq. 3-5 as printed; released: the authors' code (online only)", "weights"
+    )
+    alpha: str | None = flag(
+        None, "lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1", "weights"
+    )
+    beta: str | None = flag(
+        None, "upper bound of the clamp, may be inf or a quantile such as q0.9; default 5", "weights"
+    )
+    window: int | None = flag(None, "tokens averaged, odd; default 3", "weights")
+    pool: Pool | None = flag(None, "which tokens are neighbours; default span", "weights")
     normalization: Normalization | None = flag(
-        None, "what the weighted sum is divided by; default step, with online micro_batch"
+        None, "what the weighted sum is divided by; default step, with online micro_batch", "weights"
     )
     stop_on_nan: bool = flag(True, "stop, and save nothing, once the loss or a weight is NaN")
-    drift_every: int = flag(0, "log how far the model's own deltas are from the cached ones")
+    drift_every: int = flag(0, "log how far the model's own deltas are from the cached ones", "weights")
 
     trainable: list[str] = flag(
         ["projector", "language_model"],
         "vision_tower, projector, language_model, all, or regular expressions of parameter names",
+        "training",
     )
-    lr_multipliers: list[str] = flag([], "parts that learn at another rate, e.g. vision_tower=0.1")
-    lora_r: int = flag(0, "rank of LoRA adapters in the language model; 0 trains it in full")
+    lr_multipliers: list[str] = flag([], "parts that learn at another rate, e.g. vision_tower=0.1", "training")
+    lora_r: int = flag(0, "rank of LoRA adapters in the language model; 0 trains it in full", "training")
     lora_alpha: int | None = flag(None, "default 2 * lora_r")
     lora_dropout: float = flag(0.0, "of the adapters")
 

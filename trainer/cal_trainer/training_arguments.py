@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
 
+from cal_trainer.trainer_flags import TrainerFlags
+
 
 @dataclass
-class CalTrainingArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' arguments, with other defaults where CAL needs them.
-
-    `remove_unused_columns=False`: the batch carries more than the forward takes. `prediction_loss_only=True`:
-    evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN loss is shown. `report_to="none"`: nothing is
-    sent anywhere unless asked for.
-    """
-
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay False: batches carry deltas"})
-    prediction_loss_only: bool = field(default=True, metadata={"help": "evaluation returns the loss only"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "hide NaN and infinite losses from the log"})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, all, …"})
+class CalTrainingArguments(TrainerFlags, TrainingArguments):  # type: ignore[misc]
+    """transformers' arguments, with other defaults where CAL needs them."""
 
     def __post_init__(self) -> None:
         # `fsdp: true` of a YAML file arrives as a word, which transformers takes for an old option.

@@ -6,7 +6,6 @@ imported inside of `run`.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import importlib
 import logging
@@ -15,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
-from cal_pipeline.arguments import add_version
 from cal_pipeline.console import printing
 from cal_pipeline.inspect import progress
 from cal_pipeline.log_lines import LogFormat, LogLines, log_to, say, typed_format
-from cal_schemas.errors import CalError, ConfigError
+from cal_pipeline.parser import Parser
+from cal_schemas.errors import CalError
 
 EXIT_DONE, EXIT_REFUSED = 0, 2
 
@@ -39,11 +38,12 @@ SUBCOMMANDS = {
     "patch-words": "the nearest words of each patch (LLaVA, LLaVA-NeXT)",
 }
 """Name of a module in `commands` (`-` is `_` there) -> what it is for."""
+_DESCRIPTION = """Looks at annotated shards; SUBCOMMAND --help tells more.
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (cal-inspect --help, or cal-inspect SUBCOMMAND --help, tells more)")
+    cal-inspect summary annotated/
+    cal-inspect show annotated/ "#0"
+    cal-inspect page annotated/ --output page.html
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -79,24 +79,25 @@ def run(argv: Sequence[str] | None = None) -> int:
     return EXIT_REFUSED
 
 
-def _parser(given: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
+def _parser(given: Sequence[str]) -> tuple[Parser, Any]:
     """The parser with the flags of the subcommand that is asked for, and that subcommand's module."""
-    parser = _Parser(prog="cal-inspect", description="Look at annotated shards.", allow_abbrev=False)
-    add_version(parser)
+    parser = Parser(prog="cal-inspect", description=_DESCRIPTION)
+    parser.add_program_flags()
     subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     chosen = next((word for word in given if not word.startswith("-")), None)
+    completes = any(word.replace("-", "_").startswith("__print_completion") for word in given)
     module = None
     for name, purpose in SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
-        if name == chosen:
-            module = importlib.import_module(f"cal_pipeline.inspect.commands.{name.replace('-', '_')}")
-            subparser.description = module.__doc__
-            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_arguments(subparser)
-            subparser.add_argument(
-                "--log_format", choices=get_args(LogFormat), default="text",
-                help="of standard error: lines for people, or JSON objects, one a line (default: %(default)s)",
-            )  # fmt: skip
+        if name != chosen and not completes:
+            subparsers.add_parser(name, help=purpose)
+            continue
+        module = importlib.import_module(f"cal_pipeline.inspect.commands.{name.replace('-', '_')}")
+        subparser = subparsers.add_parser(name, help=purpose, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.add_argument(
+            "--log_format", choices=get_args(LogFormat), default="text",
+            help="of standard error: lines for people, or JSON objects, one a line",
+        )  # fmt: skip
     return parser, module
 
 

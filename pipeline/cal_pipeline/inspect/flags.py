@@ -51,10 +51,11 @@ def add_annotated(parser: argparse.ArgumentParser) -> None:
 
 def add_weighting(parser: argparse.ArgumentParser) -> None:
     """--alpha --beta --window --pool, as cal-train has them."""
-    parser.add_argument("--alpha", type=float, default=1.0, help="lower bound of the clamp, in logits (default 1)")
-    parser.add_argument("--beta", type=float, default=5.0, help="upper bound of the clamp, in logits (default 5)")
-    parser.add_argument("--window", type=int, default=3, help="tokens averaged, odd (default 3)")
-    parser.add_argument("--pool", choices=["span", "joined"], default="span", help="which tokens are neighbours")
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--alpha", type=float, default=1.0, help="lower bound of the clamp, in logits (default 1)")
+    weights.add_argument("--beta", type=float, default=5.0, help="upper bound of the clamp, in logits (default 5)")
+    weights.add_argument("--window", type=int, default=3, help="tokens averaged, odd (default 3)")
+    weights.add_argument("--pool", choices=["span", "joined"], default="span", help="which tokens are neighbours")
 
 
 def weighting_of(arguments: argparse.Namespace) -> dict[str, Any]:

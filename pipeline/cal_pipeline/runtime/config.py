@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from copy import copy
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
-from cal_pipeline.arguments import EncodingFlags, flag
+from cal_pipeline.arguments import REQUIRED, EncodingFlags, flag
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
@@ -55,67 +55,82 @@ def maintenance_config() -> type[Any]:
 class PrecomputeConfig(EncodingFlags):
     """Flags in groups: what is measured with, on what, how, where to, and on which machines."""
 
-    model_name_or_path: str = field(metadata={"help": "reference model: a directory or a hub id"})
-    output_dir: str = field(
-        metadata={"help": "annotated shards go here, local or s3://, gs://, az://; rerun the same command to resume"}
+    model_name_or_path: str = flag(REQUIRED, "reference model: a directory or a hub id", "model")
+    output_dir: str = flag(
+        REQUIRED, "annotated shards go here, local or s3://, gs://, az://; rerun the same command to resume", "output"
     )
-    data_path: list[str] = field(
-        metadata={
-            "help": f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}"
-        }
+    data_path: list[str] = flag(
+        REQUIRED,
+        f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}",
+        "data",
     )
 
-    revision: str | None = flag(None, "revision of the model on the hub")
-    dtype: Dtype = flag("bfloat16", "of the reference; float32 is reproducible bit by bit")
+    revision: str | None = flag(None, "revision of the model on the hub", "model")
+    dtype: Dtype = flag("bfloat16", "of the reference; float32 is reproducible bit by bit", "model")
     attn_implementation: str = flag("sdpa", "attention of the reference: sdpa, eager, flash_attention_2")
-    quantization: Quantization = flag("none", "of the reference: 8bit or 4bit through bitsandbytes, or none")
-    trust_remote_code: bool = flag(False, "run code that comes with the model")
+    quantization: Quantization = flag("none", "of the reference: 8bit or 4bit through bitsandbytes, or none", "model")
+    trust_remote_code: bool = flag(False, "run code that comes with the model", "model")
     reference_saw_data: Literal["yes", "no", "unknown"] = flag(
-        "unknown", "whether the reference was trained on these samples: such deltas favour what it memorised"
+        "unknown",
+        "whether the reference was trained on these samples: such deltas favour what it memorised",
+        "measurement",
     )
 
-    image_folder: list[str] = flag([], "where image paths start: none, one for all data paths, or one for each")
-    data_format: str = field(
-        default="auto", metadata={"choices": ["auto", *FORMATS], "help": "auto goes by the file name"}
-    )
-    rows_per_shard: int = flag(4096, "a file that is no Parquet is split into shards of so many rows")
-    limit: int | None = flag(None, "subset: only the first so many rows")
-    sample: float | None = flag(None, "subset: a random fraction of the rows")
+    image_folder: list[str] = flag([], "where image paths start: none, one for all data paths, or one for each", "data")
+    data_format: str = flag("auto", "auto goes by the file name", "data", choices=["auto", *FORMATS])
+    rows_per_shard: int = flag(4096, "a file that is no Parquet is split into shards of so many rows", "output")
+    limit: int | None = flag(None, "subset: only the first so many rows", "data")
+    sample: float | None = flag(None, "subset: a random fraction of the rows", "data")
     seed: int = flag(0, "of --sample")
 
     max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "a larger image is an image_error")
 
     save_contrast_images: int = flag(0, "write so many images and their perturbed forms into .cal/contrast_images")
     extra_columns: str | None = flag(
-        None, "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)"
+        None,
+        "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)",
+        "output",
     )
     carry: Literal["auto", Carry] = flag(
         "auto",
         "what of the sample goes along: the bytes of all images, of embedded ones, paths alone, or neither images "
         "nor messages",
+        "output",
     )
-    redo_status: str | None = flag(None, "measure rows of these statuses again (comma-separated), e.g. image_error")
+    redo_status: str | None = flag(
+        None, "measure rows of these statuses again (comma-separated), e.g. image_error", "running"
+    )
 
-    num_workers: int = flag(1, "processes that hold a model each")
-    gpus_per_worker: float | None = flag(None, "a fraction shares a GPU, 2 or more spread one model; default 1 or 0")
+    num_workers: int = flag(1, "processes that hold a model each", "running")
+    gpus_per_worker: float | None = flag(
+        None, "a fraction shares a GPU, 2 or more spread one model; default 1 or 0", "running"
+    )
     cpus_per_worker: float = flag(1.0, "CPUs that Ray sets aside for a worker")
-    tokens_per_batch: int = flag(16384, "padded tokens of a batch, image tokens included")
+    tokens_per_batch: int = flag(16384, "padded tokens of a batch, image tokens included", "running")
     encode_threads: int = flag(4, "threads of a worker that decode and encode samples")
-    ray_address: str | None = flag(None, "an existing Ray cluster (also RAY_ADDRESS); default starts Ray here")
-    max_error_fraction: float = flag(0.5, "stop when more than this share of the run's rows is not ok; 1 never stops")
+    ray_address: str | None = flag(
+        None, "an existing Ray cluster (also RAY_ADDRESS); default starts Ray here", "running"
+    )
+    max_error_fraction: float = flag(
+        0.5, "stop when more than this share of the run's rows is not ok; 1 never stops", "running"
+    )
     max_tries: int = flag(3, "of a shard, and of starting a worker")
     shard_timeout_s: float = flag(3600.0, "a shard that takes longer counts as hung")
     start_timeout_s: float = flag(1800.0, "a worker that takes longer to load its model counts as hung")
     idle_timeout_s: float = flag(600.0, "give up when no worker can be placed for so long")
-    dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing")
+    dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing", "running")
 
     log_format: LogFormat = flag("text", "of standard error and of workers' logs: lines for people, or JSON objects")
     metrics_address: str = flag("127.0.0.1:0", "host:port of metrics for Prometheus; port 0 is any that is free")
 
-    status: str | None = flag(None, "say how far the run is that writes to this directory (no other flag counts)")
+    status: str | None = flag(
+        None, "say how far the run is that writes to this directory (no other flag counts)", "running"
+    )
     json: bool = flag(False, "with --status: as JSON")
     verify: bool = flag(
-        False, "read every shard of --output_dir and say what is wrong; --data_path counts where .cal holds no plan"
+        False,
+        "read every shard of --output_dir and say what is wrong; --data_path counts where .cal holds no plan",
+        "running",
     )
     clean: bool = flag(False, "remove what dead runs left behind in --output_dir, never a final shard")
 

@@ -89,12 +89,15 @@ OTHER_TABLES = ("audit", "page", "attention", "patch-words")
     ("given", "reason"),
     [
         ([], "required: SUBCOMMAND"),
-        (["sumary"], "invalid choice"),
+        (["sumary"], "invalid choice: 'sumary'; did you mean summary?"),
         (["summary"], "required: ANNOTATED"),
         (["summary", "nowhere"], "nowhere: no such file or directory"),
         (["summary", "{normal}", "{normal}"], "is named twice"),
         (["summary", "{normal}", "--alpha", "7"], "0 <= alpha <= beta"),
-        (["summary", "{normal}", "--windw", "7"], "unrecognized arguments: --windw"),
+        (["summary", "{normal}", "--windw", "7"], "unknown flag --windw; did you mean --window?"),
+        (["summary", "{normal}", "--win", "7"], "unknown flag --win; did you mean --window?"),
+        (["show", "--tokenzier", "x"], "unknown flag --tokenzier; did you mean --tokenizer?"),
+        (["--vresion"], "unknown flag --vresion; did you mean --version?"),
         (["tokens", "{normal}", "--top", "0", "--tokenizer", "{model}"], "--top"),
         (["tokens", "{normal}"], "--tokenizer"),
         (["tokens", "{normal}", "--tokenizer", "{images}"], "no such tokenizer file"),
@@ -185,4 +188,4 @@ def test_the_help_of_no_subcommand_imports_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code, *SUBCOMMANDS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in SUBCOMMANDS:
-        assert f"cal-inspect {name} [" in done.stdout
+        assert f"usage: cal-inspect {name} " in done.stdout

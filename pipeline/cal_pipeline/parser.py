@@ -1,0 +1,238 @@
+"""Parses the command lines of all programs: short pages of help, mistyped names named, completion for shells."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.metadata
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Any, NoReturn
+
+from cal_pipeline.config_file import unknown_flag
+from cal_pipeline.transformers_source import hf_argument_parser
+from cal_schemas.errors import ConfigError
+
+ADVANCED, TRANSFORMERS = "advanced", "transformers' TrainingArguments"
+_HIDDEN = (ADVANCED, TRANSFORMERS)
+"""Groups that only --help-all shows."""
+_GROUPS = ("model", "data", "encoding", "measurement", "weights", "training", "output", "running", "options", *_HIDDEN)
+_WIDTH = 80
+_NUMBERS: dict[Any, str] = {int: "N", float: "X"}
+_PACKAGES = ("torch", "transformers")
+_HfArgumentParser: Any = hf_argument_parser()
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Writes a flag once, with what it takes in a word, and its default where there is one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, _WIDTH) - 2)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _NUMBERS.get(action.type, action.dest.rsplit("_")[-1].upper())
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "?" and action.const is True:
+            return ""
+        if action.nargs in ("+", "*"):  # The latter are transformers', nearly all of which take one value.
+            (metavar,) = self._metavar_formatter(action, default_metavar)(1)
+            return f"{metavar} ..." if action.nargs == "+" else metavar
+        return super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return self._format_args(action, action.dest)
+        spelled: dict[str, str] = {}
+        for name in action.option_strings:
+            spelled.setdefault(name.replace("_", "-"), name)
+        names = list(spelled.values())
+        if action.nargs == "?" and action.default is True:
+            names = [f"--[no_]{action.dest}"]
+        return f"{', '.join(names)} {self._format_args(action, self._get_default_metavar_for_optional(action))}".strip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        says_nothing = action.default in (None, [], False, "False", argparse.SUPPRESS) or action.nargs == 0
+        if says_nothing or "default" in text:
+            return text
+        return f"{text} (default: {' '.join(action.default) if isinstance(action.default, list) else '%(default)s'})"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class Parser(_HfArgumentParser):  # type: ignore[misc]
+    """Parses the flags of dataclasses, and others that are added; raises ConfigError for what is wrong.
+
+    A field's metadata may name the `group` of its flag, else it is an advanced one.
+
+    Args:
+        kinds: the dataclasses.
+        description: paragraphs; those that are indented are examples, and end the page of --help.
+        add_help: whether there is a page of help.
+    """
+
+    def __init__(self, kinds: Any = (), *, description: str | None = None, add_help: bool = True, **given: Any) -> None:
+        self._given: Sequence[str] = ()
+        super().__init__(kinds, **{**given, "add_help": False, "allow_abbrev": False, "formatter_class": _Formatter})
+        paragraphs = (description or "").split("\n\n")
+        self.paragraphs = [" ".join(text.split()) for text in paragraphs if not text.startswith("    ")]
+        self.examples = [
+            line.strip() for text in paragraphs if text.startswith("    ") for line in text.splitlines() if line.strip()
+        ]
+        if add_help:
+            self.add_argument("-h", "--help", action=_Help, nargs=0, help="show this page and exit")
+            self.add_argument(
+                "--help-all", "--help_all", action=_Help, nargs=0, const=True, help="the same with all flags"
+            )
+
+    def group(self, title: str) -> Any:
+        """Returns the group of flags with this title, made where there is none."""
+        there = (group for group in self._action_groups if group.title == title)
+        return next(there, None) or self.add_argument_group(title)
+
+    def add_program_flags(self) -> None:
+        """Adds --version and --print_completion."""
+        self.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
+        self.add_argument(
+            "--print_completion", "--print-completion", action=_Completion, choices=("bash", "zsh"),
+            help="print what completes flags in a shell, and exit",
+        )  # fmt: skip
+
+    def _parse_dataclass_field(self, parser: Any, field: Any) -> None:
+        declared = copy(field)
+        metadata = dict(field.metadata)
+        group = self.group(metadata.pop("group", ADVANCED))
+        declared.metadata = metadata
+        _HfArgumentParser._parse_dataclass_field(group, declared)
+        if declared.default is True:
+            group._group_actions[-1].help = argparse.SUPPRESS  # --no_… is in the line of its flag
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; ConfigError for what is wrong."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._given, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; ConfigError for what is wrong."""
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise ConfigError(unknown_flag(unknown[0].split("=")[0], self._names()))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError: for a mistyped flag first, without which others may be missing."""
+        names = self._names()
+        for word in self._given:
+            if word == "--":
+                break
+            if word.startswith("--") and (flag := word.split("=")[0]).replace("-", "_")[2:] not in names:
+                raise ConfigError(unknown_flag(flag, names))
+        raise ConfigError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        meant = f"did you mean {close[0]}? There are" if close else "choose from"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {meant} {', '.join(choices)}")
+
+    def _names(self) -> list[str]:
+        """Names of all flags, also of subcommands, without dashes in front."""
+        words = (word for parser in self.with_subcommands() for word in parser._option_string_actions)
+        return list(dict.fromkeys(word.lstrip("-").replace("-", "_") for word in words if word != "-h"))
+
+    def with_subcommands(self) -> Iterator[Parser]:
+        """Yields itself and the parsers of its subcommands."""
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser.with_subcommands()
+
+    def format_help(self, *, everything: bool = False) -> str:
+        """Returns the page of help: the flags in groups, how many more there are, examples."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self._usage(formatter), [], [])
+        for text in self.paragraphs:
+            formatter.add_text(text)
+        hidden = []
+        for group in sorted(self._action_groups, key=_place):
+            shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+            if shown and group.title in _HIDDEN and not everything:
+                hidden.append(f"{len(shown)} {group.title}")
+                continue
+            formatter.start_section(group.title)
+            formatter.add_arguments(shown)
+            formatter.end_section()
+        if hidden:
+            formatter.add_text(f"{self.prog} --help-all shows more flags: {', '.join(hidden)}.")
+        page: str = formatter.format_help()
+        if self.examples:
+            page += "\nexamples:\n" + "\n".join(_in_lines(example) for example in self.examples) + "\n"
+        return page
+
+    def _usage(self, formatter: Any) -> str:
+        words = [self.prog]
+        words += [formatter._format_action_invocation(action) for action in self._actions if action.required
+                  and action.option_strings]  # fmt: skip
+        words += [
+            "[FLAGS]",
+            *(formatter._format_args(action, action.dest) for action in self._get_positional_actions()),
+        ]
+        lines = textwrap.fill(
+            " ".join(words), _WIDTH - 2, initial_indent=" " * len("usage: "), subsequent_indent=" " * 11,
+            break_on_hyphens=False, break_long_words=False,
+        )  # fmt: skip
+        return lines.lstrip().replace("%", "%%")
+
+
+def _place(group: Any) -> int:
+    """Where a group stands: positional arguments and subcommands first."""
+    return _GROUPS.index(group.title) if group.title in _GROUPS else -1
+
+
+def _in_lines(example: str) -> str:
+    """A command in lines that a shell takes for one."""
+    lines = [""]
+    for part in re.split(r" (?=--)", example):
+        if lines[-1] and len(lines[-1]) + len(part) > _WIDTH - 8:
+            lines.append("")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return "  " + " \\\n      ".join(lines)
+
+
+class _Help(argparse.Action):
+    def __call__(self, parser: Any, *_: Any) -> None:
+        parser._print_message(parser.format_help(everything=bool(self.const)), sys.stdout)
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Any, *_: Any) -> None:
+        try:
+            version = importlib.metadata.version("cal-vlm")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        others = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+        parser._print_message(f"cal-vlm {version} ({others}, Python {sys.version.split()[0]})\n", sys.stdout)
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, shell: Any, *_: Any) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError as error:
+            raise ConfigError("shtab is missing: pip install 'cal-vlm[completion]'") from error
+        for action in (action for part in parser.with_subcommands() for action in part._actions):
+            if action.nargs != 0 and action.choices is None and action.type not in _NUMBERS:
+                action.complete = shtab.FILE  # What is neither of a few words nor a number may be a path.
+        parser._print_message(shtab.complete(parser, shell), sys.stdout)
+        parser.exit()

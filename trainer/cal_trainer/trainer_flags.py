@@ -1,0 +1,38 @@
+"""Declares those of transformers' flags that --help shows, or that have other defaults here; needs no transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cal_pipeline.arguments import REQUIRED, flag
+
+
+@dataclass(kw_only=True)
+class TrainerFlags:
+    """Transformers' names and types; their defaults too, but for the last three.
+
+    `remove_unused_columns=False`: the batch carries more than the forward takes. `prediction_loss_only=True`:
+    evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN loss is shown.
+    """
+
+    output_dir: str = flag(REQUIRED, "where the trained model and its checkpoints go", "output")
+    save_steps: float = flag(500, "steps between two checkpoints", "output")
+    report_to: str = flag("none", "also show the metrics in: tensorboard, trackio, wandb, …", "output")
+    logging_steps: float = flag(500, "steps between two lines of the log", "output")
+
+    num_train_epochs: float = flag(3.0, "how often all rows are seen", "training")
+    learning_rate: float = flag(5e-5, "the highest, of AdamW", "training")
+    warmup_steps: float = flag(0, "steps until it is reached, or below 1 a share of all", "training")
+    per_device_train_batch_size: int = flag(8, "rows on a device at once", "training")
+    gradient_accumulation_steps: int = flag(1, "batches of a step", "training")
+    gradient_checkpointing: bool | None = flag(
+        None, "compute activations twice to keep less of them", "training", nargs="?", const=True
+    )
+    bf16: bool = flag(False, "compute in bfloat16", "training")
+
+    dataloader_num_workers: int = flag(0, "processes that load and encode rows", "running")
+    resume_from_checkpoint: str | None = flag(None, "checkpoint to go on from: a directory, or last", "running")
+
+    remove_unused_columns: bool = flag(False, "must stay False: batches carry deltas")
+    prediction_loss_only: bool = flag(True, "evaluation returns the loss only")
+    logging_nan_inf_filter: bool = flag(False, "hide NaN and infinite losses from the log")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,7 +23,7 @@ from cal_pipeline.arguments import parse_configs
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
 from cal_pipeline.transformers_source import training_argument_flags
-from cal_schemas.errors import CalError, DivergedError
+from cal_schemas.errors import CalError, ConfigError, DivergedError
 from cal_trainer.config import TrainConfig
 from cal_trainer.run.checkpoints import newest_whole
 from cal_trainer.run.endings import Terminated, full_disk, let_end, one_line, raising_terminated
@@ -112,6 +113,8 @@ def _answer_early(argv: Sequence[str]) -> TrainConfig:
     config, _ = _parsed([TrainConfig, TrainerFlags], argv, others=training_argument_flags())
     assert isinstance(config, TrainConfig)
     if not config.assemble:
+        if find_spec("datasets") is None:
+            raise ConfigError("cal-train needs datasets: pip install 'cal-vlm[train]'")
         validate_paths(config)
     return config
 

@@ -64,7 +64,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except CalError as error:
         reason = str(error)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("duckdb", "pandas", "matplotlib"):
+        if (error.name or "").split(".")[0] not in ("datasets", "duckdb", "pandas", "matplotlib"):
             raise
         reason = f"{error.name} is missing: pip install 'cal-vlm[inspect]'"
     except OSError as error:

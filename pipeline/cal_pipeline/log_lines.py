@@ -13,7 +13,19 @@ from typing import Any, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 _QUIET = dict.fromkeys(
-    ("httpx", "urllib3", "filelock", "datasets", "fsspec", "boto3", "botocore", "s3transfer", "azure", "google"),
+    (
+        "httpx",
+        "httpx2",
+        "urllib3",
+        "filelock",
+        "datasets",
+        "fsspec",
+        "boto3",
+        "botocore",
+        "s3transfer",
+        "azure",
+        "google",
+    ),
     logging.WARNING,
 ) | {"bitsandbytes": logging.ERROR}
 """Third parties that say more at every start than anybody asked."""

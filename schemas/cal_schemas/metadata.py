@@ -46,6 +46,8 @@ class ShardSource:
     sample_seed: int = 0
     etag: str | None = None
     """In an object store: changes whenever the object does; mtime_ns is 0 then."""
+    revision: str | None = None
+    """On the Hub: the commit that was read."""
     data_format: str = "auto"
     """Input format it was read as; `auto` where an older file does not say: the name tells."""
 

@@ -28,7 +28,7 @@ from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location
 from cal_schemas.whole import open_shard
 
-_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "row_start", "row_stop")
+_SAME_SOURCE = ("num_rows", "size", "mtime_ns", "etag", "revision", "row_start", "row_stop")
 _REDO_BATCH_ROWS = 64
 _ANOTHER = "choose another --output_dir, or remove the old shards"
 
@@ -157,6 +157,8 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
                 ". A mere copy (made without cp -p or rsync -t) wants its time back: "
                 f"touch -d @{seconds}.{part:09d} {shlex.quote(now.uri)}"
             )
+        if was.revision != now.revision and was.revision:
+            ways_out += f", or go on with the commit that it was measured at: @{was.revision} after the data set's name"
         raise ConfigError(f"{now.uri} has changed since {name} was written ({listed}): {ways_out}")
 
 

@@ -39,6 +39,7 @@ from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
 from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
+from cal_pipeline.sources.hub import hub_name
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import Source, plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, sample_rows
@@ -145,7 +146,7 @@ def _validate_output(output_dir: str, shards: Sequence[Shard]) -> None:
     inside = location(output_dir).resolve()
     if own := next((uri for uri in {shard.source.uri for shard in shards} if lies_in(location(uri), inside)), None):
         raise ConfigError(f"{own} lies in --output_dir {output_dir}: keep input and output apart")
-    for path in {location(shard.source.data_path) for shard in shards}:
+    for path in {location(given) for given in {shard.source.data_path for shard in shards} if hub_name(given) is None}:
         if lies_in(inside, path.resolve()) and path.is_dir():
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 

@@ -40,6 +40,7 @@ _STORE_VARIABLES = (
     "STORAGE_EMULATOR_HOST",
     "AZURE_STORAGE_ACCOUNT_NAME",
     "AZURE_STORAGE_ENDPOINT",
+    "HF_ENDPOINT",
 )
 _log = logging.getLogger(__name__)
 

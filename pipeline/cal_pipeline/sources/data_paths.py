@@ -80,7 +80,7 @@ def _matching(pattern: Path) -> list[Location]:
     if "**" not in pattern.parts:
         return [*sorted(item for item in map(Path, glob.glob(str(pattern))) if counts_as_file(item))]
     base = Path(*_literal(pattern.parts))
-    form = re.compile(_glob_to_regex(pattern.relative_to(base).as_posix()))
+    form = re.compile(glob_to_regex(pattern.relative_to(base).as_posix()))
     return files_below(base, lambda file: bool(form.fullmatch(file.relative_to(base).as_posix())))  # type: ignore[arg-type]
 
 
@@ -108,6 +108,7 @@ def _find_local(path: Path) -> tuple[Path, list[Location]]:
 
 def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     """As in a file system: one object, all below a prefix, or those that braces and globs name."""
+    path = path.pinned()
     if path.key and path.is_file():
         return path.parent, [replace(path, known=path.stat())]
     names = expand_braces(path.key)
@@ -118,7 +119,7 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     there = {item.key: item for item in base.files()}
     files: dict[str, ObjectPath] = {}
     for name in names:
-        pattern = re.compile(_glob_to_regex(name))
+        pattern = re.compile(glob_to_regex(name))
         keys = [name] if name in there else [key for key in there if glob.has_magic(name) and pattern.fullmatch(key)]
         keys = keys or [key for key in there if key.startswith(f"{name}/")]
         if not keys and len(names) > 1:
@@ -127,7 +128,7 @@ def _find_objects(path: ObjectPath) -> tuple[ObjectPath, list[Location]]:
     return base, [*files.values()]
 
 
-def _glob_to_regex(pattern: str) -> str:
+def glob_to_regex(pattern: str) -> str:
     """A shell pattern as a regular expression: `*`, `?`, `[…]` stay within a part, `**/` spans any number of them."""
     regex = ""
     for token in _GLOB_TOKEN.findall(pattern):

@@ -14,12 +14,14 @@ from pathlib import PurePosixPath
 
 from cal_pipeline.sources.data_paths import existing_directory, find_files
 from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_of, known_suffix
+from cal_pipeline.sources.hub import find_hub_files, hub_name
 from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.shard import Shard, state_of
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.metadata import ShardSource
 from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.object_path import ObjectPath
 
 Source = tuple[Location, str, InputFormat]
 """(file, relative name, format)."""
@@ -30,12 +32,15 @@ _log = logging.getLogger(__name__)
 
 
 def find_sources(data_path: str, data_format: str) -> list[Source]:
-    """Expands one `--data_path` (file, directory, glob or braces)."""
-    base, files = find_files(data_path)
+    """Expands one `--data_path` (file, directory, glob, braces, or the name of a data set of the Hub)."""
+    name = hub_name(data_path)
+    base, files = find_hub_files(name) if name else find_files(data_path)
+    # Of what is searched only files that look like data count, of what is named one by one all.
+    searched = name is not None or _is_place(base, location(data_path))
     sources = []
     for file in files:
         suffix = known_suffix(file)
-        if suffix is None and (data_format == "auto" or base == location(data_path)):
+        if suffix is None and (data_format == "auto" or searched):
             continue
         relative = file.relative_to(base).as_posix()  # type: ignore[arg-type]
         sources.append((file, relative.removesuffix(suffix or file.suffix), format_of(file, data_format)))
@@ -71,12 +76,13 @@ def plan_shards(
         for folder in image_folders:
             existing_directory("--image_folder", folder)
         sources = [find_sources(data_path, data_format) for data_path in data_paths]
-    for data_path, of_path, files in zip(data_paths, folders, sources, strict=True):
+    of_paths = [None if folder is None else _kept(location(folder)) for folder in folders]
+    for data_path, of_path, files in zip(data_paths, of_paths, sources, strict=True):
         for file, stem, input_format in files:
             _validate_name(file, stem)
             source = ShardSource(
                 uri=str(file.resolve()), data_path=data_path, data_format=input_format.name,
-                image_folder=None if of_path is None else str(location(of_path).absolute()),
+                image_folder=of_path,
                 num_rows=0, row_start=0, row_stop=0, size=0, mtime_ns=0,
             )  # fmt: skip
             try:
@@ -98,6 +104,19 @@ def plan_shards(
     if not shards:
         raise ConfigError(f"no rows in {', '.join(data_paths)}")
     return shards
+
+
+def _kept(folder: Location) -> str:
+    """An image folder as it is stored with the rows: independent of where the run was started, and of later commits."""
+    return str(folder.pinned() if isinstance(folder, ObjectPath) else folder.absolute())
+
+
+def _is_place(base: Location, place: Location) -> bool:
+    """Whether a base is the place itself; it may be pinned to a commit of it."""
+    pinned = (
+        replace(place, bucket=base.bucket) if isinstance(base, ObjectPath) and isinstance(place, ObjectPath) else place
+    )
+    return base == pinned
 
 
 def count_rows(uri: str, data_format: str) -> int:

@@ -12,6 +12,7 @@ from cal_schemas.errors import ShardError
 from cal_schemas.metadata import ShardSource, drawn_rows
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.storage.protocol import ObjectInfo
 
 
@@ -40,8 +41,9 @@ def state_of(file: Location) -> dict[str, Any]:
     """Returns what is kept of a source in its shards to notice that it has changed, by field of ShardSource."""
     stat = file.stat()
     if isinstance(stat, ObjectInfo):
-        return {"size": stat.st_size, "mtime_ns": 0, "etag": stat.etag}
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "etag": None}
+        commit = file.commit if isinstance(file, ObjectPath) else None
+        return {"size": stat.st_size, "mtime_ns": 0, "etag": stat.etag, "revision": commit}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "etag": None, "revision": None}
 
 
 def changes(source: ShardSource) -> str:

@@ -9,7 +9,7 @@ from typing import cast
 
 from cal_schemas.storage.protocol import Backend
 
-_CLASSES = {"s3": "s3.S3", "gs": "gs.GoogleStorage", "az": "az.AzureStorage"}
+_CLASSES = {"s3": "s3.S3", "gs": "gs.GoogleStorage", "az": "az.AzureStorage", "hf": "hf.Hub"}
 
 
 def backend(scheme: str) -> Backend:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,10 @@ from cal_schemas.storage.object_path import ObjectPath
 
 Location: TypeAlias = Path | ObjectPath
 
-_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "hf": "hf"}
+_HUB = re.compile(
+    r"datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/@]+))?(?:/(?P<key>.*))?", re.DOTALL
+)
 _BACKSLASH_OR_NUL = ("\\", "\0")
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def lies_in(inner: Location, outer: Location) -> bool:
 
 
 def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
-    """What the user typed, as something to open: a path, `file://`, `s3://`, `gs://` or `az://bucket/key`.
+    """What the user typed, as something to open: a path, `file://`, `s3://`, `gs://` or `az://bucket/key`, `hf://`.
 
     Raises ConfigError for any other scheme, and for a URL without a bucket.
     """
@@ -66,7 +70,11 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
             raise ConfigError(f"{text}: a file:// URL of another host; write file:///path")
         return Path(unquote(parsed.path))
     if scheme not in _SCHEMES:
-        raise ConfigError(f"{text}: no store is known for {scheme}://; expected a path, file://, s3://, gs:// or az://")
+        raise ConfigError(
+            f"{text}: no store is known for {scheme}://; expected a path, file://, s3://, gs://, az:// or hf://"
+        )
+    if scheme == "hf":
+        return _on_the_hub(text, rest)
     bucket, _, key = rest.partition("/")
     if not bucket or any(mark in rest for mark in _BACKSLASH_OR_NUL):
         raise ConfigError(f"{text}: expected {scheme}://bucket/key")
@@ -77,6 +85,14 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
             "(AZURE_STORAGE_ACCOUNT_NAME, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …)"
         )
     return ObjectPath(_SCHEMES[scheme], bucket, key.removesuffix("/"))
+
+
+def _on_the_hub(text: str, rest: str) -> ObjectPath:
+    """A data set's repository, and what lies in it; a revision is spelled with `%2F` for its slashes."""
+    if not (found := _HUB.fullmatch(rest)) or any(mark in rest for mark in _BACKSLASH_OR_NUL):
+        raise ConfigError(f"{text}: expected hf://datasets/ORG/NAME, with @REVISION and /FILE where they are wanted")
+    revision = "" if found["revision"] is None else f"@{quote(unquote(found['revision']), safe='')}"
+    return ObjectPath("hf", f"datasets/{found['repo']}{revision}", (found["key"] or "").removesuffix("/"))
 
 
 def counts_as_file(path: Path) -> bool:

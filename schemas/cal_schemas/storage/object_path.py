@@ -1,4 +1,4 @@
-"""Names objects in `s3://`, `gs://` and `az://` stores, in as much of `pathlib.Path`'s language as this project uses.
+"""Names objects in `s3://`, `gs://`, `az://` and `hf://`, in as much of `pathlib.Path`'s language as is used here.
 
 Code that opens, lists and names files does not ask where they are. What an object store cannot do (links, renames in
 place, appending) there is no method for.
@@ -14,11 +14,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from cal_schemas.errors import StoreError
 from cal_schemas.storage.factory import backend
 from cal_schemas.storage.protocol import Backend, ObjectInfo
+
+if TYPE_CHECKING:
+    from cal_schemas.storage.hf import Hub
 
 _READ_AHEAD = 8 * 2**20
 
@@ -89,6 +92,16 @@ class ObjectPath:
     def absolute(self) -> ObjectPath:
         """Itself."""
         return self
+
+    def pinned(self) -> ObjectPath:
+        """The same in the commit that its revision is now; itself in a store that keeps no commits."""
+        return replace(self, bucket=cast("Hub", self._store).pin(self.bucket)) if self.scheme == "hf" else self
+
+    @property
+    def commit(self) -> str | None:
+        """Of the Hub, where it is pinned to one."""
+        revision = self.bucket.partition("@")[2]
+        return revision if self.scheme == "hf" and len(revision) == 40 else None
 
     def is_relative_to(self, other: object) -> bool:
         """Whether it is `other` or lies under it."""

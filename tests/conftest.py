@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from cal_pipeline.encoding.encoder import Encoder
+    from hub_server import HubServer
 
 # A machine that others share is no failure of a property.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -104,6 +105,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub of this test's own, to which this process and its children turn; the waits between tries are short."""
+    from huggingface_hub import constants
+
+    from cal_schemas.storage import factory, hf
+    from hub_server import HubServer
+
+    with HubServer(page_size=3) as server:
+        for name, value in server.environment(HF_HUB_CACHE=str(tmp_path / "hub-cache")).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+        monkeypatch.setattr(hf, "_FIRST_WAIT_S", 0.01)
+        monkeypatch.setattr(hf, "_LONGEST_WAIT_S", 0.05)
+        factory._backend.cache_clear()
+        yield server
+    factory._backend.cache_clear()
 
 
 @pytest.fixture(scope="session")

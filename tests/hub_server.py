@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-READER, WRITER = "hf_readertoken", "hf_writertoken"
+READER, WRITER = (f"hf_{who}OfTheTestsThatNobodyMayEverSee" for who in ("reader", "writer"))
 """Tokens that the server knows: both see private repositories, and gated ones where `granted` holds them."""
 _LFS = (".parquet", ".arrow", ".tar", ".zip", ".png", ".jpg", ".bin", ".gz", ".zst")
 _MODIFIED = "2026-01-02T03:04:05.000Z"

@@ -24,6 +24,8 @@ _WITH_PASSWORD = re.compile(r"\s*[a-zA-Z][\w+.-]*:/+[^/@:]*:[^@]*@")
 _SECRET = re.compile(rf"(?i){_NAMES}=")
 # An address with a port and without a scheme, as a library quotes one that it cannot use.
 _BARE = re.compile(r"(?<![^\s/'\"<>=(,`])[^\s/:@'\"<>=(,`]+:[^\s/:@\"<>]+@(?=[\w.-]+:\d|\[)")
+_TOKEN = re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{20,}|\b(Bearer )[^\s'\"]+")
+"""Of the Hub, and of any header that a library quotes."""
 _NAMED = (
     # Queries of addresses whose host a library left out, and connection strings.
     (re.compile(rf"(?i)\?[^\s'\"<>?]*{_NAMES}=[^\s'\"<>)]+"), ""),
@@ -45,6 +47,8 @@ def redacted(text: str) -> str:
     if "=" in text:
         for pattern, instead in _NAMED:
             text = pattern.sub(instead, text)
+    if "hf_" in text or "api_org_" in text or "Bearer " in text:
+        text = _TOKEN.sub(lambda found: f"{found[1] or found[2]}…", text)
     return text
 
 

@@ -5,6 +5,7 @@ shard, `images.read_images` and `decode_images` the images of a sample. Read for
 module that registers itself there, and one line here:
 """
 
+from cal_pipeline.sources import arrow as arrow
 from cal_pipeline.sources import json as json
 from cal_pipeline.sources import parquet as parquet
 from cal_pipeline.sources import webdataset as webdataset

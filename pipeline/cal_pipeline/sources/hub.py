@@ -16,6 +16,7 @@ from typing import cast
 
 from cal_pipeline.sources.formats import FORMATS, format_of, known_suffix
 from cal_pipeline.sources.hub_splits import Splits, configurations
+from cal_pipeline.sources.saved_datasets import data_files
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
@@ -67,7 +68,7 @@ def find_hub_files(name: HubName) -> tuple[ObjectPath, list[Location]]:
         if not name.is_short:
             raise
         raise ConfigError(f"--data_path {name.spelled}: no such file or directory here, and {error}") from error
-    there = {item.key: item for item in root.files() if not _is_hidden(item.key)}
+    there = {item.key: item for item in cast(list[ObjectPath], data_files([*root.files()])) if not _is_hidden(item.key)}
     default, found = configurations(root, there)
     config, splits = _chosen(name, default, found)
     keys, left_out = _of_one_format(dict.fromkeys(key for of_split in splits.values() for key in of_split))

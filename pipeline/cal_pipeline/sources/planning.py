@@ -17,6 +17,7 @@ from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_
 from cal_pipeline.sources.hub import find_hub_files, hub_name
 from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
+from cal_pipeline.sources.saved_datasets import data_files
 from cal_pipeline.sources.shard import Shard, state_of
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.metadata import ShardSource
@@ -38,7 +39,7 @@ def find_sources(data_path: str, data_format: str) -> list[Source]:
     # Of what is searched only files that look like data count, of what is named one by one all.
     searched = name is not None or _is_place(base, location(data_path))
     sources = []
-    for file in files:
+    for file in data_files(files) if searched else files:
         suffix = known_suffix(file)
         if suffix is None and (data_format == "auto" or searched):
             continue

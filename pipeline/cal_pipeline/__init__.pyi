@@ -11,6 +11,8 @@ from .measuring.contrast import delta_logits as delta_logits
 from .measuring.measure import measure as measure
 from .models.loading import load_processor as load_processor
 from .models.loading import load_reference as load_reference
+from .python_call import precompute as precompute
+from .runtime.result import PrecomputeResult as PrecomputeResult
 from .sources.images import decode_images as decode_images
 from .sources.images import read_images as read_images
 from .sources.planning import plan_shards as plan_shards

@@ -22,6 +22,7 @@ from cal_pipeline.output.store import open_store
 from cal_pipeline.output.verify import print_verification, verify
 from cal_pipeline.runtime.config import JSON_ALONE, PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, fault_of
+from cal_pipeline.runtime.result import PrecomputeResult
 from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.status import print_status, status_of
 from cal_pipeline.sources.data_paths import existing_directory
@@ -44,16 +45,7 @@ def run(argv: Sequence[str] | None = None) -> int:
                 return _maintain(asked, argv)
             config = parse_config(PrecomputeConfig, argv, program="cal-precompute", description=__doc__ or "")
             log_to(sys.stderr, LogLines(config.log_format))
-            sources = validate_paths(config)
-            # Here begin torch, transformers and Ray: arguments.py says why.
-            from cal_pipeline.runtime import plan
-
-            planned = plan.make_plan(config, sources)
-            if config.dry_run:
-                return plan.print_plan(planned)
-            from cal_pipeline.runtime import execution
-
-            return execution.execute(planned, interruption)
+            return measure(config, interruption).exit_code
         except (Exception, KeyboardInterrupt) as error:
             fault = fault_of(error)
             if fault.in_driver == "stop":
@@ -64,6 +56,26 @@ def run(argv: Sequence[str] | None = None) -> int:
                 raise
             say("cal-precompute", message, on_new_line=fault.in_driver == "interrupt")
             return interruption.exit_code if fault.exit_code is None else fault.exit_code
+
+
+def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeResult:
+    """Checks everything, then measures, or with `--dry_run` says what would be; raises what the table of faults has."""
+    sources = validate_paths(config)
+    # Here begin torch, transformers and Ray: arguments.py says why.
+    from cal_pipeline.runtime import plan
+
+    planned = plan.make_plan(config, sources)
+    if config.dry_run:
+        return PrecomputeResult(
+            output_dir=config.output_dir,
+            exit_code=plan.print_plan(planned),
+            shards_done_before=len(planned.progress.done),
+            statuses_before=planned.statuses_before(),
+            failed={shard.name: str(shard.problem) for shard in planned.broken},
+        )
+    from cal_pipeline.runtime import execution
+
+    return execution.execute(planned, interruption)
 
 
 def validate_paths(config: PrecomputeConfig) -> list[list[Source]]:

@@ -26,6 +26,7 @@ from cal_pipeline.runtime.ray_metrics import RayMetrics
 from cal_pipeline.runtime.ray_notices import ray_notices
 from cal_pipeline.runtime.ray_session import ray_session
 from cal_pipeline.runtime.report import RunReport, print_report, projection
+from cal_pipeline.runtime.result import PrecomputeResult
 from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.state import RunState
 from cal_pipeline.runtime.watchdog import Watchdog
@@ -37,8 +38,8 @@ from cal_schemas.storage.locations import write_whole
 _log = logging.getLogger("cal-precompute")
 
 
-def execute(plan: Plan, interruption: Interruption) -> int:
-    """Measures the plan's shards, and prints and writes the report; returns the exit code.
+def execute(plan: Plan, interruption: Interruption) -> PrecomputeResult:
+    """Measures the plan's shards, and prints and writes the report; returns what it came to.
 
     Raises ConfigError where no worker can start, RunAbortedError where going on was useless, and KeyboardInterrupt,
     which says how far the run had come, after a signal.
@@ -132,7 +133,18 @@ def execute(plan: Plan, interruption: Interruption) -> int:
     elif report.none_is_ok():
         say("cal-precompute", "no row is ok: see above")
     failed = outcome.failed or outcome.too_many_not_ok or report.none_is_ok() or in_output is None
-    return EXIT_SHARDS_FAILED if failed else EXIT_DONE
+    return PrecomputeResult(
+        output_dir=config.output_dir,
+        exit_code=EXIT_SHARDS_FAILED if failed else EXIT_DONE,
+        shards=len(report.shards),
+        shards_done_before=report.shards_done_before,
+        statuses=dict(report.statuses()),
+        statuses_before=report.statuses_before,
+        label_tokens=report.total("label_tokens"),
+        failed=report.failed,
+        seconds=report.seconds,
+        report=None if path is None else str(path),
+    )
 
 
 def _compare_with_plan(plan: Plan, shards: Sequence[Shard], outcome: RunOutcome) -> None:

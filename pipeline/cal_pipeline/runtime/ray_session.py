@@ -58,6 +58,8 @@ def ray_session(cluster: Cluster, starting: Callable[[], AbstractContextManager[
     `starting` is entered around `ray.init`, which takes signals for itself. Raises ConfigError when there is no cluster
     at the address, or Ray cannot start here.
     """
+    if ray.is_initialized():  # A second start would fail, and `_init` end what somebody else in this process runs on.
+        raise ConfigError("Ray runs in this process already: call ray.shutdown() first")
     address = named_cluster(cluster.address)
     with nullcontext() if address else _closed_to_others(), nullcontext() if address else session_dir() as temporary:
         try:

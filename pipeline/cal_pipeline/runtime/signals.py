@@ -24,10 +24,14 @@ class Interruption:
     KeyboardInterrupt, because Ray's wait swallows any other exception that a signal handler raises. Ignored later,
     because schedulers and process groups deliver a signal twice, and the second must not break the cleaning up. That
     has a minute: then the process ends at once, whatever still waits. Where no exception gets out (a finalizer, what
-    Python runs around a fork), the signal comes again a moment later.
+    Python runs around a fork), the signal comes again a moment later. A thread that is not the main one takes none.
+
+    Args:
+        ends_process: whether that minute ends it; not where the process is somebody else's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = True) -> None:
+        self._ends_process = ends_process
         self.number: int | None = None
         """The signal that arrived."""
         self._before: dict[int, object] = {}
@@ -91,7 +95,7 @@ class Interruption:
         if self.number is not None:
             return
         self.number = number
-        if self._limit is None:
+        if self._limit is None and self._ends_process:
             self._limit = _later(_CLEANUP_S, self._give_up, number)
         if not _starts_a_process(frame):
             raise KeyboardInterrupt

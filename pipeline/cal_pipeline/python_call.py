@@ -1,0 +1,99 @@
+"""Measures from Python, a notebook for example, as `cal-precompute` does from a shell."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+from cal_pipeline.arguments import parse_config
+from cal_pipeline.cli import measure
+from cal_pipeline.config_file import flags_of
+from cal_pipeline.console import printing
+from cal_pipeline.log_lines import LogLines, log_to
+from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.faults import RunAbortedError, fault_of
+from cal_pipeline.runtime.result import PrecomputeResult
+from cal_pipeline.runtime.signals import Interruption
+from cal_schemas.errors import CalError, ConfigError
+
+_OTHER_JOBS = ("status", "verify", "clean")
+
+
+def precompute(**flags: Any) -> PrecomputeResult:
+    """Runs what `cal-precompute` runs, with its flags as keywords; returns when all is measured.
+
+    `cal-precompute --help-all` says what each flag means. A list flag takes a list or one value, a path a string or a
+    Path, `processor_kwargs` a dict; `config` names a YAML file of flags. Log, progress and report are printed as the
+    program prints them, and the same call again goes on where an earlier one ended.
+
+    Raises CalError where the program refuses or stops (exit code 2), with its words, and KeyboardInterrupt when it is
+    interrupted, after its workers have ended. A run that ends with shards or too many rows failed (exit code 1)
+    returns and says so: see `PrecomputeResult.complete`.
+    """
+    config = parse_config(PrecomputeConfig, _command_line(flags), program="precompute", description="")
+    if asked := next((name for name in _OTHER_JOBS if getattr(config, name)), None):
+        raise ConfigError(f"{asked}: precompute() measures; `cal-precompute --{asked}` is another job, for a shell")
+    interruption = Interruption(ends_process=False)
+    try:
+        with printing(), _logging(LogLines(config.log_format)), interruption:
+            return measure(config, interruption)
+    except CalError:
+        raise
+    except KeyboardInterrupt as error:
+        if interruption.number in (signal.SIGTERM, signal.SIGHUP):  # Meant for whoever called, not for the run alone.
+            signal.raise_signal(interruption.number)
+        said = [interruption.message, *map(str, error.args), "call it again to go on"]
+        raise KeyboardInterrupt("; ".join(said)) from None
+    except Exception as error:
+        fault = fault_of(error)
+        if fault.in_driver != "stop":
+            raise
+        raise RunAbortedError(fault.driver_says.format(error=error)) from error
+
+
+precompute.__signature__ = inspect.signature(PrecomputeConfig).replace(  # type: ignore[attr-defined]
+    return_annotation=PrecomputeResult
+)
+
+
+def _command_line(flags: Mapping[str, Any]) -> list[str]:
+    """Spells keywords as the command line that asks for the same, so that both take the same path."""
+    given = {name: _as_typed(name, value) for name, value in flags.items() if value is not None}
+    config = given.pop("config", None)
+    return [*([f"--config={config}"] if config else []), *flags_of(given, [PrecomputeConfig], {})]
+
+
+def _as_typed(name: str, value: Any) -> str | list[str]:
+    """A value, or a list of them, as one types it; ConfigError for what no flag takes."""
+    if isinstance(value, list | tuple):
+        items = [_as_typed(name, item) for item in value]
+        if all(isinstance(item, str) for item in items):
+            return items  # type: ignore[return-value]
+    elif isinstance(value, Mapping):
+        return json.dumps(value)
+    elif isinstance(value, str | os.PathLike | Real):
+        return str(value)
+    raise ConfigError(f"{name}={value!r}: expected a string, a path, a number, a truth, or a list of them")
+
+
+@contextmanager
+def _logging(lines: LogLines) -> Iterator[None]:
+    """Logs as the program does, and leaves logging as it was."""
+    root, hook = logging.getLogger(), sys.excepthook
+    handlers, level = root.handlers[:], root.level
+    log_to(sys.stderr, lines)
+    try:
+        yield
+    finally:
+        root.handlers[:], sys.excepthook = handlers, hook
+        root.setLevel(level)
+        if lines.log_format == "json":
+            logging.captureWarnings(False)

@@ -90,9 +90,14 @@ def with_features(schema: pa.Schema, carry: Carry) -> pa.Schema:
     if carry in ("images", "embedded"):
         # `Sequence`: versions of `datasets` before 4 know no `List`, and all since then read it as one.
         features["images"] = {"feature": {"_type": "Image"}, "_type": "Sequence"}
-    stated = {"info": {"features": {**features, **features_of(schema)}}}
+    stated = feature_text({**features, **features_of(schema)})
     fields = [field.remove_metadata() if field.name in features else field for field in _may_be_null(schema)]
-    return pa.schema(fields, {**(schema.metadata or {}), HUGGINGFACE: json.dumps(stated).encode()})
+    return pa.schema(fields, {**(schema.metadata or {}), HUGGINGFACE: stated})
+
+
+def feature_text(features: Mapping[str, Any]) -> bytes:
+    """Features by column as `datasets` writes them into a schema's metadata."""
+    return json.dumps({"info": {"features": features}}).encode()
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, bytes]]] = {
     "samples": (["{a}", "--output", "{out}/samples.parquet"], {"samples.parquet": b"PAR1"}),
     "compare": (["{a}", "{a}", "--output", "{out}/scatter.pdf"], {"scatter.pdf": b"%PDF"}),
     "export": (["{a}", "--to", "labelling-sheet", "--output", "sheet"], {}),
+    "push": (["{a}", "--repo_id", "a/b", "--images", "embed", "--dry_run", "card"], {}),
     "agreement": (["{out}/sheet.csv", "--annotated", "{a}"], {}),
     "page": (["{a}", "--output", "{out}/report.html"], {"report.html": b"<!doctype html>"}),
     "audit": (["{a}", "--fraction", "1", "--swap", "2", "--json", "{out}/audit.json", "--device", "cpu"],
@@ -80,7 +81,7 @@ def test_a_subcommand_reads_from_the_store_and_writes_to_it(
     for file, start in expected.items():
         assert (bucket / "out" / file).read_bytes().startswith(start)
         assert f"{placed['out']}/{file}" in out or file.endswith(".json") or "--csv" in given
-    left = {"sheet"} if name == "export" else set()
+    left = {"export": {"sheet"}, "push": {"card"}}.get(name, set())
     assert {path.name for path in tmp_path.iterdir()} == left, "nothing lies in a local directory named as the scheme"
 
 

@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "filter": "rows that fulfil a condition: ids, or a new annotated directory",
     "compare": "two measurements of the same samples, token by token",
     "export": "per-token weights for other trainers, or a sheet for people to mark",
+    "push": "a data set of the Hugging Face Hub: shards, and a card that says what measured them",
     "agreement": "how well deltas agree with what people marked on the sheet",
     "page": "one HTML file: summary, plots, searchable gallery with shaded words",
     "audit": "measure a part again; swap control: is the reference fit for the data",

@@ -23,6 +23,7 @@ COMMANDS: dict[str, list[str]] = {
     "export": ["--to", "messages-jsonl", "--model_name_or_path", "{model}", "--output", "{out}/export"],
     "export hf-dataset": ["--to", "hf-dataset", "--model_name_or_path", "{model}", "--output", "{out}/export"],
     "export labelling-sheet": ["--to", "labelling-sheet", "--output", "{out}/sheet"],
+    "push": ["--repo_id", "org/name", "--images", "embed", "--partial", "--dry_run", "{out}/card"],
 }
 REFUSED: dict[str, dict[str, str]] = {
     "empty": dict.fromkeys(COMMANDS, "no annotated shards (*.parquet) here"),
@@ -36,11 +37,11 @@ REFUSED: dict[str, dict[str, str]] = {
         "export labelling-sheet": NOTHING,
     },
     "text_only": {"export labelling-sheet": "shows an image"},
-    "sidecar": {name: "sidecar" for name in COMMANDS if name.startswith("export")},
+    "sidecar": {name: "sidecar" for name in COMMANDS if name.startswith(("export", "push"))},
 }
 """Directory -> subcommand -> part of the message; what is not named succeeds."""
 SLOW = ("export hf-dataset",)
-WITH_IMAGES = ("show", "filter", "export")
+WITH_IMAGES = ("show", "filter", "export", "push")
 """To the others a directory of paths is one of embedded images."""
 
 

@@ -28,6 +28,7 @@ READERS = {
     "export": ["export", "OUT", "--to", "messages-jsonl", "--model_name_or_path", "MODEL", "--output", "TMP/exported"],
     "samples": ["samples", "OUT", "--output", "TMP/scores.parquet"],
     "page": ["page", "OUT", "--tokenizer", "MODEL", "--output", "TMP/page.html"],
+    "push": ["push", "OUT", "--repo_id", "a/b", "--images", "embed", "--partial", "--dry_run", "TMP/card"],
 }
 
 

@@ -1,0 +1,170 @@
+"""Publishes annotated shards as a data set of the Hugging Face Hub, with a card that says what measured them.
+
+    cal-inspect push annotated/ --repo_id ORG/NAME --images embed --license cc-by-4.0
+    cal-inspect push annotated/ --repo_id ORG/NAME --images leave_out --dry_run card/
+
+What goes out has no path of this machine and no secret of a URL, and nothing of `.cal/` but the list of shards. A new
+data set is private unless --public is given. After an interruption the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.page.card import EXAMPLE, Card, hub_sources
+from cal_pipeline.inspect.progress import shown_progress
+from cal_pipeline.inspect.tables.hub_repository import CARD, HubRepository, There
+from cal_pipeline.inspect.tables.published_shards import Images, PublishedShards, plan_text
+from cal_pipeline.inspect.tables.summary import summarise
+from cal_schemas.errors import CalError, ConfigError, IncompleteError
+from cal_schemas.opened import AnnotatedDataset, open_annotated
+from cal_schemas.storage.locations import Location
+from cal_schemas.whole import PLAN
+
+_SHARDS_PER_COMMIT, _BYTES_PER_COMMIT = 50, 2 * 10**9
+_log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `cal-inspect push`."""
+    flags.add_annotated(parser)
+    parser.add_argument("--repo_id", required=True, metavar="ORG/NAME", help="of the data set on the Hub")
+    parser.add_argument(
+        "--images", choices=get_args(Images),
+        help="embed: publish the image files, which may be other people's; leave_out: their names alone. Must be given "
+        "where shards hold image files (default: leave_out)",
+    )  # fmt: skip
+    parser.add_argument("--license", metavar="ID", help="of the source, as the Hub spells it (cc-by-4.0, other, …)")
+    parser.add_argument("--public", action="store_true", help="for everybody to see (default: a private data set)")
+    parser.add_argument("--partial", action="store_true", help="publish what is there where shards or rows are missing")
+    parser.add_argument(
+        "--dry_run", type=flags.local_place, metavar="DIR", help="write the card to this new directory, and end"
+    )
+    flags.add_tokenizer(parser)
+    flags.add_image_folder(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publishes shards, and the card when they are all there; 0."""
+    opened = _opened(arguments.annotated, partial=arguments.partial)
+    shards = PublishedShards.of(
+        opened, arguments.annotated, images=arguments.images, image_folder=arguments.image_folder
+    )
+    if arguments.dry_run:
+        with flags.new_directory(arguments.dry_run) as folder:
+            for name, data in _card(shards, arguments, None).items():
+                (folder / name).write_bytes(data)
+        flags.say(f"{arguments.dry_run}: the card; nothing was published")
+        return 0
+    repository, plan = HubRepository(arguments.repo_id), shards.plan()
+    there = repository.look()
+    repository.validate(there, plan)
+    if there.exists and not there.private and not arguments.public:
+        raise ConfigError(
+            f"--repo_id {arguments.repo_id} is public: --public publishes there, or make it private in its settings"
+        )
+    _publish(repository, there, shards, arguments)
+    return 0
+
+
+def _publish(repository: HubRepository, there: There, shards: PublishedShards, arguments: argparse.Namespace) -> None:
+    names = {file: shards.names[file].as_posix() for file in shards.opened.files}
+    todo = [file for file, name in names.items() if name not in there.files]
+    with shown_progress("shards checked", len(todo)) as advance:
+        for file in todo:  # All of them before any: what is damaged is not half published.
+            shards.validate(file)
+            advance(1)
+    plan = shards.plan()
+    is_new = there.plan != plan
+    card = _card(shards, arguments, repository) if todo or is_new or CARD not in there.files else {}
+    repository.create(private=not arguments.public)
+    if is_new:
+        repository.commit("Begin", {PLAN: plan_text(plan).encode()})
+    sent = len(names) - len(todo)
+    with (
+        tempfile.TemporaryDirectory(prefix="cal-push-") as folder,
+        shown_progress("shards published", len(todo)) as advance,
+    ):
+        while todo:
+            written: dict[str, Path | bytes] = {}
+            size = 0
+            while todo and len(written) < _SHARDS_PER_COMMIT and size < _BYTES_PER_COMMIT:
+                target = Path(folder) / f"{len(written)}.parquet"
+                shards.write(todo[0], target)
+                written[names[todo.pop(0)]] = target
+                size += target.stat().st_size
+            repository.commit(f"Add shards {sent + 1} to {sent + len(written)} of {len(names)}", written)
+            sent += len(written)
+            advance(len(written))
+    if card:
+        repository.commit("Describe them", dict(card))
+    rows = flags.counted(shards.opened.num_rows, "row")
+    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}" + ("" if card else ", as before"))
+
+
+def _opened(paths: Sequence[Location], *, partial: bool) -> AnnotatedDataset:
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file or directory")
+    try:
+        return open_annotated(paths, partial=partial)
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}. To publish what is there: --partial") from error
+
+
+def _card(shards: PublishedShards, arguments: argparse.Namespace, repository: HubRepository | None) -> dict[str, bytes]:
+    """Files of the card by name."""
+    opened, private = shards.opened, shards.private
+    sources = sorted({private.uri(item.source.uri) for item in opened.metadata})
+    licence, licence_from = arguments.license, None
+    of_hub = hub_sources(sources)
+    if licence is None and repository is not None and len(of_hub) == 1:
+        licence, licence_from = repository.licence_of(of_hub[0]), of_hub[0]
+    if licence is None:
+        _log.warning("the licence of the source is not known, and the card says so: --license names it")
+    with tempfile.TemporaryDirectory() as folder:
+        example = _example(shards, arguments, Path(folder) / EXAMPLE)
+    missing = opened.completeness.missing
+    card = Card(
+        repo_id=arguments.repo_id,
+        summary=summarise(opened),
+        carry=shards.carry,
+        sources=sources,
+        versions=dict(opened.metadata[0].library_versions),
+        licence=licence,
+        licence_from=licence_from,
+        has_example=example is not None,
+        missing=(len(missing), sum(missing.values())),
+    )
+    return {CARD: card.text().encode(), **({EXAMPLE: example} if example else {})}
+
+
+def _example(shards: PublishedShards, arguments: argparse.Namespace, file: Path) -> bytes | None:
+    """The drawn sample; None, which is said, where its words or its images are not at hand."""
+    from cal_pipeline.inspect.page.card_example import choose_example, example_figure
+    from cal_pipeline.inspect.page.plots import save
+    from cal_pipeline.inspect.page.sample import ShownSample
+
+    if (place := choose_example(shards.opened)) is None:
+        _log.warning("the card has no example: no row with an image has between 8 and 60 supervised tokens")
+        return None
+    try:
+        shown = ShownSample(
+            shards.opened, place, tokenizer=arguments.tokenizer, image_folder=arguments.image_folder,
+            alpha=1.0, beta=5.0, window=3, pool="span",
+        )  # fmt: skip
+        if shown.missing:
+            raise ConfigError(shown.missing)
+    except CalError as error:
+        if arguments.tokenizer:
+            raise
+        _log.warning("the card has no example: %s", error)
+        return None
+    save(example_figure(shown, with_image=shards.images == "embed"), file)
+    return file.read_bytes()

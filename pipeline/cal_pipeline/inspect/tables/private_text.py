@@ -1,0 +1,105 @@
+"""Takes out of a column's texts what is of this machine alone: paths of its folders, and secrets in URLs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cal_schemas.metadata import ShardMetadata
+from cal_schemas.redaction import redacted, unsigned
+from cal_schemas.storage.locations import Location
+
+_SECRET = r"://[^/\s]*@|(?i:sig|signature|token|credential|password|secret|apikey|[-_]key)=|\bhf_[A-Za-z0-9]{20}"
+_ABSOLUTE = re.compile(r"(?<![\w:/.~-])(?:/[^\s/'\",:;()]+)+/")
+"""Folders of an absolute path, in a sentence."""
+
+
+class PrivateText:
+    """Knows the folders that annotated shards came from.
+
+    Args:
+        metadata: of the shards.
+        files: where they lie.
+    """
+
+    def __init__(self, metadata: Iterable[ShardMetadata], files: Iterable[Location]) -> None:
+        sources = [item.source for item in metadata]
+        self._uris = _shortest({source.uri for source in sources})
+        self._data_paths = _shortest({source.data_path for source in sources})
+        folders = {str(Path.home()), str(Path.cwd()), *(str(file.absolute().parent) for file in files)}
+        folders |= {text for source in sources for text in (source.image_folder, os.path.dirname(source.uri)) if text}  # noqa: PTH120 - URLs too
+        folders |= {path if Path(path).is_dir() else os.path.dirname(path) for path in self._data_paths}  # noqa: PTH120
+        longest_first = sorted((item for item in folders if item.count("/") > 1 and item[0] == "/"), key=len)[::-1]
+        self._folders = "|".join(re.escape(item.rstrip("/")) for item in longest_first) or r"(?!)"
+        self._of_folder = re.compile(rf"(?:{self._folders})(?:/|(?=$|[\s'\",:;)]))")
+
+    def uri(self, uri: str) -> str:
+        """A source's place without the folders that are of this machine; distinct ones stay distinct."""
+        return redacted(self._uris[uri])
+
+    def data_path(self, data_path: str) -> str:
+        """The same of what was given as `--data_path`."""
+        return redacted(self._data_paths[data_path])
+
+    def text(self, text: str) -> str:
+        """A value without this machine's folders and without secrets of URLs."""
+        text = unsigned(self._of_folder.sub("", text))
+        return redacted(text) if re.search(_SECRET, text) else text
+
+    def sentence(self, text: str) -> str:
+        """The same of a message, which may name any file of this machine."""
+        return _ABSOLUTE.sub("", self.text(text))
+
+    def column(self, column: pa.Array, clean: Callable[[str], str] | None = None) -> pa.Array:
+        """The column with every text in it, however deep, cleaned; itself where there is nothing to clean."""
+        if clean is None and not any(self._is_private(leaf) for leaf in _texts(column)):
+            return column
+        values = column.to_pylist(maps_as_pydicts=None)
+        return pa.array([_walked(value, clean or self.text) for value in values], column.type)
+
+    def _is_private(self, leaf: pa.Array) -> bool:
+        pattern = f"{self._of_folder.pattern.replace('(?=$|', '(?:$|')}|{_SECRET}"
+        return bool(pc.any(pc.match_substring_regex(leaf, pattern)).as_py())
+
+
+def _texts(column: pa.Array) -> Iterable[pa.Array]:
+    kind = column.type
+    if isinstance(column, pa.ExtensionArray):
+        yield from _texts(column.storage)
+    elif pa.types.is_dictionary(kind):
+        yield from _texts(column.dictionary)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield column
+    elif pa.types.is_string_view(kind):
+        yield column.cast(pa.large_string())
+    elif pa.types.is_map(kind):
+        yield from _texts(column.keys)
+        yield from _texts(column.items)
+    elif pa.types.is_struct(kind):
+        for part in column.flatten():
+            yield from _texts(part)
+    elif pa.types.is_nested(kind):
+        yield from _texts(column.flatten())
+
+
+def _walked(value: Any, clean: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {key: _walked(item, clean) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_walked(item, clean) for item in value)
+    return [_walked(item, clean) for item in value] if isinstance(value, list) else value
+
+
+def _shortest(places: set[str]) -> dict[str, str]:
+    """Each place -> what tells it from the others: absolute paths without the folders that they share."""
+    absolute = [place for place in places if place.startswith("/")]
+    shared = os.path.commonpath([os.path.dirname(place) for place in absolute]) if absolute else ""  # noqa: PTH120
+    return {place: os.path.relpath(place, shared) if place in absolute else place for place in places}

@@ -1,0 +1,376 @@
+"""`cal-inspect push` against a Hub on loopback: what goes out, what does not, what is refused, what is resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from huggingface_hub import constants, snapshot_download
+
+from cal_pipeline.inspect.cli import run
+from cal_pipeline.inspect.commands import push as push_module
+from cal_pipeline.output.verify import verify
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
+from cal_schemas.errors import STATUS_OK
+from cal_schemas.metadata import Carry
+from cal_schemas.opened import open_annotated
+from cal_schemas.sample import ImageRef, sample_key
+from cal_schemas.whole import write_plan
+from cal_schemas.writer import ShardWriter
+from conftest import Family
+from examples_of import conversation, shard_metadata
+from hub_server import READER, WRITER, HubServer
+from inspected_data import parquet_directory
+from tiny_models import sample_image
+
+REPO = "org/name"
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content=<...>'", "ignore:.*raw bytes/text content:DeprecationWarning"
+)
+PASS_THROUGH = [
+    pa.field("origin", pa.string()),
+    pa.field("meta", pa.struct([("file", pa.string()), ("n", pa.int64())])),
+]
+SIGNED = "https://me:pass@host/a.png?X-Amz-Signature=abcdef"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer() as server:
+        for name, value in server.environment(HF_TOKEN=WRITER).items():
+            monkeypatch.setenv(name, value)
+        for name, setting in {
+            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_TOKEN_PATH": "/nonexistent",
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, setting)
+        yield server
+
+
+def encoded(seed: int) -> bytes:
+    file = io.BytesIO()
+    sample_image(seed, (20, 12)).save(file, "PNG")
+    return file.getvalue()
+
+
+def annotated(folder: Path, shards: int = 3, *, carry: Carry = "images", planned: int | None = None) -> Path:
+    """Shards of three rows, the last of which is not ok; sources, images and errors name folders of this machine."""
+    out, images = folder / "annotated", folder / "my images"
+    images.mkdir(parents=True, exist_ok=True)
+    (out / ".cal" / "logs").mkdir(parents=True)
+    (out / ".cal" / "logs" / "worker.log").write_text("a log")
+    for shard in range(shards):
+        path = out / "below" / f"part-{shard}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        metadata = shard_metadata(carry=carry)
+        source = replace(
+            metadata.source, uri=str(folder / "raw" / f"{shard}.json"), data_path=str(folder / "raw"), num_rows=3,
+            row_stop=3, image_folder=str(images),
+        )  # fmt: skip
+        schema = annotated_schema(carry=carry, pass_through=PASS_THROUGH)
+        with ShardWriter(path, schema, replace(metadata, source=source)) as writer:
+            for number in range(3 * shard, 3 * shard + 3):
+                (images / f"{number}.png").write_bytes(encoded(number))
+                ref = ImageRef(path=f"{number}.png", data=None if carry == "paths" else encoded(number))
+                sample = conversation(
+                    "<image>\nWhat?", f"It is {number}.", sample_id=f"{folder}/raw/1" if number == 1 else f"s{number}",
+                    images=(ref,), pass_through={"origin": SIGNED if number == 0 else f"{images}/x.png",
+                                                 "meta": {"file": f"{folder}/raw/{number}.json", "n": number}},
+                )  # fmt: skip
+                bad = number % 3 == 2
+                deltas = np.array([number + 1 / 3, np.nan], np.float32)
+                ids, positions = np.array([5, 6], np.int32), np.array([1, 2], np.int32)
+                measured = MeasuredSample(label_ids=ids, label_positions=positions, delta_logits=deltas)
+                error = f"image '{images}/{number}.png' is cut, see /var/log/other machine.log" if bad else None
+                writer.write(
+                    AnnotatedRow(
+                        sample=sample,
+                        sample_key=sample_key(sample),
+                        measured=None if bad else measured,
+                        error=error,
+                        status="image_error" if bad else STATUS_OK,
+                    )
+                )
+    write_plan(out, {f"below/part-{shard}.parquet": 3 for shard in range(planned or shards)})
+    return out
+
+
+def push(directory: Path, *more: str) -> int:
+    return run(["push", str(directory), "--repo_id", REPO, *more])
+
+
+def tree(hub: HubServer, name: str = REPO) -> dict[str, bytes]:
+    repo = hub.repos["datasets", name]
+    return repo.commits[repo.refs["main"]]
+
+
+def table(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data))
+
+
+def no_row_of_this_machine(hub: HubServer, folder: Path) -> None:
+    for name, data in tree(hub).items():
+        rows = (
+            str(table(data).to_pylist()) + str(table(data).schema.metadata) if name.endswith(".parquet") else str(data)
+        )
+        for secret in (str(folder), str(Path.home()) + "/", "abcdef", "me:pass", WRITER, "a log", "/var/log"):
+            assert secret not in rows, (name, secret)
+
+
+def test_shards_and_card_go_out_without_a_path_of_this_machine_and_load_as_they_are(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = annotated(tmp_path)
+    assert push(folder, "--images", "embed", "--license", "cc-by-4.0") == 0
+    said = capsys.readouterr().out
+    assert said == f"{hub.endpoint}/datasets/org/name: 3 shards, 9 rows\n"
+    files = tree(hub)
+    shards = [f"below/part-{number}.parquet" for number in range(3)]
+    assert sorted(files) == sorted([".gitattributes", ".cal/plan.json", "README.md", *shards])
+    assert hub.repos["datasets", REPO].private
+    no_row_of_this_machine(hub, tmp_path)
+    for name in shards:
+        was, now = pq.read_table(folder / name), table(files[name])
+        same = [column for column in was.column_names if column not in ("sample_id", "error", "origin", "meta")]
+        assert now.select(same).to_pylist() == was.select(same).to_pylist()
+    first = table(files[shards[0]]).to_pylist()
+    assert [row["sample_id"] for row in first] == ["s0", "1", "s2"]
+    assert first[2]["error"] == "image '2.png' is cut, see other machine.log"
+    assert (first[0]["origin"], first[1]["origin"]) == ("https://host/a.png", "x.png")
+    assert first[1]["meta"] == {"file": "1.json", "n": 1}
+
+    # In a process of its own, as datasets reads its endpoint when it is imported: the card's own lines, and all rows.
+    lines = re.search(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    assert lines
+    script = lines[1] + (
+        "import numpy, datasets\n"
+        "everything = load_dataset('org/name', split='train', streaming=True)\n"
+        "rows = list(everything)\n"
+        "print(data.num_rows, len(rows), sorted(load_dataset('org/name')), row['images'][0].size)\n"
+        "print([numpy.asarray(row['images'][0]).sum().item() for row in rows])\n"
+        "print([None if not row['delta_logits'] else row['delta_logits'] for row in rows])\n"
+    )
+    environment = hub.environment(HF_TOKEN=WRITER, HF_HOME=str(tmp_path / "home"), PATH="/usr/bin:/bin")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    counts, pixels, deltas = done.stdout.splitlines()[-3:]
+    assert counts == "6 9 ['train'] (20, 12)"
+    assert json.loads(pixels) == [int(np.asarray(sample_image(number, (20, 12))).sum()) for number in range(9)]
+    expected = [[float(np.float32(number + 1 / 3)), None] if number % 3 < 2 else None for number in range(9)]
+    assert deltas == str(expected)
+
+
+def test_what_is_downloaded_again_is_read_verified_and_known_to_be_whole(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(annotated(tmp_path), "--images", "embed") == 0
+    copy = tmp_path / "copy"
+    snapshot_download(REPO, repo_type="dataset", local_dir=copy, endpoint=hub.endpoint, token=WRITER)
+    opened = open_annotated(copy, partial=False)
+    assert (opened.num_rows, opened.completeness.num_planned, opened.metadata[0].carry) == (9, 9, "images")
+    assert verify(copy).ok
+    (copy / "below" / "part-1.parquet").unlink()
+    capsys.readouterr()
+    assert run(["push", str(copy), "--repo_id", "org/other", "--images", "embed"]) == 2
+    assert "1 of 3 planned shards with 3 of 9 rows are not there" in capsys.readouterr().err
+
+
+def test_image_files_go_out_only_where_that_is_said(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = annotated(tmp_path / "a")
+    assert push(folder) == 2
+    assert "may not be yours to publish: --images embed publishes them, --images leave_out" in capsys.readouterr().err
+    assert hub.repos == {}
+    assert push(folder, "--images", "leave_out") == 0
+    now = table(tree(hub)["below/part-0.parquet"])
+    assert [row[0] for row in now["images"].to_pylist()] == [{"bytes": None, "path": f"{n}.png"} for n in range(3)]
+    assert b"Image" not in now.schema.metadata[b"huggingface"]
+    assert "The image files are not here" in tree(hub)["README.md"].decode()
+    # By path: nobody's files go out unasked, and with the flag they do.
+    folder = annotated(tmp_path / "b", carry="paths")
+    assert run(["push", str(folder), "--repo_id", "org/names"]) == 0
+    assert table(tree(hub, "org/names")["below/part-0.parquet"])["images"].to_pylist() == now["images"].to_pylist()
+    assert run(["push", str(folder), "--repo_id", "org/files", "--images", "embed"]) == 0
+    embedded = table(tree(hub, "org/files")["below/part-0.parquet"])
+    assert [row[0]["bytes"] for row in embedded["images"].to_pylist()] == [encoded(number) for number in range(3)]
+    assert b"Image" in embedded.schema.metadata[b"huggingface"]
+    assert (
+        embedded["sample_key"].to_pylist() == pq.read_table(folder / "below/part-0.parquet")["sample_key"].to_pylist()
+    )
+    (tmp_path / "b" / "my images" / "1.png").unlink()
+    assert run(["push", str(folder), "--repo_id", "org/gone", "--images", "embed"]) == 2
+    assert "1.png" in (said := capsys.readouterr().err)
+    assert "publish without images: --images leave_out" in said
+
+
+@pytest.mark.parametrize("fault", ["403", "503", "drop"])
+def test_an_interrupted_push_goes_on_where_it_was(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    monkeypatch.setattr(push_module, "_SHARDS_PER_COMMIT", 2)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder = annotated(tmp_path, 5)
+    hub.where, hub.only = "/commit/", {"POST"}
+    hub.faults.extend(["pass", "pass", *[fault] * 6])
+    assert push(folder, "--images", "embed") == 2
+    said = capsys.readouterr().err
+    assert "uploading (Add shards 3 to 4 of 5)" in said
+    assert "Traceback" not in said
+    assert sorted(tree(hub)) == [".cal/plan.json", ".gitattributes", "below/part-0.parquet", "below/part-1.parquet"]
+    hub.faults.clear()
+    uploads = sum(method == "PUT" for method, _, _ in hub.requests)
+    assert push(folder, "--images", "embed") == 0
+    assert sum(method == "PUT" for method, _, _ in hub.requests) - uploads == 1  # Two more were there already.
+    assert len([name for name in tree(hub) if name.endswith(".parquet")]) == 5
+    assert [message.split(" (cal")[0] for message in hub.repos["datasets", REPO].messages] == [
+        "initial commit", "Begin", "Add shards 1 to 2 of 5", "Add shards 3 to 4 of 5", "Add shards 5 to 5 of 5",
+        "Describe them",
+    ]  # fmt: skip
+    before = len(hub.repos["datasets", REPO].commits)
+    capsys.readouterr()
+    assert push(folder, "--images", "embed") == 0
+    assert capsys.readouterr().out.endswith("5 shards, 15 rows, as before\n")
+    assert len(hub.repos["datasets", REPO].commits) == before
+
+
+def test_what_is_not_whole_or_damaged_is_refused_before_anything_is_there(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = annotated(tmp_path, 2, planned=3)
+    assert push(folder, "--images", "embed") == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 planned shards with 3 of 9 rows are not there" in said
+    assert said.rstrip().endswith("To publish what is there: --partial")
+    whole = (folder / "below" / "part-1.parquet").read_bytes()
+    # Where no pass over the numbers looks.
+    column = pq.read_metadata(folder / "below" / "part-1.parquet").row_group(0).column(2)
+    assert column.path_in_schema == "images.list.element.bytes"
+    at = column.data_page_offset + column.total_compressed_size - 20
+    (folder / "below" / "part-1.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert push(folder, "--images", "embed", "--partial") == 2
+    assert "part-1.parquet" in capsys.readouterr().err
+    assert hub.repos == {}
+    (folder / "below" / "part-1.parquet").write_bytes(whole)
+    assert push(folder, "--images", "embed", "--partial") == 0
+    assert "**Not whole**: 1 shards with 3 rows are missing." in tree(hub)["README.md"].decode()
+    # Later, when the rest is there.
+    whole_folder = annotated(tmp_path / "later", 3)
+    for name in ("part-0.parquet", "part-1.parquet"):
+        (whole_folder / "below" / name).write_bytes((folder / "below" / name).read_bytes())
+    assert push(whole_folder, "--images", "embed") == 0
+    assert "Not whole" not in tree(hub)["README.md"].decode()
+    assert "below/part-2.parquet" in tree(hub)
+
+
+def test_a_repository_with_something_else_is_left_alone(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = annotated(tmp_path / "a")
+    for files, what in (
+        ({"data.csv": "a"}, "it holds data.csv already"),
+        ({"README.md": "---\nlicense: mit\n---\n# By hand\n"}, "it holds a README.md already"),
+    ):
+        hub.repos.clear()
+        sha = hub.commit(REPO, files)
+        hub.repo(REPO, private=True)
+        assert push(folder, "--images", "embed") == 2
+        assert what in capsys.readouterr().err
+        assert hub.repos["datasets", REPO].refs["main"] == sha
+    hub.repos.clear()
+    hub.commit(REPO, {"README.md": "---\nlicense: mit\n---\n"})  # As the Hub's page makes it.
+    assert push(folder, "--images", "embed") == 2
+    assert "is public: --public publishes there" in capsys.readouterr().err
+    assert push(folder, "--images", "embed", "--public") == 0
+    hub.commit(REPO, {"LICENSE": "words", "README.md": tree(hub)["README.md"] + b"\nBy hand.\n"})
+    assert push(folder, "--images", "embed", "--public") == 0
+    assert tree(hub)["README.md"].endswith(b"By hand.\n")
+    assert push(folder, "--images", "leave_out", "--public") == 2
+    assert "another below/part-0.parquet (measured again, changed, or other --images)" in capsys.readouterr().err
+    assert push(annotated(tmp_path / "b", 1), "--images", "embed", "--public") == 2
+    assert "below/part-" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("token", "more", "reason"),
+    [
+        ("", [], "takes a token that may write to org/name: `hf auth login`, or HF_TOKEN"),
+        (READER, [], "this token may not"),
+        ("hf_nobody", [], "the Hub does not know this token"),
+        (WRITER, ["--repo_id", "name"], "expected ORG/NAME"),
+        (WRITER, ["--repo_id", "org/na me"], "--repo_id 'org/na me'"),
+        (WRITER, ["--repo_id", "a/b/c"], "--repo_id 'a/b/c'"),
+        (WRITER, ["--images", "some"], "invalid choice"),
+    ],
+)
+def test_who_may_not_and_what_is_no_name_is_said_in_one_line(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str,
+    more: list[str], reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert push(annotated(tmp_path, 1), "--images", "embed", *more) == 2
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if not line.startswith("WARNING")]
+    assert reason in line
+    assert hub.repos == {}
+    assert not token or token not in said
+
+
+def test_without_a_network_one_line_says_so(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    folder = annotated(tmp_path, 1)
+    assert push(folder, "--images", "embed") == 2
+    assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert push(folder, "--images", "embed") == 2
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+
+
+def test_the_licence_of_a_data_set_of_the_hub_is_looked_up(hub: HubServer, tmp_path: Path) -> None:
+    folder = annotated(tmp_path, 1)
+    path = folder / "below" / "part-0.parquet"
+    had = pq.read_table(path)
+    text = had.schema.metadata[b"cal.shard"].replace(
+        str(tmp_path / "raw" / "0.json").encode(), b"hf://datasets/a/b@c/x.json"
+    )
+    pq.write_table(had.replace_schema_metadata({**had.schema.metadata, b"cal.shard": text}), path)
+    assert push(folder, "--images", "embed") == 0
+    card = tree(hub)["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["source_datasets"] == ["a/b"]
+    assert "**Not known.**" in card  # The Hub has no such data set.
+
+
+def test_a_dry_run_draws_the_example_and_asks_nobody(
+    llava: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = parquet_directory(llava, tmp_path, 4)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    card = tmp_path / "card"
+    assert push(folder, "--images", "embed", "--dry_run", str(card), "--license", "mit") == 0
+    assert capsys.readouterr().out == f"{card}: the card; nothing was published\n"
+    assert sorted(path.name for path in card.iterdir()) == ["README.md", "example.png"]
+    text = (card / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
+    assert "| ok | 4 |" in text
+    assert str(tmp_path) not in text
+    assert (card / "example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_shard_gives_the_same_bytes(hub: HubServer, tmp_path: Path) -> None:
+    folder = annotated(tmp_path, 1)
+    for name in ("org/one", "org/two"):
+        assert run(["push", str(folder), "--repo_id", name, "--images", "embed"]) == 0
+    one, two = (tree(hub, name)["below/part-0.parquet"] for name in ("org/one", "org/two"))
+    assert one == two

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_S = 120.0
 
@@ -21,6 +23,14 @@ TIMEOUT_S = 120.0
 def find_browser() -> str | None:
     """Path of a Chromium on this machine."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+def browser_test(test: Any) -> Any:
+    """Marks a test that needs a browser."""
+    there = pytest.mark.skipif(
+        find_browser() is None, reason="no Chromium here: apt-get install chromium (.ci/run does it)"
+    )
+    return pytest.mark.full(there(test))
 
 
 class Page:
@@ -76,10 +86,11 @@ class Page:
         elif method == "Page.javascriptDialogOpening":
             self.problems.append(f"dialog: {values['message']}")
 
-    def open(self, path: Path) -> float:
-        """Loads a file and waits until its script has run; returns the seconds this took."""
+    def open(self, path: Path, state: str = "") -> float:
+        """Loads a file, `state` behind its `#`, and waits until its script has run; returns the seconds this took."""
         started = time.monotonic()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url="about:blank")  # Another `#` alone would load nothing anew.
+        self.call("Page.navigate", url=path.resolve().as_uri() + (f"#{state}" if state else ""))
         while self.js("document.readyState") != "complete":
             if time.monotonic() - started > TIMEOUT_S:
                 raise TimeoutError(str(path))
@@ -97,10 +108,12 @@ class Page:
         """Waits for two frames: what an input has set off is drawn then."""
         self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
-    def key(self, name: str, code: int) -> None:
-        """Presses and lets go a key that is no character."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+    def key(self, name: str, code: int, *, text: str = "", shift: bool = False) -> None:
+        """Presses and lets go a key; `text` is the character that it writes."""
+        down = {"type": "keyDown", "text": text} if text else {"type": "rawKeyDown"}
+        for event in (down, {"type": "keyUp"}):
+            self.call("Input.dispatchKeyEvent", key=name, code=name, windowsVirtualKeyCode=code,
+                      modifiers=8 * shift, **event)  # fmt: skip
         self.frame()
 
     def write(self, text: str) -> None:
@@ -136,9 +149,14 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.frame()
 
-    def screenshot(self, path: Path, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    def resize(self, width: int, height: int) -> None:
+        """To a window of so many CSS pixels; of a phone where it is narrow."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 500)  # fmt: skip
         self.frame()
+
+    def screenshot(self, path: Path, width: int, height: int) -> None:
+        self.resize(width, height)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 

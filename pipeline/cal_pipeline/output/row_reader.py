@@ -22,7 +22,7 @@ from cal_schemas.whole import open_shard
 
 _COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "error", "label_ids",
-    "label_positions", "delta_logits",
+    "label_positions", "delta_logits", "source",
 )  # fmt: skip
 
 

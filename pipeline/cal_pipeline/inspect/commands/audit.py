@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.page.audit_result import kept_audit
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import count_rows
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.storage.locations import Location
 
+_log = logging.getLogger(__name__)
 EXIT_AGREES, EXIT_DIFFERS = 0, 1
 
 
@@ -72,7 +76,23 @@ def run(arguments: argparse.Namespace) -> int:
     swap = session.swap() if arguments.swap else None
     if swap is not None:
         audit_report.print_swap(swap)
+    figures = {
+        "model": str(session.directory),
+        "fingerprint": dataset.spec.fingerprint(),
+        **audit_report.figures(report, swap),
+    }
+    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     if target:
-        figures = {"model": str(session.directory), **audit_report.figures(report, swap)}
-        flags.write_text(target, json.dumps(figures, indent=1, allow_nan=False) + "\n")
+        flags.write_text(target, text)
+    _keep(kept_audit(arguments.annotated), text)
     return EXIT_AGREES if report.passed else EXIT_DIFFERS
+
+
+def _keep(place: Location | None, text: str) -> None:
+    """Keeps the result beside the shards for `cal-inspect page`; where that cannot be written the audit stands."""
+    if place is None:
+        return
+    try:
+        flags.write_text(flags.new_file(place), text)
+    except CalError as error:
+        _log.warning("not kept for cal-inspect page (keep it with --json FILE, show it with --audit FILE): %s", error)

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.page.audit_result import find_audit
+from cal_pipeline.inspect.page.chosen_rows import SHARES
 from cal_pipeline.inspect.page.page_data import page_data
 from cal_pipeline.inspect.tables.reading import open_paths
-from cal_pipeline.inspect.tables.summary import summarise
-from cal_pipeline.inspect.tables.token_text import pieces_of_measurement
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import check_weighting
 
+SCRIPTS = ("state", "elements", "weights", "plots", "tables", "cards", "gallery", "selection", "page")
+"""Parts of the page's script."""
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
@@ -36,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=flags.at_least(0), default=500, help="cards in the gallery, at most (default 500)"
     )
     parser.add_argument(
-        "--pick", choices=["random", "first", "lowest", "highest"], default="random",
-        help="which rows: drawn, the first, or those of the lowest or highest mean delta (default random)",
+        "--pick", choices=[*SHARES], default="worst",
+        help="which rows: those with the lowest delta of a word, by mean and of any, beside failed ones and a fifth at "
+        "random; or random, first, or of the lowest or highest mean delta (default worst)",
     )  # fmt: skip
     flags.add_ids_from(parser)
     parser.add_argument("--seed", type=flags.at_least(0), default=0, help="of the rows drawn")
@@ -48,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thumbnail_px", type=flags.at_least(16), default=320, help="longer side of an image (default 320)"
     )
     flags.add_image_folder(parser)
+    parser.add_argument(
+        "--audit", type=flags.place, metavar="FILE.json",
+        help="of cal-inspect audit --json, whose swap control is shown (default: that of the directory's last audit)",
+    )  # fmt: skip
     parser.add_argument("--title", help="of the page; default the directory's name")
 
 
@@ -58,10 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--beta of a page is a place on a slider and must be finite")
     target = flags.new_file(arguments.output, ".html", ".htm")
     dataset = open_paths(arguments.annotated)
-    summary = summarise(dataset, alpha=arguments.alpha, beta=arguments.beta)
-    pieces = pieces_of_measurement(dataset, arguments.tokenizer) if summary["tokens"] else None
+    audit = find_audit(arguments.annotated, dataset.spec.fingerprint(), arguments.audit)
     title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
-    data = page_data(dataset, summary, pieces, arguments, title=title)
+    data = page_data(dataset, arguments, title=title, audit=audit)
     text = page_text(data)
     flags.write_text(target, text)
     images = [image for sample in data["samples"] for image in sample["images"]]
@@ -74,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 def page_text(data: dict[str, Any]) -> str:
     """The whole HTML file: `title` enters the markup escaped, everything else as JSON without `<`, `>` and `&`."""
     parts = resources.files("cal_pipeline.inspect.page") / "parts"
-    style, script = ((parts / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style = (parts / "page.css").read_text(encoding="utf-8")
+    # One script in one scope, in this order: each part uses what stands before it.
+    sources = "".join((parts / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{sources}}})();\n'
     policy = (
         f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"

@@ -6,51 +6,57 @@ import argparse
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.page.audit_result import swap_words
+from cal_pipeline.inspect.page.chosen_rows import ChosenRows, Order
+from cal_pipeline.inspect.page.page_tables import TOP_TOKENS, page_tables
 from cal_pipeline.inspect.page.shading import AGAINST, FOR
 from cal_pipeline.inspect.tables.answers import irregular_answers
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.flat import FlatTokens
+from cal_pipeline.inspect.tables.measured_batches import count_all
 from cal_pipeline.inspect.tables.named_rows import named_rows
-from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.inspect.tables.row_groups import RowGroups
 from cal_pipeline.inspect.tables.samples import conversation, row_images, table_of
-from cal_pipeline.inspect.tables.summary import measured_with
-from cal_pipeline.inspect.tables.token_text import Pieces
+from cal_pipeline.inspect.tables.statistics import sample_columns
+from cal_pipeline.inspect.tables.summary import SummaryCounts, measured_with
+from cal_pipeline.inspect.tables.token_statistics import TokenStatistics
+from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
 from cal_schemas.storage.locations import Location
 
-Pick = Literal["random", "first", "lowest", "highest"]
 MAX_THUMBNAIL_BYTES = 32 * 1024
 """Of one image in the page, before base64."""
 NUM_BINS = 60
+NUMBERS = ("tokens", "mean_delta", "min_delta", "max_delta", "share_negative")
+"""Of SAMPLE_COLUMNS, those that do not depend on alpha, beta and window."""
 
 
 def page_data(
-    dataset: AnnotatedDataset,
-    summary: Mapping[str, Any],
-    pieces: Pieces | None,
-    options: argparse.Namespace,
-    *,
-    title: str,
+    dataset: AnnotatedDataset, options: argparse.Namespace, *, title: str, audit: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything the page's script needs; `summary` is `summarise`'s, `pieces` may be None where no row has tokens.
+    """Everything the page's script needs; `options` are the flags of `cal-inspect page`, `audit` is `find_audit`'s.
 
-    `options` are the flags of `cal-inspect page`.
-
-    Reads the columns of numbers once more, for the histogram and the choice of rows, and only the chosen rows whole.
+    Reads the numbers of all rows once, and then only the chosen rows whole. Raises ConfigError where the tokenizer that
+    spells them is not found.
     """
-    counts, means = _scan(dataset)
-    chosen = choose(means, named_rows(dataset, options.ids_from), options.pick, options.samples, options.seed)
-    rows = list(numbered_rows(dataset, chosen, options.image_folder))
-    edges = _edges(counts, options)
-    top = counts.quantile(0.995) if counts.defined else 0.0
+    weighting = {"alpha": options.alpha, "beta": options.beta, "window": options.window, "pool": "span"}
+    totals = SummaryCounts(dataset, alpha=options.alpha, beta=options.beta)
+    groups, tokens = RowGroups(dataset), TokenStatistics(TOP_TOKENS)
+    chosen = ChosenRows(named_rows(dataset, options.ids_from), options.pick, options.samples, options.seed)
+    count_all(dataset, [totals, groups, tokens, chosen], **weighting)
+    summary = totals.values()
+    pieces = pieces_of_measurement(dataset, options.tokenizer) if summary["tokens"] else None
+    why = chosen.why()
+    rows = list(numbered_rows(dataset, list(why), options.image_folder))
+    edges = _edges(totals.deltas, options)
     return {
         "title": title,
         "rows": dataset.num_rows,
@@ -58,37 +64,42 @@ def page_data(
         "beta": options.beta,
         "window": options.window,
         "colours": {"for": FOR, "against": AGAINST},
-        "sliderMax": float(np.ceil(max(10.0, options.beta, top))),
+        "sliderMax": float(
+            np.ceil(max(10.0, options.beta, totals.deltas.quantile(0.995) if summary["tokens"] else 0.0))
+        ),
         "facts": facts(summary, options),
+        "audit": swap_words(audit),
         "settings": measured_with(summary),
-        "histogram": {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.histogram(edges).tolist()},
-        "turns": [{"name": name, "mean": values["mean"]} for name, values in summary["turns"].items()],
-        "samples": samples_data(rows, pieces, options),
+        "histogram": {
+            "edges": [round(float(edge), 6) for edge in edges],
+            "counts": totals.deltas.histogram(edges).tolist(),
+        },
+        "tables": page_tables(summary, groups.by_status, groups.by_source, tokens, pieces),
+        "leading": _leading(chosen, why),
+        "filter": {
+            "annotated": [str(place) for place in options.annotated],
+            "ids_from": None if options.ids_from is None else str(options.ids_from),
+            "source": "source" in dataset.schema.names,
+        },
+        "samples": samples_data(rows, why, pieces, options, source_of_rows(dataset, list(why))),
     }
 
 
-def _scan(dataset: AnnotatedDataset) -> tuple[DeltaCounts, np.ndarray]:
-    """Counts of all deltas, and the mean delta of every row [R] float32, NaN where none is defined."""
-    counts, means = DeltaCounts(), [np.empty(0, np.float32)]
-    for batch in read_batches(dataset, LIST_COLUMNS):
-        flat = FlatTokens.of(batch.data)
-        counts.add(flat.deltas)
-        means.append(flat.mean(flat.deltas).astype(np.float32))
-    return counts, np.concatenate(means)
+def source_of_rows(dataset: AnnotatedDataset, rows: Sequence[int]) -> list[str]:
+    """What the shards of these rows were measured from."""
+    files = np.searchsorted(np.cumsum(dataset.rows), rows, side="right")
+    return [dataset.metadata[file].source.data_path for file in files]
 
 
-def choose(means: np.ndarray, named: np.ndarray, pick: Pick, count: int, seed: int) -> np.ndarray:
-    """Row numbers, ascending, of those `named` [R] bool: `lowest` and `highest` of those with a mean delta."""
-    rows = np.flatnonzero(named)
-    if pick == "random":
-        chosen = np.random.default_rng(seed).permutation(rows)[:count]
-    elif pick == "first":
-        chosen = rows[:count]
-    else:
-        defined = rows[~np.isnan(means[rows])]
-        order = np.argsort(means[defined] * (1 if pick == "lowest" else -1), kind="stable")
-        chosen = defined[order][:count]
-    return np.sort(chosen)
+def _leading(chosen: ChosenRows, why: Mapping[int, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Of the orders that go through the whole data set: how many of the first rows are here, and up to which delta."""
+    orders: Mapping[str, tuple[Order, int]] = {"min": ("word", 1), "mean": ("lowest", 1), "-mean": ("highest", -1)}
+    found = {}
+    for name, (order, sign) in orders.items():
+        count = chosen.leading(order, why)
+        last = chosen.limit(order, count)
+        found[name] = {"count": count, "last": None if last is None else sign * last}
+    return found
 
 
 def _edges(counts: DeltaCounts, options: argparse.Namespace) -> np.ndarray:
@@ -123,24 +134,36 @@ def facts(summary: Mapping[str, Any], options: argparse.Namespace) -> list[tuple
 
 
 def samples_data(
-    rows: Sequence[NumberedRow], pieces: Pieces | None, options: argparse.Namespace
+    rows: Sequence[NumberedRow],
+    why: Mapping[int, Sequence[str]],
+    pieces: Pieces | None,
+    options: argparse.Namespace,
+    sources: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling."""
+    """One card for each row; `weights` are those of the page's first alpha, beta and window, span pooling.
+
+    `numbers` are SAMPLE_COLUMNS that do not depend on these, as exact as conditions of `cal-inspect filter` have them.
+    """
     table = table_of(rows)
     flat = FlatTokens.of(table)
     weights = flat.weights(alpha=options.alpha, beta=options.beta, window=options.window)
     turns = flat.turns(irregular_answers(table))
+    values = sample_columns(flat, turns, alpha=options.alpha, beta=options.beta, window=options.window, pool="span")
     cards = []
     stop = 0
-    for row, length in zip(rows, flat.lengths.tolist(), strict=True):
+    for at, (row, length) in enumerate(zip(rows, flat.lengths.tolist(), strict=True)):
         own = slice(stop, stop := stop + length)
         ids = flat.label_ids[own].tolist()
         assert pieces is not None or not ids
-        special = [at for at, token in enumerate(ids) if pieces is not None and pieces.is_special(token)]
+        special = [place for place, token in enumerate(ids) if pieces is not None and pieces.is_special(token)]
         cards.append(
             {
                 "id": row.sample.sample_id,
+                "key": row.annotated.sample_key,
                 "row": row.number,
+                "why": why[row.number],
+                "source": row.annotated.source or sources[at],
+                "numbers": {name: None if np.isnan(values[name][at]) else values[name][at].item() for name in NUMBERS},
                 "status": row.annotated.status,
                 "error": row.annotated.error,
                 "images": [thumbnail(image, row.image_folder, options.thumbnail_px) for image in row.sample.images],

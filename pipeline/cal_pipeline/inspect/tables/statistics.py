@@ -26,6 +26,10 @@ SAMPLE_COLUMNS = (
     "mean_weight",
     "visual_dependence",
 )
+FIT_AUC = 0.7
+"""A swap control below says that a reference hardly tells the right image from a wrong one."""
+FEW_SAMPLES = 30
+"""So few give a rough figure only."""
 
 
 def sample_columns(

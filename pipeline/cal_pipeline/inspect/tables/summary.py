@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS, irregular_answers
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
-from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
-from cal_pipeline.inspect.tables.statistics import sample_columns
+from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.measured_batches import MeasuredBatch, count_all
+from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
 from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
@@ -32,61 +32,85 @@ OF_SAMPLES = ("mean_delta", "min_delta", "share_negative", "mean_weight")
 """What there are quantiles of over the samples, as `sample_frame` has them."""
 
 
+class SummaryCounts:
+    """What `summarise` counts; `values` gives it.
+
+    Args:
+        opened: the shards.
+        alpha: of the weights, and a border whose share is counted.
+        beta: the same.
+    """
+
+    # Messages tell which spans belong to one answer; most rows never need them, but only they know.
+    columns = ("status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS)
+
+    def __init__(self, opened: AnnotatedDataset, *, alpha: float, beta: float) -> None:
+        self._opened, self._alpha, self._beta = opened, alpha, beta
+        self._borders = (0.0, alpha, beta)
+        self.deltas = DeltaCounts(below=self._borders)
+        """Of all tokens."""
+        self._by_turn: dict[int, DeltaCounts] = {}
+        self._by_sample = {name: DeltaCounts() for name in OF_SAMPLES}
+        self._statuses: Counter[str] = Counter()
+        self._images = self._text_only = self._encoded = 0
+
+    def add(self, batch: MeasuredBatch) -> None:
+        """Counts the rows of a batch."""
+        data, flat = batch.data, batch.flat
+        for item in pc.value_counts(data.column("status")).to_pylist():
+            self._statuses[item["values"]] += item["counts"]
+        ok = pc.equal(data.column("status"), STATUS_OK)
+        self._encoded += pc.sum(pc.filter(data.column("num_tokens"), ok)).as_py() or 0
+        if "images" in data.schema.names:
+            counts = np.asarray(pc.list_value_length(data.column("images")))
+            self._images += int(counts.sum())
+            self._text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
+        for name, counted in self._by_sample.items():
+            counted.add(batch.samples[name].astype(np.float32))
+        turns = np.minimum(batch.turns, MAX_TURNS)
+        self.deltas.add(flat.deltas)
+        for turn in np.unique(turns):
+            counted = self._by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=self._borders))
+            counted.add(flat.deltas[turns == turn])
+
+    def values(self) -> dict[str, Any]:
+        """Plain values as `--json` prints them, null where nothing is defined."""
+        opened, total = self._opened, self.deltas
+        tokens = total.defined + total.undefined
+        carried = "images" in opened.schema.names
+        return {
+            "files": len(opened.files),
+            "rows": opened.num_rows,
+            "not_whole": opened.completeness.problem,
+            "statuses": dict(sorted(self._statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1]))),
+            "images": self._images if carried else None,
+            "text_only_rows": self._text_only if carried else None,
+            "tokens": tokens,
+            "encoded_tokens": self._encoded,
+            "undefined": total.undefined,
+            "alpha": self._alpha,
+            "beta": None if self._beta == float("inf") else self._beta,
+            "delta": _described(total, self._borders),
+            "turns": {
+                f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, self._borders)
+                for turn, counts in sorted(self._by_turn.items())
+            },
+            "samples": {name: _quantiles(counts) for name, counts in self._by_sample.items()},
+            "bytes": bytes_on_disk(opened, tokens),
+            "spec": asdict(opened.spec),
+            "fingerprint": opened.spec.fingerprint(),
+            "sources": sorted({item.source.data_path for item in opened.metadata}),
+            "carry": sorted({item.carry for item in opened.metadata}),
+        }
+
+
 def summarise(
     opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span"
 ) -> dict[str, Any]:
     """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined."""
-    borders = (0.0, alpha, beta)
-    total = DeltaCounts(below=borders)
-    by_turn: dict[int, DeltaCounts] = {}
-    by_sample = {name: DeltaCounts() for name in OF_SAMPLES}
-    statuses: Counter[str] = Counter()
-    images = text_only = encoded = 0
-    # Messages tell which spans belong to one answer; most rows never need them, but only they know.
-    for batch in read_batches(opened, ["status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS]):
-        data = batch.data
-        for item in pc.value_counts(data.column("status")).to_pylist():
-            statuses[item["values"]] += item["counts"]
-        flat = FlatTokens.of(data)
-        encoded += pc.sum(pc.filter(data.column("num_tokens"), pc.equal(data.column("status"), STATUS_OK))).as_py() or 0
-        if "images" in data.schema.names:
-            counts = np.asarray(pc.list_value_length(data.column("images")))
-            images += int(counts.sum())
-            text_only += int(((counts == 0) & (flat.lengths > 0)).sum())
-        turns = flat.turns(irregular_answers(data))
-        values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
-        for name, counted in by_sample.items():
-            counted.add(values[name].astype(np.float32))
-        turns = np.minimum(turns, MAX_TURNS)
-        total.add(flat.deltas)
-        for turn in np.unique(turns):
-            by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=borders)).add(flat.deltas[turns == turn])
-    tokens = total.defined + total.undefined
-    carried = "images" in opened.schema.names
-    return {
-        "files": len(opened.files),
-        "rows": opened.num_rows,
-        "not_whole": opened.completeness.problem,
-        "statuses": dict(sorted(statuses.items(), key=lambda item: (item[0] != STATUS_OK, -item[1]))),
-        "images": images if carried else None,
-        "text_only_rows": text_only if carried else None,
-        "tokens": tokens,
-        "encoded_tokens": encoded,
-        "undefined": total.undefined,
-        "alpha": alpha,
-        "beta": None if beta == float("inf") else beta,
-        "delta": _described(total, borders),
-        "turns": {
-            f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, borders)
-            for turn, counts in sorted(by_turn.items())
-        },
-        "samples": {name: _quantiles(counts) for name, counts in by_sample.items()},
-        "bytes": bytes_on_disk(opened, tokens),
-        "spec": asdict(opened.spec),
-        "fingerprint": opened.spec.fingerprint(),
-        "sources": sorted({item.source.data_path for item in opened.metadata}),
-        "carry": sorted({item.carry for item in opened.metadata}),
-    }
+    counts = SummaryCounts(opened, alpha=alpha, beta=beta)
+    count_all(opened, [counts], alpha=alpha, beta=beta, window=window, pool=pool)
+    return counts.values()
 
 
 def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from cal_pipeline.output.row_reader import NumberedRow
 from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import SampleError
 
-FIT_AUC = 0.7
-FEW_SAMPLES = 30
-
 Verdict = Literal["agrees", "deltas", "labels", "sample", "unmeasurable"]
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.with_model.audit import FEW_SAMPLES, FIT_AUC, AuditReport, SwapReport
+from cal_pipeline.inspect.tables.statistics import FEW_SAMPLES, FIT_AUC
+from cal_pipeline.inspect.with_model.audit import AuditReport, SwapReport
 from cal_pipeline.models.precision import EXACT_TOLERANCE
 
 _SHOWN = 10

@@ -29,6 +29,7 @@ def audited(path: Path, *flags: object) -> tuple[int, dict[str, Any]]:
     """Exit code and figures of an audit of every row."""
     report = path.parent / "audit.json"
     code = run(["audit", str(path), "--fraction", "1", "--json", str(report), "--device", "cpu", *map(str, flags)])
+    assert (path / ".cal" / "audit.json").read_bytes() == report.read_bytes(), "kept for the page"
     return code, json.loads(report.read_text(encoding="utf-8"))
 
 

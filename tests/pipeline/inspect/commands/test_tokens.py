@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cal_pipeline.inspect.commands.tokens import token_statistics
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.token_statistics import token_statistics
 from inspect_data import Directories
 
 

@@ -2,13 +2,16 @@
 
 Checks everything that can be checked before work, then hands the shards to Ray.
 
-    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --output_dir annotated/ --dry_run
-    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --output_dir annotated/
+    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --image_folder images/ \
+        --output_dir annotated/
+    cal-precompute --model_name_or_path llava-hf/llava-1.5-7b-hf --data_path data.json --image_folder images/ \
+        --output_dir annotated/ --dry_run
     cal-precompute --status annotated/
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +23,7 @@ from cal_pipeline.models.directory import validate_model
 from cal_pipeline.output.clean import clean
 from cal_pipeline.output.store import open_store
 from cal_pipeline.output.verify import print_verification, verify
+from cal_pipeline.runtime.cluster import short_of_cpus
 from cal_pipeline.runtime.config import JSON_ALONE, PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, fault_of
 from cal_pipeline.runtime.result import PrecomputeResult
@@ -28,6 +32,8 @@ from cal_pipeline.runtime.status import print_status, status_of
 from cal_pipeline.sources.data_paths import existing_directory
 from cal_pipeline.sources.planning import Source, find_sources
 from cal_schemas.errors import ConfigError
+
+_log = logging.getLogger("cal-precompute")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -60,15 +66,19 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeResult:
     """Checks everything, then measures, or with `--dry_run` says what would be; raises what the table of faults has."""
+    if short := short_of_cpus(config.num_workers, config.cpus_per_worker, config.ray_address):
+        _log.warning(short)
     sources = validate_paths(config)
     # Here begin torch, transformers and Ray: arguments.py says why.
     from cal_pipeline.runtime import plan
 
     planned = plan.make_plan(config, sources)
     if config.dry_run:
+        from cal_pipeline.runtime.dry_run import print_plan
+
         return PrecomputeResult(
             output_dir=config.output_dir,
-            exit_code=plan.print_plan(planned),
+            exit_code=print_plan(planned),
             shards_done_before=len(planned.progress.done),
             statuses_before=planned.statuses_before(),
             failed={shard.name: str(shard.problem) for shard in planned.broken},

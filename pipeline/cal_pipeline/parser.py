@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any, NoReturn
 
@@ -47,10 +47,7 @@ class _Formatter(argparse.HelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return self._format_args(action, action.dest)
-        spelled: dict[str, str] = {}
-        for name in action.option_strings:
-            spelled.setdefault(name.replace("_", "-"), name)
-        names = list(spelled.values())
+        names = _spelled_once(action.option_strings)
         if action.nargs == "?" and action.default is True:
             names = [f"--[no_]{action.dest}"]
         return f"{', '.join(names)} {self._format_args(action, self._get_default_metavar_for_optional(action))}".strip()
@@ -82,9 +79,8 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
         super().__init__(kinds, **{**given, "add_help": False, "allow_abbrev": False, "formatter_class": _Formatter})
         paragraphs = (description or "").split("\n\n")
         self.paragraphs = [" ".join(text.split()) for text in paragraphs if not text.startswith("    ")]
-        self.examples = [
-            line.strip() for text in paragraphs if text.startswith("    ") for line in text.splitlines() if line.strip()
-        ]
+        commands = "\n".join(text for text in paragraphs if text.startswith("    "))
+        self.examples = [" ".join(line.split()) for line in commands.splitlines() if line.strip()]
         if add_help:
             self.add_argument("-h", "--help", action=_Help, nargs=0, help="show this page and exit")
             self.add_argument(
@@ -193,6 +189,14 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
         return lines.lstrip().replace("%", "%%")
 
 
+def _spelled_once(names: Iterable[str]) -> list[str]:
+    """The names without those that only have dashes in place of underscores, or the other way round."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        spelled.setdefault(name.replace("_", "-"), name)
+    return list(spelled.values())
+
+
 def _place(group: Any) -> int:
     """Where a group stands: positional arguments and subcommands first."""
     return _GROUPS.index(group.title) if group.title in _GROUPS else -1
@@ -232,6 +236,7 @@ class _Completion(argparse.Action):
         except ModuleNotFoundError as error:
             raise ConfigError("shtab is missing: pip install 'cal-vlm[completion]'") from error
         for action in (action for part in parser.with_subcommands() for action in part._actions):
+            action.option_strings = _spelled_once(action.option_strings)
             if action.nargs != 0 and action.choices is None and action.type not in _NUMBERS:
                 action.complete = shtab.FILE  # What is neither of a few words nor a number may be a path.
         parser._print_message(shtab.complete(parser, shell), sys.stdout)

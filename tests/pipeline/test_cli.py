@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -414,7 +415,8 @@ def test_dry_run_lists_done_and_pending_and_starts_nothing(
     monkeypatch.setattr(execution, "execute", lambda *_: pytest.fail("work was started"))
     assert cli.run(argv("--dry_run")) == 0
     out = capfd.readouterr().out
-    assert out.count("done  ") == 6
+    assert len(re.findall(r"^done +10 rows  ", out, re.MULTILINE)) == 6
+    assert re.search(r"^done +6 +60 +6$", out, re.MULTILINE)
     assert "6 shards done, 0 pending" in out
     assert "of the rows that are done 8 of 60 are not ok (2 encode_error, 5 image_error" in out
     assert cli.run(argv("--output_dir", "fresh", "--dry_run")) == 0

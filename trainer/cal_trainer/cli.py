@@ -110,11 +110,12 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, CalTrainingArguments]:
 
 def _answer_early(argv: Sequence[str]) -> TrainConfig:
     """Answers --help and mistakes in our own flags before torch is imported: arguments.py says why."""
-    config, _ = _parsed([TrainConfig, TrainerFlags], argv, others=training_argument_flags())
+    config, flags = _parsed([TrainConfig, TrainerFlags], argv, others=training_argument_flags())
     assert isinstance(config, TrainConfig)
     if not config.assemble:
         if find_spec("datasets") is None:
             raise ConfigError("cal-train needs datasets: pip install 'cal-vlm[train]'")
+        flags.validate_reporter()
         validate_paths(config)
     return config
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from cal_pipeline.arguments import REQUIRED, flag
+from cal_schemas.errors import ConfigError
+
+_REPORTERS = ("tensorboard", "trackio", "wandb")
+"""Names of --report_to that are also those of the packages; the rarer ones are looked for by transformers."""
 
 
 @dataclass(kw_only=True)
@@ -36,3 +41,8 @@ class TrainerFlags:
     remove_unused_columns: bool = flag(False, "must stay False: batches carry deltas")
     prediction_loss_only: bool = flag(True, "evaluation returns the loss only")
     logging_nan_inf_filter: bool = flag(False, "hide NaN and infinite losses from the log")
+
+    def validate_reporter(self) -> None:
+        """Raises ConfigError where the package is missing that --report_to names."""
+        if self.report_to in _REPORTERS and importlib.util.find_spec(self.report_to) is None:
+            raise ConfigError(f"--report_to {self.report_to}: it is not installed: pip install {self.report_to}")

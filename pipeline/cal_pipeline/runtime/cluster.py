@@ -39,6 +39,21 @@ def named_cluster(ray_address: str | None) -> str | None:
     return None if ray_address in ("", "local") else ray_address
 
 
+def short_of_cpus(num_workers: int, cpus_per_worker: float, ray_address: str | None) -> str | None:
+    """Says that workers ask for more CPUs than this machine has, and what then; None where it has them.
+
+    Also None where a cluster is named, whose nodes are others.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = num_workers * cpus_per_worker
+    if wanted <= there or num_workers == 1 or named_cluster(ray_address):
+        return None
+    return (
+        f"--num_workers {num_workers} at --cpus_per_worker {cpus_per_worker:g} asks for {wanted:g} CPUs, and this "
+        f"machine has {there}: all {num_workers} are started and share them, each with a model of its own in memory"
+    )
+
+
 def check_reachable(address: str, timeout_s: float = _CONNECT_S) -> bool:
     """Tells whether an address is a `host:port` where gRPC is spoken, as Ray does.
 

@@ -119,6 +119,7 @@ class PrecomputeConfig(EncodingFlags):
     start_timeout_s: float = flag(1800.0, "a worker that takes longer to load its model counts as hung")
     idle_timeout_s: float = flag(600.0, "give up when no worker can be placed for so long")
     dry_run: bool = flag(False, "check model, data and output, list what is done and pending, do nothing", "running")
+    verbose: bool = flag(False, "with --dry_run: list every shard")
 
     log_format: LogFormat = flag("text", "of standard error and of workers' logs: lines for people, or JSON objects")
     metrics_address: str = flag("127.0.0.1:0", "host:port of metrics for Prometheus; port 0 is any that is free")
@@ -159,6 +160,8 @@ class PrecomputeConfig(EncodingFlags):
             raise ConfigError(f"--metrics_address {self.metrics_address}: expected host:port, as 127.0.0.1:9464")
         if self.json:
             raise ConfigError(JSON_ALONE)
+        if self.verbose and not self.dry_run:
+            raise ConfigError("--verbose says how much --dry_run lists: give that too")
         if self.limit is not None and self.sample is not None:
             raise ConfigError("--limit and --sample are two ways to take a subset: give one")
         if self.max_image_pixels > PILLOW_MAX_PIXELS:

@@ -44,4 +44,11 @@ def gpus_per_worker(config: PrecomputeConfig) -> float:
             f"--gpus_per_worker {wanted:g}, but torch sees {there} GPUs on this machine: lower it (0 runs on the CPU), "
             "or name a cluster with --ray_address"
         )
+    if wanted and not named_cluster(config.ray_address):
+        room = int(there / wanted + 1e-9) if wanted >= 1 else int(1 / wanted + 1e-9) * there
+        if config.num_workers > room:
+            _log.warning(
+                "--num_workers %d at --gpus_per_worker %g: this machine has %d GPUs, which hold %d; these do the work "
+                "of all, the others wait for a place", config.num_workers, wanted, there, room,
+            )  # fmt: skip
     return wanted

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cal_pipeline.annotate import AnnotateOptions
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
@@ -35,8 +33,6 @@ from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.runtime.devices import gpus_per_worker, validate_device
-from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
-from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.hub import hub_name
@@ -201,27 +197,6 @@ def _options(config: PrecomputeConfig, shards: Sequence[Shard]) -> AnnotateOptio
         max_image_pixels=config.max_image_pixels,
         library_versions=library_versions(),
     )
-
-
-def print_plan(plan: Plan) -> int:
-    """Lists what is done and pending, and starts nothing; returns the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    for state, shards in (("done", plan.progress.done), ("pending", plan.progress.pending)):
-        for shard in shards:
-            if shard.problem is None:
-                console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}")
-    for shard in plan.broken:
-        console.print(f"FAILED {shard.name}: {shard.problem}")
-    if bad := not_ok(plan.statuses_before()):
-        console.print(f"of the rows that are done {bad}")
-    rows = sum(shard.num_rows for shard in plan.todo)
-    console.print(
-        f"{len(plan.progress.done)} shards done, {len(plan.progress.pending)} pending; this run would measure "
-        f"{len(plan.todo)} shards with {rows} rows. "
-        f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
-        "nothing was started."
-    )
-    return EXIT_SHARDS_FAILED if plan.broken else EXIT_DONE
 
 
 def cluster_of(plan: Plan) -> Cluster:

@@ -1,6 +1,8 @@
 """Scores how well deltas agree with what people marked on a sheet of `cal-inspect export --to labelling-sheet`.
 
-    cal-inspect agreement sheet.csv
+    cal-inspect agreement sheet/sheet.csv
+    cal-inspect agreement sheet/sheet.csv --json
+    cal-inspect agreement sheet/sheet.csv --annotated annotated/
 
 A mark in the column `contradictory` is yes or no (also 1/0, x, true/false, y/n, ja/nein, oui/non, si); empty rows are
 left out and counted, `?` is unsure. The measured scores are in measured.csv beside the sheet, which the people who mark

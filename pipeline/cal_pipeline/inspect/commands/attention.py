@@ -1,6 +1,8 @@
 """Draws where in the image the words of a sample attend to, for one LLaVA-type checkpoint or two (CAL, Fig. 5).
 
-    cal-inspect attention annotated/ --sample 000123 --model_name_or_path before/ after/ --output attention.png
+    cal-inspect attention annotated/ --sample "#0" --output attention.png
+    cal-inspect attention annotated/ --sample "#0" --model_name_or_path before/ after/ --output attention.svg
+    cal-inspect attention annotated/ --sample "#0" --queries text --output attention.pdf
 
 The map is the attention from text tokens to image tokens: mean over heads and over the text tokens, summed over layers,
 each token's value spread over its patch (LLaVA-NeXT: over the patch of the whole image and those of the tiles).

@@ -1,5 +1,9 @@
 """Measures a part of the rows again, and a part with another sample's image.
 
+    cal-inspect audit annotated/
+    cal-inspect audit annotated/ --fraction 0.1 --swap 0
+    cal-inspect audit annotated/ --model_name_or_path llava-hf/llava-1.5-7b-hf --json audit.json
+
 The first tells whether the cache is what its reference would measure today: other weights, another tokenizer, template
 or image processor, edited rows and images are found. The second, the swap control, tells without labels whether the
 reference is fit for the data: how often its mean delta is higher with a sample's own image than with another's.

@@ -1,6 +1,8 @@
 """Compares two measurements of the same samples, joined by sample_key: how far deltas and weights are apart.
 
+    cal-inspect compare annotated_7b/ annotated_13b/
     cal-inspect compare annotated_7b/ annotated_13b/ --output scatter.png
+    cal-inspect compare annotated_7b/ annotated_13b/ --json
 
 Equal samples have equal keys; where a key occurs several times the first is joined to the first, and so on. B's deltas
 are held in memory (4 bytes a token), and about 100 bytes a row; A streams by.

@@ -1,7 +1,7 @@
 """Writes per-token weights for other trainers, or a sheet for people to mark.
 
-    cal-inspect export annotated/ --to messages-jsonl --model_name_or_path MODEL --output for_others/
-    cal-inspect export annotated/ --to hf-dataset --model_name_or_path MODEL --output for_others/
+    cal-inspect export annotated/ --to messages-jsonl --model_name_or_path llava-hf/llava-1.5-7b-hf --output weights/
+    cal-inspect export annotated/ --to hf-dataset --model_name_or_path llava-hf/llava-1.5-7b-hf --output dataset/
     cal-inspect export annotated/ --to labelling-sheet --num_samples 100 --output sheet/
 
 The first two encode every usable row again, with MODEL's processor and the flags of the measurement, and refuse labels

@@ -3,8 +3,8 @@
     cal-inspect filter annotated/ "mean_delta < 0.2 OR share_negative > 0.3"
     cal-inspect filter annotated/ "share_negative > 0.3" --drop --output clean/
     cal-inspect filter annotated/ "status <> 'ok'" --ids bad.csv
-    cal-inspect filter annotated/ "mean_delta > 0.2" --layout llava --output better/
-    cal-inspect filter annotated/ TRUE --ids_from bad.csv --drop --output clean/
+    cal-inspect filter annotated/ "mean_delta > 0" --layout llava --output better/
+    cal-inspect filter annotated/ TRUE --ids_from bad.csv --drop --output good/
 
 A condition is one expression of DuckDB's SQL.
 

@@ -1,5 +1,9 @@
 """Writes one self-contained HTML file: summary, plots, and a gallery of samples with shaded words.
 
+    cal-inspect page annotated/ --output page.html
+    cal-inspect page annotated/ --output page.html --tokenizer llava-hf/llava-1.5-7b-hf
+    cal-inspect page annotated/ --output page.html --samples 100 --title LLaVA
+
 It needs no network and no server, and its own content security policy lets nothing run but its own script. Text of the
 dataset is data to that script, never markup. Sliders for alpha and beta weigh and shade anew at once.
 """

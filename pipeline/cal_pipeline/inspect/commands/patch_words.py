@@ -1,6 +1,8 @@
 """Draws the nearest words of each patch of an image, for one LLaVA-type checkpoint or two side by side (CAL, Fig. 6).
 
-    cal-inspect patch-words annotated/ --sample 000123 --model_name_or_path before/ after/ --output words.png
+    cal-inspect patch-words annotated/ --sample "#0" --output words.png
+    cal-inspect patch-words annotated/ --sample "#0" --model_name_or_path before/ after/ --output words.svg
+    cal-inspect patch-words annotated/ --sample "#0" --output words.pdf --csv words.csv --top 5
 
 Nearest is the token whose input embedding has the highest cosine with the patch after the projector; special tokens and
 tokens that spell nothing are left out. LLaVA-NeXT: the patches of the whole image, not those of its tiles.

@@ -1,5 +1,9 @@
 """Draws the histograms of delta, with its cumulative share, and of the weights, as PNG, SVG or PDF (CAL, Fig. 4).
 
+    cal-inspect plot annotated/ --output deltas.png
+    cal-inspect plot annotated/ --output turns.svg --by turn
+    cal-inspect plot annotated/ --output deltas.pdf --alpha 0.5 --beta 3
+
 Reads one batch of rows after the other: memory does not grow with the rows. `--by` reads twice, first to find out which
 groups have most tokens.
 """

@@ -1,7 +1,8 @@
 """Writes one row a sample: its id, source and status, and what the deltas of its tokens say together.
 
     cal-inspect samples annotated/ --output scores.parquet
-    cal-inspect samples annotated/ --output scores.csv --ids_from chosen.txt
+    cal-inspect samples annotated/ --output scores.csv
+    cal-inspect samples annotated/ --output chosen.csv --ids_from ids.txt
 
 Columns: the stored ones with one value a row, and those of `sample_frame` (docs/inspecting.md). Memory does not grow
 with the rows.

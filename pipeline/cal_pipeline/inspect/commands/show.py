@@ -1,7 +1,8 @@
 """Shows one sample: its image, and its words shaded by delta or weight, in the terminal or as one HTML file.
 
-    cal-inspect show annotated/ 000123 --tokenizer path/to/the/reference
-    cal-inspect show annotated/ '#17' --tokenizer path/to/the/reference --output sample.html
+    cal-inspect show annotated/ "#0" --tokenizer llava-hf/llava-1.5-7b-hf
+    cal-inspect show annotated/ "#0" --tokenizer llava-hf/llava-1.5-7b-hf --by weight
+    cal-inspect show annotated/ "#17" --tokenizer llava-hf/llava-1.5-7b-hf --output sample.html
 
 SAMPLE is a sample_id, a sample_key, or #N for row N. Blue: the image speaks for the word; red: against it. A character
 that several tokens share has the shade of the most extreme one.

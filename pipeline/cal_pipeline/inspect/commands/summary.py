@@ -1,4 +1,11 @@
-"""Prints counts by status, tokens, quantiles of delta, delta by turn, bytes per token, and what measured it."""
+"""Prints counts by status, tokens, quantiles of delta, delta by turn, bytes per token, and what measured it.
+
+    cal-inspect summary annotated/
+    cal-inspect summary annotated/ --alpha 0.5 --beta 3
+    cal-inspect summary annotated/ --json
+
+With --json the same figures are one object.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Prints the tokens with the highest and lowest deltas: occurrences with the text around them, and means by token.
 
+    cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf
+    cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf --top 50 --min_count 5
+    cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf --output tokens.csv
+
 Reads one batch of rows after the other: memory does not grow with the rows.
 """
 

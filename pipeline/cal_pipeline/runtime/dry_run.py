@@ -1,0 +1,55 @@
+"""Prints what a run of `cal-precompute` would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
+from cal_pipeline.runtime.plan import Plan
+from cal_pipeline.runtime.report import not_ok
+from cal_pipeline.sources.shard import Shard
+
+_LISTED = 20
+"""Shards that are listed unless all are asked for."""
+
+
+def print_plan(plan: Plan) -> int:
+    """Lists what is done and pending, and how much that is; starts nothing, and returns the exit code."""
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    pending = [shard for shard in plan.progress.pending if shard.problem is None]
+    states = {"done": plan.progress.done, "pending": pending, "unreadable": plan.broken}
+    listed = _listed(states) if not plan.config.verbose else states
+    for state in ("done", "pending"):
+        for shard in listed[state]:
+            console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}")
+    for shard in listed["unreadable"]:
+        console.print(f"FAILED {shard.name}: {shard.problem}")
+    console.print(f"{'':12}{'shards':>10}{'rows':>14}{'listed':>10}")
+    for state, shards in states.items():
+        if shards:
+            num_rows = "?" if state == "unreadable" else f"{sum(shard.num_rows for shard in shards):,}"
+            console.print(f"{state:12}{len(shards):10,}{num_rows:>14}{len(listed[state]):10,}")
+    if listed != states:
+        console.print("--verbose lists all")
+    if bad := not_ok(plan.statuses_before()):
+        console.print(f"of the rows that are done {bad}")
+    rows = sum(shard.num_rows for shard in plan.todo)
+    console.print(
+        f"{len(plan.progress.done)} shards done, {len(plan.progress.pending)} pending; this run would measure "
+        f"{len(plan.todo)} shards with {rows} rows. "
+        f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
+        "nothing was started."
+    )
+    return EXIT_SHARDS_FAILED if plan.broken else EXIT_DONE
+
+
+def _listed(states: Mapping[str, Sequence[Shard]]) -> dict[str, Sequence[Shard]]:
+    """The first of each state, the later ones of which leave half of the room to those in front of them."""
+    listed, room, others = {}, _LISTED, sum(map(len, states.values()))
+    for state, shards in reversed([*states.items()]):
+        others -= len(shards)
+        listed[state] = shards[: room - min(others, room // 2)]
+        room -= len(listed[state])
+    return listed

@@ -219,6 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path.startswith("/cdn/"):
             return self.stored(url.path.removeprefix("/cdn/"), query)
         if url.path == "/api/validate-yaml":
+            licence = re.search(r"^license: (.+)$", json.loads(self.body)["content"], re.MULTILINE)
+            if licence and licence[1] not in ("unknown", "other", "mit", "cc-by-4.0", "cc0-1.0"):
+                return 400, b'{"errors": [{"message": ""license" must be one of [apache-2.0, \xe2\x80\xa6]"}]}', {}
             return 200, b'{"errors": [], "warnings": []}', {}
         if url.path == "/api/repos/create":
             return self.create(json.loads(self.body))

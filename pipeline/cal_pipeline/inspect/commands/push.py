@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.page.card import EXAMPLE, Card, hub_sources
 from cal_pipeline.inspect.progress import shown_progress
-from cal_pipeline.inspect.tables.hub_repository import CARD, HubRepository, There
+from cal_pipeline.inspect.tables.hub_repository import CARD, HubRepository
 from cal_pipeline.inspect.tables.published_shards import Images, PublishedShards, plan_text
 from cal_pipeline.inspect.tables.summary import summarise
 from cal_schemas.errors import CalError, ConfigError, IncompleteError
@@ -69,43 +69,56 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--repo_id {arguments.repo_id} is public: --public publishes there, or make it private in its settings"
         )
-    _publish(repository, there, shards, arguments)
-    return 0
-
-
-def _publish(repository: HubRepository, there: There, shards: PublishedShards, arguments: argparse.Namespace) -> None:
-    names = {file: shards.names[file].as_posix() for file in shards.opened.files}
+    if there.exists and there.private and arguments.public:
+        _log.warning("%s is private and stays so: its settings make it public", arguments.repo_id)
+    names = {file: shards.names[file].as_posix() for file in opened.files}
     todo = [file for file, name in names.items() if name not in there.files]
+    card = {}
+    if todo or there.plan != plan or CARD not in there.files:
+        card = _card(shards, arguments, repository)
+        repository.check_card(card[CARD].decode())
+    repository.create(private=not arguments.public)  # Now, as not every token may.
     with shown_progress("shards checked", len(todo)) as advance:
         for file in todo:  # All of them before any: what is damaged is not half published.
             shards.validate(file)
             advance(1)
-    plan = shards.plan()
-    is_new = there.plan != plan
-    card = _card(shards, arguments, repository) if todo or is_new or CARD not in there.files else {}
-    repository.create(private=not arguments.public)
-    if is_new:
+    if there.plan != plan:
         repository.commit("Begin", {PLAN: plan_text(plan).encode()})
-    sent = len(names) - len(todo)
+    try:
+        _publish(repository, shards, names, todo)
+    except OSError as error:
+        if isinstance(error, CalError):
+            raise
+        raise ConfigError(
+            f"{tempfile.gettempdir()} cannot be written ({error}): TMPDIR names another folder"
+        ) from error
+    if card:
+        repository.commit("Describe them", dict(card))
+    rows = flags.counted(opened.num_rows, "row")
+    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}" + ("" if card else ", as before"))
+    return 0
+
+
+def _publish(
+    repository: HubRepository, shards: PublishedShards, names: Mapping[Location, str], todo: Sequence[Location]
+) -> None:
+    """Sends shards in commits of bounded size."""
+    waiting = list(todo)
     with (
         tempfile.TemporaryDirectory(prefix="cal-push-") as folder,
         shown_progress("shards published", len(todo)) as advance,
     ):
-        while todo:
+        while waiting:
             written: dict[str, Path | bytes] = {}
             size = 0
-            while todo and len(written) < _SHARDS_PER_COMMIT and size < _BYTES_PER_COMMIT:
+            while waiting and len(written) < _SHARDS_PER_COMMIT and size < _BYTES_PER_COMMIT:
                 target = Path(folder) / f"{len(written)}.parquet"
-                shards.write(todo[0], target)
-                written[names[todo.pop(0)]] = target
+                shards.write(waiting[0], target)
+                written[names[waiting.pop(0)]] = target
                 size += target.stat().st_size
-            repository.commit(f"Add shards {sent + 1} to {sent + len(written)} of {len(names)}", written)
-            sent += len(written)
+            last = len(names) - len(waiting)
+            repository.commit(f"Add shards {last - len(written) + 1} to {last} of {len(names)}", written)
             advance(len(written))
-    if card:
-        repository.commit("Describe them", dict(card))
-    rows = flags.counted(shards.opened.num_rows, "row")
-    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}" + ("" if card else ", as before"))
 
 
 def _opened(paths: Sequence[Location], *, partial: bool) -> AnnotatedDataset:

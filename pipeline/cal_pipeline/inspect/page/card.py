@@ -101,7 +101,7 @@ class Card:
             "paths": "images, by path: the files are not here",
             "none": "",
         }[self.carry]
-        lines = [f"| {status} | {count:,} |" for status, count in self.summary["statuses"].items()]
+        lines = [f"| {_cell(status)} | {count:,} |" for status, count in self.summary["statuses"].items()]
         return (
             "## Rows\n\n| status | rows |\n|---|---|\n" + "\n".join(lines) + f"\n\n{self.summary['tokens']:,} "
             f"supervised tokens of {self.summary['encoded_tokens']:,}"

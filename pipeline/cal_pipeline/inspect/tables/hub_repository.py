@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cal_schemas.errors import ConfigError, StoreError
+from cal_schemas.redaction import redacted
 from cal_schemas.whole import PLAN
 
 CARD = "README.md"
@@ -68,7 +69,7 @@ class HubRepository:
     @property
     def address(self) -> str:
         """Of its page."""
-        return f"{self._api.endpoint}/datasets/{self.repo_id}"
+        return redacted(f"{self._api.endpoint}/datasets/{self.repo_id}")
 
     def look(self) -> There:
         """What is there now; ConfigError where the token may not look, or the name is taken."""
@@ -104,6 +105,18 @@ class HubRepository:
                 self._refuse(f"another {item['name']}.parquet (measured again, changed, or other --images)")
         if others := [name for name in content if name.endswith(".parquet") and name[:-8] not in ours]:
             self._refuse(_some(others))
+
+    def check_card(self, text: str) -> None:
+        """ConfigError where the Hub would not take it (a licence that it does not know)."""
+        session = importlib.import_module("huggingface_hub.utils").get_session()
+        with self._errors("checking the card"):
+            answer = session.post(
+                f"{self._api.endpoint}/api/validate-yaml", json={"repoType": "dataset", "content": text},
+                headers={"Accept": "text/plain"},
+            )  # fmt: skip
+        if answer.status_code == 400:  # Any other failure is of no weight: the last commit asks again.
+            said = " ".join(answer.text.split())[:300]
+            raise ConfigError(f"the Hub does not take this card, see --license: {said}")
 
     def create(self, *, private: bool) -> None:
         """Makes it where it is not there."""

@@ -26,26 +26,36 @@ class PrivateText:
     Args:
         metadata: of the shards.
         files: where they lie.
+        image_folder: where their images lie now, if not where they did.
     """
 
-    def __init__(self, metadata: Iterable[ShardMetadata], files: Iterable[Location]) -> None:
+    def __init__(
+        self, metadata: Iterable[ShardMetadata], files: Iterable[Location], image_folder: Location | None = None
+    ) -> None:
         sources = [item.source for item in metadata]
         self._uris = _shortest({source.uri for source in sources})
         self._data_paths = _shortest({source.data_path for source in sources})
-        folders = {str(Path.home()), str(Path.cwd()), *(str(file.absolute().parent) for file in files)}
-        folders |= {text for source in sources for text in (source.image_folder, os.path.dirname(source.uri)) if text}  # noqa: PTH120 - URLs too
-        folders |= {path if Path(path).is_dir() else os.path.dirname(path) for path in self._data_paths}  # noqa: PTH120
-        longest_first = sorted((item for item in folders if item.count("/") > 1 and item[0] == "/"), key=len)[::-1]
-        self._folders = "|".join(re.escape(item.rstrip("/")) for item in longest_first) or r"(?!)"
-        self._of_folder = re.compile(rf"(?:{self._folders})(?:/|(?=$|[\s'\",:;)]))")
+        folders = {
+            str(Path.home()),
+            str(Path.cwd()),
+            str(image_folder or ""),
+            *(_above(str(f.absolute())) for f in files),
+        }
+        folders |= {text for source in sources for text in (source.image_folder or "", _above(source.uri))}
+        folders |= {path if Path(path).is_dir() else _above(path) for path in self._data_paths}
+        longest_first = sorted((item.rstrip("/") for item in folders if item.startswith("/")), key=len, reverse=True)
+        listed = "|".join(re.escape(item) for item in longest_first if item) or re.escape("\0")
+        self._anywhere = f"(?:{listed})(?:/|$|[\\s'\",:;)])|{_SECRET}"
+        """As RE2 has it, which cannot look behind: what it finds is looked at again."""
+        self._of_folder = re.compile(rf"(?:\bfile://|(?<![\w:/.~-]))(?:{listed})(?:/|(?=$|[\s'\",:;)]))")
 
     def uri(self, uri: str) -> str:
         """A source's place without the folders that are of this machine; distinct ones stay distinct."""
-        return redacted(self._uris[uri])
+        return redacted(self._uris.get(uri) or self.text(uri))
 
     def data_path(self, data_path: str) -> str:
         """The same of what was given as `--data_path`."""
-        return redacted(self._data_paths[data_path])
+        return redacted(self._data_paths.get(data_path) or self.text(data_path))
 
     def text(self, text: str) -> str:
         """A value without this machine's folders and without secrets of URLs."""
@@ -64,8 +74,7 @@ class PrivateText:
         return pa.array([_walked(value, clean or self.text) for value in values], column.type)
 
     def _is_private(self, leaf: pa.Array) -> bool:
-        pattern = f"{self._of_folder.pattern.replace('(?=$|', '(?:$|')}|{_SECRET}"
-        return bool(pc.any(pc.match_substring_regex(leaf, pattern)).as_py())
+        return bool(pc.any(pc.match_substring_regex(leaf, self._anywhere)).as_py())
 
 
 def _texts(column: pa.Array) -> Iterable[pa.Array]:
@@ -98,8 +107,13 @@ def _walked(value: Any, clean: Callable[[str], str]) -> Any:
     return [_walked(item, clean) for item in value] if isinstance(value, list) else value
 
 
+def _above(place: str) -> str:
+    """The folder of a path, or what is before the last part of a URL."""
+    return place.rpartition("/")[0]
+
+
 def _shortest(places: set[str]) -> dict[str, str]:
     """Each place -> what tells it from the others: absolute paths without the folders that they share."""
     absolute = [place for place in places if place.startswith("/")]
-    shared = os.path.commonpath([os.path.dirname(place) for place in absolute]) if absolute else ""  # noqa: PTH120
+    shared = os.path.commonpath([_above(place) or "/" for place in absolute]) if absolute else ""
     return {place: os.path.relpath(place, shared) if place in absolute else place for place in places}

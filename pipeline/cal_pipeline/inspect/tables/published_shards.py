@@ -19,7 +19,7 @@ from cal_pipeline.output.verify_shard import check_shard
 from cal_pipeline.sources.images import read_image_file
 from cal_schemas.annotated import HUGGINGFACE, feature_text, features_of, with_features
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError
-from cal_schemas.metadata import Carry, ShardMetadata
+from cal_schemas.metadata import Carry, ShardMetadata, read_shard_metadata
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef
 from cal_schemas.storage.locations import Location, location
@@ -60,7 +60,7 @@ class PublishedShards:
                 "these shards hold the image files themselves, which may not be yours to publish: --images embed "
                 "publishes them, --images leave_out publishes everything else"
             )
-        private = PrivateText(opened.metadata, opened.files)
+        private = PrivateText(opened.metadata, opened.files, image_folder)
         names = final_names(roots, opened.completeness.missing)
         images = None if carried == {"none"} else images or "leave_out"
         return cls(opened=opened, names=names, images=images, image_folder=image_folder, private=private)
@@ -72,12 +72,13 @@ class PublishedShards:
 
     def plan(self) -> list[dict[str, object]]:
         """As a run's plan, without its sources; `published` names the state of each shard that is there."""
-        rows = {**dict(zip(self.opened.files, self.opened.rows, strict=True)), **self.opened.completeness.missing}
+        there = dict(zip(self.opened.files, self.opened.rows, strict=True))
+        rows = {**there, **self.opened.completeness.missing}
         return [
             {
                 "name": self.names[file].as_posix().removesuffix(".parquet"),
                 "source": {"num_rows": count},
-                **({"published": self._state(file)} if file in self.opened.files else {}),
+                **({"published": self._state(file)} if file in there else {}),
             }
             for file, count in sorted(rows.items(), key=lambda item: self.names[item[0]].as_posix())
         ]
@@ -100,8 +101,8 @@ class PublishedShards:
             raise FormatError(f"{file}: {'; '.join(problems)}. cal-precompute --verify lists all that is wrong")
 
     def write(self, file: Location, target: Path) -> None:
-        """Writes what is published of a shard. The same shard gives the same bytes."""
-        metadata = self.opened.metadata[self.opened.files.index(file)]
+        """Writes what is published of a shard; the same shard gives the same bytes. OSError where there is no space."""
+        metadata = read_shard_metadata(file)
         folder = self.image_folder or (
             location(metadata.source.image_folder) if metadata.source.image_folder is not None else None
         )

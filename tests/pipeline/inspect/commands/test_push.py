@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from huggingface_hub import constants, snapshot_download
 
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands import push as push_module
+from cal_pipeline.inspect.tables.private_text import PrivateText
 from cal_pipeline.output.verify import verify
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
 from cal_schemas.errors import STATUS_OK
@@ -260,7 +262,7 @@ def test_what_is_not_whole_or_damaged_is_refused_before_anything_is_there(
     (folder / "below" / "part-1.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     assert push(folder, "--images", "embed", "--partial") == 2
     assert "part-1.parquet" in capsys.readouterr().err
-    assert hub.repos == {}
+    assert sorted(tree(hub)) == [".gitattributes"]
     (folder / "below" / "part-1.parquet").write_bytes(whole)
     assert push(folder, "--images", "embed", "--partial") == 0
     assert "**Not whole**: 1 shards with 3 rows are missing." in tree(hub)["README.md"].decode()
@@ -311,6 +313,7 @@ def test_a_repository_with_something_else_is_left_alone(
         (WRITER, ["--repo_id", "org/na me"], "--repo_id 'org/na me'"),
         (WRITER, ["--repo_id", "a/b/c"], "--repo_id 'a/b/c'"),
         (WRITER, ["--images", "some"], "invalid choice"),
+        (WRITER, ["--license", "my own"], 'does not take this card, see --license: {"errors": [{"message": "'),
     ],
 )
 def test_who_may_not_and_what_is_no_name_is_said_in_one_line(
@@ -363,7 +366,7 @@ def test_a_dry_run_draws_the_example_and_asks_nobody(
     assert sorted(path.name for path in card.iterdir()) == ["README.md", "example.png"]
     text = (card / "README.md").read_text()
     assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
-    assert "| ok | 4 |" in text
+    assert "| `ok` | 4 |" in text
     assert str(tmp_path) not in text
     assert (card / "example.png").read_bytes().startswith(b"\x89PNG")
 
@@ -374,3 +377,74 @@ def test_the_same_shard_gives_the_same_bytes(hub: HubServer, tmp_path: Path) -> 
         assert run(["push", str(folder), "--repo_id", name, "--images", "embed"]) == 0
     one, two = (tree(hub, name)["below/part-0.parquet"] for name in ("org/one", "org/two"))
     assert one == two
+
+
+def test_a_new_public_data_set_and_a_private_one_that_stays_so(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = annotated(tmp_path, 1)
+    assert push(folder, "--images", "embed", "--public") == 0
+    assert not hub.repos["datasets", REPO].private
+    hub.repo("org/there", private=True)
+    assert run(["push", str(folder), "--repo_id", "org/there", "--images", "embed", "--public"]) == 0
+    assert hub.repos["datasets", "org/there"].private
+    assert "org/there is private and stays so: its settings make it public" in caplog.messages
+
+
+def test_a_sidecar_and_a_single_shard_without_rows_go_out(hub: HubServer, tmp_path: Path) -> None:
+    metadata = replace(shard_metadata(carry="none"), source=replace(shard_metadata().source, num_rows=0, row_stop=0))
+    with ShardWriter(tmp_path / "a.parquet", annotated_schema(carry="none"), metadata):
+        pass
+    assert push(tmp_path / "a.parquet") == 0
+    assert table(tree(hub)["a.parquet"]).num_rows == 0
+    assert "images and messages are in the source (a sidecar)" in tree(hub)["README.md"].decode()
+
+
+TEXTS: dict[str, pa.Array] = {
+    "large": pa.array(["{}/a.png", None], pa.large_string()),
+    "view": pa.array(["see '{}/a b.png'", "x"], pa.string_view()),
+    "dictionary": pa.array(["{}/a.png", "{}/a.png"]).dictionary_encode(),
+    "list": pa.array([["{}", "{}x"], None]),
+    "nested": pa.array(
+        [[{"at": "file://{}/c", "n": None}], []], pa.list_(pa.struct([("at", pa.string()), ("n", pa.int8())]))
+    ),
+    "map": pa.array([[("k", "{}/a")], []], pa.map_(pa.string(), pa.string())),
+    "tokens": pa.array(["hf_abcdefghijklmnopqrstuvwxyz", SIGNED]),
+    "other": pa.array(["s3://bucket{}/a", "and{}/a"]),
+}  # fmt: skip
+CLEAN: dict[str, list[object]] = {
+    "large": ["a.png", None], "view": ["see 'a b.png'", "x"], "dictionary": ["a.png", "a.png"],
+    "list": [["", "{}x"], None], "nested": [[{"at": "c", "n": None}], []], "map": [[("k", "a")], []],
+    "tokens": ["hf_\u2026", "https://host/a.png"], "other": ["s3://bucket{}/a", "and{}/a"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["/srv", "/srv/my (data)+é"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_of_every_kind_of_column_lose_folders_and_secrets(kind: str, folder: str) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(filled, value))
+        if isinstance(value, dict):
+            return {key: filled(item) for key, item in value.items()}
+        return value.replace("{}", folder) if isinstance(value, str) else value
+
+    source = replace(shard_metadata().source, uri=f"{folder}/a.json", data_path=f"{folder}/a.json")
+    private = PrivateText([replace(shard_metadata(), source=source)], [])
+    plain = TEXTS[kind].to_pylist()
+    column = pa.array(filled(plain), TEXTS[kind].type)
+    now = private.column(column)
+    assert now.type == column.type
+    assert filled(now.to_pylist()) == filled(CLEAN[kind])
+    untouched = pa.array([1, 2])
+    assert private.column(untouched) is untouched
+
+
+def test_sources_of_one_name_stay_two_and_a_url_is_kept_without_its_secrets() -> None:
+    first = shard_metadata().source
+    uris = ["/home/a/x/data.json", "/home/a/y/data.json", "s3://bucket/key.json", "hf://datasets/a/b@c/d.parquet"]
+    private = PrivateText(
+        [replace(shard_metadata(), source=replace(first, uri=uri, data_path=uri)) for uri in uris], []
+    )
+    assert [private.uri(uri) for uri in uris] == ["x/data.json", "y/data.json", *uris[2:]]
+    assert private.uri("/home/a/x/other.json") == "other.json"

@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCHVISION := $(VENV)/torchvision-for-tests/.installed
+REPORTERS := $(VENV)/reporters-for-tests/.installed
 # Many tests wait for processes of their own: two at a time leave a third of two cores idle, three 3 % of the full tier. A
 # module's tests stay together (they share one start of Ray), the slow modules of faults come first.
 JOBS ?= 3
@@ -28,8 +29,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # torchvision's wheels are for CUDA: tests import the half of it that processors use, from a folder that only they look
-# into, and nothing of what the wheels depend on is fetched.
+# into, and nothing of what the wheels depend on is fetched. Trackio wants an older pillow, wandb much that it logs without.
 $(TORCHVISION): requirements-torchvision.txt | $(STAMP)
+$(REPORTERS): requirements-reporters.txt | $(STAMP)
+$(TORCHVISION) $(REPORTERS):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	touch $@
 
@@ -43,7 +46,7 @@ $(VOCABULARIES): | $(STAMP)
 		dashscope==2.0.2 llama-models==0.3.0 mistral-common==1.13.1
 	mv $@.part $@
 
-install: $(STAMP) $(TORCHVISION)  ## create .venv with everything, once
+install: $(STAMP) $(TORCHVISION) $(REPORTERS)  ## create .venv with everything, once
 
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
@@ -51,7 +54,7 @@ demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2
 test: $(STAMP) $(TORCHVISION)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'
 
-test-full: $(STAMP) $(TORCHVISION) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
+test-full: $(STAMP) $(TORCHVISION) $(REPORTERS) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)
 	CAL_MODELS_RECORD=$(MEASURED) $(BIN)/python -m pytest -q $(PAGE_TEST)

@@ -411,13 +411,6 @@ def test_a_folder_of_evaluation_images_without_evaluation_is_refused() -> None:
         TrainConfig(model_name_or_path="m", data_path=["d"], eval_image_folder="images")
 
 
-def test_tensorboard_gets_the_metrics(llava: Family, annotated: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    flags = ("--max_steps", 2, "--report_to", "tensorboard")
-    assert cli.run(command(llava, annotated, tmp_path / "out", *flags)) == 0
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
-
-
 def test_evaluation_does_not_depend_on_the_batch_size(llava: Family, annotated: Path, tmp_path: Path) -> None:
     found = []
     for size in (1, 8):

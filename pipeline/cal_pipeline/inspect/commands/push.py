@@ -2,6 +2,7 @@
 
     cal-inspect push annotated/ --repo_id ORG/NAME --images embed --license cc-by-4.0
     cal-inspect push annotated/ --repo_id ORG/NAME --images leave_out --dry_run card/
+    cal-inspect push annotated/ --repo_id ORG/NAME --images leave_out --public
 
 What goes out has no path of this machine and no secret of a URL, and nothing of `.cal/` but the list of shards. A new
 data set is private unless --public is given. After an interruption the same command goes on where it was.

@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import yaml
+
 READER, WRITER = (f"hf_{who}OfTheTestsThatNobodyMayEverSee" for who in ("reader", "writer"))
 """Tokens that the server knows: both see private repositories, and gated ones where `granted` holds them."""
 _LFS = (".parquet", ".arrow", ".tar", ".zip", ".png", ".jpg", ".bin", ".gz", ".zst")
@@ -145,6 +147,11 @@ def _oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def _front_matter(card: bytes) -> Any:
+    block = re.match(r"---\n(.*?)\n---", card.decode(errors="replace"), re.DOTALL)
+    return yaml.safe_load(block[1]) if block else None
+
+
 def _entry(path: str, data: bytes) -> dict[str, Any]:
     """A file as trees and paths-info list it."""
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
@@ -246,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": name, "sha": sha, "private": repo.private, "gated": "auto" if repo.gated else False,
                 "disabled": False, "lastModified": _MODIFIED, "createdAt": _MODIFIED, "tags": [], "downloads": 0,
                 "likes": 0, "siblings": [{"rfilename": item} for item in sorted(tree)],
+                "cardData": _front_matter(tree.get("README.md", b"")),
             }  # fmt: skip
             return 200, json.dumps(info).encode(), {}
         raise RefusedError(404, "", f"Sorry, we can't find {url.path}")

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = {file: shards.names[file].as_posix() for file in opened.files}
     todo = [file for file, name in names.items() if name not in there.files]
     card = {}
-    if todo or there.plan != plan or CARD not in there.files:
+    if there.plan != plan or not there.has_card:
         card = _card(shards, arguments, repository)
         repository.check_card(card[CARD].decode())
     repository.create(private=not arguments.public)  # Now, as not every token may.
@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
             shards.validate(file)
             advance(1)
     if there.plan != plan:
-        repository.commit("Begin", {PLAN: plan_text(plan).encode()})
+        # A card of less than that must not outlive an interruption.
+        repository.commit("Begin", {PLAN: plan_text(plan).encode()}, remove=[CARD] if there.has_card else [])
     try:
         _publish(repository, shards, names, todo)
     except OSError as error:
@@ -96,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     if card:
         repository.commit("Describe them", dict(card))
     rows = flags.counted(opened.num_rows, "row")
-    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}" + ("" if card else ", as before"))
+    as_before = "" if card or todo else ", as before"
+    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}{as_before}")
     return 0
 
 
@@ -117,8 +119,7 @@ def _publish(
                 shards.write(waiting[0], target)
                 written[names[waiting.pop(0)]] = target
                 size += target.stat().st_size
-            last = len(names) - len(waiting)
-            repository.commit(f"Add shards {last - len(written) + 1} to {last} of {len(names)}", written)
+            repository.commit(f"Add shards, {len(names) - len(waiting)} of {len(names)}", written)
             advance(len(written))
 
 

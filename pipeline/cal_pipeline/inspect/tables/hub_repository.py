@@ -32,6 +32,8 @@ class There:
     exists: bool = False
     private: bool = True
     files: frozenset[str] = frozenset()
+    has_card: bool = False
+    """One that says something: the Hub's own page makes one of a licence alone."""
     plan: Sequence[Mapping[str, Any]] | None = None
     """What an earlier push was to publish; None where there was none."""
 
@@ -62,6 +64,7 @@ class HubRepository:
         self.repo_id = repo_id
         self._api: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="cal-vlm")
         self._add: Any = huggingface_hub.CommitOperationAdd
+        self._delete: Any = huggingface_hub.CommitOperationDelete
         with self._errors("looking at it"):
             if huggingface_hub.get_token() is None:
                 raise ConfigError(f"publishing takes a token that may write to {repo_id}: {_TOKEN}")
@@ -84,17 +87,15 @@ class HubRepository:
                 return There()
             files = frozenset(item.rfilename for item in info.siblings or ())
             plan = json.loads(self._read(PLAN)) if PLAN in files else None
-            there = There(exists=True, private=bool(info.private), files=files, plan=plan)
-            if plan is None and CARD in files and _FRONT_MATTER.sub("", self._read(CARD)).strip():
-                self._refuse("a README.md")
-        return there
+            has_card = CARD in files and bool(_FRONT_MATTER.sub("", self._read(CARD)).strip())
+        return There(exists=True, private=bool(info.private), files=files, has_card=has_card, plan=plan)
 
     def validate(self, there: There, plan: Sequence[Mapping[str, Any]]) -> None:
         """ConfigError where it holds something else than a part of what is to be published."""
         content = sorted(there.files.difference(_NOT_CONTENT))
         if there.plan is None:
-            if content:
-                self._refuse(_some(content))
+            if content or there.has_card:
+                self._refuse(_some(content or [f"a {CARD}"]))
             return
         ours = {item["name"]: item for item in plan}
         for item in there.plan:
@@ -123,10 +124,11 @@ class HubRepository:
         with self._errors("creating it"):
             self._api.create_repo(self.repo_id, repo_type="dataset", private=private, exist_ok=True)
 
-    def commit(self, message: str, files: Mapping[str, Path | bytes]) -> None:
-        """Adds files by their names in one commit; one that is there with this content is not uploaded again."""
+    def commit(self, message: str, files: Mapping[str, Path | bytes], remove: Sequence[str] = ()) -> None:
+        """Adds files by their names, in one commit; one that is there with this content is not uploaded again."""
         with self._errors(f"uploading ({message})"):
             operations = [self._add(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()]
+            operations += [self._delete(path_in_repo=name) for name in remove]
             self._api.create_commit(
                 self.repo_id, operations, commit_message=f"{message} (cal-inspect push)", repo_type="dataset"
             )

@@ -227,7 +227,7 @@ def test_an_interrupted_push_goes_on_where_it_was(
     hub.faults.extend(["pass", "pass", *[fault] * 6])
     assert push(folder, "--images", "embed") == 2
     said = capsys.readouterr().err
-    assert "uploading (Add shards 3 to 4 of 5)" in said
+    assert "uploading (Add shards, 4 of 5)" in said
     assert "Traceback" not in said
     assert sorted(tree(hub)) == [".cal/plan.json", ".gitattributes", "below/part-0.parquet", "below/part-1.parquet"]
     hub.faults.clear()
@@ -236,8 +236,7 @@ def test_an_interrupted_push_goes_on_where_it_was(
     assert sum(method == "PUT" for method, _, _ in hub.requests) - uploads == 1  # Two more were there already.
     assert len([name for name in tree(hub) if name.endswith(".parquet")]) == 5
     assert [message.split(" (cal")[0] for message in hub.repos["datasets", REPO].messages] == [
-        "initial commit", "Begin", "Add shards 1 to 2 of 5", "Add shards 3 to 4 of 5", "Add shards 5 to 5 of 5",
-        "Describe them",
+        "initial commit", "Begin", "Add shards, 2 of 5", "Add shards, 4 of 5", "Add shards, 5 of 5", "Describe them",
     ]  # fmt: skip
     before = len(hub.repos["datasets", REPO].commits)
     capsys.readouterr()
@@ -345,14 +344,48 @@ def test_the_licence_of_a_data_set_of_the_hub_is_looked_up(hub: HubServer, tmp_p
     folder = annotated(tmp_path, 1)
     path = folder / "below" / "part-0.parquet"
     had = pq.read_table(path)
-    text = had.schema.metadata[b"cal.shard"].replace(
-        str(tmp_path / "raw" / "0.json").encode(), b"hf://datasets/a/b@c/x.json"
-    )
+    uri = b"hf://datasets/a/b@c/x.json"
+    text = had.schema.metadata[b"cal.shard"].replace(str(tmp_path / "raw" / "0.json").encode(), uri)
     pq.write_table(had.replace_schema_metadata({**had.schema.metadata, b"cal.shard": text}), path)
-    assert push(folder, "--images", "embed") == 0
-    card = tree(hub)["README.md"].decode()
-    assert yaml.safe_load(card.split("---")[1])["source_datasets"] == ["a/b"]
-    assert "**Not known.**" in card  # The Hub has no such data set.
+    for name, source, licence, said in (
+        ("org/none", None, "unknown", "**Not known.**"),
+        ("org/silent", "words", "unknown", "**Not known.**"),
+        ("org/known", "---\nlicense: cc-by-4.0\n---\nwords", "cc-by-4.0", "as the card of a/b says"),
+    ):
+        if source:
+            hub.commit("a/b", {"README.md": source})
+        assert run(["push", str(folder), "--repo_id", name, "--images", "embed"]) == 0
+        card = tree(hub, name)["README.md"].decode()
+        values = yaml.safe_load(card.split("---")[1])
+        assert (values["license"], values["source_datasets"]) == (licence, ["a/b"])
+        assert said in card
+        assert "| rows from | `hf://datasets/a/b@c/x.json` |" in card
+
+
+def test_no_card_outlives_what_it_describes_and_none_is_lost(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = annotated(tmp_path, 2, planned=3), annotated(tmp_path / "later", 3)
+    hub.commit(REPO, {"README.md": "---\nlicense: mit\n---\n"})  # As the Hub's own page makes it.
+    hub.repo(REPO, private=True)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.where, hub.only = "/commit/", {"POST"}
+    hub.faults.extend(["pass", "pass", "403"])
+    assert push(folder, "--images", "embed", "--partial") == 2
+    assert push(folder, "--images", "embed", "--partial") == 0
+    assert b"**Not whole**" in tree(hub)["README.md"]
+    for name in ("part-0.parquet", "part-1.parquet"):
+        (whole / "below" / name).write_bytes((folder / "below" / name).read_bytes())
+    hub.faults.extend(["pass", "pass", "403"])
+    assert push(whole, "--images", "embed") == 2
+    assert "README.md" not in tree(hub)
+    assert push(whole, "--images", "embed") == 0
+    assert b"Not whole" not in tree(hub)["README.md"]
+    # A shard that was deleted there comes back, and what was written into the card by hand stays.
+    hub.commit(REPO, {"below/part-1.parquet": None, "README.md": tree(hub)["README.md"] + b"By hand.\n"})
+    assert push(whole, "--images", "embed") == 0
+    assert "below/part-1.parquet" in tree(hub)
+    assert tree(hub)["README.md"].endswith(b"By hand.\n")
 
 
 def test_a_dry_run_draws_the_example_and_asks_nobody(

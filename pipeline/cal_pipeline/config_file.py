@@ -52,7 +52,9 @@ def read_values(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+        at, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        reason = f"line {at.line + 1}, column {at.column + 1}: {problem}" if at else " ".join(str(error).split())
+        raise ConfigError(f"--config {path} is no YAML: {reason}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected `flag: value` lines, got a {type(values).__name__}")
     return values

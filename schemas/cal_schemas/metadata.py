@@ -122,6 +122,10 @@ def read_annotated_footer(path: Location | str) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         if not isinstance(error, FileNotFoundError):  # A link to nothing.
             raise_if_ill(path, error)
+        if not str(path).endswith(".parquet"):
+            raise FormatError(
+                f"{path} is no annotated shard, whose name ends in .parquet: cal-precompute writes them"
+            ) from error
         raise FormatError(
             f"{path}: not a readable Parquet file: {str(error).rstrip('.')}. If it was a shard, remove it and run the "
             "same cal-precompute command, which measures it again"

@@ -8,6 +8,8 @@ from huggingface_hub import constants
 
 from cal_schemas.errors import ConfigError
 
+_CONFIGS = ("config.json", "adapter_config.json")
+"""Of a model, and of adapters, about which the program has more to say."""
 _FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 
 
@@ -21,7 +23,9 @@ def model_directory(model_name_or_path: str, revision: str | None = None, *, tru
 
 def validate_model(model_name_or_path: str, revision: str | None = None) -> None:
     """Raises ConfigError, as `model_directory` does, for a model that is not there; fetches its config alone."""
-    _fetched(model_name_or_path, revision, ["config.json"])
+    directory = _fetched(model_name_or_path, revision, ["config.json"])
+    if Path(model_name_or_path).is_dir() and not any((directory / name).exists() for name in _CONFIGS):
+        raise ConfigError(f"--model_name_or_path {model_name_or_path}: that directory holds no model: no config.json")
 
 
 def _fetched(model_name_or_path: str, revision: str | None, wanted: list[str]) -> Path:

@@ -38,7 +38,11 @@ def write_whole(path: Location, text: str) -> None:
         return
     partial = partial_of(path)
     assert isinstance(partial, Path)
-    partial.write_text(text, encoding="utf-8")
+    try:
+        partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = error.filename or str(path)  # A full disk is met where no name is known.
+        raise
     partial.replace(path)
 
 

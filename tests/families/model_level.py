@@ -27,6 +27,7 @@ from cal_trainer.run.parameters import active_dropout, part_of_each, unused_para
 from cal_trainer.trainer import CalTrainer, Weighting
 from families import page
 from families.case import Case
+from families.checked_independently import CheckedIndependently
 from families.family import AnyFamily
 
 HEAD, PASSES = 1e-5, 1e-3
@@ -55,7 +56,7 @@ def hide_after_image(logits: torch.Tensor, samples: Sequence[EncodedSample]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-class ModelLevel:
+class ModelLevel(CheckedIndependently):
     """Tests of a family's `Case`; a subclass names the family, or parametrises the fixture.
 
     All tests of one family run before the next is built.

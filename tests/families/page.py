@@ -30,7 +30,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS: Final = (
     "family", "status", "image tokens found by", "dropped in the first sample", "contrast `mask`", "two images",
     "text-only rows", "label-only LM head", "drop = mask", "batch = one by one", "left = right padding",
-    "image moves logits by", "cached = online loss", "real processor end to end",
+    "image moves logits by", "independent computation", "cached = online loss", "real processor end to end",
 )  # fmt: skip
 
 RECORD: Final = "CAL_MODELS_RECORD"
@@ -57,7 +57,7 @@ def gather() -> None:
 
 _KEYS: Final = (
     "family", "status", "found_by", "dropped", "mask", "two_images", "text_only", "head", "drop_mask", "ragged", "left",
-    "effect", "loss", "end_to_end",
+    "effect", "independent", "loss", "end_to_end",
 )  # fmt: skip
 
 
@@ -152,7 +152,10 @@ largest differences of a logit (losses: of the loss) seen in that run, rounded u
 Each row was tested for: the label-only LM head against full logits; `drop` against `mask`; a ragged batch against its
 rows one by one, with the image and under both contrasts; padding left against right; two images in a sample and
 text-only rows; one training step through the trainer with cached and one with online deltas, finite and equal; other
-pixels giving other logits with the image and the same ones without it, dropped or masked. "Real processor end to end"
+pixels giving other logits with the image and the same ones without it, dropped or masked. "Independent computation" is
+both passes of eight hard rows, in every contrast that the family allows, alone and in a ragged batch, against full
+logits of the model's plain forward with the decoder's inputs cut or its masks changed ([method.md](method.md), section
+2); in brackets stands what a family cannot have. "Real processor end to end"
 is files, `cal-precompute`, pandas, `cal-train` (cached and online) with the family's processor and a tokenizer trained
 in the test, torchvision installed; elsewhere samples are token ids as the processor would write them.
 

@@ -72,7 +72,7 @@ def without_image(
         first: the pass that sees it.
         contrast_inputs: pixel inputs of the perturbed images, for the conditions that show those.
 
-    Raises ConfigError where the condition has no meaning for this decoder.
+    Raises ConfigError where the condition has no meaning for this decoder, ValueError where it has none for a row.
     """
     if condition in PERTURBING:
         # The model makes the same positions of the same ids and image sizes as in the first pass.
@@ -85,8 +85,29 @@ def _masked(first: FirstPass) -> WithoutImage:
     if reason := mask_undefined(first.text_config):
         raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
     attention_mask = first.inputs["attention_mask"] * ~first.image_mask
+    _check_rows_see(first, attention_mask.bool())
     inputs = {**first.inputs, "attention_mask": attention_mask, "position_ids": first.positions()}
     return WithoutImage(inputs=inputs, labels=first.labels, index=first.every_token())
+
+
+def _check_rows_see(first: FirstPass, kept: Tensor) -> None:
+    """ValueError where a label is read at a row of an image that fills the window or chunk before it.
+
+    The row sees nothing. `sdpa` then adds nothing; `eager` adds the mean over all columns, those of the image too.
+    """
+    config, places = first.text_config, torch.arange(kept.shape[1], device=kept.device)
+    window = sliding_window(config)
+    limit = window or getattr(config, "attention_chunk_size", None)
+    if not limit or getattr(config, "_attn_implementation", None) != "eager":
+        return
+    starts = (places - limit + 1).clamp(min=0) if window else places // limit * limit
+    before = kept.long().cumsum(-1)
+    seen = before - (before - kept.long())[:, starts]
+    if bool(((first.labels[:, 1:] != IGNORE_INDEX) & (before > seen)[:, :-1] & (seen == 0)[:, :-1]).any()):
+        raise ValueError(
+            f"contrast 'mask': an image fills the {limit} tokens that a layer sees before a supervised token; "
+            "eager attention then looks at all tokens: use --attn_implementation sdpa, or --contrast drop"
+        )
 
 
 def _dropped(first: FirstPass) -> WithoutImage:
@@ -108,6 +129,12 @@ def _dropped(first: FirstPass) -> WithoutImage:
     if chunk and length > chunk:
         raise ConfigError(f"contrast 'drop' over chunked attention of {chunk} tokens is not exact: use --contrast mask")
     if window is not None and length > window:
+        types = dropped.get("token_type_ids")
+        if types is not None and bool(types[real].any()):
+            raise ValueError(
+                f"contrast 'drop' over a sliding window of {window} tokens is not exact where a question looks ahead "
+                "(PaliGemma 2): use --contrast mask"
+            )
         dropped["attention_mask"] = _windowed_masks(index, real, window, first.text_config)
     labels = torch.where(real, first.labels.gather(1, index), IGNORE_INDEX)
     return WithoutImage(inputs=dropped, labels=labels, index=index)

@@ -93,6 +93,27 @@ def test_mask_leaves_every_token_where_it_is_and_hides_the_image_s() -> None:
         second("mask", config=SimpleNamespace(layer_types=["mamba"]))
 
 
+@pytest.mark.parametrize("config", [{"sliding_window": 2}, {"attention_chunk_size": 3}])
+def test_mask_under_eager_refuses_a_label_read_where_an_image_fills_all_that_a_layer_sees(config: Any) -> None:
+    """Image at 3, 4 and 5, words before it, a label right behind it and one more."""
+    image = torch.tensor([[False, False, False, True, True, True, False, False]])
+    ones = torch.ones(1, 8, dtype=torch.long)
+
+    def masked(labels: list[int], **changed: Any) -> WithoutImage:
+        first = FirstPass(
+            inputs={"input_ids": ones, "attention_mask": ones}, labels=torch.tensor([labels]), image_mask=image,
+            position_ids=None, text_config=SimpleNamespace(**{"_attn_implementation": "eager", **config, **changed}),
+        )  # fmt: skip
+        return without_image("mask", first)
+
+    behind = [_] * 6 + [1, 1]
+    with pytest.raises(ValueError, match=r"fills the [23] tokens .*: use --attn_implementation sdpa, or --contrast"):
+        masked(behind)
+    masked([_, 1, 1, _, _, _, _, 1])
+    masked(behind, _attn_implementation="sdpa")
+    masked(behind, **dict.fromkeys(config, 6))
+
+
 @pytest.mark.parametrize("condition", ["patch_mask", "gaussian_blur"])
 def test_a_perturbed_image_takes_the_place_of_the_image(condition: Any) -> None:
     perturbed = {"pixel_values": torch.zeros(2, 3, 4, 4)}
@@ -135,6 +156,20 @@ def test_one_kind_of_layers_gets_one_mask_and_a_row_inside_the_window_none() -> 
     assert mask.shape == (2, 1, 4, 4)
     assert mask.dtype == torch.float32
     assert second(config=SimpleNamespace(sliding_window=6)).inputs["attention_mask"].shape == (2, 4)
+
+
+def test_a_question_that_looks_ahead_is_refused_over_a_window() -> None:
+    """PaliGemma's answers are of type 1; Gemma 3's images are, which are gone."""
+    config = SimpleNamespace(sliding_window=4, _attn_implementation="sdpa")
+
+    def typed(types: Tensor) -> WithoutImage:
+        inputs = {**INPUTS, "token_type_ids": types.long()}
+        first = FirstPass(inputs=inputs, labels=LABELS, image_mask=IMAGE, position_ids=None, text_config=config)
+        return without_image("drop", first)
+
+    assert typed(IMAGE).inputs["attention_mask"].dim() == 4
+    with pytest.raises(ValueError, match=r"window of 4 tokens .* looks ahead .*: use --contrast mask"):
+        typed(LABELS > 0)
 
 
 def test_attention_without_explicit_masks_is_refused_over_a_window() -> None:

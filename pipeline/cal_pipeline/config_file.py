@@ -17,6 +17,8 @@ _NULL = ("", "~", "null", "Null", "NULL")
 """Written for "the default"."""
 INFINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
 """YAML's way to write what the flags call inf."""
+DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
+"""What flags begin with; the latter two where text programs made them of two dashes."""
 _REPLACED = {
     "warmup_ratio": "--warmup_steps below 1 is that share of all steps",
     "evaluation_strategy": "it is --eval_strategy now",
@@ -109,9 +111,9 @@ def _interpreted(value: Any) -> Any:
 
 def unknown_flag(flag: str, flags: Sequence[str]) -> str:
     """Says that there is no such flag, and which one may be meant."""
-    if not flag.startswith("-"):
+    if not flag.startswith(DASHES):
         return f"unexpected argument {flag!r}: it belongs to no flag"
-    name = flag.lstrip("-").replace("-", "_")
+    name = flag.lstrip("".join(DASHES)).replace("-", "_")
     if name in _REPLACED:
         return f"unknown flag {flag}: {_REPLACED[name]}"
     close = [other for other in flags if name and other.startswith(name)][:3] or difflib.get_close_matches(

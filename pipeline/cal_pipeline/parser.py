@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any, NoReturn
 
-from cal_pipeline.config_file import unknown_flag
+from cal_pipeline.config_file import DASHES, unknown_flag
 from cal_pipeline.transformers_source import hf_argument_parser
 from cal_schemas.errors import ConfigError
 
@@ -24,6 +24,10 @@ _GROUPS = ("model", "data", "encoding", "measurement", "weights", "training", "o
 _WIDTH = 80
 _NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 _PACKAGES = ("torch", "transformers")
+_NO_FLAG = re.compile(r"^-$|^-[\d.]|\s")
+"""A value that begins with a dash, as argparse tells it from a flag."""
+_TWICE = re.compile(r"(--\w+)/--[\w-]+")
+"""A flag with underscores and the same with dashes, as argparse names it."""
 _HfArgumentParser: Any = hf_argument_parser()
 
 
@@ -124,12 +128,16 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError: for a mistyped flag first, without which others may be missing."""
         names = self._names()
+        known = {"-h", *(f"--{name}" for name in names)}
         for word in self._given:
             if word == "--":
                 break
-            if word.startswith("--") and (flag := word.split("=")[0]).replace("-", "_")[2:] not in names:
+            flag = word.split("=")[0]
+            spelled = flag[:2] + flag[2:].replace("-", "_")
+            if word.startswith(DASHES) and spelled not in known and not _NO_FLAG.search(word):
                 raise ConfigError(unknown_flag(flag, names))
-        raise ConfigError(message)
+        once = _TWICE.sub(r"\1", message)
+        raise ConfigError(f"{once} ({self.prog} --help tells more)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

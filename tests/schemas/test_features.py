@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from cal_pipeline.inspect.cli import run
-from cal_pipeline.inspect.tables.frames import load_annotated
+from cal_pipeline.inspect.frames import load_annotated
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples

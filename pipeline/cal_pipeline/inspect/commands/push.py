@@ -164,13 +164,13 @@ def _example(shards: PublishedShards, arguments: argparse.Namespace, file: Path)
     """The drawn sample; None, which is said, where its words or its images are not at hand."""
     from cal_pipeline.inspect.page.card_example import choose_example, example_figure
     from cal_pipeline.inspect.page.plots import save
-    from cal_pipeline.inspect.page.sample import ShownSample
+    from cal_pipeline.inspect.page.sample import shown_sample
 
     if (place := choose_example(shards.opened)) is None:
         _log.warning("the card has no example: no row with an image has between 8 and 60 supervised tokens")
         return None
     try:
-        shown = ShownSample(
+        shown = shown_sample(
             shards.opened, place, tokenizer=arguments.tokenizer, image_folder=arguments.image_folder,
             alpha=1.0, beta=5.0, window=3, pool="span",
         )  # fmt: skip

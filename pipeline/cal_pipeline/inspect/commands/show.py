@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.page.sample import ShownSample
+from cal_pipeline.inspect.page.sample import shown_sample
 from cal_pipeline.inspect.page.sample_html import sample_page
 from cal_pipeline.inspect.page.sample_text import print_sample, terminal_svg
 from cal_pipeline.inspect.page.shading import Shading
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     opened = open_paths(arguments.annotated)
     places = find_samples(opened, arguments.sample)
     shown = [
-        ShownSample(opened, place, tokenizer=arguments.tokenizer, image_folder=arguments.image_folder, **weighting)
+        shown_sample(opened, place, tokenizer=arguments.tokenizer, image_folder=arguments.image_folder, **weighting)
         for place in places[: arguments.limit]
     ]
     shading = Shading(by=arguments.by, alpha=arguments.alpha, beta=arguments.beta)

@@ -11,32 +11,46 @@ from cal_pipeline.inspect.page.sample import ShownSample
 from cal_pipeline.inspect.page.shading import Shading, characters, css
 from cal_pipeline.inspect.tables.samples import ShownToken, Utterance, small_jpeg
 
-_STYLE = """
+_PAGE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; border-radius: 4px; }
-.turn { margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.role { font-size: .75rem; text-transform: uppercase; opacity: .6; display: block; }
-.t { border-radius: 3px; padding: .1em 0; }
-.undefined { text-decoration: underline dotted; }
-.about { font-size: .85rem; opacity: .75; overflow-wrap: anywhere; }
-.scale { font-size: .85rem; }
-.bar { display: inline-block; width: 8rem; height: .8rem; border: 1px solid; vertical-align: middle; }
 """
+_PARTS = {
+    "h1": "font-size: 1.5rem;",
+    "img": "max-width: 100%; border-radius: 4px;",
+    ".turn": "margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere;",
+    ".role": "font-size: .75rem; text-transform: uppercase; opacity: .7; display: block;",
+    ".t": "border-radius: 3px; padding: .1em 0;",
+    ".undefined": "text-decoration: underline dotted;",
+    ".about": "font-size: .85rem; opacity: .75; overflow-wrap: anywhere;",
+    ".scale": "font-size: .85rem;",
+    ".bar": "display: inline-block; width: 8rem; height: .8rem; border: 1px solid; vertical-align: middle;",
+}
+_SCOPE = "cal-words"
+"""Class of what stands in a page of others."""
 
 
 def sample_page(shown: Sequence[ShownSample], shading: Shading) -> str:
     """One self-contained HTML file without scripts; every text of the dataset is escaped."""
-    parts = [_article(item, shading) for item in shown]
+    parts = [_article(item, shading, 768) for item in shown]
+    style = _PAGE + "".join(f"{name} {{ {rules} }}\n" for name, rules in _PARTS.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(shown[0].sample_id)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<title>{html.escape(shown[0].sample_id)}</title><style>{style}</style></head><body>\n"
         + "\n<hr>\n".join([*parts, _bar(shading)])
         + "\n</body></html>\n"
     )
+
+
+def sample_fragment(shown: ShownSample, shading: Shading) -> str:
+    """The same as an element of another page, a notebook's, which keeps its fonts and colours; images are small."""
+    rules = {**_PARTS, "h1": "font-size: 1rem; margin: 0;", ".turn": _PARTS[".turn"].replace(".8rem", ".3rem")}
+    style = "".join(f".{_SCOPE} {name} {{ {own} }} " for name, own in rules.items())
+    bar = _bar(shading) if shown.tokens else ""
+    return f'<div class="{_SCOPE}"><style>{style}</style>\n{_article(shown, shading, 256)}{bar}</div>'
 
 
 def _bar(shading: Shading) -> str:
@@ -48,13 +62,13 @@ def _bar(shading: Shading) -> str:
     return f'<p class="scale">{html.escape(left)} {bar} {html.escape(right)}</p>'
 
 
-def _article(shown: ShownSample, shading: Shading) -> str:
+def _article(shown: ShownSample, shading: Shading, side_px: int) -> str:
     lines = [f"<h1>{html.escape(shown.sample_id)}</h1>"]
     for name, image in shown.images:
         if isinstance(image, str):
             lines.append(f'<p class="about">{html.escape(name)}: {html.escape(image)}</p>')
         else:
-            data = base64.b64encode(small_jpeg(image, 768)).decode("ascii")
+            data = base64.b64encode(small_jpeg(image, side_px)).decode("ascii")
             lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
     if shown.missing:
         lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')

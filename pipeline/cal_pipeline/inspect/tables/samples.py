@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
 from cal_pipeline.inspect.tables.answers import irregular_answers, said_by_answer
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
+from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows, source_samples
@@ -125,9 +126,9 @@ def table_of(rows: Sequence[NumberedRow]) -> pa.Table:
     return rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
 
 
-def shown_tokens(row: pa.Table, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
+def shown_tokens(row: pa.Table | pd.DataFrame, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
     """Tokens of a table of one row."""
-    flat = FlatTokens.of(row.select(LIST_COLUMNS))
+    flat = FlatTokens.of(row)
     turns = flat.turns(irregular_answers(row))
     values = zip(pieces.spelled(flat.label_ids.tolist()), flat.deltas, flat.weights(**weighting), turns, strict=True)
     return [

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,25 +160,50 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     return digest_json(value)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """What shards and their run report know of the model that measured them: plain values."""
+
+    model_id: str
+    revision: str | None
+    tokenizer_digest: str
+    reported: str | None
+    """Where the run report says it was: a directory or a hub id."""
+
+    @classmethod
+    def of(cls, opened: AnnotatedDataset) -> Reference:
+        """Of opened shards."""
+        spec = opened.spec
+        return cls(
+            model_id=spec.model_id, revision=spec.revision, tokenizer_digest=spec.label.tokenizer_digest,
+            reported=reported_model(opened.files),
+        )  # fmt: skip
+
+
 def pieces_of_measurement(opened: AnnotatedDataset, tokenizer: str | None) -> Pieces:
-    """The tokenizer whose ids the shards hold: the one named, or the reference's where that is still known.
+    """The tokenizer whose ids the shards hold, as `pieces_of_reference` finds it."""
+    return pieces_of_reference(Reference.of(opened), tokenizer, "--tokenizer")
+
+
+def pieces_of_reference(reference: Reference, tokenizer: str | None, option: str) -> Pieces:
+    """The tokenizer that is named, or else the reference's where that is still known; `option` names it in messages.
 
     Raises ConfigError where neither is known, and as `pieces_of_digest`.
     """
-    spec = opened.spec
-    reported = reported_model(opened.files)
+    reported, model_id = reference.reported, reference.model_id
     known = reported if reported and Path(reported).is_dir() else None
     # A local model's id is the last part of its path, which says nothing about where it is.
-    name = tokenizer or known or (spec.model_id if spec.model_id.count("/") == 1 else None)
+    name = tokenizer or known or (model_id if model_id.count("/") == 1 else None)
     if name is None:
+        gone = f" (it was at {reported}, where no directory is now)" if reported else ""
         raise ConfigError(
-            f"which tokenizer spells these ids? Give --tokenizer with the directory of {spec.model_id}, "
-            "the reference of this measurement"
+            f"which tokenizer spells these ids? Give {option} with the directory of {model_id}, the reference of this "
+            f"measurement{gone}"
         )
     path = Path(name)
-    return pieces_of_digest(
-        path if path.exists() else _from_hub(name), spec.label.tokenizer_digest, f"--tokenizer {name}", spec.model_id
-    )
+    if not path.exists():
+        path = _from_hub(name, option, reference.revision if name == model_id else None)
+    return pieces_of_digest(path, reference.tokenizer_digest, f"{option} {name}", model_id)
 
 
 def pieces_of_digest(tokenizer: Any, wanted: str, named: str, model_id: str) -> Pieces:
@@ -201,17 +227,17 @@ def pieces_of_digest(tokenizer: Any, wanted: str, named: str, model_id: str) -> 
     return pieces
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, option: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     # No word of its retries: what it could not give is said below, in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(hf_hub_download(name, "tokenizer.json"))
+        return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--tokenizer {name}: no such directory, and the hub did not give it ({reason})") from error
+        raise ConfigError(f"{option} {name}: no such directory, and the hub did not give it ({reason})") from error
 
 
 def printable(text: str) -> str:

@@ -11,9 +11,9 @@ import pytest
 
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.page import page_text, read_page_data
+from cal_pipeline.inspect.frames import load_annotated, token_frame
 from cal_pipeline.inspect.page.chosen_rows import ChosenRows, Pick
 from cal_pipeline.inspect.page.page_data import MAX_THUMBNAIL_BYTES, thumbnail, turn_parts
-from cal_pipeline.inspect.tables.frames import load_annotated, token_frame
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_schemas.sample import ImageRef, Turn
 from conftest import Family

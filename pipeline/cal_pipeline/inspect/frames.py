@@ -2,7 +2,8 @@
 
     frame = load_annotated("annotated/")
     samples = sample_frame(frame)
-    tokens = token_frame(frame, "path/to/the/reference")   # or AutoTokenizer.from_pretrained(...)
+    tokens = token_frame(frame)
+    show_words(frame.loc[17])                              # or frame.loc[17] alone: shaded in a notebook
 
 R rows, N supervised tokens of all of them. docs/inspecting.md has every column.
 """
@@ -18,19 +19,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cal_pipeline.inspect.page.annotated_rows import AnnotatedFrame, AnnotatedRow, pieces_of, remember, show_words
 from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
-from cal_pipeline.inspect.tables.token_text import as_pieces, pieces_of_digest
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import Pool
 
-_MEASURED_WITH = "cal.measured_with"
-"""In a frame's `attrs`: the reference's id and its tokenizer's digest."""
-__all__ = ["load_annotated", "sample_frame", "token_frame"]
+__all__ = ["AnnotatedFrame", "AnnotatedRow", "load_annotated", "sample_frame", "show_words", "token_frame"]
 
 
 def load_annotated(
@@ -38,7 +37,7 @@ def load_annotated(
     *,
     columns: Sequence[str] | None = None,
     filter: str | pc.Expression | None = None,  # noqa: A002 - the word pandas and pyarrow use
-) -> pd.DataFrame:
+) -> AnnotatedFrame:
     """Rows of annotated shards, in file order then row order; R rows, index 0 to R - 1.
 
     Args:
@@ -73,10 +72,10 @@ def load_annotated(
     if not tables:
         tables = [pa.schema([opened.schema.field(column_of(name)) for name in wanted]).empty_table()]
     # Which columns may be null differs between shards of different versions.
-    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
-    # Goes along with what pandas makes of the frame, so that `token_frame` knows whose ids these are.
-    frame.attrs[_MEASURED_WITH] = (opened.spec.model_id, opened.spec.label.tokenizer_digest)
-    return frame if columns is None else frame[list(columns)]
+    read = pa.concat_tables(tables, promote_options="default").to_pandas()
+    frame = AnnotatedFrame(read if columns is None else read[list(columns)])
+    remember(frame, opened)
+    return frame
 
 
 def sample_frame(
@@ -113,7 +112,7 @@ def _is_nested(column: pd.Series) -> bool:
 
 def token_frame(
     frame: pd.DataFrame,
-    tokenizer: Any,
+    tokenizer: Any = None,
     *,
     alpha: float = 1.0,
     beta: float = 5.0,
@@ -124,7 +123,8 @@ def token_frame(
 
     Args:
         frame: with `label_ids`, `label_positions`, `delta_logits`, from `load_annotated` or `pandas.read_parquet`.
-        tokenizer: that of the measurement: a directory, a tokenizer.json, or a fast tokenizer.
+        tokenizer: that of the measurement: a directory, a hub id, a tokenizer.json, or a fast tokenizer. Frames of
+            `load_annotated` find the reference's where it is still at the place that was recorded, or by its hub id.
         alpha: see cal_trainer.objective.weights.token_weights, whose weights these are, to the bit.
         beta: the same.
         window: the same.
@@ -134,14 +134,10 @@ def token_frame(
     `position` (int32, in the reference's encoding), `token_id` (int32), `token` (category: its text, leading space
     included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined), `weight`
     (float32). Rows without tokens (status not ok) have none. Raises ConfigError for a tokenizer whose digest is not
-    that of the measurement, which a frame of `load_annotated` knows (`attrs`) and `pandas.read_parquet` does not.
+    that of the measurement, which a frame of `load_annotated` knows (`attrs`) and `pandas.read_parquet` does not, and
+    where no tokenizer is given or found.
     """
-    if measured_with := frame.attrs.get(_MEASURED_WITH):
-        model_id, digest = measured_with
-        named = str(tokenizer) if isinstance(tokenizer, str | Path) else f"this {type(tokenizer).__name__}"
-        pieces = pieces_of_digest(tokenizer, digest, named, model_id)
-    else:
-        pieces = as_pieces(tokenizer)
+    pieces = pieces_of(frame.attrs, tokenizer)
     flat = FlatTokens.of(frame)
     codes, texts = pieces.texts(flat.label_ids)
     columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}

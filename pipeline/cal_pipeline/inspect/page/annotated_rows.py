@@ -1,0 +1,131 @@
+"""Frames whose rows know what measured them, and show their words in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sized
+from dataclasses import asdict, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from cal_pipeline.inspect.page.shaded_words import ShadedWords, shown_values
+from cal_pipeline.inspect.page.shading import Shading
+from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.token_text import (
+    Pieces,
+    Reference,
+    as_pieces,
+    pieces_of_digest,
+    pieces_of_reference,
+)
+from cal_schemas.errors import ConfigError
+from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.storage.locations import location
+from cal_schemas.weighting import check_weighting
+
+_MEASURED_WITH = "cal.measured_with"
+"""In a frame's `attrs`: `Reference` and where image paths start, as plain values, which Parquet keeps, too."""
+
+
+class AnnotatedRow(pd.Series):
+    """A row or a column of a frame of `load_annotated`: a notebook shows a sample's row with its words shaded."""
+
+    @property
+    def _constructor(self) -> type[AnnotatedRow]:
+        return AnnotatedRow
+
+    @property
+    def _constructor_expanddim(self) -> type[AnnotatedFrame]:
+        return AnnotatedFrame
+
+    def _repr_html_(self) -> str | None:
+        if not set(LIST_COLUMNS) <= set(self.index):
+            return None
+        try:
+            return show_words(self)._repr_html_()
+        except ConfigError as error:
+            return f"<pre>{html.escape(repr(self))}</pre><p>words are not shown: {html.escape(str(error))}</p>"
+
+
+class AnnotatedFrame(pd.DataFrame):
+    """A frame of `load_annotated`: a DataFrame whose rows show their words in a notebook."""
+
+    @property
+    def _constructor(self) -> type[AnnotatedFrame]:
+        return AnnotatedFrame
+
+    @property
+    def _constructor_sliced(self) -> type[AnnotatedRow]:
+        return AnnotatedRow
+
+
+def remember(frame: AnnotatedFrame, opened: AnnotatedDataset) -> None:
+    """Writes into the frame's `attrs`, which go along with what pandas makes of it, whose ids these are."""
+    folders = {item.source.image_folder for item in opened.metadata}
+    folder = folders.pop() if len(folders) == 1 else None
+    frame.attrs[_MEASURED_WITH] = {**asdict(Reference.of(opened)), "image_folder": folder}
+
+
+def show_words(
+    sample: pd.Series | Mapping[str, Any],
+    tokenizer: Any = None,
+    *,
+    by: Literal["delta", "weight"] = "delta",
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    window: int = 3,
+) -> ShadedWords:
+    """The words of one sample: shaded in a notebook, with a number behind each where they are printed.
+
+    Args:
+        sample: a row of a frame (`frame.loc[i]`), or its values by column, as `datasets` gives them.
+        tokenizer: as `token_frame` takes it.
+        by: `delta`, full at beta and at minus beta, or `weight`, from none at alpha to full at beta.
+        alpha: of the weights, with span pooling.
+        beta: the same.
+        window: the same.
+
+    Images stand beside the words where the row has their bytes or their files are found. Raises ConfigError for what is
+    no row of annotated shards, and as `token_frame`.
+    """
+    if not isinstance(sample, pd.Series | Mapping):
+        raise ConfigError(f"show_words takes one row, such as frame.loc[0], and got a {type(sample).__name__}")
+    if by not in ("delta", "weight"):
+        raise ConfigError(f"by is 'delta' or 'weight', got {by!r}")
+    values = {str(name): value for name, value in sample.items()}
+    if missing := [name for name in LIST_COLUMNS if name not in values]:
+        raise ConfigError(f"the sample lacks {missing}; it has {[*values]}")
+    check_weighting(alpha=alpha, beta=beta, window=window)
+    attrs = sample.attrs if isinstance(sample, pd.Series) else {}
+    # A sample that failed has no tokens, and needs no tokenizer.
+    ids = values["label_ids"]
+    pieces = pieces_of(attrs, tokenizer) if isinstance(ids, Sized) and len(ids) else None
+    folder = attrs.get(_MEASURED_WITH, {}).get("image_folder")
+    weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": "span"}
+    shown = shown_values(values, pieces, None if folder is None else location(folder), **weighting)
+    return ShadedWords(shown, Shading(by=by, alpha=alpha, beta=beta))
+
+
+def pieces_of(attrs: Mapping[Any, Any], tokenizer: Any) -> Pieces:
+    """The tokenizer that is given, or else the one of what measured these rows, where they know it."""
+    if (known := attrs.get(_MEASURED_WITH)) is None:
+        if tokenizer is None:
+            raise ConfigError(
+                "which tokenizer spells these ids? Give tokenizer= with the directory of the reference; only rows of "
+                "load_annotated know what measured them"
+            )
+        return as_pieces(tokenizer)
+    reference = Reference(**{item.name: known[item.name] for item in fields(Reference)})
+    if tokenizer is None or (isinstance(tokenizer, str) and not Path(tokenizer).exists()):
+        return _found(reference, tokenizer)
+    named = str(tokenizer) if isinstance(tokenizer, str | Path) else f"this {type(tokenizer).__name__}"
+    return pieces_of_digest(tokenizer, reference.tokenizer_digest, named, reference.model_id)
+
+
+@lru_cache(maxsize=4)
+def _found(reference: Reference, tokenizer: str | None) -> Pieces:
+    """Read once for all rows that are shown: what is found has the digest that the reference names."""
+    return pieces_of_reference(reference, tokenizer, "tokenizer=")

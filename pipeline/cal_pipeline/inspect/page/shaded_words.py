@@ -1,0 +1,88 @@
+"""Shows the words of one sample of a frame shaded, in a notebook, and with their numbers elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+
+from cal_pipeline.inspect.page.sample import ShownSample, turns_of
+from cal_pipeline.inspect.page.sample_html import sample_fragment
+from cal_pipeline.inspect.page.sample_text import print_sample
+from cal_pipeline.inspect.page.shading import Shading
+from cal_pipeline.inspect.tables.samples import row_images, shown_tokens
+from cal_pipeline.inspect.tables.token_text import Pieces
+from cal_schemas.annotated import sample_from_columns
+from cal_schemas.sample import ImageRef
+from cal_schemas.storage.locations import Location
+
+_WIDTH = 100
+_COLUMNS = ("label_ids", "label_positions", "delta_logits", "messages", "template_inputs")
+
+
+class ShadedWords:
+    """One sample: a notebook shows it with shaded words, `print` with a number behind each word.
+
+    Args:
+        shown: the sample.
+        shading: what the shade, or the number, tells.
+    """
+
+    def __init__(self, shown: ShownSample, shading: Shading) -> None:
+        self._shown, self._shading = shown, shading
+
+    def _repr_html_(self) -> str:
+        return sample_fragment(self._shown, self._shading)
+
+    def __repr__(self) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+        print_sample(console, self._shown, self._shading)
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def shown_values(
+    values: Mapping[str, Any], pieces: Pieces | None, image_folder: Location | None, **weighting: Any
+) -> ShownSample:
+    """A sample of a row's values by column, as pandas, `datasets` or Arrow give them; no tokens without `pieces`."""
+    row = pd.DataFrame({name: pd.Series([_value(values, name)], dtype=object) for name in _COLUMNS if name in values})
+    tokens = [] if pieces is None else shown_tokens(row, pieces, **weighting)
+    messages = _value(values, "messages")
+    images = _value(values, "images")
+    sample = sample_from_columns(
+        {
+            "sample_id": str(values.get("sample_id", "")),
+            "messages": None if messages is None else list(messages),
+            "template_inputs": _value(values, "template_inputs"),
+        }
+    )
+    return ShownSample(
+        sample_id=sample.sample_id,
+        heading=f"sample {sample.sample_id}",
+        status=str(values.get("status", "ok")),
+        error=_value(values, "error"),
+        turns=turns_of(sample.messages, tokens),
+        tokens=tokens,
+        images=[_image(image, image_folder) for image in (() if images is None else images)],
+    )
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; None where it is null, which pandas may have as NaN."""
+    value = values.get(name)
+    return None if value is None or (isinstance(value, float) and value != value) else value
+
+
+def _image(image: Any, folder: Location | None) -> tuple[str, Image.Image | str]:
+    """Of a path and bytes, as shards have them, or of what `datasets` makes of these."""
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "") or "image"), image.convert("RGB")
+    reference = ImageRef(data=image.get("bytes"), path=image.get("path"))
+    ((name, found),) = row_images([reference], folder)
+    if isinstance(found, str) and reference.data is None and folder is None:
+        return name, "left out of this frame; with `images` among its columns load_annotated reads it"
+    return name, found

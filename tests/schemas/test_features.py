@@ -263,13 +263,16 @@ def test_a_type_that_datasets_does_not_know_is_carried_all_the_same(tmp_path: Pa
             loaded(path, streaming=False)
 
 
-def test_a_column_under_its_output_name_keeps_its_classes(tmp_path: Path) -> None:
+def test_a_column_under_its_output_name_keeps_its_classes_also_in_the_table_of_samples(tmp_path: Path) -> None:
     feature = datasets.ClassLabel(names=["good", "bad"])
     features = datasets.Features({"text": VALUE("string"), "status": feature})
     data = datasets.Dataset.from_dict({"text": ["t", "u"], "status": [1, 0]}, features=features)
     data.to_parquet(str(tmp_path / "source.parquet"))
-    now = loaded(carried(tmp_path / "source.parquet"), streaming=False)
-    assert (now.features["source_status"], now["source_status"][:]) == (feature, [1, 0])
+    out = carried(tmp_path / "source.parquet")
+    assert run(["samples", str(out), "--output", str(tmp_path / "scores.parquet")]) == 0
+    for path in (out, tmp_path / "scores.parquet"):
+        now = loaded(path, streaming=False)
+        assert (now.features["source_status"], now["source_status"][:]) == (feature, [1, 0])
 
 
 def test_classes_that_two_sources_name_differently_are_left_numbers_and_said(

@@ -27,6 +27,7 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
+from cal_schemas.annotated import HUGGINGFACE, feature_text, features_of
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import lies_in
@@ -54,8 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = named_rows(opened, arguments.ids_from)
     tables = sample_tables(opened, chosen, **weighting)
     first = next(tables)
+    features, stored = features_of(opened.schema), scalar_columns(opened.schema)
+    kept = {address: features[name] for address, name in stored.items() if name in features}
+    schema = first.schema.with_metadata({HUGGINGFACE: feature_text(kept)} if kept else None)
     make = csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
-    with flags.written(path) as local, closing(make(str(local.absolute()), first.schema)) as writer:
+    with flags.written(path) as local, closing(make(str(local.absolute()), schema)) as writer:
         writer.write_table(first)
         for table in tables:
             writer.write_table(table)

@@ -23,6 +23,9 @@ _POINTS = 12
 """Size of the letters, of which one is 0.602 as wide and, with the space between lines, 1.6 as high."""
 _PIXELS = 512
 _FEWEST, _MOST = 8, 60
+"""Tokens of a sample that can be read at a glance."""
+_MOST_CHARACTERS = 200
+"""Of a turn that is not learned."""
 _LOOKED_AT = 20_000
 _STRONG = 5.0
 _WHITE = (255, 255, 255)
@@ -92,7 +95,9 @@ def _pieces(shown: ShownSample) -> Iterator[Sequence[Piece]]:
     for turn in shown.turns:
         tokens = shown.tokens[turn.tokens.start : turn.tokens.stop]
         words: list[Piece] = [(group[-1].text, shading.extreme(group)) for group in characters(tokens)]
-        yield [(f"{turn.role}: ", None), *(words or [(turn.text.replace("<image>", "").strip(), None)])]
+        said = turn.text.replace("<image>", "").strip()
+        said = said if len(said) <= _MOST_CHARACTERS else f"{said[:_MOST_CHARACTERS]} …"
+        yield [(f"{turn.role}: ", None), *(words or [(said, None)])]
 
 
 def _lines(paragraphs: Iterator[Sequence[Piece]], columns: int) -> Iterator[list[Piece]]:

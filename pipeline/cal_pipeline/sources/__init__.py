@@ -6,6 +6,7 @@ module that registers itself there, and one line here:
 """
 
 from cal_pipeline.sources import arrow as arrow
+from cal_pipeline.sources import imagefolder as imagefolder
 from cal_pipeline.sources import json as json
 from cal_pipeline.sources import parquet as parquet
 from cal_pipeline.sources import webdataset as webdataset

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 import pyarrow as pa
@@ -82,6 +83,10 @@ class InputFormat:
     without an id (None) is called `<name>/<row>`; the keys are those of docs/data-format.md, section 7 (a question is
     `query`, an answer `response`, with an `<image>` mark for each image). Raises ShardError when the range is no longer
     what planning saw."""
+    names: tuple[str, ...] = ()
+    """Files that are called so, whole name and all, are of this format before any suffix is asked."""
+    own_folder: bool = False
+    """Where no image folder is given, paths of images start at the file's own."""
     splits: bool = True
     """Whether a file may become several shards: their names then say their rows."""
     pass_through: Callable[[Location], Mapping[str, pa.Field]] = lambda file: {}
@@ -101,15 +106,23 @@ def register(*formats: InputFormat) -> None:
         FORMATS[item.name] = item
 
 
-def known_suffix(file: Location) -> str | None:
-    """The longest registered suffix that the name ends in."""
-    suffixes = (suffix for item in FORMATS.values() for suffix in item.suffixes if file.name.endswith(suffix))
+def known_names() -> str:
+    """What names of files end in, for messages."""
+    return ", ".join(name for item in FORMATS.values() for name in (*item.suffixes, *item.names))
+
+
+def known_suffix(file: Location | PurePath) -> str | None:
+    """The longest registered suffix that the name ends in, or that of a name that is registered as a whole."""
+    suffixes = [suffix for item in FORMATS.values() for suffix in item.suffixes if file.name.endswith(suffix)]
+    suffixes += [file.suffix for item in FORMATS.values() if file.name in item.names]
     return max(suffixes, key=len, default=None)
 
 
-def format_of(file: Location, data_format: str) -> InputFormat:
+def format_of(file: Location | PurePath, data_format: str) -> InputFormat:
     """The format of this name; for `auto` the one whose suffix the file has. ConfigError where there is none."""
     if data_format == "auto":
+        if (item := next((item for item in FORMATS.values() if file.name in item.names), None)) is not None:
+            return item
         suffix = known_suffix(file)
         of_suffix = (item for item in FORMATS.values() if suffix in item.suffixes)
         if (item := next(of_suffix, None)) is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from cal_pipeline.sources.formats import FORMATS, format_of, known_suffix
+from cal_pipeline.sources.formats import FORMATS, format_of, known_names, known_suffix
 from cal_pipeline.sources.hub_splits import Splits, configurations
 from cal_pipeline.sources.saved_datasets import data_files
 from cal_schemas.errors import ConfigError, StoreError
@@ -49,7 +49,7 @@ def hub_name(data_path: str) -> HubName | None:
     What is there in the file system is that, whatever the Hub has under its name.
     """
     found = _NAME.fullmatch(data_path)
-    if not found or (not found["scheme"] and (Path(data_path).exists() or known_suffix(Path(data_path)))):
+    if not found or (not found["scheme"] and (Path(data_path).exists() or known_suffix(PurePosixPath(data_path)))):
         return None
     revision = "" if found["revision"] is None else f"@{found['revision']}"
     root = cast(ObjectPath, location(f"hf://datasets/{found['repo']}{revision}"))
@@ -120,7 +120,9 @@ def _ways(name: HubName, found: Mapping[str, Splits], *, of: int = 0) -> str:
 
 def _of_one_format(keys: Iterable[str]) -> tuple[list[str], list[str]]:
     """(keys of the format that most files have, all others): a card's figures beside the data are none of its rows."""
-    formats = {key: format_of(Path(key), "auto").name if known_suffix(Path(key)) else "" for key in keys}
+    formats = {
+        key: format_of(PurePosixPath(key), "auto").name if known_suffix(PurePosixPath(key)) else "" for key in keys
+    }
     counts = Counter(name for name in formats.values() if name)
     most = max(counts, key=lambda name: (counts[name], -[*FORMATS].index(name)), default=None)
     return [key for key in formats if formats[key] == most], [key for key in formats if formats[key] != most]
@@ -142,5 +144,4 @@ def _unreadable(name: HubName, keys: Sequence[str]) -> str:
     ]
     way_out = next((way for kinds, way in ways if suffixes & {*kinds}), to_parquet)
     there = _suffixes(keys) or "no files"
-    read = ", ".join(suffix for item in FORMATS.values() for suffix in item.suffixes)
-    return f"--data_path {name.spelled}: holds {there}; read are {read}: {way_out}"
+    return f"--data_path {name.spelled}: holds {there}; read are {known_names()}: {way_out}"

@@ -23,7 +23,7 @@ from cal_schemas.storage.locations import Location
 _Span = tuple[int, int, bool, bool]
 """(first byte, last byte + 1, whether this row or one before names an image file, whether it holds a `data:` URL)."""
 _FindSpans = Callable[[BinaryIO, Location], Iterator[_Span]]
-_ReadValues = Callable[[Location, int, int], Iterator[Any]]
+ReadValues = Callable[[Location, int, int], Iterator[Any]]
 _CHUNK = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
@@ -33,7 +33,7 @@ _MAX_RANGE_BYTES = 256 * 2**20
 """A virtual shard is read into memory: it ends early rather than grow beyond."""
 
 
-def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> FilePlan:
+def plan_text(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> FilePlan:
     """Reads the file once, flat in memory; a range also ends before it would hold more than 256 MiB.
 
     Raises ConfigError, naming the byte, when a JSON file is
@@ -58,7 +58,8 @@ def _plan_file(find_spans: _FindSpans, path: Location, rows_per_shard: int) -> F
     return FilePlan(ranges=ranges, images="named" if named else "unknown")
 
 
-def _line_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:
+def line_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:
+    """Byte spans of the lines that hold something."""
     offset, has_image = 0, False
     for length, line in _lines(file, offset):
         if line is None:
@@ -165,7 +166,7 @@ def _array_spans(file: BinaryIO, path: Location) -> Iterator[_Span]:
         raise wrong(f"{mark!r} after the end of the array")
 
 
-def _read_rows(read_values: _ReadValues, path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
+def read_text_rows(read_values: ReadValues, path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
     """Samples of one range, in order; a malformed line is a sample with a `problem`, not an error.
 
     Raises ShardError when the range is no longer what planning saw.
@@ -175,7 +176,8 @@ def _read_rows(read_values: _ReadValues, path: Location, rows: RowRange, name: s
             yield sample_from_json(value, f"{name}/{row}")
 
 
-def _line_values(path: Location, byte_start: int, byte_stop: int) -> Iterator[Any]:
+def line_values(path: Location, byte_start: int, byte_stop: int) -> Iterator[Any]:
+    """The value of every line of a range of bytes, or a RowError in its place; ShardError where it ends early."""
     at = byte_start
     with open_at(path, byte_start) as file:
         for length, line in _lines(file, byte_start, byte_stop):
@@ -207,12 +209,12 @@ register(
         InputFormat(
             name=name,
             suffixes=tuple(f".{name}{compressed}" for compressed in ("", ".zst", ".gz")),
-            plan=partial(_plan_file, find_spans),
-            read=partial(_read_rows, read_values),
+            plan=partial(plan_text, find_spans),
+            read=partial(read_text_rows, read_values),
         )
         for name, find_spans, read_values in (
             ("json", _array_spans, _array_values),
-            ("jsonl", _line_spans, _line_values),
+            ("jsonl", line_spans, line_values),
         )
     )
 )

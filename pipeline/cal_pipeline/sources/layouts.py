@@ -12,6 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from cal_pipeline.sources.pairs import FOREIGN_IMAGE_MARK, PAIRS, from_pair, with_marks
 from cal_pipeline.sources.turns import OTHER_MEDIA, Conversation, read_turns, validate_media
 from cal_pipeline.sources.values import IMAGE_KEYS, RowError, is_empty, json_value, learned, parsed, words_of
 from cal_schemas.annotated import sample_from_columns
@@ -22,12 +23,6 @@ CAPTION_KEYS = ("text", "caption")
 """The first that is set."""
 ID_KEYS = ("sample_id", "id")
 _SYSTEM_WORDS = frozenset(["system", "prompt", "message", "instruction", "instructions"])
-PAIRS = (
-    ("prompt", "completion", ()),
-    ("instruction", "output", ("input", "history")),
-    ("query", "response", ("history",)),
-)
-"""(question, answer, what else belongs to them)."""
 _WEIGHTS = ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "loss_scale", "loss_mask",
             "token_weights", "completion_mask", "assistant_masks")  # fmt: skip
 _FLAGS = ("loss", "train", "trainable")
@@ -36,11 +31,6 @@ OTHER_KEYS = (*IMAGE_KEYS, *ID_KEYS, *_WEIGHTS, "tools", "template_inputs")
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _OTHER_MARK = re.compile(rf"^(?:[^\S\n]|{IMAGE_MARK})*<(video|audio)>[^\S\n]*(?:{IMAGE_MARK}|$)", re.MULTILINE)
 """On a line of its own LLaVA's data and LLaMA-Factory's have a video or a sound; beside words it is taken for a tag."""
-_FOREIGN_IMAGE_MARK = re.compile(
-    r"<img>[^<>\n]+</img>|<\|(?:image|image_\d+|image_pad|vision_start)\|>|<image[ _]?\d+>"
-    r"|<(?:ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
-)
-"""An image as the data of Qwen-VL, Phi-3, Qwen2-VL, MMMU, InternLM, InternVL, DeepSeek-VL and Gemma spell it."""
 _BOXES = re.compile(r"<(bbox|ref-object)>")
 ROW_KEYS = frozenset(
     [*TURN_KEYS, *CAPTION_KEYS, *ID_KEYS, *IMAGE_KEYS, *_WEIGHTS, *_FLAGS, *_PREFERENCES, "template_inputs",
@@ -69,6 +59,8 @@ def read_row(values: Mapping[str, Any], num_images: int) -> tuple[Conversation, 
     validate_media(values, "the row")
     _validate_objective(values)
     conversation, *rest = _conversations(values) or [_from_caption(values, num_images)]
+    for item in (conversation, *rest):
+        with_marks(item, num_images)
     for other in rest:
         if other.turns != conversation.turns:
             both = ", and ".join(" with ".join(item.keys[:2]) for item in (conversation, other))
@@ -91,32 +83,8 @@ def _conversations(values: Mapping[str, Any]) -> list[Conversation]:
     ]
     for question, answer, others in PAIRS:
         if not is_empty(values.get(question)) and not is_empty(values.get(answer)):
-            conversations.append(_from_pair(values, question, answer, others))
+            conversations.append(from_pair(values, question, answer, others))
     return conversations
-
-
-def _from_pair(values: Mapping[str, Any], question: str, answer: str, others: tuple[str, ...]) -> Conversation:
-    asked, answered = values[question], values[answer]
-    if "input" in others and not is_empty(more := values.get("input")):
-        if not (isinstance(asked, str) and isinstance(more, str)):
-            raise RowError(f"'input' is {type(more).__name__} beside {question!r} of {type(asked).__name__}; both must "
-                           "be text")  # fmt: skip
-        asked = f"{asked}\n{more}"
-    history = values.get("history") if "history" in others and not is_empty(values.get("history")) else []
-    if not isinstance(history, list | tuple):
-        raise RowError(f"'history' is {type(history).__name__}; expected a list of questions with their answers")
-    turns: list[Any] = []
-    for number, pair in enumerate(history):
-        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RowError(f"'history' {number} is no pair of a question and an answer")
-        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    for role, key, said in (("user", question, asked), ("assistant", answer, answered)):
-        if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(t, Mapping) for t in said)):
-            raise RowError(f"{key!r} is {type(said).__name__}; expected text or turns")
-        turns += [{"role": role, "content": said}] if isinstance(said, str) else said
-    if values.get("label") is False and question == "prompt":
-        raise RowError("'label' is false: this completion is not wanted, and preferences are not learned here")
-    return replace(read_turns(turns), keys=(question, answer, *others))
 
 
 def _from_caption(values: Mapping[str, Any], num_images: int) -> Conversation:
@@ -235,6 +203,6 @@ def _validate_marks(conversation: Conversation, num_images: int) -> None:
         mark = _OTHER_MARK.search(turn.content)
         if mark and f"</{mark[1]}>" not in turn.content:
             raise RowError(f"turn {number} has the mark <{mark[1]}>; only images are known")
-        if not num_images and (spelled := _FOREIGN_IMAGE_MARK.search(turn.content)):
+        if not num_images and (spelled := FOREIGN_IMAGE_MARK.search(turn.content)):
             raise RowError(f"turn {number} has {spelled[0][:80]!r} and the row no image: give it as 'image', with the "
                            f"mark {IMAGE_MARK}")  # fmt: skip

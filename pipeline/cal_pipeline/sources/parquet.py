@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +17,11 @@ from cal_schemas.storage.locations import Location, open_parquet, read_footer
 
 def pass_through_fields(path: Location) -> dict[str, pa.Field]:
     """As `fields_of`, of the file's footer."""
-    return fields_of(_footer(path)[1], path)
+    return fields_of(footer_of(path)[1], path)
 
 
-def _footer(path: Location) -> tuple[pq.FileMetaData, pa.Schema]:
+def footer_of(path: Location) -> tuple[pq.FileMetaData, pa.Schema]:
+    """A Parquet file's footer, and its schema; ShardError where it has none."""
     with reading(path, "not a readable Parquet file"):
         footer = read_footer(path)
         return footer, footer.schema.to_arrow_schema()
@@ -31,7 +32,7 @@ def plan_file(path: Location, rows_per_shard: int) -> FilePlan:
 
     Raises ConfigError for columns that no row can be read from, ShardError for a file that is no Parquet.
     """
-    footer, schema = _footer(path)
+    footer, schema = footer_of(path)
     find_columns(schema, path)
     embedded, text = _image_bytes(footer)
     rows = RowRange(row_start=0, row_stop=footer.num_rows, image_bytes=embedded or text)
@@ -61,18 +62,21 @@ def _image_bytes(footer: pq.FileMetaData) -> tuple[int, int]:
     return embedded, text
 
 
-def read_rows(path: Location, rows: RowRange, name: str) -> Iterator[Sample]:
+def read_rows(
+    path: Location, rows: RowRange, name: str, *, called: Mapping[str, str] | None = None
+) -> Iterator[Sample]:
     """Samples of a range of rows, in order; holds a few dozen rows at a time.
 
-    Raises ShardError when the file turns out to be corrupt.
+    `called` gives columns another name. Raises ShardError when the file turns out to be corrupt.
     """
     with reading(path, "corrupt Parquet file"), open_parquet(path) as file:
-        columns = find_columns(file.schema_arrow, path)
+        names = [(called or {}).get(column, column) for column in file.schema_arrow.names]
+        columns = find_columns(pa.schema(map(pa.Field.with_name, file.schema_arrow, names)), path)
         row = 0
         for batch in file.iter_batches(batch_size=32):
             if row >= rows.row_stop:
                 return
-            yield from samples_of(batch, columns, row, rows, name)
+            yield from samples_of(batch.rename_columns(names), columns, row, rows, name)
             row += len(batch)
 
 

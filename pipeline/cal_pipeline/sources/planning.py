@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from cal_pipeline.sources.data_paths import existing_directory, find_files
-from cal_pipeline.sources.formats import FORMATS, FilePlan, InputFormat, format_of, known_suffix
+from cal_pipeline.sources.formats import FilePlan, InputFormat, format_of, known_names, known_suffix
 from cal_pipeline.sources.hub import find_hub_files, hub_name
 from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
@@ -46,9 +46,8 @@ def find_sources(data_path: str, data_format: str) -> list[Source]:
         relative = file.relative_to(base).as_posix()  # type: ignore[arg-type]
         sources.append((file, relative.removesuffix(suffix or file.suffix), format_of(file, data_format)))
     if not sources:
-        suffixes = ", ".join(suffix for item in FORMATS.values() for suffix in item.suffixes)
         raise ConfigError(
-            f"--data_path {data_path}: none of its {len(files)} files ends in {suffixes}; "
+            f"--data_path {data_path}: none of its {len(files)} files ends in {known_names()}; "
             "for other names give the files or a glob, and --data_format"
         )
     return sources
@@ -83,7 +82,7 @@ def plan_shards(
             _validate_name(file, stem)
             source = ShardSource(
                 uri=str(file.resolve()), data_path=data_path, data_format=input_format.name,
-                image_folder=of_path,
+                image_folder=of_path or (_kept(file.parent) if input_format.own_folder else None),
                 num_rows=0, row_start=0, row_stop=0, size=0, mtime_ns=0,
             )  # fmt: skip
             try:

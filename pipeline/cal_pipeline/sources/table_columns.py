@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
 from cal_pipeline.sources.formats import RowRange
-from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, PAIRS, TURN_KEYS, is_row_key, is_system_key
+from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, TURN_KEYS, is_row_key, is_system_key
+from cal_pipeline.sources.pairs import PAIRS
 from cal_pipeline.sources.rows import sample_from_values
 from cal_pipeline.sources.values import IMAGE_KEYS
 from cal_schemas.annotated import HUGGINGFACE, RESERVED_COLUMNS, features_of

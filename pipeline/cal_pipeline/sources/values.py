@@ -36,7 +36,7 @@ _MEANS_IMAGE = frozenset(["image", "images", "img", "imgs", "picture", "pictures
 _MEANS_FILE = frozenset(["path", "paths", "file", "files", "filename", "name", "names", "url", "urls", "uri", "src",
                          "bytes", "data", "base64", "b64", "values"])  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
-_SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus")
+SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus")
 _CHANGES_IMAGE = frozenset(["crop", "pixels", "resized", "rotate", "rotation", "page", "frame"])
 _LONGEST_PATH = 4096
 
@@ -175,6 +175,6 @@ def looks_like_image(key: str, value: Any) -> str | None:
         return "a data: URL"
     words = words_of(key)
     is_name = not any(letter.isspace() for letter in value)
-    ends = value.split("?")[0].lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES + _SOUND_SUFFIXES)
+    ends = value.split("?")[0].lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES + SOUND_SUFFIXES)
     says = bool(words & _MEANS_IMAGE) and words <= _MEANS_IMAGE | _MEANS_FILE
     return repr(value[:80]) if (is_name and ends) or says else None

@@ -185,3 +185,31 @@ def test_a_mark_of_another_model_is_refused_of_a_question_without_images_alone()
     assert len(turns(row("<image_1> What?"), 1)) == len(turns(row("What?", "<image_1>"))) == 2
     assert "turn 0 has the mark <video>; only images are known" in refused(row("<video>\nWhat?"), 1)
     assert len(turns(row("<video>\n</video> What?"))) == len(turns(row("What?", "<video>\n"))) == 2
+
+
+def test_of_a_prompt_with_its_completion_the_completion_alone_is_learned() -> None:
+    earlier = [ASKED, {"role": "assistant", "content": "Which?"}, {"role": "user", "content": "That."}]
+    chat, _ = read_row({"prompt": earlier, "completion": [ANSWERED]}, 0)
+    assert [(turn.role, turn.supervised) for turn in chat.turns] == [
+        ("user", True), ("assistant", False), ("user", True), ("assistant", True),
+    ]  # fmt: skip
+    chat, _ = read_row({"query": "What?", "response": "A cat.", "history": [["a", "b"]]}, 0)
+    assert all(turn.supervised for turn in chat.turns)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["What?", [{"role": "system", "content": "S"}, {"role": "user", "content": "What?"}]]
+)
+def test_images_of_a_prompt_that_shows_none_stand_before_its_first_question(prompt: Any) -> None:
+    chat, _ = read_row({"prompt": prompt, "completion": "A cat."}, 2)
+    assert [turn.content for turn in chat.turns if turn.role == "user"] == ["<image>\n<image>\nWhat?"]
+    shown = "What is <image> and <image>?" if isinstance(prompt, str) else [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image"}]}
+    ]  # fmt: skip
+    chat, _ = read_row({"prompt": shown, "completion": "A cat."}, 2)
+    assert chat.turns[0].content.count("<image>") == 2
+    # Other layouts say themselves where their images are, and so does another spelling of the mark.
+    for row in ({"query": "What?", "response": "A"}, {"prompt": "<|image_1|>What?", "completion": "A"},
+                {"messages": [ASKED, ANSWERED]}):  # fmt: skip
+        chat, _ = read_row(row, 1)
+        assert "<image>" not in chat.turns[0].content

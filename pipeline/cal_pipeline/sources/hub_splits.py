@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cal_pipeline.sources.data_paths import glob_to_regex
+from cal_pipeline.sources.formats import known_suffix
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.object_path import ObjectPath
 
@@ -99,18 +100,17 @@ def _by_names(keys: Iterable[str], inside: str = "") -> Splits:
     if sharded := {key: found["split"] for key, name in names.items() if (found := _SHARDED.fullmatch(str(name)))}:
         order = [*_KEYWORDS, *sorted(set(sharded.values()) - _KEYWORDS.keys())]
         return {split: of_split for split in order if (of_split := [key for key in sharded if sharded[key] == split])}
-    for parts_of in (lambda name: name.parts[:-1], lambda name: (name.stem,)):
-        splits = {
-            split: of_split
+    folders = {key: name.parts[:-1] for key, name in names.items()}
+    for parts in (folders, {key: (name.stem,) for key, name in names.items()}):
+        told = {
+            split: [key for key in parts if any(_has_word(part, words) for part in parts[key])]
             for split, words in _KEYWORDS.items()
-            if (
-                of_split := [
-                    key for key, name in names.items() if any(_has_word(part, words) for part in parts_of(name))
-                ]
-            )
         }
-        if splits:
-            return splits
+        if any(told.values()):
+            if any(known_suffix(names[key]) for of_split in told.values() for key in of_split):
+                return {split: of_split for split, of_split in told.items() if of_split}
+            # One list of images that lie in folders of splits: nobody says which of its rows are of which.
+            return {"all": [*names]}
     return {"train": [*names]}
 
 

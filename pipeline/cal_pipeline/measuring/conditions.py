@@ -61,6 +61,10 @@ class FirstPass:
         batch, length = self.labels.shape
         return torch.arange(length, device=self.labels.device).expand(batch, length)
 
+    def places(self) -> Tensor:
+        """[B, T] int64: where every token stands in its row, the first real one at 0, padding before it below."""
+        return self.every_token() - self.inputs["attention_mask"].argmax(-1, keepdim=True)
+
 
 def without_image(
     condition: Condition, first: FirstPass, contrast_inputs: Mapping[str, Tensor] | None = None
@@ -95,14 +99,14 @@ def _check_rows_see(first: FirstPass, kept: Tensor) -> None:
 
     The row sees nothing. `sdpa` then adds nothing; `eager` adds the mean over all columns, those of the image too.
     """
-    config, places = first.text_config, torch.arange(kept.shape[1], device=kept.device)
-    window = sliding_window(config)
-    limit = window or getattr(config, "attention_chunk_size", None)
-    if not limit or getattr(config, "_attn_implementation", None) != "eager":
+    config, places = first.text_config, first.places()
+    limit = attention_limit(config)
+    if limit is None or getattr(config, "_attn_implementation", None) != "eager":
         return
-    starts = (places - limit + 1).clamp(min=0) if window else places // limit * limit
+    back = limit - 1 if sliding_window(config) else places % limit
+    starts = (first.every_token() - back).clamp(min=0)
     before = kept.long().cumsum(-1)
-    seen = before - (before - kept.long())[:, starts]
+    seen = before - (before - kept.long()).gather(1, starts)
     if bool(((first.labels[:, 1:] != IGNORE_INDEX) & (before > seen)[:, :-1] & (seen == 0)[:, :-1]).any()):
         raise ValueError(
             f"contrast 'mask': an image fills the {limit} tokens that a layer sees before a supervised token; "
@@ -124,18 +128,15 @@ def _dropped(first: FirstPass) -> WithoutImage:
     dropped["attention_mask"] = real.to(inputs["attention_mask"].dtype)
     positions = first.positions()
     dropped["position_ids"] = positions.gather(-1, index.expand(*positions.shape[:-1], index.shape[1]))
-    window = sliding_window(first.text_config)
-    chunk = getattr(first.text_config, "attention_chunk_size", None)
-    if chunk and length > chunk:
-        raise ConfigError(f"contrast 'drop' over chunked attention of {chunk} tokens is not exact: use --contrast mask")
-    if window is not None and length > window:
+    limit = attention_limit(first.text_config)
+    if limit is not None and length > limit:
         types = dropped.get("token_type_ids")
         if types is not None and bool(types[real].any()):
             raise ValueError(
-                f"contrast 'drop' over a sliding window of {window} tokens is not exact where a question looks ahead "
+                f"contrast 'drop' over attention of {limit} tokens is not exact where a question looks ahead "
                 "(PaliGemma 2): use --contrast mask"
             )
-        dropped["attention_mask"] = _windowed_masks(index, real, window, first.text_config)
+        dropped["attention_mask"] = _limited_masks(first.places().gather(1, index), real, limit, first.text_config)
     labels = torch.where(real, first.labels.gather(1, index), IGNORE_INDEX)
     return WithoutImage(inputs=dropped, labels=labels, index=index)
 
@@ -191,31 +192,38 @@ def sliding_window(text_config: Any) -> int | None:
     return None if getattr(text_config, "use_sliding_window", True) is False else int(window)
 
 
-def _windowed_masks(index: Tensor, real: Tensor, window: int, text_config: Any) -> Any:
-    """Additive masks [B, 1, K, K] that count the window in the tokens of the first pass.
+def attention_limit(text_config: Any) -> int | None:
+    """Tokens of the decoder's window, or of its chunks where it has those (Llama 4); None where it has neither."""
+    return sliding_window(text_config) or getattr(text_config, "attention_chunk_size", None)
+
+
+def _limited_masks(places: Tensor, real: Tensor, limit: int, text_config: Any) -> Any:
+    """Additive masks [B, 1, K, K] that count a window or chunks in the tokens of the first pass, given their places.
 
     Dropping tokens would otherwise let a window of the same width reach further back than it did with the image.
     """
     implementation = getattr(text_config, "_attn_implementation", None)
     if implementation not in ("sdpa", "eager"):
         raise ConfigError(
-            f"contrast 'drop' over a sliding window of {window} tokens needs explicit masks, which attention "
+            f"contrast 'drop' over attention of {limit} tokens needs explicit masks, which attention "
             f"{implementation!r} does not take: use --attn_implementation sdpa, or --contrast mask"
         )
-    distance = index[:, :, None] - index[:, None, :]
-    causal = (distance >= 0) & real[:, None, :]
+    queries, keys = places[:, :, None], places[:, None, :]
+    causal = (queries >= keys) & real[:, None, :]
     # A padded query must see something, else its softmax is undefined; nobody reads it.
-    causal |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    causal |= torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
+    close = queries - keys < limit if sliding_window(text_config) else queries // limit == keys // limit
     dtype = getattr(text_config, "dtype", None) or torch.float32
 
     def additive(allowed: Tensor) -> Tensor:
         hidden = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return hidden.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
-    full, near = additive(causal), additive(causal & (distance < window))
+    full, near = additive(causal), additive(causal & close)
     kinds = getattr(text_config, "layer_types", None)
     if not kinds:
         return near
     # Decoders ask by the type of their layers; recurrent ones look at padding alone.
-    masks = {kind: near if "sliding" in kind else full for kind in ("full_attention", "sliding_attention", *kinds)}
+    limited = {"sliding_attention", "chunked_attention", *(kind for kind in kinds if "sliding" in kind)}
+    masks = {kind: near if kind in limited else full for kind in ("full_attention", *limited, *kinds)}
     return {**masks, "linear_attention": real.long()}

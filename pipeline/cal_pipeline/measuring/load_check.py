@@ -23,7 +23,7 @@ from cal_schemas.spec import ContrastSpec
 
 _LONGEST: Final = 4096
 """Tokens of the longest row that is tried; wider windows than that are taken on trust."""
-_REACH: Final = re.compile("window|topk|budget|block_size")
+_REACH: Final = re.compile("window|attention_chunk|topk|budget|block_size")
 """Settings of a decoder that say beyond how many tokens a layer no longer sees or chooses all."""
 _log = logging.getLogger(__name__)
 

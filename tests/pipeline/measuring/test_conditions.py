@@ -124,16 +124,30 @@ def test_a_perturbed_image_takes_the_place_of_the_image(condition: Any) -> None:
     assert torch.equal(without.index, torch.arange(6).expand(2, 6))
 
 
-def test_chunks_are_exact_as_long_as_a_row_fits_into_one() -> None:
-    assert isinstance(second(config=SimpleNamespace(attention_chunk_size=6)).inputs["attention_mask"], Tensor)
-    with pytest.raises(ConfigError, match="chunked attention of 5 tokens is not exact: use --contrast mask"):
-        second(config=SimpleNamespace(attention_chunk_size=5))
-
-
 def allowed(mask: Tensor) -> list[list[list[int]]]:
     """Of an additive mask [B, 1, K, K]: keys that each query of each row sees."""
     assert set(mask.unique().tolist()) <= {0.0, torch.finfo(mask.dtype).min}
     return [[torch.nonzero(query == 0)[:, 0].tolist() for query in row[0]] for row in mask]
+
+
+def test_chunks_begin_where_they_began_in_the_first_pass() -> None:
+    """Tokens 0, 3, 4, 5 of the first row, in chunks of 4; the second row's are in one."""
+    kinds = ["chunked_attention", "full_attention"]
+    config = SimpleNamespace(attention_chunk_size=4, layer_types=kinds, _attn_implementation="sdpa")
+    masks = second(config=config).inputs["attention_mask"]
+    assert allowed(masks["chunked_attention"]) == [[[0], [0, 1], [2], [2, 3]], [[0], [0, 1], [0, 2], [0, 3]]]
+    assert allowed(masks["full_attention"])[0] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    assert isinstance(second(config=SimpleNamespace(attention_chunk_size=6)).inputs["attention_mask"], Tensor)
+
+
+def test_chunks_are_counted_from_a_row_s_first_token_behind_padding() -> None:
+    left = {"input_ids": torch.tensor([[0, 0, 5, 3, 20, 21]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])}
+    config = SimpleNamespace(attention_chunk_size=3, _attn_implementation="sdpa")
+    first = FirstPass(
+        inputs=left, labels=torch.tensor([[_, _, _, _, 20, 21]]), image_mask=left["input_ids"] == 3, position_ids=None,
+        text_config=config,
+    )  # fmt: skip
+    assert allowed(without_image("drop", first).inputs["attention_mask"]) == [[[0], [0, 1], [2]]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -141,7 +155,7 @@ def test_a_window_counts_the_tokens_that_were_there_in_the_first_pass(attention:
     kinds = ["sliding_attention", "full_attention", "indexed_attention", "linear_attention"]
     config = SimpleNamespace(sliding_window=4, layer_types=kinds, dtype=torch.bfloat16, _attn_implementation=attention)
     masks = second(config=config).inputs["attention_mask"]
-    assert set(masks) == set(kinds)
+    assert set(masks) == {*kinds, "chunked_attention"}
     assert masks["full_attention"].dtype == torch.bfloat16
     # Tokens 0, 3, 4, 5 of the first row: 3 places back are inside a window of 4, 4 are not.
     assert allowed(masks["sliding_attention"]) == [[[0], [0, 1], [1, 2], [1, 2, 3]], [[0], [0, 1], [0, 2], [0, 3]]]
@@ -168,13 +182,15 @@ def test_a_question_that_looks_ahead_is_refused_over_a_window() -> None:
         return without_image("drop", first)
 
     assert typed(IMAGE).inputs["attention_mask"].dim() == 4
-    with pytest.raises(ValueError, match=r"window of 4 tokens .* looks ahead .*: use --contrast mask"):
+    with pytest.raises(ValueError, match=r"attention of 4 tokens .* looks ahead .*: use --contrast mask"):
         typed(LABELS > 0)
 
 
 def test_attention_without_explicit_masks_is_refused_over_a_window() -> None:
     config = SimpleNamespace(sliding_window=4, _attn_implementation="flash_attention_2")
-    with pytest.raises(ConfigError, match=r"window of 4 tokens .* 'flash_attention_2' does not take: use --attn_impl"):
+    with pytest.raises(
+        ConfigError, match=r"attention of 4 tokens .* 'flash_attention_2' does not take: use --attn_impl"
+    ):
         second(config=config)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -52,3 +54,35 @@ def gpus_per_worker(config: PrecomputeConfig) -> float:
                 "of all, the others wait for a place", config.num_workers, wanted, there, room,
             )  # fmt: skip
     return wanted
+
+
+def warn_of_crowding(model: torch.nn.Module, config: PrecomputeConfig, gpus: float) -> None:
+    """Warns where the weights of the workers that share a memory, of this machine or of a GPU, are larger than it.
+
+    model: on the meta device.
+    """
+    if (
+        named_cluster(config.ray_address)
+        or config.quantization != "none"
+        or hasattr(model.config, "quantization_config")
+    ):
+        return
+    weights = sum(tensor.numel() for tensor in model.parameters()) * getattr(torch, config.dtype).itemsize
+    if gpus:
+        sharing = min(config.num_workers, int(1 / gpus + 1e-9)) if gpus < 1 else 1
+        memory, where = torch.cuda.get_device_properties(0).total_memory * max(1, int(gpus)), f"{gpus:g} GPU"
+    else:
+        sharing, memory, where = config.num_workers, _memory_of_machine(), "this machine"
+    if sharing * weights > memory:
+        _log.warning(
+            "%d times %.1f GB of weights (%s) are more than the %.1f GB of memory of %s: workers will fail to start "
+            "or be ended; %d fit", sharing, weights / 1e9, config.dtype, memory / 1e9, where, memory // weights,
+        )  # fmt: skip
+
+
+def _memory_of_machine() -> int:
+    """In bytes, as far as this process may use it."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(there, int(allowed)) if allowed.isdecimal() else there

@@ -32,7 +32,7 @@ from cal_pipeline.output.resume import Progress, compare_with_output
 from cal_pipeline.output.store import Store, open_store
 from cal_pipeline.runtime.cluster import Cluster
 from cal_pipeline.runtime.config import PrecomputeConfig
-from cal_pipeline.runtime.devices import gpus_per_worker, validate_device
+from cal_pipeline.runtime.devices import gpus_per_worker, validate_device, warn_of_crowding
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
 from cal_pipeline.sources.hub import hub_name
@@ -93,6 +93,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
         meta_model = load_meta_model(directory)
         check_weights(directory, meta_model)
         check_image_tokens(processor, meta_model)
+        warn_of_crowding(meta_model, config, gpus)
     shards = plan_shards(
         config.data_path, config.image_folder, data_format=config.data_format, rows_per_shard=config.rows_per_shard,
         list_broken=True, sources=sources,

@@ -142,7 +142,8 @@ def _card(shards: PublishedShards, arguments: argparse.Namespace, repository: Hu
     if licence is None and repository is not None and len(of_hub) == 1:
         licence, licence_from = repository.licence_of(of_hub[0]), of_hub[0]
     if licence is None:
-        _log.warning("the licence of the source is not known, and the card says so: --license names it")
+        why = "not looked up in a dry run" if of_hub and repository is None else "not known"
+        _log.warning("the licence of the source is %s, and the card says so: --license names it", why)
     with tempfile.TemporaryDirectory() as folder:
         example = _example(shards, arguments, Path(folder) / EXAMPLE)
     missing = opened.completeness.missing

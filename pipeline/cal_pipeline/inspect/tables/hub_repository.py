@@ -87,6 +87,10 @@ class HubRepository:
                 return There()
             files = frozenset(item.rfilename for item in info.siblings or ())
             plan = json.loads(self._read(PLAN)) if PLAN in files else None
+            if plan is not None and not (
+                isinstance(plan, list) and all(isinstance(item, dict) and "name" in item for item in plan)
+            ):
+                self._refuse(f"a {PLAN} that is none")
             has_card = CARD in files and bool(_FRONT_MATTER.sub("", self._read(CARD)).strip())
         return There(exists=True, private=bool(info.private), files=files, has_card=has_card, plan=plan)
 
@@ -98,14 +102,14 @@ class HubRepository:
                 self._refuse(_some(content or [f"a {CARD}"]))
             return
         ours = {item["name"]: item for item in plan}
-        for item in there.plan:
-            mine = ours.get(item["name"])
-            if mine is None:
-                self._refuse(f"{item['name']}.parquet, which is not here,")
-            elif "published" in item and item["published"] != mine.get("published"):
-                self._refuse(f"another {item['name']}.parquet (measured again, changed, or other --images)")
-        if others := [name for name in content if name.endswith(".parquet") and name[:-8] not in ours]:
-            self._refuse(_some(others))
+        published = {item["name"]: item["published"] for item in there.plan if "published" in item}
+        for name in (item["name"] for item in there.plan):
+            if name not in ours:
+                self._refuse(f"{name}.parquet, which is not here,")
+            elif name in published and published[name] != ours[name].get("published"):
+                self._refuse(f"another {name}.parquet (measured again, changed, or other --images)")
+        if others := [name for name in content if name.endswith(".parquet") and name[:-8] not in published]:
+            self._refuse(f"{_some(others)}, which was not put there by cal-inspect push,")
 
     def check_card(self, text: str) -> None:
         """ConfigError where the Hub would not take it (a licence that it does not know)."""

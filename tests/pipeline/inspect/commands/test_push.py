@@ -7,10 +7,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +23,12 @@ from cal_pipeline.inspect.commands import push as push_module
 from cal_pipeline.inspect.tables.private_text import PrivateText
 from cal_pipeline.output.verify import verify
 from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
-from cal_schemas.errors import STATUS_OK
+from cal_schemas.errors import STATUS_OK, IncompleteError
 from cal_schemas.metadata import Carry
 from cal_schemas.opened import open_annotated
 from cal_schemas.sample import ImageRef, sample_key
+from cal_schemas.storage.locations import location
+from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.whole import write_plan
 from cal_schemas.writer import ShardWriter
 from conftest import Family
@@ -48,16 +49,12 @@ SIGNED = "https://me:pass@host/a.png?X-Amz-Signature=abcdef"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer() as server:
-        for name, value in server.environment(HF_TOKEN=WRITER).items():
-            monkeypatch.setenv(name, value)
-        for name, setting in {
-            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_TOKEN_PATH": "/nonexistent",
-            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
-        }.items():  # fmt: skip
-            monkeypatch.setattr(constants, name, setting)
-        yield server
+def hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    """With a token that may write, and files sent by LFS."""
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return hub
 
 
 def encoded(seed: int) -> bytes:
@@ -181,6 +178,11 @@ def test_what_is_downloaded_again_is_read_verified_and_known_to_be_whole(
     opened = open_annotated(copy, partial=False)
     assert (opened.num_rows, opened.completeness.num_planned, opened.metadata[0].carry) == (9, 9, "images")
     assert verify(copy).ok
+    there = open_annotated(location("hf://datasets/org/name"), partial=False)
+    assert (there.num_rows, there.completeness.num_planned) == (9, 9)
+    hub.commit(REPO, {"below/part-2.parquet": None})
+    with pytest.raises(IncompleteError, match="1 of 3 planned shards"):
+        open_annotated(cast(ObjectPath, location("hf://datasets/org/name")).pinned(), partial=False)
     (copy / "below" / "part-1.parquet").unlink()
     capsys.readouterr()
     assert run(["push", str(copy), "--repo_id", "org/other", "--images", "embed"]) == 2
@@ -280,6 +282,12 @@ def test_a_repository_with_something_else_is_left_alone(
     folder = annotated(tmp_path / "a")
     for files, what in (
         ({"data.csv": "a"}, "it holds data.csv already"),
+        ({".cal/plan.json": "[7]"}, "it holds a .cal/plan.json that is none already"),
+        # What `hf upload` makes of a directory, its paths and all.
+        (
+            {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()},
+            "below/part-1.parquet, below/part-2.parquet, which was not put there by cal-inspect push",
+        ),
         ({"README.md": "---\nlicense: mit\n---\n# By hand\n"}, "it holds a README.md already"),
     ):
         hub.repos.clear()

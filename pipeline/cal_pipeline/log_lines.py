@@ -25,6 +25,7 @@ _QUIET = dict.fromkeys(
         "s3transfer",
         "azure",
         "google",
+        "ray.widgets",
     ),
     logging.WARNING,
 ) | {"bitsandbytes": logging.ERROR}

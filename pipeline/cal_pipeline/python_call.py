@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -91,7 +92,9 @@ def _logging(lines: LogLines) -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     log_to(sys.stderr, lines)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # Bars for notebooks, which nobody has asked for.
+            yield
     finally:
         root.handlers[:], sys.excepthook = handlers, hook
         root.setLevel(level)

@@ -17,7 +17,7 @@ _LISTED = 20
 
 def print_plan(plan: Plan) -> int:
     """Lists what is done and pending, and how much that is; starts nothing, and returns the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
     pending = [shard for shard in plan.progress.pending if shard.problem is None]
     states = {"done": plan.progress.done, "pending": pending, "unreadable": plan.broken}
     listed = _listed(states) if not plan.config.verbose else states

@@ -148,7 +148,7 @@ def not_ok(statuses: Mapping[str, int]) -> str:
 
 def print_report(report: RunReport, output_dir: object, path: object) -> None:
     """Prints the final table, on standard output."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
     statuses, rows = report.statuses(), report.total("rows")
     if not report.shards and not report.failed and not report.aborted:
         bad = not_ok(report.statuses_before)

@@ -40,7 +40,9 @@ class ShadedWords:
 
     def __repr__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+        console = Console(
+            file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False, force_jupyter=False
+        )
         print_sample(console, self._shown, self._shading)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 

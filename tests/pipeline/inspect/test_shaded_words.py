@@ -11,6 +11,8 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -185,6 +187,26 @@ def test_undefined_deltas_and_shades_by_weight(annotated: Path) -> None:
     assert "delta undefined" in shaded(html)[0][1]
     assert 't undefined"' in html
     assert "weighs least" in show_words(row, by="weight")._repr_html_()
+
+
+@pytest.mark.full
+def test_a_real_notebook_shows_the_words_once(annotated: Path) -> None:
+    cells = [
+        f"from cal_pipeline.inspect import load_annotated, show_words\nframe = load_annotated({str(annotated)!r})\n"
+        "row = frame.loc[frame.index[frame['status'] == 'ok'][0]]\nrow",
+        "show_words(row)",
+        "print(show_words(row))",
+        "frame['sample_id']",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    (row,), (words,), (printed,), (column,) = (cell.outputs for cell in notebook.cells)
+    assert len(shaded(row.data["text/html"])) > 1
+    assert words.data["text/html"] == row.data["text/html"]
+    assert "assistant: " in words.data["text/plain"]
+    assert printed.name == "stdout"
+    assert printed.text.strip() == words.data["text/plain"].strip()
+    assert "text/html" not in column.data
 
 
 @browser_test

@@ -74,7 +74,8 @@ def _article(shown: ShownSample, shading: Shading, side_px: int) -> str:
         lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')
     for turn in shown.turns:
         lines.append(_turn(turn, shown.tokens[turn.tokens.start : turn.tokens.stop], shading))
-    lines += [f'<p class="about">{html.escape(text)}</p>' for text in (shown.numbers(), shown.heading)]
+    about = [shown.numbers(), *([shown.heading] if shown.heading != shown.sample_id else [])]
+    lines += [f'<p class="about">{html.escape(text)}</p>' for text in about]
     return "\n".join(lines)
 
 

@@ -40,6 +40,7 @@ class ShadedWords:
 
     def __repr__(self) -> str:
         file = io.StringIO()
+        # Rich would show in a notebook by itself what it is to write to the file.
         console = Console(
             file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False, force_jupyter=False
         )
@@ -64,7 +65,7 @@ def shown_values(
     )
     return ShownSample(
         sample_id=sample.sample_id,
-        heading=f"sample {sample.sample_id}",
+        heading=sample.sample_id,
         status=str(values.get("status", "ok")),
         error=_value(values, "error"),
         turns=turns_of(sample.messages, tokens),

@@ -93,10 +93,7 @@ function startTabs() {
 }
 
 function startControls() {
-  for (const name of ["alpha", "beta"]) {
-    byId(name).min = Math.min(0, data.alpha);
-    byId(name).max = data.sliderMax;
-  }
+  for (const name of ["alpha", "beta"]) byId(name).max = data.sliderMax;
   for (const width of WINDOWS) byId("window").append(make("option", { value: width, text: String(width) }));
   for (const [name, [first]] of Object.entries(SETTINGS)) {
     const control = byId(name);

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from browser import Page, browser_test
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.commands.page import page_text, read_page_data
 from conftest import Family
+from inspect_data import Directories, write
 from inspected_data import llava_directory
 
 SHOWN = "[...document.querySelectorAll('.card')].filter((c) => !c.hidden).map((c) => Number(c.dataset.index))"
@@ -305,4 +308,38 @@ def test_a_page_of_no_rows_and_one_of_a_huge_answer_stand(page: Page, report: Pa
             page.open(tmp_path / "page.html")
             assert len(page.js(SHOWN)) == len(samples)
             assert page.js("document.documentElement.scrollWidth") <= width
+    assert page.problems == []
+
+
+@browser_test
+def test_pages_of_odd_data_are_drawn_without_a_number_that_is_none(
+    page: Page, directories: Directories, tmp_path: Path
+) -> None:
+    file = min(directories.normal.glob("*.parquet"))
+    table = pq.read_table(file)
+    at = table.schema.get_field_index("delta_logits")
+    cases = {
+        "no card": (directories.normal, "0"),
+        "failed": (directories.failed, "500"),
+        "one": (directories.normal, "1"),
+    }
+    for name, value in (("undefined", None), ("huge", 3e38), ("tiny", 1e-30), ("empty", 0.0)):
+        deltas = [[value] * len(row) for row in table["delta_logits"].to_pylist()]
+        changed = table.set_column(at, table.schema.field(at), pa.array(deltas, table.schema.types[at]))
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / file.name, changed.slice(0, 0 if name == "empty" else len(changed)))
+        cases[name] = tmp_path / name, "500"
+    model = str(directories.family.directory)
+    for name, (path, count) in cases.items():
+        report = tmp_path / f"{name}.html"
+        assert run(["page", str(path), "--output", str(report), "--tokenizer", model, "--samples", count]) == 0
+        for state in ("", "view=overview&log=1", "limit=0&marks=0.1.99999", "sort=weight&down=1&shade=weight&at=99999"):
+            page.open(report, state)
+            page.js("(() => { for (const range of document.querySelectorAll('input[type=range]')) {"
+                    " range.value = range.max; range.dispatchEvent(new Event('input')); } })()")  # fmt: skip
+            page.frame()
+            assert page.js("document.body.innerText.match(/NaN|Infinity|null/g)") is None, (name, state)
+            parts = "[...document.querySelectorAll('svg *')]"
+            drawn = f"{parts}.flatMap((part) => [...part.attributes].map((own) => own.value))"
+            assert page.js(f"{drawn}.filter((value) => /NaN|Infinity|undefined/.test(value))") == [], (name, state)
     assert page.problems == []

@@ -15,6 +15,7 @@ import pytest
 
 from annotated_data import annotate
 from cal_pipeline.sources.planning import plan_shards
+from cal_trainer import cli
 from conftest import Family
 from fault_job import PATIENCE_S
 from tiny_data import write_llava_json
@@ -66,28 +67,39 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
     return annotate(folder / "out", plan_shards([str(data)], [str(images)]), llava.encoder, llava.model)
 
 
-@pytest.mark.parametrize(
-    "reporter",
-    ["tensorboard", pytest.param("trackio", marks=pytest.mark.full), pytest.param("wandb", marks=pytest.mark.full)],
-)
-def test_weights_bounds_and_drift_arrive_as_they_are_logged(
+FLAGS = ("--max_steps", 3, "--drift_every", 1, "--run_name", "watched", "--report_to")
+
+
+def test_tensorboard_shows_what_is_logged(
+    llava: Family, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    assert cli.run(command(llava, annotated, tmp_path / "out", *FLAGS, "tensorboard")) == 0
+    assert_shown(from_tensorboard(tmp_path), from_log(tmp_path / "out"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("reporter", ["trackio", "wandb"])
+def test_others_show_what_is_logged_and_call_nobody(
     reporter: str, llava: Family, annotated: Path, tmp_path: Path
 ) -> None:
-    flags = ("--max_steps", 3, "--drift_every", 1, "--report_to", reporter, "--run_name", "watched")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_OFFLINE")}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, *command(llava, annotated, tmp_path / "out", *flags)], cwd=tmp_path,
+        [sys.executable, "-c", ALONE, *command(llava, annotated, tmp_path / "out", *FLAGS, reporter)], cwd=tmp_path,
         env={
             **environment, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(FOLDER)]),
-            "TRACKIO_DIR": str(tmp_path / "trackio"), "TENSORBOARD_LOGGING_DIR": str(tmp_path / "tensorboard"),
-            "WANDB_DIR": str(tmp_path / "wandb"), "WANDB_MODE": "offline", "HOME": str(tmp_path),
+            "TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path / "wandb"), "WANDB_MODE": "offline",
+            "HOME": str(tmp_path),
         },
         capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "CALLED" not in done.stderr
-    shown = {"tensorboard": from_tensorboard, "trackio": from_trackio, "wandb": from_wandb}[reporter](tmp_path)
-    logged = from_log(tmp_path / "out")
+    shown = from_trackio(tmp_path) if reporter == "trackio" else from_wandb(tmp_path)
+    assert_shown(shown, from_log(tmp_path / "out"))
+
+
+def assert_shown(shown: Values, logged: Values) -> None:
     assert {name for values in shown.values() for name in values} >= {f"train/{name}" for name in WATCHED}
     for step, values in logged.items():
         for name in WATCHED & values.keys():

@@ -134,7 +134,10 @@ def test_a_reference_that_is_gone_is_one_error_with_the_way_out(
         with pytest.raises(ConfigError, match="Give tokenizer= with the directory of llava") as refused:
             use()
         assert f"it was at {tmp_path / 'gone'}, where no directory is now" in str(refused.value)
-    # A notebook shows the row as pandas does, and the reason.
+    # A notebook shows the row as pandas does, and the reason; of a damaged row, too.
+    damaged = load_annotated(annotated).loc[row.name].copy()
+    damaged["delta_logits"] = damaged["delta_logits"][1:]
+    assert "words are not shown: row 0 has" in damaged._repr_html_()
     html = row._repr_html_()
     assert "words are not shown: which tokenizer" in html
     assert shaded(html.replace("<pre>", "<p>").replace("</pre>", "</p>")) == []

@@ -21,7 +21,7 @@ from cal_pipeline.inspect.tables.token_text import (
     pieces_of_digest,
     pieces_of_reference,
 )
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import location
 from cal_schemas.weighting import check_weighting
@@ -42,11 +42,11 @@ class AnnotatedRow(pd.Series):
         return AnnotatedFrame
 
     def _repr_html_(self) -> str | None:
-        if not set(LIST_COLUMNS) <= set(self.index):
+        if not all(name in self.index for name in LIST_COLUMNS):
             return None
         try:
             return show_words(self)._repr_html_()
-        except ConfigError as error:
+        except CalError as error:
             return f"<pre>{html.escape(repr(self))}</pre><p>words are not shown: {html.escape(str(error))}</p>"
 
 

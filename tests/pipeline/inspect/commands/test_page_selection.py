@@ -141,6 +141,11 @@ def test_a_source_is_a_condition_where_the_shards_hold_it(
     assert sorted(taken(page, tmp_path, monkeypatch)) == sorted(
         (data["samples"][at]["id"], data["samples"][at]["key"]) for at in rows
     )
+    page.resize(390, 844)  # Long names of sources stay inside of a phone's screen, too.
+    for view in ("samples", "overview", "measurement"):
+        page.js(f"document.getElementById('tab-{view}').click()")
+        page.frame()
+        assert page.js("document.documentElement.scrollWidth") <= 390, view
     # The table of sources counts the same.
     (table,) = [table for table in data["tables"] if table["title"] == "By source"]
     assert {row[0]: int(row[1]) for row in table["rows"]} == {name: sources.count(name) for name in set(sources)}

@@ -218,7 +218,7 @@ def test_image_files_go_out_only_where_that_is_said(
     assert "publish without images: --images leave_out" in said
 
 
-@pytest.mark.parametrize("fault", ["403", "503", "drop"])
+@pytest.mark.parametrize("fault", ["503", *(pytest.param(fault, marks=pytest.mark.full) for fault in ("403", "drop"))])
 def test_an_interrupted_push_goes_on_where_it_was(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
@@ -370,6 +370,7 @@ def test_the_licence_of_a_data_set_of_the_hub_is_looked_up(hub: HubServer, tmp_p
         assert "| rows from | `hf://datasets/a/b@c/x.json` |" in card
 
 
+@pytest.mark.full
 def test_no_card_outlives_what_it_describes_and_none_is_lost(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

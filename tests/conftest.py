@@ -110,7 +110,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub of this test's own, to which this process and its children turn; the waits between tries are short."""
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
 
     from cal_schemas.storage import factory, hf
     from hub_server import HubServer
@@ -123,7 +123,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(hf, "_FIRST_WAIT_S", 0.01)
         monkeypatch.setattr(hf, "_LONGEST_WAIT_S", 0.05)
         factory._backend.cache_clear()
+        # A connection to an earlier server may have had this one's port.
+        close_session()
         yield server
+    close_session()
     factory._backend.cache_clear()
 
 

@@ -149,7 +149,8 @@ def _oid(data: bytes) -> str:
 
 def _front_matter(card: bytes) -> Any:
     block = re.match(r"---\n(.*?)\n---", card.decode(errors="replace"), re.DOTALL)
-    return yaml.safe_load(block[1]) if block else None
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(block[1]) if block else None
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -75,6 +77,46 @@ def test_a_private_data_set_is_measured_at_one_commit_while_others_push_and_requ
     assert local.run() == 0, local.said()
     columns = ["messages", "images", "label_ids", "delta_logits", "sample_key", "score"]
     assert job.table().select(columns).equals(local.table().select(columns))
+    # The token is in nothing that was printed, logged or stored, and in no address of the store's other host.
+    assert READER in hub.tokens_seen
+    for path, text in everything(tmp_path):
+        if path.parts[len(tmp_path.parts)] in ("out", "out.log"):
+            assert READER not in text, path
+            assert "signedsecret" not in text, path
+
+
+def test_a_file_that_the_hub_does_not_give_fails_by_its_name_and_the_rest_is_done(
+    hub: HubServer, sha: str, job: Job
+) -> None:
+    gone = "train-00003-of-00006.parquet"
+    process = job.start("--max_tries", "1")
+    job.wait_for(process, job.done, "no first shard")
+    data = hub.repos["datasets", NAME].commits[sha].pop(f"data/{gone}")
+    assert job.finish(process) == 1, job.said()
+    assert f"FAILED data/{gone.removesuffix('.parquet')}: hf://datasets/{NAME}@{sha}/data/{gone}: " in job.said()
+    assert len(job.done()) == SHARDS - 1
+    hub.repos["datasets", NAME].commits[sha][f"data/{gone}"] = data
+    assert job.run() == 0, job.said()
+    assert len(job.done()) == SHARDS
+
+
+def test_training_joins_and_an_audit_reads_the_rows_where_they_are(
+    hub: HubServer, sha: str, job: Job, llava: Family, tmp_path: Path
+) -> None:
+    assert job.run("--carry", "none", "--limit", "8") == 0, job.said()
+    train = [
+        "cal-train", "--model_name_or_path", str(llava.directory), "--data_path", str(job.output), "--max_steps", "2",
+        "--per_device_train_batch_size", "2", "--learning_rate", "1e-3", "--use_cpu", "--partial",
+        "--on_missing", "uniform", "--source_path", f"{NAME}@{sha}:train", "--output_dir", str(tmp_path / "model"),
+    ]  # fmt: skip
+    hub.commit(NAME, {"data/train-00000-of-00006.parquet": None})
+    for command in (train, ["cal-inspect", "audit", str(job.output), "--fraction", "0.5", "--swap", "4"]):
+        done = subprocess.run(
+            [str(PROGRAMS / command[0]), *command[1:]], capture_output=True, text=True, check=False,
+            env=os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert READER not in done.stdout + done.stderr
 
 
 def test_a_resume_goes_on_with_the_commit_that_was_measured_and_no_other(hub: HubServer, sha: str, job: Job) -> None:

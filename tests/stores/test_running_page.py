@@ -74,7 +74,10 @@ def test_every_flag_that_the_text_names_exists() -> None:
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     kinds = (PrecomputeConfig, TrainConfig, CalTrainingArguments)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    others = {"--help", "--help-all", "--config", "--requeue", "--no-deps", "--generate", "--metrics-export-port"}
+    others = {
+        "--help", "--help-all", "--config", "--requeue", "--no-deps", "--generate", "--metrics-export-port",
+        "--repo-type", "--local-dir",
+    }  # fmt: skip
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - others
     assert {flag for flag in named if flag.removeprefix("--") not in known} == set()
     assert "devices" in {field.name for field in dataclasses.fields(RunOutcome)}

@@ -74,7 +74,9 @@ def find_hub_files(name: HubName) -> tuple[ObjectPath, list[Location]]:
     keys, left_out = _of_one_format(dict.fromkeys(key for of_split in splits.values() for key in of_split))
     if not keys:
         raise ConfigError(_unreadable(name, left_out))
-    counts = ", ".join(f"{split} ({len(of_split)} files)" for split, of_split in splits.items())
+    counts = ", ".join(
+        f"{split} ({len(of_split)} file{'s' * (len(of_split) > 1)})" for split, of_split in splits.items()
+    )
     rest = f"; not read: {_suffixes(left_out)}" if left_out else ""
     _log.info("%s: data set of the Hub at commit %s, configuration %s: %s%s", name.spelled, root.commit, config, counts,
               rest)  # fmt: skip

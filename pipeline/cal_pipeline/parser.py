@@ -6,14 +6,14 @@ import argparse
 import difflib
 import importlib.metadata
 import re
-import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, NoReturn
 
 from cal_pipeline.config_file import DASHES, unknown_flag
+from cal_pipeline.help_page import NUMBERS, WIDTH, Formatter, in_lines, spelled_once
 from cal_pipeline.transformers_source import hf_argument_parser
 from cal_schemas.errors import ConfigError
 
@@ -21,50 +21,12 @@ ADVANCED, TRANSFORMERS = "advanced", "transformers' TrainingArguments"
 _HIDDEN = (ADVANCED, TRANSFORMERS)
 """Groups that only --help-all shows."""
 _GROUPS = ("model", "data", "encoding", "measurement", "weights", "training", "output", "running", "options", *_HIDDEN)
-_WIDTH = 80
-_NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 _PACKAGES = ("torch", "transformers")
 _NO_FLAG = re.compile(r"^-$|^-[\d.]|\s")
 """A value that begins with a dash, as argparse tells it from a flag."""
 _TWICE = re.compile(r"(--\w+)/--[\w-]+")
 """A flag with underscores and the same with dashes, as argparse names it."""
 _HfArgumentParser: Any = hf_argument_parser()
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Writes a flag once, with what it takes in a word, and its default where there is one."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, _WIDTH) - 2)
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return _NUMBERS.get(action.type, action.dest.rsplit("_")[-1].upper())
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        if action.nargs == "?" and action.const is True:
-            return ""
-        if action.nargs in ("+", "*"):  # The latter are transformers', nearly all of which take one value.
-            (metavar,) = self._metavar_formatter(action, default_metavar)(1)
-            return f"{metavar} ..." if action.nargs == "+" else metavar
-        return super()._format_args(action, default_metavar)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return self._format_args(action, action.dest)
-        names = _spelled_once(action.option_strings)
-        if action.nargs == "?" and action.default is True:
-            names = [f"--[no_]{action.dest}"]
-        return f"{', '.join(names)} {self._format_args(action, self._get_default_metavar_for_optional(action))}".strip()
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        says_nothing = action.default in (None, [], False, "False", argparse.SUPPRESS) or action.nargs == 0
-        if says_nothing or "default" in text:
-            return text
-        return f"{text} (default: {' '.join(action.default) if isinstance(action.default, list) else '%(default)s'})"
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(_HfArgumentParser):  # type: ignore[misc]
@@ -80,7 +42,7 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
 
     def __init__(self, kinds: Any = (), *, description: str | None = None, add_help: bool = True, **given: Any) -> None:
         self._given: Sequence[str] = ()
-        super().__init__(kinds, **{**given, "add_help": False, "allow_abbrev": False, "formatter_class": _Formatter})
+        super().__init__(kinds, **{**given, "add_help": False, "allow_abbrev": False, "formatter_class": Formatter})
         paragraphs = (description or "").split("\n\n")
         self.paragraphs = [" ".join(text.split()) for text in paragraphs if not text.startswith("    ")]
         commands = "\n".join(text for text in paragraphs if text.startswith("    "))
@@ -179,7 +141,7 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
             formatter.add_text(f"{self.prog} --help-all shows more flags: {', '.join(hidden)}.")
         page: str = formatter.format_help()
         if self.examples:
-            page += "\nexamples:\n" + "\n".join(_in_lines(example) for example in self.examples) + "\n"
+            page += "\nexamples:\n" + "\n".join(in_lines(example) for example in self.examples) + "\n"
         return page
 
     def _usage(self, formatter: Any) -> str:
@@ -191,33 +153,15 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
             *(formatter._format_args(action, action.dest) for action in self._get_positional_actions()),
         ]
         lines = textwrap.fill(
-            " ".join(words), _WIDTH - 2, initial_indent=" " * len("usage: "), subsequent_indent=" " * 11,
+            " ".join(words), WIDTH - 2, initial_indent=" " * len("usage: "), subsequent_indent=" " * 11,
             break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
         return lines.lstrip().replace("%", "%%")
 
 
-def _spelled_once(names: Iterable[str]) -> list[str]:
-    """The names without those that only have dashes in place of underscores, or the other way round."""
-    spelled: dict[str, str] = {}
-    for name in names:
-        spelled.setdefault(name.replace("_", "-"), name)
-    return list(spelled.values())
-
-
 def _place(group: Any) -> int:
     """Where a group stands: positional arguments and subcommands first."""
     return _GROUPS.index(group.title) if group.title in _GROUPS else -1
-
-
-def _in_lines(example: str) -> str:
-    """A command in lines that a shell takes for one."""
-    lines = [""]
-    for part in re.split(r" (?=--)", example):
-        if lines[-1] and len(lines[-1]) + len(part) > _WIDTH - 8:
-            lines.append("")
-        lines[-1] += f" {part}" if lines[-1] else part
-    return "  " + " \\\n      ".join(lines)
 
 
 class _Help(argparse.Action):
@@ -244,8 +188,8 @@ class _Completion(argparse.Action):
         except ModuleNotFoundError as error:
             raise ConfigError("shtab is missing: pip install 'cal-vlm[completion]'") from error
         for action in (action for part in parser.with_subcommands() for action in part._actions):
-            action.option_strings = _spelled_once(action.option_strings)
-            if action.nargs != 0 and action.choices is None and action.type not in _NUMBERS:
+            action.option_strings = spelled_once(action.option_strings)
+            if action.nargs != 0 and action.choices is None and action.type not in NUMBERS:
                 action.complete = shtab.FILE  # What is neither of a few words nor a number may be a path.
         parser._print_message(shtab.complete(parser, shell), sys.stdout)
         parser.exit()

@@ -99,7 +99,7 @@ def sample_frame(
     own = own.rename(columns={name: address for address, name in addresses(frame.columns).items()})
     if "images" in frame:
         own["images"] = [0 if images is None else len(images) for images in frame["images"]]
-    return own.assign(**values)
+    return pd.DataFrame(own).assign(**values)  # A plain frame: its rows have no words to show.
 
 
 def _is_nested(column: pd.Series) -> bool:

@@ -17,6 +17,7 @@ from typing import cast
 from cal_pipeline.sources.formats import FORMATS, format_of, known_names, known_suffix
 from cal_pipeline.sources.hub_splits import Splits, configurations
 from cal_pipeline.sources.saved_datasets import data_files
+from cal_pipeline.sources.unread import way_out
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
@@ -25,9 +26,6 @@ _NAME = re.compile(
     r"(?P<scheme>hf://datasets/)?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/@:]+))?"
     r"(?::(?P<which>[\w.-]+(?:/[\w.-]+)?))?"
 )
-_PACKED = (".zip", ".rar", ".7z")
-_TABLES = (".csv", ".tsv", ".xlsx", ".txt")
-_OTHER_MEDIA = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".mkv", ".avi", ".mov")
 _log = logging.getLogger(__name__)
 
 
@@ -137,13 +135,7 @@ def _suffixes(keys: Iterable[str]) -> str:
 
 def _unreadable(name: HubName, keys: Sequence[str]) -> str:
     """Why nothing of it can be read, and the way out."""
-    suffixes = {PurePosixPath(key).suffix.lower() for key in keys}
     to_parquet = "load_dataset(...).to_parquet(FILE) makes a file that is read"
-    ways = [
-        (_PACKED, "fetch it with hf download, unpack it and give the folder"),
-        (_OTHER_MEDIA, "only images are known, no sound and no video"),
-        (_TABLES, to_parquet),
-    ]
-    way_out = next((way for kinds, way in ways if suffixes & {*kinds}), to_parquet)
+    way = way_out(keys, unpack="fetch it with hf download, unpack it and give the folder", to_parquet=to_parquet)
     there = _suffixes(keys) or "no files"
-    return f"--data_path {name.spelled}: holds {there}; read are {known_names()}: {way_out}"
+    return f"--data_path {name.spelled}: holds {there}; read are {known_names()}: {way or to_parquet}"

@@ -19,6 +19,7 @@ from cal_pipeline.sources.reading import reading
 from cal_pipeline.sources.rows import UNCLAIMED
 from cal_pipeline.sources.saved_datasets import data_files
 from cal_pipeline.sources.shard import Shard, state_of
+from cal_pipeline.sources.unread import way_out
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.metadata import ShardSource
 from cal_schemas.storage.locations import Location, location
@@ -29,6 +30,9 @@ Source = tuple[Location, str, InputFormat]
 _MAX_NAME_BYTES = 255
 _PROBED_ROWS = 32
 _ALL_ROWS = 2**62
+_TO_PARQUET = (
+    "pandas.read_csv(FILE).to_parquet('data.parquet') makes one that is read (sep='\\t' for TSV, read_excel for sheets)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -46,9 +50,10 @@ def find_sources(data_path: str, data_format: str) -> list[Source]:
         relative = file.relative_to(base).as_posix()  # type: ignore[arg-type]
         sources.append((file, relative.removesuffix(suffix or file.suffix), format_of(file, data_format)))
     if not sources:
+        way = way_out((file.name for file in files), unpack="unpack it and give the folder", to_parquet=_TO_PARQUET)
         raise ConfigError(
             f"--data_path {data_path}: none of its {len(files)} files ends in {known_names()}; "
-            "for other names give the files or a glob, and --data_format"
+            + (way or "for other names give the files or a glob, and --data_format")
         )
     return sources
 

@@ -147,3 +147,22 @@ def test_names_in_braces_that_are_not_there_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         tree(data_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("data.csv", "pandas.read_csv(FILE).to_parquet"),
+        ("data.TSV", "sep='\\t' for TSV"),
+        ("data.xlsx", "read_excel for sheets"),
+        ("data.zip", "unpack it and give the folder"),
+        ("film.mp4", "only images are known, no sound and no video"),
+        ("0.png", "as metadata.jsonl in their folder"),
+        ("notes.txt", "for other names give the files or a glob, and --data_format"),
+    ],
+)
+def test_what_no_format_reads_is_refused_with_the_way_out_for_its_kind(name: str, way: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError) as raised:
+        find_sources(str(tmp_path / name), "auto")
+    assert way in str(raised.value)

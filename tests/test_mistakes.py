@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("number", "mistake"), enumerate(MISTAKES), ids=[mistake.what for mistake in MISTAKES])
+@pytest.mark.parametrize(("number", "mistake"), [*enumerate(MISTAKES)], ids=[mistake.what for mistake in MISTAKES])
 def test_a_mistake_ends_with_the_line_that_the_page_has(number: int, mistake: Mistake, world: Path) -> None:
     import torch
 

@@ -6,10 +6,16 @@ import importlib
 import json
 import re
 import socket
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from pymdownx.slugs import slugify
+
+from browser import browser, browser_test, find_browser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,3 +92,25 @@ def test_the_reference_documents_every_public_name(package: str, site: Path) -> 
     page = (site / f"{API[package]}.html").read_text()
     for name in importlib.import_module(package).__all__:
         assert f'id="{package}.{name}"' in page, name
+
+
+@browser_test
+def test_the_search_finds_words_and_nothing_comes_from_elsewhere(site: Path, tmp_path: Path) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Handler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = f"http://127.0.0.1:{server.server_address[1]}/"
+        with browser(find_browser() or "", tmp_path) as page:
+            page.call("Page.navigate", url=f"{own}index.html?q=swap%20control")
+            found, until = "", time.monotonic() + 60
+            while "matching" not in found and time.monotonic() < until:
+                time.sleep(0.2)
+                found = page.js("document.querySelector('.md-search-result')?.innerText ?? ''")
+            assert "Looking at the deltas" in found
+            assert page.problems == []
+            assert {url for url in page.requests if not url.startswith((own, "data:", "about:"))} == set()
+        server.shutdown()

@@ -11,12 +11,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from dataclasses import fields
 from typing import Any
+
+import numpy as np
 
 from cal_pipeline.arguments import parse_config
 from cal_pipeline.cli import measure
-from cal_pipeline.config_file import flags_of
+from cal_pipeline.config_file import unknown_flag
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to
 from cal_pipeline.runtime.config import PrecomputeConfig
@@ -39,7 +41,7 @@ def precompute(**flags: Any) -> PrecomputeResult:
     interrupted, after its workers have ended. A run that ends with shards or too many rows failed (exit code 1)
     returns and says so: see `PrecomputeResult.complete`.
     """
-    config = parse_config(PrecomputeConfig, _command_line(flags), program="precompute", description="")
+    config = parse_config(PrecomputeConfig, _command_line(flags), program="cal-precompute", description="")
     if asked := next((name for name in _OTHER_JOBS if getattr(config, name)), None):
         raise ConfigError(f"{asked}: precompute() measures; `cal-precompute --{asked}` is another job, for a shell")
     interruption = Interruption(ends_process=False)
@@ -67,21 +69,30 @@ precompute.__signature__ = inspect.signature(PrecomputeConfig).replace(  # type:
 
 def _command_line(flags: Mapping[str, Any]) -> list[str]:
     """Spells keywords as the command line that asks for the same, so that both take the same path."""
-    given = {name: _as_typed(name, value) for name, value in flags.items() if value is not None}
-    config = given.pop("config", None)
-    return [*([f"--config={config}"] if config else []), *flags_of(given, [PrecomputeConfig], {})]
+    names = ["config", *(field.name for field in fields(PrecomputeConfig))]
+    words: list[str] = []
+    for name, value in flags.items():
+        if name not in names:
+            raise ConfigError(unknown_flag(f"--{name}", names))
+        if value is None:
+            continue
+        items = [_as_typed(name, item) for item in (value if isinstance(value, list | tuple) else [value])]
+        # One word where it can be, so that a value may begin with a dash.
+        words += [f"--{name}={items[0]}"] if len(items) == 1 else [f"--{name}", *items] if items else []
+    return words
 
 
-def _as_typed(name: str, value: Any) -> str | list[str]:
-    """A value, or a list of them, as one types it; ConfigError for what no flag takes."""
-    if isinstance(value, list | tuple):
-        items = [_as_typed(name, item) for item in value]
-        if all(isinstance(item, str) for item in items):
-            return items  # type: ignore[return-value]
-    elif isinstance(value, Mapping):
-        return json.dumps(value)
-    elif isinstance(value, str | os.PathLike | Real):
+def _as_typed(name: str, value: Any) -> str:
+    """A value as one types it; ConfigError for what no flag takes."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str | os.PathLike | int | float):
         return str(value)
+    if isinstance(value, Mapping):
+        try:
+            return json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}={value!r} cannot be written as JSON: {error}") from error
     raise ConfigError(f"{name}={value!r}: expected a string, a path, a number, a truth, or a list of them")
 
 

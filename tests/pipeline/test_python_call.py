@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cal_pipeline import PrecomputeResult, cli, precompute, python_call
@@ -45,7 +46,7 @@ def test_keywords_are_the_flags_and_take_what_python_has(seen: list[PrecomputeCo
     result = precompute(
         model_name_or_path=Path("m"), data_path=["a.json", Path("b.json")], output_dir="-out", num_workers=2,
         config=tmp_path / "flags.yaml", processor_kwargs={"max_pixels": 401408}, trust_remote_code=False,
-        shard_timeout_s=float("inf"), gpus_per_worker=None, save_contrast_images=0,
+        shard_timeout_s=float("inf"), gpus_per_worker=None, save_contrast_images=np.int64(0), dry_run=np.bool_(False),
     )  # fmt: skip
     (config,) = seen
     assert result.complete
@@ -68,6 +69,9 @@ def test_keywords_are_the_flags_and_take_what_python_has(seen: list[PrecomputeCo
         ({"num_workers": 0}, "--num_workers must be positive, got 0"),
         ({"data_path": [["d.json"]]}, "data_path"),
         ({"data_path": object()}, "expected a string, a path, a number"),
+        ({"processor_kwargs": {"max_pixels": {1, 2}}}, "cannot be written as JSON"),
+        ({"output_dir": ""}, "--output_dir is empty"),
+        ({"data_path": ["-d.json"]}, "--data_path -d.json: no file there"),
         ({"verify": True}, "`cal-precompute --verify` is another job"),
         ({"config": "absent.yaml"}, "--config absent.yaml: No such file"),
         ({"data_path": "nope.json"}, "--data_path nope.json: no file there"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private import services
 
 from cal_pipeline.runtime.cluster import Cluster
@@ -154,3 +155,16 @@ def test_a_cluster_that_auto_still_finds_a_note_of_and_that_is_gone_is_refused_a
         with pytest.raises(ConfigError, match=rf"no Ray cluster at \S+:{port} .*refused"), ray_session(cluster):
             pass
     assert time.monotonic() - started < 15
+
+
+def test_a_ray_that_somebody_started_in_this_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append("shutdown"))
+    cluster = Cluster(
+        num_workers=1, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=1, shard_timeout_s=9,
+        start_timeout_s=9, idle_timeout_s=9,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"call ray\.shutdown\(\) first"), ray_session(cluster):
+        pass
+    assert ended == []

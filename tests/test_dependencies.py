@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -51,3 +52,9 @@ def test_training_without_its_extra_says_what_to_install(
     code = cli.run(["--model_name_or_path", "m", "--data_path", "annotated", "--output_dir", "out"])
     assert code == 2
     assert capsys.readouterr().err.endswith("cal-train needs datasets: pip install 'cal-vlm[train]'\n")
+
+
+def test_the_page_of_installing_names_every_extra() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "installing.md").read_text()
+    named = {name for row in re.findall(r"^\| (`.+?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named >= set(PROJECT["optional-dependencies"])

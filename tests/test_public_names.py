@@ -27,3 +27,15 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     code = f"import sys, {', '.join(PACKAGES)}; print([name for name in {HEAVY} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_precompute_loads_what_measures_only_when_it_measures() -> None:
+    heavy = tuple(name for name in HEAVY if name != "pyarrow")
+    code = (
+        "import sys\nfrom cal_pipeline import precompute\n"
+        "try:\n    precompute(model_name_or_path='m', data_path='absent.json', output_dir='out')\n"
+        f"except ValueError as error:\n    print(error, [name for name in {heavy} if name in sys.modules])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("--data_path absent.json: no file there")
+    assert found.stdout.endswith(" []\n")

@@ -164,6 +164,8 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    """Headers and body are two packets, and the second would wait 40 ms for a word about the first."""
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -57,6 +57,9 @@ PLACES = {
         (f"image 'https://h/x.jpg?token={SECRET}' is a URL", "image 'https://h/x.jpg' is a URL"),
         (f'{{"url": "https://h/x.jpg?token={SECRET}"}}', '{"url": "https://h/x.jpg"}'),
         ("(is it a CPU build of torch?)", "(is it a CPU build of torch?)"),
+        (f"Illegal header value b'Bearer {SECRET}'", "Illegal header value b'Bearer …'"),
+        (f"token hf_{SECRET * 4} of org/name", "token hf_… of org/name"),
+        ("hf_hub_download of hf://datasets/org/name@v1/a", "hf_hub_download of hf://datasets/org/name@v1/a"),
         ("image 'photo.jpg?size=large' is not a file", "image 'photo.jpg?size=large' is not a file"),
     ],
 )

@@ -177,10 +177,11 @@ def test_a_token_stays_with_the_hub_and_a_broken_one_is_not_shown(
     # The server's other host refuses an answer to a request that brings a token along.
     assert len((at("hf://datasets/org/name").pinned() / "a.parquet").read_bytes()) > 100
     assert READER in hub.tokens_seen
-    monkeypatch.setenv("HF_TOKEN", f"{READER}\x07")
+    monkeypatch.setenv("HF_TOKEN", f"{READER}ä")
     with pytest.raises(StoreError) as failed:
         at("hf://datasets/org/name").pinned()
     assert READER not in str(failed.value) + caplog.text
+    assert f"{hub.endpoint} cannot be asked: " in str(failed.value)
     assert "signedsecret" not in str(failed.value) + caplog.text
 
 
@@ -192,6 +193,19 @@ def test_no_network_is_said_at_once_with_the_way_without_one(hub: HubServer, mon
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(StoreError, match=r"name: HF_HUB_OFFLINE is set.*unset it, or fetch it .*hf download"):
         at("hf://datasets/org/name").pinned()
+
+
+def test_an_endpoint_that_is_no_url_is_said_at_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for endpoint in ("hub.example.org", "ftp://hub.example.org"):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        factory._backend.cache_clear()
+        with pytest.raises(StoreError, match=rf"name: {endpoint} cannot be asked: "):
+            at("hf://datasets/org/name").pinned()
+
+
+def test_a_page_of_the_hub_is_told_from_a_location() -> None:
+    with pytest.raises(ConfigError, match=r"a page of the Hub; what lies there is hf://datasets/org/name$"):
+        location("https://huggingface.co/datasets/org/name/tree/main")
 
 
 def test_nothing_is_written_to_the_hub(hub: HubServer) -> None:

@@ -24,7 +24,8 @@ from cal_schemas.storage.object_path import ObjectPath
 
 _NAME = re.compile(
     r"(?P<scheme>hf://datasets/)?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/@:]+))?"
-    r"(?::(?P<which>[\w.-]+(?:/[\w.-]+)?))?"
+    r"(?::(?P<which>[\w.-]+(?:/[\w.-]+)?))?",
+    re.ASCII,
 )
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ _KEYWORDS = {
     "validation": "validation|valid|dev|val",
     "test": "test|testing|eval|evaluation",
 }
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 Splits = Mapping[str, Sequence[str]]
 """Name of a split -> keys of its files, or patterns for them."""
 
@@ -39,9 +39,9 @@ def configurations(root: ObjectPath, there: Mapping[str, ObjectPath]) -> tuple[s
     found: dict[str, Splits] = {}
     default = None
     for item in listed:
-        if not isinstance(item, Mapping) or not isinstance(item.get("config_name"), str):
+        if not isinstance(item, Mapping) or not isinstance(item.get("config_name"), str | int):
             raise ConfigError(f"{root}: a configuration without a config_name in its README.md: {item!r:.200}")
-        name = item["config_name"]
+        name = str(item["config_name"])
         found[name] = _of_configuration(root, item, there)
         if item.get("default") is True or name == "default":
             default = name

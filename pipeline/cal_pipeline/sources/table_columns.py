@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from cal_pipeline.sources.column_types import decoded, plain_array, plain_type, validate_type
+from cal_pipeline.sources.column_types import decoded, is_image, plain_array, plain_type, validate_type
 from cal_pipeline.sources.formats import RowRange
 from cal_pipeline.sources.layouts import CAPTION_KEYS, ID_KEYS, OTHER_KEYS, TURN_KEYS, is_row_key, is_system_key
 from cal_pipeline.sources.pairs import PAIRS
 from cal_pipeline.sources.rows import sample_from_values
+from cal_pipeline.sources.turns import OTHER_MEDIA
 from cal_pipeline.sources.values import IMAGE_KEYS
 from cal_schemas.annotated import HUGGINGFACE, RESERVED_COLUMNS, features_of
 from cal_schemas.errors import ConfigError, ShardError
@@ -43,6 +44,9 @@ def find_columns(schema: pa.Schema, path: Location) -> TableColumns:
     if not (turns or pairs or captions):
         listed = ", ".join((*TURN_KEYS, *CAPTION_KEYS, *(f"{question} with {answer}" for question, answer, _ in PAIRS)))
         raise ConfigError(f"{path}: columns {names} hold no text; expected one of {listed}")
+    media = [name for name in OTHER_MEDIA if name in names and not pa.types.is_null(schema.field(name).type)]
+    if media and not any(name in names for name in IMAGE_KEYS) and is_image(plain_type(schema.field(media[0]).type)):
+        raise ConfigError(f"{path}: has the column {media[0]!r} and no image; no sound and no video is known")
     ids = [name for name in ID_KEYS if name in names][:1]
     own = [*ids, *turns, *captions, *(name for name in IMAGE_KEYS if name in names)]
     for name in (*own, *pairs, *(name for name in names if name in OTHER_KEYS or is_system_key(name))):

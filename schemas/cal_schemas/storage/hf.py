@@ -86,6 +86,9 @@ class Hub:
                 if last or not passes(answer):
                     raise translated(what, answer, self.endpoint, attempt) from error
                 reason, wait = f"status {answer.status_code}", _asked_for(answer.headers)
+            except (failures.UnsupportedProtocol, failures.LocalProtocolError, UnicodeError) as error:
+                # A token with other characters than a header may have, say: asking again changes nothing.
+                raise StoreError(f"{what}: {self.endpoint} cannot be asked: {one_line(error)}") from error
             except failures.TransportError as error:
                 reason, wait = f"{type(error).__name__}: {one_line(error)}", 0.0
                 no_host = isinstance(error, failures.ConnectError | failures.ConnectTimeout)

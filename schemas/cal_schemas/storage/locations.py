@@ -20,8 +20,10 @@ Location: TypeAlias = Path | ObjectPath
 
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "hf": "hf"}
 _HUB = re.compile(
-    r"datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/@]+))?(?:/(?P<key>.*))?", re.DOTALL
+    r"datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/@]+))?(?:/(?P<key>.*))?",
+    re.DOTALL | re.ASCII,
 )
+_PAGE = re.compile(r"datasets/[\w.-]+/[\w.-]+")
 _BACKSLASH_OR_NUL = ("\\", "\0")
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Location:
         if parsed.netloc not in ("", "localhost"):
             raise ConfigError(f"{text}: a file:// URL of another host; write file:///path")
         return Path(unquote(parsed.path))
+    if scheme in ("http", "https") and (page := _PAGE.search(rest)):
+        raise ConfigError(f"{text}: a page of the Hub; what lies there is hf://{page[0]}")
     if scheme not in _SCHEMES:
         raise ConfigError(
             f"{text}: no store is known for {scheme}://; expected a path, file://, s3://, gs://, az:// or hf://"

@@ -43,6 +43,12 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
+def sound() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"], "audio": [{"bytes": b"RIFF", "path": "a.wav"}]}), file)
+    return file.getvalue()
+
+
 def words(data_path: str) -> list[str]:
     samples = (sample for shard in plan_shards([data_path]) for sample in read_samples(shard))
     return [sample.messages[1].content for sample in samples if sample.messages]
@@ -175,6 +181,12 @@ def test_a_split_among_several_is_told_of_and_one_that_is_not_there_refused(
     assert "no configuration 'de'" in refused("org/configs:de/train")
 
 
+def test_a_card_of_another_editor_is_read_too(hub: HubServer) -> None:
+    card = "\ufeff---\r\nconfigs:\r\n- config_name: 2024\r\n  data_files: a b/*.jsonl\r\n---\r\n"
+    hub.commit("org/name", {"README.md": card, "a b/ü #?%41.jsonl": jsonl("a"), "other.jsonl": jsonl("never")})
+    assert words("org/name") == words("org/name:2024/train") == ["a"]
+
+
 def test_revisions_and_files_of_a_name_are_read_too(hub: HubServer) -> None:
     old = hub.commit("org/name", {"train.jsonl": jsonl("old"), "more/test.jsonl": jsonl("t")})
     hub.commit("org/name", {"train.jsonl": jsonl("new")})
@@ -203,7 +215,18 @@ def test_what_is_there_in_the_file_system_is_that(
     assert words("org/name") == ["of the disk"]
     assert len(hub.requests) == before
     assert words("hf://datasets/org/name") == ["of the Hub"]
-    for path in ("org/a.json", "org", "./org/no", "../no/no", "/no/no", "no/no/no", "org/*", "no\\no/x", "org/no/"):
+    for path in (
+        "org/a.json",
+        "org",
+        "./org/no",
+        "../no/no",
+        "/no/no",
+        "örg/näme",
+        "no/no/no",
+        "org/*",
+        "no\\no/x",
+        "org/no/",
+    ):
         assert hub_name(path) is None
 
 
@@ -222,6 +245,7 @@ def test_a_path_that_was_mistyped_is_said_to_be_neither(hub: HubServer, monkeypa
     [
         ({"name.py": "code", "README.md": "x"}, "its rows come from a script (name.py), which is not run here"),
         ({"train/a.mp3": "x", "train/b.wav": "x"}, "holds 1 .mp3, 1 .wav; read are .arrow, .json,"),
+        ({"a.parquet": sound()}, "has the column 'audio' and no image; no sound and no video is known"),
         ({"train.csv": "x"}, "load_dataset(...).to_parquet(FILE) makes a file that is read"),
         ({"train.zip": "x", "a.png": "x"}, "fetch it with hf download, unpack it and give the folder"),
         ({"README.md": "x"}, "holds 1 .md; read are"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+import hub_server
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage import factory, hf
 from cal_schemas.storage.locations import location, open_parquet
@@ -201,6 +202,17 @@ def test_an_endpoint_that_is_no_url_is_said_at_once(hub: HubServer, monkeypatch:
         factory._backend.cache_clear()
         with pytest.raises(StoreError, match=rf"name: {endpoint} cannot be asked: "):
             at("hf://datasets/org/name").pinned()
+
+
+@pytest.mark.parametrize("body", [b"<html>\nSign in</html>", b"", b"null", b'"yes"', b"3"])
+def test_a_page_that_a_proxy_puts_in_the_place_of_an_answer_is_said_to_be_one(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    place = at("hf://datasets/org/name@" + "a" * 40)
+    monkeypatch.setattr(hub_server._Handler, "route", lambda self: (200, body, {}))
+    for ask in (at("hf://datasets/org/name").pinned, (place / "a.txt").stat, lambda: [*place.files()]):
+        with pytest.raises(StoreError, match=r"name.*: http://127.0.0.1:\d+ does not answer as a Hub \(.*proxy"):
+            ask()
 
 
 def test_a_page_of_the_hub_is_told_from_a_location() -> None:

@@ -73,12 +73,20 @@ def find_hub_files(name: HubName) -> tuple[ObjectPath, list[Location]]:
     keys, left_out = _of_one_format(dict.fromkeys(key for of_split in splits.values() for key in of_split))
     if not keys:
         raise ConfigError(_unreadable(name, left_out))
-    counts = ", ".join(
-        f"{split} ({len(of_split)} file{'s' * (len(of_split) > 1)})" for split, of_split in splits.items()
-    )
+    wanted = {*keys}
+    counts = {split: sum(key in wanted for key in of_split) for split, of_split in splits.items()}
     rest = f"; not read: {_suffixes(left_out)}" if left_out else ""
-    _log.info("%s: data set of the Hub at commit %s, configuration %s: %s%s", name.spelled, root.commit, config, counts,
-              rest)  # fmt: skip
+    if empty := next((split for split, count in counts.items() if not count), None):
+        ways = _ways(name, {config: {split: files for split, files in splits.items() if files}}, of=len(found))
+        raise ConfigError(
+            f"--data_path {name.spelled}: no file of its split {empty!r} is read beside those of the others{rest}; "
+            f"give {ways}"
+        )
+    listed = ", ".join(f"{split} ({count} file{'s' * (count > 1)})" for split, count in counts.items())
+    # What is beside the data matters to nobody, what looks like data does.
+    level = logging.WARNING if any(known_suffix(PurePosixPath(key)) for key in left_out) else logging.INFO
+    _log.log(level, "%s: data set of the Hub at commit %s, configuration %s: %s%s", name.spelled, root.commit, config,
+             listed, rest)  # fmt: skip
     if len(splits) > 1:
         _log.warning("%s has several splits, and all are read: for one give %s", name.spelled,
                      _ways(name, {config: splits}, of=len(found)))  # fmt: skip

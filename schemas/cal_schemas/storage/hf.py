@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote
 
 from cal_schemas.errors import ConfigError, StoreError
@@ -31,6 +31,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_S = 0.5, 20.0, 330.0
 _RESET = re.compile(r";\s*t\s*=\s*(\d+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
+_Kind = TypeVar("_Kind", dict[str, Any], list[Any])
 
 
 class Hub:
@@ -48,7 +49,7 @@ class Hub:
         if not _COMMIT.fullmatch(revision):
             url = f"{self.endpoint}/api/{repo}/revision/{quote(revision, safe='')}"
             answer = self._ask(f"hf://{bucket}", "GET", url, params={"expand": "sha"}, unreachable=FIRST_ATTEMPTS)
-            sha = answer.json().get("sha")
+            sha = self._parsed(f"hf://{bucket}", answer, dict).get("sha")
             if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
                 raise StoreError(f"hf://{bucket}: {self.endpoint} names no commit of it")
             self._pinned[bucket] = f"{repo}@{sha}"
@@ -104,12 +105,27 @@ class Hub:
             time.sleep(wait)
         raise AssertionError("unreachable")
 
+    def _parsed(self, what: str, answer: Any, kind: type[_Kind]) -> _Kind:
+        """The JSON value of an answer; StoreError for what no Hub says: a proxy's page, also one of status 200."""
+        try:
+            value = answer.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, kind):
+            said = one_line(answer.text) or "nothing"
+            raise StoreError(
+                f"{what}: {self.endpoint} does not answer as a Hub ({said:.80}): is HF_ENDPOINT one, or does a proxy "
+                "answer in its place?"
+            )
+        return value
+
     def info(self, bucket: str, key: str) -> ObjectInfo | None:
         """As `Backend.info`."""
         repo, commit = self._at(bucket)
         url = f"{self.endpoint}/api/{repo}/paths-info/{commit}"
         answer = self._ask(_uri(bucket, key), "POST", url, data={"paths": [key], "expand": False})
-        return next((_info(item) for item in answer.json() if item["type"] == "file" and item["path"] == key), None)
+        items = self._parsed(_uri(bucket, key), answer, list)
+        return next((_info(item) for item in items if item["type"] == "file" and item["path"] == key), None)
 
     def objects(self, bucket: str, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """As `Backend.objects`; `prefix` is empty or ends in a slash."""
@@ -123,7 +139,7 @@ class Hub:
                 answer = self._ask(_uri(bucket, prefix), "GET", url, **options)
             except FileNotFoundError:
                 break
-            items = (item for item in answer.json() if item["type"] == "file")
+            items = (item for item in self._parsed(_uri(bucket, prefix), answer, list) if item["type"] == "file")
             found += [_info(item) for item in items if item["path"].startswith(prefix)]
             # The address of the next page has these options.
             url, options = answer.links.get("next", {}).get("url"), {}

@@ -181,6 +181,22 @@ def test_a_split_among_several_is_told_of_and_one_that_is_not_there_refused(
     assert "no configuration 'de'" in refused("org/configs:de/train")
 
 
+def test_a_split_of_which_nothing_would_be_read_and_files_of_another_format_are_told_of(
+    hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.commit("org/kinds", {"train/a.parquet": parquet("a"), "train/b.parquet": parquet("b"), "test/t.jsonl": "{}"})
+    said = "kinds: no file of its split 'test' is read beside those of the others; not read: 1 .jsonl; give org/kinds:t"
+    assert said in refused("org/kinds")
+    assert words("org/kinds:train") == ["a", "b"]
+    card = CARD.format("default").replace("default/test", "gone/test")
+    hub.commit("org/gone", {"README.md": card, "default/train-0.parquet": parquet("a")})
+    assert refused("org/gone").endswith("'test' is read beside those of the others; give org/gone:default/train")
+    caplog.set_level(logging.WARNING, "cal_pipeline")
+    hub.commit("org/two", {"a.jsonl": jsonl("a"), "b.jsonl": jsonl("b"), "c.parquet": parquet("c"), "d.txt": "d"})
+    assert words("org/two") == ["a", "b"]
+    assert caplog.messages[0].endswith("train (2 files); not read: 1 .parquet, 1 .txt")
+
+
 def test_a_card_of_another_editor_is_read_too(hub: HubServer) -> None:
     card = "\ufeff---\r\nconfigs:\r\n- config_name: 2024\r\n  data_files: a b/*.jsonl\r\n---\r\n"
     hub.commit("org/name", {"README.md": card, "a b/ü #?%41.jsonl": jsonl("a"), "other.jsonl": jsonl("never")})

@@ -16,7 +16,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo test test-full test-vocabularies docs bench bench-scale study study-quick study-again check format clean
+.PHONY: help install demo demo-qwen test test-full test-vocabularies docs bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,9 @@ install: $(STAMP) $(TORCHVISION) $(REPORTERS)  ## create .venv with everything, 
 
 demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
+
+demo-qwen: $(STAMP) $(TORCHVISION)  ## its way with a tiny Qwen2.5-VL and that family's own processor, under 2 minutes
+	PYTHONPATH=tests/torchvision_for_tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/qwen.py --output_dir demo-qwen
 
 test: $(STAMP) $(TORCHVISION)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'
@@ -121,4 +124,4 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo demo-qwen site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

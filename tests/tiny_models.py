@@ -120,14 +120,16 @@ def train_tokenizer(
 
 
 def _randomise(model: hf.PreTrainedModel, *, seed: int = 0) -> None:
-    """Fill every matrix in place so that each layer keeps unit scale and logits have std of about LOGIT_STD."""
+    """Fill every matrix, and a head's bias, so that each layer keeps unit scale and logits have std near LOGIT_STD."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head: nn.Parameter = model.get_output_embeddings().weight
     tied = id(head) in embeddings
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter is head:
+            if parameter is getattr(model.get_output_embeddings(), "bias", None):
+                std = 1.0
+            elif parameter is head:
                 std = (1.0 if tied else LOGIT_STD) / HIDDEN**0.5  # Gemma multiplies its tied embeddings by sqrt(HIDDEN)
             elif id(parameter) in embeddings:
                 std = 0.3 if "vision" in name else 1.0

@@ -70,11 +70,11 @@ def gemma4() -> Case:
 
 
 def instructblip() -> Case:
-    """The Q-Former reads the question too; its ids are batch-first."""
+    """The Q-Former reads the question too; its ids are batch-first. The output head has a bias (Phi's)."""
     shape = {**_LAYERS, "intermediate_size": 64}
     qformer = {**shape, "vocab_size": VOCABULARY, "encoder_hidden_size": HIDDEN, "hidden_dropout_prob": 0.0,
                "attention_probs_dropout_prob": 0.0}  # fmt: skip
-    text = hf.LlamaConfig(**_TEXT)
+    text = hf.PhiConfig(**{**_TEXT, "num_key_value_heads": 2})
     config = hf.InstructBlipConfig(
         vision_config={**shape, "image_size": 16, "patch_size": 8}, qformer_config=qformer, text_config=text,
         num_query_tokens=4, image_token_index=_IMAGE,

@@ -89,21 +89,35 @@ def _masked(first: FirstPass) -> WithoutImage:
     if reason := mask_undefined(first.text_config):
         raise ConfigError(f"contrast 'mask' is not defined for this model: {reason}; use --contrast drop")
     attention_mask = first.inputs["attention_mask"] * ~first.image_mask
-    _check_rows_see(first, attention_mask.bool())
+    limit = attention_limit(first.text_config)
+    if limit is not None and first.labels.shape[1] > limit:
+        _check_masked(first, attention_mask.bool(), limit)
     inputs = {**first.inputs, "attention_mask": attention_mask, "position_ids": first.positions()}
     return WithoutImage(inputs=inputs, labels=first.labels, index=first.every_token())
 
 
-def _check_rows_see(first: FirstPass, kept: Tensor) -> None:
-    """ValueError where a label is read at a row of an image that fills the window or chunk before it.
+def _check_masked(first: FirstPass, kept: Tensor, limit: int) -> None:
+    """Raises where hiding an image moves windows or chunks, or leaves a row that is read nothing to see.
 
-    The row sees nothing. `sdpa` then adds nothing; `eager` adds the mean over all columns, those of the image too.
+    flash attention packs what is shown, so that a window reaches further back. Chunks begin at the first token that is
+    shown. A row of an image that fills the window or chunk before it sees nothing: `sdpa` then adds nothing, `eager`
+    the mean over all columns, those of the image too.
     """
-    config, places = first.text_config, first.places()
-    limit = attention_limit(config)
-    if limit is None or getattr(config, "_attn_implementation", None) != "eager":
+    config, places, window = first.text_config, first.places(), sliding_window(first.text_config)
+    implementation = getattr(config, "_attn_implementation", None) or ""
+    if implementation.startswith("flash"):
+        raise ConfigError(
+            f"contrast 'mask' over attention of {limit} tokens is not exact under {implementation!r}, which counts "
+            "them without the image's: use --attn_implementation sdpa"
+        )
+    if window is None and bool((places.gather(1, kept.long().argmax(-1, keepdim=True)) > 0).any()):
+        raise ValueError(
+            f"contrast 'mask': the row begins with an image, and its chunks of {limit} tokens would begin behind that: "
+            "use --contrast drop"
+        )
+    if implementation != "eager":
         return
-    back = limit - 1 if sliding_window(config) else places % limit
+    back = limit - 1 if window else places % limit
     starts = (first.every_token() - back).clamp(min=0)
     before = kept.long().cumsum(-1)
     seen = before - (before - kept.long()).gather(1, starts)
@@ -206,7 +220,7 @@ def _limited_masks(places: Tensor, real: Tensor, limit: int, text_config: Any) -
     if implementation not in ("sdpa", "eager"):
         raise ConfigError(
             f"contrast 'drop' over attention of {limit} tokens needs explicit masks, which attention "
-            f"{implementation!r} does not take: use --attn_implementation sdpa, or --contrast mask"
+            f"{implementation!r} does not take: use --attn_implementation sdpa"
         )
     queries, keys = places[:, :, None], places[:, None, :]
     causal = (queries >= keys) & real[:, None, :]

@@ -114,6 +114,32 @@ def test_mask_under_eager_refuses_a_label_read_where_an_image_fills_all_that_a_l
     masked(behind, **dict.fromkeys(config, 6))
 
 
+def test_mask_refuses_what_would_move_windows_or_chunks() -> None:
+    """The second row begins with an image (its padding stands in front in the third), the first does not."""
+    image = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]).bool()
+    real = torch.tensor([[1] * 6, [1] * 6, [0, 0, 1, 1, 1, 1]])
+
+    def masked(row: int, **config: Any) -> WithoutImage:
+        first = FirstPass(
+            inputs={"input_ids": real[row][None], "attention_mask": real[row][None]}, labels=real[row][None],
+            image_mask=image[row][None], position_ids=None, text_config=SimpleNamespace(**config),
+        )  # fmt: skip
+        return without_image("mask", first)
+
+    for row in (1, 2):
+        with pytest.raises(
+            ValueError, match=r"begins with an image, and its chunks of 3 tokens .*: use --contrast drop"
+        ):
+            masked(row, attention_chunk_size=3)
+        masked(row, attention_chunk_size=6)
+        masked(row, sliding_window=3)
+    masked(0, attention_chunk_size=3)
+    flash = "flash_attention_2"
+    with pytest.raises(ConfigError, match=f"attention of 3 tokens is not exact under '{flash}'.*_implementation sdpa"):
+        masked(0, sliding_window=3, _attn_implementation=flash)
+    masked(0, sliding_window=6, _attn_implementation=flash)
+
+
 @pytest.mark.parametrize("condition", ["patch_mask", "gaussian_blur"])
 def test_a_perturbed_image_takes_the_place_of_the_image(condition: Any) -> None:
     perturbed = {"pixel_values": torch.zeros(2, 3, 4, 4)}

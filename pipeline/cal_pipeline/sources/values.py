@@ -158,6 +158,18 @@ def own_images(values: Mapping[str, Any], where: str) -> list[ImageRef]:
     return next(iter(by_key.values()), [])
 
 
+def is_image_file(value: bytes | str) -> bool:
+    """Whether a value is the content of an image file, as its bytes or as a data: URL."""
+    if isinstance(value, str):
+        return bool(_DATA_URL.match(value))
+    return (
+        value.startswith(_STARTS)
+        or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
+        or (value[:2] == b"BM" and value[6:10] == bytes(4))
+        or value[4:12] in (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
+    )
+
+
 def looks_like_image(key: str, value: Any) -> str | None:
     """Says in words why a value that nobody claimed is taken for an image, a video or sound; None where it is not."""
     if isinstance(value, pa.Array):  # A long list of numbers is not read for this.
@@ -167,12 +179,13 @@ def looks_like_image(key: str, value: Any) -> str | None:
     if isinstance(value, Mapping):
         return looks_like_image(key, value.get("bytes")) or looks_like_image(key, value.get("path"))
     if isinstance(value, bytes):
-        begins = value.startswith(_STARTS) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
-        return "the bytes of an image" if begins or (value[:2] == b"BM" and value[6:10] == bytes(4)) else None
-    if not isinstance(value, str) or not value or (len(value) > _LONGEST_PATH and not _DATA_URL.match(value)):
+        return "the bytes of an image" if is_image_file(value) else None
+    if not isinstance(value, str) or not value:
         return None
-    if _DATA_URL.match(value):
+    if is_image_file(value):
         return "a data: URL"
+    if len(value) > _LONGEST_PATH:
+        return None
     words = words_of(key)
     is_name = not any(letter.isspace() for letter in value)
     ends = value.split("?")[0].lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES + SOUND_SUFFIXES)

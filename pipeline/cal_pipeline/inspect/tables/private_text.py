@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cal_pipeline.sources.column_types import plain_type
+from cal_pipeline.sources.values import is_image_file
 from cal_schemas.metadata import ShardMetadata
 from cal_schemas.redaction import redacted, unsigned
 from cal_schemas.storage.locations import Location
@@ -70,8 +72,7 @@ class PrivateText:
         """The column with every text in it, however deep, cleaned; itself where there is nothing to clean."""
         if clean is None and not any(self._is_private(leaf) for leaf in _texts(column)):
             return column
-        values = column.to_pylist(maps_as_pydicts=None)
-        return pa.array([_walked(value, clean or self.text) for value in values], column.type)
+        return _replaced(column, lambda value: (clean or self.text)(value) if isinstance(value, str) else value)
 
     def _is_private(self, leaf: pa.Array) -> bool:
         return bool(pc.any(pc.match_substring_regex(leaf, self._anywhere)).as_py())
@@ -97,14 +98,35 @@ def _texts(column: pa.Array) -> Iterable[pa.Array]:
         yield from _texts(column.flatten())
 
 
-def _walked(value: Any, clean: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return clean(value)
+def without_images(column: pa.Array) -> pa.Array:
+    """The column with null for the content of every image in it, however deep; itself where no value could be one."""
+    if not holds_bytes(column.type) and not any(_has_data_url(leaf) for leaf in _texts(column)):
+        return column
+    return _replaced(column, lambda value: None if isinstance(value, bytes | str) and is_image_file(value) else value)
+
+
+def _has_data_url(leaf: pa.Array) -> bool:
+    return bool(pc.any(pc.starts_with(leaf, "data:", ignore_case=True)).as_py())
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column's values are or hold bytes, which may be those of a file."""
+    plain = plain_type(kind)
+    return bool(pa.types.is_binary(plain)) or any(holds_bytes(plain.field(n).type) for n in range(plain.num_fields))
+
+
+def _replaced(column: pa.Array, instead: Callable[[Any], Any]) -> pa.Array:
+    """The column with another value in place of every one in it that holds no others."""
+    values = column.to_pylist(maps_as_pydicts=None)
+    return pa.array([_walked(value, instead) for value in values], column.type)
+
+
+def _walked(value: Any, instead: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
-        return {key: _walked(item, clean) for key, item in value.items()}
+        return {key: _walked(item, instead) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_walked(item, clean) for item in value)
-    return [_walked(item, clean) for item in value] if isinstance(value, list) else value
+        return tuple(_walked(item, instead) for item in value)
+    return [_walked(item, instead) for item in value] if isinstance(value, list) else instead(value)
 
 
 def _above(place: str) -> str:

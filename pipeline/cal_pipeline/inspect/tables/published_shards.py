@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cal_pipeline.inspect.tables.filtered_shards import final_names
-from cal_pipeline.inspect.tables.private_text import PrivateText
+from cal_pipeline.inspect.tables.private_text import PrivateText, holds_bytes, without_images
 from cal_pipeline.output.verify_shard import check_shard
 from cal_pipeline.sources.images import read_image_file
 from cal_schemas.annotated import HUGGINGFACE, feature_text, features_of, with_features
@@ -27,9 +28,10 @@ from cal_schemas.whole import open_shard
 from cal_schemas.writer import MAX_ROW_GROUP_IMAGE_BYTES, MAX_ROW_GROUP_ROWS, parquet_writer
 
 Images = Literal["embed", "leave_out"]
-_FORMAT = 1
+_FORMAT = 2
 """Of what is made of a shard; raise on any change: what is half published is then not continued."""
 _BATCH_ROWS = 64
+_log = logging.getLogger(__name__)
 _AS_THEY_ARE = ("messages", "template_inputs", "status", "sample_key", "images")
 """Words belong to their label ids, and images are looked at on their own."""
 
@@ -60,6 +62,9 @@ class PublishedShards:
                 "these shards hold the image files themselves, which may not be yours to publish: --images embed "
                 "publishes them, --images leave_out publishes everything else"
             )
+        held = [field.name for field in opened.schema if field.name != "images" and holds_bytes(field.type)]
+        if held and images != "embed":
+            _log.warning("the columns %s hold bytes: those of image files are left out", held)
         private = PrivateText(opened.metadata, opened.files, image_folder)
         names = final_names(roots, opened.completeness.missing)
         images = None if carried == {"none"} else images or "leave_out"
@@ -108,7 +113,11 @@ class PublishedShards:
         )
         with open_shard(file) as shard:
             had = shard.schema_arrow
-            carried = {name: feature for name, feature in features_of(had).items() if name != "images"}
+            # What has no image any more is none to `datasets`, which would look for its file here.
+            carried = {
+                name: feature for name, feature in features_of(had).items()
+                if name != "images" and (self.images == "embed" or '"Image"' not in json.dumps(feature))
+            }  # fmt: skip
             schema = with_features(had.with_metadata({HUGGINGFACE: feature_text(carried)}), self.carry)
             schema = schema.with_metadata({**schema.metadata, **self._metadata(metadata).to_parquet()})
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +153,7 @@ class PublishedShards:
                 column = self.private.column(column, self.private.sentence)
             elif field.name not in _AS_THEY_ARE:
                 column = self.private.column(column)
+                column = column if self.images == "embed" else without_images(column)
             columns.append(column)
         return pa.Table.from_arrays(columns, schema=schema)
 

@@ -218,6 +218,53 @@ def test_image_files_go_out_only_where_that_is_said(
     assert "publish without images: --images leave_out" in said
 
 
+@pytest.mark.parametrize("carry", ["images", "none"])
+def test_image_files_in_other_columns_of_the_source_are_not_published_unasked(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, carry: Carry
+) -> None:
+    webp = io.BytesIO()
+    sample_image(3, (20, 12)).save(webp, "WEBP")
+    thumb = {"bytes": encoded(2), "path": "t.png"}
+    values: dict[str, Any] = {
+        "thumb": thumb, "raw": [encoded(3), b"no image", webp.getvalue()], "digest": b"0" * 16,
+        "url": ["data:image/png;base64,iVBORw0K", "data: none", "https://host/a.png"],
+        "parts": [[("image", encoded(4))]],
+    }  # fmt: skip
+    feature = {"huggingface": json.dumps({"_type": "Image"})}
+    fields = [
+        pa.field("thumb", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), metadata=feature),
+        pa.field("raw", pa.list_(pa.large_binary())), pa.field("digest", pa.binary(16)),
+        pa.field("url", pa.list_(pa.string())), pa.field("parts", pa.list_(pa.map_(pa.string(), pa.binary()))),
+    ]  # fmt: skip
+    folder = tmp_path / "annotated"
+    folder.mkdir()
+    schema = annotated_schema(carry=carry, pass_through=fields)
+    with ShardWriter(folder / "a.parquet", schema, shard_metadata(carry=carry)) as writer:
+        sample = conversation("<image>\nWhat?", "It.", images=(ImageRef(data=encoded(1)),), pass_through=values)
+        writer.write(
+            AnnotatedRow(
+                sample=sample, sample_key=sample_key(sample), measured=None, error="broken", status="image_error"
+            )
+        )
+    flag = ["--partial"] if carry == "none" else ["--partial", "--images", "leave_out"]
+    assert push(folder, *flag) == 0
+    now = table(tree(hub)["a.parquet"])
+    (row,) = now.to_pylist()
+    assert {name: row[name] for name in values} == {
+        "thumb": {"bytes": None, "path": "t.png"}, "raw": [None, b"no image", None], "digest": b"0" * 16,
+        "url": [None, "data: none", "https://host/a.png"], "parts": [[("image", None)]],
+    }  # fmt: skip
+    assert b"Image" not in now.schema.metadata[b"huggingface"]
+    assert (
+        "the columns ['thumb', 'raw', 'digest', 'parts'] hold bytes: those of image files are left out" in caplog.text
+    )
+    if carry == "images":
+        assert run(["push", str(folder), "--repo_id", "org/all", "--partial", "--images", "embed"]) == 0
+        there = table(tree(hub, "org/all")["a.parquet"])
+        assert {name: there[name].to_pylist()[0] for name in values} == values
+        assert json.loads(there.schema.metadata[b"huggingface"])["info"]["features"]["thumb"] == {"_type": "Image"}
+
+
 @pytest.mark.parametrize("fault", ["503", *(pytest.param(fault, marks=pytest.mark.full) for fault in ("403", "drop"))])
 def test_an_interrupted_push_goes_on_where_it_was(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str

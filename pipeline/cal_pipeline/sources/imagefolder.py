@@ -27,11 +27,14 @@ from cal_schemas.storage.locations import Location
 
 _CALLED = {"file_name": "image", "file_names": "images", "image_file_name": "image", "images_file_names": "images"}
 """Column that names files -> the key that images have here."""
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _DAMAGED = "broken CSV"
 
 
 def _plan(path: Location, rows_per_shard: int) -> FilePlan:
     """Ranges of rows; ConfigError where no row could be read, or the first names a video or a sound."""
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError(f"{path}: an imagefolder's list of images ends in {', '.join(_SUFFIXES)}")
     if path.suffix == ".parquet":
         footer, schema = footer_of(path)
         find_columns(_renamed(schema), path)
@@ -109,7 +112,7 @@ register(
     InputFormat(
         name="imagefolder",
         suffixes=(),
-        names=("metadata.jsonl", "metadata.csv", "metadata.parquet"),
+        names=tuple(f"metadata{suffix}" for suffix in _SUFFIXES),
         plan=_plan,
         read=_read,
         own_folder=True,

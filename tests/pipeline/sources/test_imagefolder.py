@@ -174,3 +174,12 @@ def test_images_alone_and_csv_elsewhere_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "cats/labels.csv").write_text("file_name,text\n")
     with pytest.raises(ConfigError, match=r"none of its 4 files ends in .*metadata\.csv"):
         plan_shards([str(tmp_path / "cats")])
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.csv.gz", "captions.tsv", "captions.CSV"])
+def test_a_list_of_another_kind_is_refused_before_its_rows_all_fail(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("file_name,text\n0.png,a\n")
+    with pytest.raises(
+        ConfigError, match=rf"{name}: an imagefolder's list of images ends in \.jsonl, \.csv, \.parquet"
+    ):
+        plan_shards([str(tmp_path / name)], data_format="imagefolder")

@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     if there.plan != plan or not there.has_card:
         card = _card(shards, arguments, repository)
         repository.check_card(card[CARD].decode())
+    elif arguments.license:
+        _log.warning("%s has its card, which stays as it is, licence and all: edit it there", repository.address)
     repository.create(private=not arguments.public)  # Now, as not every token may.
     with shown_progress("shards checked", len(todo)) as advance:
         for file in todo:  # All of them before any: what is damaged is not half published.

@@ -460,6 +460,20 @@ def test_a_dry_run_draws_the_example_and_asks_nobody(
     assert (card / "example.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_licence_for_a_card_that_is_there_already_is_said_to_change_nothing(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = annotated(tmp_path)
+    assert push(folder, "--images", "leave_out") == 0
+    before = tree(hub)["README.md"]
+    caplog.clear()
+    assert push(folder, "--images", "leave_out", "--license", "mit") == 0
+    assert tree(hub)["README.md"] == before
+    assert caplog.messages == [
+        f"{hub.endpoint}/datasets/org/name has its card, which stays as it is, licence and all: edit it there"
+    ]
+
+
 def test_the_same_shard_gives_the_same_bytes(hub: HubServer, tmp_path: Path) -> None:
     folder = annotated(tmp_path, 1)
     for name in ("org/one", "org/two"):

@@ -31,7 +31,7 @@ READER, WRITER = (f"hf_{who}OfTheTestsThatNobodyMayEverSee" for who in ("reader"
 _LFS = (".parquet", ".arrow", ".tar", ".zip", ".png", ".jpg", ".bin", ".gz", ".zst")
 _MODIFIED = "2026-01-02T03:04:05.000Z"
 _REPO = re.compile(
-    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|preupload|commit)/([^/]+)(?:/(.*))?)?"
+    r"/api/(datasets|models)/([^/]+(?:/[^/]+)??)(?:/(revision|tree|paths-info|preupload|commit)/([^/]+)(?:/(.*))?)?"
 )
 _FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _BATCH = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")

@@ -85,6 +85,7 @@ ANSWERS = (
     ("cal-train TRAIN --image_folder nope", 2, "--image_folder nope: no such directory"),
     ("cal-train TRAIN --eval_path data.json --eval_image_folder no", 2, "--eval_image_folder no: no such directory"),
     ("cal-train TRAIN --source_path nope", 2, "--source_path nope: no file there"),
+    ("cal-train TRAIN --report_to tensorbord", 2, "invalid choice: 'tensorbord'; did you mean tensorboard?"),
     ("cal-train TRAIN --report_to wandb", 2, "--report_to wandb: it is not installed: pip install wandb"),
     ("cal-train TRAIN --save_steps often", 2, "argument --save_steps: invalid float value: 'often'"),
     ("cal-train TRAIN --model_name_or_path no/such", 2, "no/such: no such directory"),

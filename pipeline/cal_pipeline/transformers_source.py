@@ -27,7 +27,7 @@ def file_of_transformers(name: str) -> Path:
     package = importlib.util.find_spec("transformers")
     assert package is not None
     assert package.origin is not None
-    return Path(package.origin).with_name(name)
+    return Path(package.origin).parent / name
 
 
 def hf_argument_parser() -> Any:
@@ -57,6 +57,17 @@ def training_argument_flags() -> dict[str, Declared]:
     arguments: Any = importlib.import_module("transformers").TrainingArguments
     fields = [field for field in dataclasses.fields(arguments) if field.init]
     return {field.name: Declared(str, "", field.metadata.get("help", "")) for field in fields}
+
+
+def reporters() -> list[str]:
+    """Returns the names that --report_to knows."""
+    tree = ast.parse(file_of_transformers("integrations/integration_utils.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK":
+            assert isinstance(node.value, ast.Dict)
+            return [ast.literal_eval(name) for name in node.value.keys if name is not None]
+    # Of a version that has moved it: slower, and right.
+    return [*importlib.import_module("transformers.integrations").integration_utils.INTEGRATION_TO_CALLBACK]
 
 
 def _declared(node: ast.AnnAssign) -> Declared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 import hub_server
+from cal_pipeline.models.directory import validate_model
 from cal_schemas.errors import ConfigError, StoreError
 from cal_schemas.storage import factory, hf
 from cal_schemas.storage.locations import location, open_parquet
@@ -166,6 +168,32 @@ def test_a_refusal_names_the_set_the_status_and_the_way_out(hub: HubServer, monk
     said = str(refusal("hf://datasets/org/secret"))
     assert "refused (401: Invalid credentials in Authorization header)" in said
     assert "hf_expired" not in said
+
+
+def test_a_model_that_is_not_given_is_one_line_with_the_answer_of_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The library reads its environment once, as it is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    files = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.commit("org/gated", {"config.json": "{}"}, kind="models")
+    hub.repo("org/gated", kind="models", gated=True)
+    hub.commit("org/none", {"weights.txt": ""}, kind="models")
+    for name, revision, *said in (
+        ("modell", None, f"{hub.endpoint} shows no such model (401 RepoNotFound: Repository not found): the name is"),
+        ("org/gated", None, "a gated model (401 GatedRepo", f": ask for access at {hub.endpoint}/org/gated, then"),
+        ("org/none", "v9", "no such revision (404 RevisionNotFound: Invalid rev id: v9)"),
+        ("org/none", None, "--model_name_or_path org/none holds no model: no config.json"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            validate_model(str(name), revision)
+        assert all(part in str(refused.value) for part in said), refused.value
+        assert "\n" not in str(refused.value)
+    hub.faults.append("503")
+    with pytest.raises(ConfigError, match=r"reading failed \(503"):
+        validate_model("org/late")
 
 
 def test_a_token_stays_with_the_hub_and_a_broken_one_is_not_shown(

@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     ),
     "no place": (["--output_dir", ""], "--output_dir is empty"),
     "optimizer that is not there": (["--optim", "lomo"], "--optim lomo: You need to install"),
-    "report to nobody": (["--report_to", "bogus"], "--report_to bogus: bogus is not supported"),
+    "report to nobody": (["--report_to", "bogus"], "--report_to: invalid choice: 'bogus'; choose from none, all"),
     "upload by nobody": (["--push_to_hub", "--hub_token", "nobody's"], "--push_to_hub: "),
     "metric": (
         [

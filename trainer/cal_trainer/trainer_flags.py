@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from cal_pipeline.arguments import REQUIRED, flag
+from cal_pipeline.transformers_source import reporters
 from cal_schemas.errors import ConfigError
 
 _REPORTERS = ("tensorboard", "trackio", "wandb")
@@ -22,7 +23,10 @@ class TrainerFlags:
 
     output_dir: str = flag(REQUIRED, "where the trained model and its checkpoints go", "output")
     save_steps: float = flag(500, "steps between two checkpoints", "output")
-    report_to: str = flag("none", "also show the metrics in: tensorboard, trackio, wandb, …", "output")
+    report_to: str = flag(
+        "none", "also show the metrics in: tensorboard, trackio, wandb, …", "output", metavar="NAME",
+        choices=["none", "all", *reporters()],
+    )  # fmt: skip
     logging_steps: float = flag(500, "steps between two lines of the log", "output")
 
     num_train_epochs: float = flag(3.0, "how often all rows are seen", "training")

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.hf_errors import translated
 
 _CONFIGS = ("config.json", "adapter_config.json")
 """Of a model, and of adapters, about which the program has more to say."""
@@ -23,9 +24,9 @@ def model_directory(model_name_or_path: str, revision: str | None = None, *, tru
 
 def validate_model(model_name_or_path: str, revision: str | None = None) -> None:
     """Raises ConfigError, as `model_directory` does, for a model that is not there; fetches its config alone."""
-    directory = _fetched(model_name_or_path, revision, ["config.json"])
-    if Path(model_name_or_path).is_dir() and not any((directory / name).exists() for name in _CONFIGS):
-        raise ConfigError(f"--model_name_or_path {model_name_or_path}: that directory holds no model: no config.json")
+    directory = _fetched(model_name_or_path, revision, [*_CONFIGS])
+    if not any((directory / name).exists() for name in _CONFIGS):
+        raise ConfigError(f"--model_name_or_path {model_name_or_path} holds no model: no config.json")
 
 
 def _fetched(model_name_or_path: str, revision: str | None, wanted: list[str]) -> Path:
@@ -37,11 +38,20 @@ def _fetched(model_name_or_path: str, revision: str | None, wanted: list[str]) -
     try:
         return Path(snapshot_download(model_name_or_path, revision=revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it ({reason})"
-            f"{cache_hint(error)}"
+            f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it: "
+            f"{what_hub_said(f'hf://{model_name_or_path}', error)}{cache_hint(error)}"
         ) from error
+
+
+def what_hub_said(uri: str, error: Exception) -> str:
+    """Returns why the hub did not give a model or a file of one: its answer in words, or what happened without one."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if (answer := getattr(behind, "response", None)) is not None:
+            return str(translated(uri, answer, constants.ENDPOINT, 1))
+        behind = behind.__cause__
+    return str(error).splitlines()[0].removeprefix("Got: ")
 
 
 def cache_hint(error: Exception) -> str:

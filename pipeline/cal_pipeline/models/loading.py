@@ -27,6 +27,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Dtype, ProcessorBackend, Quantization, digest_json
 
 _MIB = 2**20
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _PICKLES = ("*.bin", "*.pt*", "*.ckpt", "*.pkl")
 _WAYS_OUT = {
     "torchvision": "Install torchvision.",
@@ -90,7 +91,15 @@ def load_processor(
     """
 
     def load() -> Any:
-        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        try:
+            processor = AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        except OSError as error:
+            if any((directory / name).exists() for name in _PROCESSORS):
+                raise
+            raise ConfigError(
+                f"{directory} holds no processor, neither {' nor '.join(_PROCESSORS)}: copy what is no weights from "
+                "the model that it was made of"
+            ) from error
         if not kwargs and (backend == "auto" or backend == getattr(processor.image_processor, "backend", None)):
             return processor
         return with_settings(processor, directory, kwargs or {}, backend, trust_remote_code=trust_remote_code)

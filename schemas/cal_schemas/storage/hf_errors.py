@@ -26,18 +26,21 @@ def translated(what: str, answer: Any, endpoint: str, attempts: int) -> OSError:
     said = one_line(answer.headers.get("X-Error-Message", "") or answer.reason_phrase)
     told = f"({status}{f' {code}' if code else ''}: {said})"
     has_token = "authorization" in answer.request.headers
+    kind, *place = (
+        ("data set", *what.split("/")[2:5]) if what.startswith("hf://datasets/") else ("model", *what.split("/")[2:4])
+    )
     if code == "EntryNotFound":
         return FileNotFoundError(errno.ENOENT, "No such file", what)
     if code == "RepoNotFound":
         doubt = "this token may not read it" if has_token else f"it is private, which takes a token: {TOKEN}"
-        return access_denied(f"{what}: {endpoint} shows no such data set {told}: the name is another, or {doubt}")
+        return access_denied(f"{what}: {endpoint} shows no such {kind} {told}: the name is another, or {doubt}")
     if code == "GatedRepo":
-        page = "/".join([endpoint, *what.removeprefix("hf://").split("/")[:3]]).partition("@")[0]
+        page = "/".join([endpoint, *place]).partition("@")[0]
         return access_denied(
-            f"{what}: a gated data set {told}: ask for access at {page}, then give the token that has it: {TOKEN}"
+            f"{what}: a gated {kind} {told}: ask for access at {page}, then give the token that has it: {TOKEN}"
         )
     if code == "RevisionNotFound":
-        return access_denied(f"{what}: no such revision {told}: after @ stands a branch, a tag or a commit")
+        return access_denied(f"{what}: no such revision {told}: a revision is a branch, a tag or a commit")
     if status in (401, 403):
         return access_denied(f"{what}: refused {told}; a token that may read it: {TOKEN}")
     if status == 404:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from cal_pipeline.models.directory import what_hub_said
 from cal_pipeline.output.run_reports import reported_model
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
@@ -236,8 +237,8 @@ def _from_hub(name: str, option: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{option} {name}: no such directory, and the hub did not give it ({reason})") from error
+        said = what_hub_said(f"hf://{name}/tokenizer.json", error)
+        raise ConfigError(f"{option} {name}: no such directory, and the hub did not give it: {said}") from error
 
 
 def printable(text: str) -> str:

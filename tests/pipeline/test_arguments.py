@@ -157,6 +157,7 @@ def test_one_value_for_a_list_flag_is_a_list_of_one(tmp_path: Path) -> None:
         (["--count", "1", "--fast", "maybe"], "argument --fast: .*maybe"),
         (["--count", "1", "--rates", "2"], "unknown flag --rates; did you mean --rate?"),
         (["--count", "1", "--word-s=2"], "unknown flag --word-s; did you mean --words?"),
+        (["--count", "1", "--split", "x"], "unknown flag --split: a data set"),
         (["--count", "1", "--zzz"], "unknown flag --zzz; --help-all lists them"),
         (["--coun", "1"], "unknown flag --coun; did you mean --count?"),
         (["--c", "1"], "unknown flag --c; did you mean --count or --cap or --config?"),

@@ -61,7 +61,8 @@ class PrecomputeConfig(EncodingFlags):
     )
     data_path: list[str] = flag(
         REQUIRED,
-        f"files, directories, globs, a-{{00..99}}.tar, also s3://, gs://, az://; of {', '.join(FORMATS)}",
+        "files, directories, globs, a-{00..99}.tar, also s3://, gs://, az://, or org/name:split of the Hub; of "
+        f"{', '.join(FORMATS)}",
         "data",
     )
 

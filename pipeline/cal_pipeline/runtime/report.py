@@ -192,8 +192,9 @@ def projection(report: RunReport, rows_of_all: int) -> str:
     rows = report.total("rows")
     start = report.seconds_to_first_worker
     steady = max(report.seconds - start, 1e-9)
+    size = report.total("bytes") * rows_of_all / rows
     return (
         f"subset: {rows} of {rows_of_all} rows; the whole would take about "
         f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
-        f"{report.total('bytes') * rows_of_all / rows / 1e9:.3g} GB"
+        + (f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3f} MB")
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.storage.locations import Location, counts_as_file, files_below, location
+from cal_schemas.storage.locations import Location, counts_as_file, files_below, location, on_the_hub
 from cal_schemas.storage.object_path import ObjectPath
 
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -29,8 +29,11 @@ def find_files(data_path: str) -> tuple[Location, list[Location]]:
     path = location(data_path)
     base, files = _find_objects(path) if isinstance(path, ObjectPath) else _find_local(path)
     if not files:
+        folder, _, split = data_path.rpartition(":")
+        way = f"; of a folder of splits give {folder}/{split}" if folder and Path(folder, split).is_dir() else ""
         raise ConfigError(
             f"--data_path {data_path}: no file there, no directory with files, and no glob that finds any"
+            f"{on_the_hub(data_path)}{way}"
         )
     return base, files
 

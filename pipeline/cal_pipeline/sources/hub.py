@@ -27,6 +27,7 @@ _NAME = re.compile(
     r"(?::(?P<which>[\w.-]+(?:/[\w.-]+)?))?",
     re.ASCII,
 )
+_SLICE = re.compile(rf"(?P<name>{_NAME.pattern})\[[^\[\]]*\]", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +46,13 @@ class HubName:
 def hub_name(data_path: str) -> HubName | None:
     """A data path as the name of a data set; None where it is a path, or a location with a file in it.
 
-    What is there in the file system is that, whatever the Hub has under its name.
+    What is there in the file system is that, whatever the Hub has under its name. Raises ConfigError for a slice.
     """
+    if (sliced := _SLICE.fullmatch(data_path)) and sliced["which"]:
+        raise ConfigError(
+            f"--data_path {data_path}: slices of a split are not read; a part of {sliced['name']} is --limit or "
+            "--sample"
+        )
     found = _NAME.fullmatch(data_path)
     if not found or (not found["scheme"] and (Path(data_path).exists() or known_suffix(PurePosixPath(data_path)))):
         return None

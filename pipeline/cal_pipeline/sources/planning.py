@@ -100,7 +100,7 @@ def plan_shards(
                 if name in owners:
                     raise ConfigError(
                         f"{owners[name]} and {file} would both be written to {name}*.parquet; "
-                        "give each file once, or rename one of them"
+                        "give each file once, measure them into directories of their own, or rename one of them"
                     )
                 owners[name] = file
             shards += of_file
@@ -202,7 +202,8 @@ def _validate_images(file: Location, input_format: InputFormat, plan: FilePlan, 
     images = [image for sample in samples for image in sample.images]
     named = any(image.data is None for image in images) or (not images and plan.images != "unknown")
     if named and not has_folder:
-        raise ConfigError(f"{file} names image files: say with --image_folder where they are")
+        beside = f" (beside it: {file.parent})" if isinstance(file, ObjectPath) else ""
+        raise ConfigError(f"{file} names image files: say with --image_folder where they are{beside}")
     unclaimed = [sample.problem for sample in samples if (sample.problem or "").startswith(UNCLAIMED)]
     if unclaimed and not images:
         raise ConfigError(f"{file}: {unclaimed[0]}")

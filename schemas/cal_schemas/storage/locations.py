@@ -24,6 +24,10 @@ _HUB = re.compile(
     re.DOTALL | re.ASCII,
 )
 _PAGE = re.compile(r"datasets/[\w.-]+/[\w.-]+")
+_SHORT = re.compile(
+    r"(?:datasets/)?(?P<place>\w[\w.-]*/(?:[\w-]+(?:@[^/@:]+)?|\w[\w.-]*(?:@[^/@:]+)?/[^:]+))", re.ASCII
+)
+"""A data set without `hf://datasets/`, or a place in one; a name with a dot alone is a file's."""
 _BACKSLASH_OR_NUL = ("\\", "\0")
 _log = logging.getLogger(__name__)
 
@@ -101,6 +105,14 @@ def _on_the_hub(text: str, rest: str) -> ObjectPath:
         raise ConfigError(f"{text}: expected hf://datasets/ORG/NAME, with @REVISION and /FILE where they are wanted")
     revision = "" if found["revision"] is None else f"@{quote(unquote(found['revision']), safe='')}"
     return ObjectPath("hf", f"datasets/{found['repo']}{revision}", (found["key"] or "").removesuffix("/"))
+
+
+def on_the_hub(path: str | Location) -> str:
+    """Of a path that is not there, ` (on the Hub: hf://…)` where it may have been meant so, else nothing."""
+    found = _SHORT.fullmatch(str(path))
+    if not found or Path(str(path).partition("/")[0]).exists():
+        return ""
+    return f" (on the Hub: hf://datasets/{found['place']})"
 
 
 def counts_as_file(path: Path) -> bool:

@@ -256,6 +256,22 @@ def test_a_path_that_was_mistyped_is_said_to_be_neither(hub: HubServer, monkeypa
     )
 
 
+def test_what_was_meant_for_the_hub_or_a_saved_split_is_told_its_spelling(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.commit("org/named", {"train.jsonl": '{"image": "a.png", "text": "A caption."}\n'})
+    assert refused("org/named/data").endswith(" (on the Hub: hf://datasets/org/named/data)")
+    assert refused("datasets/org/named").endswith(" (on the Hub: hf://datasets/org/named)")
+    assert "a part of org/named:train is --limit or --sample" in refused("org/named:train[:50%]")
+    assert refused("org/train.json").endswith("no glob that finds any")
+    (tmp_path / "org/saved/train").mkdir(parents=True)
+    assert refused("org/saved/data").endswith("no glob that finds any")
+    assert refused("./org/saved:train").endswith("; of a folder of splits give ./org/saved/train")
+    with pytest.raises(ConfigError, match=r"where they are \(beside it: hf://datasets/org/named@[0-9a-f]{40}\)$"):
+        plan_shards(["hf://datasets/org/named"])
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cal_pipeline.models.directory import validate_model
 from cal_pipeline.sources.data_paths import existing_directory
+from cal_pipeline.sources.hub import hub_name
 from cal_pipeline.sources.planning import find_sources
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.opened import holds_annotated
@@ -40,6 +41,8 @@ def _validate_measured(path: str) -> None:
         first = find_sources(path, "auto")[0][0]
     except ConfigError as error:
         raise FormatError(f"{path}: no annotated shards (*.parquet) here") from error
+    if (name := hub_name(path)) and holds_annotated(name.root):
+        raise ConfigError(f"--data_path {path} is a measurement on the Hub, all of which is read: give {name.root}")
     raise ConfigError(
         f"--data_path {path} holds raw data ({first.name}) and no measurement: measure it with cal-precompute, or "
         f"train it as it is with --source_path {path} and --delta_source uniform or online"

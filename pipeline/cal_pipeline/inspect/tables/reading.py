@@ -8,7 +8,7 @@ from pathlib import Path
 from cal_pipeline.inspect.progress import shown_progress
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset, Batch, open_annotated
-from cal_schemas.storage.locations import Location, location
+from cal_schemas.storage.locations import Location, location, on_the_hub
 from cal_schemas.storage.object_path import ObjectPath
 
 BATCH_ROWS = 8192
@@ -28,7 +28,7 @@ def open_paths(paths: str | Location | Sequence[str | Location]) -> AnnotatedDat
         raise ConfigError("no annotated directory is given")
     for path in listed:
         if not path.exists():
-            raise ConfigError(f"{path}: no such file or directory")
+            raise ConfigError(f"{path}: no such file or directory{on_the_hub(path)}")
     return open_annotated(listed)
 
 

@@ -168,10 +168,10 @@ def new_file(path: Location, *suffixes: str) -> Location:
 
 
 @contextmanager
-def new_directory(output: Path) -> Iterator[Path]:
+def new_directory(output: Path, *, flag: str = "--output") -> Iterator[Path]:
     """A local directory to fill, which becomes `output` in one step; ConfigError where that holds something already."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output} is there already; give a new directory")
+        raise ConfigError(f"{flag} {output} is there already; give a new directory")
     partial = output.absolute().with_name(f".{output.absolute().name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -181,7 +181,7 @@ def new_directory(output: Path) -> Iterator[Path]:
             output.rmdir()
         partial.rename(output)
     except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
+        raise ConfigError(f"{flag} {output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

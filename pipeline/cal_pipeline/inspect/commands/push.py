@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         opened, arguments.annotated, images=arguments.images, image_folder=arguments.image_folder
     )
     if arguments.dry_run:
-        with flags.new_directory(arguments.dry_run) as folder:
+        with flags.new_directory(arguments.dry_run, flag="--dry_run") as folder:
             for name, data in _card(shards, arguments, None).items():
                 (folder / name).write_bytes(data)
         flags.say(f"{arguments.dry_run}: the card; nothing was published")

@@ -85,7 +85,7 @@ def final_names(paths: Sequence[Location], missing: Iterable[Location]) -> dict[
             names[file] = below if len(paths) == 1 or root.is_file() else Path(root.resolve().name) / below
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
-        raise ConfigError(f"several of the inputs hold {repeated[0]}: filter them one by one")
+        raise ConfigError(f"several of the inputs hold {repeated[0]}: give them one by one")
     return names
 
 

@@ -458,6 +458,8 @@ def test_a_dry_run_draws_the_example_and_asks_nobody(
     assert "| `ok` | 4 |" in text
     assert str(tmp_path) not in text
     assert (card / "example.png").read_bytes().startswith(b"\x89PNG")
+    assert push(folder, "--images", "embed", "--dry_run", str(card)) == 2
+    assert f"--dry_run {card} is there already; give a new directory" in capsys.readouterr().err
 
 
 def test_a_licence_for_a_card_that_is_there_already_is_said_to_change_nothing(

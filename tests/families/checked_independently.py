@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -83,14 +83,16 @@ class CheckedIndependently:
         limited = any(getattr(config, limit, None) for limit in ("sliding_window", "attention_chunk_size"))
         assert limited == bool(numbers.hidden_by_windows), "the long row is no longer than the windows"
         differences = []
-        for condition in conditions:
-            for chosen in _batches(case, rows):
+        for condition, other in [(kind, "mask" if kind == "drop" else "drop") for kind in conditions]:
+            refused: set[str] = set()
+            for chosen in _batches(case, rows, refused):
                 try:
                     measured = product_numbers(case, [rows[row] for row in chosen], condition)
                 except (ConfigError, ValueError) as error:
-                    if condition != "drop" or LONG not in chosen or "is not exact" not in str(error):
+                    if len(chosen) > 1 or other not in conditions or f"use --contrast {other}" not in str(error):
                         raise
-                    remarks = ["the longest by `mask` alone"]
+                    refused.update(chosen)
+                    remarks.append(f"{chosen[0]} by `{other}` alone")
                     continue
                 for row, values in zip(chosen, measured, strict=True):
                     wanted = numbers.of_row[row, condition]
@@ -103,11 +105,12 @@ class CheckedIndependently:
         page.record(name, independent=page.figure(max(differences)) + f" ({', '.join(remarks)})" * bool(remarks))
 
 
-def _batches(case: Case, rows: Mapping[str, EncodedSample]) -> Iterator[list[str]]:
-    """Names of rows alone, of all that may share a batch, and of those without the long one."""
+def _batches(case: Case, rows: Mapping[str, EncodedSample], refused: Collection[str]) -> Iterator[list[str]]:
+    """Names of rows alone; then of all that may share a batch, refused ones aside, with the long one and without."""
     yield from ([name] for name in rows)
     names = {id(row): name for name, row in rows.items()}
-    for chosen in (rows, {name: row for name, row in rows.items() if name != LONG}):
-        for group in dataclasses.replace(case, samples=list(chosen.values())).groups():
+    for left_out in (refused, {*refused, LONG}):
+        chosen = [row for name, row in rows.items() if name not in left_out]
+        for group in dataclasses.replace(case, samples=chosen).groups():
             if len(group) > 1:
                 yield [names[id(row)] for row in group]

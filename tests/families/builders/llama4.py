@@ -32,7 +32,7 @@ def build(directory: Path) -> None:
         "projector_output_dim": HIDDEN, "intermediate_size": 4 * HIDDEN,
     }  # fmt: skip
     text = text_values(
-        tokenizer, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=256, no_rope_layers=[1, 0],
+        tokenizer, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=32, no_rope_layers=[1, 0],
         interleave_moe_layer_step=1,
     )  # fmt: skip
     ids = {"image_token_index": "<|patch|>", "boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"}

@@ -92,7 +92,8 @@ def finished(folder: Path, meeting: Family) -> tuple[Path, str, str]:
         (folder / f"{name}.py").write_text(f"open('{name}.was_run', 'w')")
     home = {"HOME": "/proc/nowhere"}
     relative = replace(meeting, directory=Path(os.path.relpath(meeting.directory, folder)))
-    code, out, err = precompute(relative, folder, "two", "--num_workers", "2", settings=home)
+    flags = ("--num_workers", "2", "--limit", "1000")
+    code, out, err = precompute(relative, folder, "two", *flags, settings=home)
     assert code == 0, err
     return folder / "two", out, err
 
@@ -226,6 +227,11 @@ def test_a_subset_prints_the_projection_for_the_whole(blurred: tuple[Path, str])
     drawn = len(table(blurred[0]))
     assert 8 <= drawn <= 30
     assert f"subset: {drawn} of {ROWS} rows; the whole would take about" in blurred[1]
+
+
+def test_a_limit_above_all_rows_is_no_subset(finished: tuple[Path, str, str]) -> None:
+    assert f"{ROWS} rows" in finished[1]
+    assert "subset" not in finished[1]
 
 
 def test_a_perturbed_measurement_leaves_images_to_look_at(blurred: tuple[Path, str]) -> None:

@@ -406,6 +406,23 @@ def test_flags_that_do_not_go_together_are_refused(options: dict[str, Any], reas
         TrainConfig(**{"model_name_or_path": "m", "data_path": ["d"], **options})
 
 
+def test_bfloat16_without_a_gpu_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # transformers asks in its own module, we where it comes from; either finds none.
+    for module in ("transformers.training_args", "cal_trainer.training_arguments"):
+        monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: False)
+    flags = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", str(tmp_path), "--bf16"]
+    with pytest.raises(ConfigError, match=r"^--bf16: torch sees no GPU here .*: leave it out, or add --use_cpu$"):
+        cli.parse(flags)
+    assert cli.parse([*flags, "--use_cpu"])[1].bf16
+
+
+def test_memory_is_pinned_for_an_accelerator_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (False, True):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        flags = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", str(tmp_path)]
+        assert cli.parse(flags)[1].dataloader_pin_memory is there
+
+
 def test_a_folder_of_evaluation_images_without_evaluation_is_refused() -> None:
     with pytest.raises(ConfigError, match="give --eval_path too"):
         TrainConfig(model_name_or_path="m", data_path=["d"], eval_image_folder="images")

@@ -6,8 +6,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
+from cal_schemas.errors import ConfigError
 from cal_trainer.trainer_flags import TrainerFlags
 
 
@@ -23,4 +26,15 @@ class CalTrainingArguments(TrainerFlags, TrainingArguments):  # type: ignore[mis
         with warnings.catch_warnings():
             # Its old names are those of recipes everywhere, and work in every version that we allow.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
-            super().__post_init__()
+            try:
+                super().__post_init__()
+            except ValueError as error:
+                on_gpu = not self.use_cpu and (self.bf16 or self.bf16_full_eval)
+                if on_gpu and not is_torch_bf16_gpu_available():
+                    raise ConfigError(
+                        "--bf16: torch sees no GPU here that computes in bfloat16: leave it out, or add --use_cpu"
+                    ) from error
+                raise
+        if not torch.accelerator.is_available():
+            # Memory is pinned for an accelerator; without one torch only warns.
+            self.dataloader_pin_memory = False

@@ -121,7 +121,7 @@ def execute(plan: Plan, interruption: Interruption) -> PrecomputeResult:
     print_report(report, config.output_dir, path)
     if outcome.aborted and not outcome.too_many_not_ok:
         raise RunAbortedError(outcome.aborted)
-    if report.total("rows") and (config.limit is not None or config.sample is not None):
+    if report.total("rows") and sum(shard.num_rows for shard in shards) < plan.rows_of_all:  # --limit, --sample
         print(projection(report, plan.rows_of_all))  # noqa: T201
     if outcome.too_many_not_ok:
         say(

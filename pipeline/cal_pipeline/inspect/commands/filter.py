@@ -29,7 +29,7 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.inspect.tables.training_layouts import LAYOUTS, write_layout
-from cal_schemas.errors import ConfigError
+from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
 
@@ -89,7 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
         write_rows(opened, selection, arguments.output, names=names, condition=condition)
         whole = opened.completeness.problem is None
         ready = "ready for cal-train" if whole else "no more whole than its input (cal-train --partial takes it)"
-        print(f"{arguments.output}: {flags.counted(selection.after.total(), 'row')}, {ready}")  # noqa: T201
+        rows, ok = selection.after.total(), selection.after[STATUS_OK]
+        if not ok:
+            ready = "none of them ok: nothing to train on"
+        elif ok < rows:
+            ready = f"{ok:,} of them ok, {ready}"
+        print(f"{arguments.output}: {flags.counted(rows, 'row')}, {ready}")  # noqa: T201
         if "messages" not in opened.schema.names:
             print(  # noqa: T201
                 "cal-inspect: this is a sidecar: its source still has all rows, and cal-train --on_missing uniform "

@@ -83,6 +83,7 @@ def write_hf_dataset(opened: AnnotatedDataset, folder: Path, arguments: argparse
             count += table.num_rows
         writer.finalize()
     said = _said(opened, arguments, count, "a dataset for datasets.load_from_disk")
+    datasets.disable_progress_bars()  # Into a file they would make a line of each refresh.
     datasets.Dataset.from_file(str(rows), split=datasets.Split.TRAIN).save_to_disk(str(folder))
     shutil.rmtree(rows.parent)
     _write_about(opened, folder, arguments)

@@ -64,6 +64,22 @@ def test_a_filtered_directory_holds_exactly_these_rows_and_trains(
     assert examples[0].deltas.isfinite().any()
 
 
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [("status = 'ok'", "ready"), ("TRUE", "ok"), ("status <> 'ok'", "none of them ok: nothing to train on")],
+)
+def test_the_last_line_says_how_many_rows_can_be_trained_on(
+    condition: str, said: str, directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "kept"
+    assert run(["filter", str(directories.normal), condition, "--output", str(output)]) == EXIT_DONE
+    statuses = load_annotated(output)["status"]
+    ok = sum(statuses == "ok")
+    expected = {"ready": "ready for cal-train", "ok": f"{ok} of them ok, ready for cal-train"}.get(said, said)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{output}: {len(statuses)} row{'s' * (len(statuses) != 1)}, {expected}"
+
+
 def test_measuring_into_a_filtered_directory_is_refused(directories: Directories, tmp_path: Path) -> None:
     opened = open_annotated(directories.normal)
     data = directories.images.parent / "data.json"

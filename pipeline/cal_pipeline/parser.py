@@ -26,6 +26,9 @@ _NO_FLAG = re.compile(r"^-$|^-[\d.]|\s")
 """A value that begins with a dash, as argparse tells it from a flag."""
 _TWICE = re.compile(r"(--\w+)/--[\w-]+")
 """A flag with underscores and the same with dashes, as argparse names it."""
+_FILES_FIRST = """ &&
+        ( -z "$current_action_compgen" || "$current_action_is_positional" = true )"""
+"""Where a script of shtab offers files in place of the next flag, behind one that takes several."""
 _HfArgumentParser: Any = hf_argument_parser()
 
 
@@ -189,7 +192,9 @@ class _Completion(argparse.Action):
             raise ConfigError("shtab is missing: pip install 'cal-vlm[completion]'") from error
         for action in (action for part in parser.with_subcommands() for action in part._actions):
             action.option_strings = spelled_once(action.option_strings)
+            if action.option_strings and action.nargs in ("?", "*"):  # Truths, and transformers' flags of one value.
+                action.nargs = 0 if action.nargs == "?" or action.metavar == "" else None
             if action.nargs != 0 and action.choices is None and action.type not in NUMBERS:
                 action.complete = shtab.FILE  # What is neither of a few words nor a number may be a path.
-        parser._print_message(shtab.complete(parser, shell), sys.stdout)
+        parser._print_message(shtab.complete(parser, shell).replace(_FILES_FIRST, ""), sys.stdout)
         parser.exit()

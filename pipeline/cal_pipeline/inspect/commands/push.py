@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if there.plan != plan or not there.has_card:
         card = _card(shards, arguments, repository)
         repository.check_card(card[CARD].decode())
-    elif arguments.license:
+    elif arguments.license and arguments.license != repository.licence_of(arguments.repo_id):
         _log.warning("%s has its card, which stays as it is, licence and all: edit it there", repository.address)
     repository.create(private=not arguments.public)  # Now, as not every token may.
     with shown_progress("shards checked", len(todo)) as advance:

@@ -476,6 +476,15 @@ def test_a_licence_for_a_card_that_is_there_already_is_said_to_change_nothing(
     ]
 
 
+def test_the_same_command_again_has_nothing_to_warn_of(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = annotated(tmp_path)
+    for _ in range(2):
+        assert push(folder, "--images", "leave_out", "--license", "mit") == 0
+    assert caplog.messages == []
+
+
 def test_the_same_shard_gives_the_same_bytes(hub: HubServer, tmp_path: Path) -> None:
     folder = annotated(tmp_path, 1)
     for name in ("org/one", "org/two"):

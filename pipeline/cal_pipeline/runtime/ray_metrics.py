@@ -20,4 +20,8 @@ class RayMetrics:
             for sample in family.samples:
                 if sample.name not in self._gauges:
                     self._gauges[sample.name] = Gauge(sample.name, family.documentation, tuple(sample.labels))
-                self._gauges[sample.name].set(sample.value, dict(sample.labels))
+                # Ray takes no other characters, and a run must not end for want of a label.
+                labels = {
+                    name: text.encode("ascii", "backslashreplace").decode() for name, text in sample.labels.items()
+                }
+                self._gauges[sample.name].set(sample.value, labels)

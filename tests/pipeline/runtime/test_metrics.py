@@ -14,15 +14,16 @@ import yaml
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.cluster import RunOutcome, WorkerState
 from cal_pipeline.runtime.metrics import RunMetrics, served
+from cal_pipeline.runtime.ray_metrics import RayMetrics
 from cal_pipeline.runtime.state import RunState
 from cal_schemas.errors import ConfigError
 
 PAGE = Path(__file__).parents[3] / "docs" / "running.md"
 
 
-def state() -> RunState:
+def state(output_dir: str = "out") -> RunState:
     return RunState(
-        output_dir="out", planned=["a", "b", "c", "d"], done=["a"], broken={"d": "torn"}, num_rows=20,
+        output_dir=output_dir, planned=["a", "b", "c", "d"], done=["a"], broken={"d": "torn"}, num_rows=20,
         statuses_before=Counter(ok=9, no_answer=1), num_workers=2, outcome=RunOutcome(),
     )  # fmt: skip
 
@@ -91,6 +92,12 @@ def test_rate_and_time_left_follow_the_last_hour_and_four_shards_of_each_worker(
     assert run.facts()["seconds_left"] == pytest.approx((100_000 - 52_000) / 0.5)
     assert after(1800.0, 5) == pytest.approx(800 / (3 * 200 + 5 * 1800))  # Slow ones are seen over eight shards.
     assert len(run._marks) == 9
+
+
+def test_ray_takes_the_name_of_any_output_directory() -> None:
+    run = RayMetrics(RunMetrics(state("ausgabe-\xf6-\u732b")))
+    run.publish()
+    run.publish()
 
 
 def test_an_address_where_something_else_listens_is_refused_by_name() -> None:

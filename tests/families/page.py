@@ -204,6 +204,13 @@ checks the model before its first row (`cal-train --delta_source online` before 
    `drop` defines the deltas and `--contrast mask` is refused with the reason. The decoder must then heed the position
    ids that the words keep (Inkling's does not), and its layers must not take them for places of keys (MiniMax M3's
    do): perturbed images are the way out.
+5. Where dropping gives what masking gives, the decoder must heed the position ids too, or not look at places at all:
+   else words would move up to those before the image under either.
+
+A wrapper such as LLaVA takes any language model. In LLaVA were tested beside the table: GPT-NeoX works like a row of
+it; MPT (ALiBi over places in the row) works with `--contrast mask` and is refused with `drop`; BLOOM (ALiBi over what
+the attention mask leaves) is refused with both, and takes perturbed images. MPT and BLOOM need
+`--attn_implementation eager`.
 
 Two families come with dropout in their configs (BLIP-2's Q-Former, Granite's projector: 0.1). Online deltas are refused
 with it; set it to 0 in the config, or use cached ones. The tiny models have none.

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from cal_pipeline.encoding.collate import Batch
 from cal_pipeline.encoding.encoded import EncodedSample, token_aligned
 from cal_pipeline.measuring.conditions import FirstPass, without_image
-from cal_pipeline.measuring.contrast import captured_position_ids, contrast_logits, innermost_decoder, label_logits
+from cal_pipeline.measuring.contrast import (
+    captured_position_ids,
+    contrast_logits,
+    innermost_decoder,
+    label_logits,
+    required_inputs,
+)
 from cal_pipeline.models.precision import watched
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.spec import ANOTHER_IMAGE, IGNORE_INDEX, ContrastSpec
@@ -107,13 +113,15 @@ def check_places(model: Any, batch: Batch, name: str) -> None:
 
 @torch.no_grad()
 def check_gap(model: Any, batch: Batch, name: str) -> None:
-    """ConfigError where a decoder closes the gap that dropped tokens leave, paying no heed to position ids."""
-    text_config = model.config.get_text_config()
+    """ConfigError where a decoder closes the gap that hidden tokens leave, paying no heed to position ids.
+
+    Those that count the places of tokens by the attention mask (ALiBi as in BLOOM) close it under `mask` too.
+    """
     with captured_position_ids(model) as seen:
         label_logits(model, batch.inputs, batch.labels)
     first = FirstPass(
         inputs=batch.inputs, labels=batch.labels, image_mask=batch.image_mask, position_ids=seen[0],
-        text_config=text_config,
+        text_config=model.config.get_text_config(), required=required_inputs(model),
     )  # fmt: skip
     second = without_image("drop", first)
     kept = label_logits(model, second.inputs, second.labels)

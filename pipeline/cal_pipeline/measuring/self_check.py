@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -62,9 +63,10 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
     The label-only LM head must give what full logits give, also where padding is not masked (`without_padding_mask`);
     with contrast `drop`, dropping must give what masking gives on every token that does not directly follow an image
     (there the two differ by definition, docs/method.md); with `mask`, the logits of those tokens must not change with
-    the image; with a contrast that perturbs, the image itself as perturbed image must give delta 0, and the batch's
-    perturbed images must not. All within what the forward's own precision explains (`precision`). A decoder whose mask
-    is undefined must keep its words where they were beside the image.
+    the image; with either, words must stay where they were (`check_gap`); with a contrast that perturbs, the image
+    itself as perturbed image must give delta 0, and the batch's perturbed images must not. All within what the
+    forward's own precision explains (`precision`). A decoder whose mask is undefined must keep its words where they
+    were beside the image.
     """
     kind = type(model).__name__
     undefined = mask_undefined(model.config.get_text_config())
@@ -102,7 +104,8 @@ def check_reference(model: Any, batch: Batch, contrast: ContrastSpec, name: str)
         check_places(model, batch, name)
         check_gap(model, batch, name)
         return
-    _check_without_image(model, batch, contrast, name, disagreement)
+    if _check_without_image(model, batch, contrast, name, disagreement):
+        check_gap(model, batch, name)
 
 
 def check_long(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> None:
@@ -115,7 +118,8 @@ def check_long(model: Any, batch: Batch, contrast: ContrastSpec, name: str) -> N
 
 def _check_without_image(
     model: Any, batch: Batch, contrast: ContrastSpec, name: str, disagreement: Callable[..., tuple[float, bool]]
-) -> None:
+) -> bool:
+    """Says whether masking gives what dropping gives."""
     kind = type(model).__name__
     after_image = torch.zeros_like(batch.image_mask)
     after_image[:, 1:] = batch.image_mask[:, :-1]
@@ -139,14 +143,16 @@ def _check_without_image(
                 f"{name}: with the image's tokens masked, logits still differ by {size:.3g} between two images; "
                 f"masking does not hide the image from this model ({kind}), use another --contrast"
             )
-        return
+        with suppress(ConfigError), config_error_with("dropping"):  # Not what was asked for: it may fail.
+            return not disagreement(without("drop", batch.inputs), masked)[1]
+        return False
     with config_error_with(
         f"{name}: use --contrast mask with this model ({kind}): a pass with the image's tokens dropped"
     ):
         dropped = without("drop", batch.inputs)
     size, wrong = disagreement(dropped, masked)
     if not wrong:
-        return
+        return True
     problem = f"{name}: without-image logits differ by {size:.3g} between dropping the image's tokens and masking them"
     leak, leaks = changes_with_image(masked)
     if leaks:

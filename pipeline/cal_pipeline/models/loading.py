@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -73,7 +74,7 @@ def _or_config_error(what: str, load: Callable[[], _Loaded]) -> _Loaded:
     except ConfigError:
         raise
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:400]
+        reason = shorten(str(error), 400, placeholder=" …")
         hint = next((f" {way_out}" for part, way_out in _WAYS_OUT.items() if part in reason.lower()), cache_hint(error))
         raise ConfigError(f"cannot load {what}: {type(error).__name__}: {reason}{hint}") from error
 

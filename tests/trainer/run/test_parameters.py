@@ -168,6 +168,8 @@ def test_multipliers_are_parsed_or_refused() -> None:
 def test_dropout_is_found_in_modules_and_settings(llava: Family) -> None:
     model = copy.deepcopy(llava.model)
     assert active_dropout(model) == []
+    model.config.text_config.classifier_dropout = 0.1  # GPT-NeoX's default: of a head that is not here
+    assert active_dropout(model) == []
     model.config.text_config.attention_dropout = 0.1
     model.model.multi_modal_projector.extra = torch.nn.Dropout(0.2)
     assert active_dropout(model) == ["model.multi_modal_projector.extra", "config.text_config.attention_dropout"]

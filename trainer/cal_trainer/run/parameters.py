@@ -28,6 +28,8 @@ _OTHER_MODALITIES: Final = re.compile(r"(^|\.)(audio_|embed_audio\.|video_tower\
 """Names of what takes audio or videos alone (Video-LLaVA) or makes images (Janus): no image that is shown and no word
 passes through it."""
 _DROPS: Final = re.compile("dropout|droppath|dropblock|stochasticdepth")
+_OF_OTHER_HEADS: Final = re.compile("^(classifier|cls|summary)_")
+"""Settings of heads that sort texts into classes; a model that writes text has none, a language model's config may."""
 
 _PROJECTORS: Final = frozenset({
     "multi_modal_projector", "multimodal_projector", "mm_projector", "projector", "image_newline",  # LLaVA and its kin
@@ -222,5 +224,7 @@ def _dropout_settings(config: Any, prefix: str = "") -> Iterator[str]:
     for name, value in vars(config).items():
         if hasattr(value, "to_dict"):
             yield from _dropout_settings(value, f"{prefix}{name}.")
+        elif _OF_OTHER_HEADS.match(name):
+            continue
         elif name.endswith(("dropout", "dropout_rate")) and isinstance(value, float) and value > 0:
             yield prefix + name

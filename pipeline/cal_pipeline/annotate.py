@@ -27,6 +27,7 @@ from cal_pipeline.output.store import Store
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import AnnotatedRow, ExtraColumn
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import ShardError
 from cal_schemas.metadata import Carry, ShardMetadata
 from cal_schemas.spec import MeasurementSpec
@@ -45,6 +46,9 @@ class AnnotateOptions:
     encode_threads: int = 4
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     library_versions: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("carry", self.carry, Carry)
 
 
 def annotate_shard(

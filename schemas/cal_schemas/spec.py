@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import ConfigError, FormatError
 
 MESSAGE_NORMALIZATION = 2
@@ -153,8 +154,7 @@ class ContrastSpec(ContrastParameters):
     condition: Condition = "drop"
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise ConfigError(f"contrast must be one of {', '.join(CONDITIONS)}, got {self.condition!r}")
+        check_choice("contrast", self.condition, Condition)
         for name, parameter in PARAMETERS.items():
             value = getattr(self, name)
             if self.condition != parameter.condition:

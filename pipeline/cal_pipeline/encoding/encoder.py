@@ -21,6 +21,7 @@ from cal_pipeline.encoding.processor_facts import ProcessorFacts
 from cal_pipeline.encoding.templates import Rendered
 from cal_pipeline.models.special_cases import REFUSED_PROCESSORS, UNIFORM_SHAPE_BATCHES
 from cal_pipeline.sources.reading import is_surroundings
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import (
     CalError,
     ConfigError,
@@ -73,6 +74,9 @@ class Encoder:
         name = type(processor).__name__
         if reason := REFUSED_PROCESSORS.get(name):
             raise ConfigError(f"{name} is not supported: {reason}")
+        check_choice("template", template, Template)
+        check_choice("image_aspect_ratio", image_aspect_ratio, AspectRatio)
+        check_choice("truncation", truncation, Truncation)
         if max_length < 1:
             raise ConfigError(f"max_length must be positive, got {max_length}")
         self.processor = processor

@@ -89,7 +89,7 @@ def sample_frame(
     `visual_dependence` (0 to 1); NaN where a row has no such token. `visual_dependence` is the mean of
     (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds;
     it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
-    `source_NAME`.
+    `source_NAME`. Raises ConfigError for bounds, a window or a pool that make no sense.
     """
     flat = FlatTokens.of(frame)
     turns = flat.turns(irregular_answers(frame))
@@ -133,9 +133,9 @@ def token_frame(
     Columns: `row` (index of the sample in `frame`), `sample_id` (category), `turn` (int32, which answer, from 1),
     `position` (int32, in the reference's encoding), `token_id` (int32), `token` (category: its text, leading space
     included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined), `weight`
-    (float32). Rows without tokens (status not ok) have none. Raises ConfigError for a tokenizer whose digest is not
-    that of the measurement, which a frame of `load_annotated` knows (`attrs`) and `pandas.read_parquet` does not, and
-    where no tokenizer is given or found.
+    (float32). Rows without tokens (status not ok) have none. Raises ConfigError for bounds, a window or a pool that
+    make no sense, for a tokenizer whose digest is not that of the measurement, which a frame of `load_annotated` knows
+    (`attrs`) and `pandas.read_parquet` does not, and where no tokenizer is given or found.
     """
     pieces = pieces_of(frame.attrs, tokenizer)
     flat = FlatTokens.of(frame)

@@ -24,6 +24,7 @@ from cal_pipeline.models.quantization import (
     validate_packable,
 )
 from cal_pipeline.models.special_cases import REFUSED_MODELS
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Dtype, ProcessorBackend, Quantization, digest_json
 
@@ -90,6 +91,7 @@ def load_processor(
 
     Raises ConfigError with the reason when it cannot be had.
     """
+    check_choice("backend", backend, ProcessorBackend)
 
     def load() -> Any:
         try:
@@ -169,6 +171,8 @@ def load_reference(
 
     Raises ConfigError when the model cannot be had, or lacks weights that would be left random.
     """
+    check_choice("dtype", dtype, Dtype)
+    check_choice("quantization", quantization, Quantization)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("this worker was promised a GPU, but torch sees none (is it a CPU build of torch?)")

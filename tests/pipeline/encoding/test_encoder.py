@@ -344,6 +344,9 @@ def test_what_cannot_encode_is_refused_when_the_encoder_is_made(llava: Family) -
     with pytest.raises(ConfigError, match="max_length must be positive, got 0"):
         Encoder(processor, max_length=0)
     assert Encoder(processor, max_length=1).max_length == 1
+    for name in ("template", "image_aspect_ratio", "truncation"):  # A slip would encode as some other choice does.
+        with pytest.raises(ConfigError, match=f"{name} must be one of .*, got 'Drop'"):
+            Encoder(processor, **{name: "Drop"})
     with pytest.raises(ConfigError, match="is no image-text processor"):
         Encoder(processor.tokenizer)
     processor.chat_template = processor.tokenizer.chat_template = None

@@ -245,3 +245,10 @@ def test_what_needs_a_gpu_is_refused_before_a_worker_starts(monkeypatch: pytest.
 def test_the_attention_that_was_asked_for_runs(llava: Family, attention: str) -> None:
     model = load_reference(llava.directory, dtype="float32", device="cpu", attn_implementation=attention)
     assert model.config.get_text_config()._attn_implementation == attention
+
+
+def test_a_slip_in_dtype_or_quantization_loads_nothing_whole() -> None:
+    for wrong in ({"dtype": "bf16"}, {"quantization": "8 bit"}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ConfigError, match=f"{name} must be one of .*, got {value!r}"):
+            load_reference("no model", device="cpu", **wrong)  # type: ignore[arg-type]

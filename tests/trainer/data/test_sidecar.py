@@ -145,6 +145,8 @@ def test_a_source_row_that_the_sidecar_lacks_is_an_error_by_default(data: Data, 
         MissingDeltaError, match=r"no row for 1 of the 24 rows of .*; the first is new one\. .*--on_missing uniform"
     ):
         data.open(write(tmp_path / "more.jsonl", rows))
+    with pytest.raises(ConfigError, match="on_missing must be one of error, uniform, got 'Error'"):
+        data.open(write(tmp_path / "more.jsonl", rows), on_missing="Error")
 
 
 def test_missing_rows_train_with_undefined_deltas_and_are_counted(

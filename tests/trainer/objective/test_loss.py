@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cal_schemas.errors import ConfigError
 from cal_trainer.config import Normalization
 from cal_trainer.objective.loss import known_denominator, normalized, weighted_nll
 from cal_trainer.objective.weighting import Weighting
@@ -23,6 +24,11 @@ def test_of_known_weights_step_counts_their_sum_sample_the_rows_that_weigh_and_m
         assert known is not None
         assert known.dtype == torch.float32
         assert known.item() == count
+
+
+def test_a_slip_in_the_normalization_is_not_taken_for_micro_batch() -> None:
+    with pytest.raises(ConfigError, match="normalization must be one of step, sample, micro_batch, got 'Step'"):
+        Weighting(normalization="Step")  # type: ignore[arg-type]
 
 
 def test_before_the_forward_only_rows_and_micro_batches_can_be_counted() -> None:

@@ -46,7 +46,17 @@ def test_beta_may_be_infinite() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"window": 2}, {"window": 0}, {"alpha": -1.0}, {"alpha": 3.0, "beta": 2.0}, {"alpha": NAN}, {"beta": NAN}]
+    "wrong",
+    [
+        {"pool": "Span"},
+        {"pool": None},
+        {"window": 2},
+        {"window": 0},
+        {"alpha": -1.0},
+        {"alpha": 3.0, "beta": 2.0},
+        {"alpha": NAN},
+        {"beta": NAN},
+    ],
 )
 def test_bounds_and_windows_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

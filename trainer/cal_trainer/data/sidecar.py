@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cal_pipeline.encoding.encoder import Encoder
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import STATUS_OK, MissingDeltaError
 from cal_schemas.opened import named
 from cal_schemas.storage.locations import Location
@@ -65,6 +66,7 @@ class SidecarExamples(MappedExamples):
         partial: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
+        check_choice("on_missing", on_missing, OnMissing)
         opened = open_measured(path, crossfit=crossfit, partial=partial)
         self.spec = opened.spec
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from cal_schemas.choices import check_choice
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.config import Normalization
 from cal_trainer.objective.weights import Pool, check_weighting, token_weights
@@ -27,7 +28,8 @@ class Weighting:
     normalization: Normalization = "step"
 
     def __post_init__(self) -> None:
-        check_weighting(alpha=self.alpha, beta=self.beta, window=self.window)
+        check_weighting(alpha=self.alpha, beta=self.beta, window=self.window, pool=self.pool)
+        check_choice("normalization", self.normalization, Normalization)
 
     def __call__(self, deltas: Tensor, labels: Tensor) -> Tensor:
         """Weights [B, T] of deltas [B, T], 0 at position 0, which nothing predicts."""

@@ -37,9 +37,10 @@ def token_weights(
             of token id 0).
 
     Returns [B, T] float32, 0 where unsupervised. An undefined delta weighs exactly alpha and is left out of its
-    neighbours' mean. Raises ConfigError for bounds or a window that make no sense, or undefined deltas in `released`.
+    neighbours' mean. Raises ConfigError for bounds, a window or a pool that make no sense, or undefined deltas in
+    `released`.
     """
-    check_weighting(alpha=alpha, beta=beta, window=window)
+    check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
     supervised = labels != IGNORE_INDEX
     clamped = deltas.float().clamp(alpha, beta)
     if pool == "released":

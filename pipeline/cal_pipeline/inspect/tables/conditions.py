@@ -55,7 +55,7 @@ class RowTest:
         window: int = 3,
         pool: Pool = "span",
     ) -> None:
-        check_weighting(alpha=alpha, beta=beta, window=window)
+        check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
         self._condition = condition
         self._weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
         self._stored = scalar_columns(schema)

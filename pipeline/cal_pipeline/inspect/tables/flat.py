@@ -96,10 +96,10 @@ class FlatTokens:
     def weights(self, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span") -> np.ndarray:
         """[N] float32: exactly what `cal_trainer.token_weights` gives each token of its row (CAL, Eq. 4).
 
-        Raises ConfigError for bounds or a window that make no sense, and for `released`, which needs deltas of
+        Raises ConfigError for bounds, a window or a pool that make no sense, and for `released`, which needs deltas of
         unsupervised tokens too.
         """
-        check_weighting(alpha=alpha, beta=beta, window=window)
+        check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
         if pool == "released":
             raise ConfigError("pool 'released' reads deltas of unsupervised tokens, which no cache holds")
         run = np.cumsum(self.starts) if pool == "span" else self.row

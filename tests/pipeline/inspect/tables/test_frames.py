@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cal_pipeline.inspect import load_annotated, sample_frame, token_frame
 from cal_pipeline.inspect.tables.answers import irregular_answers
@@ -164,6 +166,17 @@ def test_sample_frame_by_hand() -> None:
     np.testing.assert_allclose(samples["mean_weight"], [3.0, NAN, NAN, 1.0])
     np.testing.assert_allclose(samples["visual_dependence"], [(0 + 0.5 + 1) / 3, NAN, NAN, 0.0])
     assert samples["score"].tolist() == [1.5, 2.5, 3.5, 4.5]
+
+
+@pytest.mark.parametrize("wrong", [{"pool": "Span"}, {"pool": "spam"}, {"alpha": "q0.5"}, {"window": "3"}])
+def test_a_slip_in_the_weighting_is_never_taken_for_another_one(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    frame = frame_of(([5, 6], [1.0, 2.0]), ([8], [3.0]))
+    spelled = Pieces(Tokenizer(WordLevel({"a": 1, "b": 2}, unk_token="a")))
+    for use in (partial(sample_frame, frame), partial(token_frame, frame, spelled)):
+        assert len(use())
+        with pytest.raises(ConfigError, match=f"^{name} must be .*got {next(iter(wrong.values()))!r}"):
+            use(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -21,29 +21,35 @@ from cal_pipeline.cli import measure
 from cal_pipeline.config_file import unknown_flag
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to
-from cal_pipeline.runtime.config import PrecomputeConfig
+from cal_pipeline.runtime.config import PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
 from cal_pipeline.runtime.result import PrecomputeResult
 from cal_pipeline.runtime.signals import Interruption
 from cal_schemas.errors import CalError, ConfigError
 
 _OTHER_JOBS = ("status", "verify", "clean")
+_SAVE_IT = 'save it, by frame.to_parquet("data.parquet") or dataset.save_to_disk("data"), and give the path'
 
 
-def precompute(**flags: Any) -> PrecomputeResult:
+def precompute(*unnamed: Never, **flags: Any) -> PrecomputeResult:
     """Runs what `cal-precompute` runs, with its flags as keywords; returns when all is measured.
 
     `cal-precompute --help-all` says what each flag means. A list flag takes a list or one value, a path a string or a
-    Path, `processor_kwargs` a dict; `config` names a YAML file of flags. Log, progress and report are printed as the
-    program prints them, and the same call again goes on where an earlier one ended.
+    Path, `processor_kwargs` a dict; `config` names a YAML file of flags. `--status`, `--verify` and `--clean` are for a
+    shell. Log, progress and report are printed as the program prints them, and the same call again goes on where an
+    earlier one ended.
 
     Raises CalError where the program refuses or stops (exit code 2), with its words, and KeyboardInterrupt when it is
     interrupted, after its workers have ended. A run that ends with shards or too many rows failed (exit code 1)
     returns and says so: see `PrecomputeResult.complete`.
     """
-    config = parse_config(PrecomputeConfig, _command_line(flags), program="cal-precompute", description="")
-    if asked := next((name for name in _OTHER_JOBS if getattr(config, name)), None):
-        raise ConfigError(f"{asked}: precompute() measures; `cal-precompute --{asked}` is another job, for a shell")
+    if unnamed:
+        named = "model_name_or_path=..., data_path=..., output_dir=..."
+        raise ConfigError(f"precompute() takes keywords alone, got {len(unnamed)} without: precompute({named})")
+    try:
+        config = _config_of(flags)
+    except ConfigError as error:  # A new one: what argparse raised on the way helps nobody.
+        raise ConfigError(str(error).replace("cal-precompute --help tells", "help(precompute) tells")) from None
     interruption = Interruption(ends_process=False)
     try:
         with printing(), _logging(LogLines(config.log_format)), interruption:
@@ -62,9 +68,19 @@ def precompute(**flags: Any) -> PrecomputeResult:
         raise RunAbortedError(fault.driver_says.format(error=error)) from error
 
 
-precompute.__signature__ = inspect.signature(PrecomputeConfig).replace(  # type: ignore[attr-defined]
-    return_annotation=PrecomputeResult
+_signature = inspect.signature(PrecomputeConfig)
+precompute.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[flag for name, flag in _signature.parameters.items() if name not in (*_OTHER_JOBS, "json")],
+    return_annotation=PrecomputeResult,
 )
+
+
+def _config_of(flags: Mapping[str, Any]) -> PrecomputeConfig:
+    words = _command_line(flags)
+    given = parse_config(maintenance_config(), words, program="cal-precompute", description="")  # Nothing is required.
+    if asked := next((name for name in _OTHER_JOBS if getattr(given, name)), None):
+        raise ConfigError(f"{asked}: precompute() measures; `cal-precompute --{asked}` is another job, for a shell")
+    return parse_config(PrecomputeConfig, words, program="cal-precompute", description="")
 
 
 def _command_line(flags: Mapping[str, Any]) -> list[str]:
@@ -88,12 +104,17 @@ def _as_typed(name: str, value: Any) -> str:
         value = value.item()
     if isinstance(value, str | os.PathLike | int | float):
         return str(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and name == "processor_kwargs":
         try:
             return json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}={value!r} cannot be written as JSON: {error}") from error
-    raise ConfigError(f"{name}={value!r}: expected a string, a path, a number, a truth, or a list of them")
+            raise ConfigError(f"{name} cannot be written as JSON: {error}") from error
+    # Its type alone: a frame would be shown whole.
+    hint = f"; {_SAVE_IT}" if name == "data_path" else ""
+    raise ConfigError(
+        f"{name} is of type {type(value).__name__}: expected a string, a path, a number, a truth, or a list of "
+        f"them{hint}"
+    )
 
 
 @contextmanager

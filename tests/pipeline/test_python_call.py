@@ -10,11 +10,14 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 
 from cal_pipeline import PrecomputeResult, cli, precompute, python_call
 from cal_pipeline.runtime.config import PrecomputeConfig
@@ -69,6 +72,7 @@ def test_keywords_are_the_flags_and_take_what_python_has(seen: list[PrecomputeCo
         ({"num_workers": 0}, "--num_workers must be positive, got 0"),
         ({"data_path": [["d.json"]]}, "data_path"),
         ({"data_path": object()}, "expected a string, a path, a number"),
+        ({"data_path": {"train": "d.json"}}, "data_path is of type dict: expected a string"),
         ({"processor_kwargs": {"max_pixels": {1, 2}}}, "cannot be written as JSON"),
         ({"output_dir": ""}, "--output_dir is empty"),
         ({"data_path": ["-d.json"]}, "--data_path -d.json: no file there"),
@@ -85,6 +89,37 @@ def test_a_mistake_is_the_programs_refusal(
     with pytest.raises(ConfigError) as raised:
         precompute(**{**REQUIRED, **flags})
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, Dataset.from_pandas])
+def test_data_in_memory_is_refused_in_one_line_that_says_how_to_save_it(kind: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        precompute(**{**REQUIRED, "data_path": kind(pd.DataFrame({"text": ["Hello.\n"] * 100}))})
+    said = str(raised.value)
+    assert "\n" not in said
+    assert re.match("data_path is of type (DataFrame|Dataset): .*to_parquet.*save_to_disk.* give the path$", said)
+
+
+@pytest.mark.parametrize("flags", [{"status": "out"}, {"verify": True, "output_dir": "out"}, {"clean": True}])
+def test_another_job_is_named_before_any_flag_is_missed(flags: dict[str, Any]) -> None:
+    (name, *_) = flags
+    with pytest.raises(ConfigError, match=f"`cal-precompute --{name}` is another job, for a shell"):
+        precompute(**flags)
+
+
+@pytest.mark.parametrize("flags", [{"limit": "ten"}, {"num_workers": 1.5}, {"dtype": "bf16"}, {"output_dir": None}])
+def test_a_refused_value_is_shown_without_what_the_parser_raised(flags: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"help\(precompute\) tells more\)$") as raised:
+        precompute(**{**REQUIRED, **flags})
+    shown = "".join(traceback.format_exception(raised.value))
+    assert shown.count("Traceback") == 1
+    assert "argparse" not in shown
+
+
+def test_values_without_names_are_answered_with_the_names() -> None:
+    unnamed: Any = precompute
+    with pytest.raises(ConfigError, match=r"keywords alone, got 2 .*model_name_or_path=.*data_path=.*output_dir="):
+        unnamed("m", "d.json", max_length=512)
 
 
 def test_a_full_disk_is_an_error_with_the_programs_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +157,7 @@ def test_a_notebook_shows_the_flags_of_the_call() -> None:
     parameters = inspect.signature(precompute).parameters
     assert parameters["num_workers"].default == 1
     assert {"model_name_or_path", "data_path", "output_dir", "contrast"} <= set(parameters)
+    assert not {"status", "json", "verify", "clean"} & set(parameters)
 
 
 CALLS = """

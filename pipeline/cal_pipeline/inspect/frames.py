@@ -67,7 +67,7 @@ def load_annotated(
         try:
             data = data if filter is None else data.filter(test(data) if test else filter)
         except (pa.ArrowException, TypeError) as error:
-            raise ConfigError(f"filter {filter}: {' '.join(str(error).split())[:300]}") from error
+            raise ConfigError(f"filter {filter}: {' '.join(str(error).split())[:300]}") from None
         tables.append(pa.Table.from_batches([data.select([name for name in data.schema.names if name not in extra])]))
     if not tables:
         tables = [pa.schema([opened.schema.field(column_of(name)) for name in wanted]).empty_table()]

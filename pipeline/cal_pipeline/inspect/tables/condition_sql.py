@@ -69,10 +69,10 @@ class Writer:
         tree = parsed(text, columns)
         try:
             self.condition = self._condition(tree)
-        except RecursionError as error:
-            raise ConfigError(f"{shortened(text)}: nested too deeply") from error
+        except RecursionError:
+            raise ConfigError(f"{shortened(text)}: nested too deeply") from None
         except ConfigError as error:
-            raise ConfigError(f"{shortened(text)}: {error}") from error
+            raise ConfigError(f"{shortened(text)}: {error}") from None
 
     def _source(self, node: Any) -> str:
         start = int(node.get("query_location", _NO_PLACE)) - len("SELECT (")

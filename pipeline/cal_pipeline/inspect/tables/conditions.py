@@ -117,7 +117,7 @@ class RowTest:
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             hint = ": multiply by 1.0 first for floats" if "Overflow" in reason else ""
-            raise ConfigError(f"{self._condition[:80]!r}: {reason[:300]}{hint}") from error
+            raise ConfigError(f"{self._condition[:80]!r}: {reason[:300]}{hint}") from None
 
 
 def _stored_term(field: pa.Field) -> Term:

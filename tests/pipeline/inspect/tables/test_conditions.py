@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,16 @@ def test_what_meant_something_else_before_is_refused_with_the_new_spelling(text:
         rows(text)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["deltta < 0", "count", "not " * 2000 + "flag", "regexp_matches(error, '(')"],
+)
+def test_a_refused_condition_is_shown_without_what_was_raised_on_the_way(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rows(text)
+    assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from browser import Page, browser_test
-from cal_pipeline.inspect import load_annotated, show_words, token_frame
+from cal_pipeline.inspect import load_annotated, sample_frame, show_words, token_frame
 from cal_schemas.errors import ConfigError
 from conftest import Family
 from hub_server import HubServer
@@ -98,6 +98,31 @@ def test_what_pandas_makes_of_a_frame_still_knows_its_tokenizer(annotated: Path,
     assert frame["sample_id"]._repr_html_() is None
     assert frame[["sample_id", "status"]].loc[row]._repr_html_() is None
     assert "<table" in frame._repr_html_()
+
+
+def test_what_is_joined_to_a_frame_takes_nothing_from_what_it_knows(annotated: Path) -> None:
+    frame = load_annotated(annotated)
+    samples = sample_frame(frame)[["sample_id", "mean_delta"]]
+    row = frame.index[frame["status"] == "ok"][0]
+    joined = (
+        frame.join(samples["mean_delta"]),
+        frame.join(samples[["mean_delta"]]),
+        frame.merge(samples, on="sample_id"),
+        pd.concat([frame, samples["mean_delta"]], axis=1),
+        pd.concat([frame, frame.iloc[:1]], ignore_index=True),
+    )
+    for wider in joined:
+        assert show_words(wider.loc[row])._repr_html_() == frame.loc[row]._repr_html_()
+        assert len(token_frame(wider)) >= len(token_frame(frame))
+    # Tokens of who knows what, beside known ones or in their place, are not spelled by what measured those.
+    unknown, other = pd.DataFrame(frame), frame.copy()
+    other.attrs = {name: {**known, "tokenizer_digest": "other"} for name, known in frame.attrs.items()}
+    bare = frame[["sample_id"]]
+    for mixed in (pd.concat([frame, unknown]), pd.concat([frame, other]), bare.merge(unknown, on="sample_id")):
+        with pytest.raises(ConfigError, match="Give tokenizer="):
+            token_frame(mixed)
+    with pytest.raises(ConfigError, match="digest other there"):
+        token_frame(bare.merge(other, on="sample_id"))
 
 
 def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path, llava: Family) -> None:

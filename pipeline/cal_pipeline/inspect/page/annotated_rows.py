@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sized
+from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 
@@ -60,6 +61,19 @@ class AnnotatedFrame(pd.DataFrame):
     @property
     def _constructor_sliced(self) -> type[AnnotatedRow]:
         return AnnotatedRow
+
+    def __finalize__(self, other: Any, method: str | None = None, **kwargs: Any) -> Self:
+        """As pandas, but what is joined to tokens need not know what measured these: nothing else may say so."""
+        super().__finalize__(other, method, **kwargs)  # type: ignore[misc] # The stubs leave it out.
+        known = [item.attrs.get(_MEASURED_WITH) for item in getattr(other, "input_objs", ()) if _holds_tokens(item)]
+        if known and known[0] is not None and known.count(known[0]) == len(known):
+            self.attrs[_MEASURED_WITH] = deepcopy(known[0])
+        return self
+
+
+def _holds_tokens(data: pd.DataFrame | pd.Series) -> bool:
+    names = data.columns if isinstance(data, pd.DataFrame) else [data.name]
+    return any(name in names for name in LIST_COLUMNS)
 
 
 def remember(frame: AnnotatedFrame, opened: AnnotatedDataset) -> None:

@@ -32,6 +32,7 @@ def validate_model(model_name_or_path: str, revision: str | None = None) -> None
 def _fetched(model_name_or_path: str, revision: str | None, wanted: list[str]) -> Path:
     if Path(model_name_or_path).is_dir():
         return Path(model_name_or_path)
+    refuse_path("--model_name_or_path", model_name_or_path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -42,6 +43,12 @@ def _fetched(model_name_or_path: str, revision: str | None, wanted: list[str]) -
             f"--model_name_or_path {model_name_or_path}: no such directory, and the hub did not give it: "
             f"{what_hub_said(f'hf://{model_name_or_path}', error)}{cache_hint(error)}"
         ) from error
+
+
+def refuse_path(option: str, name: str) -> None:
+    """Raises ConfigError for what can only be a path, of which the hub would say that it is none of its names."""
+    if name.startswith(("/", ".", "~")) or (name.count("/") > 1 and "://" not in name):
+        raise ConfigError(f"{option} {name}: no such directory")
 
 
 def what_hub_said(uri: str, error: Exception) -> str:

@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
+from cal_pipeline.inspect.tables.token_text import Reference, pieces_of_reference
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.load_check import reach
 from cal_pipeline.models.directory import model_directory
@@ -75,6 +76,20 @@ def test_a_model_that_is_not_there_is_one_message(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="no such directory, and the hub did not give it"):
         model_directory("no/such-model")
+
+
+@pytest.mark.parametrize("name", ["{here}/modell", "./modell", "../modell", "~/modell", "models/llava/7b"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name: str, tmp_path: Path) -> None:
+    named = name.format(here=tmp_path)
+    reference = Reference(model_id="tiny", revision=None, tokenizer_digest="", reported=None)
+    for option, find in (
+        ("--model_name_or_path", model_directory),
+        ("tokenizer=", lambda path: pieces_of_reference(reference, path, "tokenizer=")),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            find(named)
+        assert str(raised.value) == f"{option} {named}: no such directory"
+        assert raised.value.__context__ is None
 
 
 def test_a_text_model_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from cal_pipeline.models.directory import what_hub_said
+from cal_pipeline.models.directory import refuse_path, what_hub_said
 from cal_pipeline.output.run_reports import reported_model
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
@@ -229,6 +229,7 @@ def pieces_of_digest(tokenizer: Any, wanted: str, named: str, model_id: str) -> 
 
 
 def _from_hub(name: str, option: str, revision: str | None) -> Path:
+    refuse_path(option, name)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

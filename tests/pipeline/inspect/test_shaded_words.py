@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from browser import Page, browser_test
 from cal_pipeline.inspect import load_annotated, sample_frame, show_words, token_frame
@@ -123,6 +124,29 @@ def test_what_is_joined_to_a_frame_takes_nothing_from_what_it_knows(annotated: P
             token_frame(mixed)
     with pytest.raises(ConfigError, match="digest other there"):
         token_frame(bare.merge(other, on="sample_id"))
+
+
+def test_an_image_that_a_frame_left_in_its_shards_is_shown_and_else_the_words_say_what_reads_it(
+    directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directories.normal.parent)
+    frame = load_annotated(directories.normal.name)
+    monkeypatch.undo()  # The frame outlives the working directory that its path began in.
+    whole = load_annotated(directories.normal, columns=[*frame.columns])
+    frame.attrs["cal.measured_with"]["image_folder"] = None  # The shards alone have them.
+    rows = frame.index[(frame["status"] == "ok") & frame["images"].map(len).eq(1)]
+    tokenizer = directories.family.directory
+    for row in rows[[0, -1]]:
+        shown = show_words(frame.loc[row], tokenizer)
+        assert shown._repr_html_() == show_words(whole.loc[row], tokenizer)._repr_html_()
+        assert "data:image/jpeg" in shown._repr_html_()
+        assert re.search(r"\n\[image \S.*, \d+ x \d+ pixels\]\n", repr(shown))
+        left = repr(show_words(frame.drop(columns="sample_key").loc[row], tokenizer))
+        assert re.search(r"\[image [^ ]+: left out of this frame; load_annotated\(…, columns=\[\*frame.columns", left)
+        assert " bytes" not in left
+    # As `datasets` has it.
+    values = {**whole.loc[rows[0]], "images": [Image.new("RGB", (5, 4))]}
+    assert "[image 0, 5 x 4 pixels]" in repr(show_words(values, tokenizer))
 
 
 def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path, llava: Family) -> None:

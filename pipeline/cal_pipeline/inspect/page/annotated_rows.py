@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import lru_cache
@@ -15,6 +15,7 @@ import pandas as pd
 from cal_pipeline.inspect.page.shaded_words import ShadedWords, shown_values
 from cal_pipeline.inspect.page.shading import Shading
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.samples import stored_images
 from cal_pipeline.inspect.tables.token_text import (
     Pieces,
     Reference,
@@ -29,6 +30,8 @@ from cal_schemas.weighting import check_weighting
 
 _MEASURED_WITH = "cal.measured_with"
 """In a frame's `attrs`: `Reference` and where image paths start, as plain values, which Parquet keeps, too."""
+_STORED_IN = "cal.stored_in"
+"""The shards, where they are local and hold images: a frame leaves those out, and a row that is shown reads its own."""
 
 
 class AnnotatedRow(pd.Series):
@@ -65,9 +68,11 @@ class AnnotatedFrame(pd.DataFrame):
     def __finalize__(self, other: Any, method: str | None = None, **kwargs: Any) -> Self:
         """As pandas, but what is joined to tokens need not know what measured these: nothing else may say so."""
         super().__finalize__(other, method, **kwargs)  # type: ignore[misc] # The stubs leave it out.
-        known = [item.attrs.get(_MEASURED_WITH) for item in getattr(other, "input_objs", ()) if _holds_tokens(item)]
-        if known and known[0] is not None and known.count(known[0]) == len(known):
-            self.attrs[_MEASURED_WITH] = deepcopy(known[0])
+        holders = [item for item in getattr(other, "input_objs", ()) if _holds_tokens(item)]
+        for name in (_MEASURED_WITH, _STORED_IN):
+            known = [item.attrs.get(name) for item in holders]
+            if known and known[0] is not None and known.count(known[0]) == len(known):
+                self.attrs[name] = deepcopy(known[0])
         return self
 
 
@@ -81,6 +86,9 @@ def remember(frame: AnnotatedFrame, opened: AnnotatedDataset) -> None:
     folders = {item.source.image_folder for item in opened.metadata}
     folder = folders.pop() if len(folders) == 1 else None
     frame.attrs[_MEASURED_WITH] = {**asdict(Reference.of(opened)), "image_folder": folder}
+    files = [str(file.resolve()) for file in opened.files if isinstance(file, Path)]
+    if len(files) == len(opened.files) and any(item.carry in ("images", "embedded") for item in opened.metadata):
+        frame.attrs[_STORED_IN] = files
 
 
 def show_words(
@@ -102,7 +110,8 @@ def show_words(
         beta: the same.
         window: the same.
 
-    Images stand beside the words where the row has their bytes or their files are found. Raises ConfigError for what is
+    Images stand beside the words where the row has their bytes, a frame of `load_annotated` left them in local shards,
+    or their files are found. Raises ConfigError for what is
     no row of annotated shards, and as `token_frame`.
     """
     if not isinstance(sample, pd.Series | Mapping):
@@ -119,8 +128,20 @@ def show_words(
     pieces = pieces_of(attrs, tokenizer) if isinstance(ids, Sized) and len(ids) else None
     folder = attrs.get(_MEASURED_WITH, {}).get("image_folder")
     weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": "span"}
+    values |= _left_out(values, attrs)
     shown = shown_values(values, pieces, None if folder is None else location(folder), **weighting)
     return ShadedWords(shown, Shading(by=by, alpha=alpha, beta=beta))
+
+
+def _left_out(values: Mapping[str, Any], attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """The column `images` with the bytes that the row's frame left in its shards; nothing where they cannot be had."""
+    images, key = values.get("images"), values.get("sample_key")
+    left = isinstance(images, Iterable) and any(isinstance(item, Mapping) and "bytes" not in item for item in images)
+    try:
+        stored = stored_images([Path(file) for file in attrs.get(_STORED_IN, ())], str(key)) if left else None
+    except CalError:  # The place of the image says what reads it, and that says why it cannot be read.
+        stored = None
+    return {} if stored is None else {"images": stored}
 
 
 def pieces_of(attrs: Mapping[Any, Any], tokenizer: Any) -> Pieces:

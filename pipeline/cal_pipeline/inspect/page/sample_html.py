@@ -66,10 +66,10 @@ def _article(shown: ShownSample, shading: Shading, side_px: int) -> str:
     lines = [f"<h1>{html.escape(shown.sample_id)}</h1>"]
     for name, image in shown.images:
         if isinstance(image, str):
-            lines.append(f'<p class="about">{html.escape(name)}: {html.escape(image)}</p>')
+            lines.append(f'<p class="about">image {html.escape(name)}: {html.escape(image)}</p>')
         else:
             data = base64.b64encode(small_jpeg(image, side_px)).decode("ascii")
-            lines.append(f'<p><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
+            lines.append(f'<p><img alt="image {html.escape(name)}" src="data:image/jpeg;base64,{data}"></p>')
     if shown.missing:
         lines.append(f'<p class="about">{html.escape(shown.missing)}</p>')
     for turn in shown.turns:

@@ -70,7 +70,7 @@ def shown_values(
         error=_value(values, "error"),
         turns=turns_of(sample.messages, tokens),
         tokens=tokens,
-        images=[_image(image, image_folder) for image in (() if images is None else images)],
+        images=[_image(*item, image_folder) for item in enumerate(() if images is None else images)],
     )
 
 
@@ -80,12 +80,15 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
     return None if value is None or (isinstance(value, float) and value != value) else value
 
 
-def _image(image: Any, folder: Location | None) -> tuple[str, Image.Image | str]:
+def _image(number: int, image: Any, folder: Location | None) -> tuple[str, Image.Image | str]:
     """Of a path and bytes, as shards have them, or of what `datasets` makes of these."""
     if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "") or "image"), image.convert("RGB")
+        return str(getattr(image, "filename", "") or number), image.convert("RGB")
     reference = ImageRef(data=image.get("bytes"), path=image.get("path"))
     ((name, found),) = row_images([reference], folder)
-    if isinstance(found, str) and reference.data is None and folder is None:
-        return name, "left out of this frame; with `images` among its columns load_annotated reads it"
+    if isinstance(found, str) and "bytes" not in image and (folder is None or not reference.path):
+        return (
+            reference.path or str(number),
+            "left out of this frame; load_annotated(…, columns=[*frame.columns]) has it where the shards do",
+        )
     return name, found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from cal_pipeline.inspect.tables.answers import irregular_answers, said_by_answer
@@ -121,6 +122,20 @@ def read_row(place: Place) -> pa.Table:
     raise FormatError(f"{place.file} has no row {place.row}")
 
 
+def stored_images(files: Sequence[Location], key: str) -> list[dict[str, Any]] | None:
+    """Paths and bytes of the first row with this `sample_key`, which tells what its images are; None without one.
+
+    Reads keys until it is found, and one row group.
+    """
+    for file in files:
+        with open_shard(file) as shard:
+            row = pc.index(shard.read(columns=["sample_key"]).column(0), key).as_py()
+        if row >= 0:
+            images: list[dict[str, Any]] | None = read_row(Place(file=file, row=row, number=row))["images"][0].as_py()
+            return images
+    return None
+
+
 def table_of(rows: Sequence[NumberedRow]) -> pa.Table:
     """Rows with the messages that they were measured from, also where their files do not hold them."""
     return rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
@@ -155,9 +170,9 @@ def conversation(messages: Sequence[Turn], turns: np.ndarray) -> list[Utterance]
 
 
 def row_images(images: Sequence[ImageRef], folder: Location | None) -> Iterator[tuple[str, Image.Image | str]]:
-    """(name, image as RGB, or why there is none) of every image of a row."""
+    """(path or number, image as RGB, or why there is none) of every image of a row."""
     for number, image in enumerate(images):
-        name = image.path or f"image {number} ({len(image.data or b''):,} bytes, no path)"
+        name = image.path or f"{number} ({len(image.data or b''):,} bytes, no path)"
         try:
             yield name, decode_image(read_image_file(image, folder))
         except (ImageError, ShardError) as error:

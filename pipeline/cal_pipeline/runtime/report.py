@@ -153,7 +153,9 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
     if not report.shards and not report.failed and not report.aborted:
         bad = not_ok(report.statuses_before)
         rest = f"; of their rows {bad}" if bad else ""
-        console.print(f"nothing to do: all {report.shards_done_before} shards in {output_dir} are done{rest}")
+        done = report.shards_done_before
+        shards, are = ("the only shard", "is") if done == 1 else (f"all {done} shards", "are")
+        console.print(f"nothing to do: {shards} in {output_dir} {are} done{rest}")
         return
     table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
     for name in ("status", "rows", "share"):

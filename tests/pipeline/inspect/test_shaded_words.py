@@ -160,8 +160,12 @@ def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path,
     for sample in (values, series):
         with pytest.raises(ConfigError, match="Give tokenizer= with the directory of the reference"):
             show_words(sample)
-    with pytest.raises(ConfigError, match=r"frame\.loc\[0\], and got a DataFrame"):
-        show_words(pd.read_parquet(files[0]))  # type: ignore[arg-type]
+    for wrong, name in ((pd.read_parquet(files[0]), "DataFrame"), (own.to_frame(), "AnnotatedFrame"), (3, "int")):
+        with pytest.raises(ConfigError, match=rf"frame\.loc\[0\], not what is of type {name}$"):
+            show_words(wrong)  # type: ignore[arg-type]
+    for name, value in (("alpha", "1"), ("window", "3")):
+        with pytest.raises(ConfigError, match=f"{name} must be a .*number.* got {value!r}"):
+            show_words(values, llava.directory, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"lacks \['label_ids'"):
         show_words({"sample_id": "a"})
     with pytest.raises(ConfigError, match="by is 'delta' or 'weight', got 'loss'"):

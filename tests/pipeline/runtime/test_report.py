@@ -79,6 +79,8 @@ def test_nothing_to_do_names_them_too(capsys: pytest.CaptureFixture[str]) -> Non
     )
     print_report(report(None, {"ok": 6}), "out", None)
     assert capsys.readouterr().out == "nothing to do: all 2 shards in out are done\n"
+    print_report(report(None, {"ok": 3}, shards_done_before=1), "out", None)
+    assert capsys.readouterr().out == "nothing to do: the only shard in out is done\n"
 
 
 def test_rows_with_a_note_are_counted_and_the_first_is_quoted() -> None:

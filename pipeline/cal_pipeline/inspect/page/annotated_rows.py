@@ -115,7 +115,9 @@ def show_words(
     no row of annotated shards, and as `token_frame`.
     """
     if not isinstance(sample, pd.Series | Mapping):
-        raise ConfigError(f"show_words takes one row, such as frame.loc[0], and got a {type(sample).__name__}")
+        raise ConfigError(
+            f"show_words takes one row, such as frame.loc[0], not what is of type {type(sample).__name__}"
+        )
     if by not in ("delta", "weight"):
         raise ConfigError(f"by is 'delta' or 'weight', got {by!r}")
     values = {str(name): value for name, value in sample.items()}

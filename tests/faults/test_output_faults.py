@@ -88,7 +88,8 @@ def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(tmp_path
     write_parquet(data / "s01.parquet", count=5)
     code, said = refused(job)
     assert code == 2
-    assert "s01.parquet has changed since s01.parquet was written (num_rows was 4, is 5; size was " in said
+    assert f"{data}/s01.parquet has changed since the shard {tmp_path}/out/s01.parquet was measured from it " in said
+    assert "(num_rows was 4, is 5; size was " in said
     (data / "s01.parquet").unlink()
     code, said = refused(job)
     assert code == 2
@@ -111,7 +112,8 @@ def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(tmp_path: Pa
     data.write_text(line * 9)
     code, said = refused(job, "--rows_per_shard", "3")
     assert code == 2
-    assert "rows.jsonl has changed since rows-r000000000-000000003.parquet was written (size was " in said
+    assert "rows.jsonl has changed since the shard " in said
+    assert "rows-r000000000-000000003.parquet was measured from it (size was " in said
     assert job.contents() == before
 
 

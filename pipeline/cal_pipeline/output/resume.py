@@ -130,7 +130,7 @@ def _check(
             f"{metadata.source.uri}): was the source renamed, or split by another --rows_per_shard or --limit? "
             f"Otherwise {_ANOTHER}"
         )
-    _check_source(path.name, metadata, shard)
+    _check_source(path, metadata, shard)
     if footer.num_rows != shard.num_rows:
         raise ConfigError(
             f"{path} has {footer.num_rows} rows, and its source gives {shard.num_rows}: rows were taken out, or put "
@@ -139,11 +139,11 @@ def _check(
     _check_columns(path, footer, metadata, schema, carry)
 
 
-def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
+def _check_source(path: Location, metadata: ShardMetadata, shard: Shard) -> None:
     drawn = [(source.sample_fraction, source.sample_seed) for source in (metadata.source, shard.source)]
     if drawn[0] != drawn[1]:
         raise ConfigError(
-            f"{name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
+            f"{path.name} holds a share of {drawn[0][0]:g} of its rows (seed {drawn[0][1]}), this run would measure "
             f"{drawn[1][0]:g} (seed {drawn[1][1]}): a subset (--sample) needs an --output_dir of its own"
         )
     was, now = metadata.source, shard.source
@@ -159,7 +159,7 @@ def _check_source(name: str, metadata: ShardMetadata, shard: Shard) -> None:
             )
         if was.revision != now.revision and was.revision:
             ways_out += f", or go on with the commit that it was measured at: @{was.revision} after the data set's name"
-        raise ConfigError(f"{now.uri} has changed since {name} was written ({listed}): {ways_out}")
+        raise ConfigError(f"{now.uri} has changed since the shard {path} was measured from it ({listed}): {ways_out}")
 
 
 def _check_columns(

@@ -151,7 +151,7 @@ def test_a_changed_source_is_refused_with_both_values(
     with pytest.raises(ConfigError) as error:
         compare(store, [now])
     assert str(error.value).startswith(
-        f"{plan[0].source.uri} has changed since {plan[0].name}.parquet was written "
+        f"{plan[0].source.uri} has changed since the shard {store.path(plan[0].name)} was measured from it "
         f"({field} was {getattr(plan[0].source, field)}, is {value}): remove that shard to measure it again"
     )
 

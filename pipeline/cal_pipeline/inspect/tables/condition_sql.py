@@ -158,8 +158,8 @@ class Writer:
         part = self._condition(node["children"][0])
         if part.nullable:
             raise ConfigError(
-                "NOT does not take rows without a value, as it did before: write (...) IS NOT TRUE, which does, or "
-                "(...) IS FALSE"
+                "NOT is only for what has a value in every row, and this may lack one: write (...) IS NOT TRUE, which "
+                "takes rows without a value, or (...) IS FALSE, which does not"
             )
         return predicate(f"(NOT {part.sql})", part)
 
@@ -193,7 +193,8 @@ class Writer:
             raise ConfigError(_COMPARED_TWICE)
         if operation == "<>" and self._python_unequal and (one.nullable or other.nullable):
             raise ConfigError(
-                "!= does not take rows without a value, as it did before: write IS DISTINCT FROM, which does, or <>"
+                "!= is only for what has a value in every row, and this may lack one: write IS DISTINCT FROM, which "
+                "takes rows without a value, or <>, which does not"
             )
         sql = self._compared(operation, one, other)
         return predicate(sql) if "DISTINCT" in operation else predicate(sql, one, other)

@@ -24,7 +24,7 @@ _OLD_SPELLINGS = {
     r"--|/\*|#": "no comments; a minus before a minus stands in parentheses",
     r"&": "write AND",
     r"(?<!\|)\|(?!\|)": "write OR",
-    r"(?<!!)~": "write NOT",
+    r"(?<!!)~": "write (...) IS NOT TRUE, which takes rows without a value, or (...) IS FALSE, which does not",
     r"%": "write mod(a, b), whose sign is that of a",
     r"\bisnull\s*\(": "write x IS NULL",
     r"\bstartswith\s*\(": "write starts_with(x, 'text')",

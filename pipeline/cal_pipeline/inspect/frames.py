@@ -10,7 +10,7 @@ R rows, N supervised tokens of all of them. docs/inspecting.md has every column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_pat
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.weighting import Pool
 
 __all__ = ["AnnotatedFrame", "AnnotatedRow", "load_annotated", "sample_frame", "show_words", "token_frame"]
@@ -51,6 +52,15 @@ def load_annotated(
     NaN where undefined. Only rows that pass the filter are ever held, so a filter bounds memory. Raises ConfigError for
     unknown columns, naming those there are, and FormatError for what is no annotated shard.
     """
+    if isinstance(path, pd.DataFrame) or not isinstance(path, str | Path | ObjectPath | Iterable):
+        raise ConfigError(
+            f'load_annotated takes a path, such as "annotated/", not what is of type {type(path).__name__}'
+        )
+    if not isinstance(filter, str | pc.Expression | None):
+        raise ConfigError(
+            f"filter= takes a condition, such as 'mean_delta < 0.2', or a pyarrow.compute expression, not what is of "
+            f"type {type(filter).__name__}; a mask takes rows of what is loaded: frame[mask]"
+        )
     opened = open_paths(path)
     names = opened.schema.names
     if unknown := [name for name in columns or () if name not in names]:
@@ -91,7 +101,7 @@ def sample_frame(
     it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
     `source_NAME`. Raises ConfigError for bounds, a window or a pool that make no sense.
     """
-    flat = FlatTokens.of(frame)
+    flat = _tokens_of(frame)
     turns = flat.turns(irregular_answers(frame))
     values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
     listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
@@ -100,6 +110,14 @@ def sample_frame(
     if "images" in frame:
         own["images"] = [0 if images is None else len(images) for images in frame["images"]]
     return pd.DataFrame(own).assign(**values)  # A plain frame: its rows have no words to show.
+
+
+def _tokens_of(frame: pd.DataFrame) -> FlatTokens:
+    if not isinstance(frame, pd.DataFrame):
+        raise ConfigError(
+            f"a pandas DataFrame is needed, such as frame.loc[[0]], not what is of type {type(frame).__name__}"
+        )
+    return FlatTokens.of(frame)
 
 
 def _is_nested(column: pd.Series) -> bool:
@@ -137,8 +155,8 @@ def token_frame(
     make no sense, for a tokenizer whose digest is not that of the measurement, which a frame of `load_annotated` knows
     (`attrs`) and `pandas.read_parquet` does not, and where no tokenizer is given or found.
     """
+    flat = _tokens_of(frame)
     pieces = pieces_of(frame.attrs, tokenizer)
-    flat = FlatTokens.of(frame)
     codes, texts = pieces.texts(flat.label_ids)
     columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}
     if "sample_id" in frame:

@@ -293,6 +293,27 @@ def test_frames_that_are_none_are_refused(directories: Directories) -> None:
         sample_frame(frame_of(([1, 2], [0.5])))
 
 
+def test_what_is_no_frame_path_or_filter_is_refused_by_its_type(directories: Directories) -> None:
+    frame: Any = load_annotated(directories.normal)
+    for use in (token_frame, sample_frame):
+        for part in (frame.loc[0], frame["delta_logits"]):
+            with pytest.raises(
+                ConfigError, match=r"^a pandas DataFrame is needed, such as frame.loc.* type AnnotatedRow$"
+            ):
+                use(part)
+    assert len(sample_frame(frame.loc[[0]])) == 1
+    samples: Any = sample_frame(frame)
+    with pytest.raises(ConfigError, match="lacks the columns"):  # Before a tokenizer is asked for.
+        token_frame(samples)
+    for path, kind in ((frame, "AnnotatedFrame"), (None, "NoneType")):
+        with pytest.raises(
+            ConfigError, match=f'^load_annotated takes a path, such as "annotated/", not .* type {kind}$'
+        ):
+            load_annotated(path)
+    with pytest.raises(ConfigError, match=r"^filter= takes a condition, .* type Series; a mask .*: frame\[mask\]$"):
+        load_annotated(directories.normal, filter=samples["mean_delta"] < 1)
+
+
 def test_an_answer_that_only_calls_a_tool_is_counted() -> None:
     said = [("user", "?", {}), ("assistant", "", {"tool_calls": [{"function": {"name": "look"}}]}), ("tool", "42", {}),
             ("assistant", "A cat.", {})]  # fmt: skip

@@ -19,7 +19,7 @@ from tiny_data import write_llava_json
 from trained import command
 
 NAMES = ["gzip::x/y", "-a b%20#?[x]*", "new\nline"]
-MORE_NAMES = ["run::1", "~", "hf:", "zürich"]
+MORE_NAMES = ["run::1", "~", "memory:", "zürich"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.full) for name in MORE_NAMES)])

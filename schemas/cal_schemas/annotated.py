@@ -1,9 +1,9 @@
 """Defines the annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
 
-Schema and codec of rows live here and nowhere else, footer and version of the format in metadata.py, encodings and row
-groups in writer.py; docs/data-format.md is the same contract in prose. `delta_logits[i]` belongs to supervised token
-`label_ids[i]` and was predicted from what precedes that token. A null element is a delta that is undefined; NaN and
-infinity never reach a file.
+Schema and codec of rows live here and nowhere else, what `datasets` makes of them in features.py, footer and version of
+the format in metadata.py, encodings and row groups in writer.py; docs/data-format.md is the same contract in prose.
+`delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from what precedes that token. A null
+element is a delta that is undefined; NaN and infinity never reach a file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError
+from cal_schemas.features import with_features
 from cal_schemas.metadata import Carry
 from cal_schemas.sample import ImageRef, Sample, Turn
 
@@ -33,8 +34,6 @@ REQUIRED_TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
     "label_positions": np.int32,
     "delta_logits": np.float32,
 }
-HUGGINGFACE = b"huggingface"
-"""Key under which `datasets` keeps what its features say beyond Arrow's types, in a schema's metadata."""
 TOKEN_COLUMNS = {
     **REQUIRED_TOKEN_COLUMNS,
     **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
@@ -77,48 +76,6 @@ def annotated_schema(
     if clashes := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ConfigError(f"the source's columns {clashes} clash with the output's even after the source_ prefix")
     return with_features(schema, carry)
-
-
-def with_features(schema: pa.Schema, carry: Carry) -> pa.Schema:
-    """The schema, saying in its metadata what `datasets` is to make of its columns.
-
-    `images` are images where shards hold their bytes: what is only a path, relative to some folder, cannot be opened
-    from there. Carried columns are what their source said (`feature_of`). What the schema says already stays.
-    """
-    features = {field.name: json.loads(field.metadata[HUGGINGFACE])
-                for field in schema if field.metadata and HUGGINGFACE in field.metadata}  # fmt: skip
-    if carry in ("images", "embedded"):
-        # `Sequence`: versions of `datasets` before 4 know no `List`, and all since then read it as one.
-        features["images"] = {"feature": {"_type": "Image"}, "_type": "Sequence"}
-    stated = feature_text({**features, **features_of(schema)})
-    fields = [field.remove_metadata() if field.name in features else field for field in _may_be_null(schema)]
-    return pa.schema(fields, {**(schema.metadata or {}), HUGGINGFACE: stated})
-
-
-def feature_text(features: Mapping[str, Any]) -> bytes:
-    """Features by column as `datasets` writes them into a schema's metadata."""
-    return json.dumps({"info": {"features": features}}).encode()
-
-
-def features_of(schema: pa.Schema) -> dict[str, Any]:
-    """Feature of each column, as `datasets` wrote them into a schema's metadata; none where it did not."""
-    try:
-        features = json.loads((schema.metadata or {})[HUGGINGFACE])["info"]["features"]
-        return {name: value for name, value in features.items() if name in schema.names}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return {}
-
-
-def comparable(schema: pa.Schema) -> pa.Schema:
-    """The schema without metadata, for comparing: equal whenever shards belong together.
-
-    Older versions declared that `images` may not be null, which changes nothing: they are never.
-    """
-    return pa.schema(_may_be_null(schema))
-
-
-def _may_be_null(schema: pa.Schema) -> list[pa.Field]:
-    return [field.with_nullable(True) if field.name == "images" else field for field in schema]
 
 
 RESERVED_COLUMNS = frozenset(

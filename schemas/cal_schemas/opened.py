@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cal_schemas.annotated import comparable
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, IncompleteError, SeveralReferencesError
+from cal_schemas.features import comparable
 from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below

@@ -28,7 +28,8 @@ from cal_pipeline.inspect.frames import load_annotated
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import read_samples
-from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema, comparable
+from cal_schemas.annotated import AnnotatedRow, MeasuredSample, annotated_schema
+from cal_schemas.features import comparable
 from cal_schemas.metadata import Carry, ShardMetadata
 from cal_schemas.opened import open_annotated
 from cal_schemas.sample import ImageRef, sample_key

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, comparable, rows_from_batch
+from cal_schemas.annotated import AnnotatedRow, rows_from_batch
 from cal_schemas.errors import ConfigError
+from cal_schemas.features import comparable
 from cal_schemas.metadata import (
     ShardMetadata,
     read_annotated_footer,

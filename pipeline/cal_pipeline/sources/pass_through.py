@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import HUGGINGFACE
 from cal_schemas.errors import ConfigError
+from cal_schemas.features import HUGGINGFACE
 from cal_schemas.storage.locations import location
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from cal_pipeline.sources.pairs import PAIRS
 from cal_pipeline.sources.rows import sample_from_values
 from cal_pipeline.sources.turns import OTHER_MEDIA
 from cal_pipeline.sources.values import IMAGE_KEYS
-from cal_schemas.annotated import HUGGINGFACE, RESERVED_COLUMNS, features_of
+from cal_schemas.annotated import RESERVED_COLUMNS
 from cal_schemas.errors import ConfigError, ShardError
+from cal_schemas.features import HUGGINGFACE, features_of
 from cal_schemas.sample import Sample
 from cal_schemas.storage.locations import Location
 

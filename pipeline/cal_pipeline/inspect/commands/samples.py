@@ -27,8 +27,8 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
-from cal_schemas.annotated import HUGGINGFACE, feature_text, features_of
 from cal_schemas.errors import ConfigError
+from cal_schemas.features import HUGGINGFACE, feature_text, features_of
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import lies_in
 

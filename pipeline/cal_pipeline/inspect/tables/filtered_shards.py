@@ -18,8 +18,8 @@ from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.tables.conditions import RowTest
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.output.run_reports import FILTER_NAME, reported_model
-from cal_schemas.annotated import with_features
 from cal_schemas.errors import ConfigError, StoreError
+from cal_schemas.features import with_features
 from cal_schemas.metadata import read_shard_metadata, with_filter
 from cal_schemas.opened import AnnotatedDataset, annotated_files
 from cal_schemas.storage.locations import Location, lies_in, read_footer

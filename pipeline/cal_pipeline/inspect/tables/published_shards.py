@@ -18,8 +18,8 @@ from cal_pipeline.inspect.tables.filtered_shards import final_names
 from cal_pipeline.inspect.tables.private_text import PrivateText, holds_bytes, without_images
 from cal_pipeline.output.verify_shard import check_shard
 from cal_pipeline.sources.images import read_image_file
-from cal_schemas.annotated import HUGGINGFACE, feature_text, features_of, with_features
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError
+from cal_schemas.features import HUGGINGFACE, feature_text, features_of, with_features
 from cal_schemas.metadata import Carry, ShardMetadata, read_shard_metadata
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef

@@ -41,6 +41,13 @@ def break_image(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+def busy_at_last_beat(job: Job) -> set[int]:
+    """Process ids of the workers that the driver last said to have a shard."""
+    (path,) = (job.output / ".cal").glob("driver-*[0-9a-f].json")
+    workers = json.loads(path.read_text())["workers"]
+    return {int(re.findall(r", pid (\d+),", worker["where"])[0]) for worker in workers if worker["state"] == "busy"}
+
+
 @pytest.mark.full
 def test_status_and_metrics_tell_a_run_as_it_goes_and_after_sigkill(tmp_path: Path) -> None:
     model = build_faulty_llava(tmp_path / "model", seconds_per_pass=0.25, lengths={"kill": [200, 10**6]})
@@ -62,6 +69,10 @@ def test_status_and_metrics_tell_a_run_as_it_goes_and_after_sigkill(tmp_path: Pa
 
     job.wait_for(process, told, "a heartbeat tells of a shard that failed and of a row that is not ok")
     with frozen(process, job) as busy:
+        # Workers stood still after the last heartbeat: the next one is of them.
+        job.wait_for(
+            process, lambda: busy_at_last_beat(job) & set(busy), "a heartbeat tells of a worker that stands still"
+        )
         now = json.loads(status("--status", job.output, "--json"))
         (driver,) = now["drivers"]
         assert (now["shards_planned"], now["shards_done"]) == (48, len(job.done()))

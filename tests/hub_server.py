@@ -15,16 +15,17 @@ import hashlib
 import json
 import re
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+
+from loopback import LoopbackServer
 
 READER, WRITER = (f"hf_{who}OfTheTestsThatNobodyMayEverSee" for who in ("reader", "writer"))
 """Tokens that the server knows: both see private repositories, and gated ones where `granted` holds them."""
@@ -59,7 +60,7 @@ class Repo:
     messages: list[str] = field(default_factory=list)
 
 
-class HubServer:
+class HubServer(LoopbackServer):
     """Serves `repos`; each request takes the next fault of the queue, if there is one.
 
     Faults: `drop` (closed before an answer), `cut` (half of the answer's body), `slow` (the answer takes 3 s), `hang`
@@ -83,25 +84,7 @@ class HubServer:
         class Handler(_Handler):
             hub = server
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # A client that hung up is what some tests are about.
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.port = self._server.server_address[1]
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
     def environment(self, **more: str) -> dict[str, str]:
         """For a process that is to talk to it: nothing of the machine's own tokens and settings counts."""

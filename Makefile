@@ -48,11 +48,11 @@ $(VOCABULARIES): | $(STAMP)
 
 install: $(STAMP) $(TORCHVISION) $(REPORTERS)  ## create .venv with everything, once
 
-demo: $(STAMP)  ## the main job on a small generated world, about 5 minutes on 2 cores
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/demo.py --output_dir demo
+demo: $(STAMP)  ## the main job on a small generated world, about 3 minutes on 2 cores
+	$(BIN)/python examples/shapes/demo.py --output_dir demo
 
 demo-qwen: $(STAMP) $(TORCHVISION)  ## its way with a tiny Qwen2.5-VL and that family's own processor, under 2 minutes
-	PYTHONPATH=tests/torchvision_for_tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/shapes/qwen.py --output_dir demo-qwen
+	PYTHONPATH=tests/torchvision_for_tests $(BIN)/python examples/shapes/qwen.py --output_dir demo-qwen
 
 test: $(STAMP) $(TORCHVISION)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'

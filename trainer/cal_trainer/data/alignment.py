@@ -123,6 +123,16 @@ class EncodesRows:
     _encode: RowEncoder
 
     @property
+    def encoder(self) -> Encoder:
+        """Of the model to be trained, under the measurement's date."""
+        return self._encode.encoder
+
+    @property
+    def has_deltas(self) -> bool:
+        """False where nobody measured the rows, or their deltas are left aside."""
+        return self._encode.has_deltas
+
+    @property
     def blank(self) -> Example:
         """The dummy example, at index DUMMY: trains nothing."""
         return self._encode.dummy
@@ -161,7 +171,8 @@ class RowEncoder:
         num_embeddings: int | None = None,
     ) -> None:
         encoder = encoder if spec is None else encoder.dated(spec.label.date)
-        self._encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
+        self.encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
+        self.has_deltas = spec is not None and use_deltas
         self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
         self._same_inputs = spec is not None and use_deltas and check_measurement(spec, encoder, where)
         dummy = dummy_sample(encoder)
@@ -173,7 +184,7 @@ class RowEncoder:
         """Gives an encoder whose examples also hold what a second pass under `contrast` needs of their images."""
         twin = copy.copy(self)
         twin._contrast = contrast
-        twin.dummy = replace(self.dummy, encoded=dummy_sample(self._encoder, contrast))
+        twin.dummy = replace(self.dummy, encoded=dummy_sample(self.encoder, contrast))
         return twin
 
     def __call__(self, row: Mapping[str, Any], image_folder: Location | None) -> Example:
@@ -190,9 +201,9 @@ class RowEncoder:
             )
         key = row["sample_key"] if self._contrast.perturbs else ""
         try:
-            self._encoder.check(sample)
+            self.encoder.check(sample)
             images = decode_images(read_images(sample.images, image_folder), self._max_image_pixels)
-            encoded = encode_with_contrast(self._encoder, self._contrast, sample, images, key)
+            encoded = encode_with_contrast(self.encoder, self._contrast, sample, images, key)
         except (SampleError, ShardError) as error:
             only_here = isinstance(error, TooLongError) and not self._same_inputs
             only_here |= isinstance(error, ContrastError)

@@ -11,14 +11,21 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import annotated_schema
+from cal_schemas.annotated import ExtraColumn, annotated_schema
 from cal_schemas.metadata import Carry
 from examples_of import measurement_spec
 from tiny_data import MAX_IMAGE_PIXELS
 
 
 def annotate(
-    output: Path, shards: Sequence[Shard], encoder: Encoder, model: Any, *, carry: Carry = "images", **spec: Any
+    output: Path,
+    shards: Sequence[Shard],
+    encoder: Encoder,
+    model: Any,
+    *,
+    carry: Carry = "images",
+    extra_columns: tuple[ExtraColumn, ...] = (),
+    **spec: Any,
 ) -> Path:
     """Measures the shards with this encoder and model; the files' spec is the encoder's own."""
     store = LocalStore(output_dir=output)
@@ -33,8 +40,9 @@ def annotate(
             options=AnnotateOptions(
                 tokens_per_batch=512,
                 max_image_pixels=MAX_IMAGE_PIXELS,
-                schema=annotated_schema(carry=carry),
+                schema=annotated_schema(carry=carry, extra_columns=extra_columns),
                 carry=carry,
+                extra_columns=extra_columns,
             ),
         )
     return output

@@ -234,7 +234,7 @@ def test_what_trl_would_do_to_rows_or_loss_is_refused(
 def test_parts_of_trl_that_are_replaced_are_refused(
     llava: Family, examples: AnnotatedExamples, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: CalSFTTrainer has its own"):
+    with pytest.raises(ConfigError, match=f"{name}: this trainer has its own"):
         CalSFTTrainer(
             "nowhere", config(tmp_path), train_dataset=examples, weighting=Weighting(), **{name: lambda *_: None}
         )
@@ -246,7 +246,7 @@ def test_other_data_and_arguments_are_refused_by_their_type(
     streamed = StreamedExamples(annotated, llava.encoder)
     with pytest.raises(ConfigError, match=r"train_dataset is StreamedExamples.*sampler of cal-train"):
         trainer_of(llava, streamed, tmp_path)
-    with pytest.raises(ConfigError, match="args is NoneType"):
+    with pytest.raises(ConfigError, match="args is NoneType: give SFTConfig"):
         CalSFTTrainer("nowhere", None, train_dataset=examples, weighting=Weighting())
     with pytest.raises(ConfigError, match="not the processor of the examples' Encoder"):
         CalSFTTrainer(

@@ -23,6 +23,7 @@ from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.factory import validate_rows
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
+from cal_trainer.integrations.trl_settings import BATCHES, ENCODED, ONE_ROW, validate_settings
 from cal_trainer.objective.delta_source import CachedDeltas
 from cal_trainer.objective.loss import known_denominator, normalized
 from cal_trainer.objective.same_network import keep_norms_still
@@ -30,32 +31,25 @@ from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import Weighting
 from cal_trainer.run.self_check import validate_batch_sizes
 
-MappedExamples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples
+MappedRows: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples
 
-_ENCODED = "rows are encoded as they were measured, by the Encoder"
-_SUPERVISED = "the supervised tokens are those that were measured"
-_ONE_ROW = "weights belong to the tokens of one row, and a row stays a sequence of its own"
+_SUPERVISED: Final = "the supervised tokens are those that were measured"
 _OBEYED: Final[dict[str, tuple[object, str]]] = {
-    "packing": (False, _ONE_ROW),
-    "eval_packing": (None, _ONE_ROW),
-    "padding_free": (False, _ONE_ROW),
-    "pad_to_multiple_of": (None, "batches are padded to their longest row"),
+    **BATCHES,
+    "packing": (False, ONE_ROW),
+    "eval_packing": (None, ONE_ROW),
     "assistant_only_loss": (False, _SUPERVISED),
     "completion_only_loss": (None, _SUPERVISED),
-    "dataset_text_field": ("text", _ENCODED),
-    "dataset_kwargs": (None, _ENCODED),
-    "dataset_num_proc": (None, _ENCODED),
+    "dataset_text_field": ("text", ENCODED),
+    "dataset_kwargs": (None, ENCODED),
     "shuffle_dataset": (False, "the sampler shuffles in every epoch"),
-    "truncation_mode": ("keep_start", _ENCODED),
-    "chat_template_path": (None, f"{_ENCODED}: its processor has the template"),
-    "eos_token": (None, f"{_ENCODED}: its processor has the tokenizer"),
-    "pad_token": (None, f"{_ENCODED}: its processor has the tokenizer"),
+    "chat_template_path": (None, f"{ENCODED}: its processor has the template"),
+    "eos_token": (None, f"{ENCODED}: its processor has the tokenizer"),
     "loss_type": ("nll", "the weights are the deltas' alone"),
     "label_smoothing_factor": (0.0, "the weighted loss has no smoothing"),
-    "use_liger_kernel": (False, "TRL gives it up; model_init_kwargs={'use_kernels': True} is its way"),
     "average_tokens_across_devices": (True, "a step is divided once, by what all processes weigh"),
 }
-"""Fields of SFTConfig that would do nothing, or something else, with the one value that holds here and the reason."""
+"""Fields of SFTConfig, each with the one value that holds here and the reason."""
 _REPLACED: Final = ("data_collator", "formatting_func", "compute_loss_func")
 
 
@@ -66,7 +60,7 @@ class RowCollator:
     Numbers become examples here, so in the loader's workers, aligned with their measurement one by one.
     """
 
-    examples: MappedExamples
+    examples: MappedRows
     collate: ExampleCollator
 
     def __call__(self, rows: Sequence[dict[str, Any] | Example]) -> dict[str, Any]:
@@ -99,18 +93,19 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
         model: Any,
         args: SFTConfig,
         *,
-        train_dataset: MappedExamples,
+        train_dataset: MappedRows,
         weighting: Weighting,
         eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(train_dataset, MappedExamples):
+        if not isinstance(train_dataset, MappedRows):
             raise ConfigError(
                 f"train_dataset is {type(train_dataset).__name__}: CalSFTTrainer takes AnnotatedExamples or "
                 "SidecarExamples, which know their weights (StreamedExamples need the sampler of cal-train)"
             )
         encoder = train_dataset.encoder
-        _validate(args, kwargs, max_length=encoder.max_length)
+        replaced = {name: kwargs.get(name) for name in _REPLACED}
+        validate_settings(args, SFTConfig, _OBEYED, replaced, max_length=encoder.max_length)
         if kwargs.setdefault("processing_class", encoder.processor) is not encoder.processor:
             raise ConfigError("processing_class is not the processor of the examples' Encoder, which decides the "
                               "tokens: leave it out")  # fmt: skip
@@ -202,24 +197,3 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
             logs |= self._step_metrics.take(self._over_ranks)
             logs["unusable_rows"] += next(logged, 0.0)
         super().log(logs, *args, **kwargs)
-
-
-def _validate(args: Any, kwargs: dict[str, Any], *, max_length: int) -> None:
-    """ConfigError for what TRL would obey in its own data preparation and loss, and not here."""
-    if not isinstance(args, SFTConfig):
-        raise ConfigError(f"args is {type(args).__name__}: CalSFTTrainer takes an SFTConfig")
-    for name in _REPLACED:
-        if kwargs.get(name) is not None:
-            raise ConfigError(f"{name}: CalSFTTrainer has its own; leave it out")
-    for name, (value, reason) in _OBEYED.items():
-        if (found := getattr(args, name)) != value:
-            raise ConfigError(f"SFTConfig({name}={found!r}) has no effect here: {reason}; leave it at {value!r}")
-    if args.max_length not in (None, max_length):
-        raise ConfigError(
-            f"SFTConfig(max_length={args.max_length}) cuts nothing here: rows are encoded by an Encoder of max_length "
-            f"{max_length}; give SFTConfig(max_length=None), and the Encoder the length of the measurement"
-        )
-    dealing = args.accelerator_config
-    if dealing.split_batches or dealing.dispatch_batches:
-        raise ConfigError("SFTConfig(accelerator_config=…) with split_batches or dispatch_batches would cut batches "
-                          "whose images have no row of their own: leave them out")  # fmt: skip

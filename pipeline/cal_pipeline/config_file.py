@@ -24,13 +24,16 @@ _REPLACED = {
     "evaluation_strategy": "it is --eval_strategy now",
     "group_by_length": "use --group_by length",
     "no_cuda": "it is --use_cpu now",
+    "load_in_4bit": "use --quantization 4bit",
+    "load_in_8bit": "use --quantization 8bit",
+    **dict.fromkeys(("quantization_bit", "quant_bits"), "use --quantization 4bit or 8bit"),
     "overwrite_output_dir": "a run without --resume_from_checkpoint begins anew wherever it writes",
     **dict.fromkeys(
         ("split", "subset", "dataset_name", "dataset_config", "dataset_split"),
         "a data set of the Hub and its split are one name, org/name:split or org/name:configuration/split",
     ),
 }
-"""What does the work of flags that transformers 4, TRL and `load_dataset` have and scripts still give."""
+"""What does the work of flags that transformers 4, other trainers and `load_dataset` have and scripts still give."""
 
 
 class _Loader(yaml.BaseLoader):

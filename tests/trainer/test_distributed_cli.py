@@ -52,6 +52,7 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("streamed", "--streaming"),
         run("streamed_resumed", "--streaming", *go_on("streamed")),
         run("adapters", "--lora_r", 4),
+        run("quantised", "--lora_r", 4, "--quantization", "4bit"),
         run("sharded", "--fsdp"),
         run("sharded_resumed", "--fsdp", *go_on("sharded")),
         run("sharded_sgd", "--fsdp", "--optim", "sgd"),
@@ -70,6 +71,8 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert json.loads(written.read_text()) == [0] * len(runs), done.stderr[-6000:]
     assert cli.run(run("one", *held_out, "--per_device_train_batch_size", 4)) == 0
     assert cli.run(run("one_adapters", "--lora_r", 4, "--per_device_train_batch_size", 4)) == 0
+    quantised = ("--lora_r", 4, "--quantization", "4bit", "--per_device_train_batch_size", 4)
+    assert cli.run(run("one_quantised", *quantised)) == 0
     return top
 
 
@@ -107,8 +110,9 @@ def test_sharded_training_saves_the_model_that_one_process_trains(folder: Path) 
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_two_ranks_train_the_adapters_that_one_process_trains(folder: Path) -> None:
-    two, one = (load_file(folder / name / "adapter_model.safetensors") for name in ("adapters", "one_adapters"))
+@pytest.mark.parametrize("what", ["adapters", "quantised"])
+def test_two_ranks_train_the_adapters_that_one_process_trains(folder: Path, what: str) -> None:
+    two, one = (load_file(folder / name / "adapter_model.safetensors") for name in (what, f"one_{what}"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 

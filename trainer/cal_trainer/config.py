@@ -11,7 +11,7 @@ from cal_pipeline.config_file import INFINITE
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, own_fields_first
+from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, Quantization, own_fields_first
 from cal_schemas.weighting import Pool
 
 Source = Literal["cached", "online", "uniform"]
@@ -57,6 +57,7 @@ class TrainConfig(EncodingFlags):
     model_name_or_path: str | None = flag(None, "model to train: a directory or a hub id", "model")
     dtype: Dtype = flag("float32", "of the weights; --bf16 autocasts on top of it", "model")
     attn_implementation: str = flag("sdpa", "attention, as in transformers")
+    quantization: Quantization = flag("none", "of what LoRA adapters train on", "model")
     revision: str | None = flag(None, "revision of the model on the hub", "model")
     trust_remote_code: bool = flag(False, "run code that comes with the model")
     log_format: LogFormat = flag("text", "of standard error: lines for people, or JSON objects, one a line")
@@ -150,6 +151,11 @@ class TrainConfig(EncodingFlags):
         for name in ("lora_alpha", "lora_dropout"):
             if getattr(self, name) and not self.lora_r:
                 raise ConfigError(f"--{name} is of LoRA adapters: give --lora_r too")
+        if self.quantization != "none" and not self.lora_r:
+            raise ConfigError(
+                f"--quantization {self.quantization}: quantised weights cannot train, adapters on top of them can: "
+                "give --lora_r (16, say), or leave --quantization out"
+            )
         if self.shuffle_rows != DEFAULT_SHUFFLE_ROWS and not self.streaming:
             raise ConfigError("--shuffle_rows is of --streaming; mapped data is shuffled as a whole")
         for name in (item.name for item in fields(ContrastFlags)):

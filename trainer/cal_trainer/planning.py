@@ -75,7 +75,8 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     directory = model_directory(
         str(config.model_name_or_path), config.revision, trust_remote_code=config.trust_remote_code
     )
-    encoder, num_embeddings, num_trainable = plan_model(config, arguments, directory, multipliers, resume)
+    model = plan_model(config, arguments, directory, multipliers, resume)
+    encoder = model.encoder
     validate_batch_sizes(encoder, arguments, evaluates=evaluates or config.drift_every > 0)
     reads = {
         "--model_name_or_path": [str(directory)],
@@ -88,7 +89,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     rows = RowOptions(
         use_deltas=config.delta_source == "cached",
         max_image_pixels=config.max_image_pixels,
-        num_embeddings=num_embeddings,
+        num_embeddings=model.num_embeddings,
     )
     examples = _training_examples(config, encoder, rows)
     spec: MeasurementSpec | None = getattr(examples, "spec", None)
@@ -110,7 +111,9 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         num_unmeasured=getattr(examples, "num_unmeasured", 0),
         skipped=examples.skipped,
         shards=examples.shards,
-        num_trainable=num_trainable,
+        num_trainable=model.num_trainable,
+        quantization=model.quantization,
+        unquantized=model.unquantized,
         spec=spec,
         contrast=_contrast(config),
         lr_multipliers=multipliers,

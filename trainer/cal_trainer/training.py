@@ -18,6 +18,7 @@ from cal_trainer.run.base_model import prepare_model
 from cal_trainer.run.last_step import saving_at_term
 from cal_trainer.run.logged_steps import LogSteps
 from cal_trainer.run.model_card import write_model_card
+from cal_trainer.run.quantized import compute_dtype
 from cal_trainer.run.self_check import SelfCheck
 from cal_trainer.run.start_line import StartLine
 from cal_trainer.trainer import CalTrainer
@@ -57,7 +58,10 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
         plan.facts.base,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
-        device_map=None,
+        device_map=None if config.quantization == "none" else str(arguments.device),
+        quantization=config.quantization,
+        compute_dtype=compute_dtype(config, arguments),
+        unquantized=plan.facts.unquantized,
         trust_remote_code=config.trust_remote_code,
     )
     trainer = CalTrainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -19,9 +19,9 @@ from cal_pipeline.models.processor_settings import with_settings
 from cal_pipeline.models.quantization import (
     accept_maps,
     check_quantization,
+    multiply_as_asked,
     quantization_config,
     resolve_quantization,
-    validate_packable,
 )
 from cal_pipeline.models.special_cases import REFUSED_MODELS
 from cal_schemas.choices import check_choice
@@ -198,15 +198,19 @@ def load_model(
     attn_implementation: str,
     device_map: str | None,
     quantization: Quantization = "none",
+    compute_dtype: Dtype | None = None,
+    unquantized: Sequence[str] = (),
     trust_remote_code: bool,
 ) -> Any:
     """The model of either program, from safetensors only; `device_map=None` leaves placing it to the trainer.
+
+    compute_dtype: of products with 4-bit weights; default `dtype`. unquantized: see `quantization_config`.
 
     Raises ConfigError when it cannot be had, lacks weights that would be left random, runs another attention than asked
     for, or has no output head.
     """
     resolve_quantization(quantization, load_config(Path(directory), trust_remote_code=trust_remote_code))
-    quantized = quantization_config(quantization, getattr(torch, dtype))
+    quantized = quantization_config(quantization, getattr(torch, compute_dtype or dtype), unquantized)
     model, info = _or_config_error(
         f"the model {directory}",
         lambda: AutoModelForImageTextToText.from_pretrained(
@@ -240,5 +244,5 @@ def load_model(
             "out of the quantisation (llm_int8_skip_modules)"
         )
     accept_maps(model)
-    validate_packable(model)
+    multiply_as_asked(model)
     return model

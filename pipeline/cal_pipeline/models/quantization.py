@@ -1,16 +1,17 @@
-"""Loads references in 8 or 4 bits, through transformers and bitsandbytes."""
+"""Loads models in 8 or 4 bits, through transformers and bitsandbytes."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
+from transformers.quantizers import HfQuantizer
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Quantization
@@ -56,22 +57,35 @@ def check_quantization(quantization: Quantization, device: str) -> None:
     supported = getattr(importlib.import_module("bitsandbytes"), "supported_torch_devices", {"cuda"})
     if device not in supported:
         raise ConfigError(
-            f"--quantization {quantization} cannot run on a {device} worker: this bitsandbytes has kernels for "
-            f"{', '.join(sorted(supported))} only; give --gpus_per_worker 1, or a newer bitsandbytes"
+            f"--quantization {quantization} cannot run on {device}: this bitsandbytes has kernels for "
+            f"{', '.join(sorted(supported))} only; use a GPU (cal-precompute: --gpus_per_worker 1), or a newer "
+            "bitsandbytes"
         )
 
 
-def quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(
+    quantization: Quantization, dtype: torch.dtype, unquantized: Sequence[str] = ()
+) -> BitsAndBytesConfig | None:
     """The argument of `from_pretrained`; None leaves the weights as they are.
 
-    The output head stays in `dtype` (transformers' default): label logits are read from its rows. 4 bits are NF4 with
-    products in `dtype`; 8 bits are LLM.int8 with products in float16.
+    4 bits are NF4 with products in `dtype`; 8 bits are LLM.int8 with products in float16.
+
+    unquantized: names of all modules that stay as they are; default `unquantized_by_default`.
     """
+    names = {"llm_int8_skip_modules": list(unquantized) or None}
     if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, **names)
     if quantization == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, **names)
     return None
+
+
+def unquantized_by_default(model: Any) -> list[str]:
+    """Names of the modules that transformers never quantises, the output head first of all.
+
+    Label logits are read from its rows.
+    """
+    return sorted(HfQuantizer.get_modules_to_not_convert(model))
 
 
 def accept_maps(model: Any) -> None:
@@ -84,20 +98,16 @@ def accept_maps(model: Any) -> None:
             module.forward = partial(_by_rows, module.forward)
 
 
-def validate_packable(model: Any) -> None:
-    """ConfigError for 4-bit layers that bitsandbytes cannot pack for a CPU with avx512_bf16: it would fail when called.
+def multiply_as_asked(model: Any) -> None:
+    """Lets 4-bit layers multiply in the dtype that was asked for, whatever the processor.
 
-    It packs 32 rows of blocks of 64 numbers.
+    In eval mode bitsandbytes packs them for a CPU with avx512_bf16, for good: it rounds the scales of the weights, and
+    multiplies in bfloat16 in every later pass, those of a training too, through which no gradient comes. Only layers of
+    32 rows by 64 columns can be packed, and batches of more than a few rows are slower so in bfloat16.
     """
-    for name, module in model.named_modules():
-        if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
-            continue
-        rows, columns = module.out_features, module.in_features
-        if getattr(module, "support_avx512bf16_for_cpu", False) and (rows % 32 or columns % 64):
-            raise ConfigError(
-                f"4 bits: layer {name} is {rows} x {columns}, and on this CPU (avx512_bf16) bitsandbytes packs "
-                "32 rows by 64 columns; use 8 bits, or a GPU"
-            )
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
 
 
 def _by_rows(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:

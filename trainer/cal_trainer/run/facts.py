@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ class RunFacts:
     """By flag: what the data is read from."""
     num_trainable: int
     """Parameters that train."""
+    quantization: str | None = None
+    """Of the weights under the adapters."""
+    unquantized: Sequence[str] = ()
+    """Modules that it leaves whole, where there are more than the head."""
     spec: MeasurementSpec | None = None
     """Of the data; None where nobody measured it."""
     contrast: ContrastSpec | None = None

@@ -14,7 +14,7 @@ from cal_schemas.spec import MeasurementSpec
 from cal_trainer.run.facts import RunFacts
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_PACKAGES: Final = ("cal-vlm", "torch", "transformers", "accelerate", "datasets", "peft")
+_PACKAGES: Final = ("cal-vlm", "torch", "transformers", "accelerate", "datasets", "peft", "bitsandbytes")
 _SOURCES: Final = {
     "cached": "cached: measured before training by the reference below",
     "online": "online: measured in every step with the weights in training",
@@ -63,6 +63,7 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
         "trained parts": ", ".join(flags["trainable"]),
         "trained parameters": f"{facts.num_trainable:,}",
         "LoRA": _lora(flags),
+        "base quantised to": _quantized(facts),
         "learning rate multipliers": ", ".join(f"{key} {value:g}" for key, value in facts.lr_multipliers.items()),
         **{name: flags[name] for name in _TRAINING},
         "steps taken": f"{steps[0]} of {steps[1]}: stopped early" if steps[0] < steps[1] else steps[0],
@@ -97,6 +98,11 @@ def _lora(flags: Mapping[str, Any]) -> str | None:
         return None
     alpha = 2 * flags["lora_r"] if flags["lora_alpha"] is None else flags["lora_alpha"]
     return f"r {flags['lora_r']}, alpha {alpha}, dropout {flags['lora_dropout']}"
+
+
+def _quantized(facts: RunFacts) -> str | None:
+    but = f", but {', '.join(facts.unquantized)}" if facts.unquantized else ""
+    return facts.quantization and f"{facts.quantization}{but}"
 
 
 def _measurement(spec: MeasurementSpec) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
     settings = {name: flags[name] for name in (*_BELONG_TO_A_RUN, *_RESTORED_BY_THE_OPTIMIZER)}
     settings |= {
         "processor_backend": None if flags["processor_backend"] == "auto" else flags["processor_backend"],
+        "quantization": None if flags["quantization"] == "none" else flags["quantization"],
         "seed": flags["seed"],
         "data_seed": flags["data_seed"],
         "per_device_train_batch_size": flags["per_device_train_batch_size"],

@@ -41,6 +41,7 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     if steps[0] >= steps[1]:
         of_steps = f"none left of {steps[1]:,} steps"
     bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
+    adapters = " as adapters" + (f" on {facts.quantization} weights" if facts.quantization else "")
     deltas = {
         "uniform": "no deltas: every token weighs 1",
         "online": f"deltas online by {facts.contrast.describe() if facts.contrast else ''}; {bounds}",
@@ -49,7 +50,7 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     return (
         f"training on {facts.num_rows:,}{of_planned} rows of {data}{skipped}; {of_steps} of {rows:,} rows and about "
         f"{rows * tokens_per_row:,.0f} tokens; {facts.num_trainable:,} parameters of "
-        f"{', '.join(flags['trainable'])}{' as adapters' if flags['lora_r'] else ''}; {deltas}; divided by: "
+        f"{', '.join(flags['trainable'])}{adapters if flags['lora_r'] else ''}; {deltas}; divided by: "
         f"{weighting.normalization}"
     )
 

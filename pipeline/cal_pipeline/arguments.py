@@ -162,7 +162,7 @@ def chosen(kind: type[Any], names: Sequence[str], argv: Sequence[str] | None = N
     given = list(sys.argv[1:] if argv is None else argv)
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     wanted = [(item.name, hints[item.name], flag(item.default, "")) for item in fields if item.name in names]
-    parser = Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False)
+    parser = Parser(dataclasses.make_dataclass("Chosen", wanted), add_help=False, partial=True)
     namespace = parser.parse_known_args(_with_file(given, [kind], {}, {}))[0]
     return {name for name in names if getattr(namespace, name)}
 

@@ -31,6 +31,7 @@ from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.status import print_status, status_of
 from cal_pipeline.sources.data_paths import existing_directory
 from cal_pipeline.sources.planning import Source, find_sources
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
 
 _log = logging.getLogger("cal-precompute")
@@ -120,7 +121,7 @@ def _maintain(asked: set[str], argv: Sequence[str] | None) -> int:
         removed = clean(store)
         for item in removed:
             print(f"removed {item}")  # noqa: T201
-        print(f"{len(removed)} leftovers removed from {store.output_dir}")  # noqa: T201
+        print(f"{counted(len(removed), 'leftover')} removed from {store.output_dir}")  # noqa: T201
     if not config.verify:
         return EXIT_DONE
     verification = verify(store.output_dir, config.data_path, config.data_format)

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
+
+from rich.console import Console
 
 from cal_schemas.redaction import keep_secrets
 
@@ -39,6 +41,23 @@ class _WhileRead:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+
+
+def open_console(
+    color: Literal["auto", "always", "never"] = "auto", *, stderr: bool = False, width: int | None = None
+) -> Console:
+    """Prints to stdout (whole lines, which may be long) or stderr, `[b]` and `:100:` as they are.
+
+    Escape codes, also those of bold words and of a moving bar, only with `always`, or on a terminal without NO_COLOR.
+    Rich would leave out no more than colours, and write them into pipes where FORCE_COLOR is set, as notebooks do.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    auto = color == "auto" and not os.environ.get("NO_COLOR") and stream is not None and stream.isatty()
+    terminal, system = (True, "truecolor") if color == "always" else (None, "auto") if auto else (False, None)
+    return Console(
+        stderr=stderr, width=width, force_terminal=terminal, color_system=cast("Any", system), no_color=False,
+        force_jupyter=False, highlight=False, markup=False, emoji=False, soft_wrap=not stderr,
+    )  # fmt: skip
 
 
 @contextmanager

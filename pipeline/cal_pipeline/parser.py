@@ -41,10 +41,15 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
         kinds: the dataclasses.
         description: paragraphs; those that are indented are examples, and end the page of --help.
         add_help: whether there is a page of help.
+        partial: others parse the rest of the line, whose flags are no mistakes here.
     """
 
-    def __init__(self, kinds: Any = (), *, description: str | None = None, add_help: bool = True, **given: Any) -> None:
+    def __init__(
+        self, kinds: Any = (), *, description: str | None = None, add_help: bool = True, partial: bool = False,
+        **given: Any,
+    ) -> None:  # fmt: skip
         self._given: Sequence[str] = ()
+        self._partial = partial
         super().__init__(kinds, **{**given, "add_help": False, "allow_abbrev": False, "formatter_class": Formatter})
         paragraphs = (description or "").split("\n\n")
         self.paragraphs = [" ".join(text.split()) for text in paragraphs if not text.startswith("    ")]
@@ -94,7 +99,7 @@ class Parser(_HfArgumentParser):  # type: ignore[misc]
         """Raises ConfigError: for a mistyped flag first, without which others may be missing."""
         names = self._names()
         known = {"-h", *(f"--{name}" for name in names)}
-        for word in self._given:
+        for word in () if self._partial else self._given:
             if word == "--":
                 break
             flag = word.split("=")[0]

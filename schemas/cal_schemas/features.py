@@ -12,6 +12,8 @@ from cal_schemas.metadata import Carry
 
 HUGGINGFACE = b"huggingface"
 """Key under which `datasets` keeps what its features say beyond Arrow's types, in a schema's metadata."""
+_SHOWN = 6
+"""Of the columns that differ, how many a message names."""
 
 
 def with_features(schema: pa.Schema, carry: Carry) -> pa.Schema:
@@ -50,6 +52,15 @@ def comparable(schema: pa.Schema) -> pa.Schema:
     Older versions declared that `images` may not be null, which changes nothing: they are never.
     """
     return pa.schema(_may_be_null(schema))
+
+
+def differing_columns(one: pa.Schema, other: pa.Schema, said: str = "{name} ({a} and {b})") -> str:
+    """Which columns only one of the two has, or both with another type; else that their order differs."""
+    types = [{field.name: field.type for field in schema} for schema in (one, other)]
+    pairs = {name: [kinds.get(name, "none") for kinds in types] for name in (*one.names, *other.names)}
+    differing = [said.format(name=name, a=a, b=b) for name, (a, b) in pairs.items() if a != b]
+    more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    return ", ".join(differing[:_SHOWN]) + more or "their order, or which may be null"
 
 
 def _may_be_null(schema: pa.Schema) -> list[pa.Field]:

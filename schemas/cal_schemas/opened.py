@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cal_schemas.crossfit import REFERENCE_FIELDS, crossfit_spec, validate_measured_once
 from cal_schemas.errors import ConfigError, FormatError, IncompleteError, SeveralReferencesError
-from cal_schemas.features import comparable
+from cal_schemas.features import comparable, differing_columns
 from cal_schemas.metadata import ShardMetadata, read_annotated_footer, read_annotated_footers, read_shard_metadata
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location, files_below
@@ -96,14 +96,6 @@ def required_files(path: Location) -> list[Location]:
     return files
 
 
-def _differing_columns(one: pa.Schema, other: pa.Schema) -> str:
-    """Which columns only one of the two has, or both with another type; else that their order differs."""
-    types = [{field.name: str(field.type) for field in schema} for schema in (one, other)]
-    pairs = {name: [kinds.get(name, "none") for kinds in types] for name in (*one.names, *other.names)}
-    differing = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
-    return ", ".join(differing) or "their order, or which may be null"
-
-
 def _validate_named_once(files: Sequence[Location]) -> None:
     seen: dict[Location, Location] = {}
     for file in files:
@@ -153,7 +145,7 @@ def open_annotated(
     for file, footer in zip(files[1:], footers[1:], strict=True):
         if not comparable(other_schema := footer.schema.to_arrow_schema()).equals(comparable(schema)):
             raise FormatError(
-                f"{file} has other columns than {files[0]}: {_differing_columns(other_schema, schema)}; look at "
+                f"{file} has other columns than {files[0]}: {differing_columns(other_schema, schema)}; look at "
                 "them one by one, or measure them in one run"
             )
     if crossfit:

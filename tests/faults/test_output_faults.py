@@ -80,7 +80,7 @@ def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(tmp_path
     before = job.contents()
     write_shards(data, 1, first=2)
     assert job.run() == 0, job.said()
-    assert "1 shards with 4 rows to measure, 2 done" in job.said()
+    assert "1 shard with 4 rows to measure, 2 done" in job.said()
     assert before.items() <= job.contents().items()
     assert job.done() == ["s00", "s01", "s02"]
     before = job.contents()
@@ -157,7 +157,7 @@ def test_what_is_gone_at_the_end_is_measured_again_and_a_run_without_a_report_is
     (job.output / ".cal" / "reports").rename(tmp_path / "reports")
     assert job.finish(process) == 1, job.said()
     assert f"no report was written to {job.output}/.cal/reports" in job.said()
-    assert "1 shards with 4 rows" in job.said()
+    assert "1 shard with 4 rows" in job.said()
     assert "FAILED" not in job.said()
     assert len(job.done()) == 6
     shutil.rmtree(Path(job.said().partition(" report: ")[2].split()[0]).parent)

@@ -105,7 +105,7 @@ def test_status_and_metrics_tell_a_run_as_it_goes_and_after_sigkill(tmp_path: Pa
     assert re.search(
         rf"^  worker {platform.node()}, pid \d+, node \w{{8}}: s\d\d for .*, since \d\d:\d\d:\d\d$", after, re.M
     )
-    assert re.search(r"^1 of \d+ rows are not ok: 1 image_error$", after, re.M)
+    assert re.search(r"^1 of \d+ rows is not ok: 1 image_error$", after, re.M)
     assert re.search(r"^FAILED s00: worker .* died", after, re.M)
 
     # Both logs are JSON, and say who did what.

@@ -346,6 +346,8 @@ def test_a_flag_that_asks_for_something_else_is_found_however_it_is_spelled(
 def test_a_value_that_is_neither_true_nor_false_is_refused_where_the_flag_is_looked_for() -> None:
     with pytest.raises(ConfigError, match="Truthy value expected: got maybe"):
         chosen(PrecomputeConfig, ("verify", "clean"), ["--verify=maybe"])
+    with pytest.raises(ConfigError, match=r"^argument --verify: Truthy value expected: got maybe .*yes/no"):
+        chosen(PrecomputeConfig, ("verify", "clean"), ["--model_name_or_path", "m", "--verify", "maybe"])
 
 
 def test_a_mapping_in_yaml_is_the_json_of_a_flag_that_takes_one(tmp_path: Path) -> None:

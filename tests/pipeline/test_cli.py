@@ -268,7 +268,7 @@ def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(
     (tmp_path / "images").mkdir()
     code, out, err = precompute(llava, tmp_path, "out")
     assert code == 1, err
-    assert "more than 1 rows not ok would end the run (--max_error_fraction 0.5)" in err
+    assert "more than 1 row not ok would end the run (--max_error_fraction 0.5)" in err
     assert "stopped: 3 of 3 rows so far are not ok (--max_error_fraction 0.5; 1 never stops)" in err
     assert table(tmp_path / "out")["status"].tolist() == ["no_supervised_tokens"] * 3
     monkeypatch.chdir(tmp_path)

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from annotated_data import annotate
+from cal_pipeline.console import open_console
 from cal_pipeline.sources.planning import plan_shards
 from conftest import Family
 from inspected_data import conversations
@@ -37,6 +39,20 @@ def said(module: str, *words: object, **environment: str) -> tuple[int, str]:
         env={**os.environ, **environment}, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout.decode("latin-1")
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_no_color_leaves_out_every_escape_code(
+    stderr: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr if stderr else sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    for value, escapes in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        console = open_console(stderr=stderr)
+        assert console.is_terminal == escapes  # Where it is none there is no bar, either.
+        console.print(Text("bold", style="bold red"))
+        assert ("\x1b" in capsys.readouterr()[stderr]) == escapes
 
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict"])

@@ -97,4 +97,4 @@ def test_a_command_of_the_page_runs_on_a_tiny_model(number: int, tmp_path: Path,
         cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "1 shards with 12 rows" in done.stdout
+    assert "1 shard with 12 rows" in done.stdout

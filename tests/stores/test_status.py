@@ -30,9 +30,9 @@ def test_status_is_told_from_the_store_alone_while_a_driver_lives_and_after_it_w
         return done.stdout
 
     said = told()
-    assert f"{out}: 1 of 3 shards are done, 1 to do, 1 failed" in said
+    assert f"{out}: 1 of 3 shards is done, 1 to do, 1 failed" in said
     assert "is alive: said so " in said
-    assert "1 of 4 rows are not ok: 1 too_long" in said
+    assert "1 of 4 rows is not ok: 1 too_long" in said
     assert "FAILED c: burnt" in said
 
     (path,) = (out / ".cal").glob("driver-*.json")

@@ -304,7 +304,7 @@ def test_a_source_that_its_disk_does_not_hand_out_now_is_no_problem_of_an_output
         return done.returncode, done.stdout
 
     code, said = verified()
-    assert (code, "1 sources cannot be read from here" in said, "PROBLEM" in said) == (0, True, False), said
+    assert (code, "1 source cannot be read from here" in said, "PROBLEM" in said) == (0, True, False), said
     # What alone could tell whether all is there must be read.
     (output / ".cal" / "plan.json").unlink()
     code, said = verified("--data_path", str(tmp_path / "data.jsonl"))
@@ -368,7 +368,7 @@ def test_clean_removes_leftovers_and_never_a_final_file(output: Path, capsys: py
     (staging / "a.run-0.123").write_bytes(b"half")
     (output / ".cal" / "reports" / "run-1.json").write_text("{}")
     assert cli.run(["--clean", "--output_dir", str(output)]) == 0
-    assert "1 leftovers removed" in capsys.readouterr().out
+    assert "1 leftover removed" in capsys.readouterr().out
     assert list(staging.iterdir()) == []
     assert (output / ".cal" / "reports" / "run-1.json").exists()
     assert {path: path.read_bytes() for path in shard_files(output)} == before

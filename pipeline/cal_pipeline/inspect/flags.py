@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console, OverflowMethod
 from rich.table import Table
 
+from cal_pipeline.console import open_console
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
@@ -112,21 +113,10 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `1,500 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def console(color: Literal["auto", "always", "never"] = "auto") -> Console:
-    """Prints to stdout, `[b]` and `:100:` as they are.
-
-    Wide enough for tables where nobody says how wide a line is (a pipe, a file).
-    """
+    """As `open_console`, wide enough for tables where nobody says how wide a line is (a pipe, a file)."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
-    coloured: dict[str, Any] = {
-        "auto": {}, "always": {"force_terminal": True, "color_system": "truecolor"}, "never": {"no_color": True}
-    }  # fmt: skip
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width, **coloured[color])
+    return open_console(color, width=width)
 
 
 def say(text: str) -> None:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cal_pipeline.console import open_console
 from cal_pipeline.log_lines import is_json
 
 SHOW_AFTER_S = 5.0
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def shown_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function that counts what is done, of `total`; it is said on standard error."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar = Progress(*columns, console=open_console(stderr=True), transient=True)
     task = bar.add_task(what, total=total)
     done, started, due = 0, time.monotonic(), time.monotonic() + SHOW_AFTER_S
 

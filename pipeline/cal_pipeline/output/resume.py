@@ -17,7 +17,7 @@ from cal_pipeline.output.store import Store
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import AnnotatedRow, rows_from_batch
 from cal_schemas.errors import ConfigError
-from cal_schemas.features import comparable
+from cal_schemas.features import comparable, differing_columns
 from cal_schemas.metadata import (
     ShardMetadata,
     read_annotated_footer,
@@ -166,18 +166,15 @@ def _check_source(path: Location, metadata: ShardMetadata, shard: Shard) -> None
 def _check_columns(
     path: Location, footer: pq.FileMetaData, metadata: ShardMetadata, schema: pa.Schema, carry: str
 ) -> None:
-    columns = footer.schema.to_arrow_schema()
-    if not comparable(columns).equals(comparable(schema)):
-        raise ConfigError(
-            f"{path} has the columns {_listed(columns)}, this run would write {_listed(schema)} "
-            f"(see --carry, --extra_columns and the source's own columns); {_ANOTHER}"
-        )
     if metadata.carry != carry:
         raise ConfigError(
             f"{path} was written with --carry {metadata.carry}, this run has {carry}; give --carry {metadata.carry}, "
             f"{_ANOTHER}"
         )
-
-
-def _listed(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+    columns = footer.schema.to_arrow_schema()
+    if not comparable(columns).equals(comparable(schema)):
+        raise ConfigError(
+            f"{path} has other columns than this run would write: "
+            f"{differing_columns(columns, schema, '{name} ({a} there, {b} now)')}; look at --extra_columns and the "
+            f"columns of all sources in --data_path; {_ANOTHER}"
+        )

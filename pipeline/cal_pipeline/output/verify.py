@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cal_pipeline.console import open_console
 from cal_pipeline.output.verify_shard import ShardCheck, check_shard
 from cal_pipeline.sources.planning import Source, count_rows, find_sources
 from cal_pipeline.sources.reading import is_surroundings
 from cal_pipeline.sources.shard import changes
+from cal_schemas.counted import counted
 from cal_schemas.errors import STATUS_OK, STATUSES, CalError, ConfigError, StoreError
 from cal_schemas.metadata import ShardSource
 from cal_schemas.opened import annotated_files
@@ -100,8 +101,8 @@ def _check_plan(output_dir: Location, verification: Verification) -> bool:
     if missing:
         rows = sum(planned[name] for name in missing)
         verification.problems.append(
-            f"{len(missing)} of {len(planned)} planned shards are not there ({rows} rows): {_some(missing)}; "
-            "the same command resumes"
+            f"{len(missing)} of {len(planned)} planned shards are not there ({counted(rows, 'row')}): {_some(missing)}"
+            "; the same command resumes"
         )
     return True
 
@@ -149,7 +150,8 @@ def _check_sources(
             remarks.append(f"{uri} has {total} rows, of which {covered} are in the output")
     if unreachable:
         verification.notes.append(
-            f"{len(unreachable)} sources cannot be read from here, so their rows are not counted: {_some(unreachable)}"
+            f"{counted(len(unreachable), 'source')} cannot be read from here, so their rows are not counted: "
+            f"{_some(unreachable)}"
         )
 
 
@@ -187,7 +189,7 @@ def _well(verification: Verification) -> str:
 
 def print_verification(verification: Verification, output_dir: Location) -> None:
     """A line for each shard (of many only those that are wrong), then what is wrong with all of them together."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     table = Table(title=Text(f"cal-precompute --verify: {output_dir}"), title_justify="left")
     for heading in ("shard", "rows", STATUS_OK, "not ok"):
         table.add_column(heading, justify="left" if heading == "shard" else "right", overflow="fold")
@@ -209,10 +211,10 @@ def print_verification(verification: Verification, output_dir: Location) -> None
         console.print(f"note: {note}")
     bad = sum(bool(shard.problems) for shard in verification.shards)
     console.print(
-        f"{len(verification.shards)} shards with {statuses.total()} rows: "
+        f"{counted(len(verification.shards), 'shard')} with {counted(statuses.total(), 'row')}: "
         + (
             _well(verification)
             if verification.ok
-            else f"{bad} shards are wrong, {len(verification.problems)} problems of the whole"
+            else f"{counted(bad, 'wrong shard')}, {counted(len(verification.problems), 'problem')} of the whole"
         )
     )

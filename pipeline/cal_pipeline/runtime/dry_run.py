@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
+from cal_pipeline.console import open_console
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED
 from cal_pipeline.runtime.plan import Plan
 from cal_pipeline.runtime.report import not_ok
 from cal_pipeline.sources.shard import Shard
+from cal_schemas.counted import counted
 
 _LISTED = 20
 """Shards that are listed unless all are asked for."""
@@ -17,13 +17,13 @@ _LISTED = 20
 
 def print_plan(plan: Plan) -> int:
     """Lists what is done and pending, and how much that is; starts nothing, and returns the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    console = open_console()
     pending = [shard for shard in plan.progress.pending if shard.problem is None]
     states = {"done": plan.progress.done, "pending": pending, "unreadable": plan.broken}
     listed = _listed(states) if not plan.config.verbose else states
     for state in ("done", "pending"):
         for shard in listed[state]:
-            console.print(f"{state:8}{shard.num_rows:8} rows  {shard.name}")
+            console.print(f"{state:8}{shard.num_rows:8} {'row ' if shard.num_rows == 1 else 'rows'}  {shard.name}")
     for shard in listed["unreadable"]:
         console.print(f"FAILED {shard.name}: {shard.problem}")
     console.print(f"{'':12}{'shards':>10}{'rows':>14}{'listed':>10}")
@@ -37,8 +37,8 @@ def print_plan(plan: Plan) -> int:
         console.print(f"of the rows that are done {bad}")
     rows = sum(shard.num_rows for shard in plan.todo)
     console.print(
-        f"{len(plan.progress.done)} shards done, {len(plan.progress.pending)} pending; this run would measure "
-        f"{len(plan.todo)} shards with {rows} rows. "
+        f"{counted(len(plan.progress.done), 'shard')} done, {len(plan.progress.pending):,} pending; this run would "
+        f"measure {counted(len(plan.todo), 'shard')} with {counted(rows, 'row')}. "
         f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
         "nothing was started."
     )

@@ -31,6 +31,7 @@ from cal_pipeline.runtime.signals import Interruption
 from cal_pipeline.runtime.state import RunState
 from cal_pipeline.runtime.watchdog import Watchdog
 from cal_pipeline.sources.shard import Shard
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.redaction import redacted
 from cal_schemas.storage.locations import write_whole
@@ -170,9 +171,9 @@ def _compare_with_plan(plan: Plan, shards: Sequence[Shard], outcome: RunOutcome)
 
 def _measure(plan: Plan, heartbeat: Heartbeat, interruption: Interruption, outcome: RunOutcome) -> None:
     rows, cluster, store = sum(shard.num_rows for shard in plan.todo), cluster_of(plan), plan.settings.store
-    _log.info("%d shards with %d rows to measure, %d done; more than %d rows not ok would end the run "
-              "(--max_error_fraction %g)", len(plan.todo), rows, len(plan.progress.done), cluster.max_rows_not_ok,
-              plan.config.max_error_fraction)  # fmt: skip
+    _log.info("%s with %s to measure, %d done; more than %s not ok would end the run (--max_error_fraction %g)",
+              counted(len(plan.todo), "shard"), counted(rows, "row"), len(plan.progress.done),
+              counted(int(cluster.max_rows_not_ok), "row"), plan.config.max_error_fraction)  # fmt: skip
 
     state = RunState(
         output_dir=redacted(str(plan.settings.store.output_dir)),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cal_pipeline.console import open_console
 from cal_pipeline.log_lines import is_json
 from cal_pipeline.output.heartbeat import Heartbeat
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.state import RunState
+from cal_schemas.counted import counted
 
 _LOG_EVERY_S = 30.0
 _SAY_EVERY_S = 5.0
@@ -44,7 +44,7 @@ class ProgressListener:
         self._heartbeat, self._check, self._publish = heartbeat, check, publish
         self._logged = time.monotonic()
         self._said = 0.0
-        console = Console(file=sys.stderr)
+        console = open_console(stderr=True)
         self._bar = None
         if console.is_terminal and not is_json():
             self._bar = Progress(
@@ -82,7 +82,8 @@ class ProgressListener:
             self._publish()
         if self._bar is None and now - self._logged > _LOG_EVERY_S:
             self._logged = now
-            _log.info("%d of %d shards, %s", self._state.counts["shards"], self._num_shards, self._describe())
+            done = self._state.counts["shards"]
+            _log.info("%d of %s, %s", done, counted(self._num_shards, "shard"), self._describe())
 
     def _describe(self) -> str:
         facts, counts = self._state.facts(), self._state.counts
@@ -90,7 +91,8 @@ class ProgressListener:
         tokens_per_s = counts["tokens"] * facts["rows_per_s"] / max(counts["rows"], 1)
         return (
             f"{facts['rows_per_s']:.1f} rows/s, {tokens_per_s:.0f} tokens/s, {left} left, "
-            f"{counts['rows_not_ok']} rows not ok, {self._state.workers_up()} of {self._state.num_workers} workers up"
+            f"{counted(counts['rows_not_ok'], 'row')} not ok, {self._state.workers_up()} of "
+            f"{counted(self._state.num_workers, 'worker')} up"
         )
 
 

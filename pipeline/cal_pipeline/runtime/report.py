@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cal_pipeline.console import open_console
 from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.runtime.progress import duration
+from cal_schemas.counted import are, counted
 from cal_schemas.errors import STATUS_OK, STATUSES
 from cal_schemas.redaction import redacted_in
 from cal_schemas.storage.locations import Location
@@ -91,8 +92,8 @@ class RunReport:
         notices = []
         if self.failed_starts:
             notices.append(
-                f"{self.failed_starts} starts of workers failed (the log says why): for {duration(self.seconds_short)} "
-                f"there were fewer than the {self.config['num_workers']} asked for"
+                f"{counted(self.failed_starts, 'start')} of workers failed (the log says why): for "
+                f"{duration(self.seconds_short)} there were fewer than the {self.config['num_workers']} asked for"
             )
         rows, lost = self.total("rows"), self.total("rows") - self.statuses()[STATUS_OK]
         if rows and lost / rows > _MANY_LOST:
@@ -124,12 +125,14 @@ class RunReport:
         if before := not_ok(self.statuses_before):
             notices.append(f"of the rows in shards that were done before {before}")
         if cut := self.total("truncated"):
-            notices.append(f"{cut} rows were cut at --max_length (--truncation tail)")
+            notices.append(f"{counted(cut, 'row')} cut at --max_length (--truncation tail)")
         if long := self.statuses()["too_long"]:
-            notices.append(f"{long} rows are too_long: raise --max_length, or cut their ends with --truncation tail")
+            notices.append(
+                f"{counted(long, 'row')} too_long: raise --max_length, or cut their ends with --truncation tail"
+            )
         if noted := self.total("noted"):
             first = next(note for shard in self.shards for note in shard.notes)
-            notices.append(f"{noted} rows have a note in the column error; the first: {first}")
+            notices.append(f"{counted(noted, 'row')} with a note in the column error; the first: {first}")
         return notices
 
 
@@ -141,21 +144,21 @@ def not_ok(statuses: Mapping[str, int]) -> str:
     listed = ", ".join(f"{count} {status}" for status, count in sorted(lost.items()))
     known = ",".join(sorted(lost.keys() & set(STATUSES)))
     return (
-        f"{sum(lost.values())} of {sum(statuses.values())} are not ok ({listed}): the column error says why, and "
-        f"--redo_status {known} measures them again"
+        f"{(bad := sum(lost.values())):,} of {sum(statuses.values()):,} {are(bad)} not ok ({listed}): the column error "
+        f"says why, and --redo_status {known} measures them again"
     )
 
 
 def print_report(report: RunReport, output_dir: object, path: object) -> None:
     """Prints the final table, on standard output."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    console = open_console()
     statuses, rows = report.statuses(), report.total("rows")
     if not report.shards and not report.failed and not report.aborted:
         bad = not_ok(report.statuses_before)
         rest = f"; of their rows {bad}" if bad else ""
         done = report.shards_done_before
-        shards, are = ("the only shard", "is") if done == 1 else (f"all {done} shards", "are")
-        console.print(f"nothing to do: {shards} in {output_dir} {are} done{rest}")
+        shards = "the only shard" if done == 1 else f"all {done:,} shards"
+        console.print(f"nothing to do: {shards} in {output_dir} {are(done)} done{rest}")
         return
     table = Table(title=Text(f"cal-precompute: {output_dir}"), title_justify="left")
     for name in ("status", "rows", "share"):
@@ -164,19 +167,20 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
         table.add_row(status, str(count), f"{count / rows:.1%}")
     console.print(table)
     console.print(
-        f"{len(report.shards)} shards with {rows} rows and {report.total('label_tokens')} supervised tokens in "
-        f"{duration(report.seconds)}, {duration(report.seconds_to_first_worker)} of it until the first worker was "
-        f"ready; {report.shards_done_before} shards were done before; {report.total('bytes') / 1e6:.1f} MB written"
+        f"{counted(len(report.shards), 'shard')} with {counted(rows, 'row')} and "
+        f"{counted(report.total('label_tokens'), 'supervised token')} in {duration(report.seconds)}, "
+        f"{duration(report.seconds_to_first_worker)} of it until the first worker was ready; "
+        f"{counted(report.shards_done_before, 'shard')} done before; {report.total('bytes') / 1e6:.1f} MB written"
     )
     if kept := report.total("kept_rows"):
-        console.print(f"{kept} of those rows were taken over unchanged (--redo_status)")
+        console.print(f"{kept:,} of those rows taken over unchanged (--redo_status)")
     if late := sum(not shard.committed for shard in report.shards):
-        console.print(f"{late} of those shards had been published by another driver meanwhile; its files stay")
+        console.print(f"{late:,} of those shards had been published by another driver meanwhile; its files stay")
     errors = [error for shard in report.shards for error in shard.errors]
     for error in errors[:_SHOWN_ERRORS]:
         console.print(f"  {error}")
     if (others := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
-        console.print(f"  and {others} more rows not ok: see the columns status and error")
+        console.print(f"  and {counted(others, 'more row')} not ok: see the columns status and error")
     if unread := report.unread():
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
         listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
@@ -196,7 +200,7 @@ def projection(report: RunReport, rows_of_all: int) -> str:
     steady = max(report.seconds - start, 1e-9)
     size = report.total("bytes") * rows_of_all / rows
     return (
-        f"subset: {rows} of {rows_of_all} rows; the whole would take about "
+        f"subset: {rows:,} of {counted(rows_of_all, 'row')}; the whole would take about "
         f"{duration(start + steady * rows_of_all / rows)} with the same workers and "
         + (f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3f} MB")
     )

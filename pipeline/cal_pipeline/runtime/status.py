@@ -15,9 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
+from cal_pipeline.console import open_console
 from cal_pipeline.output.heartbeat import signs_of_life
 from cal_pipeline.output.store import Store
 from cal_pipeline.runtime.progress import duration
+from cal_schemas.counted import are, counted
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.storage.locations import Location
 from cal_schemas.whole import read_plan
@@ -101,15 +103,16 @@ def _moment(said: Mapping[str, Any]) -> datetime:
 
 def print_status(status: RunStatus, *, as_json: bool) -> None:
     """Prints it on standard output."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     if as_json:
         console.print(json.dumps(asdict(status), indent=1))
         return
     failed, planned = len(status.shards_failed), status.shards_planned
-    left = "" if planned is None else f" of {planned} shards are done, {planned - status.shards_done - failed} to do"
-    console.print(
-        f"{status.output_dir}: {status.shards_done}{left or ' shards are there, by no plan'}, {failed} failed"
-    )
+    done = status.shards_done
+    said = f"{counted(done, 'shard')} {are(done)} there, by no plan" if planned is None else (
+        f"{done:,} of {counted(planned, 'shard')} {are(done)} done, {planned - done - failed:,} to do"
+    )  # fmt: skip
+    console.print(f"{status.output_dir}: {said}, {failed:,} failed")
     for driver in status.drivers:
         _print_driver(console, driver)
     if not status.drivers and status.last_report:
@@ -120,7 +123,9 @@ def print_status(status: RunStatus, *, as_json: bool) -> None:
         console.print("no driver is at work, and none left a report")
     if lost := {name: count for name, count in status.statuses.items() if name != STATUS_OK and count}:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(lost.items()))
-        console.print(f"{sum(lost.values())} of {sum(status.statuses.values())} rows are not ok: {listed}")
+        bad = sum(lost.values())
+        of_all = counted(sum(status.statuses.values()), "row")
+        console.print(f"{bad:,} of {of_all} {are(bad)} not ok: {listed}")
     for name, why in sorted(status.shards_failed.items()):
         console.print(f"FAILED {name}: {why}")
 
@@ -136,12 +141,14 @@ def _print_driver(console: Console, driver: Mapping[str, Any]) -> None:
         return
     left = "?" if driver["seconds_left"] is None else duration(driver["seconds_left"])
     console.print(
-        f"  {driver['rows_measured']} of {driver['rows_to_measure']} rows measured, {driver['rows_per_s']:.1f} rows/s, "
-        f"{left} left, {driver['shards_retried']} tries again; metrics at {driver['metrics']}"
+        f"  {driver['rows_measured']:,} of {counted(driver['rows_to_measure'], 'row')} measured, "
+        f"{driver['rows_per_s']:.1f} rows/s, {left} left, {driver['shards_retried']} tries again; "
+        f"metrics at {driver['metrics']}"
     )
     if driver.get("failed_starts"):
         short = duration(driver["seconds_short"])
-        console.print(f"  {driver['failed_starts']} starts of workers failed: for {short} too few were up")
+        starts = counted(driver["failed_starts"], "start")
+        console.print(f"  {starts} of workers failed: for {short} too few were up")
     for worker in driver["workers"]:
         for_s = duration(driver["beat"] - worker["since"] + ago * driver["alive"])
         since = time.strftime("%H:%M:%S", time.localtime(worker["since"]))

@@ -10,7 +10,7 @@ import pyarrow as pa
 from cal_pipeline.sources.formats import format_of
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import ConfigError
-from cal_schemas.features import HUGGINGFACE
+from cal_schemas.features import HUGGINGFACE, differing_columns
 from cal_schemas.storage.locations import location
 
 _log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
                     "output: rename or remove one of them"
                 )
             merged = _without_null(known.type, field.type)
-            if merged != _without_null(field.type, known.type):
+            if merged != (other := _without_null(field.type, known.type)):
                 raise ConfigError(
-                    f"column {name!r} is {known.type} in {owner} and {field.type} in {uri}: make them agree, "
-                    "or run cal-precompute on each alone"
+                    f"column {name!r} {_differing(merged, other, owner, uri)}: make them agree, or run "
+                    "cal-precompute on each alone"
                 )
             if known.metadata != field.metadata and merged == known.type and field.name not in differing:
                 differing.append(field.name)
@@ -51,6 +51,16 @@ def pass_through_fields(shards: Sequence[Shard]) -> list[pa.Field]:
 def _feature(field: pa.Field) -> str:
     """What `datasets` takes a column for."""
     return str((field.metadata or {}).get(HUGGINGFACE, b"nothing").decode())
+
+
+def _differing(one: pa.DataType, other: pa.DataType, owner: str, uri: str) -> str:
+    """Both types, in the files they are of; of structs only the parts that differ."""
+    parts = one, other
+    while all(map(pa.types.is_list, parts)):
+        parts = parts[0].value_type, parts[1].value_type
+    if all(map(pa.types.is_struct, parts)):
+        return f"has other parts in {owner} than in {uri}, {differing_columns(*map(pa.schema, parts))}"
+    return f"is {one} in {owner} and {other} in {uri}"
 
 
 def _without_null(kind: pa.DataType, other: pa.DataType) -> pa.DataType:

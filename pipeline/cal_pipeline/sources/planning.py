@@ -51,8 +51,9 @@ def find_sources(data_path: str, data_format: str) -> list[Source]:
         sources.append((file, relative.removesuffix(suffix or file.suffix), format_of(file, data_format)))
     if not sources:
         way = way_out((file.name for file in files), unpack="unpack it and give the folder", to_parquet=_TO_PARQUET)
+        none = "its only file ends in none of" if len(files) == 1 else f"none of its {len(files):,} files ends in"
         raise ConfigError(
-            f"--data_path {data_path}: none of its {len(files)} files ends in {known_names()}; "
+            f"--data_path {data_path}: {none} {known_names()}; "
             + (way or "for other names give the files or a glob, and --data_format")
         )
     return sources

@@ -126,6 +126,20 @@ def test_what_is_joined_to_a_frame_takes_nothing_from_what_it_knows(annotated: P
         token_frame(bare.merge(other, on="sample_id"))
 
 
+def test_what_a_merge_renamed_is_missed_by_name_and_the_join_that_the_words_give_loses_nothing(annotated: Path) -> None:
+    frame = load_annotated(annotated)
+    samples = sample_frame(frame)
+    row = frame.index[frame["status"] == "ok"][0]
+    shown = show_words(frame.merge(samples, on="sample_id").loc[row])
+    names = ("status", "error", "template_inputs", "images")
+    said = f"this row lacks {', '.join(f'{name} (there is {name}_x)' for name in names)}: merged with a frame"
+    assert said in " ".join(repr(shown).split())
+    assert said in shown._repr_html_()
+    joined = frame.join(samples.drop(columns=frame.columns, errors="ignore"))
+    assert {*joined.columns} == {*frame.columns, *samples.columns}
+    assert show_words(joined.loc[row])._repr_html_() == show_words(frame.loc[row])._repr_html_()
+
+
 def test_an_image_that_a_frame_left_in_its_shards_is_shown_and_else_the_words_say_what_reads_it(
     directories: Directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:

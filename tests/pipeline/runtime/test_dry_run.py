@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cal_pipeline.runtime.dry_run import print_plan
+from cal_schemas.counted import counted
 
 
 def planned(*, done: int, pending: int, broken: int, verbose: bool = False) -> Any:
@@ -27,6 +28,7 @@ def planned(*, done: int, pending: int, broken: int, verbose: bool = False) -> A
     ("done", "pending", "broken", "listed"),
     [
         (6, 0, 0, (6, 0, 0)),
+        (1, 1, 0, (1, 1, 0)),
         (0, 20_000, 0, (0, 20, 0)),
         (20_000, 0, 0, (20, 0, 0)),
         (10_000, 10_000, 0, (10, 10, 0)),
@@ -46,7 +48,8 @@ def test_twenty_shards_are_listed_and_all_are_counted(
     for state, count, shown in zip(("done", "pending"), (done, pending), listed, strict=False):
         assert (f"{state:12}{count:10,}{7 * count:14,}{shown:10,}\n" in out) == (count > 0)
     assert ("--verbose lists all" in out) == (done + pending + broken > 20)
-    assert f"{done} shards done, {pending + broken} pending; this run would measure {pending} shards" in out
+    done_now, measured = counted(done, "shard"), counted(pending, "shard")
+    assert f"{done_now} done, {pending + broken:,} pending; this run would measure {measured} with" in out
 
 
 def test_verbose_lists_all(capfd: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_nothing_to_do_names_them_too(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_rows_with_a_note_are_counted_and_the_first_is_quoted() -> None:
     shard = ShardReport(name="a", rows=2, statuses={"ok": 2}, noted=2, notes=["x: dark", "y: dark"])
-    assert "2 rows have a note in the column error; the first: x: dark" in report(None, {}, shards=[shard]).warnings()
+    assert "2 rows with a note in the column error; the first: x: dark" in report(None, {}, shards=[shard]).warnings()
 
 
 def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:

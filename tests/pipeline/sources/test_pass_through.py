@@ -38,8 +38,15 @@ def test_a_part_without_a_value_takes_its_type_from_another_file_and_all_rows_pa
         {"license": None, "tags": [None]}, None, {"license": "MIT", "tags": ["x"]}, {"license": None, "tags": []},
     ]  # fmt: skip
     write(tmp_path / "d.parquet", 1, meta=[{"license": 7, "tags": None}])
-    with pytest.raises(ConfigError, match=r"'meta' is struct<.*> in .*b\.parquet and struct<license: int64.*d\.p"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'meta' has other parts in \S+b\.parquet than in \S+d\.parquet, license .string and int64.: ",
+    ):
         pass_through_fields(plan_shards([str(tmp_path)]))
+    for name, wide in (("d", {f"x{n}": n for n in range(40)}), ("e", {"y": 1})):
+        write(tmp_path / f"{name}.parquet", 1, meta=[[wide]])
+    with pytest.raises(ConfigError, match=r", x0 .int64 and none., x1 .* x5 .int64 and none. and 35 more: make"):
+        pass_through_fields(plan_shards([str(tmp_path / "d.parquet"), str(tmp_path / "e.parquet")]))
 
 
 def test_two_columns_that_would_share_a_name_are_refused_naming_both_and_their_files(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_name_whose_output_readers_would_ignore_is_refused(tmp_path: Path, nam
 
 def test_an_unknown_suffix_is_refused_and_a_named_format_is_the_way_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl").rename(tmp_path / "a.txt")
-    with pytest.raises(ConfigError, match=r"a\.txt: none of its 1 files ends in .*\.jsonl, .*--data_format"):
+    with pytest.raises(ConfigError, match=r"a\.txt: its only file ends in none of .*\.jsonl, .*--data_format"):
         plan_shards([str(path)])
     assert ids(plan_shards([str(path)], data_format="jsonl")) == ["0", "1", "2"]
     write(tmp_path / "b.jsonl").rename(tmp_path / "b.txt")

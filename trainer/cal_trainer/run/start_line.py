@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from cal_schemas.counted import are, counted
 from cal_trainer.run.facts import RunFacts
 
 _log = logging.getLogger("cal-train")
@@ -34,12 +35,14 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
     sizes = [int(flags[name]) for name in names]
     rows = min(sizes[0] * sizes[1] * sizes[2], facts.num_rows)  # The dummy row fills up what there is not.
-    of_planned = f" of {facts.num_planned:,} planned" if facts.num_planned else ""
-    skipped = f" ({sum(facts.skipped.values()):,} more are not ok)" if facts.skipped else ""
+    planned = facts.num_planned
+    num_rows = f"{facts.num_rows:,} of {counted(planned, 'planned row')}" if planned else counted(facts.num_rows, "row")
+    not_ok = sum(facts.skipped.values())
+    skipped = f" ({not_ok:,} more {are(not_ok)} not ok)" if not_ok else ""
     data = ", ".join(map(str, (*flags["data_path"], *flags["source_path"])))
-    of_steps = f"steps {steps[0] + 1:,} to {steps[1]:,}" if steps[0] else f"{steps[1]:,} steps"
+    of_steps = f"steps {steps[0] + 1:,} to {steps[1]:,}" if steps[0] else counted(steps[1], "step")
     if steps[0] >= steps[1]:
-        of_steps = f"none left of {steps[1]:,} steps"
+        of_steps = f"none left of {counted(steps[1], 'step')}"
     bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
     adapters = " as adapters" + (f" on {facts.quantization} weights" if facts.quantization else "")
     deltas = {
@@ -48,8 +51,8 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
         "cached": f"deltas cached of {_measured(facts)}; {bounds}",
     }[flags["delta_source"]]
     return (
-        f"training on {facts.num_rows:,}{of_planned} rows of {data}{skipped}; {of_steps} of {rows:,} rows and about "
-        f"{rows * tokens_per_row:,.0f} tokens; {facts.num_trainable:,} parameters of "
+        f"training on {num_rows} of {data}{skipped}; {of_steps} of {counted(rows, 'row')} and about "
+        f"{counted(round(rows * tokens_per_row), 'token')}; {facts.num_trainable:,} parameters of "
         f"{', '.join(flags['trainable'])}{adapters if flags['lora_r'] else ''}; {deltas}; divided by: "
         f"{weighting.normalization}"
     )

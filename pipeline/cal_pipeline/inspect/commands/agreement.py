@@ -27,6 +27,7 @@ from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, 
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.spreadsheet import read_table
 from cal_pipeline.inspect.tables.statistics import auc, computed_columns
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
 
 _YES = {"1", "x", "yes", "y", "true", "t", "ja", "j", "wahr", "oui", "o", "vrai", "si", "s\u00ed", "s", "verdadero",
@@ -199,7 +200,7 @@ def _print(result: Mapping[str, Any]) -> None:
         if result[name]
     )  # fmt: skip
     print(  # noqa: T201
-        f"{result['marked']} marked samples, {result['contradictory']} contradictory "
+        f"{counted(result['marked'], 'marked sample')}, {result['contradictory']} contradictory "
         f"({result['share_contradictory']:.1%})" + (f"; left out: {left_out}" if left_out else "")
     )
     if result["kappa"] is not None:

@@ -24,6 +24,7 @@ from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, matching_rows, read_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
+from cal_schemas.counted import are, counted
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
 
@@ -189,17 +190,17 @@ def _correlation(result: Mapping[str, Any]) -> str:
 
 
 def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    say(f"A: {arguments.a}, {result['rows_a']:,} rows\nB: {arguments.b}, {result['rows_b']:,} rows")
+    say(f"A: {arguments.a}, {counted(result['rows_a'], 'row')}\nB: {arguments.b}, {counted(result['rows_b'], 'row')}")
     only = [result[f"rows_{side}"] - result["joined"] for side in "ab"]
-    say(f"{result['joined']:,} rows joined by sample_key ({only[0]:,} only in A, {only[1]:,} only in B); "
-        f"{result['both_ok']:,} are ok in both")  # fmt: skip
+    say(f"{counted(result['joined'], 'row')} joined by sample_key ({only[0]:,} only in A, {only[1]:,} only in B); "
+        f"{result['both_ok']:,} {are(result['both_ok'])} ok in both")  # fmt: skip
     if result["other_labels"]:
         say(
             f"{result['other_labels']:,} of them have other label ids and are left out: {', '.join(result['examples'])}"
         )
     undefined = result["undefined_in_one"]
     note = f"; {undefined:,} are undefined in one of the two" if undefined else ""
-    say(f"{result['tokens']:,} tokens compared{note}")
+    say(f"{counted(result['tokens'], 'token')} compared{note}")
     say(f"correlation               {_correlation(result)}")
     say(f"mean difference, A - B    {result['mean_difference']:+#.4g} logits")
     say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g} logits")

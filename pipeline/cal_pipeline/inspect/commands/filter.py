@@ -29,6 +29,7 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.inspect.tables.training_layouts import LAYOUTS, write_layout
+from cal_schemas.counted import are, counted
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import Location
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             ready = "none of them ok: nothing to train on"
         elif ok < rows:
             ready = f"{ok:,} of them ok, {ready}"
-        print(f"{arguments.output}: {flags.counted(rows, 'row')}, {ready}")  # noqa: T201
+        print(f"{arguments.output}: {counted(rows, 'row')}, {ready}")  # noqa: T201
         if "messages" not in opened.schema.names:
             print(  # noqa: T201
                 "cal-inspect: this is a sidecar: its source still has all rows, and cal-train --on_missing uniform "
@@ -113,12 +114,8 @@ def _write_training(opened: AnnotatedDataset, selection: Selection, arguments: a
     with flags.new_directory(arguments.output) as folder:
         said = write_layout(opened, rows, arguments.layout, folder, arguments.image_folder)
     left_out = selection.after.total() - len(rows)
-    note = (
-        f"; {flags.counted(left_out, 'row')} that {'is' if left_out == 1 else 'are'} not ok left out"
-        if left_out
-        else ""
-    )
-    print(f"{arguments.output}: {flags.counted(len(rows), 'row')}, {said}{note}")  # noqa: T201
+    note = f"; {counted(left_out, 'row')} that {are(left_out)} not ok left out" if left_out else ""
+    print(f"{arguments.output}: {counted(len(rows), 'row')}, {said}{note}")  # noqa: T201
     return 0
 
 

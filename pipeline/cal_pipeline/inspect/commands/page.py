@@ -25,6 +25,7 @@ from cal_pipeline.inspect.page.audit_result import find_audit
 from cal_pipeline.inspect.page.chosen_rows import SHARES
 from cal_pipeline.inspect.page.page_data import page_data
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
 from cal_schemas.weighting import check_weighting
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     flags.write_text(target, text)
     images = [image for sample in data["samples"] for image in sample["images"]]
     unread = sum("problem" in image for image in images)
-    note = f"; {unread:,} of {flags.counted(len(images), 'image')} cannot be read, it says why" if unread else ""
+    note = f"; {unread:,} of {counted(len(images), 'image')} cannot be read, it says why" if unread else ""
     print(f"{target}: {len(text.encode()) / 1e6:.2f} MB, open it in a browser{note}")  # noqa: T201
     return 0
 

@@ -24,6 +24,7 @@ from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS, irregular_answer
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
+from cal_schemas.counted import counted
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
@@ -61,11 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         groups,
         alpha=weighting["alpha"],
         beta=weighting["beta"],
-        title=f"{tokens:,} tokens of {opened.num_rows:,} rows, measured with {opened.spec.model_id}",
+        title=f"{counted(tokens, 'token')} of {counted(opened.num_rows, 'row')}, measured with {opened.spec.model_id}",
     )
     plots.save(figure, path)
-    said = "" if arguments.by is None else f" in {flags.counted(len(groups), 'group')}"
-    flags.say(f"{path}: {tokens:,} tokens{said}")
+    said = "" if arguments.by is None else f" in {counted(len(groups), 'group')}"
+    flags.say(f"{path}: {counted(tokens, 'token')}{said}")
     return 0
 
 

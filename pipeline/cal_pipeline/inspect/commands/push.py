@@ -23,6 +23,7 @@ from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.tables.hub_repository import CARD, HubRepository
 from cal_pipeline.inspect.tables.published_shards import Images, PublishedShards, plan_text
 from cal_pipeline.inspect.tables.summary import summarise
+from cal_schemas.counted import counted
 from cal_schemas.errors import CalError, ConfigError, IncompleteError
 from cal_schemas.opened import AnnotatedDataset, open_annotated
 from cal_schemas.storage.locations import Location
@@ -98,9 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
         ) from error
     if card:
         repository.commit("Describe them", dict(card))
-    rows = flags.counted(opened.num_rows, "row")
+    rows = counted(opened.num_rows, "row")
     as_before = "" if card or todo else ", as before"
-    flags.say(f"{repository.address}: {flags.counted(len(names), 'shard')}, {rows}{as_before}")
+    flags.say(f"{repository.address}: {counted(len(names), 'shard')}, {rows}{as_before}")
     return 0
 
 

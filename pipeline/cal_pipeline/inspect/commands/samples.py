@@ -27,6 +27,7 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import computed_columns
 from cal_pipeline.inspect.tables.stored_columns import plain, scalar_columns
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
 from cal_schemas.features import HUGGINGFACE, feature_text, features_of
 from cal_schemas.opened import AnnotatedDataset
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         writer.write_table(first)
         for table in tables:
             writer.write_table(table)
-    flags.say(f"{path}: {flags.counted(int(chosen.sum()), 'row')}, {first.num_columns} columns")
+    flags.say(f"{path}: {counted(int(chosen.sum()), 'row')}, {first.num_columns} columns")
     return 0
 
 

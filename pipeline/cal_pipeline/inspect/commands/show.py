@@ -19,6 +19,7 @@ from cal_pipeline.inspect.page.sample_text import print_sample, terminal_svg
 from cal_pipeline.inspect.page.shading import Shading
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.samples import find_samples
+from cal_schemas.counted import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path:
         write = terminal_svg if path.suffix.lower() == ".svg" else sample_page
         flags.write_text(path, write(shown, shading))
-        flags.say(f"{path}: {flags.counted(len(shown), 'row')}")
+        flags.say(f"{path}: {counted(len(shown), 'row')}")
     else:
         terminal = flags.console(arguments.color)
         for item in shown:

@@ -21,6 +21,7 @@ from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.summary import measured_with, summarise
+from cal_schemas.counted import are, counted
 
 _NAME_WIDTH = 15
 
@@ -46,17 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The summary as tables."""
-    tokens, size = summary["tokens"], summary["bytes"]
+    tokens, undefined, size = summary["tokens"], summary["undefined"], summary["bytes"]
     statuses = ", ".join(f"{name} {count:,}" for name, count in summary["statuses"].items()) or "none"
-    say(f"{flags.counted(summary['rows'], 'row')} in {flags.counted(summary['files'], 'file')}: {statuses}")
+    say(f"{counted(summary['rows'], 'row')} in {counted(summary['files'], 'file')}: {statuses}")
     if summary["images"] is None:
         say("a sidecar: images and messages are in its source")
     else:
-        say(f"{flags.counted(summary['images'], 'image')}; text only (deltas 0): "
-            f"{flags.counted(summary['text_only_rows'], 'row')}")  # fmt: skip
+        say(f"{counted(summary['images'], 'image')}; text only (deltas 0): "
+            f"{counted(summary['text_only_rows'], 'row')}")  # fmt: skip
     say(
-        f"{tokens:,} supervised tokens of {summary['encoded_tokens']:,} encoded"
-        + (f"; {summary['undefined']:,} deltas are undefined" if summary["undefined"] else "")
+        f"{counted(tokens, 'supervised token')} of {summary['encoded_tokens']:,} encoded"
+        + (f"; {counted(undefined, 'delta')} {are(undefined)} undefined" if undefined else "")
     )
     say(
         f"{decimal(size['files'])} in all, {decimal(size['images'])} of it images"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cal_pipeline.inspect.tables.summary import measured_with
+from cal_schemas.counted import are, counted
 from cal_schemas.metadata import Carry
 
 EXAMPLE = "example.png"
@@ -88,7 +89,8 @@ class Card:
                 f"({EXAMPLE})\n\nBlue: the image speaks for the word. Red: against it."
             )
         if self.missing[0]:
-            said += f"\n\n**Not whole**: {self.missing[0]:,} shards with {self.missing[1]:,} rows are missing."
+            said += f"\n\n**Not whole**: {counted(self.missing[0], 'shard')} with {counted(self.missing[1], 'row')} "
+            said += f"{are(self.missing[0])} missing."
         elif self.summary["not_whole"]:
             said += "\n\n**Not whole**: rows of some shards were taken out after they were measured."
         return said
@@ -103,8 +105,8 @@ class Card:
         }[self.carry]
         lines = [f"| {_cell(status)} | {count:,} |" for status, count in self.summary["statuses"].items()]
         return (
-            "## Rows\n\n| status | rows |\n|---|---|\n" + "\n".join(lines) + f"\n\n{self.summary['tokens']:,} "
-            f"supervised tokens of {self.summary['encoded_tokens']:,}"
+            "## Rows\n\n| status | rows |\n|---|---|\n" + "\n".join(lines)
+            + f"\n\n{counted(self.summary['tokens'], 'supervised token')} of {self.summary['encoded_tokens']:,}"
             + (f"; {images:,} {held}" if images is not None else "; images and messages are in the source (a sidecar)")
             + ". A row that is not `ok` keeps its place, says why in `error`, and has no deltas."
         )  # fmt: skip

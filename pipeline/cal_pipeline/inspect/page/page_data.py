@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.page.audit_result import swap_words
 from cal_pipeline.inspect.page.chosen_rows import ChosenRows, Order
 from cal_pipeline.inspect.page.page_tables import TOP_TOKENS, page_tables
@@ -27,6 +26,7 @@ from cal_pipeline.inspect.tables.summary import SummaryCounts, measured_with
 from cal_pipeline.inspect.tables.token_statistics import TokenStatistics
 from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
+from cal_schemas.counted import counted
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import IMAGE_MARK, ImageRef, Turn
@@ -117,7 +117,7 @@ def facts(summary: Mapping[str, Any], options: argparse.Namespace) -> list[tuple
     def formatted(name: str, form: str) -> str:
         return "-" if delta[name] is None else format(delta[name], form)
 
-    named = [("rows", f"{summary['rows']:,} in {flags.counted(summary['files'], 'file')}")]
+    named = [("rows", f"{summary['rows']:,} in {counted(summary['files'], 'file')}")]
     named += [(f"status {name}", f"{count:,}") for name, count in summary["statuses"].items()]
     if summary["images"] is not None:
         named += [("images", f"{summary['images']:,}"), ("text-only rows", f"{summary['text_only_rows']:,}")]

@@ -41,7 +41,7 @@ class ShownSample:
     images: Sequence[tuple[str, Image.Image | str]]
     """Names and images, or why there is none."""
     missing: str = ""
-    """Why words and images cannot be shown: they are in the source of a sidecar, and that is gone."""
+    """Why words and images cannot be shown: the source of a sidecar is gone, or a frame has them by other names."""
 
     def numbers(self) -> str:
         """Its tokens in one line, or why it has none."""

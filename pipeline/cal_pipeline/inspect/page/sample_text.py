@@ -27,7 +27,13 @@ _BAR_WIDTH = 16
 def terminal_svg(shown: Sequence[ShownSample], shading: Shading) -> str:
     """What a terminal with colours would show, as SVG that loads nothing from a network."""
     console = Console(
-        record=True, width=100, force_terminal=True, color_system="truecolor", file=io.StringIO(), highlight=False
+        record=True,
+        width=100,
+        force_terminal=True,
+        color_system="truecolor",
+        no_color=False,
+        file=io.StringIO(),
+        highlight=False,
     )
     for item in shown:
         print_sample(console, item, shading)

@@ -22,6 +22,7 @@ from cal_schemas.storage.locations import Location
 
 _WIDTH = 100
 _COLUMNS = ("label_ids", "label_positions", "delta_logits", "messages", "template_inputs")
+_SAID = ("sample_id", "status", "error", "messages", "template_inputs", "images")
 
 
 class ShadedWords:
@@ -71,6 +72,18 @@ def shown_values(
         turns=turns_of(sample.messages, tokens),
         tokens=tokens,
         images=[_image(*item, image_folder) for item in enumerate(() if images is None else images)],
+        missing=_renamed(values),
+    )
+
+
+def _renamed(values: Mapping[str, Any]) -> str:
+    """Names what `merge` renamed because both frames had it: it would be missing here without a word."""
+    renamed = [f"{name} (there is {name}_x)" for name in _SAID if name not in values and f"{name}_x" in values]
+    if not renamed:
+        return ""
+    return (
+        f"this row lacks {', '.join(renamed)}: merged with a frame that has columns of these names, too; leave those "
+        'out there, as frame.join(samples.drop(columns=frame.columns, errors="ignore")) does'
     )
 
 

@@ -11,6 +11,7 @@ from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.statistics import FEW_SAMPLES, FIT_AUC
 from cal_pipeline.inspect.with_model.audit import AuditReport, SwapReport
 from cal_pipeline.models.precision import EXACT_TOLERANCE
+from cal_schemas.counted import are, counted
 
 _SHOWN = 10
 
@@ -28,7 +29,8 @@ def print_audit(report: AuditReport) -> None:
             else f"{precision.share():.1%} of a row's logits on the rms of the row"
         )
         say(
-            f"{found['tokens']} deltas of {sum(item.num_tokens > 0 for item in report.comparisons)} rows compared: "
+            f"{counted(found['tokens'], 'delta')} of "
+            f"{counted(sum(item.num_tokens > 0 for item in report.comparisons), 'row')} compared: "
             f"largest difference {found['max_difference']:.2g}, rms {found['rms_difference']:.2g} logits "
             f"(tolerance: {tolerance}, for {precision.name})"
         )
@@ -43,7 +45,7 @@ def print_audit(report: AuditReport) -> None:
         say(f"         and so on: {', '.join(f'{count} {verdict}' for verdict, count in kinds.most_common())}")
     rows = len(report.comparisons)
     if report.passed:
-        say(f"The cache agrees: {rows} of {rows} rows are what is measured now.")
+        say(f"The cache agrees: {rows:,} of {counted(rows, 'row')} {are(rows)} what is measured now.")
     elif bad:
         say(f"THE CACHE DOES NOT AGREE: {len(bad)} of {rows} rows differ.")
     else:
@@ -54,11 +56,11 @@ def print_swap(report: SwapReport) -> None:
     """Means, AUC and wins, with the warnings that belong to them."""
     count = len(report.own)
     if not count:
-        say(f"Swap control: none of {report.skipped} samples could be measured with another's image")
+        say(f"Swap control: none of {counted(report.skipped, 'sample')} could be measured with another's image")
         return
     say(
         f"  mean delta {report.own.mean():.3f} logits with the own image, {report.other.mean():.3f} with another's"
-        + (f" ({report.skipped} samples skipped: not measurable with both)" if report.skipped else "")
+        + (f" ({counted(report.skipped, 'sample')} skipped: not measurable with both)" if report.skipped else "")
     )
     say(f"  AUC  {report.auc:.3f}  a random sample with its own image is above a random one with another's")
     say(f"  wins {report.win_share:.3f}  the same sample is higher with its own image than with another's")
@@ -69,7 +71,7 @@ def print_swap(report: SwapReport) -> None:
             "are --template and --image_aspect_ratio those it was trained with?"
         )
     if count < FEW_SAMPLES:
-        say(f"WARNING: {count} samples give a rough figure only; some hundred are better")
+        say(f"WARNING: {counted(count, 'sample')} can give a rough figure only; some hundred are better")
 
 
 def figures(report: AuditReport, swap: SwapReport | None) -> dict[str, Any]:

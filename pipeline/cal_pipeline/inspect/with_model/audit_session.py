@@ -14,7 +14,6 @@ import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
-from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.with_model.audit import (
@@ -32,6 +31,7 @@ from cal_pipeline.models.loading import check_architecture, load_reference, weig
 from cal_pipeline.models.precision import watched
 from cal_pipeline.models.quantization import flag_of
 from cal_pipeline.output.row_reader import NumberedRow, numbered_rows
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError, SampleError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import Dtype
@@ -88,7 +88,7 @@ class AuditSession:
         candidates = np.flatnonzero(self.ok)
         count = max(1, math.ceil(self.arguments.fraction * len(candidates)))
         drawn = draw(candidates, count, np.random.default_rng([self.arguments.seed, 0]))
-        rows = flags.counted(self.dataset.num_rows, "row")
+        rows = counted(self.dataset.num_rows, "row")
         say(f"{rows}, {len(candidates):,} with deltas; measuring {len(drawn):,} of them again with {self.directory} in "
             f"{self.spec.dtype}{f', {self.spec.quantization} weights' if self.spec.quantization else ''}")  # fmt: skip
         report = AuditReport(dtype=self.spec.dtype, spec_differences=self.differences)
@@ -114,10 +114,10 @@ class AuditSession:
             partners = swap_partners([image_digest(row) for row in alike], rng)
             pairs += [(alike[own], alike[lender]) for own, lender in partners]
         if not pairs:
-            samples = flags.counted(len(rows), "sample")
+            samples = counted(len(rows), "sample")
             say(f"Swap control: not possible, no two of {samples} with images show different ones")
             return None
-        say(f"Swap control: measuring {flags.counted(len(pairs), 'sample')} with their own and with another's image")
+        say(f"Swap control: measuring {counted(len(pairs), 'sample')} with their own and with another's image")
         own, other = [], []
         with shown_progress("samples measured", len(pairs)) as advance:
             for start in range(0, len(pairs), WINDOW_ROWS):

@@ -24,6 +24,7 @@ from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
 from cal_pipeline.inspect.with_model.processes import in_order
+from cal_schemas.counted import are, counted
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.spec import MeasurementSpec
@@ -172,5 +173,6 @@ def _write_about(opened: AnnotatedDataset, folder: Path, arguments: argparse.Nam
 def _said(opened: AnnotatedDataset, arguments: argparse.Namespace, count: int, name: str) -> str:
     if not count:
         raise ConfigError(f"nothing to export: none of the {opened.num_rows} rows is ok (cal-inspect summary)")
+    left = opened.num_rows - count
     unnamed = "" if arguments.ids_from is None else " or not named"
-    return f"{count:,} rows in {name}, {opened.num_rows - count:,} rows that are not ok{unnamed} left out"
+    return f"{counted(count, 'row')} in {name}, {counted(left, 'row')} that {are(left)} not ok{unnamed} left out"

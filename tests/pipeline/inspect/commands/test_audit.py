@@ -63,9 +63,9 @@ def test_a_part_is_drawn_by_the_seed_and_never_nothing(
     llava: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = parquet_directory(llava, tmp_path, count=12)
-    for fraction, rows in ((0.25, 3), (1e-9, 1)):
+    for fraction, said in ((0.25, "3 of 3 rows are"), (1e-9, "1 of 1 row is")):
         assert run(["audit", str(path), "--fraction", str(fraction), "--swap", "0"]) == 0
-        assert f"The cache agrees: {rows} of {rows} rows" in capsys.readouterr().out
+        assert f"The cache agrees: {said} what is measured now." in capsys.readouterr().out
     candidates = np.arange(100)
     draws = [draw(candidates, 10, np.random.default_rng([seed, 0])).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]

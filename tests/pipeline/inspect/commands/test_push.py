@@ -313,7 +313,7 @@ def test_what_is_not_whole_or_damaged_is_refused_before_anything_is_there(
     assert sorted(tree(hub)) == [".gitattributes"]
     (folder / "below" / "part-1.parquet").write_bytes(whole)
     assert push(folder, "--images", "embed", "--partial") == 0
-    assert "**Not whole**: 1 shards with 3 rows are missing." in tree(hub)["README.md"].decode()
+    assert "**Not whole**: 1 shard with 3 rows is missing." in tree(hub)["README.md"].decode()
     # Later, when the rest is there.
     whole_folder = annotated(tmp_path / "later", 3)
     for name in ("part-0.parquet", "part-1.parquet"):

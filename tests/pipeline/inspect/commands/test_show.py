@@ -1,4 +1,5 @@
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def test_colours_shade_words_and_draw_the_image(directories: Directories, capsys
     out = shown(directories.normal, "#0", directories.family.directory, capsys, "--color", "always")
     assert out.count("\u2580") == 40 * 20
     assert "\x1b[38;2;0;0;0;48;2;" in out
+
+
+def test_escape_codes_are_for_terminals_that_may_have_them(
+    directories: Directories, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def escapes(*words: str) -> bool:
+        return "\x1b" in shown(directories.normal, "#0", directories.family.directory, capsys, *words)
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As in notebooks.
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert not escapes()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert escapes()
+    assert not escapes("--color", "never")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not escapes()
+    assert escapes("--color", "always")
 
 
 def test_a_image_of_the_terminal_loads_nothing(directories: Directories, nasty: Path, tmp_path: Path) -> None:

@@ -46,14 +46,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _MeasuredAnswer:
-    """The last answer of a row that is ok."""
+    """The last answer of a row: the row's index among those that are ok, its tokens, and their summed log-probability.
+
+    The sum is None where one of them was not measured.
+    """
 
     index: int
-    """Of the row, among those that are ok."""
     length: int
-    """In tokens."""
     logprob: float | None
-    """Summed over them; None where one was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,12 +237,10 @@ class MeasuredDPOTrainer(DPOTrainer):  # type: ignore[misc]
         keep_norms_still(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Leaves data as they are: they come encoded."""
+        """Leaves data as they are: they come encoded, and with the reference's log-probabilities."""
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Leaves data as they are: they come with the reference's log-probabilities."""
-        return dataset
+    _precompute_ref_logps = _prepare_dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["row"]

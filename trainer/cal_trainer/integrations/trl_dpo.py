@@ -180,8 +180,7 @@ class PairCollator:
     def __call__(self, rows: Sequence[dict[str, Any] | tuple[Completion, Completion]]) -> dict[str, Tensor]:
         """Takes B items of a data set of numbers, or pairs, which is what evaluation data gives.
 
-        Gives the model's inputs and `completion_mask`, [2B, T], and `ref_chosen_logps` and `ref_rejected_logps` [B]
-        float32.
+        Gives inputs and `completion_mask` [2B, T], `ref_chosen_logps` and `ref_rejected_logps` [B] float32.
         """
         pairs = [row if isinstance(row, tuple) else self.pairs[row["row"]] for row in rows]
         sides = [pair[number] for number in range(2) for pair in pairs]

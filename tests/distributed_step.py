@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -26,6 +27,7 @@ from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.alignment import Example
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dummy import dummy_sample
+from cal_trainer.objective import chunked_nll, label_losses
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.trainer import UNIFORM, CalTrainer, Weighting
 from tiny_models import sample_image
@@ -56,6 +58,8 @@ class Case:
     """Part of the name of every parameter that is trained."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """More training arguments."""
+    chunked: bool = False
+    """The loss of few tokens at a time, however few there are."""
 
 
 _CHECKPOINTING = {"activation_checkpointing": True}
@@ -69,6 +73,8 @@ DDP_CASES = {
     "step_online": Case(source="drop"),
     "sample_online": Case(source="drop", normalization="sample"),
     "sample_online_accumulated": Case(source="drop", normalization="sample", accumulation=2),
+    "chunked_online": Case(source="drop", chunked=True),
+    "chunked_accumulated": Case(accumulation=2, chunked=True, options=_CHECKPOINTING),
 }
 TEXT_CASES = {
     "text_rank": Case(**_SECOND_RANK_TEXT),
@@ -88,6 +94,8 @@ FSDP_CASES = {
     "fsdp_tied": Case(sharded=True, source="drop", family="gemma3"),
     "fsdp_text_rank": Case(sharded=True, source="drop", text_only=frozenset({2, 3})),
     "fsdp_projector": Case(sharded=True, trainable="multi_modal_projector"),
+    "fsdp_chunked": Case(sharded=True, chunked=True, options=_CHECKPOINTING),
+    "fsdp_chunked_tied": Case(sharded=True, source="drop", family="gemma3", chunked=True),
 }
 CASES = {**DDP_CASES, **FSDP_CASES, **TEXT_CASES}
 
@@ -157,6 +165,12 @@ def shard_on_cpu(trainer: CalTrainer) -> None:
 
 def run_case(case: Case, models: Path, folder: Path, *, world_size: int) -> Seen:
     """Trains two steps; every rank of the group calls this. `models` holds a directory for each family."""
+    above, size = (0, 4 * 400 * 3) if case.chunked else (label_losses.CHUNKED_ABOVE, chunked_nll.CHUNK_BYTES)
+    with patch.object(label_losses, "CHUNKED_ABOVE", above), patch.object(chunked_nll, "CHUNK_BYTES", size):
+        return _run_case(case, models, folder, world_size=world_size)
+
+
+def _run_case(case: Case, models: Path, folder: Path, *, world_size: int) -> Seen:
     encoder = Encoder(load_processor(models / case.family))
     model = load_reference(models / case.family, dtype="float32")
     for name, parameter in model.named_parameters():

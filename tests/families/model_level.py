@@ -21,6 +21,7 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, Condition, ContrastSpec
 from cal_trainer.data.alignment import Example, scatter_deltas
 from cal_trainer.data.collator import ExampleCollator
+from cal_trainer.objective import chunked_nll, label_losses
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas
 from cal_trainer.objective.label_rows import label_rows, supervised_ids
 from cal_trainer.run.parameters import active_dropout, part_of_each, unused_parameters
@@ -220,8 +221,12 @@ class ModelLevel(CheckedIndependently):
 
         return run
 
-    def test_a_cached_and_an_online_step_have_the_same_finite_loss(
-        self, entry: tuple[str, Case], step_loss: Callable[[Case, list[Example], DeltaSource], float]
+    def test_a_cached_and_an_online_step_have_the_same_finite_loss_at_once_and_in_chunks(
+        self,
+        entry: tuple[str, Case],
+        step_loss: Callable[[Case, list[Example], DeltaSource], float],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         name, case = entry
         assert active_dropout(case.model) == []
@@ -240,6 +245,12 @@ class ModelLevel(CheckedIndependently):
         online = step_loss(case, examples, OnlineDeltas(contrast=contrast))
         assert math.isfinite(cached)
         assert online == pytest.approx(cached, abs=1e-4)
+        monkeypatch.setattr(label_losses, "CHUNKED_ABOVE", 0)
+        monkeypatch.setattr(chunked_nll, "CHUNK_BYTES", 4 * 1000 * 5)
+        caplog.clear()
+        for source, at_once in ((CachedDeltas(), cached), (OnlineDeltas(contrast=contrast), online)):
+            assert step_loss(case, examples, source) == pytest.approx(at_once, abs=2e-6 * max(1.0, at_once))
+        assert "not computed in chunks" not in caplog.text
         page.record(name, loss=page.figure(abs(online - cached)))
 
 

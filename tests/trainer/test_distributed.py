@@ -19,7 +19,7 @@ from tiny_models import FAMILIES
 TIMEOUT_S = 300
 QUICK = (
     "step", "sample_online_accumulated", "text_rank_online", "text_micro_batch", "fsdp_cached_accumulated",
-    "fsdp_online_checkpointed", "fsdp_tied",
+    "fsdp_online_checkpointed", "fsdp_tied", "fsdp_chunked",
 )  # fmt: skip
 """Both wrappers, cached and online, both divisors, with and without accumulation; the others join these otherwise."""
 Result = Callable[[str], Any]
@@ -78,7 +78,7 @@ def one(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     known: dict[Any, Seen] = {}
 
     def get(name: str) -> Seen:
-        case = replace(CASES[name], accumulation=1, sharded=False, options={})
+        case = replace(CASES[name], accumulation=1, sharded=False, options={}, chunked=False)
         key = (case.family, case.source, case.normalization, case.text_only, case.trainable)
         if key not in known:
             known[key] = distributed_step.run_case(case, models, tmp_path_factory.mktemp("one"), world_size=1)

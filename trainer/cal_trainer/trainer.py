@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.collator import StepBatch
 from cal_trainer.data.sampling import InOrder
 from cal_trainer.objective.delta_source import DeltaSource
-from cal_trainer.objective.label_rows import at_rows, label_rows, supervised_ids
-from cal_trainer.objective.loss import auxiliary_loss, known_denominator, normalized, weighted_nll
+from cal_trainer.objective.label_losses import LabelLosses, LabelLossRunner
+from cal_trainer.objective.label_rows import at_rows
+from cal_trainer.objective.loss import auxiliary_loss, known_denominator, normalized
 from cal_trainer.objective.same_network import keep_norms_still
 from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
@@ -65,6 +67,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         keep_norms_still(self.model)
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
+        self._run_head = LabelLossRunner()
         self._evaluated = torch.zeros(2)
         self._num_micro_batches = 1
         """Of the step that is under way, without those of padding rows alone at the end of an epoch."""
@@ -187,21 +190,20 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         """Weighted loss of one micro-batch, already divided; times the ranks, which will average their gradients."""
         batch, base = StepBatch.of(inputs), self.accelerator.unwrap_model(model)
         supervised = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (1, 0))
+        self._run_head.learn(base, batch.inputs, batch.labels)
         if not model.training:
-            logits, _ = self._label_logits(model, batch, batch.labels)
-            nll = weighted_nll(logits, supervised_ids(batch.labels), at_rows(supervised.float(), batch.labels))
+            nll = self._label_losses(model, batch, batch.labels).nll.sum()
             self._evaluated = self._evaluated.to(nll) + torch.stack([nll, supervised.sum().to(nll)])
             loss = nll / supervised.sum().clamp(min=1)
             return (loss, {"loss": loss}) if return_outputs else loss
         measured = self._weighting.measured_labels(batch.labels)
         with self._source.observing(base, batch, measured) as deltas_of:
-            logits, auxiliary = self._label_logits(model, batch, measured)
+            losses = self._label_losses(model, batch, measured, logits=self._source.known(batch) is None)
+        auxiliary = auxiliary_loss(base, losses.output)
         with torch.no_grad():
-            weights = self._weighting(deltas_of(logits), batch.labels)
+            weights = self._weighting(deltas_of(losses.logits), batch.labels)
         counted, share = normalized(weights, self._weighting.normalization)
-        sums = weighted_nll(
-            logits, supervised_ids(measured), at_rows(torch.stack([counted, supervised.float(), weights]), measured)
-        )
+        sums = (losses.nll * at_rows(torch.stack([counted, supervised.float(), weights]), measured)).sum(-1)
         self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable, auxiliary)
         denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
@@ -209,13 +211,12 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         # A mean over the step's micro-batches, as over ranks: transformers' own would grow with their number.
         return loss if auxiliary is None else loss + auxiliary.to(loss) * supervised.any() / self._num_micro_batches
 
-    def _label_logits(self, model: Any, batch: StepBatch, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N, V]: the forward's logits that predict labels [B, T]; and its `auxiliary_loss`."""
+    def _label_losses(self, model: Any, batch: StepBatch, labels: Tensor, *, logits: bool = False) -> LabelLosses:
+        """Of one forward, for labels [B, T]."""
         base = self.accelerator.unwrap_model(model)
-        alone = rows_alone(innermost_decoder(base), batch.inputs.get("attention_mask"))
-        with label_rows(base, labels), alone:
-            output = model(**batch.inputs, use_cache=False)
-        return output.logits[0], auxiliary_loss(base, output)
+        with rows_alone(innermost_decoder(base), batch.inputs.get("attention_mask")):
+            forward = partial(model, **batch.inputs, use_cache=False)
+            return self._run_head(forward, base, labels, logits=logits)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates as the Trainer does, with the loss over all tokens: its mean of means depends on the batch size."""

@@ -35,7 +35,7 @@ def label_logits_and_logprobs(model: Any, inputs: Mapping[str, Any], labels: Ten
     logprobs = torch.full_like(logits, torch.nan)
     if not len(rows[0]):
         return torch.stack([logits, logprobs])
-    normalizers = _logsumexp(model, rows[0], _one_token(model, inputs, labels[:, 1:][supervised][:1]))
+    normalizers = _logsumexp(model, rows[0], one_token(model, inputs, labels[:, 1:][supervised][:1]))
     logprobs[:, 1:][supervised] = logits[:, 1:][supervised] - normalizers.to(logits.device)
     return torch.stack([logits, logprobs])
 
@@ -56,7 +56,7 @@ def _label_rows(model: Any, labels: Tensor) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _one_token(model: Any, inputs: Mapping[str, Any], label: Tensor) -> dict[str, Tensor]:
+def one_token(model: Any, inputs: Mapping[str, Any], label: Tensor) -> dict[str, Tensor]:
     """Makes one label [1] a text of its own: the cheapest call that ends in the model's treatment of its logits."""
     token = {key: torch.zeros_like(inputs[key][:1, :1]) for key in token_aligned(inputs)}
     image = {key: inputs[key][:1] for key in required_inputs(model) if key in inputs and key not in token}

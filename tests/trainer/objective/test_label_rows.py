@@ -8,37 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, PaliGemmaProcessor
+from transformers import AutoModelForImageTextToText
 
-from cal_pipeline.encoding.collate import Batch, collate
-from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.collate import Batch
 from cal_pipeline.measuring.contrast import label_logits
-from cal_schemas.sample import Sample, Turn
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.label_rows import HeadProducts, at_rows, at_tokens, head_products, label_rows, supervised_ids
 from conftest import Family
-from tiny_models import sample_image
+from ragged_batch import batch_of
 
 CAP = 2.0
 """Below the tiny models' logits, so that it bends them."""
 KINDS = ("llava", "gemma3", "paligemma soft-capped")
-
-
-def batch_of(encoder: Encoder) -> Batch:
-    """Rows of unequal length: image, and where the processor takes them two turns and text only."""
-    rows: tuple[tuple[str, ...], ...] = (
-        ("<image>\nWhat is in the image?", "A red car."),
-        ("<image>\nHow many circles are there?", "Three green circles."),
-    )
-    if not isinstance(encoder.processor, PaliGemmaProcessor):
-        rows = (rows[0], (*rows[1], "And where?", "On the left."), ("Read the sign.", "Stop."))
-    encoded = []
-    for number, contents in enumerate(rows):
-        roles = ("user", "assistant") * (len(contents) // 2)
-        turns = tuple(Turn(role=role, content=content) for role, content in zip(roles, contents, strict=True))
-        images = [sample_image(number)] if "<image>" in contents[0] else []
-        encoded.append(encoder(Sample(sample_id=str(number), images=(), messages=turns), images))
-    return collate(encoded, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cal_pipeline.measuring.contrast import captured_position_ids, logits_withou
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.collator import StepBatch
-from cal_trainer.objective.label_rows import at_tokens, head_products, supervised_ids
+from cal_trainer.objective.label_rows import at_tokens
 from cal_trainer.objective.same_network import validate_determinism
 from cal_trainer.objective.weighting import Weighting
 
@@ -30,7 +30,9 @@ class DeltaSource(Protocol):
         """The deltas, from the batch alone; None where they need the training forward."""
 
     def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Callable[..., Tensor]]:
-        """Around the training forward, whose logits [N, V] what it yields then turns into the deltas.
+        """Around the training forward, whose label logits [N] float32 what it yields then turns into the deltas.
+
+        Where the deltas are `known` they are looked at by nobody, and may be None.
 
         model: the one in training, unwrapped. labels: [B, T] `Weighting.measured_labels`, N of which are supervised.
         """
@@ -53,7 +55,7 @@ class _KnownDeltas(ABC):
 
     def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Callable[..., Tensor]]:
         """See DeltaSource."""
-        return nullcontext(lambda logits: self.known(batch))
+        return nullcontext(lambda of_labels: self.known(batch))
 
 
 class CachedDeltas(_KnownDeltas):
@@ -102,12 +104,11 @@ class OnlineDeltas:
         if not self._proved:
             validate_determinism(model, batch.inputs, batch.labels)
             self._proved = True
-        with captured_position_ids(model) as position_ids, head_products(model, labels) as products:
+        with captured_position_ids(model) as position_ids:
 
-            def deltas(logits: Tensor) -> Tensor:
-                of_labels = logits.detach().gather(1, supervised_ids(labels)[:, None])[:, 0]
-                with_image = at_tokens(products[0].undo_rounding(of_labels, logits[:1]), labels)
-                return self.contrasted(with_image, model, batch, labels, position_ids[0])
+            def deltas(of_labels: Tensor) -> Tensor:
+                (of_forward,) = position_ids
+                return self.contrasted(at_tokens(of_labels, labels), model, batch, labels, of_forward)
 
             yield deltas
 

@@ -25,8 +25,12 @@ def weighted_nll(logits: Tensor, label_ids: Tensor, weights: Tensor) -> Tensor:
     Takes logits [N, V] of any float dtype that predict label_ids [N] int64, and weights [N]; returns a float32 scalar,
     0 when N is 0 (still connected to `logits`, so that every rank has a gradient). Weights [K, N] give K sums.
     """
-    nll = F.cross_entropy(logits.float(), label_ids, reduction="none")
-    return (nll * weights).sum(-1)
+    return (label_nll(logits, label_ids) * weights).sum(-1)
+
+
+def label_nll(logits: Tensor, label_ids: Tensor) -> Tensor:
+    """[N] float32: nll of label_ids [N] int64 by logits [N, V] of any float dtype."""
+    return F.cross_entropy(logits.float(), label_ids, reduction="none")
 
 
 def auxiliary_loss(model: Any, output: Any) -> Tensor | None:

@@ -1,0 +1,204 @@
+"""Computes the nll of label rows a chunk of tokens at a time, so that no logits of all of them are ever held.
+
+Backward computes each chunk's logits again and adds its gradients to one sum. The model is called as ever: its head
+gives one number per token, on which it does what it does to logits. N supervised tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cal_pipeline.measuring.contrast import label_products
+from cal_pipeline.measuring.replaced_forward import replaced_forward
+from cal_schemas.errors import ConfigError
+from cal_schemas.spec import IGNORE_INDEX
+from cal_trainer.objective.after_head import AfterHead
+from cal_trainer.objective.loss import label_nll
+
+CHUNK_BYTES: Final = 64 * 2**20
+"""Of logits in float32 in a chunk; with its temporaries it takes four or five times as much."""
+_ROUNDINGS: Final = 16
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class ChunkedRows:
+    """What one forward gave to its labels; whole once `bring_back` has had the model's output."""
+
+    nll: Tensor
+    """[N] float32, without gradient."""
+    raw: Tensor
+    """[N], the labels' logits as the head gave them."""
+    exact: Tensor | None
+    """[N] float32: the same multiplied in float32, and with what the model does to its logits."""
+    gradient: Tensor | None = None
+    """[N], of `nll`, while backward runs."""
+
+    def bring_back(self, output: Tensor) -> Tensor:
+        """[N] float32: the nll with its gradient, given the model's `logits` [1, N, 1].
+
+        Gradients go back through the model's output, where wrappers wait for them (FSDP gathers the head's weights
+        again when they arrive); their values go beside it, for what the model does to its logits has its part in them.
+        """
+        return _Back.apply(self, output)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@contextmanager
+def chunked_rows(model: Any, labels: Tensor, after: AfterHead, *, exact: bool) -> Iterator[list[ChunkedRows]]:
+    """Within it the model's `logits` are [1, N, 1], for `bring_back` of what the list then holds.
+
+    Takes unshifted labels [B, T]. exact: whether `ChunkedRows.exact` is wanted.
+    """
+    head = model.get_output_embeddings()
+    supervised = labels[:, 1:] != IGNORE_INDEX
+    forward, plain = head.forward, type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    found: list[ChunkedRows] = []
+
+    def in_chunks(hidden: Tensor) -> Tensor:
+        device = next(head.parameters()).device
+        rows = hidden[:, :-1][supervised.to(hidden.device)].to(device)
+        label_ids = labels[:, 1:][supervised].to(device)
+        # Of a linear layer and nothing else gradients can be added up in place.
+        if plain and type(head.weight) is nn.Parameter:
+            nll, raw = _LinearNll.apply(after, rows, label_ids, head.weight, head.bias)  # type: ignore[no-untyped-call]
+        else:
+            nll, raw = _module_nll(after, forward, rows, label_ids)
+        products = None
+        if exact:
+            with torch.no_grad():
+                parts = [label_products(head, rows[part], label_ids[part]) for part in _parts(len(rows), after)]
+                products = after.of_labels(torch.cat(parts), rounded=False)
+        found.append(ChunkedRows(nll=nll.detach(), raw=raw, exact=products))
+        return _Outward.apply(found[-1], nll, raw)  # type: ignore[no-any-return, no-untyped-call]
+
+    with replaced_forward(head, in_chunks):
+        yield found
+
+
+def check_after_head(model: Any, rows: ChunkedRows, output: Tensor, after: AfterHead) -> None:
+    """ConfigError where the model did something else to its label logits than it did to one token's."""
+    with torch.no_grad():
+        expected, given = after.of_labels(rows.raw, rounded=True).float(), output.reshape(-1).float()
+        given = given.to(expected.device)
+        rounding = max(torch.finfo(dtype).eps for dtype in {output.dtype, rows.raw.dtype, *after.casts})
+        finite = expected.isfinite()
+        same = (given - expected).abs() <= _ROUNDINGS * rounding * expected.where(finite, 0.0).abs().amax()
+    if not bool((same | ~finite).all()):
+        raise ConfigError(
+            f"{type(model).__name__} does to the logits of this batch something else than to those of one token, so "
+            "its loss cannot be computed in chunks: take fewer rows at a time (--per_device_train_batch_size, "
+            "--per_device_eval_batch_size), whose loss is computed at once"
+        )
+
+
+class _LinearNll(torch.autograd.Function):
+    """Of a plain linear head: nll [N] float32, and the labels' logits as the head gives them, without gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, after: AfterHead, rows: Tensor, label_ids: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kind = rows.device.type
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+        ctx.after = after
+        ctx.save_for_backward(rows, label_ids, weight, bias)
+        head = _cast(ctx.dtype, weight, bias)
+        parts = [_nll(after, _linear(rows[part], *head), label_ids[part]) for part in _parts(len(rows), after)]
+        nll, raw = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(raw)
+        return nll, raw
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        rows, label_ids, weight, bias = ctx.saved_tensors
+        head = _cast(ctx.dtype, weight, bias)
+        of_rows, sums = torch.empty_like(rows), torch.promote_types(weight.dtype, torch.float32)
+        of_weight = torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[3] else None
+        of_bias = torch.zeros_like(bias, dtype=sums) if ctx.needs_input_grad[4] else None
+        for part in _parts(len(rows), ctx.after):
+            chosen = rows[part].to(ctx.dtype)
+            logits = _linear(chosen, *head).requires_grad_()
+            with torch.enable_grad():
+                nll, _ = _nll(ctx.after, logits, label_ids[part])
+            (of_logits,) = torch.autograd.grad(nll, logits, gradient[part])
+            del logits, nll
+            of_rows[part] = of_logits @ head[0]
+            if of_weight is not None and ctx.dtype == sums:
+                of_weight.addmm_(of_logits.T, chosen)
+            elif of_weight is not None:
+                of_weight += of_logits.T @ chosen
+            if of_bias is not None:
+                of_bias += of_logits.sum(0, dtype=sums)
+        return (
+            None, of_rows, None,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+        )  # fmt: skip
+
+
+def _cast(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As autocast would in every chunk again."""
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(rows.to(weight.dtype), weight, bias)
+
+
+def _module_nll(
+    after: AfterHead, forward: Callable[[Tensor], Tensor], rows: Tensor, label_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_LinearNll`, of a head that is more than a linear layer, with adapters for instance."""
+
+    def of_chunk(part_of_rows: Tensor, part_of_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return _nll(after, forward(part_of_rows[None])[0], part_of_ids)
+
+    parts = [
+        checkpoint(of_chunk, rows[part], label_ids[part], use_reentrant=False) for part in _parts(len(rows), after)
+    ]
+    nll, raw = (torch.cat(values) for values in zip(*parts, strict=True))
+    return nll, raw.detach()
+
+
+def _nll(after: AfterHead, logits: Tensor, label_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [n, V] as the head gave them: nll [n] float32, and the labels' own [n]."""
+    return label_nll(after(logits[None])[0], label_ids), logits.detach().gather(1, label_ids[:, None])[:, 0]
+
+
+def _parts(count: int, after: AfterHead) -> Iterator[slice]:
+    size = max(1, CHUNK_BYTES // (4 * after.vocabulary))
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+class _Outward(torch.autograd.Function):
+    """The labels' logits as the head's output, whose gradient is that of the nll, wherever it comes from."""
+
+    @staticmethod
+    def forward(ctx: Any, journey: ChunkedRows, nll: Tensor, raw: Tensor) -> Tensor:
+        ctx.journey = journey
+        return raw[None, :, None].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None]:
+        return None, ctx.journey.gradient, None
+
+
+class _Back(torch.autograd.Function):
+    """The nll in place of the model's output, through which its gradient begins as zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, journey: ChunkedRows, output: Tensor) -> Tensor:
+        ctx.journey, ctx.output = journey, output.new_zeros(()).expand_as(output)
+        return journey.nll.clone().to(output.device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        ctx.journey.gradient = gradient.to(ctx.journey.nll.device)
+        return None, torch.zeros_like(ctx.output)

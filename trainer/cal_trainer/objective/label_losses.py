@@ -1,0 +1,81 @@
+"""Runs a forward for the nll of its labels: at once, or in chunks where all logits together would be many.
+
+B batch, T padded tokens, N supervised tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from cal_trainer.objective.after_head import AfterHead, learn_after_head
+from cal_trainer.objective.chunked_nll import check_after_head, chunked_rows
+from cal_trainer.objective.label_rows import head_products, label_rows, supervised_ids
+from cal_trainer.objective.loss import label_nll
+
+CHUNKED_ABOVE: Final = 256 * 2**20
+"""Bytes of all logits in float32 from which on the loss is computed in chunks (benchmarks/long_answers.py)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelLosses:
+    """What one forward says of its N labels, in the order of `supervised_ids`."""
+
+    nll: Tensor
+    """[N] float32, with gradient."""
+    logits: Tensor | None
+    """[N] float32: of the labels, as the label-only LM head would have given them; None where nobody asked."""
+    output: Any
+    """The model's."""
+
+
+class LabelLossRunner:
+    """Of one model; without having learned what that does to its logits it never computes in chunks."""
+
+    def __init__(self) -> None:
+        self._after: AfterHead | None = None
+        self._learned = self._checked = False
+
+    def learn(self, model: Any, inputs: Mapping[str, Any], labels: Tensor) -> None:
+        """Learns it (`learn_after_head`) where it has not: on all ranks, whatever the size of their first batches."""
+        if not self._learned:
+            ids = supervised_ids(labels)
+            self._after = learn_after_head(model, inputs, ids[:1] if len(ids) else labels.new_zeros(1))
+            self._learned = True
+
+    def __call__(self, forward: Callable[[], Any], model: Any, labels: Tensor, *, logits: bool = False) -> LabelLosses:
+        """Calls `forward` once.
+
+        Args:
+            forward: calls the model, wrapped as it may be, on the inputs.
+            model: the one inside.
+            labels: [B, T] unshifted.
+            logits: whether `LabelLosses.logits` is wanted.
+        """
+        label_ids = supervised_ids(labels)
+        if self._after is not None and 4 * len(label_ids) * self._after.vocabulary > CHUNKED_ABOVE:
+            return self._in_chunks(self._after, forward, model, labels, logits)
+        with label_rows(model, labels), ExitStack() as stack:
+            products = stack.enter_context(head_products(model, labels)) if logits else []
+            output = forward()
+        rows = output.logits[0]
+        of_labels = None
+        if logits:
+            chosen = rows.detach().gather(1, label_ids[:, None])[:, 0]
+            of_labels = products[0].undo_rounding(chosen, rows[:1].detach())
+        return LabelLosses(nll=label_nll(rows, label_ids), logits=of_labels, output=output)
+
+    def _in_chunks(
+        self, after: AfterHead, forward: Callable[[], Any], model: Any, labels: Tensor, logits: bool
+    ) -> LabelLosses:
+        with chunked_rows(model, labels, after, exact=logits) as found:
+            output = forward()
+        (rows,) = found
+        if not self._checked:
+            check_after_head(model, rows, output.logits, after)
+            self._checked = True
+        return LabelLosses(nll=rows.bring_back(output.logits), logits=rows.exact, output=output)

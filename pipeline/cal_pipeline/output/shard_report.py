@@ -33,6 +33,8 @@ class ShardReport:
     """Rows whose error holds a note on what stands in the source, whatever became of them; `notes` are the first."""
     unread: dict[str, int] = field(default_factory=dict)
     """Keys of the rows that nothing was made of -> how many rows have them; the first 100."""
+    unread_kept: dict[str, int] = field(default_factory=dict)
+    """Of these, in how many rows they pass through as a column."""
     one_by_one: str | None = None
     """Why its rows were measured one at a time, or None where they shared batches."""
     kept_rows: int = 0
@@ -73,6 +75,8 @@ class ShardReport:
         for key in row.sample.unread:
             if key in self.unread or len(self.unread) < _MAX_UNREAD:
                 self.unread[key] = self.unread.get(key, 0) + 1
+                if key in row.sample.pass_through:
+                    self.unread_kept[key] = self.unread_kept.get(key, 0) + 1
         if row.status != STATUS_OK and len(self.errors) < _NUM_QUOTED:
             self.errors.append(f"{row.sample.sample_id}: {row.status}: {row.error}")
         if row.measured is None:

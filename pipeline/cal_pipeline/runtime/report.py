@@ -70,9 +70,13 @@ class RunReport:
         """Sums one count over the shards."""
         return sum(getattr(report, name) for report in self.shards)
 
-    def unread(self) -> list[str]:
-        """Lists keys of the rows that nothing was made of, by name."""
-        return sorted({key for shard in self.shards for key in shard.unread})
+    def unread(self) -> tuple[list[str], list[str]]:
+        """Lists keys of the rows that nothing was made of, by name: those kept as columns, those left out of rows."""
+        kept = {key for shard in self.shards for key in shard.unread_kept}
+        left_out = {
+            key for shard in self.shards for key, rows in shard.unread.items() if rows > shard.unread_kept.get(key, 0)
+        }
+        return sorted(kept), sorted(left_out)
 
     def write(self, folder: Location) -> Location | None:
         """Writes the JSON file and returns its path; None, with a warning, where it cannot be written (disk full)."""
@@ -181,10 +185,12 @@ def print_report(report: RunReport, output_dir: object, path: object) -> None:
         console.print(f"  {error}")
     if (others := rows - statuses[STATUS_OK] - min(len(errors), _SHOWN_ERRORS)) > 0:
         console.print(f"  and {counted(others, 'more row')} not ok: see the columns status and error")
-    if unread := report.unread():
-        more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
-        listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
-        console.print(f"nothing was made of these keys (columns that pass through are kept all the same): {listed}")
+    kinds = ("pass through as columns", "are left out (so are all of JSON, CSV, archives and turns)")
+    for unread, what in zip(report.unread(), kinds, strict=True):
+        if unread:
+            more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
+            listed = ", ".join(key if key.isprintable() else repr(key) for key in unread[:_SHOWN_KEYS]) + more
+            console.print(f"nothing was made of these keys, which {what}: {listed}")
     for name, reason in report.failed.items():
         console.print(f"FAILED {name}: {reason}")
     for warning in report.warnings():

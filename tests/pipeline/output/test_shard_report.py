@@ -21,7 +21,10 @@ def test_rows_are_counted_by_status_and_deltas_only_beside_an_image() -> None:
     report = ShardReport(name="s")
     report.count([
         AnnotatedRow(sample=seen, sample_key="k", measured=four),
-        AnnotatedRow(sample=conversation("q", "a", unread=("score", "x")), sample_key="k", measured=MEASURED),
+        AnnotatedRow(
+            sample=conversation("q", "a", unread=("score", "x"), pass_through={"x": 1}), sample_key="k",
+            measured=MEASURED,
+        ),
         AnnotatedRow(sample=seen, sample_key="k", status="too_long", error="9 tokens"),
     ])  # fmt: skip
     assert (report.rows, report.statuses) == (3, {"ok": 2, "too_long": 1})
@@ -29,7 +32,7 @@ def test_rows_are_counted_by_status_and_deltas_only_beside_an_image() -> None:
     # At most 1: one of the three that are defined; below 5: two of them.
     assert (report.image_label_tokens, report.at_most_alpha, report.below_beta) == (3, 1, 2)
     assert (report.noted, report.notes) == (2, ["s: dark", "s: dark"])
-    assert report.unread == {"score": 3, "x": 1}
+    assert (report.unread, report.unread_kept) == ({"score": 3, "x": 1}, {"x": 1})
     assert report.errors == ["s: too_long: 9 tokens"]
 
 

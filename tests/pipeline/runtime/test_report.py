@@ -92,11 +92,15 @@ def test_keys_that_nothing_was_made_of_are_listed_once(capsys: pytest.CaptureFix
     shards = [
         ShardReport(name=name, rows=1, statuses={"ok": 1}, unread={"score": 1, name: 1}) for name in ("b", "a\x1b")
     ]
+    left_out = "which are left out (so are all of JSON, CSV, archives and turns): 'a\\x1b', b, score\n"
     print_report(report(None, {}, shards=shards), "out", None)
-    assert (
-        "nothing was made of these keys (columns that pass through are kept all the same): 'a\\x1b', b, score\n"
-        in capsys.readouterr().out
-    )
+    assert f"nothing was made of these keys, {left_out}" in capsys.readouterr().out
+    # A column of Parquet, and the same key of JSON beside it, which has no columns.
+    shards[0].unread_kept["score"] = 1
+    print_report(report(None, {}, shards=shards), "out", None)
+    printed = capsys.readouterr().out
+    assert "nothing was made of these keys, which pass through as columns: score\n" in printed
+    assert f"nothing was made of these keys, {left_out}" in printed
     many = ShardReport(name="a", rows=1, statuses={"ok": 1}, unread={f"key{number:02d}": 1 for number in range(33)})
     print_report(report(None, {}, shards=[many]), "out", None)
     assert "key28, key29 and 3 more\n" in capsys.readouterr().out

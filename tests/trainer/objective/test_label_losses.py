@@ -246,6 +246,16 @@ def test_what_is_done_to_each_logit_for_itself_is_learned_and_done_to_chunks(bui
     assert_same_step(model, dataclasses.replace(batch, labels=labels))
 
 
+def test_logits_for_online_deltas_are_not_rounded_by_the_models_casts(build: Any) -> None:
+    model, batch = build("llava")
+    expected = losses_of(model, batch, logits=True).logits
+    changed(model, lambda logits: 2.0 * logits[..., :388].bfloat16().float())
+    found = losses_of(model, batch, logits=True)
+    assert found.logits is not None
+    torch.testing.assert_close(found.logits, 2.0 * expected)
+    assert float((found.logits - found.output.logits.detach().flatten()).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "operation"),
     [
@@ -302,13 +312,18 @@ def test_what_differs_from_batch_to_batch_is_refused(build: Any) -> None:
 
 def test_learning_takes_nothing_from_the_random_numbers_and_happens_once(build: Any) -> None:
     model, batch = build("llava")
+    for layer in model.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.5
     calls: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, args, __: calls.append(args[0].shape[1]))
     run, before = LabelLossRunner(), torch.random.get_rng_state()
     for _ in range(2):
         run.learn(model, batch.inputs, batch.labels)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.random.set_rng_state(before)
         run(lambda: model(**batch.inputs, use_cache=False), model, batch.labels)
-    assert torch.equal(torch.random.get_rng_state(), before)
+        assert not torch.equal(torch.random.get_rng_state(), before)
+        torch.random.set_rng_state(before)
     assert len(calls) == 3
     assert calls[0] == 1
 

@@ -22,6 +22,8 @@ from cal_pipeline.measuring.replaced_forward import replaced_forward
 _log = logging.getLogger("cal-train")
 _CAST = torch.ops.aten._to_copy.default
 _SLICE = torch.ops.aten.slice.Tensor
+_SAME = torch.ops.aten.alias.default
+"""What a cut gives that leaves nothing out."""
 
 Step = tuple[Any, tuple[Any, ...], Mapping[str, Any]]
 """An operation of torch's, and its arguments beside the logits: numbers, no tensors."""
@@ -126,7 +128,7 @@ class _Followed(TorchDispatchMode):
             return result
         alone = len(tensors) == 1 and args[0] is tensors[0] and not func._schema.is_mutable
         columns = func is _SLICE and args[1] == args[0].dim() - 1
-        if alone and (torch.Tag.pointwise in func.tags or func is _CAST or columns):
+        if alone and (torch.Tag.pointwise in func.tags or func in (_CAST, _SAME) or columns):
             self._reached.append((result, (*before, (func, args[1:], kwargs))))
         else:
             self.failure = self.failure or f"{func} of its logits is nothing that is done to each of them for itself"

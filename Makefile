@@ -16,7 +16,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo demo-qwen test test-full test-vocabularies docs bench bench-scale study study-quick study-again check format clean
+.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -64,6 +64,20 @@ test-full: $(STAMP) $(TORCHVISION) $(REPORTERS) $(AZURITE)  ## all tests, with e
 
 test-vocabularies: $(VOCABULARIES)  ## labels with the tokenizers of Qwen, Llama and Mistral, which it fetches (25 MB)
 	CAL_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest -q tests/vocabularies
+
+# Other trainers, each with the versions it wants in an environment of its own; TRL is in ours.
+# torchvision as above, in place of what they installed.
+PEERS := $(VENV)/peers
+$(PEERS)/%/.installed: tests/peers/requirements-%.txt requirements-torchvision.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D)/torchvision-for-tests -r requirements-torchvision.txt
+	touch $@
+
+test-peers: $(STAMP) $(TORCHVISION) $(PEERS)/ms-swift/.installed $(PEERS)/llamafactory/.installed  ## other trainers on our weights; builds an environment for each (2 GB)
+	CAL_PEERS=$(PEERS) $(BIN)/python -m pytest -q tests/peers tests/trainer/integrations
 
 docs: $(STAMP)  ## the documentation as a site, in site/; `.venv/bin/mkdocs serve` shows it while you write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

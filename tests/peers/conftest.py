@@ -1,0 +1,20 @@
+"""Other trainers, each in an environment of its own, which `make test-peers` builds; elsewhere nothing is collected."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from peers.exported import Exported
+
+collect_ignore_glob = [] if "CAL_PEERS" in os.environ else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    from peers.exported import measure_and_export
+
+    return measure_and_export(tmp_path_factory.mktemp("exported"))

@@ -104,6 +104,8 @@ bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20
 bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows; half an hour more
 	$(BENCH)/plan_memory.py
 	$(BENCH)/train_data_memory.py
+	$(BENCH)/long_answers.py --logits_mb
+	$(BENCH)/long_answers.py --supervised --at_once
 	$(BENCH)/inspect_frames.py
 	$(BENCH)/inspect_subcommands.py
 	$(BENCH)/many_shards.py

@@ -1,6 +1,7 @@
 """Measures the head's loss in chunks against the loss of all logits at once: time by size, and memory by answer length.
 
-    python benchmarks/long_answers.py
+    python benchmarks/long_answers.py --logits_mb
+    python benchmarks/long_answers.py --supervised --at_once
 
 `steps`: forward and backward of a whole training step through CalTrainer, in a process of its own for each number of
 supervised tokens a row; rows are as long in all of them, so what grows is the loss. `head`: the head's part alone, both
@@ -65,14 +66,14 @@ def head_step(head: nn.Linear, rows: torch.Tensor, ids: torch.Tensor, chunked: b
 
 def main() -> None:
     parser = make_parser(__doc__)
-    add_device_flags(parser, repeats=5)
+    add_device_flags(parser, repeats=3)
     parser.add_argument("--vocabulary", type=int, default=152_000)
     parser.add_argument("--width", type=int, default=64, help="of the decoder in `steps`")
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--supervised", type=int, nargs="+", default=[16, 256, 1024, 4096], help="tokens a row")
-    parser.add_argument("--at_once", type=int, nargs="*", default=[16, 256], help="of those, the other way too")
-    parser.add_argument("--head_width", type=int, default=896)
-    parser.add_argument("--logits_mb", type=int, nargs="*", default=[32, 128, 256, 512, 1024], help="sizes of `head`")
+    parser.add_argument("--supervised", type=int, nargs="*", default=[16, 1024, 4096], help="tokens a row")
+    parser.add_argument("--at_once", type=int, nargs="*", default=[16], help="of those, the other way too")
+    parser.add_argument("--head_width", type=int, default=256)
+    parser.add_argument("--logits_mb", type=int, nargs="*", default=[128, 256, 512], help="sizes of `head`")
     parser.add_argument("--chunk_mb", type=int, nargs="+", default=[chunked_nll.CHUNK_BYTES // MB])
     flags = begin(parser)
     results: dict[str, Any] = {"steps": [], "head": []}
@@ -110,7 +111,14 @@ def main() -> None:
         least, most = min(peaks), max(peaks)
         ratios[f"peak_of_{most}/peak_of_{least}"] = peaks[most] / peaks[least]
         ratios[f"mb_of_{most}_over_{least}/1500"] = (peaks[most] - peaks[least]) / 1500
-    write_report("long_answers", flags, settings={}, results=results, ratios=ratios, cpu_time_ratios=cpu)
+    write_report(
+        "long_answers" if flags.supervised else "long_answers-head",
+        flags,
+        settings={},
+        results=results,
+        ratios=ratios,
+        cpu_time_ratios=cpu,
+    )
 
 
 if __name__ == "__main__":

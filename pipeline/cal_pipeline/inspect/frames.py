@@ -27,6 +27,7 @@ from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_pat
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
 from cal_schemas.errors import ConfigError
+from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.weighting import Pool
 
@@ -44,7 +45,7 @@ def load_annotated(
     Args:
         path: a shard, a directory of them, or several of one measurement.
         columns: which columns; by default all, where `images` names the images but leaves their bytes out. Name
-            `images` to have those too.
+            `images` to have those too. Where shards of several image folders are read, every image has its `folder`.
         filter: which rows: a condition in DuckDB's SQL over the shards' columns and those of `sample_frame`
             (`"status = 'ok' AND mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.
 
@@ -71,7 +72,8 @@ def load_annotated(
         test.columns if test else [name for name in names if filter is not None and name not in ("images", "messages")]
     )
     extra = [name for name in needed if name not in {column_of(item) for item in wanted}]
-    tables = []
+    tables: list[pa.Table] = []
+    taken: list[tuple[Location, int]] = []
     for batch in read_batches(opened, [*wanted, *extra]):
         data = batch.data
         try:
@@ -79,13 +81,13 @@ def load_annotated(
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(f"filter {filter}: {' '.join(str(error).split())[:300]}") from None
         tables.append(pa.Table.from_batches([data.select([name for name in data.schema.names if name not in extra])]))
+        taken.append((batch.file, data.num_rows))
     if not tables:
         tables = [pa.schema([opened.schema.field(column_of(name)) for name in wanted]).empty_table()]
     # Which columns may be null differs between shards of different versions.
-    read = pa.concat_tables(tables, promote_options="default").to_pandas()
-    frame = AnnotatedFrame(read if columns is None else read[list(columns)])
-    remember(frame, opened)
-    return frame
+    frame = AnnotatedFrame(pa.concat_tables(tables, promote_options="default").to_pandas())
+    remember(frame, opened, taken)
+    return frame if columns is None else frame[list(columns)]
 
 
 def sample_frame(
@@ -98,8 +100,9 @@ def sample_frame(
     `min_delta`, `max_delta` (logits), `share_negative`, `share_below_alpha`, `share_above_beta`, `mean_weight` and
     `visual_dependence` (0 to 1); NaN where a row has no such token. `visual_dependence` is the mean of
     (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds;
-    it is left out unless beta is finite and above alpha. A column of `frame` with a computed one's name becomes
-    `source_NAME`. Raises ConfigError for bounds, a window or a pool that make no sense.
+    it is left out unless beta is finite and above alpha, and `images` where `frame` has none (a sidecar's). A
+    column of `frame` with a computed one's name becomes `source_NAME`. Raises ConfigError for bounds, a window or a
+    pool that make no sense.
     """
     flat = _tokens_of(frame)
     turns = flat.turns(irregular_answers(frame))

@@ -20,10 +20,11 @@ from cal_schemas.sample import ImageRef, Sample, sample_key
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.whole import open_shard
 
-_COLUMNS = (
+ROW_COLUMNS = (
     "sample_id", "sample_key", "images", "messages", "template_inputs", "status", "error", "label_ids",
     "label_positions", "delta_logits", "source",
 )  # fmt: skip
+"""What `rows_from_batch` makes a row of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +46,16 @@ class NumberedRow:
     def key_matches(self) -> bool:
         """Whether images and messages are still those that `sample_key` was made from."""
         # Bytes that were embedded on the way out are not what the key was made from; the path then was.
-        by_path = replace(self.sample, images=tuple(ImageRef(path=image.path) for image in self.sample.images))
-        return self.annotated.sample_key in (sample_key(self.sample), sample_key(by_path))
+        return self.annotated.sample_key in (sample_key(self.sample), sample_key(by_path(self.sample)))
 
     def image_files(self) -> list[bytes]:
         """Its images as they are encoded, in order; ImageError where one cannot be read."""
         return read_images(self.sample.images, self.image_folder)
+
+
+def by_path(sample: Sample) -> Sample:
+    """The sample with its images by their paths alone."""
+    return replace(sample, images=tuple(ImageRef(path=image.path) for image in sample.images))
 
 
 def numbered_rows(
@@ -63,7 +68,7 @@ def numbered_rows(
     it was measured, FormatError naming a file that cannot be read.
     """
     wanted = np.unique(np.asarray(numbers, np.int64))
-    columns = [name for name in _COLUMNS if name in dataset.schema.names]
+    columns = [name for name in ROW_COLUMNS if name in dataset.schema.names]
     first = 0
     for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
         folder = image_folder or (location(metadata.source.image_folder) if metadata.source.image_folder else None)

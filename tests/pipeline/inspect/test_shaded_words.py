@@ -19,14 +19,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from annotated_data import annotate
 from browser import Page, browser_test
 from cal_pipeline.inspect import load_annotated, sample_frame, show_words, token_frame
+from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.errors import ConfigError
+from cal_schemas.metadata import Carry
 from conftest import Family
 from hub_server import HubServer
 from inspect_data import Directories
 from inspected_data import conversations, llava_directory, measured
 from pages import HOSTILE
+from tiny_models import sample_image
 
 
 def shaded(text: str) -> list[tuple[str, str]]:
@@ -161,6 +165,36 @@ def test_an_image_that_a_frame_left_in_its_shards_is_shown_and_else_the_words_sa
     # As `datasets` has it.
     values = {**whole.loc[rows[0]], "images": [Image.new("RGB", (5, 4))]}
     assert "[image 0, 5 x 4 pixels]" in repr(show_words(values, tokenizer))
+
+
+@pytest.mark.parametrize("carry", ["paths", "images"])
+def test_each_row_shows_the_image_of_its_own_folder(llava: Family, tmp_path: Path, carry: Carry) -> None:
+    sizes = {"train": (31, 32), "test": (41, 42)}
+    data = [conversations(tmp_path / name, ["An answer."], ids=[name]) for name in sizes]
+    data = [path.rename(path.with_name(f"{path.parent.name}.json")) for path in data]
+    folders = [str(path.parent / "images") for path in data]
+    for folder, size in zip(folders, sizes.values(), strict=True):  # The same path, words and hence key.
+        sample_image(0, size).save(Path(folder) / "0.png")
+    shards = plan_shards([str(path) for path in data], folders)
+    path = annotate(tmp_path / "annotated", shards, llava.encoder, llava.model, carry=carry)
+    frame = load_annotated(path)
+    assert frame["sample_key"].nunique() == 1
+    frame.to_parquet(tmp_path / "frame.parquet")
+    for rows in (
+        frame,
+        pd.read_parquet(tmp_path / "frame.parquet"),
+        load_annotated(path, columns=[*frame.columns]),
+        load_annotated(path, filter="sample_id = 'train'"),
+    ):
+        for _, row in rows.iterrows():
+            width, height = sizes[row["sample_id"]]
+            assert f"[image 0.png, {width} x {height} pixels]" in repr(show_words(row, llava.directory))
+            assert row["images"][0]["folder"] == str(tmp_path / row["sample_id"] / "images")
+
+
+def test_a_row_without_some_token_columns_says_which(annotated: Path) -> None:
+    row = load_annotated(annotated, columns=["sample_id", "label_ids", "delta_logits"]).loc[0]
+    assert "words are not shown: the sample lacks [&#x27;label_positions&#x27;]" in row._repr_html_()
 
 
 def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path, llava: Family) -> None:

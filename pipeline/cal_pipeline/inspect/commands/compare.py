@@ -22,7 +22,7 @@ import numpy as np
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
-from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, matching_rows, read_rows
+from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, keyed_by_bytes, matching_rows, read_rows
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_schemas.counted import are, counted
 from cal_schemas.errors import ConfigError
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
     comparison = compare(a, b, weighting)
-    _validate(comparison, arguments)
+    _validate(comparison, arguments, a, b)
     result = comparison.result()
     differing = {name: [one, other] for name, one, other in a.spec.differences(b.spec)}
     if arguments.json:
@@ -129,12 +129,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _validate(comparison: Comparison, arguments: argparse.Namespace) -> None:
+def _validate(comparison: Comparison, arguments: argparse.Namespace, a: AnnotatedDataset, b: AnnotatedDataset) -> None:
     ok, others = comparison.both_ok, comparison.other_labels
     if comparison.tokens:
         return
     if not comparison.joined:
-        reason = "no sample_key is in both: were the images embedded in one and named by path in the other?"
+        reason = f"no sample_key is in both; {_why_other_keys(keyed_by_bytes(a), keyed_by_bytes(b))}"
     elif not ok:
         reason = f"of {comparison.joined} joined rows none is ok in both"
     elif others == ok:
@@ -148,6 +148,17 @@ def _validate(comparison: Comparison, arguments: argparse.Namespace) -> None:
         f"nothing to compare in {arguments.a} ({comparison.rows_a} rows) and {arguments.b} ({comparison.rows_b} rows): "
         f"{reason}"
     )
+
+
+def _why_other_keys(a: bool | None, b: bool | None) -> str:
+    """What can be the reason, by what `keyed_by_bytes` says of both."""
+    if a is None or b is None:
+        return "words or images differ, or images were embedded in one and named by path in the other"
+    if a != b:
+        one, other = ("A", "B") if a else ("B", "A")
+        return f"{one} was measured from embedded images, {other} from paths: measure both from the same source"
+    how = "embedded images, so the words or the images" if a else "image paths, so the words or the paths"
+    return f"both were measured from {how} differ: a key is made from them"
 
 
 def compare(a: AnnotatedDataset, b: AnnotatedDataset, weighting: Mapping[str, Any]) -> Comparison:

@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class _ListColumns(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(  # noqa: T201
-            "per row: " + ", ".join(SAMPLE_COLUMNS) + ", images\nstored: sample_id, sample_key, status, error, "
+            "per row: "
+            + ", ".join(SAMPLE_COLUMNS)
+            + ", images (not of a sidecar)\nstored: sample_id, sample_key, status, error, "
             "num_tokens, source, and the source's own columns with one value a row; in double quotes if no plain word, "
             "and with source_ in front where the name is one of the first list, or turn"
         )

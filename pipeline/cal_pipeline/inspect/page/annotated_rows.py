@@ -25,13 +25,19 @@ from cal_pipeline.inspect.tables.token_text import (
 )
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.storage.locations import location
+from cal_schemas.storage.locations import Location, location
 from cal_schemas.weighting import check_weighting
 
 _MEASURED_WITH = "cal.measured_with"
-"""In a frame's `attrs`: `Reference` and where image paths start, as plain values, which Parquet keeps, too."""
+"""In a frame's `attrs`: `Reference` and where image paths start, as plain values, which Parquet keeps, too.
+
+Where they start in several places, each image of the frame has its own as `folder`.
+"""
 _STORED_IN = "cal.stored_in"
-"""The shards, where they are local and hold images: a frame leaves those out, and a row that is shown reads its own."""
+"""The shards, where they are local and hold images: a frame leaves those out, and a row that is shown reads its own.
+
+Each with where its image paths start: equal words and paths have equal keys, also where the folders are two.
+"""
 
 
 class AnnotatedRow(pd.Series):
@@ -46,7 +52,7 @@ class AnnotatedRow(pd.Series):
         return AnnotatedFrame
 
     def _repr_html_(self) -> str | None:
-        if not all(name in self.index for name in LIST_COLUMNS):
+        if not any(name in self.index for name in LIST_COLUMNS):
             return None
         try:
             return show_words(self)._repr_html_()
@@ -81,12 +87,22 @@ def _holds_tokens(data: pd.DataFrame | pd.Series) -> bool:
     return any(name in names for name in LIST_COLUMNS)
 
 
-def remember(frame: AnnotatedFrame, opened: AnnotatedDataset) -> None:
-    """Writes into the frame's `attrs`, which go along with what pandas makes of it, whose ids these are."""
-    folders = {item.source.image_folder for item in opened.metadata}
+def remember(frame: AnnotatedFrame, opened: AnnotatedDataset, taken: Iterable[tuple[Location, int]]) -> None:
+    """Writes into the frame's `attrs`, which go along with what pandas makes of it, whose ids these are.
+
+    `taken` has the frame's rows in order: shards, and how many rows of each. Where image paths start in several
+    places, every image of the frame gets its own as `folder`.
+    """
+    folder_of = {file: item.source.image_folder for file, item in zip(opened.files, opened.metadata, strict=True)}
+    folders = {*folder_of.values()}
+    if len(folders) > 1 and "images" in frame:
+        of_rows = [folder_of[file] for file, rows in taken for _ in range(rows)]
+        for images, own in zip(frame["images"], of_rows, strict=True):
+            for image in () if images is None else images:
+                image["folder"] = own
     folder = folders.pop() if len(folders) == 1 else None
     frame.attrs[_MEASURED_WITH] = {**asdict(Reference.of(opened)), "image_folder": folder}
-    files = [str(file.resolve()) for file in opened.files if isinstance(file, Path)]
+    files = {str(file.resolve()): own for file, own in folder_of.items() if isinstance(file, Path)}
     if len(files) == len(opened.files) and any(item.carry in ("images", "embedded") for item in opened.metadata):
         frame.attrs[_STORED_IN] = files
 
@@ -138,12 +154,16 @@ def show_words(
 def _left_out(values: Mapping[str, Any], attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """The column `images` with the bytes that the row's frame left in its shards; nothing where they cannot be had."""
     images, key = values.get("images"), values.get("sample_key")
-    left = isinstance(images, Iterable) and any(isinstance(item, Mapping) and "bytes" not in item for item in images)
+    named = [item for item in images if isinstance(item, Mapping)] if isinstance(images, Iterable) else []
+    if all("bytes" in item for item in named):
+        return {}
+    folders = {item["folder"] for item in named if "folder" in item}
+    files = [Path(file) for file, folder in attrs.get(_STORED_IN, {}).items() if not folders or folder in folders]
     try:
-        stored = stored_images([Path(file) for file in attrs.get(_STORED_IN, ())], str(key)) if left else None
+        stored = stored_images(files, str(key))
     except CalError:  # The place of the image says what reads it, and that says why it cannot be read.
         stored = None
-    return {} if stored is None else {"images": stored}
+    return {} if stored is None else {"images": [{**own, **found} for own, found in zip(named, stored, strict=False)]}
 
 
 def pieces_of(attrs: Mapping[Any, Any], tokenizer: Any) -> Pieces:

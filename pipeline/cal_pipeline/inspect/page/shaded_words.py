@@ -18,7 +18,7 @@ from cal_pipeline.inspect.tables.samples import row_images, shown_tokens
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.sample import ImageRef
-from cal_schemas.storage.locations import Location
+from cal_schemas.storage.locations import Location, location
 
 _WIDTH = 100
 _COLUMNS = ("label_ids", "label_positions", "delta_logits", "messages", "template_inputs")
@@ -97,6 +97,8 @@ def _image(number: int, image: Any, folder: Location | None) -> tuple[str, Image
     """Of a path and bytes, as shards have them, or of what `datasets` makes of these."""
     if isinstance(image, Image.Image):
         return str(getattr(image, "filename", "") or number), image.convert("RGB")
+    if own := image.get("folder"):  # Of a frame whose image paths start in several places.
+        folder = location(own)
     reference = ImageRef(data=image.get("bytes"), path=image.get("path"))
     ((name, found),) = row_images([reference], folder)
     if isinstance(found, str) and "bytes" not in image and (folder is None or not reference.path):

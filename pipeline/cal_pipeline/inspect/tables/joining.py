@@ -6,18 +6,23 @@ Needs about 100 bytes a row of both sides together, and 4 a token of one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
 
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, places
 from cal_pipeline.inspect.tables.reading import read_batches
+from cal_pipeline.output.row_reader import ROW_COLUMNS, by_path
+from cal_schemas.annotated import rows_from_batch
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.sample import sample_key
 from cal_schemas.storage.locations import read_footer
 
 BATCH_ROWS = 2048
 """Of a side that is compared: what is computed of a batch is a part of the memory."""
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +94,18 @@ def matching_rows(a: AnnotatedDataset, b: AnnotatedDataset) -> np.ndarray:
     at = np.searchsorted(ordered, mine) + _repeats(mine)
     joined = (at < len(ordered)) & (ordered[np.minimum(at, len(ordered) - 1)] == mine)
     return np.where(joined, order[np.minimum(at, len(order) - 1)], -1)
+
+
+def keyed_by_bytes(opened: AnnotatedDataset) -> bool | None:
+    """Whether the keys count images by their bytes, or else by their paths; None where the first rows do not tell."""
+    columns = [name for name in ROW_COLUMNS if name in opened.schema.names]
+    for row in chain.from_iterable(map(rows_from_batch, islice(opened.batches(columns, _LOOKED_AT), 1))):
+        if row.sample.images:
+            # Bytes may have been embedded on the way out: the path counts then.
+            if row.sample_key == sample_key(by_path(row.sample)):
+                return False
+            return True if row.sample_key == sample_key(row.sample) else None
+    return None
 
 
 def _keys(opened: AnnotatedDataset) -> np.ndarray:

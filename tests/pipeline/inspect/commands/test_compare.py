@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from cal_pipeline.inspect import load_annotated, token_frame
 from cal_pipeline.inspect.cli import run
 from cal_pipeline.inspect.tables.joining import matching_rows, read_rows
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.output.row_reader import by_path
+from cal_schemas.annotated import rows_from_batch, sample_columns
+from cal_schemas.sample import Sample, sample_key
 from inspect_data import Directories, cut, write
 
 
@@ -130,6 +135,39 @@ def test_text_only_rows_have_no_correlation(directories: Directories, capsys: py
     assert compared(directories.text_only, directories.text_only, capsys)["correlation"] is None
     assert run(["compare", str(directories.text_only), str(directories.text_only)]) == 0
     assert "undefined (no spread)" in capsys.readouterr().out
+
+
+def test_where_no_key_is_in_both_the_reason_is_one_that_can_be(
+    directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rekeyed(name: str, make: Callable[[Sample], Sample]) -> Path:
+        """Of rows with an image, as they would be measured from other words, or from their embedded images."""
+        folder = cut(directories.normal, tmp_path / f"{name}-cut", lambda row: row["status"] == "ok" and row["images"])
+        samples = {}
+        for path in folder.glob("*.parquet"):
+            for batch in pq.read_table(path).to_batches():
+                samples |= {row.sample_key: make(row.sample) for row in rows_from_batch(batch)}
+        return changed(
+            folder,
+            tmp_path / name,
+            messages=lambda row: sample_columns(samples[row["sample_key"]], embed=True)["messages"],
+            sample_key=lambda row: sample_key(samples[row["sample_key"]]),
+        )
+
+    def worded(sample: Sample) -> Sample:
+        first, *others = sample.messages or ()
+        return replace(sample, messages=(replace(first, content=f"Now, {first.content}"), *others))
+
+    embedded, other_words = rekeyed("embedded", lambda sample: sample), rekeyed("other", worded)
+    paths = rekeyed("paths", lambda sample: by_path(worded(sample)))
+    for one, other, reason in (
+        (embedded, other_words, "both were measured from embedded images, so the words or the images differ"),
+        (directories.paths, paths, "both were measured from image paths, so the words or the paths differ"),
+        (paths, other_words, "B was measured from embedded images, A from paths: measure both from the same source"),
+        (cut(directories.sidecar, tmp_path / "some", lambda row: row["status"] == "ok"), embedded, "words or images"),
+    ):
+        assert run(["compare", str(one), str(other)]) == 2
+        assert f"no sample_key is in both; {reason}" in capsys.readouterr().err
 
 
 def test_the_kth_row_with_a_key_is_joined_to_the_kth(directories: Directories, tmp_path: Path) -> None:

@@ -221,3 +221,14 @@ def test_a_quantile_of_nothing_takes_no_row(directories: Directories) -> None:
 def test_a_quantile_that_says_nothing_is_refused(condition: str, reason: str, directories: Directories) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         load_annotated(directories.normal, filter=condition)
+
+
+def test_the_names_that_are_listed_say_which_a_sidecar_lacks(
+    directories: Directories, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(["filter", str(directories.sidecar), "--columns"])
+    assert ", images (not of a sidecar)\n" in capsys.readouterr().out
+    assert run(["filter", str(directories.sidecar), "images = 1"]) == 2
+    assert "no column 'images'" in capsys.readouterr().err
+    assert "images" not in sample_frame(load_annotated(directories.sidecar))

@@ -65,7 +65,7 @@ test-full: $(STAMP) $(TORCHVISION) $(REPORTERS) $(AZURITE)  ## all tests, with e
 test-vocabularies: $(VOCABULARIES)  ## labels with the tokenizers of Qwen, Llama and Mistral, which it fetches (25 MB)
 	CAL_VOCABULARIES=$(VOCABULARIES) $(BIN)/python -m pytest -q tests/vocabularies
 
-# Other trainers, each with the versions it wants in an environment of its own; TRL is in ours.
+# Other trainers and lmms-eval, each with the versions it wants in an environment of its own; TRL is in ours.
 # torchvision as above, in place of what they installed.
 PEERS := $(VENV)/peers
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt requirements-torchvision.txt
@@ -76,7 +76,7 @@ $(PEERS)/%/.installed: tests/peers/requirements-%.txt requirements-torchvision.t
 		--target $(@D)/torchvision-for-tests -r requirements-torchvision.txt
 	touch $@
 
-test-peers: $(STAMP) $(TORCHVISION) $(PEERS)/ms-swift/.installed $(PEERS)/llamafactory/.installed  ## other trainers on our weights; builds an environment for each (2 GB)
+test-peers: $(STAMP) $(TORCHVISION) $(PEERS)/ms-swift/.installed $(PEERS)/llamafactory/.installed $(PEERS)/lmms-eval/.installed  ## other trainers on our weights, lmms-eval on our checkpoints; builds an environment for each (7 GB)
 	CAL_PEERS=$(PEERS) $(BIN)/python -m pytest -q tests/peers tests/trainer/integrations
 
 docs: $(STAMP)  ## the documentation as a site, in site/; `.venv/bin/mkdocs serve` shows it while you write
@@ -140,4 +140,4 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo demo-qwen site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo demo-qwen evaluation site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -28,6 +28,7 @@ from accuracy import word_accuracy
 from cal_pipeline.inspect.commands.page import read_page_data
 
 TRAIN_SAMPLES, DIRTY_SAMPLES, HELD_OUT_SAMPLES, SHARDS = 4000, 1500, 300, 6
+HELD_OUT_SEED = 2000
 WRONG_SHARE = 0.3
 TARGET_AUC = 0.8
 COLUMNS = ["sample_id", "status", "label_ids", "delta_logits"]
@@ -100,7 +101,7 @@ def main() -> int:
           + ", ".join(f"{kind} {weights[kind]:.3f}" for kind in words.KINDS))  # fmt: skip
 
     say(began, "6. cal-train: the same random start on the dirty captions, without and with the cached deltas")
-    held_out = world.generate(HELD_OUT_SAMPLES, seed=options.seed + 2000, wrong_share=0.0, prefix="held-out")
+    held_out = world.generate(HELD_OUT_SAMPLES, seed=options.seed + HELD_OUT_SEED, wrong_share=0.0, prefix="held-out")
     accuracy = {}
     for source in ("uniform", "cached"):
         student = output / f"student_{source}"

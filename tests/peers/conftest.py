@@ -1,4 +1,4 @@
-"""Other trainers, each in an environment of its own, which `make test-peers` builds; elsewhere nothing is collected."""
+"""Other trainers and lmms-eval, in environments that `make test-peers` builds; elsewhere nothing is collected."""
 
 from __future__ import annotations
 

@@ -270,6 +270,8 @@ def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(
     assert code == 1, err
     assert "more than 1 row not ok would end the run (--max_error_fraction 0.5)" in err
     assert "stopped: 3 of 3 rows so far are not ok (--max_error_fraction 0.5; 1 never stops)" in err
+    assert "where a data file is mended, remove its shards or choose another --output_dir" in err
+    assert "none of the 3 rows looked at can be measured; the first: 0: no_supervised_tokens: the conversation" in err
     assert table(tmp_path / "out")["status"].tolist() == ["no_supervised_tokens"] * 3
     monkeypatch.chdir(tmp_path)
     assert cli.run(command(llava, "--max_error_fraction", "1", output="out")[1:]) == 1

@@ -36,11 +36,16 @@ def print_plan(plan: Plan) -> int:
     if bad := not_ok(plan.statuses_before()):
         console.print(f"of the rows that are done {bad}")
     rows = sum(shard.num_rows for shard in plan.todo)
+    if plan.broken:
+        state = f"{len(plan.broken)} cannot be read"
+    elif plan.rows_fit:
+        state = "Model, data and output are in order"
+    else:
+        state = "Model and output are in order, the data is not: no row looked at can be measured (see the warning)"
     console.print(
         f"{counted(len(plan.progress.done), 'shard')} done, {len(plan.progress.pending):,} pending; this run would "
         f"measure {counted(len(plan.todo), 'shard')} with {counted(rows, 'row')}. "
-        f"{f'{len(plan.broken)} cannot be read' if plan.broken else 'Model, data and output are in order'}; "
-        "nothing was started."
+        f"{state}; nothing was started."
     )
     return EXIT_SHARDS_FAILED if plan.broken else EXIT_DONE
 

@@ -128,8 +128,9 @@ def execute(plan: Plan, interruption: Interruption) -> PrecomputeResult:
         say(
             "cal-precompute",
             f"stopped: {outcome.too_many_not_ok} (--max_error_fraction {config.max_error_fraction:g}; 1 never stops). "
-            "The rows above say why; finished shards are intact, the same command goes on, and --redo_status measures "
-            "such rows again",
+            "The rows above say why; finished shards are intact, and the same command goes on. Where it was images "
+            "that are mended now, --redo_status measures such rows again; where a data file is mended, remove its "
+            "shards or choose another --output_dir",
         )
     elif report.none_is_ok():
         say("cal-precompute", "no row is ok: see above")

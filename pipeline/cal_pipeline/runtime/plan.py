@@ -35,6 +35,7 @@ from cal_pipeline.runtime.config import PrecomputeConfig
 from cal_pipeline.runtime.devices import gpus_per_worker, validate_device, warn_of_crowding
 from cal_pipeline.runtime.worker import WorkerSettings, library_versions, store_environment
 from cal_pipeline.sources.first_images import look_at_images
+from cal_pipeline.sources.first_rows import look_at_rows
 from cal_pipeline.sources.hub import hub_name
 from cal_pipeline.sources.pass_through import pass_through_fields
 from cal_pipeline.sources.planning import Source, plan_shards
@@ -61,6 +62,8 @@ class Plan:
     gpus_per_worker: float
     rows_of_all: int
     """Rows of the whole input, of which a subset is a part."""
+    rows_fit: bool
+    """False where of the rows of a data path that were looked at none can be measured."""
 
     def statuses_before(self, gone: Iterable[str] = ()) -> Counter[str]:
         """Counts rows of finished shards that this run leaves as they are, by status, without those named."""
@@ -106,7 +109,8 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
         shards = sample_rows(shards, config.sample, config.seed)
         if not shards:
             raise ConfigError(f"--sample {config.sample:g} draws none of the {rows_of_all} rows: raise it")
-    spec = _measurement(config, directory, store, processor)
+    encoder = _encoder(config, store, processor)
+    spec = _measurement(config, directory, encoder)
     options = _options(config, shards)
     progress = compare_with_output(shards, spec=spec, schema=options.schema, carry=options.carry, store=store)
     redo = config.redo_statuses()
@@ -119,6 +123,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[Sequence[Source]] | No
         broken=tuple(shard for shard in progress.pending if shard.problem is not None),
         gpus_per_worker=gpus,
         rows_of_all=rows_of_all,
+        rows_fit=look_at_rows(todo, encoder.check),
         settings=WorkerSettings(
             # A local path must not depend on the worker's working directory; a hub id is resolved on its node.
             model_name_or_path=str(directory.resolve())
@@ -148,7 +153,8 @@ def _validate_output(output_dir: str, shards: Sequence[Shard]) -> None:
             raise ConfigError(f"--output_dir {output_dir} lies in --data_path {path}, and would be its input next time")
 
 
-def _measurement(config: PrecomputeConfig, directory: Path, store: Store, processor: Any) -> MeasurementSpec:
+def _encoder(config: PrecomputeConfig, store: Store, processor: Any) -> Encoder:
+    """As the workers have it; its date is that of the shards that are there."""
     encoder = Encoder(
         processor,
         template=config.template,
@@ -162,6 +168,10 @@ def _measurement(config: PrecomputeConfig, directory: Path, store: Store, proces
         encoder = encoder.dated(begun)
         _log.info("the chat template reads the clock: in every row it is %s, which is part of the fingerprint",
                   encoder.date)  # fmt: skip
+    return encoder
+
+
+def _measurement(config: PrecomputeConfig, directory: Path, encoder: Encoder) -> MeasurementSpec:
     local = Path(config.model_name_or_path).is_dir()
     # Here, and not only in the workers: a template that fails on every row is refused before any of them starts.
     contrast = config.contrast_spec()

@@ -101,6 +101,8 @@ def is_text_or_list(kind: pa.DataType) -> bool:
     return bool(is_text(kind) or pa.types.is_list(kind))
 
 
+PARSE_IT = " (JSON text? Parse it before it is written: json.loads of each value)"
+"""The way out where turns are text."""
 _TURNS = "a list of turns, which need a role (role or from) and words (content or value)"
 _JUDGEMENTS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     **dict.fromkeys(("messages", "conversations"), (is_turns, _TURNS)),
@@ -117,9 +119,7 @@ def validate_type(name: str, kind: pa.DataType, path: Location, role: str) -> No
     """ConfigError where no row could be read from a column of this type that plays the role of the key `role`."""
     test, expected = _JUDGEMENTS.get(role, (lambda _: True, ""))
     if not test(plain_type(kind)):
-        hint = ""
-        if expected == _TURNS and is_text(plain_type(kind)):
-            hint = " (JSON text? Parse it before it is written: json.loads of each value)"
+        hint = PARSE_IT if expected == _TURNS and is_text(plain_type(kind)) else ""
         raise ConfigError(f"{path}: column {name!r} has type {kind}, expected {expected}{hint}")
 
 

@@ -36,7 +36,7 @@ def look_at_images(shards: Sequence[Shard], *, max_image_pixels: int = DEFAULT_M
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # As in the workers: its chatter on odd metadata.
         for data_path, of_this_path in of_path.items():
-            _look(data_path, _spread(of_this_path), max_image_pixels)
+            _look(data_path, spread(of_this_path), max_image_pixels)
 
 
 def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> None:
@@ -69,7 +69,7 @@ def _look(data_path: str, shards: Sequence[Shard], max_image_pixels: int) -> Non
         _log.warning("%s: none of %d images looked at can be decoded; the first: %s", data_path, looked_at, spoilt[0])
 
 
-def _spread(shards: Sequence[Shard]) -> list[Shard]:
+def spread(shards: Sequence[Shard]) -> list[Shard]:
     """A few shards from all over the data, that cost little to open: no stream is decompressed up to its middle."""
     cheap = [shard for shard in shards if not shard.byte_start or not is_compressed(location(shard.source.uri))]
     return cheap[:: max(1, -(-len(cheap) // _SHARDS))]

@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from cal_pipeline.sources.column_types import PARSE_IT
 from cal_pipeline.sources.compression import open_binary, read_range
 from cal_pipeline.sources.formats import FilePlan, InputFormat, RowRange, register
 from cal_pipeline.sources.json import line_spans, line_values, plan_text
+from cal_pipeline.sources.layouts import TURN_KEYS
 from cal_pipeline.sources.parquet import footer_of, read_rows
 from cal_pipeline.sources.reading import DamagedError, reading
 from cal_pipeline.sources.rows import MAX_ROW_TEXT_BYTES, sample_from_json
@@ -42,7 +44,7 @@ def _plan(path: Location, rows_per_shard: int) -> FilePlan:
     elif path.suffix == ".csv":
         if is_wide_text(read_range(path, 0, 4), json=False):
             raise ConfigError(f"{path} is UTF-16 or UTF-32 text, and CSV is read as UTF-8: iconv -f UTF-16 -t UTF-8")
-        count = sum(1 for _ in _csv_rows(path))
+        count = _count_csv(path)
         starts = range(0, count, rows_per_shard)
         ranges = [RowRange(row_start=start, row_stop=min(start + rows_per_shard, count)) for start in starts]
     else:
@@ -98,6 +100,26 @@ def _csv_rows(path: Location) -> Iterator[Any]:
                 yield RowError(f"a row of {len(names) + len(beyond)} fields, {len(names)} are named") if beyond else row
         except csv.Error as error:
             raise DamagedError(f"line {reader.line_num}: {error}") from error
+
+
+def _count_csv(path: Location) -> int:
+    """Rows of a CSV file; ConfigError where none could be read from its columns, all of which are text."""
+    count, kinds = 0, dict[str, pa.DataType]()
+    for count, row in enumerate(_csv_rows(path), 1):  # noqa: B007 - the last is the count
+        for name, text in row.items() if isinstance(row, Mapping) else ():
+            if text or name not in kinds:
+                kinds[name] = pa.string() if text else pa.null()
+    for name in TURN_KEYS:
+        if kinds.get(name) == pa.string():
+            raise ConfigError(
+                f"{path}: column {name!r} is text, as all of CSV, and turns are lists of objects: give such rows as "
+                f"metadata.jsonl{PARSE_IT}"
+            )
+    # A name that is no UTF-8 is none of those that are read.
+    named = {_CALLED.get(name, name).encode("utf-8", "replace").decode(): kind for name, kind in kinds.items()}
+    if named:
+        find_columns(pa.schema(named), path)
+    return count
 
 
 def _renamed(schema: pa.Schema) -> pa.Schema:

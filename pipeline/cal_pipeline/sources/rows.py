@@ -55,6 +55,7 @@ def sample_from_values(
     tools: Any = None
     notes: list[str] = []
     keys: set[str] = set()
+    found = {**(pass_through or {}), **values}
     source_id = next((values[key] for key in ID_KEYS if not is_null(values.get(key))), None)
     sample_id = unsigned(row_id if source_id is None else clean(_id_text(source_id, notes), "id"))
     try:
@@ -67,9 +68,7 @@ def sample_from_values(
             if refs and refs != inside:
                 raise RowError("the row has other images than its turns: keep one of the two")
             refs = inside
-        unclaimed = {
-            key: value for key, value in {**(pass_through or {}), **values}.items() if key not in conversation.keys
-        }
+        unclaimed = {key: value for key, value in found.items() if key not in conversation.keys}
         if not refs:
             _validate_unclaimed(unclaimed)
         keys = {key for key, value in unclaimed.items() if _is_set(value)}
@@ -81,12 +80,13 @@ def sample_from_values(
         tools = clean_json(tools, "tools")
     except RowError as error:
         problem, messages, tools = clean(str(error), "problem"), None, None
+        keys = {key for key, value in found.items() if not is_row_key(key) and _is_set(value)}
     if replaced:
         notes.append(f"characters that are not UTF-8 were replaced by U+FFFD in: {', '.join(replaced)}")
     return Sample(
         sample_id=sample_id, images=refs, messages=messages, problem=problem, note="; ".join(notes) or None,
         tools=tools, pass_through=pass_through or {},
-        unread=() if messages is None else tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
+        unread=tuple(sorted(_SURROGATES.sub("?", str(key)[:_LONGEST_KEY]) for key in keys)),
     )  # fmt: skip
 
 

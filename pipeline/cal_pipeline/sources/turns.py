@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cal_pipeline.sources.column_types import PARSE_IT
 from cal_pipeline.sources.values import (
     IMAGE_KEYS,
     RowError,
@@ -67,7 +68,8 @@ def validate_media(values: Mapping[str, Any], what: str) -> None:
 def read_turns(value: Any) -> Conversation:
     """Reads a list of `{from, value}` or `{role, content}`; RowError naming the turn and the key that does not fit."""
     if not isinstance(value, list) or not value:
-        raise RowError(f"conversation is {'an empty list' if value == [] else type(value).__name__}; expected turns")
+        what = "an empty list" if value == [] else type(value).__name__
+        raise RowError(f"conversation is {what}; expected turns{PARSE_IT if isinstance(value, str) else ''}")
     conversation = Conversation(turns=[])
     for number, item in enumerate(value):
         where = f"turn {number}"

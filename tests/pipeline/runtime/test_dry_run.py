@@ -13,14 +13,14 @@ from cal_pipeline.runtime.dry_run import print_plan
 from cal_schemas.counted import counted
 
 
-def planned(*, done: int, pending: int, broken: int, verbose: bool = False) -> Any:
+def planned(*, done: int, pending: int, broken: int, verbose: bool = False, rows_fit: bool = True) -> Any:
     def shards(state: str, count: int, problem: str | None = None) -> tuple[Any, ...]:
         return tuple(SimpleNamespace(name=f"{state}{n}", num_rows=7, problem=problem) for n in range(count))
 
     waiting, failed = shards("pending", pending), shards("broken", broken, "cannot be read")
     return SimpleNamespace(
-        config=SimpleNamespace(verbose=verbose), broken=failed, todo=waiting, statuses_before=Counter,
-        progress=SimpleNamespace(done=shards("done", done), pending=(*waiting, *failed)),
+        config=SimpleNamespace(verbose=verbose), broken=failed, rows_fit=rows_fit, todo=waiting,
+        statuses_before=Counter, progress=SimpleNamespace(done=shards("done", done), pending=(*waiting, *failed)),
     )  # fmt: skip
 
 
@@ -58,3 +58,11 @@ def test_verbose_lists_all(capfd: pytest.CaptureFixture[str]) -> None:
     assert out.count(" 7 rows  ") == 70
     assert out.count("FAILED broken") == 50
     assert "--verbose" not in out
+
+
+@pytest.mark.parametrize("rows_fit", [True, False])
+def test_data_of_which_no_row_fits_is_not_called_in_order(rows_fit: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    print_plan(planned(done=0, pending=1, broken=0, rows_fit=rows_fit))
+    out = capfd.readouterr().out
+    assert ("Model, data and output are in order; nothing was started." in out) == rows_fit
+    assert ("the data is not: no row looked at can be measured" in out) != rows_fit

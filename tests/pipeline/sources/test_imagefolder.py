@@ -138,6 +138,10 @@ def test_other_columns_of_parquet_pass_through_and_a_second_image_column_is_refu
         ("file_name,text\n0.mp4,a\n", "names 0.mp4; only images are known, no sound and no video"),
         ('file_name,text\n0.png,"a cat\n', "broken CSV: line 1: unexpected end of data"),
         ("file_name,text\n", "no rows in"),
+        ("file_name,description\n0.png,a\n", r"columns \['image', 'description'\] hold no text; expected one of"),
+        ("file_name,l\xe9gende\n0.png,a\n", r"columns \['image', 'l\?gende'\] hold no text"),
+        ('file_name,text,conversations\n0.png,,"[{}]"\n', "column 'conversations' is text, as all of CSV, and "
+         r"turns are lists of objects: give such rows as metadata.jsonl \(JSON text\? Parse it"),
         ("\ufefffile_name,text\n0.wav,a\n".encode("utf-16-le").decode("latin-1"), "UTF-16"),
     ],
 )  # fmt: skip
@@ -158,6 +162,13 @@ def test_a_csv_row_of_more_or_fewer_fields_is_a_row_with_its_problem(tmp_path: P
     assert third.messages[1].content == "\ufffd"
     assert fourth.messages is not None
     assert len(fourth.messages[1].content) == 200_000
+
+
+def test_a_csv_may_have_a_column_of_turns_that_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text,messages\n0.png,a,\n")
+    ((sample, _),) = read(plan_shards([str(tmp_path)]))
+    assert sample.messages is not None
+    assert sample.messages[1].content == "a"
 
 
 def test_a_file_that_was_cut_between_planning_and_reading_is_said_to_have_changed(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_repeated_ids_are_kept_as_they_are() -> None:
     [
         ({"conversations": None}, "no conversation: neither messages, conversations, text nor caption is set"),
         ({"conversations": []}, "conversation is an empty list; expected turns"),
-        ({"conversations": "Hello"}, "conversation is str; expected turns"),
+        ({"conversations": "Hello"}, "conversation is str; expected turns (JSON text? Parse it before"),
         ({"conversations": ["Hello"]}, "turn 0 is str; expected an object"),
         (
             {"conversations": [*CHAT, {"from": "bot", "value": "a"}]},
@@ -264,6 +264,12 @@ def test_an_image_under_a_key_that_nobody_reads_is_named(key: str, value: Any, n
     # Beside an image it is only listed.
     assert row(**{key: value}).problem is None
     assert row(**{key: value}).unread == ((key,) if value else ())
+
+
+def test_keys_that_nobody_reads_are_listed_of_a_row_that_could_not_be_parsed_too() -> None:
+    sample = sample_from_json({"image": "0.png", "description": "A cat.", "empty": ""}, "s/0")
+    assert "no conversation" in (sample.problem or "")
+    assert sample.unread == ("description",)
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,9 @@ def test_training_reads_the_date_of_the_measurement(dated: Path, llava: Family, 
     measured = Encoder(processor, date="2020-01-01")
     spec = measurement_spec(label=label_spec(measured))
     student = RowEncoder(Encoder(processor, date="2021-01-01"), spec)
-    assert student._encoder.date == "2020-01-01"
+    assert student.encoder.date == "2020-01-01"
     sample = conversation("?", "A cat.")
-    assert student._encoder(sample, []).labels.equal(measured(sample, []).labels)
+    assert student.encoder(sample, []).labels.equal(measured(sample, []).labels)
 
 
 def test_a_resumed_training_reads_the_date_that_its_checkpoint_was_saved_with(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ class WeightedTrainer(Seq2SeqTrainer):
         return batches, self.accelerator.reduce(total, reduction="sum").clamp(min=1e-6)  # Nothing weighed is loss 0.
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.args.label_smoothing_factor or self.args.enable_dft_loss:
+            sys.exit("--label_smoothing_factor and --enable_dft_loss replace the weighted loss: leave them out")
         if not self.model.training:
             inputs.pop("loss_scale", None)
         return super().compute_loss(model, inputs, *args, **kwargs)

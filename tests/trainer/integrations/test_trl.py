@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +110,19 @@ def test_every_family_and_normalization(
     annotated = annotated_of(of, tmp_path)
     ours = trl_step.run(of.directory, annotated, tmp_path / "ours", trl=False, **given)
     assert_same(trl_step.run(of.directory, annotated, tmp_path / "trl", trl=True, **given), ours)
+
+
+def test_a_model_whose_logits_trl_would_scale_or_cap_otherwise_than_it_does_is_refused(
+    llava: Family, examples: AnnotatedExamples, tmp_path: Path
+) -> None:
+    # As in LLaVA over Gemma 2 and in Aya Vision: the text config names it, the model's forward does not do it.
+    capped = shutil.copytree(llava.directory, tmp_path / "capped")
+    file = capped / "config.json"
+    written = json.loads(file.read_text())
+    written["text_config"]["final_logit_softcapping"] = 0.5
+    file.write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"TRL gives a token the log-probability -\d.*, and the model -\d.*softcap"):
+        trainer_of(llava, examples, tmp_path, model=str(capped))
 
 
 @pytest.mark.full

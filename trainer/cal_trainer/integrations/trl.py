@@ -23,7 +23,7 @@ from cal_trainer.data.dataset import AnnotatedExamples
 from cal_trainer.data.factory import validate_rows
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
-from cal_trainer.integrations.trl_settings import BATCHES, ENCODED, ONE_ROW, validate_settings
+from cal_trainer.integrations.trl_settings import BATCHES, ENCODED, ONE_ROW, validate_fused_head, validate_settings
 from cal_trainer.objective.delta_source import CachedDeltas
 from cal_trainer.objective.loss import known_denominator, normalized
 from cal_trainer.objective.same_network import keep_norms_still
@@ -137,6 +137,7 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
             raise ConfigError("weights are of whole rows on one device: tensor, context and sequence parallelism are "
                               "not supported")  # fmt: skip
         encoder.pad_within(self.model.get_input_embeddings().num_embeddings)
+        validate_fused_head(self.accelerator.unwrap_model(self.model), train_dataset.blank.encoded, encoder)
         keep_norms_still(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

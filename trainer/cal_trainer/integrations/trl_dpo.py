@@ -31,7 +31,7 @@ from cal_schemas.spec import IGNORE_INDEX
 from cal_schemas.storage.locations import Location
 from cal_trainer.data.alignment import RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples, open_self_contained
-from cal_trainer.integrations.trl_settings import BATCHES, validate_settings
+from cal_trainer.integrations.trl_settings import BATCHES, validate_fused_head, validate_settings
 from cal_trainer.objective.same_network import keep_norms_still
 
 _LOGPROBS: Final = "logprobs_with_image"
@@ -221,7 +221,7 @@ class MeasuredDPOTrainer(DPOTrainer):  # type: ignore[misc]
             raise ConfigError(
                 f"a pair is two rows of a batch, and this model takes one: {encoder.uniform_shape_batches}"
             )
-        train_dataset[0]
+        chosen, _ = train_dataset[0]
         super().__init__(
             model,
             args=args,
@@ -233,6 +233,7 @@ class MeasuredDPOTrainer(DPOTrainer):  # type: ignore[misc]
         )
         self._is_vision_dataset = True  # So it is, and `evaluate` then prepares nothing.
         encoder.pad_within(self.model.get_input_embeddings().num_embeddings)
+        validate_fused_head(self.accelerator.unwrap_model(self.model), chosen.encoded, encoder)
         keep_norms_still(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

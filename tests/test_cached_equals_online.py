@@ -15,6 +15,7 @@ from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.spec import ContrastSpec
 from cal_trainer import cli
+from cal_trainer.objective import label_losses
 from cal_trainer.training import train
 from conftest import Family
 from examples_of import measurement_spec
@@ -112,3 +113,18 @@ def test_the_drift_log_perturbs_as_the_measurement_did(llava: Family, tmp_path: 
     drift = [(entry["drift_spearman"], entry["drift_clamp_flips"]) for entry in history if "drift_spearman" in entry]
     assert len(drift) == 2
     assert all(pair == (pytest.approx(1.0, abs=1e-4), 0.0) for pair in drift)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own look at a tensor.
+def test_a_compiled_model_learns_of_its_loss_however_large_that_is(
+    llava: Family, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_losses, "CHUNKED_ABOVE", 0)
+    flags = ("--max_steps", "2", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant", "--seed", "1")
+    plain = losses(llava, annotated, tmp_path / "plain", *flags)
+    compiled = losses(
+        llava, annotated, tmp_path / "compiled", *flags, "--torch_compile", "true", "--torch_compile_backend", "eager"
+    )
+    assert plain[1] < plain[0]
+    assert compiled == pytest.approx(plain, abs=1e-4)

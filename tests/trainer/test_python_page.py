@@ -65,7 +65,7 @@ def test_weights_without_a_trainer_are_those_of_the_page(capsys: pytest.CaptureF
 @pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="pip install 'cal-vlm[quantized]'")
 def test_adapters_on_quantised_weights_merge_into_a_model_that_loads(llava: Family, folder: Path) -> None:
-    qlora = ("--quantization", "4bit", "--lora_r", 4, "--max_steps", 2, "--dtype", "bfloat16")
+    qlora = ("--quantization", "4bit", "--lora_r", 4, "--max_steps", 2)
     shutil.rmtree(folder / "out", ignore_errors=True)
     assert cli.run(command(llava, folder / "annotated", folder / "out", *qlora)) == 0
     printed(MERGE, folder)

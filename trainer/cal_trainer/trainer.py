@@ -190,7 +190,8 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         """Weighted loss of one micro-batch, already divided; times the ranks, which will average their gradients."""
         batch, base = StepBatch.of(inputs), self.accelerator.unwrap_model(model)
         supervised = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (1, 0))
-        self._run_head.learn(base, batch.inputs, batch.labels)
+        if not self.args.torch_compile:  # Gradients of the loss in chunks pass beside the graph that is compiled.
+            self._run_head.learn(base, batch.inputs, batch.labels)
         if not model.training:
             nll = self._label_losses(model, batch, batch.labels).nll.sum()
             self._evaluated = self._evaluated.to(nll) + torch.stack([nll, supervised.sum().to(nll)])

@@ -199,10 +199,10 @@ def test_products_are_of_the_precision_that_a_run_computes_in(tmp_path: Path) ->
 
 def test_card_and_checkpoints_say_what_the_base_was_quantised_to(begun: Path) -> None:
     card = (begun / "README.md").read_text()
-    assert "| base quantised to | 4bit, but lm_head, model.multi_modal_projector |" in card
+    assert "| base quantised to | 4bit of float32, but lm_head, model.multi_modal_projector |" in card
     assert "| bitsandbytes |" in card
     state = json.loads((begun / "checkpoint-2" / "cal_train_state.json").read_text())
-    assert state["settings"]["--quantization"] == "4bit"
+    assert (state["settings"]["--quantization"], state["settings"]["--dtype"]) == ("4bit", "float32")
     assert not list(begun.rglob("model*.safetensors"))  # Adapters, and what trained in full beside them, only.
 
 
@@ -220,6 +220,9 @@ def test_a_resumed_run_is_the_one_that_never_stopped(
     assert moved == {"lora_A", "lora_B", "linear_1", "linear_2"}
     assert cli.run(command(llava, annotated, tmp_path / "other", *go_on)) == 2
     assert "--quantization was 4bit, is not given" in capfd.readouterr().err
+    other = ("--quantization", "4bit", "--dtype", "bfloat16")
+    assert cli.run(command(llava, annotated, tmp_path / "other", *go_on, *other)) == 2
+    assert "--dtype was float32, is bfloat16" in capfd.readouterr().err
 
 
 def test_adapters_merged_into_the_dequantised_base_are_the_network_that_was_trained(
@@ -227,7 +230,7 @@ def test_adapters_merged_into_the_dequantised_base_are_the_network_that_was_trai
 ) -> None:
     # As it was trained on: the projector, which was trained too, is whole.
     card = (begun / "README.md").read_text()
-    left_whole = re.search(r"quantised to \| 4bit, but (.*) \|", card)[1].split(", ")
+    left_whole = re.search(r"quantised to \| 4bit of float32, but (.*) \|", card)[1].split(", ")
 
     def base() -> Any:
         return load_model(

@@ -25,7 +25,7 @@ from cal_trainer.objective.loss import label_nll
 
 CHUNK_BYTES: Final = 64 * 2**20
 """Of logits in float32 in a chunk; with its temporaries it takes five times as much. Half of it took half more time."""
-_ROUNDINGS: Final = 16
+_ROUNDINGS: Final = 2
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -41,7 +41,7 @@ class LabelLossRunner:
 
     def __init__(self) -> None:
         self._after: AfterHead | None = None
-        self._learned = self._checked = False
+        self._learned = False
 
     def learn(self, model: Any, inputs: Mapping[str, Any], labels: Tensor) -> None:
         """Learns it (`learn_after_head`) where it has not: on all ranks, whatever the size of their first batches."""
@@ -78,7 +78,5 @@ class LabelLossRunner:
         with chunked_rows(model, labels, after, exact=logits) as found:
             output = forward()
         (rows,) = found
-        if not self._checked:
-            check_after_head(model, rows, output.logits, after)
-            self._checked = True
+        check_after_head(model, rows, output.logits, after)
         return LabelLosses(nll=rows.bring_back(output.logits), logits=rows.exact, output=output)

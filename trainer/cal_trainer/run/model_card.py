@@ -102,7 +102,7 @@ def _lora(flags: Mapping[str, Any]) -> str | None:
 
 def _quantized(facts: RunFacts) -> str | None:
     but = f", but {', '.join(facts.unquantized)}" if facts.unquantized else ""
-    return facts.quantization and f"{facts.quantization}{but}"
+    return facts.quantization and f"{facts.quantization} of {facts.flags['dtype']}{but}"
 
 
 def _measurement(spec: MeasurementSpec) -> dict[str, Any]:

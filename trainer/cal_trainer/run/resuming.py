@@ -46,6 +46,8 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
     settings |= {
         "processor_backend": None if flags["processor_backend"] == "auto" else flags["processor_backend"],
         "quantization": None if flags["quantization"] == "none" else flags["quantization"],
+        # What is rounded on loading differs by the format that it is loaded in.
+        "dtype": None if flags["quantization"] == "none" else flags["dtype"],
         "seed": flags["seed"],
         "data_seed": flags["data_seed"],
         "per_device_train_batch_size": flags["per_device_train_batch_size"],

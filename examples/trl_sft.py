@@ -26,8 +26,16 @@ class CalArguments:
 
 
 def main(ours: CalArguments, arguments: SFTConfig, model: ModelConfig) -> None:
-    encoder = Encoder(AutoProcessor.from_pretrained(model.model_name_or_path))  # template, … as in cal-precompute
-    arguments.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    processor = AutoProcessor.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=arguments.trust_remote_code
+    )
+    encoder = Encoder(processor)  # template, … as in cal-precompute
+    arguments.model_init_kwargs = {
+        **(arguments.model_init_kwargs or {}),
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "revision": model.model_revision,
+    }
     trainer = CalSFTTrainer(
         model=model.model_name_or_path,
         args=arguments,
@@ -36,7 +44,7 @@ def main(ours: CalArguments, arguments: SFTConfig, model: ModelConfig) -> None:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model(arguments.output_dir)
 
 

@@ -282,3 +282,10 @@ def test_the_example_trains_and_saves_by_flags_of_trl(
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "'mean_weight': '1'" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+    more = ("--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1)
+    resumed = ("--max_steps", 2, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-1")
+    for flags in (more, resumed):
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (*argv, *flags)])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out.count("'mean_weight': '1'") == 2 + 1

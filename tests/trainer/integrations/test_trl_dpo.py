@@ -195,3 +195,10 @@ def test_two_references_are_refused(llava: Family, sides: tuple[Path, Path], tmp
     )
     with pytest.raises(ConfigError, match=r"are of different measurements: .*2048 and 512"):
         MeasuredPairs(sides[0], other, llava.encoder, cache_dir=tmp_path / "cache")
+
+
+def test_a_reference_that_saw_other_pixels_is_refused(llava: Family, sides: tuple[Path, Path], tmp_path: Path) -> None:
+    processor = load_processor(llava.directory)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    with pytest.raises(ConfigError, match=r"measured with other inputs.*image_processor_digest.*its own inputs"):
+        MeasuredPairs(*sides, Encoder(processor), cache_dir=tmp_path / "cache")

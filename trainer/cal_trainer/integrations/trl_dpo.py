@@ -23,11 +23,12 @@ from trl import DPOConfig, DPOTrainer
 from cal_pipeline.encoding.collate import collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
+from cal_pipeline.encoding.identity import input_spec
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import STATUS_OK, AlignmentError, ConfigError
 from cal_schemas.opened import AnnotatedDataset, named
-from cal_schemas.spec import IGNORE_INDEX
+from cal_schemas.spec import IGNORE_INDEX, differences_in_words
 from cal_schemas.storage.locations import Location
 from cal_trainer.data.alignment import RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples, open_self_contained
@@ -77,9 +78,9 @@ class MeasuredPairs(Dataset[tuple[Completion, Completion]]):
         cache_dir: of `datasets`.
         options: how rows are read.
 
-    Raises ConfigError for measurements without log-probabilities, of different references or different sizes, and what
-    AnnotatedExamples raises. Reading a pair raises AlignmentError for labels other than the measured ones, and for two
-    rows whose tokens before the completion, or whose images, differ.
+    Raises ConfigError for measurements without log-probabilities, of different references, different sizes or other
+    inputs than `encoder` makes, and what AnnotatedExamples raises. Reading a pair raises AlignmentError for labels
+    other than the measured ones, and for two rows whose tokens before the completion, or whose images, differ.
     """
 
     def __init__(
@@ -98,6 +99,11 @@ class MeasuredPairs(Dataset[tuple[Completion, Completion]]):
         if differing := opened[0].spec.differences(opened[1].spec):
             listed = "; ".join(f"{name} is {a!r} and {b!r}" for name, a, b in differing)
             raise ConfigError(f"{chosen} and {rejected} are of different measurements: {listed}")
+        if differing_inputs := differences_in_words(input_spec(encoder), opened[0].spec.input):
+            raise ConfigError(
+                f"{chosen} was measured with other inputs than the model in training gets: {differing_inputs}. A "
+                "reference's log-probabilities hold for its own inputs: give the Encoder the measurement's settings"
+            )
         sides = [_completions(named(path), one) for path, one in zip(paths, opened, strict=True)]
         if len(sides[0]) != len(sides[1]):
             raise ConfigError(f"{chosen} has {len(sides[0])} rows and {rejected} {len(sides[1])}: row by row they are "

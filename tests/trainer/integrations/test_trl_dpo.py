@@ -168,6 +168,42 @@ def test_without_log_probabilities_or_whole_answers_a_pair_is_no_pair(
     assert "1 of 8 pairs are left out" in caplog.text
 
 
+def test_a_pair_of_which_a_side_was_cut_is_left_out(
+    llava: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, images = write_llava_json(tmp_path, 8)
+    rows = json.loads(data.read_text())
+    for row in rows[1:4]:
+        row["conversations"][-1]["value"] = "A small dog sits next to a large white cat. " * 4
+    (tmp_path / "rejected.json").write_text(json.dumps(rows))
+    lengths = []
+    for max_length in (2048, 80):
+        encoder = Encoder(llava.encoder.processor, max_length=max_length, truncation="tail")
+        annotated = [
+            annotate(
+                tmp_path / f"{side.stem}-{max_length}", plan_shards([str(side)], [str(images)]), encoder, llava.model,
+                extra_columns=("logprobs",),
+            )
+            for side in (data, tmp_path / "rejected.json")
+        ]  # fmt: skip
+        found = [pq.read_table(path, columns=["status", "num_tokens"]).to_pylist() for path in annotated]
+        assert all(row["status"] == "ok" for side in found for row in side)
+        lengths.append([[row["num_tokens"] for row in side] for side in found])
+    cut = [any(side[row] > 80 for side in lengths[0]) for row in range(8)]
+    assert 0 < sum(cut) < 8
+    assert max(max(side) for side in lengths[1]) == 80
+
+    pairs = MeasuredPairs(annotated[0], annotated[1], encoder, cache_dir=tmp_path / "cache")
+    assert f"{sum(cut)} of 8 pairs are left out" in caplog.text
+    assert "--truncation tail" in caplog.text
+    assert [chosen.encoded.num_tokens for chosen, _ in map(pairs.__getitem__, range(len(pairs)))] == [
+        length for length, one in zip(lengths[0][0], cut, strict=True) if not one
+    ]
+    trainer = MeasuredDPOTrainer(str(llava.directory), config(tmp_path / "out", max_steps=2), train_dataset=pairs)
+    logged, _ = seen(trainer)
+    assert logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

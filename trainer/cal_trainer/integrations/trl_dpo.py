@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class _MeasuredAnswer:
     """The last answer of a row: the row's index among those that are ok, its tokens, and their summed log-probability.
 
-    The sum is None where one of them was not measured.
+    The sum is None where one of them was not measured, and where the row may be cut.
     """
 
     index: int
@@ -69,7 +69,7 @@ class Completion:
 
 
 class MeasuredPairs(Dataset[tuple[Completion, Completion]]):
-    """Pairs (chosen, rejected) of rows of the same place in two measurements, both ok; encoded on access.
+    """Pairs (chosen, rejected) of rows of the same place in two measurements, both ok and whole; encoded on access.
 
     Args:
         chosen: annotated shards with `logprobs`, of conversations that end in the chosen answer.
@@ -116,8 +116,10 @@ class MeasuredPairs(Dataset[tuple[Completion, Completion]]):
         if not len(self._rows):
             raise ConfigError(f"{chosen} and {rejected}: of {len(sides[0])} pairs none was measured whole")
         if skipped := len(sides[0]) - len(self._rows):
-            _log.warning("%d of %d pairs are left out: a side is not ok, or lacks a log-probability", skipped,
-                         len(sides[0]))  # fmt: skip
+            _log.warning(
+                "%d of %d pairs are left out: a side is not ok, lacks a log-probability, or fills the maximum length "
+                "(--truncation tail)", skipped, len(sides[0]),
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -144,29 +146,35 @@ class MeasuredPairs(Dataset[tuple[Completion, Completion]]):
         supervised = torch.nonzero(example.encoded.labels != IGNORE_INDEX)[:, 0].numpy()
         here = _last_run(supervised)
         if example.unusable or example.encoded.truncated or here != length:
-            found = "the row cannot be used" if example.unusable else f"it has {here}"
-            raise AlignmentError(f"row {row}: its last answer was measured with {length} tokens, and here {found}; "
-                                 "encode with the flags of the measurement")  # fmt: skip
+            found = "is cut" if example.encoded.truncated else f"has {here}"
+            if example.unusable:
+                found = "is in a row that cannot be used"
+            raise AlignmentError(f"row {row}: its last answer was measured with {length} tokens, and here it {found}; "
+                                 "encode with the flags and the images of the measurement")  # fmt: skip
         mask = torch.zeros_like(example.encoded.labels)
         mask[supervised[-length:]] = 1
         return Completion(encoded=example.encoded, mask=mask, logprob=measured.logprob)
 
 
 def _completions(name: str, opened: AnnotatedDataset) -> list[_MeasuredAnswer | None]:
-    """Reads the last answer of each row, None where it is not ok; ConfigError without log-probabilities."""
+    """Reads the last answer of each row, None where it is not ok; ConfigError without log-probabilities.
+
+    A row that was cut has the maximum length; one that has it by itself is not told apart.
+    """
     if _LOGPROBS not in opened.schema.names:
         raise ConfigError(f"{name} has no column {_LOGPROBS}: measure it with cal-precompute --extra_columns logprobs")
+    cut_at = opened.spec.input.max_length if opened.spec.input.truncation == "tail" else None
     found: list[_MeasuredAnswer | None] = []
     num_ok = 0
-    for batch in opened.numbered_batches(["status", "label_positions", _LOGPROBS]):
+    for batch in opened.numbered_batches(["status", "num_tokens", "label_positions", _LOGPROBS]):
         for row in batch.data.to_pylist():
             if row["status"] != STATUS_OK:
                 found.append(None)
                 continue
             length = _last_run(np.asarray(row["label_positions"]))
             values = row[_LOGPROBS][-length:]
-            logprob = None if None in values else float(np.sum(values))
-            found.append(_MeasuredAnswer(index=num_ok, length=length, logprob=logprob))
+            whole = None not in values and row["num_tokens"] != cut_at
+            found.append(_MeasuredAnswer(index=num_ok, length=length, logprob=float(np.sum(values)) if whole else None))
             num_ok += 1
     return found
 

@@ -116,12 +116,14 @@ def test_the_drift_log_perturbs_as_the_measurement_did(llava: Family, tmp_path: 
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("source", ["cached", "online"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own look at a tensor.
 def test_a_compiled_model_learns_of_its_loss_however_large_that_is(
-    llava: Family, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Family, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.setattr(label_losses, "CHUNKED_ABOVE", 0)
     flags = ("--max_steps", "2", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant", "--seed", "1")
+    flags = (*flags, "--delta_source", source)
     plain = losses(llava, annotated, tmp_path / "plain", *flags)
     compiled = losses(
         llava, annotated, tmp_path / "compiled", *flags, "--torch_compile", "true", "--torch_compile_backend", "eager"

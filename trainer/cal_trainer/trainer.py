@@ -67,7 +67,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         keep_norms_still(self.model)
         # Divided by the whole step's denominator here, so the Trainer must not divide by the accumulation steps too.
         self.loss_is_scaled_for_ga = True
-        self._run_head = LabelLossRunner()
+        self._run_head = LabelLossRunner(chunks=not self.args.torch_compile)
         self._evaluated = torch.zeros(2)
         self._num_micro_batches = 1
         """Of the step that is under way, without those of padding rows alone at the end of an epoch."""
@@ -190,8 +190,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         """Weighted loss of one micro-batch, already divided; times the ranks, which will average their gradients."""
         batch, base = StepBatch.of(inputs), self.accelerator.unwrap_model(model)
         supervised = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (1, 0))
-        if not self.args.torch_compile:  # Gradients of the loss in chunks pass beside the graph that is compiled.
-            self._run_head.learn(base, batch.inputs, batch.labels)
+        self._run_head.learn(base, batch.inputs, batch.labels)
         if not model.training:
             nll = self._label_losses(model, batch, batch.labels).nll.sum()
             self._evaluated = self._evaluated.to(nll) + torch.stack([nll, supervised.sum().to(nll)])

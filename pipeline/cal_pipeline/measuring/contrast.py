@@ -19,6 +19,8 @@ from cal_pipeline.measuring.replaced_forward import replaced_forward
 from cal_pipeline.measuring.rotary import rows_alone, varying_rotary
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 
+_LOGITS = 2**24
+"""Of a head with adapters, held at once."""
 Reading: TypeAlias = Callable[[Any, Mapping[str, Any], Tensor], Tensor]
 """Of one pass, given model, inputs and labels [B, T]: numbers of every supervised token, [..., B, T] float32."""
 
@@ -45,7 +47,18 @@ def label_only_head(model: Any, labels: Tensor) -> Iterator[None]:
 
 
 def label_products(head: Any, rows: Tensor, label_ids: Tensor) -> Tensor:
-    """[N] float32: each of the hidden rows [N, H] times the output head's row of its label, plus the bias."""
+    """[N] float32: each of the hidden rows [N, H] times the output head's row of its label, plus the bias.
+
+    A head with adapters is called for all its logits, a few rows at a time, in its own precision.
+    """
+    if hasattr(head, "base_layer"):
+        size = max(1, _LOGITS // head.weight.shape[0])
+        parts = [
+            # Not `head(…)`, in whose place `label_only_head` has put a forward.
+            type(head).forward(head, part[None])[0].gather(1, ids[:, None])[:, 0].float()
+            for part, ids in zip(rows.split(size), label_ids.split(size), strict=True)
+        ]
+        return torch.cat(parts)
     logits: Tensor = (rows.float() * head.weight[label_ids].float()).sum(-1)
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[label_ids].float()

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from cal_pipeline.encoding.collate import Batch
-from cal_pipeline.measuring.contrast import label_logits
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.objective.label_rows import HeadProducts, at_rows, at_tokens, head_products, label_rows, supervised_ids
+from cal_trainer.objective.label_rows import at_rows, at_tokens, label_rows, supervised_ids
 from conftest import Family
 from ragged_batch import batch_of
 
@@ -90,54 +89,6 @@ def test_the_soft_cap_acts_on_the_rows(build: Any) -> None:
         free = model(**batch.inputs, use_cache=False).logits
     assert float(free.abs().max()) > CAP
     torch.testing.assert_close(capped, CAP * torch.tanh(free / CAP))
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.125, -3.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_the_head_rounds_is_undone_where_all_logits_are_scaled_alike(build: Any, kind: str, scale: float) -> None:
-    model, batch = build(kind)
-    label_ids = supervised_ids(batch.labels)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        with label_rows(model, batch.labels), head_products(model, batch.labels) as products:
-            rows = model(**batch.inputs, use_cache=False).logits[0].float()
-        expected = label_logits(model, batch.inputs, batch.labels)[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX]
-    (product,) = products
-    rounded = rows.gather(1, label_ids[:, None])[:, 0]
-    found = product.undo_rounding(scale * rounded, scale * rows[:1])
-    if "capped" in kind:
-        assert torch.equal(found, scale * rounded)
-        return
-    before = (rounded - expected).abs().mean()
-    assert before > 1e-3
-    assert (found / scale - expected).abs().mean() < 0.01 * before
-
-
-def test_logits_of_zero_have_no_rounding_to_undo() -> None:
-    zeros, rounding = torch.zeros(3), 2**-8
-    none = HeadProducts(rounded=zeros, exact=zeros, row=zeros[None], rounding=rounding)
-    assert torch.equal(none.undo_rounding(zeros, zeros[None]), zeros)
-    row = torch.tensor([[1.0, 0.0, -8.0]])
-    some = HeadProducts(rounded=torch.tensor([0.0, 2.0]), exact=torch.tensor([1e-3, 2.01]), row=row, rounding=rounding)
-    torch.testing.assert_close(some.undo_rounding(torch.tensor([0.0, 4.0]), 2 * row), torch.tensor([2e-3, 4.02]))
-    empty = HeadProducts(rounded=zeros[:0], exact=zeros[:0], row=row[:0], rounding=rounding)
-    assert empty.undo_rounding(zeros[:0], row[:0]).shape == (0,)
-
-
-def test_a_cap_that_bends_the_labels_alike_is_seen_by_the_other_logits() -> None:
-    """One label alone always looks scaled; and so do two that differ by less than rounding."""
-    cap, row = 30.0, torch.tensor([[-9.0, 0.5, 3.0, 18.0]])
-    for labels in ([18.0], [17.75, 18.0]):
-        rounded = torch.tensor(labels)
-        product = HeadProducts(rounded=rounded, exact=rounded + 0.05, row=row, rounding=2**-8)
-        capped = cap * torch.tanh(rounded / cap)
-        assert torch.equal(product.undo_rounding(capped, cap * torch.tanh(row / cap)), capped)
-
-
-def test_without_rounding_a_slight_cap_is_no_scale() -> None:
-    rounded, cap = torch.tensor([2.0, 6.0]), 30.0
-    product = HeadProducts(rounded=rounded, exact=rounded, row=rounded[None], rounding=2**-24)
-    capped = cap * torch.tanh(rounded / cap)
-    assert torch.equal(product.undo_rounding(capped, capped[None]), capped)
 
 
 def test_gemma_ties_its_embeddings(build: Any) -> None:

@@ -44,11 +44,16 @@ class AfterHead:
         return logits
 
     def of_labels(self, logits: Tensor, *, rounded: bool) -> Tensor:
-        """[N] of label logits [N], which lack the columns that may be left out; without casts unless `rounded`."""
+        """The model's logits of those whose columns are not left out, of any shape; without casts unless `rounded`."""
         for operation, arguments, named in self.steps:
             if operation is not _SLICE and (rounded or operation is not _CAST):
                 logits = operation(logits, *arguments, **named)
         return logits
+
+    @property
+    def kept(self) -> int:
+        """Columns that it does not leave out, which are the first ones."""
+        return int(self(torch.empty(1, 1, self.vocabulary, device="meta")).shape[-1])
 
     @property
     def casts(self) -> set[torch.dtype]:
@@ -76,7 +81,14 @@ def learn_after_head(model: Any, inputs: Mapping[str, Any], label: Tensor) -> Af
         logits: Tensor = forward(hidden)
         return seen.follow(logits)
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), replaced_forward(head, followed), seen:
+    # Compiled code would not show its operations.
+    eager = torch.compiler.set_stance("force_eager")
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        eager,
+        replaced_forward(head, followed),
+        seen,
+    ):
         try:
             output = model(**one_token(model, inputs, label), use_cache=False).logits
         except Exception as error:  # of a model of whatever kind: its training does not depend on this

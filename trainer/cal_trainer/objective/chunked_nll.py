@@ -1,7 +1,8 @@
 """Computes the nll of label rows a chunk of tokens at a time, so that no logits of all of them are ever held.
 
-Backward computes each chunk's logits again and adds its gradients to one sum. The model is called as ever: its head
-gives one number per token, on which it does what it does to logits. N supervised tokens, H hidden size, V vocabulary.
+Backward computes the logits again, a part of the vocabulary at a time, and so the head's gradient part by part. The
+model is called as ever: its head gives one number per token, on which it does what it does to logits. N supervised
+tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def chunked_rows(model: Any, labels: Tensor, after: AfterHead, *, exact: bool) -
         products = None
         if exact:
             with torch.no_grad():
-                parts = [label_products(head, rows[part], label_ids[part]) for part in _parts(len(rows), after)]
-                products = after.of_labels(torch.cat(parts), rounded=False)
+                parts = _parts(len(rows), rows.shape[1])
+                products = torch.cat([label_products(head, rows[part], label_ids[part]) for part in parts])
+                products = after.of_labels(products, rounded=False)
         found.append(ChunkedRows(nll=nll.detach(), raw=raw, exact=products))
         return _Outward.apply(found[-1], nll, raw)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -108,44 +110,57 @@ class _LinearNll(torch.autograd.Function):
         kind = rows.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
         ctx.after = after
-        ctx.save_for_backward(rows, label_ids, weight, bias)
-        head = _cast(ctx.dtype, weight, bias)
-        parts = [_nll(after, _linear(rows[part], *head), label_ids[part]) for part in _parts(len(rows), after)]
-        nll, raw = (torch.cat(values) for values in zip(*parts, strict=True))
+        head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)  # as autocast would in every chunk
+        parts = _parts(len(rows), after.vocabulary)
+        pairs = [_nll(after, _linear(rows[part], *head), label_ids[part]) for part in parts]
+        nll, raw = (torch.cat(values) for values in zip(*pairs, strict=True))
+        normalizer = nll + after.of_labels(raw, rounded=True).float()
+        ctx.save_for_backward(rows, label_ids, weight, bias, normalizer)
         ctx.mark_non_differentiable(raw)
         return nll, raw
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        rows, label_ids, weight, bias = ctx.saved_tensors
-        head = _cast(ctx.dtype, weight, bias)
-        of_rows, sums = torch.empty_like(rows), torch.promote_types(weight.dtype, torch.float32)
-        of_weight = torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[3] else None
-        of_bias = torch.zeros_like(bias, dtype=sums) if ctx.needs_input_grad[4] else None
-        for part in _parts(len(rows), ctx.after):
-            chosen = rows[part].to(ctx.dtype)
-            logits = _linear(chosen, *head).requires_grad_()
-            with torch.enable_grad():
-                nll, _ = _nll(ctx.after, logits, label_ids[part])
-            (of_logits,) = torch.autograd.grad(nll, logits, gradient[part])
-            del logits, nll
-            of_rows[part] = of_logits @ head[0]
-            if of_weight is not None and ctx.dtype == sums:
-                of_weight.addmm_(of_logits.T, chosen)
-            elif of_weight is not None:
-                of_weight += of_logits.T @ chosen
+        rows, label_ids, weight, bias, normalizer = ctx.saved_tensors
+        of_rows = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[3] else None
+        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
+        for columns in _parts(ctx.after.kept, weight.shape[1]):
+            head = weight[columns].to(ctx.dtype), None if bias is None else bias[columns].to(ctx.dtype)
+            # Over hundreds of chunks a sum in half precision would be off by percents.
+            sum_of_weight = torch.zeros_like(head[0], dtype=of_rows.dtype)
+            sum_of_bias = sum_of_weight.new_zeros(len(sum_of_weight))
+            for part in _parts(len(rows), len(sum_of_weight)):
+                chosen = rows[part].to(ctx.dtype)
+                of_logits = _of_logits(
+                    ctx.after, _linear(chosen, *head), label_ids[part] - columns.start, normalizer[part], gradient[part]
+                )
+                of_rows[part] += of_logits @ head[0]
+                if of_weight is not None and ctx.dtype == of_rows.dtype:
+                    sum_of_weight.addmm_(of_logits.T, chosen)
+                elif of_weight is not None:
+                    sum_of_weight += of_logits.T @ chosen
+                sum_of_bias += of_logits.sum(0, dtype=of_rows.dtype)
+            if of_weight is not None:
+                of_weight[columns] = sum_of_weight
             if of_bias is not None:
-                of_bias += of_logits.sum(0, dtype=sums)
-        return (
-            None, of_rows, None,
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
-        )  # fmt: skip
+                of_bias[columns] = sum_of_bias
+        return None, of_rows.to(rows.dtype), None, of_weight, of_bias
 
 
-def _cast(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As autocast would in every chunk again."""
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+def _of_logits(after: AfterHead, logits: Tensor, label_ids: Tensor, normalizer: Tensor, gradient: Tensor) -> Tensor:
+    """[n, c]: gradient of the nll of n tokens by the head's logits of c columns, to which `label_ids` are relative.
+
+    It is the softmax, whose normalizer [n] is the logarithm of its sum over the whole vocabulary, less 1 at the label.
+    """
+    with torch.enable_grad():
+        given = after.of_labels(logits.requires_grad_(), rounded=True)
+    shares = (given.detach().float() - normalizer[:, None]).exp_()
+    here = (label_ids >= 0) & (label_ids < logits.shape[1])
+    shares[here.nonzero()[:, 0], label_ids[here]] -= 1.0
+    shares *= gradient[:, None]
+    (of_logits,) = torch.autograd.grad(given, logits, shares.to(given.dtype))
+    return of_logits
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -161,7 +176,8 @@ def _module_nll(
         return _nll(after, forward(part_of_rows[None])[0], part_of_ids)
 
     parts = [
-        checkpoint(of_chunk, rows[part], label_ids[part], use_reentrant=False) for part in _parts(len(rows), after)
+        checkpoint(of_chunk, rows[part], label_ids[part], use_reentrant=False)
+        for part in _parts(len(rows), after.vocabulary)
     ]
     nll, raw = (torch.cat(values) for values in zip(*parts, strict=True))
     return nll, raw.detach()
@@ -172,9 +188,10 @@ def _nll(after: AfterHead, logits: Tensor, label_ids: Tensor) -> tuple[Tensor, T
     return label_nll(after(logits[None])[0], label_ids), logits.detach().gather(1, label_ids[:, None])[:, 0]
 
 
-def _parts(count: int, after: AfterHead) -> Iterator[slice]:
-    size = max(1, CHUNK_BYTES // (4 * after.vocabulary))
-    return (slice(start, start + size) for start in range(0, count, size))
+def _parts(count: int, width: int) -> Iterator[slice]:
+    """Of `count` rows of `width` numbers, as many at a time as a chunk takes."""
+    size = max(1, CHUNK_BYTES // (4 * width))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 class _Outward(torch.autograd.Function):

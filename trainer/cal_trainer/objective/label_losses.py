@@ -31,15 +31,22 @@ class LabelLosses:
     nll: Tensor
     """[N] float32, with gradient."""
     logits: Tensor | None
-    """[N] float32: of the labels, as the label-only LM head would have given them; None where nobody asked."""
+    """[N] float32: of the labels, as the label-only LM head would have given them; None where nobody asked.
+
+    Rounded to the head's format where it is not known what the model does to its logits (`learn_after_head`).
+    """
     output: Any
     """The model's."""
 
 
 class LabelLossRunner:
-    """Of one model; without having learned what that does to its logits it never computes in chunks."""
+    """Of one model; without having learned what that does to its logits it never computes in chunks.
 
-    def __init__(self) -> None:
+    chunks: whether it ever may. Their gradients pass beside the graph that torch compiles.
+    """
+
+    def __init__(self, *, chunks: bool = True) -> None:
+        self._chunks = chunks
         self._after: AfterHead | None = None
         self._learned = False
 
@@ -60,16 +67,17 @@ class LabelLossRunner:
             logits: whether `LabelLosses.logits` is wanted.
         """
         label_ids = supervised_ids(labels)
-        if self._after is not None and 4 * len(label_ids) * self._after.vocabulary > CHUNKED_ABOVE:
+        if self._chunks and self._after and 4 * len(label_ids) * self._after.vocabulary > CHUNKED_ABOVE:
             return self._in_chunks(self._after, forward, model, labels, logits)
         with label_rows(model, labels), ExitStack() as stack:
-            products = stack.enter_context(head_products(model, labels)) if logits else []
+            products = stack.enter_context(head_products(model, labels)) if logits and self._after else []
             output = forward()
         rows = output.logits[0]
         of_labels = None
-        if logits:
-            chosen = rows.detach().gather(1, label_ids[:, None])[:, 0]
-            of_labels = products[0].undo_rounding(chosen, rows[:1].detach())
+        if products and self._after:
+            of_labels = self._after.of_labels(products[0], rounded=False)
+        elif logits:
+            of_labels = rows.detach().gather(1, label_ids[:, None])[:, 0].float()
         return LabelLosses(nll=label_nll(rows, label_ids), logits=of_labels, output=output)
 
     def _in_chunks(

@@ -21,7 +21,8 @@ AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-# constraints.txt pins torch exactly: an unpinned torch would fetch gigabytes of CUDA on a machine without a GPU.
+# constraints.txt pins torch. PyPI's brings gigabytes of CUDA: without a GPU set PIP_EXTRA_INDEX_URL to
+# https://download.pytorch.org/whl/cpu (docs/installing.md).
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -140,4 +141,4 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo demo-qwen evaluation site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo demo-qwen site study-quick study-again studies/scratch studies/results/.results_dir.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -6,6 +6,9 @@ Takes what `USE_V1=1 llamafactory-cli sft` takes. That reads a weight per messag
 as they were measured, with their images, and the loss is sum(weight * nll) / sum(weight) over the optimizer step. The
 model must have the tokenizer and the image processor of the export; `template` is not used. Needs nothing but
 LLaMA-Factory. Written for processors whose image tokens are all one id (Qwen-VL, LLaVA-1.5).
+
+Beside the data must lie the export's cal_export.json, which says how images were measured: padded ones
+are refused, since nothing pads them here; other settings than the model's are named in the log.
 """
 
 import json
@@ -16,10 +19,38 @@ from pathlib import Path
 from llamafactory.v1.accelerator.helper import ReduceOp
 from llamafactory.v1.accelerator.interface import DistributedInterface
 from llamafactory.v1.trainers import sft_trainer
+from llamafactory.v1.utils import logging
 from llamafactory.v1.utils.helper import compute_valid_tokens
 from PIL import Image
 
 IGNORED = -100
+AS_THEY_ARE = ("native", "square")  # Images left to the model's processor; square insists on its crop.
+
+
+def check_measurement(data, image_processor):
+    """Raises ValueError where the model would be shown other images than were measured, without a word."""
+    about = data.with_name("cal_export.json")
+    if data.suffix != ".jsonl" or not about.is_file():
+        raise ValueError(f"train_dataset {data}: give data.jsonl of cal-inspect export --to messages-jsonl, with "
+                         "cal_export.json, which says how its images were measured, beside it")  # fmt: skip
+    measured = json.loads(about.read_text())["measurement_spec"]["input"]
+    if (ratio := measured["image_aspect_ratio"]) not in AS_THEY_ARE:
+        raise ValueError(f"{data}: measured with --image_aspect_ratio {ratio}, and images here are native: train with "
+                         "cal-train, or measure with --image_aspect_ratio native")  # fmt: skip
+    given = json.loads(measured["processor_kwargs"] or "{}")
+    given.pop("device", None)  # Where images were resized, not how.
+    made = type(image_processor).from_dict({**image_processor.to_dict(), **given}).to_dict()
+    settings = image_processor.to_dict()
+    differing = {name: settings.get(name) for name in made if _text(made[name]) != _text(settings.get(name))}
+    if differing:
+        logging.get_logger().warning_rank0(
+            f"{data}: measured with --processor_kwargs {given}, and this model's image processor has {differing}: the "
+            "weights are of other pixels"
+        )
+
+
+def _text(setting):
+    return json.dumps(setting, sort_keys=True, default=str)
 
 
 class ExportedRows:
@@ -50,18 +81,30 @@ class ExportedRows:
     def check_words(self, row):
         """The measured label ids must spell the answers in this model's tokenizer too."""
         answers = "".join("".join(m["content"].split()) for m in row["messages"] if m["role"] == "assistant")
-        for supervised, span in groupby(row["labels"], lambda label: label != IGNORED):
-            words = self.processor.tokenizer.decode(list(span), skip_special_tokens=True) if supervised else ""
-            if "".join(words.split()) not in answers and row.get("template_inputs") is None:
-                raise ValueError(
-                    f"{row['sample_id']}: its label ids spell {words[:60]!r} in this model's tokenizer, no part of "
-                    "its answers: train the model that the export was made with"
-                )
+        spans = [
+            list(span) for supervised, span in groupby(row["labels"], lambda label: label != IGNORED) if supervised
+        ]
+        spelled = [self.processor.tokenizer.decode(span, skip_special_tokens=True) for span in spans]
+        foreign = [words for words in spelled if "".join(words.split()) not in answers]
+        if row.get("template_inputs") is not None:
+            foreign = []  # The template may write more than the messages have: a tool's call, a thought.
+        if answers and not "".join(spelled).strip():
+            foreign = [""]
+        if foreign:
+            raise ValueError(
+                f"{row['sample_id']}: its label ids spell {foreign[0][:60]!r} in this model's tokenizer, no part of "
+                "its answers: train the model that the export was made with"
+            )
 
 
 class WeightedTrainer(sft_trainer.SFTTrainer):
     def __init__(self, *, args, renderer, train_dataset, **options):
-        rows = ExportedRows(renderer.processor, Path(train_dataset.path).absolute().parent, args.cutoff_len)
+        if args.dist_config and (size := args.dist_config.get("cp_size", 1)) > 1:
+            raise ValueError(f"dist_config cp_size {size}: LLaMA-Factory then takes a loss of its own, without images "
+                             "and without the step's weights: leave it out")  # fmt: skip
+        data = Path(train_dataset.path).absolute()
+        check_measurement(data, renderer.processor.image_processor)
+        rows = ExportedRows(renderer.processor, data.parent, args.cutoff_len)
         super().__init__(args=args, renderer=rows, train_dataset=train_dataset, **options)
 
     def _create_batch_generator(self):

@@ -19,6 +19,7 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.inspect.cli import EXIT_DONE, run
 from cal_pipeline.models.loading import load_processor, load_reference
 from cal_pipeline.sources.planning import plan_shards
+from cal_schemas.spec import AspectRatio
 from peers.tiny_qwen import build_tiny_qwen
 from tiny_models import sample_image
 
@@ -50,6 +51,10 @@ class Exported:
     encoder: Any
 
     @property
+    def about(self) -> Path:
+        return self.data.with_name("cal_export.json")
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.data.read_text().splitlines()]
 
@@ -72,10 +77,11 @@ class Exported:
         return torch.stack([(w * nll).sum() for nll, w in pairs]).sum() / sum(w.sum() for _, w in pairs)
 
 
-def measure_and_export(folder: Path) -> Exported:
-    """Builds the model, measures nine rows and exports them, all in `folder`."""
+def measure_and_export(folder: Path, *, image_aspect_ratio: AspectRatio = "native", **settings: int) -> Exported:
+    """Builds the model, measures nine rows and exports them, all in `folder`; `settings` as of --processor_kwargs."""
     build_tiny_qwen(folder / "model")
-    encoder = Encoder(load_processor(folder / "model"))
+    processor = load_processor(folder / "model", kwargs=settings)
+    encoder = Encoder(processor, image_aspect_ratio=image_aspect_ratio, processor_kwargs=settings)
     (folder / "images").mkdir()
     rows = []
     for number in range(8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,39 @@ def test_a_row_of_another_tokenizer_and_one_that_would_be_cut_are_refused(export
     said = sft(exported, exported.rows[:4], tmp_path, cutoff_len=20)
     assert "exit status 0" not in said
     assert "tokens, and cutoff_len is 20" in said
+
+
+def test_label_ids_that_decode_to_nothing_are_refused(exported: Exported, tmp_path: Path) -> None:
+    row = exported.rows[0]
+    beyond = [label if label < 0 else 100_000 for label in row["labels"]]
+    said = sft(exported, [{**row, "labels": beyond, "template_inputs": "{}"}], tmp_path, micro_batch_size=1)
+    assert "exit status 0" not in said
+    assert "row-0: its label ids spell '' in this model's tokenizer, no part of its answers" in said, said[-4000:]
+
+
+def test_context_parallelism_is_refused(exported: Exported, tmp_path: Path) -> None:
+    said = sft(exported, exported.rows[:4], tmp_path, dist_config={"name": "fsdp2", "cp_size": 2})
+    assert "exit status 0" not in said
+    assert "dist_config cp_size 2: LLaMA-Factory then takes a loss of its own" in said, said[-4000:]
+
+
+def test_images_that_were_padded_to_be_measured_are_refused(padded: Exported, tmp_path: Path) -> None:
+    said = sft(padded, padded.rows[:4], tmp_path)
+    assert "exit status 0" not in said
+    assert "measured with --image_aspect_ratio pad, and images here are native" in said, said[-4000:]
+
+
+def test_images_measured_with_other_settings_are_named(coarse: Exported, tmp_path: Path) -> None:
+    said = sft(coarse, coarse.rows[:4], tmp_path)
+    assert (
+        "measured with --processor_kwargs {'max_pixels': 3136}, and this model's image processor has {'size': " in said
+    )
+    assert "exit status 0" not in said  # The tokens of the export have no room for the patches here.
+
+
+def test_data_away_from_its_export_is_refused(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    alone = replace(exported, data=tmp_path / "weights" / "data.jsonl")
+    said = sft(alone, exported.rows[:4], tmp_path)
+    assert "exit status 0" not in said
+    assert "with cal_export.json, which says how its images were measured, beside it" in said, said[-4000:]

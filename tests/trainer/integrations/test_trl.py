@@ -255,6 +255,15 @@ def test_parts_of_trl_that_are_replaced_are_refused(
         )
 
 
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_rows_in_parts_are_refused(
+    llava: Family, examples: AnnotatedExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(CalSFTTrainer, f"get_{kind}_size", lambda self: 2)
+    with pytest.raises(ConfigError, match="tensor, context and sequence parallelism are not supported"):
+        trainer_of(llava, examples, tmp_path)
+
+
 def test_other_data_and_arguments_are_refused_by_their_type(
     llava: Family, annotated: Path, examples: AnnotatedExamples, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     ),
     "adapters of nothing": (["--lora_r", 2, "--trainable", "projector"], "name language_model in --trainable"),
     "evaluation without data": (["--do_eval"], "--do_eval has no effect"),
+    "no training": (["--do_train", "false"], "To evaluate alone: --learning_rate 0 --max_steps 1"),
     "prediction": (["--do_predict"], "--do_predict has no effect"),
     "split batches": (["--accelerator_config", '{"split_batches": true}'], "in another order"),
     "accumulation elsewhere": (
@@ -404,6 +405,11 @@ def test_a_cross_fit_of_no_shards_is_refused() -> None:
 def test_flags_that_do_not_go_together_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         TrainConfig(**{"model_name_or_path": "m", "data_path": ["d"], **options})
+
+
+def test_from_python_one_path_may_stand_without_its_list() -> None:
+    config = TrainConfig(model_name_or_path="m", data_path="annotated", trainable="all")  # type: ignore[arg-type]
+    assert config == TrainConfig(model_name_or_path="m", data_path=["annotated"], trainable=["all"])
 
 
 def test_bfloat16_without_a_gpu_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

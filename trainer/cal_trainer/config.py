@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from os import PathLike
 from typing import Any, Literal
 
 from cal_pipeline.arguments import ContrastFlags, EncodingFlags, flag
@@ -110,6 +111,10 @@ class TrainConfig(EncodingFlags):
     lora_dropout: float = flag(0.0, "of the adapters")
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            # From Python one path may stand without its list, as behind a flag and in `precompute`.
+            if item.default_factory is not MISSING and isinstance(alone := getattr(self, item.name), str | PathLike):
+                object.__setattr__(self, item.name, [str(alone)])
         if self.assemble:
             return
         if "device" in self.processor_settings():

@@ -31,7 +31,7 @@ from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.divergence import nonfinite_weights, validate_losses, validate_weights
 from cal_trainer.run.parameters import parameter_groups
-from cal_trainer.run.resuming import load_checkpoint, write_state
+from cal_trainer.run.resuming import go_by_flags, load_checkpoint, write_state
 from cal_trainer.run.sharding import has_state, load_schedule, name_layers_to_shard
 from cal_trainer.run.validation import validate_trainer_arguments
 
@@ -155,6 +155,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             load_schedule(self.lr_scheduler, self.optimizer, checkpoint)
+        go_by_flags(self.state, self.args, self.lr_scheduler)
 
     def _restores_itself(self) -> bool:
         """Whole checkpoints of a whole model; adapters and sharded states have loaders of their own."""
@@ -176,8 +177,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         counts = [known_denominator(batch.labels, self._source.known(batch), self._weighting) for batch in given]
         if not counts or any(count is None for count in counts):
             return batches, None
-        total = torch.stack([count for count in counts if count is not None]).sum().to(device)
-        return batches, self._over_ranks(total)
+        return batches, self._over_ranks(torch.stack([count for count in counts if count is not None]).sum().to(device))
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:

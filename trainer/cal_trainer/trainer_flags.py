@@ -15,10 +15,11 @@ _REPORTERS = ("tensorboard", "trackio", "wandb")
 
 @dataclass(kw_only=True)
 class TrainerFlags:
-    """Transformers' names and types; their defaults too, but for the last three.
+    """Transformers' names and types; their defaults too, but for the last four.
 
-    `remove_unused_columns=False`: the batch carries more than the forward takes. `prediction_loss_only=True`:
-    evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN loss is shown.
+    `do_train=True`: transformers leaves it to scripts. `remove_unused_columns=False`: the batch carries more than the
+    forward takes. `prediction_loss_only=True`: evaluation never keeps logits. `logging_nan_inf_filter=False`: a NaN
+    loss is shown.
     """
 
     output_dir: str = flag(REQUIRED, "where the trained model and its checkpoints go", "output")
@@ -42,6 +43,7 @@ class TrainerFlags:
     dataloader_num_workers: int = flag(0, "processes that load and encode rows", "running")
     resume_from_checkpoint: str | None = flag(None, "checkpoint to go on from: a directory, or last", "running")
 
+    do_train: bool = flag(True, "must stay True: cal-train trains")
     remove_unused_columns: bool = flag(False, "must stay False: batches carry deltas")
     prediction_loss_only: bool = flag(True, "evaluation returns the loss only")
     logging_nan_inf_filter: bool = flag(False, "hide NaN and infinite losses from the log")

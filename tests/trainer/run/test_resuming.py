@@ -135,10 +135,22 @@ def test_more_steps_other_logs_and_a_moved_directory_are_the_same_run(
     llava: Family, annotated: Path, begun: Path, tmp_path: Path
 ) -> None:
     moved = Path(shutil.copytree(annotated, tmp_path / "moved"))
-    flags = ("--max_steps", 6, "--save_steps", 3, "--per_device_train_batch_size", 1)
+    flags = ("--max_steps", 6, "--save_steps", 5, "--per_device_train_batch_size", 1)
     flags = (*flags, "--gradient_accumulation_steps", 2, "--resume_from_checkpoint", begun / "checkpoint-4")
     assert cli.run(command(llava, moved, tmp_path / "more", *flags)) == 0
     assert len(losses(tmp_path / "more")) == 6
+    # Not every two steps as before, and at the rates of six steps: that of the old schedule was at its end.
+    assert (tmp_path / "more" / "checkpoint-5").is_dir()
+    history = json.loads((tmp_path / "more" / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates[4:] == pytest.approx([1e-3 * 2 / 6, 1e-3 * 1 / 6])
+
+
+def test_the_way_out_of_a_checkpoint_of_adapters_is_to_merge_them(tmp_path: Path) -> None:
+    write_state(tmp_path, state())
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"from its adapters \(--model_name_or_path what they were merged into"):
+        check_state(tmp_path, state(beta=5.0))
 
 
 @pytest.mark.parametrize(

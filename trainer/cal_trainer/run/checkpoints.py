@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from cal_schemas.errors import ConfigError
 
 STATE_NAME: Final = "cal_train_state.json"
+ADAPTERS_NAME: Final = "adapter_config.json"
 _INDEX: Final = ".index.json"
 _log = logging.getLogger("cal-train")
 
@@ -61,7 +62,7 @@ def _fault(checkpoint: Path) -> str:
         STATE_NAME: (STATE_NAME,),
         "the model": ("*.safetensors", "pytorch_model*", "global_step*"),
         # Without it transformers would make a model of the size that it takes for usual, and fill that at random.
-        "the model's config": ("config.json", "adapter_config.json", "pytorch_model*", "global_step*"),
+        "the model's config": ("config.json", ADAPTERS_NAME, "pytorch_model*", "global_step*"),
         "the optimizer": ("optimizer*", "global_step*"),
         "the schedule": ("scheduler.pt", "global_step*"),
         "the state of random numbers": ("rng_state*.pth",),

@@ -14,12 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from cal_pipeline.models.loading import weights_digest
 from cal_schemas.errors import ConfigError, FormatError
 from cal_trainer.data.shards import Shards
-from cal_trainer.run.checkpoints import STATE_NAME
+from cal_trainer.run.checkpoints import ADAPTERS_NAME, STATE_NAME
 from cal_trainer.run.facts import RunFacts
 
 DATE_NAME: Final = "date that the template reads"
@@ -138,9 +140,12 @@ def check_state(checkpoint: Path, present: Mapping[str, Any]) -> None:
 
 
 def _way_out(checkpoint: Path) -> str:
+    adapters = (checkpoint / ADAPTERS_NAME).is_file()
+    model = "what they were merged into, docs/training.md section 9" if adapters else checkpoint
     return (
         "Its place in the data and its optimizer belong to the run that saved it: give the values of that run, or "
-        f"start a new one from its weights (--model_name_or_path {checkpoint}, another --output_dir)"
+        f"start a new one from its {'adapters' if adapters else 'weights'} (--model_name_or_path {model}, another "
+        "--output_dir)"
     )
 
 
@@ -163,6 +168,21 @@ def _shard_differences(flag: str, there: Shards, here: Shards) -> list[str]:
         differences.append(f"--{flag}: the shards come in another order: {now} stands where {was} was")
     more = len(differences) - _SHARDS_NAMED
     return [*differences[:_SHARDS_NAMED], f"and {more} more shards"] if more > 0 else differences
+
+
+def go_by_flags(state: TrainerState, arguments: TrainingArguments, schedule: Any) -> None:
+    """What may change takes this run's values, once the Trainer has put the checkpoint's in their place.
+
+    Those are the intervals of logging, saving and evaluating, and the learning rate of the first step: the one that the
+    old schedule had for it, 0 where that was at its end.
+    """
+    state.compute_steps(arguments, state.max_steps)
+    if isinstance(schedule, LambdaLR):
+        shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+        rates = [base * share for base, share in zip(schedule.base_lrs, shares, strict=True)]
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
 
 
 def load_checkpoint(model: Any, checkpoint: str) -> None:

@@ -19,7 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import Dtype
-from cal_trainer.run.checkpoints import checkpoints
+from cal_trainer.run.checkpoints import ADAPTERS_NAME, checkpoints
 
 _DISOBEYED: Final = {
     "label_smoothing_factor": "the weighted loss has no smoothing",
@@ -65,6 +65,9 @@ def validate_flags(arguments: TrainingArguments, *, dtype: Dtype, evaluates: boo
     """
     validate_trainer_arguments(arguments)
     _validate_defaults(arguments, _REPLACED)
+    if not arguments.do_train:
+        raise ConfigError("--do_train false has no effect here: cal-train trains. To evaluate alone: --learning_rate 0 "
+                          "--max_steps 1, with --eval_path and --eval_strategy epoch")  # fmt: skip
     _validate_numbers(arguments)
     _validate_evaluation(arguments, evaluates)
     dealing = arguments.accelerator_config
@@ -154,7 +157,7 @@ def prepare_output(output_dir: str, *, resumes: bool, adapters: bool, reads: Map
             pass
     except OSError as error:
         raise ConfigError(f"--output_dir {output_dir} cannot be written to: {error.strerror or error}") from error
-    names = ("adapter_config.json", "checkpoint-*/adapter_config.json")
+    names = (ADAPTERS_NAME, f"checkpoint-*/{ADAPTERS_NAME}")
     older = sorted(path for name in names for path in Path(output_dir).glob(name))
     if older and not adapters:
         raise ConfigError(

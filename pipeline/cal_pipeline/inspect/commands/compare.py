@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ MOVED = 0.05
 _NAMED = 5
 _RANGE, _BINS = 20.0, 160
 """The scatter plot's square in logits (what lies outside is drawn at its edge), and its bins."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -131,10 +133,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _validate(comparison: Comparison, arguments: argparse.Namespace, a: AnnotatedDataset, b: AnnotatedDataset) -> None:
     ok, others = comparison.both_ok, comparison.other_labels
+    alone = comparison.joined < min(comparison.rows_a, comparison.rows_b)
+    keyed = (keyed_by_bytes(a), keyed_by_bytes(b)) if alone else (None, None)
     if comparison.tokens:
+        if None not in keyed and keyed[0] != keyed[1]:
+            _log.warning("some rows are in A or B alone: %s", _why_other_keys(*keyed))
         return
     if not comparison.joined:
-        reason = f"no sample_key is in both; {_why_other_keys(keyed_by_bytes(a), keyed_by_bytes(b))}"
+        reason = f"no sample_key is in both; {_why_other_keys(*keyed)}"
     elif not ok:
         reason = f"of {comparison.joined} joined rows none is ok in both"
     elif others == ok:

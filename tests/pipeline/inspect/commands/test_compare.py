@@ -170,6 +170,21 @@ def test_where_no_key_is_in_both_the_reason_is_one_that_can_be(
         assert f"no sample_key is in both; {reason}" in capsys.readouterr().err
 
 
+def test_where_only_text_is_in_both_it_is_said_why(
+    directories: Directories, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = [batch for path in directories.normal.glob("*.parquet") for batch in pq.read_table(path).to_batches()]
+    samples = {row.sample_key: row.sample for batch in batches for row in rows_from_batch(batch)}
+    embedded = changed(
+        directories.normal, tmp_path / "embedded", sample_key=lambda row: sample_key(samples[row["sample_key"]])
+    )
+    assert run(["compare", str(directories.paths), str(embedded)]) == 0
+    assert "some rows are in A or B alone: B was measured from embedded images, A from" in caplog.text
+    caplog.clear()
+    assert run(["compare", str(embedded), str(embedded)]) == 0
+    assert not caplog.text
+
+
 def test_the_kth_row_with_a_key_is_joined_to_the_kth(directories: Directories, tmp_path: Path) -> None:
     def key(row: dict[str, Any]) -> str:
         return "same" if row["images"] else str(row["sample_key"])

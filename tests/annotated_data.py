@@ -11,8 +11,9 @@ from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import ExtraColumn, annotated_schema
+from cal_schemas.annotated import annotated_schema
 from cal_schemas.metadata import Carry
+from cal_schemas.token_columns import ExtraColumn
 from examples_of import measurement_spec
 from tiny_data import MAX_IMAGE_PIXELS
 

@@ -26,11 +26,12 @@ from cal_pipeline.output.shard_report import ShardReport
 from cal_pipeline.output.store import Store
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_pipeline.sources.shard import Shard
-from cal_schemas.annotated import AnnotatedRow, ExtraColumn
+from cal_schemas.annotated import AnnotatedRow
 from cal_schemas.choices import check_choice
 from cal_schemas.errors import ShardError
 from cal_schemas.metadata import Carry, ShardMetadata
 from cal_schemas.spec import MeasurementSpec
+from cal_schemas.token_columns import ExtraColumn
 from cal_schemas.writer import ShardWriter
 
 

@@ -1,7 +1,8 @@
 """Defines the annotated shard: one Parquet file per input shard, same rows in the same order, deltas beside each row.
 
-Schema and codec of rows live here and nowhere else, what `datasets` makes of them in features.py, footer and version of
-the format in metadata.py, encodings and row groups in writer.py; docs/data-format.md is the same contract in prose.
+Schema and codec of rows live here and nowhere else, names of the token columns in token_columns.py, what `datasets`
+makes of them all in features.py, footer and version of the format in metadata.py, encodings and row groups in
+writer.py; docs/data-format.md is the same contract in prose.
 `delta_logits[i]` belongs to supervised token `label_ids[i]` and was predicted from what precedes that token. A null
 element is a delta that is undefined; NaN and infinity never reach a file.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,25 +21,10 @@ from cal_schemas.errors import STATUS_OK, ConfigError, FormatError
 from cal_schemas.features import with_features
 from cal_schemas.metadata import Carry
 from cal_schemas.sample import ImageRef, Sample, Turn
+from cal_schemas.token_columns import EXTRA_COLUMNS, REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS, ExtraColumn
 
 _IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-ExtraColumn = Literal["logits", "logprobs"]
-EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, str]] = {
-    "logits": ("logits_with_image", "logits_without_image"),
-    "logprobs": ("logprobs_with_image", "logprobs_without_image"),
-}
-"""What may be kept beside the deltas, of both passes."""
-REQUIRED_TOKEN_COLUMNS: Mapping[str, type[np.int32 | np.float32]] = {
-    "label_ids": np.int32,
-    "label_positions": np.int32,
-    "delta_logits": np.float32,
-}
-TOKEN_COLUMNS = {
-    **REQUIRED_TOKEN_COLUMNS,
-    **{name: np.float32 for names in EXTRA_COLUMNS.values() for name in names},
-}
-"""Lists of one value for each supervised token, and what their values are."""
 
 
 def annotated_schema(
@@ -98,10 +84,19 @@ class MeasuredSample:
     delta_logits: np.ndarray
     """[S] float32 in logits, NaN where undefined."""
     logits_with_image: np.ndarray = field(default_factory=_empty)
-    """[S] float32, NaN where the delta is undefined; this and the next three are empty where they are not kept."""
+    """[S] float32, NaN where the delta is undefined; this and all that follow are empty where they are not kept."""
     logits_without_image: np.ndarray = field(default_factory=_empty)
     logprobs_with_image: np.ndarray = field(default_factory=_empty)
     logprobs_without_image: np.ndarray = field(default_factory=_empty)
+    kl_with_without: np.ndarray = field(default_factory=_empty)
+    """Nats, as the divergences and entropies below."""
+    kl_without_with: np.ndarray = field(default_factory=_empty)
+    js_divergence: np.ndarray = field(default_factory=_empty)
+    entropy_with_image: np.ndarray = field(default_factory=_empty)
+    entropy_without_image: np.ndarray = field(default_factory=_empty)
+    rank_with_image: np.ndarray = field(default_factory=_empty)
+    """Whole numbers from 1; float32 all the same, for the NaN."""
+    rank_without_image: np.ndarray = field(default_factory=_empty)
 
 
 _NOT_MEASURED = MeasuredSample(**{name: np.empty(0, kind) for name, kind in TOKEN_COLUMNS.items()})

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.errors import FormatError, StoreError
 from cal_schemas.metadata import ShardMetadata, ShardSource, drawn_rows, raise_if_ill
 from cal_schemas.storage.locations import Location, lies_in, open_parquet, write_whole
 from cal_schemas.storage.object_path import ObjectPath
+from cal_schemas.token_columns import TOKEN_COLUMNS
 
 PLAN = ".cal/plan.json"
 """Below an output directory: what `cal-precompute` planned to write there, a JSON list of shards."""

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cal_schemas.annotated import TOKEN_COLUMNS, AnnotatedRow, rows_to_table
+from cal_schemas.annotated import AnnotatedRow, rows_to_table
 from cal_schemas.metadata import ShardMetadata
+from cal_schemas.token_columns import TOKEN_COLUMNS
 
 MAX_ROW_GROUP_IMAGE_BYTES = 64 * 2**20
 MAX_ROW_GROUP_ROWS = 8192

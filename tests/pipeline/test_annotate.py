@@ -25,6 +25,7 @@ from cal_pipeline.sources.shard import Shard
 from cal_schemas.annotated import annotated_schema
 from cal_schemas.errors import ConfigError, ShardError
 from cal_schemas.spec import MeasurementSpec
+from cal_schemas.token_columns import EXTRA_COLUMNS
 from conftest import Family
 from examples_of import measurement_spec
 from tiny_data import BAD_ROWS, MAX_IMAGE_PIXELS, llava_rows, write_llava_json, write_parquet
@@ -142,7 +143,7 @@ def test_windows_do_not_change_the_result(
 
 
 def test_stored_logits_subtract_to_the_delta(run: Run, shard: Shard) -> None:
-    rows, _ = run(shard, extra_columns=("logits", "logprobs"))
+    rows, _ = run(shard, extra_columns=tuple(EXTRA_COLUMNS))
     for row in rows:
         with_image, without = (np.array(row[f"logits_{name}_image"], np.float32) for name in ("with", "without"))
         np.testing.assert_array_equal(with_image - without, np.array(row["delta_logits"], np.float32))
@@ -152,16 +153,20 @@ def test_stored_logits_subtract_to_the_delta(run: Run, shard: Shard) -> None:
             assert bool((logprobs < 0).all())
     text_only = rows[23]
     assert text_only["logits_with_image"] == text_only["logits_without_image"] != [0.0] * len(text_only["label_ids"])
-    assert text_only["logprobs_with_image"] == text_only["logprobs_without_image"]
+    for kind in ("logprobs", "entropy", "rank"):
+        one, other = (text_only[name] for name in EXTRA_COLUMNS[kind])
+        assert one == other
+    for name in EXTRA_COLUMNS["kl"]:
+        assert set(text_only[name]) == {0.0}
+        assert any(max(row[name], default=0) > 1e-4 for row in rows)
 
 
 def test_extra_columns_do_not_change_the_deltas(run: Run, shard: Shard, tmp_path: Path) -> None:
     plain, _ = run(shard)
-    for number, extra in enumerate([("logits",), ("logprobs",)]):
+    for number, extra in enumerate([(kind,) for kind in EXTRA_COLUMNS]):
         rows, _ = replace(run, output=tmp_path / str(number))(shard, extra_columns=extra)
         assert [row["delta_logits"] for row in rows] == [row["delta_logits"] for row in plain]
-        added = [f"{extra[0]}_with_image", f"{extra[0]}_without_image"]
-        assert [name for name in rows[0] if name not in plain[0]] == added
+        assert [name for name in rows[0] if name not in plain[0]] == list(EXTRA_COLUMNS[extra[0]])
 
 
 def test_carry_images_embeds_files_and_keeps_the_key_of_the_source(run: Run, shard: Shard, tmp_path: Path) -> None:

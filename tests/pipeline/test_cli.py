@@ -363,7 +363,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "other columns": (["--extra_columns", "logits"], "this run would write"),
     "no such column": (
         ["--extra_columns", "logits,scores"],
-        "--extra_columns scores: expected some of logits, logprobs",
+        "--extra_columns scores: expected some of logits, logprobs, kl, entropy, rank",
     ),
     "another carry": (["--carry", "images"], "was written with --carry paths, this run has images"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from cal_pipeline.encoding.collate import batches_by_tokens, collate
 from cal_pipeline.encoding.encoded import EncodedSample
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.measuring.conditions import defined_tokens
-from cal_pipeline.measuring.contrast import contrast_logits
-from cal_pipeline.measuring.logprobs import label_logits_and_logprobs
+from cal_pipeline.measuring.distributions import contrast_columns
 from cal_pipeline.measuring.positions import check_positions, learned_positions
-from cal_schemas.annotated import ExtraColumn, MeasuredSample
+from cal_schemas.annotated import MeasuredSample
 from cal_schemas.errors import CalError, NonFiniteError, OutOfMemoryError, SampleError
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
+from cal_schemas.token_columns import EXTRA_COLUMNS, ExtraColumn
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def measure(
             results.update(zip(chosen, map(_text_only, batch_samples), strict=True))
             continue
         try:
-            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast, "logprobs" in extra_columns))
+            outcomes = list(_measure_batch(batch_samples, model, encoder, contrast, extra_columns))
         except torch.OutOfMemoryError:
             if half:
                 budget = padded // 2
@@ -103,42 +103,40 @@ def _raise_if_lost() -> None:
 
 
 def _measure_batch(
-    samples: Sequence[EncodedSample], model: Any, encoder: Encoder, contrast: ContrastSpec, logprobs: bool
+    samples: Sequence[EncodedSample],
+    model: Any,
+    encoder: Encoder,
+    contrast: ContrastSpec,
+    extra_columns: Collection[ExtraColumn],
 ) -> Iterator[MeasuredSample | SampleError]:
     batch = collate(samples, pad_token_id=encoder.pad_token_id, batch_first=encoder.batch_first_inputs)
     # Not the first parameter's dtype: that of a quantised layer is an integer.
     placed = batch.to(model.device, model.dtype)
     contrast_inputs = placed.contrast_inputs if contrast.perturbs else None
-    passes = contrast_logits(
-        model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs,
-        label_logits_and_logprobs if logprobs else None,
-    )  # fmt: skip
-    # [2 passes, 1 or 2 kinds of numbers, B, T]
-    values = torch.stack([numbers if logprobs else numbers[None] for numbers in passes]).cpu()
+    columns = contrast_columns(
+        model, placed.inputs, placed.labels, placed.image_mask, contrast, contrast_inputs, extra=extra_columns
+    )
+    names, values = tuple(columns), torch.stack([*columns.values()]).cpu()
     defined = defined_tokens(batch.labels, batch.inputs["attention_mask"], batch.image_mask, contrast.condition)
     for row, sample in enumerate(samples):
         positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
-        of_row = values[:, :, row, positions]
-        broken = defined[row, positions] & ~of_row.isfinite().all(0).all(0)
+        of_row = values[:, row, positions]
+        broken = defined[row, positions] & ~of_row.isfinite().all(0)
         if bool(broken.any()):
             yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
             continue
-        yield _measured(sample, *of_row.numpy())
+        yield _measured(sample, dict(zip(names, of_row.numpy(), strict=True)))
 
 
-def _measured(sample: EncodedSample, with_image: np.ndarray, without: np.ndarray) -> MeasuredSample:
-    """One row of the passes' numbers, each [1 or 2, N]: logits, and log-probabilities where they were read."""
+def _measured(sample: EncodedSample, columns: Mapping[str, np.ndarray]) -> MeasuredSample:
+    """One row of both passes' logits, and whatever else was read of them, [N] by name of column."""
     positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
-    logprobs = {}
-    if len(with_image) > 1:
-        logprobs = {"logprobs_with_image": with_image[1], "logprobs_without_image": without[1]}
+    with_image, without = (columns[name] for name in EXTRA_COLUMNS["logits"])
     return MeasuredSample(
         label_ids=sample.labels[positions].numpy().astype(np.int32),
         label_positions=positions.numpy().astype(np.int32),
-        delta_logits=with_image[0] - without[0],
-        logits_with_image=with_image[0],
-        logits_without_image=without[0],
-        **logprobs,
+        delta_logits=with_image - without,
+        **columns,
     )
 
 
@@ -156,5 +154,5 @@ def unknown_token(sample: EncodedSample, num_embeddings: int) -> SampleError | N
 def _text_only(sample: EncodedSample) -> MeasuredSample:
     zeros = torch.zeros(sample.labels.shape)
     zeros[0] = torch.nan  # Nothing precedes the first token: undefined, as with an image.
-    values = zeros[None, sample.labels != IGNORE_INDEX].numpy()
-    return _measured(sample, values, values)
+    values = zeros[sample.labels != IGNORE_INDEX].numpy()
+    return _measured(sample, dict.fromkeys(EXTRA_COLUMNS["logits"], values))

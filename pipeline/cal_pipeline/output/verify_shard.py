@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cal_pipeline.sources.reading import is_surroundings
-from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
 from cal_schemas.errors import STATUS_OK, CalError, StoreError
 from cal_schemas.features import comparable
 from cal_schemas.metadata import ShardMetadata, drawn_rows, read_shard_metadata
 from cal_schemas.storage.locations import Location, open_parquet
+from cal_schemas.token_columns import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
 
 _FILLED = ("sample_id", "sample_key", "status")
 _KEY = re.compile(r"[0-9a-f]{32}")

@@ -12,11 +12,11 @@ from cal_pipeline.arguments import REQUIRED, EncodingFlags, flag
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.formats import FORMATS
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS, PILLOW_MAX_PIXELS
-from cal_schemas.annotated import EXTRA_COLUMNS, ExtraColumn
 from cal_schemas.errors import STATUS_OK, STATUSES, ConfigError
 from cal_schemas.metadata import Carry
 from cal_schemas.spec import ANOTHER_IMAGE, Dtype, Quantization, own_fields_first
 from cal_schemas.storage.locations import location
+from cal_schemas.token_columns import EXTRA_COLUMNS, ExtraColumn
 
 _POSITIVE = (
     "rows_per_shard",
@@ -89,7 +89,7 @@ class PrecomputeConfig(EncodingFlags):
     save_contrast_images: int = flag(0, "write so many images and their perturbed forms into .cal/contrast_images")
     extra_columns: str | None = flag(
         None,
-        "also store these under both passes (comma-separated): logits, logprobs (needs the whole vocabulary)",
+        "also store, of both passes (comma-separated): logits; logprobs, kl, entropy, rank (need the whole vocabulary)",
         "output",
     )
     carry: Literal["auto", Carry] = flag(

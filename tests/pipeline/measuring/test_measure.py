@@ -18,12 +18,13 @@ from cal_pipeline.measuring.contrast import contrast_logits
 from cal_pipeline.measuring.measure import measure
 from cal_schemas.annotated import MeasuredSample
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
+from cal_schemas.token_columns import EXTRA_COLUMNS
 from conftest import Family
 from examples_of import conversation
 from tiny_models import sample_image
 
 
-@pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs")])
+@pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs"), ("kl", "entropy", "rank")])
 def test_without_an_image_every_delta_is_zero_but_that_of_the_first_token_which_nothing_precedes(
     llava: Family, extra: Any
 ) -> None:
@@ -38,8 +39,12 @@ def test_without_an_image_every_delta_is_zero_but_that_of_the_first_token_which_
     assert row.label_positions.tolist() == list(range(len(ids)))
     np.testing.assert_array_equal(row.delta_logits, [np.nan, *[0.0] * (len(ids) - 1)])
     np.testing.assert_array_equal(row.logits_with_image[1:], row.logits_without_image[1:])
-    assert (len(row.logprobs_with_image) == 0) == ("logprobs" not in extra)
-    assert (len(row.logprobs_without_image) == 0) == ("logprobs" not in extra)
+    for kind in ("logprobs", "kl", "entropy", "rank"):
+        for name in EXTRA_COLUMNS[kind]:
+            values = getattr(row, name)
+            assert (len(values) == 0) == (kind not in extra)
+            np.testing.assert_array_equal(np.isnan(values), [True, *[False] * (len(ids) - 1)] if len(values) else [])
+            assert kind != "kl" or not values[1:].any()
 
 
 def test_rows_without_an_image_cost_no_pass_however_many_batches_they_are(llava: Family) -> None:

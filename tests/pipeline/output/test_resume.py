@@ -19,12 +19,13 @@ from cal_pipeline.output.resume import Progress, check_published, compare_with_o
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_pipeline.sources.shard import Shard, limit_rows, read_samples, sample_rows
-from cal_schemas.annotated import EXTRA_COLUMNS, TOKEN_COLUMNS, AnnotatedRow, annotated_schema
+from cal_schemas.annotated import AnnotatedRow, annotated_schema
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.metadata import Carry
 from cal_schemas.sample import Sample, sample_key
 from cal_schemas.spec import MeasurementSpec
 from cal_schemas.storage.locations import Location
+from cal_schemas.token_columns import EXTRA_COLUMNS, TOKEN_COLUMNS
 from cal_schemas.whole import open_shard
 from cal_schemas.writer import ShardWriter
 from damage import flip_a_byte, rewrite
@@ -350,7 +351,7 @@ def test_rows_by_status_are_those_of_the_file_and_all_ok_is_known_from_the_foote
     assert opened == [store.path(mixed)]
 
 
-@pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs")])
+@pytest.mark.parametrize("extra", [(), ("logits",), ("logits", "logprobs"), tuple(EXTRA_COLUMNS)])
 def test_rows_of_other_statuses_are_kept_as_they_were_measured(tmp_path: Path, extra: Any) -> None:
     sample = Sample(sample_id="x", images=(), messages=None)
     names = [name for kind in extra for name in EXTRA_COLUMNS[kind]]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cal_pipeline.measuring.logprobs import one_token
+from cal_pipeline.measuring.distributions import one_token
 from cal_pipeline.measuring.replaced_forward import replaced_forward
 
 _log = logging.getLogger("cal-train")

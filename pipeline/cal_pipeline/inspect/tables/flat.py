@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from cal_pipeline.inspect.tables.answers import Answers, flat_array, turn_of_span
-from cal_schemas.annotated import REQUIRED_TOKEN_COLUMNS
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.token_columns import REQUIRED_TOKEN_COLUMNS
 from cal_schemas.weighting import Pool, check_weighting
 
 LIST_COLUMNS = tuple(REQUIRED_TOKEN_COLUMNS)

@@ -18,11 +18,11 @@ from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
 from cal_pipeline.inspect.tables.measured_batches import MeasuredBatch, count_all
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
-from cal_schemas.annotated import TOKEN_COLUMNS
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.storage.locations import read_footer
+from cal_schemas.token_columns import TOKEN_COLUMNS
 from cal_schemas.weighting import Pool
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)

@@ -160,7 +160,7 @@ def test_an_image_that_a_frame_left_in_its_shards_is_shown_and_else_the_words_sa
         assert "data:image/jpeg" in shown._repr_html_()
         assert re.search(r"\n\[image \S.*, \d+ x \d+ pixels\]\n", repr(shown))
         left = repr(show_words(frame.drop(columns="sample_key").loc[row], tokenizer))
-        assert re.search(r"\[image [^ ]+: left out of this frame; load_annotated\(…, columns=\[\*frame.columns", left)
+        assert re.search(r"\[image [^ ]+: left out of this row; load_annotated with 'images' among columns=", left)
         assert " bytes" not in left
     # As `datasets` has it.
     values = {**whole.loc[rows[0]], "images": [Image.new("RGB", (5, 4))]}
@@ -195,6 +195,42 @@ def test_each_row_shows_the_image_of_its_own_folder(llava: Family, tmp_path: Pat
 def test_a_row_without_some_token_columns_says_which(annotated: Path) -> None:
     row = load_annotated(annotated, columns=["sample_id", "label_ids", "delta_logits"]).loc[0]
     assert "words are not shown: the sample lacks [&#x27;label_positions&#x27;]" in row._repr_html_()
+
+
+def test_what_pandas_says_of_the_columns_is_shown_as_pandas_shows_it(annotated: Path) -> None:
+    frame = load_annotated(annotated)
+    of_columns = (frame.dtypes, frame.count(), frame.isna().sum(), frame.notna().all(), frame.memory_usage(),
+                  frame.map(type).iloc[0], frame[["status", "label_ids"]].count())  # fmt: skip
+    for said in (*of_columns, frame.astype(str).iloc[0], frame.explode("label_ids").iloc[0]):
+        assert type(said) is type(frame.iloc[0])
+        assert said._repr_html_() is None
+    wrong = ((frame.count(), "20"), (frame.explode("label_ids").iloc[0], r"\S*\d+\S*"))
+    for said, value in wrong:
+        with pytest.raises(ConfigError, match=rf"^label_ids of this row is {value}, not a list: .*frame\.loc\[0\]"):
+            show_words(said)
+    with pytest.raises(ConfigError, match=r"which a row of load_annotated has \(frame\.loc\[0\]\)"):
+        show_words(sample_frame(frame).iloc[0])
+
+
+def test_token_columns_without_lists_are_refused_by_name(annotated: Path, tmp_path: Path) -> None:
+    frame = load_annotated(annotated)
+    frame.to_csv(tmp_path / "frame.csv")
+    for wrong in (pd.read_csv(tmp_path / "frame.csv"), frame.explode(["label_ids", "label_positions"])):
+        for use in (sample_frame, token_frame):  # Before a tokenizer is asked for.
+            with pytest.raises(ConfigError, match=r"^the column label_ids holds no lists of numbers .*, CSV does not$"):
+                use(wrong)
+
+
+def test_directories_of_one_measurement_together_show_the_images_of_each(directories: Directories) -> None:
+    frame = load_annotated(directories.normal)
+    split = [frame[:6].copy(), frame[6:].copy()]
+    files = frame.attrs["cal.stored_in"]
+    for part, own in zip(split, ([*files][:1], [*files][1:]), strict=True):
+        part.attrs["cal.stored_in"] = {file: files[file] for file in own}
+    both = pd.concat(split)
+    assert both.attrs == frame.attrs
+    for part in split:  # What each knew is left alone.
+        assert part.attrs["cal.stored_in"] != files
 
 
 def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path, llava: Family) -> None:

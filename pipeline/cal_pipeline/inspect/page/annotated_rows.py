@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, Literal, Self
 
 import pandas as pd
@@ -52,8 +53,8 @@ class AnnotatedRow(pd.Series):
         return AnnotatedFrame
 
     def _repr_html_(self) -> str | None:
-        if not any(name in self.index for name in LIST_COLUMNS):
-            return None
+        if not any(name in self.index for name in LIST_COLUMNS) or _without_lists(self):
+            return None  # Of columns, of all rows (`frame.dtypes`, `frame.count()`), or exploded: pandas' own is right.
         try:
             return show_words(self)._repr_html_()
         except CalError as error:
@@ -75,10 +76,12 @@ class AnnotatedFrame(pd.DataFrame):
         """As pandas, but what is joined to tokens need not know what measured these: nothing else may say so."""
         super().__finalize__(other, method, **kwargs)  # type: ignore[misc] # The stubs leave it out.
         holders = [item for item in getattr(other, "input_objs", ()) if _holds_tokens(item)]
-        for name in (_MEASURED_WITH, _STORED_IN):
-            known = [item.attrs.get(name) for item in holders]
-            if known and known[0] is not None and known.count(known[0]) == len(known):
-                self.attrs[name] = deepcopy(known[0])
+        known = [item.attrs.get(_MEASURED_WITH) for item in holders]
+        if known and known[0] is not None and known.count(known[0]) == len(known):
+            self.attrs[_MEASURED_WITH] = deepcopy(known[0])
+            # Of one measurement and one image folder, equal keys are equal images, whichever directory has them.
+            if stored := {file: at for item in holders for file, at in item.attrs.get(_STORED_IN, {}).items()}:
+                self.attrs[_STORED_IN] = stored
         return self
 
 
@@ -138,7 +141,14 @@ def show_words(
         raise ConfigError(f"by is 'delta' or 'weight', got {by!r}")
     values = {str(name): value for name, value in sample.items()}
     if missing := [name for name in LIST_COLUMNS if name not in values]:
-        raise ConfigError(f"the sample lacks {missing}; it has {[*values]}")
+        raise ConfigError(
+            f"the sample lacks {missing}, which a row of load_annotated has (frame.loc[0]); it has {[*values]}"
+        )
+    for name in _without_lists(values):
+        raise ConfigError(
+            f"{name} of this row is {short_repr(values[name])}, not a list: give show_words a row as load_annotated "
+            "has it (frame.loc[0]); Parquet keeps lists, CSV does not"
+        )
     check_weighting(alpha=alpha, beta=beta, window=window)
     attrs = sample.attrs if isinstance(sample, pd.Series) else {}
     # A sample that failed has no tokens, and needs no tokenizer.
@@ -149,6 +159,12 @@ def show_words(
     values |= _left_out(values, attrs)
     shown = shown_values(values, pieces, None if folder is None else location(folder), **weighting)
     return ShadedWords(shown, Shading(by=by, alpha=alpha, beta=beta))
+
+
+def _without_lists(row: pd.Series | Mapping[str, Any]) -> list[str]:
+    """Names what holds tokens in a sample's row, and here neither lists nor null."""
+    held = {name: row[name] for name in LIST_COLUMNS if name in row}
+    return [name for name, value in held.items() if not (pd.api.types.is_list_like(value) or pd.isna(value))]
 
 
 def _left_out(values: Mapping[str, Any], attrs: Mapping[Any, Any]) -> dict[str, Any]:

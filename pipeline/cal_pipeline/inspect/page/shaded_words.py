@@ -104,6 +104,6 @@ def _image(number: int, image: Any, folder: Location | None) -> tuple[str, Image
     if isinstance(found, str) and "bytes" not in image and (folder is None or not reference.path):
         return (
             reference.path or str(number),
-            "left out of this frame; load_annotated(…, columns=[*frame.columns]) has it where the shards do",
+            "left out of this row; load_annotated with 'images' among columns= has it where the shards do",
         )
     return name, found

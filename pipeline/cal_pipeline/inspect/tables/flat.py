@@ -72,13 +72,14 @@ class FlatTokens:
     def of(cls, columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> FlatTokens:
         """Of the columns LIST_COLUMNS, also of a frame of `load_annotated` or `pandas.read_parquet` (any backend).
 
-        Raises ConfigError naming columns that are not there, FormatError for a row with unequally many of each.
+        Raises ConfigError naming columns that are not there or hold no lists of numbers, FormatError for a row with
+        unequally many of each.
         """
         names = list(columns.columns) if isinstance(columns, pd.DataFrame) else columns.schema.names
         if missing := [name for name in LIST_COLUMNS if name not in names]:
-            raise ConfigError(f"the frame lacks the columns {missing}; it has {names}")
+            raise ConfigError(f"the frame lacks the columns {missing}, which load_annotated's have; it has {names}")
         (lengths, ids), (other, positions), (third, deltas) = (
-            _flat(columns[name], pa.from_numpy_dtype(kind)) for name, kind in REQUIRED_TOKEN_COLUMNS.items()
+            _flat(name, columns[name], pa.from_numpy_dtype(kind)) for name, kind in REQUIRED_TOKEN_COLUMNS.items()
         )
         if not (np.array_equal(lengths, other) and np.array_equal(lengths, third)):
             unequal = int(np.flatnonzero((lengths != other) | (lengths != third))[0])
@@ -163,8 +164,16 @@ def _overlap(length: int, shift: int) -> tuple[slice, slice]:
     return (inner, outer) if shift >= 0 else (outer, inner)
 
 
-def _flat(column: pa.Array | pa.ChunkedArray | pd.Series, item: pa.DataType) -> tuple[np.ndarray, np.ndarray]:
-    listed = flat_array(column, pa.list_(item))
+def _flat(
+    name: str, column: pa.Array | pa.ChunkedArray | pd.Series, item: pa.DataType
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        listed = flat_array(column, pa.list_(item))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # Of texts, as a CSV file has lists, or exploded.
+        raise ConfigError(
+            f"the column {name} holds no lists of numbers ({error}): give it as load_annotated has it; Parquet keeps "
+            "lists, CSV does not"
+        ) from error
     lengths = listed.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     # Nulls of floats become NaN, which is what an undefined delta is to numpy.
     return lengths, listed.flatten().to_numpy(zero_copy_only=False)

@@ -91,7 +91,7 @@ class MeasuredSample:
     kl_with_without: np.ndarray = field(default_factory=_empty)
     """Nats, as the divergences and entropies below."""
     kl_without_with: np.ndarray = field(default_factory=_empty)
-    js_divergence: np.ndarray = field(default_factory=_empty)
+    js_with_without: np.ndarray = field(default_factory=_empty)
     entropy_with_image: np.ndarray = field(default_factory=_empty)
     entropy_without_image: np.ndarray = field(default_factory=_empty)
     rank_with_image: np.ndarray = field(default_factory=_empty)

@@ -11,7 +11,7 @@ ExtraColumn = Literal["logits", "logprobs", "kl", "entropy", "rank"]
 EXTRA_COLUMNS: Mapping[ExtraColumn, tuple[str, ...]] = {
     "logits": ("logits_with_image", "logits_without_image"),
     "logprobs": ("logprobs_with_image", "logprobs_without_image"),
-    "kl": ("kl_with_without", "kl_without_with", "js_divergence"),
+    "kl": ("kl_with_without", "kl_without_with", "js_with_without"),
     "entropy": ("entropy_with_image", "entropy_without_image"),
     "rank": ("rank_with_image", "rank_without_image"),
 }

@@ -131,23 +131,35 @@ class _Tokens:
 def _divergences(tokens: _Tokens) -> Tensor:
     """[3, n]: KL from with to without, the other way, Jensen-Shannon.
 
-    Every term p ln(p / q) - p + q of a sum is at least 0, and an error of the normalizers cancels out of their sum.
+    Every term p ln(p / q) - p + q of a sum is at least 0, and an error of the normalizers cancels out of their sum. A
+    token that one pass alone gives up makes a KL infinite.
     """
     (p, q), (of_p, of_q) = tokens.probs, tokens.logprobs
     # Both may be -inf, where a model gives a token up.
     change = torch.where(of_p == of_q, 0.0, of_p - of_q)
-    with_without = (p * change).sub_(p).add_(q).sum(-1)
-    without_with = (q * -change).sub_(q).add_(p).sum(-1)
+    with_without = _times(p, change).sub_(p).add_(q).sum(-1)
+    without_with = _times(q, -change).sub_(q).add_(p).sum(-1)
     # ln(p / m), m the mean of p and q, is ln 2 - ln(1 + q / p).
-    js = (p * (math.log(2) - softplus(-change))).add_(q * (math.log(2) - softplus(change))).sum(-1) / 2
+    js = _times(p, math.log(2) - softplus(-change)).add_(_times(q, math.log(2) - softplus(change))).sum(-1) / 2
     return torch.stack([with_without, without_with, js]).clamp(min=0)
+
+
+def _times(probs: Tensor, logs: Tensor) -> Tensor:
+    """Their product, 0 where the probability is, whatever the logarithm."""
+    return torch.where(probs == 0, 0.0, probs * logs)
+
+
+def _ranks(tokens: _Tokens) -> Tensor:
+    """[2, n]: 1 + the number of likelier tokens; NaN where the label's own log-probability is no number."""
+    of_labels = tokens.of_labels()
+    return torch.where(of_labels[..., 0].isnan(), torch.nan, 1.0 + (tokens.logprobs > of_labels).sum(-1))
 
 
 _OF_BOTH: Mapping[ExtraColumn, Callable[[_Tokens], Tensor]] = {
     "logprobs": lambda tokens: tokens.of_labels()[..., 0],
     "kl": _divergences,
     "entropy": lambda tokens: torch.special.entr(tokens.probs).sum(-1),
-    "rank": lambda tokens: 1.0 + (tokens.logprobs > tokens.of_labels()).sum(-1),
+    "rank": _ranks,
 }
 """What needs full rows, and how: [columns, n] float32 in the order of EXTRA_COLUMNS."""
 

@@ -121,9 +121,14 @@ def _measure_batch(
     for row, sample in enumerate(samples):
         positions = torch.nonzero(sample.labels != IGNORE_INDEX)[:, 0]
         of_row = values[:, row, positions]
-        broken = defined[row, positions] & ~of_row.isfinite().all(0)
+        broken = defined[row, positions] & ~of_row.isfinite()
         if bool(broken.any()):
-            yield NonFiniteError(f"{int(broken.sum())} of {len(positions)} supervised tokens have non-finite logits")
+            of_logits = bool(broken[: len(EXTRA_COLUMNS["logits"])].any())
+            what = ", ".join(name for name, column in zip(names, broken, strict=True) if bool(column.any()))
+            yield NonFiniteError(
+                f"{int(broken.any(0).sum())} of {len(positions)} supervised tokens have non-finite "
+                f"{'logits' if of_logits else what}"
+            )
             continue
         yield _measured(sample, dict(zip(names, of_row.numpy(), strict=True)))
 

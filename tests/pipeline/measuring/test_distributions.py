@@ -121,7 +121,7 @@ def check_batch(model: Any, batch: Batch, contrast: ContrastSpec | None = None) 
 def test_they_are_those_of_full_logits(family: Callable[[str], Family], name: str) -> None:
     reference = family(name)
     wanted = check_batch(reference.model, batch_of(reference))
-    assert float(wanted["js_divergence"].nan_to_num().max()) > 1e-3
+    assert float(wanted["js_with_without"].nan_to_num().max()) > 1e-3
 
 
 @pytest.mark.usefixtures("chunk")
@@ -220,6 +220,28 @@ def test_the_divergences_of_two_distributions_by_hand() -> None:
     divergences = distributions._OF_BOTH["kl"](tokens)
     torch.testing.assert_close(divergences, torch.tensor(expected)[:, None], atol=1e-7, rtol=0)
     assert distributions._OF_BOTH["rank"](tokens).tolist() == [[2.0], [1.0]]  # Of equal ones none is before another.
+
+
+def test_a_token_that_one_pass_alone_gives_up_makes_one_direction_infinite() -> None:
+    probs = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.25, 0.5]]])
+    tokens = distributions._Tokens(logprobs=probs.log(), probs=probs, label_ids=torch.tensor([0]))
+    log = math.log
+    js = (log(0.5 / 0.375) + 0.5 * log(0.25 / 0.375) + 0.5 * log(2)) / 2
+    expected = torch.tensor([log(2), math.inf, js])[:, None]
+    torch.testing.assert_close(distributions._OF_BOTH["kl"](tokens), expected, atol=1e-6, rtol=0)
+
+
+def test_a_word_of_no_number_leaves_no_rank(llava: Family) -> None:
+    batch, head = batch_of(llava), llava.model.get_output_embeddings()
+    unused = int(batch.labels.max()) + 1
+    head.bias = nn.Parameter(torch.zeros(head.out_features).index_fill(0, torch.tensor([unused]), torch.nan))
+    given = (llava.model, batch.inputs, batch.labels, batch.image_mask)
+    try:
+        columns = contrast_columns(*given, extra=("rank",))
+    finally:
+        head.bias = None
+    assert bool(columns["logits_with_image"].isfinite().any())
+    assert all(bool(columns[name].isnan().all()) for name in EXTRA_COLUMNS["rank"])
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

@@ -61,7 +61,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     )
     say(
         f"{decimal(size['files'])} in all, {decimal(size['images'])} of it images"
-        + (f"; numbers of tokens take {size['per_token']:.2f} bytes a token" if tokens else "")
+        + (f"; columns of tokens take {size['per_token']:.2f} bytes a token" if tokens else "")
     )
     if not tokens:
         say("no row has deltas: look at the column `error` of the rows, mend the source, and use "

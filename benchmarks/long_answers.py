@@ -57,7 +57,7 @@ def head_step(head: nn.Linear, rows: torch.Tensor, ids: torch.Tensor, chunked: b
     """Forward and backward of the head's loss."""
     head.weight.grad = rows.grad = None
     if chunked:
-        after = AfterHead(steps=(), vocabulary=len(head.weight))
+        after = AfterHead(steps=(), vocabulary=len(head.weight), kept=len(head.weight))
         nll, _ = chunked_nll._LinearNll.apply(after, rows, ids, head.weight, None)
     else:
         nll = label_nll(head(rows), ids)

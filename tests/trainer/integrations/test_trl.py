@@ -300,14 +300,16 @@ def test_the_example_trains_and_saves_by_flags_of_trl(
     assert capsys.readouterr().out.count("'mean_weight': '1'") == 2 + 1
 
 
+@pytest.mark.parametrize("asked", [True, False])
 def test_a_trl_that_computes_its_loss_in_another_way_is_refused_at_the_first_step(
-    llava: Family, examples: AnnotatedExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Family, examples: AnnotatedExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
+    trainer = trainer_of(llava, examples, tmp_path)
+
     def of_its_own(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = (model if asked else trainer.model)(**inputs, use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.sum() / 2
 
-    trainer = trainer_of(llava, examples, tmp_path)
     monkeypatch.setattr(SFTTrainer, "compute_loss", of_its_own)
-    with pytest.raises(ConfigError, match=r"trl 1\.\S+ gives a loss of .+ it does not take it from the log-probab"):
+    with pytest.raises(ConfigError, match=r"trl 1\.\S+ gives a loss of .+ it does not take it from"):
         trainer.train()

@@ -174,7 +174,7 @@ def test_sums_over_chunks_are_kept_in_float32(build: Any, monkeypatch: pytest.Mo
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 16, generator=generator).bfloat16().requires_grad_()
     rows, ids = torch.randn(900, 16, generator=generator).bfloat16(), torch.zeros(900, dtype=torch.long)
-    after = AfterHead(steps=(), vocabulary=40)
+    after = AfterHead(steps=(), vocabulary=40, kept=40)
     nll, _ = chunked_nll._LinearNll.apply(after, rows.requires_grad_(), ids, weight, None)  # type: ignore[no-untyped-call]
     nll.sum().backward()
     exact = weight.detach().float().requires_grad_()
@@ -256,6 +256,7 @@ def learned(model: Any, batch: Batch) -> AfterHead | None:
         (lambda logits: 3.0 * torch.tanh(logits.bfloat16().float() / 3.0) - 0.5, 1e-5),
         (lambda logits: logits[..., :300] * 0.25, 1e-6),
         (lambda logits: -2.0 * logits.clamp(min=-1.0), 1e-6),
+        (lambda logits: logits.bfloat16().type_as(torch.zeros(1)), 1e-5),
     ],
 )
 def test_what_is_done_to_each_logit_for_itself_is_learned_and_done_to_chunks(
@@ -288,6 +289,7 @@ def test_logits_for_online_deltas_are_not_rounded_by_the_models_casts(build: Any
         (lambda logits: logits * logits.shape[-1] ** 0 * torch.ones(388), "mul"),
         (lambda logits: logits / max(1.0, float(logits.abs().max())), "abs|max"),
         (lambda logits: logits.mul_(2.0), "mul_"),
+        (lambda logits: logits[..., 88:], "slice"),
         (lambda logits: logits.detach(), "detach"),
         (lambda logits: torch.from_numpy(logits.numpy()) if not logits.requires_grad else logits, "detach|not what"),
     ],
@@ -333,6 +335,11 @@ def test_what_differs_from_batch_to_batch_is_refused(build: Any) -> None:
     changed(model, lambda logits: logits * logits.shape[1])  # 1 when it is learned
     with pytest.raises(ConfigError, match="take fewer rows at a time"):
         losses_of(model, batch)
+    # At once online deltas are of the logits that the model gives in this batch.
+    found = losses_of(model, batch, chunked=False, logits=True)
+    own = found.output.logits[0].gather(1, supervised_ids(batch.labels)[:, None])[:, 0]
+    assert found.logits is not None
+    assert torch.equal(found.logits, own.detach())
 
 
 def test_learning_takes_nothing_from_the_random_numbers_and_happens_once(build: Any) -> None:
@@ -378,7 +385,7 @@ def test_a_sharded_model_and_head_give_the_same_gradients(
 def test_a_head_in_half_precision_takes_no_sum_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_nll, "CHUNK_BYTES", 2**18)
     vocabulary, width = 8000, 256
-    after = AfterHead(steps=(), vocabulary=vocabulary)
+    after = AfterHead(steps=(), vocabulary=vocabulary, kept=vocabulary)
     weight = torch.randn(vocabulary, width).bfloat16().requires_grad_()
     rows = torch.randn(300, width).bfloat16().requires_grad_()
 
@@ -394,7 +401,10 @@ def test_memory_does_not_grow_with_the_supervised_tokens(monkeypatch: pytest.Mon
     monkeypatch.undo()
     vocabulary, width = 5000, 8
     monkeypatch.setattr(chunked_nll, "CHUNK_BYTES", 4 * vocabulary * 64)
-    after, weight = AfterHead(steps=(), vocabulary=vocabulary), torch.randn(vocabulary, width, requires_grad=True)
+    after, weight = (
+        AfterHead(steps=(), vocabulary=vocabulary, kept=vocabulary),
+        torch.randn(vocabulary, width, requires_grad=True),
+    )
 
     def run(count: int) -> None:
         rows = torch.randn(count, width, requires_grad=True)

@@ -120,7 +120,7 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
         validate_batch_sizes(encoder, args, evaluates=eval_dataset is not None)
         validate_rows(train_dataset)
         self._step_metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
-        self._weighted_sum: Tensor | None = None
+        self._compared = False
         # TRL takes only this kind of data set: it has the numbers of the rows, and what grouping by length asks for.
         self._numbers = Dataset.from_dict(
             {"row": range(len(train_dataset)), args.length_column_name: train_dataset.lengths()}
@@ -181,30 +181,37 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
             # A zero denominator means that nothing is weighed: loss 0, not NaN.
             scaled = counted / denominator.where(denominator > 0, 1.0)
 
+            asked: list[tuple[Tensor, Any]] = []
+
             def weighted(**forward: Any) -> Any:
                 outputs = model(**forward)
                 nll = -outputs.log_probs.detach()  # [B, T - 1], 0 where unsupervised
                 sums = torch.stack([nll.sum(), (nll * weights[:, 1:]).sum()])
                 self._step_metrics.add(weights, batch.labels, sums, batch.num_unusable)
                 outputs.log_probs = outputs.log_probs * scaled[:, 1:]
-                if not isinstance(getattr(outputs, "aux_loss", None), Tensor):  # which TRL adds
-                    self._weighted_sum = -outputs.log_probs.detach().sum()
+                asked.append((-outputs.log_probs.detach().sum(), getattr(outputs, "aux_loss", None)))
                 return outputs
 
             # Divided already, so TRL divides by 1; it multiplies by the processes, which average their gradients.
             found = super().compute_loss(weighted, given, return_outputs, num_items_in_batch=torch.ones_like(share))
-            self._compare(found[0] if return_outputs else found)
+            if not self._compared:
+                self._compare(found[0] if return_outputs else found, asked)
             return found
 
-    def _compare(self, loss: Tensor) -> None:
-        """At the first step: ConfigError where TRL's loss is not of the log-probabilities that it was given."""
-        if self._weighted_sum is None or self.state.global_step > 0:
+    def _compare(self, loss: Tensor, asked: list[tuple[Tensor, Any]]) -> None:
+        """Once: ConfigError where TRL's loss is not of the log-probabilities that it was given.
+
+        asked: for each time that it asked for them their weighted sum, and what it adds for a mixture of experts.
+        """
+        self._compared = True
+        sums = [expected * self.accelerator.num_processes for expected, _ in asked]
+        if len(sums) == 1 and isinstance(asked[0][1], Tensor):
             return
-        expected = self._weighted_sum * self.accelerator.num_processes
-        if not torch.allclose(loss.detach().float(), expected.float(), rtol=1e-3, atol=1e-6, equal_nan=True):
+        if len(sums) != 1 or not torch.allclose(loss.detach().float(), sums[0].float(), 1e-3, 1e-6, equal_nan=True):
             raise ConfigError(
-                f"trl {trl.__version__} gives a loss of {float(loss.detach()):g} where the weighted one is "
-                f"{float(expected):g}: it does not take it from the log-probabilities as trl 1.16 does; use that"
+                f"trl {trl.__version__} gives a loss of {float(loss.detach()):g}, and the weighted one is "
+                f"{[float(value) for value in sums]}: it does not take it from the log-probabilities as trl 1.16 does; "
+                "use that"
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from cal_pipeline.measuring.replaced_forward import replaced_forward
 _log = logging.getLogger("cal-train")
 _CAST = torch.ops.aten._to_copy.default
 _SLICE = torch.ops.aten.slice.Tensor
+_ROUNDINGS = 2
 _SAME = torch.ops.aten.alias.default
 """What a cut gives that leaves nothing out."""
 
@@ -36,6 +37,8 @@ class AfterHead:
     steps: tuple[Step, ...]
     vocabulary: int
     """Columns of what the head gives."""
+    kept: int
+    """Those of them that it does not leave out, which are the first ones."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The model's logits; fewer columns where it leaves out those that pad the vocabulary."""
@@ -50,10 +53,14 @@ class AfterHead:
                 logits = operation(logits, *arguments, **named)
         return logits
 
-    @property
-    def kept(self) -> int:
-        """Columns that it does not leave out, which are the first ones."""
-        return int(self(torch.empty(1, 1, self.vocabulary, device="meta")).shape[-1])
+    @torch.no_grad()
+    def explains(self, raw: Tensor, given: Tensor) -> bool:
+        """Whether it makes of the head's label logits [N] those of the model's output [N], but for rounding."""
+        expected = self.of_labels(raw, rounded=True).float()
+        rounding = max(torch.finfo(dtype).eps for dtype in {given.dtype, raw.dtype, *self.casts})
+        given, finite = given.to(expected.device).float(), expected.isfinite()
+        largest = expected.where(finite, 0.0).abs().max() if len(expected) else 0.0
+        return bool((((given - expected).abs() <= _ROUNDINGS * rounding * largest) | ~finite).all())
 
     @property
     def casts(self) -> set[torch.dtype]:
@@ -96,11 +103,12 @@ def learn_after_head(model: Any, inputs: Mapping[str, Any], label: Tensor) -> Af
     steps = seen.steps_to(output)
     if isinstance(steps, str):
         _log.warning(
-            "%s: its loss is not computed in chunks, so memory grows with the supervised tokens: %s",
+            "%s: its loss is not computed in chunks, so memory grows with the supervised tokens, and online deltas in "
+            "half precision carry the rounding of its head: %s",
             type(model).__name__, steps,
         )  # fmt: skip
         return None
-    return AfterHead(steps=steps, vocabulary=seen.head[0].shape[-1])
+    return AfterHead(steps=steps, vocabulary=seen.head[0].shape[-1], kept=output.shape[-1])
 
 
 class _Followed(TorchDispatchMode):
@@ -126,7 +134,7 @@ class _Followed(TorchDispatchMode):
             return self.failure or f"one forward calls its head {len(self.head)} times"
         if steps is None:
             return "what it returns is not what its head gave"
-        again = AfterHead(steps=steps, vocabulary=0)(self.head[0])
+        again = AfterHead(steps=steps, vocabulary=0, kept=0)(self.head[0])
         same = torch.equal(again.nan_to_num(), output.nan_to_num())
         return steps if same else "what it does to its logits does not give the same twice"
 
@@ -139,7 +147,7 @@ class _Followed(TorchDispatchMode):
         if before is None:
             return result
         alone = len(tensors) == 1 and args[0] is tensors[0] and not func._schema.is_mutable
-        columns = func is _SLICE and args[1] == args[0].dim() - 1
+        columns = func is _SLICE and args[1] == args[0].dim() - 1 and args[2:3] in ((), (0,), (None,)) and len(args) < 5
         if alone and (torch.Tag.pointwise in func.tags or func in (_CAST, _SAME) or columns):
             self._reached.append((result, (*before, (func, args[1:], kwargs))))
         else:

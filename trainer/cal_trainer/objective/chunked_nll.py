@@ -19,14 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from cal_pipeline.measuring.contrast import label_products
 from cal_pipeline.measuring.replaced_forward import replaced_forward
-from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.objective.after_head import AfterHead
 from cal_trainer.objective.loss import label_nll
 
 CHUNK_BYTES: Final = 64 * 2**20
 """Of logits in float32 in a chunk; with its temporaries it takes five times as much. Half of it took half more time."""
-_ROUNDINGS: Final = 2
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -84,22 +82,6 @@ def chunked_rows(model: Any, labels: Tensor, after: AfterHead, *, exact: bool) -
         yield found
 
 
-def check_after_head(model: Any, rows: ChunkedRows, output: Tensor, after: AfterHead) -> None:
-    """ConfigError where the model did something else to its label logits than it did to one token's."""
-    with torch.no_grad():
-        expected, given = after.of_labels(rows.raw, rounded=True).float(), output.reshape(-1).float()
-        given = given.to(expected.device)
-        rounding = max(torch.finfo(dtype).eps for dtype in {output.dtype, rows.raw.dtype, *after.casts})
-        finite = expected.isfinite()
-        same = (given - expected).abs() <= _ROUNDINGS * rounding * expected.where(finite, 0.0).abs().amax()
-    if not bool((same | ~finite).all()):
-        raise ConfigError(
-            f"{type(model).__name__} does to the logits of this batch something else than to those of one token, so "
-            "its loss cannot be computed in chunks: take fewer rows at a time (--per_device_train_batch_size, "
-            "--per_device_eval_batch_size), whose loss is computed at once"
-        )
-
-
 class _LinearNll(torch.autograd.Function):
     """Of a plain linear head: nll [N] float32, and the labels' logits as the head gives them, without gradient."""
 
@@ -128,22 +110,23 @@ class _LinearNll(torch.autograd.Function):
         for columns in _parts(ctx.after.kept, weight.shape[1]):
             head = weight[columns].to(ctx.dtype), None if bias is None else bias[columns].to(ctx.dtype)
             # Over hundreds of chunks a sum in half precision would be off by percents.
-            sum_of_weight = torch.zeros_like(head[0], dtype=of_rows.dtype)
-            sum_of_bias = sum_of_weight.new_zeros(len(sum_of_weight))
-            for part in _parts(len(rows), len(sum_of_weight)):
+            sum_of_weight = None if of_weight is None else torch.zeros_like(head[0], dtype=of_rows.dtype)
+            sum_of_bias = None if of_bias is None else of_rows.new_zeros(len(head[0]))
+            for part in _parts(len(rows), len(head[0])):
                 chosen = rows[part].to(ctx.dtype)
                 of_logits = _of_logits(
                     ctx.after, _linear(chosen, *head), label_ids[part] - columns.start, normalizer[part], gradient[part]
                 )
                 of_rows[part] += of_logits @ head[0]
-                if of_weight is not None and ctx.dtype == of_rows.dtype:
+                if sum_of_weight is not None and ctx.dtype == of_rows.dtype:
                     sum_of_weight.addmm_(of_logits.T, chosen)
-                elif of_weight is not None:
+                elif sum_of_weight is not None:
                     sum_of_weight += of_logits.T @ chosen
-                sum_of_bias += of_logits.sum(0, dtype=of_rows.dtype)
-            if of_weight is not None:
+                if sum_of_bias is not None:
+                    sum_of_bias += of_logits.sum(0, dtype=of_rows.dtype)
+            if of_weight is not None and sum_of_weight is not None:
                 of_weight[columns] = sum_of_weight
-            if of_bias is not None:
+            if of_bias is not None and sum_of_bias is not None:
                 of_bias[columns] = sum_of_bias
         return None, of_rows.to(rows.dtype), None, of_weight, of_bias
 

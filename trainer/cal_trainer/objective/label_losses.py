@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from cal_schemas.errors import ConfigError
 from cal_trainer.objective.after_head import AfterHead, learn_after_head
-from cal_trainer.objective.chunked_nll import check_after_head, chunked_rows
+from cal_trainer.objective.chunked_nll import chunked_rows
 from cal_trainer.objective.label_rows import head_products, label_rows, supervised_ids
 from cal_trainer.objective.loss import label_nll
 
@@ -33,7 +34,8 @@ class LabelLosses:
     logits: Tensor | None
     """[N] float32: of the labels, as the label-only LM head would have given them; None where nobody asked.
 
-    Rounded to the head's format where it is not known what the model does to its logits (`learn_after_head`).
+    Rounded to the head's format where it is not known what the model does to its logits (`learn_after_head`), or where
+    it does something else in this batch.
     """
     output: Any
     """The model's."""
@@ -73,11 +75,10 @@ class LabelLossRunner:
             products = stack.enter_context(head_products(model, labels)) if logits and self._after else []
             output = forward()
         rows = output.logits[0]
-        of_labels = None
-        if products and self._after:
-            of_labels = self._after.of_labels(products[0], rounded=False)
-        elif logits:
-            of_labels = rows.detach().gather(1, label_ids[:, None])[:, 0].float()
+        of_labels = rows.detach().gather(1, label_ids[:, None])[:, 0] if logits else None
+        if of_labels is not None:
+            known = [exact for raw, exact in products if self._after and self._after.explains(raw, of_labels)]
+            of_labels = self._after.of_labels(known[0], rounded=False) if self._after and known else of_labels.float()
         return LabelLosses(nll=label_nll(rows, label_ids), logits=of_labels, output=output)
 
     def _in_chunks(
@@ -86,5 +87,10 @@ class LabelLossRunner:
         with chunked_rows(model, labels, after, exact=logits) as found:
             output = forward()
         (rows,) = found
-        check_after_head(model, rows, output.logits, after)
+        if not after.explains(rows.raw, output.logits.detach().flatten()):
+            raise ConfigError(
+                f"{type(model).__name__} does to the logits of this batch something else than to those of one token, "
+                "so its loss cannot be computed in chunks: take fewer rows at a time (--per_device_train_batch_size, "
+                "--per_device_eval_batch_size), whose loss is computed at once"
+            )
         return LabelLosses(nll=rows.bring_back(output.logits), logits=rows.exact, output=output)

@@ -34,18 +34,20 @@ def label_rows(model: Any, labels: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def head_products(model: Any, labels: Tensor) -> Iterator[list[Tensor]]:
-    """Beside `label_rows`, of the same labels: yields their logits [N] float32 of each forward, as the head's.
+def head_products(model: Any, labels: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Beside `label_rows`, of the same labels: of each forward their logits [N] as the head gives them, and exact ones.
 
-    Multiplied in float32, as in the label-only LM head of the pass without the image: in half precision the head itself
-    rounds a logit of 20 by up to 0.06, which would be noise in every delta.
+    Exact are those multiplied in float32, as in the label-only LM head of the pass without the image: in half precision
+    the head itself rounds a logit of 20 by up to 0.06, which would be noise in every delta.
     """
     head = model.get_output_embeddings()
-    products: list[Tensor] = []
+    products: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def multiply(module: Any, args: tuple[Tensor, ...], logits: Tensor) -> None:
-        products.append(label_products(head, args[0][0], supervised_ids(labels).to(logits.device)))
+        label_ids = supervised_ids(labels).to(logits.device)
+        raw = logits[0].gather(1, label_ids[:, None])[:, 0]
+        products.append((raw, label_products(head, args[0][0], label_ids)))
 
     # Before hooks that free a sharded head's weights.
     handle = head.register_forward_hook(multiply, prepend=True)

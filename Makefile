@@ -16,7 +16,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-scale study study-quick study-again check format clean
+.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-peers bench-scale study study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -100,6 +100,13 @@ bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20
 	$(BENCH)/scale.py
 	$(BENCH)/breakeven.py --repeats 21
 	$(BENCH)/estimate.py --count
+	$(BENCH)/tables.py
+
+bench-peers: $(STAMP)  ## an epoch by TRL, by transformers' Trainer and by cal-train; half an hour on 2 cores
+	$(BENCH)/peers.py --batch 2 --rows 8
+	$(BENCH)/peers.py --batch 2 --rows 6 --vocabulary 152000
+	$(BENCH)/peers.py --image_tokens 2880 --rows 3
+	$(BENCH)/peers.py --image_tokens 2880 --rows 3 --vocabulary 152000 --repeats 2
 	$(BENCH)/tables.py
 
 bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows; half an hour more

@@ -65,6 +65,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(mmap_max, 0)
 
 
+def give_back_freed_memory() -> None:
+    """So that what is resident is what is in use, and no leftover of what ran before."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def interleave(variants: Mapping[str, Variant], repeats: int, device: str = "cpu") -> dict[str, Times]:
     """Runs each variant once to warm up, then all of them in turn, in an order drawn anew for every repeat."""
     keep_freed_memory()

@@ -64,6 +64,22 @@ def train_step() -> str:
     return markdown(header, rows)
 
 
+def peers() -> str:
+    rows = [
+        [
+            name,
+            trainer,
+            f"{row['step_s']:.2f}",
+            f"{row['epoch_s']:.1f}",
+            f"{row['peak_mb']:.0f}",
+            f"{row['padding']:.1%}",
+        ]
+        for name, report in reports("peers").items()
+        for trainer, row in report["results"].items()
+    ]
+    return markdown(["result", "trainer", "step, s", "epoch, s", "peak MB", "padding"], rows)
+
+
 def precompute() -> str:
     rows = []
     for report in reports("precompute").values():
@@ -169,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
         targets,
         contrast,
         train_step,
+        peers,
         precompute,
         padding,
         storage,

@@ -23,7 +23,16 @@ class Target:
 
 _MEMORY = Target(ratio="drop_memory/released_memory", at_most=0.25)
 _CACHED = Target(ratio="cached/uniform", at_most=1.02)
+_BEST_PEER = [
+    Target(ratio=f"{ours}_{what}/best_peer_{what}", at_most=1.0)
+    for ours in ("uniform", "cached")
+    for what in ("step_s", "epoch_s", "peak_mb")
+]
 _TARGETS: dict[str, list[Target]] = {
+    "peers-cpu-batch2": _BEST_PEER,
+    "peers-cpu-vocabulary152000-batch2": _BEST_PEER,
+    "peers-cpu-image2880": _BEST_PEER,
+    "peers-cpu-image2880-vocabulary152000": _BEST_PEER,
     "contrast-cpu": [Target(ratio="drop/released", at_most=0.45), _MEMORY],
     "contrast-cpu-image2880": [Target(ratio="drop/released", at_most=0.42), _MEMORY],
     "contrast-cpu-vocabulary152000": [Target(ratio="drop/released", at_most=0.25), _MEMORY],

@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parent.parent / "examples" / "shapes"))
 from tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 _WORDS = [f"{first}{second}{third}" for first in "bdfgklmnprst" for second in "aeiou" for third in "lmnrst"]
-_QUESTION = "<image>\nbal bam ban bar"
+_QUESTION = "bal bam ban bar"
 _IMAGE_SIZES = ((640, 480), (480, 640), (640, 427), (500, 375))
 _AROUND_ANSWER = 12
 """Tokens of the question and the template."""
@@ -65,23 +65,25 @@ def write_checkpoint(folder: Path, shape: Shape) -> Any:
     return processor
 
 
-def write_source(folder: Path, rows_per_shard: list[int], text_tokens: int, *, every_text_only: int = 0) -> None:
-    """Parquet shards with embedded images; of every so many rows, one has none."""
+def write_source(
+    folder: Path, rows_per_shard: list[int], text_tokens: int, *, images: int = 1, every_text_only: int = 0
+) -> None:
+    """Parquet shards with embedded images, so many a row; of every so many rows, one has none."""
     rng = np.random.default_rng(0)
-    images = [_jpeg(rng, size) for size in _IMAGE_SIZES * 4]
+    pictures = [{"bytes": _jpeg(rng, size), "path": None} for size in _IMAGE_SIZES * 4]
     folder.mkdir(parents=True)
     number = 0
     for shard, num_rows in enumerate(rows_per_shard):
         rows = []
         for _ in range(num_rows):
             text_only = bool(every_text_only) and number % every_text_only == every_text_only - 1
-            data = images[number % len(images)]
+            shown = [] if text_only else [pictures[(number + image) % len(pictures)] for image in range(images)]
             rows.append(
                 {
                     "id": str(number),
-                    "images": [] if text_only else [{"bytes": data, "path": None}],
+                    "images": shown,
                     "messages": [
-                        {"role": "user", "content": _QUESTION.removeprefix("<image>\n") if text_only else _QUESTION},
+                        {"role": "user", "content": "<image>" * len(shown) + _QUESTION},
                         {"role": "assistant", "content": draw_answer(rng, text_tokens)},
                     ],
                 }

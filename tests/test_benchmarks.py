@@ -18,6 +18,7 @@ TINY = ["--shape", "tiny", "--repeats", "1"]
 COMMANDS = {
     "contrast": [*TINY, "--image_tokens", "32"],
     "train_step": [*TINY, "--gradient_checkpointing"],
+    "peers": [*TINY, "--batch", "2", "--rows", "4", "--variants", "trl", "cached"],
     "storage": ["--samples", "30", "--steps", "2", "--repeats", "1"],
     "checksums": ["--rows", "20", "--repeats", "1"],
     "data": ["--rows", "8", "--repeats", "1"],

@@ -153,7 +153,7 @@ def test_committed_rows_are_keyed_by_what_they_are(table: results.Table) -> None
         assert table.item(row).key == row["key"], row
 
 
-COMPARED = ("uniform", "online", "initial", "final", "crossfit")
+COMPARED = ("uniform", "online", "final")
 
 
 @pytest.mark.full

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cal_pipeline.inspect.tables.statistics import FEW_SAMPLES, FIT_AUC
+from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import Location
 
@@ -70,5 +71,6 @@ def swap_words(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
             lines.append(f"Under {FIT_AUC}: this reference hardly tells the right image from a wrong one on this data.")
     rows = figures.get("rows")
     agrees = "agrees with" if figures.get("passed") else "DOES NOT AGREE with"
-    lines.append(f"The cache {agrees} what is measured now ({rows} rows; cal-inspect audit has the details).")
+    compared = counted(rows, "row") if isinstance(rows, int) else f"{rows} rows"
+    lines.append(f"The cache {agrees} what is measured now ({compared}; cal-inspect audit has the details).")
     return {"fit": bool(figures.get("passed")) and (swap is None or swap["auc"] >= FIT_AUC), "lines": lines}

@@ -105,7 +105,7 @@ bench: $(STAMP)  ## speed, memory and storage against the alternatives, under 20
 bench-peers: $(STAMP)  ## an epoch by TRL, by transformers' Trainer and by cal-train; half an hour on 2 cores
 	$(BENCH)/peers.py --batch 2 --rows 8
 	$(BENCH)/peers.py --batch 2 --rows 6 --vocabulary 152000
-	$(BENCH)/peers.py --image_tokens 2880 --rows 3
+	$(BENCH)/peers.py --image_tokens 2880 --rows 3 --repeats 2
 	$(BENCH)/peers.py --image_tokens 2880 --rows 3 --vocabulary 152000 --repeats 2
 	$(BENCH)/tables.py
 

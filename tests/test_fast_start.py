@@ -165,7 +165,7 @@ def test_of_a_transformers_that_is_built_otherwise_the_same_is_imported(
 
 def test_transformers_flags_that_have_words_of_ours_are_its_own() -> None:
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    changed = {"output_dir", "remove_unused_columns", "prediction_loss_only", "logging_nan_inf_filter"}
+    changed = {"do_train", "output_dir", "remove_unused_columns", "prediction_loss_only", "logging_nan_inf_filter"}
     for field in dataclasses.fields(TrainerFlags):
         assert (theirs[field.name].default == field.default) == (field.name not in changed), field.name
         named = getattr(theirs[field.name].type, "__name__", str(theirs[field.name].type))

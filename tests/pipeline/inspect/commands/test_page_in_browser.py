@@ -73,6 +73,7 @@ def test_search_sort_sliders_hover_and_keys_work(page: Page, llava: Family, tmp_
     # Sort: mean delta both ways, rows without deltas last.
     page.js("(() => { const s = document.getElementById('sort'); s.value = 'mean';"
             " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    page.frame()
     means = [np.mean(sample["deltas"]) if sample["deltas"] else np.nan for sample in samples]
     measured_rows = [at for at in range(len(samples)) if samples[at]["deltas"]]
     shown = [at for at in page.js(order) if samples[at]["deltas"]]

@@ -21,7 +21,7 @@ from cal_trainer.objective.loss import label_nll
 CHUNKED_ABOVE: Final = 256 * 2**20
 """Bytes of all logits in float32 above which the loss is computed in chunks.
 
-They take 1.5 to 1.6 times the time; at once a loss takes three times its logits, 0.8 GB here (benchmarks/long_answers).
+They take 1.4 to 1.8 times the time; at once a loss takes three times its logits, 0.8 GB here (benchmarks/long_answers).
 """
 
 

@@ -14,17 +14,18 @@ from condition import IN_SAMPLE, REFERENCES, WORLDS, WorldName
 from estimates import markdown, marked, percent
 
 
-def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows) -> dict[str, str]:
-    """By arm: for each world its conditions, and what else the arm asks."""
+def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows, *, elsewhere: bool = True) -> dict[str, str]:
+    """By arm: for each world its conditions, and what else the arm asks; `elsewhere`: of what ran beyond its worlds."""
     tables = {}
     for name in arms:
         chosen = ARMS[name]
         extra = _EXTRA.get(name)
         parts = []
-        for world in WORLDS:
+        for world in WORLDS if elsewhere else chosen.worlds:
             lines = list(comparison.lines(chosen, world, runs))
             if not any(line.nll for line in lines):
-                parts.append(f"*World of {world}: not run with two seeds or more.*\n")
+                missing = f"*World of {world}: not run with two seeds or more.*\n"
+                parts += [missing] if world in chosen.worlds else []
                 continue
             shown = [line for line in lines if line.group != "drift"]  # those have their own table, and `reference`'s
             parts.append(f"World of {world}:\n\n{conditions_table(chosen, shown)}")
@@ -37,11 +38,12 @@ def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows) -> dict[str, 
 def page_tables(runs: Rows, measurements: Rows) -> dict[str, str]:
     """Of docs/study.md, by the name that stands in its marker: arms, where they have no table of another shape."""
     own_shape = {"quick", "swap", *NOISE_ARMS}
-    tables = tables_of([name for name in ARMS if name not in own_shape], runs, measurements)
+    tables = tables_of([name for name in ARMS if name not in own_shape], runs, measurements, elsewhere=False)
     tables["reference"] = reference_table(runs)
     chosen = ARMS["reference"]
     for name, table in (("noise", noise_table), ("deltas", deltas_table), ("swap", swap_table)):
-        tables[name] = "\n".join(f"World of {world}:\n\n{table(chosen, world, runs, measurements)}" for world in WORLDS)
+        parts = [f"World of {world}:\n\n{table(chosen, world, runs, measurements)}" for world in chosen.worlds]
+        tables[name] = "\n".join(parts)
     tables["pairs"] = pairs_table(runs)
     return tables
 
@@ -74,9 +76,9 @@ def conditions_table(chosen: Arm, lines: Sequence[Line]) -> str:
 
 
 def reference_table(runs: Rows) -> str:
-    """Every source of weights at the main noise, both worlds side by side."""
+    """Every source of weights at the main noise, the arm's worlds side by side."""
     chosen = ARMS["reference"]
-    worlds = {world: {line.label: line for line in comparison.lines(chosen, world, runs)} for world in WORLDS}
+    worlds = {world: {line.label: line for line in comparison.lines(chosen, world, runs)} for world in chosen.worlds}
     header, rows = ["weights of"], []
     for world, lines in worlds.items():
         counts = sorted({line.gain.count for line in lines.values() if line.gain}) or [0]

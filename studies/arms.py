@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condition import MAIN_NOISE, REFERENCES, Measurement, Run, WorldName
+from condition import GENERATED, MAIN_NOISE, REFERENCES, Measurement, Run, WorldName
 
 NOISES = (0.0, 0.1, 0.2, 0.3)
 NOISE_ARMS = ("noise", "noise_students", "noise_models", "reference")
@@ -30,6 +30,8 @@ class Arm:
     with_text: bool = False
     """Whether samples without an image are asked about too."""
     seeds: int = 8
+    worlds: tuple[WorldName, ...] = GENERATED
+    """In which the study runs it; `--world` runs it in another."""
 
     def runs(self, world: WorldName, seed: int, only: Collection[str] | None = None) -> list[Run]:
         """Of one pair of world and seed; of the conditions with these labels."""

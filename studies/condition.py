@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 WorldName = Literal["shapes", "charts"]
 WORLDS: tuple[WorldName, ...] = get_args(WorldName)
+GENERATED: tuple[WorldName, ...] = ("shapes", "charts")
 Weights = Literal["uniform", "online", "cached"]
 Reference = Literal[
     "",  # of weights that are not cached

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import comparison
 from arms import ARMS
 from comparison import Rows
-from condition import REFERENCES, WORLDS
+from condition import GENERATED, REFERENCES
 
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
@@ -29,7 +29,7 @@ def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
 def noise(runs: Rows) -> Figure:
     """Gain over uniform by share of exchanged images."""
     figure, panels = _panels("share of exchanged images", "nll lower than uniform's by")
-    for panel, world in zip(panels, WORLDS, strict=True):
+    for panel, world in zip(panels, GENERATED, strict=True):
         lines = list(comparison.noise_lines(world, runs))
         labels = ["online", *REFERENCES]
         for place, label in enumerate(labels):
@@ -49,7 +49,7 @@ def gains(runs: Rows) -> Figure:
     """Gain of every reference at the main noise."""
     chosen = ARMS["reference"]
     figure, panels = _panels("", "nll lower than uniform's by")
-    for panel, world in zip(panels, WORLDS, strict=True):
+    for panel, world in zip(panels, GENERATED, strict=True):
         lines = [line for line in comparison.lines(chosen, world, runs) if line.gain]
         for line in lines:
             assert line.gain is not None
@@ -64,7 +64,7 @@ def gains(runs: Rows) -> Figure:
 def drift(runs: Rows) -> Figure:
     chosen = ARMS["staleness"]
     figure, panels = _panels("training step", "rank correlation with the cache")
-    for panel, world in zip(panels, WORLDS, strict=True):
+    for panel, world in zip(panels, GENERATED, strict=True):
         for label, logs in comparison.drift_logs(chosen, world, runs).items():
             steps = [step for step, _, _ in logs[0]]
             values = [sum(log[place][1] for log in logs) / len(logs) for place in range(len(steps))]
@@ -78,7 +78,7 @@ def swap(runs: Rows, measurements: Rows) -> Figure:
     """The cheap test beside the gain, a point for each reference and seed."""
     chosen = ARMS["swap"]
     figure, panels = _panels("swap control (AUC)", "nll lower than uniform's by")
-    for panel, world in zip(panels, WORLDS, strict=True):
+    for panel, world in zip(panels, GENERATED, strict=True):
         frame = comparison.measured(chosen, world, measurements)
         gains = comparison.gains_of(chosen, world, runs)
         for label, part in [] if frame.empty else frame.groupby("reference", sort=False):
@@ -96,7 +96,7 @@ def _panels(x: str, y: str) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, 2))
-    for panel, world in zip(panels, WORLDS, strict=True):
+    for panel, world in zip(panels, GENERATED, strict=True):
         panel.set_title(f"world of {world}", fontsize=10)
         panel.set_xlabel(x)
     panels[0].set_ylabel(y)

@@ -40,7 +40,7 @@ SCRATCH = Path(__file__).resolve().parent / "scratch"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", choices=ARMS)
-    parser.add_argument("--world", choices=WORLDS, action="append", help="default: both")
+    parser.add_argument("--world", choices=WORLDS, action="append", help="default: the arm's own")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="of the arms' conditions: those of these labels")
     parser.add_argument("--seeds", type=int, help=f"paired seeds, 1 to {MAX_SEEDS}; default: the arm's own")
     parser.add_argument("--processes", type=int, default=2)
@@ -72,7 +72,7 @@ def todo(flags: argparse.Namespace) -> list[Unit]:
     """What the record lacks."""
     done = results.runs(flags.results_dir).keys() | results.measurements(flags.results_dir).keys()
     scratch = flags.scratch_dir.resolve()
-    units = missing(flags.arms, flags.world or WORLDS, flags.seeds, done, scratch, only=flags.only)
+    units = missing(flags.arms, flags.world, flags.seeds, done, scratch, only=flags.only)
     total = sum(len(unit.todo) for unit in units)
     print(f"{', '.join(flags.arms)}: {total} runs and measurements are missing", flush=True)
     return units
@@ -130,21 +130,21 @@ def record(
 
 def missing(
     arms: Sequence[str],
-    worlds: Sequence[WorldName],
+    worlds: Sequence[WorldName] | None,
     seeds: int | None,
     done: set[str],
     scratch: Path,
     *,
     only: Sequence[str] | None = None,
 ) -> list[Unit]:
-    """One unit for each world and seed that lacks something, lower seeds first."""
+    """One unit for each world and seed that lacks something, lower seeds first; without `worlds` of each arm's own."""
     units = []
     chosen = [ARMS[name] for name in arms]
     for seed in range(max(seeds or one.seeds for one in chosen)):
-        for world in worlds:
+        for world in WORLDS:
             wanted: list[Run | Measurement] = []
             for one in chosen:
-                if seed < (seeds or one.seeds):
+                if world in (worlds or one.worlds) and seed < (seeds or one.seeds):
                     wanted += one.runs(world, seed, only)
                     wanted += [] if only else one.measured(world, seed)
             todo = tuple({item.key: item for item in wanted if item.key not in done}.values())

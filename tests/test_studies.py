@@ -87,6 +87,35 @@ def test_arms_share_their_runs(tmp_path: Path) -> None:
     assert not run.missing(["reference"], ["shapes"], 1, {item.key for item in unit.todo}, tmp_path)
 
 
+def test_an_arm_runs_in_its_own_worlds_unless_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = dataclasses.replace(ARMS["quick"], worlds=("charts",))
+    monkeypatch.setitem(ARMS, "quick", alone)
+    monkeypatch.setitem(ARMS, "contrast", dataclasses.replace(ARMS["contrast"], worlds=("shapes",)))
+    own, named = (run.missing(["quick", "contrast"], worlds, 1, set(), tmp_path) for worlds in (None, ["shapes"]))
+    contrasts = {"drop", "mask", "patch_mask 0.5", "patch_mask 0.7", "patch_mask 0.9", "gaussian_blur 1",
+                 "gaussian_blur 10"}  # fmt: skip
+    assert [(unit.world, {item.contrast for item in unit.todo}) for unit in own] == [
+        ("shapes", contrasts), ("charts", {"drop"}),
+    ]  # fmt: skip
+    assert [unit.world for unit in named] == ["shapes"]
+    assert set(alone.runs("shapes", 0)) <= set(named[0].todo)
+
+
+def test_the_page_has_an_arm_s_own_worlds_and_a_look_has_what_ran() -> None:
+    fields = ARMS["quick"].groups[f"p = {MAIN_NOISE:g}"].values()
+    runs = {
+        Run(world="shapes", seed=seed, **one).key: {"nll": 1.0, "accuracy": 0.5, "text_nll": math.nan}
+        for seed in range(2)
+        for one in fields
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARMS, "quick", dataclasses.replace(ARMS["quick"], worlds=("charts",)))
+        own, all_that_ran = (arm_tables.tables_of(["quick"], runs, {}, elsewhere=one)["quick"] for one in (False, True))
+    assert "shapes" not in own
+    assert "charts: not run" in own
+    assert "World of shapes:\n\n|" in all_that_ran
+
+
 def test_every_reference_is_tried_at_every_noise(tmp_path: Path) -> None:
     (unit,) = run.missing(NOISE_ARMS, ["shapes"], 1, set(), tmp_path)
     tried = {(item.noise, item.weights, item.reference) for item in unit.todo if isinstance(item, Run)}

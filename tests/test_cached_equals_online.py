@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from cal_pipeline.encoding.identity import input_spec, label_spec
 from cal_pipeline.output.store import LocalStore
 from cal_pipeline.sources.planning import plan_shards
 from cal_schemas.annotated import annotated_schema
+from cal_schemas.errors import ConfigError
+from cal_schemas.presets import PRESETS
+from cal_schemas.scores import SCORES
 from cal_schemas.spec import ContrastSpec
+from cal_schemas.token_columns import ExtraColumn
 from cal_trainer import cli
 from cal_trainer.objective import label_losses
 from cal_trainer.training import train
@@ -22,13 +27,14 @@ from examples_of import measurement_spec
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 
 
-def measured(folder: Path, llava: Family, contrast: ContrastSpec) -> Path:
+def measured(folder: Path, llava: Family, contrast: ContrastSpec, extra_columns: tuple[ExtraColumn, ...] = ()) -> Path:
     data, images = write_llava_json(folder, 24)
     store = LocalStore(output_dir=folder / "out")
     store.prepare()
     options = AnnotateOptions(
-        schema=annotated_schema(carry="images"), carry="images", tokens_per_batch=512, max_image_pixels=MAX_IMAGE_PIXELS
-    )
+        schema=annotated_schema(carry="images", extra_columns=extra_columns), carry="images", tokens_per_batch=512,
+        max_image_pixels=MAX_IMAGE_PIXELS, extra_columns=extra_columns,
+    )  # fmt: skip
     spec = measurement_spec(label=label_spec(llava.encoder), input=input_spec(llava.encoder), contrast=contrast)
     for shard in plan_shards([str(data)], [str(images)], rows_per_shard=8):
         annotate_shard(shard, encoder=llava.encoder, model=llava.model, spec=spec, store=store, options=options)
@@ -62,6 +68,52 @@ def test_cached_equals_online(llava: Family, annotated: Path, tmp_path: Path, no
     assert len(cached) == 4
     assert online == pytest.approx(cached, abs=1e-5)
     assert uniform != pytest.approx(cached, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def with_columns(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Path:
+    return measured(tmp_path_factory.mktemp("columns"), llava, ContrastSpec(), ("logprobs", "kl", "entropy"))
+
+
+@pytest.mark.parametrize("score", sorted(set(SCORES) - {"excess_loss"}))
+def test_every_score_of_the_model_in_training_is_the_one_that_was_cached_of_it(
+    llava: Family, with_columns: Path, tmp_path: Path, score: str
+) -> None:
+    flags = ("--score", score, "--map", "softmax=0.5", "--normalization", "step")
+    cached = losses(llava, with_columns, tmp_path / "c", *flags)
+    online = losses(llava, with_columns, tmp_path / "o", "--delta_source", "online", *flags)
+    uniform = losses(llava, with_columns, tmp_path / "u", "--delta_source", "uniform")
+    assert online == pytest.approx(cached, abs=1e-5)
+    assert uniform != pytest.approx(cached, abs=1e-4)
+
+
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"released"}))
+def test_every_preset_trains_from_one_cache_and_online_where_it_can(
+    llava: Family, with_columns: Path, tmp_path: Path, preset: str
+) -> None:
+    cached = losses(llava, with_columns, tmp_path / "c", "--preset", preset)
+    assert len(cached) == 4
+    assert all(map(math.isfinite, cached))
+    online = ("--preset", preset, "--delta_source", "online")
+    if preset in ("vig", "visnec", "rho1"):
+        with pytest.raises(ConfigError, match=r"--delta_source cached|needs cached deltas"):
+            losses(llava, with_columns, tmp_path / "o", *online)
+        return
+    assert losses(llava, with_columns, tmp_path / "o", *online) == pytest.approx(cached, abs=1e-5)
+
+
+def test_the_reference_has_no_excess_loss_over_itself(llava: Family, with_columns: Path, tmp_path: Path) -> None:
+    flags = ("--score", "excess_loss", "--map", "threshold=0.001", "--stop_on_nan", "true")
+    assert losses(llava, with_columns, tmp_path / "e", *flags) == [0.0] * 4
+
+
+def test_a_cache_without_the_columns_of_a_score_names_them_and_the_way_out(
+    llava: Family, annotated: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"score kl = KL.*reads kl_with_without, which .*--extra_columns kl$"):
+        losses(llava, annotated, tmp_path / "k", "--score", "kl", "--map", "top_share=0.4")
+    with pytest.raises(ConfigError, match=r"reads logprobs_with_image.*--extra_columns logprobs$"):
+        losses(llava, annotated, tmp_path / "v", "--preset", "vig")
 
 
 def test_the_reference_has_not_drifted_from_itself(llava: Family, annotated: Path, tmp_path: Path) -> None:

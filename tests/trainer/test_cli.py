@@ -43,7 +43,7 @@ ANNOTATED = "the annotated shards"
 REFUSED: dict[str, tuple[list[object], str]] = {
     "nothing": (["--data_path", "/nowhere"], "no annotated shards"),
     "released with cached": (["--preset", "released"], "use --delta_source online"),
-    "preset contradicted": (["--preset", "equations", "--pool", "joined"], "means --pool span, got --pool joined"),
+    "preset contradicted": (["--preset", "cal", "--pool", "joined"], "means --pool span, got --pool joined"),
     "contrast without online": (["--contrast", "mask"], "--contrast is of online deltas"),
     "ratio without online": (["--patch_mask_ratio", 0.5], "--patch_mask_ratio is of online deltas"),
     "ratio of another contrast": (

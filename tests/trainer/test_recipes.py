@@ -20,7 +20,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.yaml")
 LLAVA = [recipe for recipe in RECIPES if recipe.stem.startswith("llava")]
 MINI_GEMINI = [recipe for recipe in RECIPES if recipe.stem.startswith("mgm")]
 CHOICES = {
-    "delta_source": ("cached", "online", "uniform"), "preset": ("equations", "released"),
+    "delta_source": ("cached", "online", "uniform"), "preset": ("cal", "released"),
     "pool": ("span", "joined", "released"), "normalization": ("step", "sample", "micro_batch"),
     "contrast": ("drop", "mask"), "template": ("auto", "plain", "vicuna_v1"),
     "image_aspect_ratio": ("square", "pad", "native"), "truncation": ("drop", "tail"),
@@ -124,7 +124,7 @@ def test_a_recipe_is_the_published_one(recipe: Path, tmp_path: Path) -> None:
     assert values["group_by"] == ("none" if pretrain else "modality_length")
     assert values["delta_source"] == ("online" if pretrain else "cached")
     # What is not written is cal-train's default, so that a preset on the command line can change it.
-    assert values.get("preset") == ("equations" if pretrain else None)
+    assert values.get("preset") == ("cal" if pretrain else None)
     assert not {"pool", "normalization", "contrast"} & set(values)
     expected = ["projector"] if pretrain else ["projector", "language_model"]
     assert values["trainable"] == (["vision_tower", *expected] if recipe.stem == "llavanext_finetune" else expected)

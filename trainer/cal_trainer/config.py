@@ -12,26 +12,19 @@ from cal_pipeline.config_file import INFINITE
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
+from cal_schemas.maps import Map, Quantile
+from cal_schemas.presets import PRESETS, Preset
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, Quantization, own_fields_first
-from cal_schemas.weighting import Pool
+from cal_schemas.weighting import Normalization, Pool
 
 Source = Literal["cached", "online", "uniform"]
-Preset = Literal["equations", "released"]
 GroupBy = Literal["none", "length", "modality_length"]
 OnMissing = Literal["error", "uniform"]
-Normalization = Literal["step", "sample", "micro_batch"]
 DEFAULT_SHUFFLE_ROWS = 1024
+Resolvable = Literal["score", "map", "alpha", "beta", "window", "pool", "normalization", "contrast"]
+_OF_DELTAS = ("score", "map", "alpha", "beta", "window", "pool")
 _QUANTILE = re.compile(r"q(.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Quantile:
-    """Is a bound that is known once the deltas are."""
-
-    share: float
-
-    def __str__(self) -> str:
-        return f"q{self.share:g}"
 
 
 def parse_bound(flag: str, text: object) -> float | Quantile:
@@ -48,6 +41,13 @@ def parse_bound(flag: str, text: object) -> float | Quantile:
     if not 0.0 < value < 1.0:
         raise ConfigError(f"--{flag} {text}: a quantile's share is above 0 and below 1")
     return Quantile(value)
+
+
+def _agree(flag: str, given: Any, wanted: Any) -> bool:
+    """Whether a flag does what a preset means: of its map the number may be another."""
+    if flag == "map":
+        return Map.parse(given).name == Map.parse(wanted).name
+    return parse_bound(flag, given) == float(wanted) if flag in ("alpha", "beta") else bool(given == wanted)
 
 
 @own_fields_first
@@ -84,8 +84,10 @@ class TrainConfig(EncodingFlags):
 
     delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1", "weights")
     preset: Preset | None = flag(
-        None, "equations: Eq. 3-5 as printed; released: the authors' code (online only)", "weights"
+        None, "a paper's score, map and divisor: cal is Eq. 3-5 as printed, released the authors' code", "weights"
     )
+    score: Score | None = flag(None, "what weights are made of; default delta_logit, which is CAL's", "weights")
+    map: str | None = flag(None, "of scores to weights: clamp (default), top_share=0.4, softmax=0.5, …", "weights")
     alpha: str | None = flag(
         None, "lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1", "weights"
     )
@@ -169,11 +171,22 @@ class TrainConfig(EncodingFlags):
         if self.preset == "released" and self.delta_source != "online":
             raise ConfigError(
                 f"--preset released recomputes deltas for unsupervised tokens too, which --delta_source "
-                f"{self.delta_source} cannot: use --delta_source online, or --preset equations"
+                f"{self.delta_source} cannot: use --delta_source online, or --preset cal"
             )
+        rule, score = self.rule(), SCORES[self.resolved("score")]
         for name, wanted in self._preset_values().items():
-            if getattr(self, name) not in (None, wanted):
-                raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {getattr(self, name)}")
+            if (given := getattr(self, name)) is not None and not _agree(name, given, wanted):
+                raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {given}")
+        if self.delta_source == "online" and rule.needs:
+            raise ConfigError(
+                f"--map {rule} depends on the scores of all {rule.needs}, and online ones are not known before the "
+                "training: use --delta_source cached"
+            )
+        if rule.needs and score.of_training:
+            raise ConfigError(
+                f"--map {rule} depends on the scores of all {rule.needs}, and score {self.resolved('score')} = "
+                f"{score.equation} changes with the model in training: use top_share or batch_share"
+            )
         for name, bound in self.bounds().items():
             if isinstance(bound, Quantile) and self.delta_source == "online":
                 raise ConfigError(
@@ -188,13 +201,17 @@ class TrainConfig(EncodingFlags):
                 "pool 'released' averages the deltas of all tokens, those of the image included, which contrast 'drop' "
                 f"takes out: give --contrast mask (the authors' code; --preset released), {ANOTHER_IMAGE}"
             )
-        if self.drift_every and self.delta_source != "cached":
-            raise ConfigError("--drift_every compares with cached deltas: use it with --delta_source cached")
+        if self.drift_every and (self.delta_source, self.resolved("score")) != ("cached", DEFAULT_SCORE):
+            raise ConfigError(
+                "--drift_every compares with cached deltas: use it with --delta_source cached and --score delta_logit"
+            )
 
-    def _preset_values(self) -> dict[str, str]:
-        if self.preset == "released":
-            return {"pool": "released", "normalization": "micro_batch", "contrast": "mask"}
-        return {"pool": "span", "normalization": "sample"} if self.preset == "equations" else {}
+    def _preset_values(self) -> dict[str, Any]:
+        return {} if self.preset is None else PRESETS[self.preset].flags
+
+    def rule(self) -> Map:
+        """The map; ConfigError for one that is none."""
+        return Map.parse(self.resolved("map"))
 
     def bounds(self) -> dict[str, float | Quantile]:
         """Alpha and beta: numbers, or quantiles yet to be taken from the data; ConfigError for what is neither."""
@@ -204,21 +221,23 @@ class TrainConfig(EncodingFlags):
         """What online deltas contrast with; ConfigError for a parameter that is missing, or of another condition."""
         return self.contrast_with(self.resolved("contrast"))
 
-    def resolved(self, name: Literal["alpha", "beta", "window", "pool", "normalization", "contrast"]) -> Any:
-        """The flag's value: given, else the preset's, else the default of this delta source."""
-        defaults = {
-            "alpha": 1.0,
-            "beta": 5.0,
-            "window": 3,
-            "pool": "span",
-            "normalization": "micro_batch" if self.delta_source == "online" else "step",
-            "contrast": "drop",
-        }
+    def resolved(self, name: Resolvable) -> Any:
+        """The flag's value: given, else the preset's, else the default of this delta source, or of the map."""
         given = getattr(self, name)
-        return self._preset_values().get(name, defaults[name]) if given is None else given
+        given = self._preset_values().get(name) if given is None else given
+        if given is not None:
+            return given
+        if name in ("alpha", "beta", "window"):
+            return self.rule().settings(alpha=None, beta=None, window=None)[name]
+        online = self.delta_source == "online"
+        defaults = {
+            "score": DEFAULT_SCORE, "map": "clamp", "pool": "span", "contrast": "drop",
+            "normalization": "micro_batch" if online else "step",
+        }  # fmt: skip
+        return defaults[name]
 
     def without_effect(self) -> list[str]:
         """Flags that were given and change nothing in this run: those of the deltas, where every token weighs 1."""
         if self.delta_source != "uniform":
             return []
-        return [f"--{name}" for name in ("alpha", "beta", "window", "pool") if getattr(self, name) is not None]
+        return [f"--{name}" for name in _OF_DELTAS if getattr(self, name) is not None]

@@ -10,9 +10,11 @@ from typing import Any
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.directory import model_directory
+from cal_schemas.maps import Quantile
+from cal_schemas.scores import Score
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import location
-from cal_trainer.config import Quantile, TrainConfig
+from cal_trainer.config import TrainConfig
 from cal_trainer.data.alignment import RowOptions
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.factory import (
@@ -88,6 +90,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     prepare_output(str(arguments.output_dir), resumes=resume is not None, adapters=config.lora_r > 0, reads=reads)
     rows = RowOptions(
         use_deltas=config.delta_source == "cached",
+        score=config.resolved("score"),
         max_image_pixels=config.max_image_pixels,
         num_embeddings=model.num_embeddings,
     )
@@ -105,6 +108,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         },
         base=directory,
         weighting=weighting,
+        score=config.resolved("score"),
         quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},
         num_rows=len(examples),
         num_planned=getattr(examples, "num_planned", None),
@@ -198,10 +202,13 @@ def _drift_batches(
 
 def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource, Weighting]:
     """The delta source and the weighting that the flags ask for; reads the data for bounds that are quantiles."""
-    bounds = resolve_bounds(
+    score: Score = config.resolved("score")
+    bounds, rule = resolve_bounds(
         config.bounds(),
         [location(path) for path in config.data_path],
         resume,
+        rule=config.rule(),
+        score=score,
         crossfit=config.crossfit,
         partial=config.partial,
     )
@@ -211,9 +218,16 @@ def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource
     if config.delta_source == "uniform":
         return UniformWeights(), replace(UNIFORM, normalization=normalization)
     weighting = Weighting(
-        **bounds, window=config.resolved("window"), pool=config.resolved("pool"), normalization=normalization
+        alpha=bounds["alpha"],
+        beta=bounds["beta"],
+        window=config.resolved("window"),
+        pool=config.resolved("pool"),
+        normalization=normalization,
+        map=str(rule),
     )
-    return CachedDeltas() if (contrast := _contrast(config)) is None else OnlineDeltas(contrast=contrast), weighting
+    if (contrast := _contrast(config)) is None:
+        return CachedDeltas(score=score), weighting
+    return OnlineDeltas(contrast=contrast, score=score), weighting
 
 
 def _contrast(config: TrainConfig) -> ContrastSpec | None:

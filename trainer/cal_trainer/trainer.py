@@ -198,11 +198,11 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             return (loss, {"loss": loss}) if return_outputs else loss
         measured = self._weighting.measured_labels(batch.labels)
         with self._source.observing(base, batch, measured) as deltas_of:
-            losses = self._label_losses(model, batch, measured, logits=self._source.known(batch) is None)
+            losses = self._label_losses(model, batch, measured, logits=self._source.reads_logits)
         auxiliary = auxiliary_loss(base, losses.output)
         with torch.no_grad():
-            weights = self._weighting(deltas_of(losses.logits), batch.labels)
-        counted, share = normalized(weights, self._weighting.normalization)
+            weights = self._weighting(deltas_of(losses), batch.labels)
+        counted, share = normalized(weights, batch.labels, self._weighting.normalization)
         sums = (losses.nll * at_rows(torch.stack([counted, supervised.float(), weights]), measured)).sum(-1)
         self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable, auxiliary)
         denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch

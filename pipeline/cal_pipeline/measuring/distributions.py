@@ -8,7 +8,8 @@ B batch, T padded tokens, N supervised tokens, n of them at a time, H hidden siz
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,20 +48,10 @@ def contrast_columns(
     wanted = [kind for kind in EXTRA_COLUMNS if kind in extra and kind in _OF_BOTH]
     if not wanted:
         return dict(zip(EXTRA_COLUMNS["logits"], contrast_logits(*given), strict=True))
-    kept = _KeptRows()
+    kept = KeptRows()
     (with_image, first), (without, second) = contrast_logits(*given, kept)
     columns = dict(zip(EXTRA_COLUMNS["logits"], (with_image, without), strict=True))
-    names = [name for kind in wanted for name in EXTRA_COLUMNS[kind]]
-    columns |= {name: torch.full_like(with_image, torch.nan) for name in names}
-    defined = ~(first.isnan() | second.isnan())
-    label_ids, numbers = labels[defined], torch.stack([first[defined], second[defined]]).long()
-    if not len(label_ids):
-        return columns
-    token = one_token(model, inputs, label_ids[:1])
-    values = _values(model, torch.cat(kept.rows), numbers, label_ids, token, wanted)
-    for name, of_name in zip(names, values.to(labels.device), strict=True):
-        columns[name][defined] = of_name
-    return columns
+    return columns | kept.columns(model, inputs, labels, (first, second), wanted)
 
 
 def _values(
@@ -85,31 +76,66 @@ def _values(
     return torch.cat([*map(of_some, numbers.split(size, dim=1), label_ids.split(size))], dim=1)
 
 
-class _KeptRows:
-    """Reads the label logits of each pass, and keeps the head's input at the rows that predict a label."""
+class KeptRows:
+    """Keeps the head's input at the rows that predict a label, of one pass after the other."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []
+        self._rows: list[Tensor] = []
         """Of each pass, [N, H]."""
 
-    def __call__(self, model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
-        """[2, B, T] float32: `label_logits`, and each one's number among all rows kept, which float32 holds."""
+    @contextmanager
+    def keeping(self, model: Any, labels: Tensor) -> Iterator[None]:
+        """Around one pass over labels [B, T], before whatever else hooks the head's input."""
         supervised = labels[:, 1:] != IGNORE_INDEX
-        before = sum(map(len, self.rows))
 
         def keep(module: Any, args: tuple[Tensor, ...]) -> None:
-            self.rows.append(args[0][:, :-1][supervised.to(args[0].device)])
+            self._rows.append(args[0].detach()[:, :-1][supervised.to(args[0].device)])
 
         handle = model.get_output_embeddings().register_forward_pre_hook(keep)
         try:
-            logits = label_logits(model, inputs, labels)
+            yield
         finally:
             handle.remove()
-        numbers = torch.full_like(logits, torch.nan)
-        count = before + int(supervised.sum())
-        assert count < 2**24, count
-        numbers[:, 1:][supervised] = torch.arange(before, count, dtype=torch.float32, device=numbers.device)
-        return torch.stack([logits, numbers])
+
+    def numbers(self, labels: Tensor) -> Tensor:
+        """[B, T] float32: of the last pass each row's number among all that are kept; NaN where none predicts."""
+        supervised = labels[:, 1:] != IGNORE_INDEX
+        count = sum(map(len, self._rows))
+        assert count < 2**24, count  # which float32 holds
+        numbers = torch.full(labels.shape, torch.nan, device=labels.device)
+        numbers[:, 1:][supervised] = torch.arange(
+            count - len(self._rows[-1]), count, dtype=torch.float32, device=labels.device
+        )
+        return numbers
+
+    def __call__(self, model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+        """[2, B, T] float32: `label_logits`, and each one's number among all rows kept, which float32 holds."""
+        with self.keeping(model, labels):
+            logits = label_logits(model, inputs, labels)
+        return torch.stack([logits, self.numbers(labels)])
+
+    @torch.no_grad()
+    def columns(
+        self,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        labels: Tensor,
+        numbers: tuple[Tensor, Tensor],
+        kinds: Sequence[ExtraColumn],
+    ) -> dict[str, Tensor]:
+        """All columns of these kinds, [B, T] float32, given the `numbers` [B, T] of both passes; NaN where one is."""
+        first, second = numbers
+        names = [name for kind in kinds for name in EXTRA_COLUMNS[kind]]
+        columns = {name: torch.full_like(first, torch.nan) for name in names}
+        defined = ~(first.isnan() | second.isnan())
+        label_ids, pairs = labels[defined], torch.stack([first[defined], second[defined]]).long()
+        if not len(label_ids):
+            return columns
+        token = one_token(model, inputs, label_ids[:1])
+        values = _values(model, torch.cat(self._rows), pairs, label_ids, token, kinds)
+        for name, of_name in zip(names, values.to(labels.device), strict=True):
+            columns[name][defined] = of_name
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

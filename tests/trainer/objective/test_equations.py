@@ -94,7 +94,7 @@ def test_the_loss_is_that_of_equation_5_under_every_normalization(
     deltas, labels = tensors(batch)
     logits = torch.randn(*labels.shape, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 5
     chosen = Weighting(**weighting, normalization=normalization)
-    counted, share = normalized(chosen(deltas, labels), normalization)
+    counted, share = normalized(chosen(deltas, labels), labels, normalization)
     total = weighted_nll(
         at_rows(logits.roll(1, 1).movedim(-1, 0), labels).T, supervised_ids(labels), at_rows(counted, labels)
     )
@@ -124,7 +124,7 @@ def test_what_is_known_before_the_forward_is_what_the_forward_finds(batch: Any, 
     known = known_denominator(labels, None, chosen)
     assert (known is None) == (chosen.alpha == 0)
     if known is not None:
-        assert float(known) == float(normalized(chosen(deltas, labels), "sample")[1])
+        assert float(known) == float(normalized(chosen(deltas, labels), labels, "sample")[1])
 
 
 def test_left_padding_shifts_weights_and_changes_none() -> None:

@@ -27,7 +27,7 @@ def test_of_known_weights_step_counts_their_sum_sample_the_rows_that_weigh_and_m
 
 
 def test_a_slip_in_the_normalization_is_not_taken_for_micro_batch() -> None:
-    with pytest.raises(ConfigError, match="normalization must be one of step, sample, micro_batch, got 'Step'"):
+    with pytest.raises(ConfigError, match="normalization must be one of step, sample, micro_batch, count, got 'Step'"):
         Weighting(normalization="Step")  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ def test_before_the_forward_only_rows_and_micro_batches_can_be_counted() -> None
 def test_the_weighted_sum_is_that_of_the_batch_the_means_of_its_rows_or_its_mean(
     normalization: Normalization, expected: tuple[float, float]
 ) -> None:
-    counted, share = normalized(WEIGHTS, normalization)
+    counted, share = normalized(WEIGHTS, LABELS, normalization)
     assert (float((NLL * counted).sum()), float(share)) == pytest.approx(expected, rel=1e-7)
     assert counted.dtype == share.dtype == torch.float32
 
@@ -64,7 +64,7 @@ def test_the_weighted_sum_is_that_of_the_batch_the_means_of_its_rows_or_its_mean
 @pytest.mark.parametrize("normalization", ["step", "sample", "micro_batch"])
 def test_where_nothing_weighs_sum_share_and_gradient_are_zero(normalization: Normalization) -> None:
     nll = NLL.clone().requires_grad_()
-    counted, share = normalized(torch.zeros(2, 4), normalization)
+    counted, share = normalized(torch.zeros(2, 4), LABELS, normalization)
     total = (nll * counted).sum()
     total.backward()
     assert (total.item(), share.item()) == (0.0, 0.0)

@@ -31,6 +31,7 @@ from cal_schemas.errors import (
     TooLongError,
 )
 from cal_schemas.sample import Sample
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec, MeasurementSpec, differences_in_words
 from cal_schemas.storage.locations import Location
 from cal_trainer.data.dummy import dummy_sample
@@ -45,7 +46,7 @@ class Example:
 
     encoded: EncodedSample
     deltas: Tensor
-    """[T] float32, NaN where unsupervised or undefined."""
+    """[T] float32, or another score in their place (RowOptions.score); NaN where unsupervised or undefined."""
     unusable: bool = False
     """The dummy example in place of a row that this model's encoding cannot hold."""
 
@@ -111,6 +112,9 @@ class RowOptions(TypedDict, total=False):
 
     use_deltas: bool
     """False trains without them (uniform, online): nothing is compared, all deltas are NaN. True by default."""
+    score: Score
+    """What takes the place of the deltas, `delta_logit` by default; of one in which the model in training has a part,
+    what the measurement has of it (`known_part`)."""
     max_image_pixels: int
     """As in cal-precompute."""
     num_embeddings: int | None
@@ -133,6 +137,11 @@ class EncodesRows:
         return self._encode.has_deltas
 
     @property
+    def score(self) -> Score:
+        """What their deltas are."""
+        return self._encode.score
+
+    @property
     def blank(self) -> Example:
         """The dummy example, at index DUMMY: trains nothing."""
         return self._encode.dummy
@@ -153,7 +162,7 @@ class RowEncoder:
         encoder: of the model to be trained.
         spec: of the measurement; None for rows that nobody measured.
         where: directory of the measurement, for messages.
-        use_deltas, max_image_pixels, num_embeddings: see RowOptions.
+        use_deltas, score, max_image_pixels, num_embeddings: see RowOptions.
 
     `contrasted` gives one that encodes perturbed images too.
 
@@ -167,11 +176,13 @@ class RowEncoder:
         *,
         where: object = "",
         use_deltas: bool = True,
+        score: Score = DEFAULT_SCORE,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         num_embeddings: int | None = None,
     ) -> None:
         encoder = encoder if spec is None else encoder.dated(spec.label.date)
         self.encoder, self._spec, self._use_deltas = encoder, spec, use_deltas
+        self.score = score
         self.has_deltas = spec is not None and use_deltas
         self._max_image_pixels, self._num_embeddings = max_image_pixels, num_embeddings
         self._same_inputs = spec is not None and use_deltas and check_measurement(spec, encoder, where)
@@ -195,7 +206,8 @@ class RowEncoder:
         other than the measured ones, FormatError for a row that says it was measured and holds nothing.
         """
         sample, measured = sample_from_columns(row), measured_from_columns(row)
-        if self._use_deltas and row.get("status") == STATUS_OK and (damage := _damage(measured)):
+        scores = known_part(self.score, measured) if self._use_deltas and measured is not None else None
+        if self._use_deltas and row.get("status") == STATUS_OK and (damage := _damage(measured, scores)):
             raise FormatError(
                 f"row {sample.sample_id!r} is ok and has {damage}: cal-precompute --verify lists all such rows"
             )
@@ -223,9 +235,9 @@ class RowEncoder:
             ) from error
         if self._num_embeddings is not None and (problem := unknown_token(encoded, self._num_embeddings)):
             return self._unusable(sample, problem)
-        if measured is None or not self._use_deltas:
+        if measured is None or scores is None:
             return Example(encoded=encoded, deltas=torch.full(encoded.labels.shape, torch.nan))
-        deltas = scatter_deltas(sample.sample_id, encoded, measured.label_ids.tolist(), measured.delta_logits)
+        deltas = scatter_deltas(sample.sample_id, encoded, measured.label_ids.tolist(), scores)
         return Example(encoded=encoded, deltas=deltas)
 
     def _unusable(self, sample: Sample, error: SampleError) -> Example:
@@ -237,10 +249,21 @@ class RowEncoder:
         return replace(self.dummy, unusable=True)
 
 
-def _damage(measured: MeasuredSample | None) -> str | None:
+def known_part(score: Score, measured: MeasuredSample) -> np.ndarray:
+    """[S] float32: the score of a row; where it needs the loss of the model in training, its one column, or 0."""
+    definition = SCORES[score]
+    if not definition.of_training:
+        return np.asarray(definition.compute({name: getattr(measured, name) for name in definition.cached}))
+    (name,) = definition.cached or ("",)
+    return getattr(measured, name) if name else np.zeros(len(measured.label_ids), np.float32)
+
+
+def _damage(measured: MeasuredSample | None, scores: np.ndarray | None) -> str | None:
     """Returns what the numbers of a row that is ok may not be; None where they may be trained on."""
-    if measured is None:
+    if measured is None or scores is None:
         return "no labels"
     if len(measured.label_ids) != len(measured.delta_logits):
         return f"{len(measured.label_ids)} labels and {len(measured.delta_logits)} deltas"
-    return "an infinite delta" if np.isinf(measured.delta_logits).any() else None
+    if len(measured.label_ids) != len(scores):
+        return f"{len(measured.label_ids)} labels and {len(scores)} scores"
+    return "an infinite delta" if np.isinf(measured.delta_logits).any() or np.isinf(scores).any() else None

@@ -28,6 +28,7 @@ from cal_schemas.errors import (
     SidecarError,
 )
 from cal_schemas.opened import AnnotatedDataset, named, open_annotated
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.storage.locations import Location, location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet
@@ -112,7 +113,8 @@ class AnnotatedExamples(MappedExamples):
         self.num_planned = opened.completeness.num_planned
         self.spec, self.shards = opened.spec, {"data_path": annotated_shards(opened)}
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
-        rows = map_parquet(opened, [name for name in COLUMNS if name in opened.schema.names], cache_dir)
+        columns = (*COLUMNS, *columns_of_score(opened, options))
+        rows = map_parquet(opened, [name for name in columns if name in opened.schema.names], cache_dir)
         table = rows.data.table
         self._hold(rows, np.flatnonzero(is_ok(table)), opened.rows, image_folders(opened, image_folder))
         self.skipped = count_skipped(table)
@@ -151,6 +153,26 @@ def open_self_contained(
             "it holds no images and messages to train on. Say with --source_path where they are"
         )
     return opened
+
+
+def columns_of_score(opened: AnnotatedDataset, options: RowOptions) -> tuple[str, ...]:
+    """Names what the score reads beside COLUMNS; ConfigError, with the way out, where the shards do not hold it."""
+    score = options.get("score", DEFAULT_SCORE)
+    if not options.get("use_deltas", True):
+        return ()
+    validate_columns(opened, score)
+    return tuple(name for name in SCORES[score].cached if name not in COLUMNS)
+
+
+def validate_columns(opened: AnnotatedDataset, score: Score) -> None:
+    """ConfigError, with the way out, where the shards do not hold what the score reads."""
+    definition = SCORES[score]
+    if missing := [name for name in definition.cached if name not in opened.schema.names]:
+        raise ConfigError(
+            f"score {score} = {definition.equation} reads {', '.join(missing)}, which "
+            f"{opened.files[0].parent} does not hold: measure it with cal-precompute --extra_columns "
+            f"{' '.join(definition.extra)}"
+        )
 
 
 def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> list[Location | None]:

@@ -24,7 +24,7 @@ from cal_schemas.storage.locations import Location
 from cal_trainer.config import OnMissing
 from cal_trainer.data.alignment import RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet, map_source
-from cal_trainer.data.dataset import MappedExamples, is_ok, num_tokens, open_measured, report_skipped
+from cal_trainer.data.dataset import MappedExamples, columns_of_score, is_ok, num_tokens, open_measured, report_skipped
 from cal_trainer.data.join import ABSENT, key_array, match_keys, named_by_path, validate_one_measurement
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
@@ -75,7 +75,8 @@ class SidecarExamples(MappedExamples):
             image_folders = [str(folder) for folder in measured] if len(measured) == 1 else []
         shards = plan_source(source_paths, image_folders)
         self.shards = {"data_path": annotated_shards(opened), "source_path": source_shards(shards)}
-        rows, self._sidecar = map_source(shards, cache_dir), map_parquet(opened, _SIDECAR_COLUMNS, cache_dir)
+        columns = (*_SIDECAR_COLUMNS, *columns_of_score(opened, options))
+        rows, self._sidecar = map_source(shards, cache_dir), map_parquet(opened, columns, cache_dir)
         source, sidecar = rows.data.table, self._sidecar.data.table
         ok, stored = is_ok(sidecar), key_array(sidecar.column("sample_key"))
         match = match_keys(key_array(source.column("sample_key")), stored, ok)

@@ -32,6 +32,7 @@ from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOpti
 from cal_trainer.data.dataset import (
     COLUMNS,
     DUMMY,
+    columns_of_score,
     count_skipped,
     image_folders,
     is_ok,
@@ -84,7 +85,8 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         self.shuffle_rows = shuffle_rows
         self._encode = RowEncoder(encoder, opened.spec, where=named(path), **options)
         self._files = opened.files
-        self._columns = [name for name in COLUMNS if name != "num_tokens" and name in opened.schema.names]
+        columns = (*COLUMNS, *columns_of_score(opened, options))
+        self._columns = [name for name in columns if name != "num_tokens" and name in opened.schema.names]
         self._folders = image_folders(opened, image_folder)
         self.groups, self.skipped = scan_row_groups(opened)
         report_skipped(named(path), len(self), self.skipped)

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import ConfigError
+from cal_schemas.scores import SCORES
 from cal_trainer.data.alignment import EncodesRows, Example
 from cal_trainer.data.collator import ExampleCollator, StepBatch
 from cal_trainer.data.dataset import AnnotatedExamples
@@ -110,7 +111,12 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
         if kwargs.setdefault("processing_class", encoder.processor) is not encoder.processor:
             raise ConfigError("processing_class is not the processor of the examples' Encoder, which decides the "
                               "tokens: leave it out")  # fmt: skip
-        self._source, self._weighting = CachedDeltas(), weighting
+        if SCORES[train_dataset.score].of_training:
+            raise ConfigError(
+                f"score {train_dataset.score} changes with the model in training, and CalSFTTrainer takes cached ones: "
+                "use cal-train"
+            )
+        self._source, self._weighting = CachedDeltas(score=train_dataset.score), weighting
         self._source.check(weighting, args.gradient_accumulation_steps)
         if not train_dataset.has_deltas and weighting.alpha != weighting.beta:
             raise ConfigError(
@@ -175,8 +181,10 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
         with rows_alone(decoder, batch.inputs.get("attention_mask")):
             if not self.model.training:
                 return super().compute_loss(model, given, return_outputs)
-            weights = self._weighting(self._source.known(batch), batch.labels)
-            counted, share = normalized(weights, self._weighting.normalization)
+            scores = self._source.known(batch)
+            assert scores is not None  # of a measurement, whole
+            weights = self._weighting(scores, batch.labels)
+            counted, share = normalized(weights, batch.labels, self._weighting.normalization)
             denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
             # A zero denominator means that nothing is weighed: loss 0, not NaN.
             scaled = counted / denominator.where(denominator > 0, 1.0)

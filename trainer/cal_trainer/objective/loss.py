@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.config import Normalization
+from cal_schemas.weighting import Normalization
 from cal_trainer.objective.weighting import Weighting
 
 _RELEASED_EPSILON = 1e-6
@@ -51,14 +51,17 @@ def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
     return value * float(factor)
 
 
-def normalized(weights: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+def normalized(weights: Tensor, labels: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
     """Weights [B, T] as the step's sum takes them, and what the micro-batch adds to its denominator, a scalar.
 
-    `step` takes them as they are. The denominator of `micro_batch` is that of `known_denominator`, counted from labels;
-    here a micro-batch counts where something is weighed.
+    labels: [B, T] unshifted. `step` and `count` take them as they are. The
+    denominator of `micro_batch` is that of `known_denominator`, counted from labels; here a micro-batch counts where
+    something is weighed.
     """
     if normalization == "step":
         return weights, weights.sum()
+    if normalization == "count":
+        return weights, (labels[:, 1:] != IGNORE_INDEX).sum().float()
     if normalization == "sample":
         sums = weights.sum(1, keepdim=True)
         return weights / sums.where(sums > 0, 1.0), (sums > 0).sum().float()
@@ -74,8 +77,10 @@ def known_denominator(labels: Tensor, deltas: Tensor | None, weighting: Weightin
     if weighting.normalization == "micro_batch":
         # A micro-batch of padding rows, at the end of an epoch, is no micro-batch of the released code's mean.
         return supervised.any().float()
+    if weighting.normalization == "count":
+        return supervised.sum().float()
     if deltas is not None:
-        return normalized(weighting(deltas, labels), weighting.normalization)[1]
+        return normalized(weighting(deltas, labels), labels, weighting.normalization)[1]
     # With alpha > 0 every sample with a supervised token has a positive sum, whatever its deltas will be.
     known = weighting.normalization == "sample" and weighting.alpha > 0
     return supervised.any(1).sum().float() if known else None

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from cal_schemas.choices import check_choice
+from cal_schemas.maps import Map
 from cal_schemas.spec import IGNORE_INDEX
-from cal_trainer.config import Normalization
+from cal_schemas.weighting import Normalization
 from cal_trainer.objective.weights import Pool, check_weighting, token_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weighting:
-    """Makes deltas into weights, and says what the weighted sum is divided by.
+    """Makes scores into weights, and says what the weighted sum is divided by.
 
     `step`: the summed weights of the whole optimizer step, over micro-batches and ranks. `sample`: inside a sample,
-    then the mean over the step's samples with a positive sum (CAL, Eq. 5). `micro_batch`: the released code.
+    then the mean over the step's samples with a positive sum (CAL, Eq. 5). `micro_batch`: the released code. `count`:
+    the step's supervised tokens, whatever they weigh.
     """
 
-    alpha: float = 1.0
-    beta: float = 5.0
-    window: int = 3
+    alpha: float = cast(float, None)
+    """Least weight; None, here and below, is the default of the map."""
+    beta: float = cast(float, None)
+    """Largest weight."""
+    window: int = cast(int, None)
+    """Tokens averaged."""
     pool: Pool = "span"
     normalization: Normalization = "step"
+    map: str = "clamp"
+    """As `Map.parse` reads it."""
 
     def __post_init__(self) -> None:
-        check_weighting(alpha=self.alpha, beta=self.beta, window=self.window, pool=self.pool)
+        rule = Map.parse(self.map)
+        settings = rule.settings(alpha=self.alpha, beta=self.beta, window=self.window)
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+        check_weighting(**settings, pool=self.pool, rule=rule)
         check_choice("normalization", self.normalization, Normalization)
 
     def __call__(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        """Weights [B, T] of deltas [B, T], 0 at position 0, which nothing predicts."""
-        weights = token_weights(deltas, labels, alpha=self.alpha, beta=self.beta, window=self.window, pool=self.pool)
+        """Weights [B, T] of scores [B, T], 0 at position 0, which nothing predicts."""
+        weights = token_weights(
+            deltas, labels, alpha=self.alpha, beta=self.beta, window=self.window, pool=self.pool, map=self.map
+        )
         return F.pad(weights[:, 1:], (1, 0))
 
     @property
@@ -48,7 +62,8 @@ class Weighting:
     @property
     def independent_of_the_split(self) -> bool:
         """True when loss and gradient are those of the step, however it is cut into micro-batches and ranks."""
-        return self.normalization != "micro_batch" and not self.takes_all_tokens
+        of_batch = self.takes_all_tokens or Map.parse(self.map).definition.of_batch
+        return self.normalization != "micro_batch" and not of_batch
 
 
 UNIFORM = Weighting(alpha=1.0, beta=1.0, window=1)

@@ -1,4 +1,4 @@
-"""Makes deltas into token weights: clamps, then averages over neighbouring supervised tokens. Pure functions."""
+"""Makes scores, by default deltas, into weights of tokens. Pure functions; the maps are in `cal_schemas.maps`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cal_schemas.errors import ConfigError
+from cal_schemas.maps import Map, weigh
 from cal_schemas.spec import IGNORE_INDEX
 from cal_schemas.weighting import Pool, check_weighting
 
@@ -17,64 +18,52 @@ def token_weights(
     deltas: Tensor,
     labels: Tensor,
     *,
-    alpha: float = 1.0,
-    beta: float = 5.0,
-    window: int = 3,
+    alpha: float | None = None,
+    beta: float | None = None,
+    window: int | None = None,
     pool: Pool = "span",
+    map: str = "clamp",  # noqa: A002 - as the flag
 ) -> Tensor:
-    """Weight of every token: w_j = mean over the window of clamp(delta, alpha, beta) (CAL, Eq. 4).
+    """Weight of every token: w_j = mean over the window of clamp(map(s_j), alpha, beta) (CAL, Eq. 4: s the delta).
 
     Args:
-        deltas: [B, T] float32 in logits, entry t belongs to token t; NaN where undefined or unsupervised.
+        deltas: [B, T] float32, the scores; entry t belongs to token t; NaN where undefined or unsupervised.
         labels: [B, T] unshifted, IGNORE_INDEX where unsupervised.
-        alpha: lower bound, and the weight of a token whose delta is undefined.
-        beta: upper bound, may be infinite.
-        window: odd number of tokens averaged, stride 1; at an edge the mean counts the neighbours that exist.
+        alpha: lower bound, and the weight of a token whose score is undefined; None is the map's default (`clamp`: 1).
+        beta: upper bound, may be infinite; None is the map's default (`clamp`: 5).
+        window: odd number of tokens averaged, stride 1; at an edge the mean counts the neighbours that exist. None is
+            the map's default (`clamp`: 3).
         pool: which tokens are neighbours. `span`: inside a contiguous run of supervised tokens. `joined`: the
             sample's supervised tokens in order, as if nothing stood between them. `released`: the authors' code,
             which averages over the flattened [B * (T - 1)] array, unsupervised tokens and sample borders included;
             there `deltas` must be defined at every t > 0 that something precedes (for unsupervised tokens: the delta
             of token id 0).
+        map: as `cal_schemas.maps.Map.parse` reads it: `clamp`, `inverse`, `top_share=0.4`, ….
 
-    Returns [B, T] float32, 0 where unsupervised. An undefined delta weighs exactly alpha and is left out of its
-    neighbours' mean. Raises ConfigError for bounds, a window or a pool that make no sense, or undefined deltas in
-    `released`.
+    Returns [B, T] float32, 0 where unsupervised. A token whose score is undefined weighs exactly alpha and is left out
+    of its neighbours' mean. Raises ConfigError for bounds, a window, a pool or a map that make no sense, or undefined
+    deltas in `released`.
     """
-    check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
+    rule = Map.parse(map)
+    settings = rule.settings(alpha=alpha, beta=beta, window=window)
+    check_weighting(**settings, pool=pool, rule=rule)
     supervised = labels != IGNORE_INDEX
-    clamped = deltas.float().clamp(alpha, beta)
+    deltas = deltas.float()
     if pool == "released":
-        return torch.where(deltas.isnan(), alpha, _released(deltas, clamped, window)).where(supervised, 0.0)
-    order = None
+        pooled = _released(deltas, deltas.clamp(settings["alpha"], settings["beta"]), settings["window"])
+        return torch.where(deltas.isnan(), settings["alpha"], pooled).where(supervised, 0.0)
     if pool == "joined":
         # Supervised tokens to the front, in their order; `order` takes them back.
         order = torch.sort(supervised.int(), dim=1, descending=True, stable=True).indices
-        clamped, run = clamped.gather(1, order), supervised.gather(1, order)
+        member, scores = supervised.gather(1, order), deltas.gather(1, order)
+        run = torch.zeros_like(order)
     else:
-        run = supervised
-    pooled = _mean_within_runs(clamped, run, window)
-    if order is not None:
-        pooled = torch.zeros_like(pooled).scatter(1, order, pooled)
-    return torch.where(deltas.isnan(), alpha, pooled).where(supervised, 0.0)
-
-
-def _mean_within_runs(values: Tensor, member: Tensor, window: int) -> Tensor:
-    """[B, T]: mean of the defined values within the window and the same contiguous run of members; any for others."""
-    starts = member & ~F.pad(member, (1, 0))[:, :-1]
-    run = starts.cumsum(1)
-    defined = member & ~values.isnan()
-    values = values.where(defined, 0.0)
-    total, count = torch.zeros_like(values), torch.zeros_like(values)
-    length = values.shape[1]
-    half = window // 2
-    for shift in range(-min(half, length - 1), min(half, length - 1) + 1):
-        neighbour = torch.arange(length, device=values.device) + shift
-        inside = (neighbour >= 0) & (neighbour < length)
-        neighbour = neighbour.clamp(0, length - 1)
-        counted = (inside & defined[:, neighbour] & (run[:, neighbour] == run)).to(values.dtype)
-        total += values[:, neighbour] * counted
-        count += counted
-    return total / count.clamp(min=1.0)
+        member, scores = supervised, deltas
+        run = (member & ~F.pad(member, (1, 0))[:, :-1]).cumsum(1)
+    weights: Tensor = weigh(scores, member, run, rule, **settings)
+    if pool == "joined":
+        weights = torch.zeros_like(weights).scatter(1, order, weights)
+    return weights.where(supervised, 0.0)
 
 
 def _released(deltas: Tensor, clamped: Tensor, window: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_trainer.data.shards import Shards
 from cal_trainer.objective.weighting import Weighting
@@ -23,6 +24,8 @@ class RunFacts:
     weighting: Weighting
     quantiles: Mapping[str, str]
     """By name, the bounds that were taken from the data's deltas (`q0.5`)."""
+    score: Score = DEFAULT_SCORE
+    """What the weights are made of."""
     num_rows: int
     """In use; the skipped ones are not among them."""
     num_planned: int | None = None

@@ -54,6 +54,7 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
     if facts.contrast is not None:
         weights["contrast"] = facts.contrast.describe()
     if source != "uniform":
+        weights |= {"score": facts.score, "map": facts.weighting.map}
         weights |= {field: getattr(facts.weighting, field) for field in ("alpha", "beta", "window", "pool")}
         for name, text in facts.quantiles.items():
             weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's deltas)"

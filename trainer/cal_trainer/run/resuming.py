@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from cal_pipeline.models.loading import weights_digest
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.scores import DEFAULT_SCORE
 from cal_trainer.data.shards import Shards
 from cal_trainer.run.checkpoints import ADAPTERS_NAME, STATE_NAME
 from cal_trainer.run.facts import RunFacts
@@ -60,6 +61,9 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
         "usable rows": facts.num_rows,
         "fingerprint of the measurement": facts.spec.fingerprint() if source == "cached" and facts.spec else None,
         **({} if source == "uniform" else {name: getattr(weighting, name) for name in _OF_DELTAS}),
+        # Not named where they are CAL's, as in checkpoints from before there were others.
+        "score": None if facts.score == DEFAULT_SCORE or source == "uniform" else facts.score,
+        "map": None if weighting.map == "clamp" else weighting.map,
         **{quantile_name(name): text for name, text in facts.quantiles.items()},
         "normalization": weighting.normalization,
         **{f"contrast {key}": value for key, value in (asdict(facts.contrast) if facts.contrast else {}).items()},

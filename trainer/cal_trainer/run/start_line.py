@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from cal_schemas.counted import are, counted
+from cal_schemas.scores import DEFAULT_SCORE
 from cal_trainer.run.facts import RunFacts
 
 _log = logging.getLogger("cal-train")
@@ -43,7 +44,10 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     of_steps = f"steps {steps[0] + 1:,} to {steps[1]:,}" if steps[0] else counted(steps[1], "step")
     if steps[0] >= steps[1]:
         of_steps = f"none left of {counted(steps[1], 'step')}"
+    chosen = [f"score {facts.score}"] if facts.score != DEFAULT_SCORE else []
+    chosen += [f"map {weighting.map}"] if weighting.map != "clamp" else []
     bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
+    bounds = ", ".join([*chosen, bounds])
     adapters = " as adapters" + (f" on {facts.quantization} weights" if facts.quantization else "")
     deltas = {
         "uniform": "no deltas: every token weighs 1",

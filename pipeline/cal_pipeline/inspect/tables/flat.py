@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from cal_pipeline.inspect.tables.answers import Answers, flat_array, turn_of_span
 from cal_schemas.errors import ConfigError, FormatError
+from cal_schemas.maps import Map
+from cal_schemas.ragged import ragged_weights
 from cal_schemas.token_columns import REQUIRED_TOKEN_COLUMNS
 from cal_schemas.weighting import Pool, check_weighting
 
@@ -94,31 +96,27 @@ class FlatTokens:
             deltas=deltas.astype(np.float32, copy=False),
         )
 
-    def weights(self, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span") -> np.ndarray:
+    def weights(
+        self,
+        *,
+        alpha: float | None = None,
+        beta: float | None = None,
+        window: int | None = None,
+        pool: Pool = "span",
+        map: str = "clamp",  # noqa: A002 - as the flag
+    ) -> np.ndarray:
         """[N] float32: exactly what `cal_trainer.token_weights` gives each token of its row (CAL, Eq. 4).
 
-        Raises ConfigError for bounds, a window or a pool that make no sense, and for `released`, which needs deltas of
-        unsupervised tokens too.
+        Arguments as there. Raises ConfigError for those that make no sense, and for pool `released`, which needs deltas
+        of unsupervised tokens too.
         """
-        check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
+        rule = Map.parse(map)
+        settings = rule.settings(alpha=alpha, beta=beta, window=window)
+        check_weighting(**settings, pool=pool, rule=rule)
         if pool == "released":
             raise ConfigError("pool 'released' reads deltas of unsupervised tokens, which no cache holds")
         run = np.cumsum(self.starts) if pool == "span" else self.row
-        # The same float32 operations in the same order as the trainer's, so that results are equal to the bit.
-        with np.errstate(invalid="ignore"):
-            clamped = np.clip(self.deltas, np.float32(alpha), np.float32(beta))
-        defined = ~np.isnan(clamped)
-        values = np.where(defined, clamped, np.float32(0))
-        total = np.zeros_like(values)
-        count = np.zeros_like(values)
-        half = min(window // 2, max(int(self.lengths.max(initial=0)) - 1, 0))
-        for shift in range(-half, half + 1):
-            mine, theirs = _overlap(len(values), shift)
-            counted = defined[theirs] & (run[theirs] == run[mine])
-            total[mine] += np.where(counted, values[theirs], np.float32(0))
-            count[mine] += counted
-        pooled: np.ndarray = total / np.maximum(count, np.float32(1))
-        return np.where(defined, pooled, np.float32(alpha))
+        return ragged_weights(self.deltas, self.lengths, run, rule, **settings)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """[R] float64: mean of values [N] over a row's tokens with a defined delta, NaN where it has none."""
@@ -154,14 +152,6 @@ def places(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
     own = lengths[rows]
     starts = (np.cumsum(lengths) - lengths)[rows]
     return np.asarray(np.repeat(starts - (np.cumsum(own) - own), own) + np.arange(own.sum()))
-
-
-def _overlap(length: int, shift: int) -> tuple[slice, slice]:
-    """Tokens that have a neighbour `shift` places on, and those neighbours."""
-    if abs(shift) >= length:
-        return slice(0, 0), slice(0, 0)
-    inner, outer = slice(0, length - abs(shift)), slice(abs(shift), length)
-    return (inner, outer) if shift >= 0 else (outer, inner)
 
 
 def _flat(

@@ -26,6 +26,7 @@ def annotate(
     *,
     carry: Carry = "images",
     extra_columns: tuple[ExtraColumn, ...] = (),
+    source_column: bool = False,
     **spec: Any,
 ) -> Path:
     """Measures the shards with this encoder and model; the files' spec is the encoder's own."""
@@ -41,9 +42,10 @@ def annotate(
             options=AnnotateOptions(
                 tokens_per_batch=512,
                 max_image_pixels=MAX_IMAGE_PIXELS,
-                schema=annotated_schema(carry=carry, extra_columns=extra_columns),
+                schema=annotated_schema(carry=carry, extra_columns=extra_columns, source_column=source_column),
                 carry=carry,
                 extra_columns=extra_columns,
+                source_label=source_column,
             ),
         )
     return output

@@ -41,6 +41,8 @@ class AnnotatedDataset:
     schema: pa.Schema
     rows: tuple[int, ...]
     """One number per file."""
+    roots: tuple[Location, ...]
+    """One per file: the path under which it was found."""
     completeness: Completeness
 
     @property
@@ -125,9 +127,11 @@ def open_annotated(
     versions are logged.
     """
     files: list[Location] = []
+    root_of: list[Location] = []
     roots = [path] if isinstance(path, Path | ObjectPath) else list(path)
     for one in roots:
         files += required_files(one)
+        root_of += [one] * (len(files) - len(root_of))
     _validate_named_once(files)
     footers = list(read_annotated_footers(files))
     metadata = tuple(read_shard_metadata(file, footer) for file, footer in zip(files, footers, strict=True))
@@ -157,4 +161,6 @@ def open_annotated(
         if not partial:
             raise IncompleteError(said)
         _log.warning("%s", said)
-    return AnnotatedDataset(files=tuple(files), metadata=metadata, schema=schema, rows=rows, completeness=complete)
+    return AnnotatedDataset(
+        files=tuple(files), metadata=metadata, schema=schema, rows=rows, roots=tuple(root_of), completeness=complete
+    )

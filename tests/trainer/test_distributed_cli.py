@@ -40,6 +40,18 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = ("--eval_path", top / "eval", "--eval_strategy", "steps", "--eval_steps", 3)
     held_out = (*held_out, "--per_device_eval_batch_size", 4)
 
+    mixed = (
+        "--data_path",
+        top / "train",
+        top / "eval",
+        "--mix",
+        "train=0.3",
+        "eval=0.7",
+        "--uniform_sources",
+        "eval=2",
+    )
+    mixed = (*mixed, "--group_by", "length", "--max_steps", 8)
+
     def run(name: str, *flags: object) -> list[str]:
         return command(llava, top / "train", top / name, *steps, *flags)
 
@@ -51,6 +63,8 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("two_resumed", *held_out, *go_on("two")),
         run("streamed", "--streaming"),
         run("streamed_resumed", "--streaming", *go_on("streamed")),
+        run("mixed", *mixed),
+        run("mixed_resumed", *mixed, *go_on("mixed")),
         run("adapters", "--lora_r", 4),
         run("quantised", "--lora_r", 4, "--quantization", "4bit"),
         run("sharded", "--fsdp"),
@@ -70,6 +84,7 @@ def folder(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert written.exists(), done.stderr[-6000:]
         assert json.loads(written.read_text()) == [0] * len(runs), done.stderr[-6000:]
     assert cli.run(run("one", *held_out, "--per_device_train_batch_size", 4)) == 0
+    assert cli.run(run("one_mixed", *mixed, "--per_device_train_batch_size", 4)) == 0
     assert cli.run(run("one_adapters", "--lora_r", 4, "--per_device_train_batch_size", 4)) == 0
     quantised = ("--lora_r", 4, "--quantization", "4bit", "--per_device_train_batch_size", 4)
     assert cli.run(run("one_quantised", *quantised)) == 0
@@ -81,10 +96,10 @@ def evaluations(output: Path) -> list[float]:
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-@pytest.mark.parametrize("name", ["two", "streamed", "sharded", "sharded_sgd"])
+@pytest.mark.parametrize("name", ["two", "streamed", "mixed", "sharded", "sharded_sgd"])
 def test_two_ranks_resume_with_the_losses_of_a_run_that_never_stopped(folder: Path, name: str) -> None:
     whole = losses(folder / name)
-    assert len(whole) == 6
+    assert len(whole) == (8 if name == "mixed" else 6)
     assert losses(folder / f"{name}_resumed") == pytest.approx(whole, abs=1e-6)
 
 
@@ -101,6 +116,18 @@ def test_two_ranks_log_what_one_process_logs(folder: Path) -> None:
     for one, two in zip(*histories, strict=True):
         for key in {"mean_weight", "share_at_alpha", "unweighted_loss", "weighted_loss"} & set(one):
             assert two[key] == pytest.approx(one[key], abs=1e-4), key
+
+
+def test_two_ranks_draw_the_mix_of_one_process_and_log_its_sources(folder: Path) -> None:
+    one, two = (
+        [entry for entry in json.loads((folder / name / "trainer_state.json").read_text())["log_history"]
+         if "loss" in entry] for name in ("one_mixed", "mixed")
+    )  # fmt: skip
+    assert sum("source/eval/mean_weight" in entry for entry in one) > 6
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_one.keys() == of_two.keys()
+        for key in {key for key in of_one if key.startswith("source/")} | {"loss", "mean_weight"}:
+            assert of_two[key] == pytest.approx(of_one[key], abs=1e-4), key
 
 
 def test_sharded_training_saves_the_model_that_one_process_trains(folder: Path) -> None:

@@ -17,6 +17,7 @@ from cal_schemas.presets import PRESETS, Preset
 from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, Quantization, own_fields_first
 from cal_schemas.weighting import Normalization, Pool
+from cal_trainer.source_flags import parse_shares, parse_weights
 
 Source = Literal["cached", "online", "uniform"]
 GroupBy = Literal["none", "length", "modality_length"]
@@ -81,6 +82,7 @@ class TrainConfig(EncodingFlags):
     max_image_pixels: int = flag(DEFAULT_MAX_IMAGE_PIXELS, "as in cal-precompute")
     cache_dir: str | None = flag(None, "of datasets: where the Arrow copy is kept")
     group_by: GroupBy = flag("none", "which samples share a batch", "data")
+    mix: list[str] = flag([], "rows by source: a.json=0.7 b.json=0.3", "data", metavar="NAME=SHARE")
 
     delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1", "weights")
     preset: Preset | None = flag(
@@ -98,6 +100,9 @@ class TrainConfig(EncodingFlags):
     pool: Pool | None = flag(None, "which tokens are neighbours; default span", "weights")
     normalization: Normalization | None = flag(
         None, "what the weighted sum is divided by; default step, with online micro_batch", "weights"
+    )
+    uniform_sources: list[str] = flag(
+        [], "sources whose tokens all weigh 1, whatever their deltas; NAME=1.5: 1.5", metavar="NAME"
     )
     stop_on_nan: bool = flag(True, "stop, and save nothing, once the loss or a weight is NaN")
     drift_every: int = flag(0, "log how far the model's own deltas are from the cached ones", "weights")
@@ -144,6 +149,12 @@ class TrainConfig(EncodingFlags):
         if self.on_missing != "error" and not self.source_path:
             missing = f"--on_missing {self.on_missing} is about source rows that the annotated shards lack"
             raise ConfigError(f"{missing}: give --source_path")
+        if parse_shares(self.mix) and self.streaming:
+            raise ConfigError(
+                "--mix takes rows of some sources again before others have all come, and --streaming reads each row "
+                "group once an epoch: leave one out"
+            )
+        parse_weights(self.uniform_sources)
         if len(self.image_folder) > 1 and not self.source_path:
             raise ConfigError(f"{len(self.image_folder)} --image_folder for one --data_path: give one, or none to use "
                               "those that each shard was measured with")  # fmt: skip
@@ -240,4 +251,5 @@ class TrainConfig(EncodingFlags):
         """Flags that were given and change nothing in this run: those of the deltas, where every token weighs 1."""
         if self.delta_source != "uniform":
             return []
-        return [f"--{name}" for name in _OF_DELTAS if getattr(self, name) is not None]
+        names = (*_OF_DELTAS, "uniform_sources")
+        return [f"--{name}" for name in names if getattr(self, name) not in (None, [])]

@@ -28,6 +28,7 @@ from cal_trainer.data.factory import (
 )
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.shared_memory import validate_shared_memory
+from cal_trainer.data.sources import check_sources
 from cal_trainer.data.streaming import StreamSampler
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
 from cal_trainer.objective.drift import drift_batches
@@ -40,6 +41,7 @@ from cal_trainer.run.parameters import parse_lr_multipliers
 from cal_trainer.run.resuming import check_state, state_of
 from cal_trainer.run.self_check import validate_batch_sizes
 from cal_trainer.run.validation import prepare_output, validate_flags
+from cal_trainer.source_flags import parse_shares, parse_weights
 from cal_trainer.training_arguments import CalTrainingArguments
 
 _log = logging.getLogger("cal-train")
@@ -99,6 +101,9 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     date = encoder.dated(spec.label.date).date if spec else encoder.date
     if date is not None:
         _log.info("the chat template reads the clock: in every row it is %s", date)
+    sources = check_sources(examples.source_names, parse_shares(config.mix), parse_weights(config.uniform_sources))
+    if config.delta_source == "uniform":
+        sources = replace(sources, weights={})
     facts = RunFacts(
         flags={
             **asdict(config),
@@ -115,6 +120,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         num_unmeasured=getattr(examples, "num_unmeasured", 0),
         skipped=examples.skipped,
         shards=examples.shards,
+        sources=sources,
         num_trainable=model.num_trainable,
         quantization=model.quantization,
         unquantized=model.unquantized,
@@ -135,7 +141,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         world_size=arguments.world_size,
         num_workers=arguments.dataloader_num_workers,
     )
-    sampler = train_sampler(examples, shape, group_by=config.group_by, seed=seed)
+    sampler = train_sampler(examples, shape, group_by=config.group_by, seed=seed, shares=sources.shares)
     collator = ExampleCollator(encoder=encoder, dummy=examples.blank.encoded)
     if arguments.dataloader_num_workers:
         validate_shared_memory(collator([largest_of_first(examples)]), arguments, evaluates=evaluates)

@@ -22,11 +22,13 @@ from cal_schemas.errors import ConfigError
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.collator import StepBatch
 from cal_trainer.data.sampling import InOrder
+from cal_trainer.data.sources import Sources
 from cal_trainer.objective.delta_source import DeltaSource
 from cal_trainer.objective.label_losses import LabelLosses, LabelLossRunner
 from cal_trainer.objective.label_rows import at_rows
 from cal_trainer.objective.loss import auxiliary_loss, known_denominator, normalized
 from cal_trainer.objective.same_network import keep_norms_still
+from cal_trainer.objective.source_weights import SourceWeights
 from cal_trainer.objective.step_metrics import StepMetrics
 from cal_trainer.objective.weighting import UNIFORM, Weighting
 from cal_trainer.run.divergence import nonfinite_weights, validate_losses, validate_weights
@@ -42,9 +44,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
     """Trains with token weights; evaluation is always uniform.
 
     Takes what `Trainer` takes, plus where deltas come from, how they become weights, the order of the global epoch
-    (`sampling`, `streaming`), learning-rate multipliers, what checkpoints remember of the run (`resuming`), and whether
-    NaN ends it (`divergence`). Batches are those of `collator.ExampleCollator`; evaluation data that does not divide
-    among ranks answers index DUMMY.
+    (`sampling`, `streaming`), learning-rate multipliers, what checkpoints remember of the run (`resuming`), the sources
+    of the data (`data.sources`), and whether NaN ends it (`divergence`). Batches are those of
+    `collator.ExampleCollator`; evaluation data that does not divide among ranks answers index DUMMY.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         sampler: Any = None,
         lr_multipliers: Mapping[str, float] | None = None,
         run_state: Mapping[str, Any] | None = None,
+        sources: Sources | None = None,
         stop_on_nan: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -72,7 +75,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         self._num_micro_batches = 1
         """Of the step that is under way, without those of padding rows alone at the end of an epoch."""
         self._multiplier_of_first_group = 1.0
-        self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta)
+        sources = sources or Sources()
+        self._weigh = SourceWeights(weighting, sources)
+        self._metrics = StepMetrics(alpha=weighting.alpha, beta=weighting.beta, sources=sources.names)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
@@ -174,7 +179,12 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         given = [StepBatch.of(batch) for batch in batches]
         supervised = [bool((batch.labels[:, 1:] != IGNORE_INDEX).any()) for batch in given]
         self._num_micro_batches = max(1, sum(supervised))
-        counts = [known_denominator(batch.labels, self._source.known(batch), self._weighting) for batch in given]
+        counts = [
+            known_denominator(
+                batch.labels, self._source.known(batch), self._weighting, partial(self._weigh, batch=batch)
+            )
+            for batch in given
+        ]
         if not counts or any(count is None for count in counts):
             return batches, None
         return batches, self._over_ranks(torch.stack([count for count in counts if count is not None]).sum().to(device))
@@ -201,13 +211,17 @@ class CalTrainer(Trainer):  # type: ignore[misc]
             losses = self._label_losses(model, batch, measured, logits=self._source.reads_logits)
         auxiliary = auxiliary_loss(base, losses.output)
         with torch.no_grad():
-            weights = self._weighting(deltas_of(losses), batch.labels)
+            weights = self._weigh(deltas_of(losses), batch)
         counted, share = normalized(weights, batch.labels, self._weighting.normalization)
-        sums = (losses.nll * at_rows(torch.stack([counted, supervised.float(), weights]), measured)).sum(-1)
-        self._metrics.add(weights, batch.labels, sums[1:].detach(), batch.num_unusable, auxiliary)
+        of_rows = self._metrics.sources_of(batch)
+        of_tokens = of_rows[:, None].expand_as(weights).float()
+        factors = at_rows(torch.stack([counted, supervised.float(), weights, of_tokens]), measured)
+        products = losses.nll * factors[:3]
+        nll = self._metrics.by_source(products[1:].detach(), factors[3])
+        self._metrics.add(weights, batch.labels, nll, batch.num_unusable, auxiliary, of_rows)
         denominator = self._over_ranks(share) if num_items_in_batch is None else num_items_in_batch
         # A zero denominator means that nothing is weighed: loss 0, not NaN.
-        loss = sums[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
+        loss = products.sum(-1)[0] * self.accelerator.num_processes / denominator.where(denominator > 0, 1.0)
         # A mean over the step's micro-batches, as over ranks: transformers' own would grow with their number.
         return loss if auxiliary is None else loss + auxiliary.to(loss) * supervised.any() / self._num_micro_batches
 

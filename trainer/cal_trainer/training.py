@@ -77,6 +77,7 @@ def build_trainer(plan: Plan, config: TrainConfig, arguments: CalTrainingArgumen
         sampler=plan.sampler,
         lr_multipliers=plan.facts.lr_multipliers,
         run_state=plan.state,
+        sources=plan.facts.sources,
         stop_on_nan=config.stop_on_nan,
     )
     trainer.add_callback(SetSamplerEpoch(plan.sampler))

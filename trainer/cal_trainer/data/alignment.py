@@ -49,6 +49,8 @@ class Example:
     """[T] float32, or another score in their place (RowOptions.score); NaN where unsupervised or undefined."""
     unusable: bool = False
     """The dummy example in place of a row that this model's encoding cannot hold."""
+    source: int = 0
+    """Index of the row's source."""
 
 
 def check_measurement(spec: MeasurementSpec, encoder: Encoder, where: object) -> bool:

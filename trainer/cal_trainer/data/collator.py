@@ -20,7 +20,7 @@ from cal_trainer.data.shared_memory import validate_batch_memory
 class ExampleCollator:
     """Examples to the dict a training step takes: model inputs, and `labels`, `image_mask`, `deltas` [B, T].
 
-    With them comes `num_unusable`, an int64 scalar: rows that the dummy example stands for.
+    With them come `num_unusable`, an int64 scalar: rows that the dummy example stands for, and `sources` [B] int64.
 
     A micro-batch without an image gets the dummy sample as its last row: under data parallelism every rank then runs
     the same passes, and no parameter of the vision side is left without a gradient. Not so where an image in a
@@ -46,6 +46,7 @@ class ExampleCollator:
             "image_mask": batch.image_mask,
             "deltas": torch.stack(padded),
             "num_unusable": torch.tensor(sum(example.unusable for example in examples)),
+            "sources": torch.tensor([example.source for example in examples] + [0] * (len(encoded) - len(examples))),
         }
         if batch.contrast_inputs:
             collated["contrast_inputs"] = batch.contrast_inputs
@@ -66,6 +67,8 @@ class StepBatch:
     deltas: Tensor | None = None
     """[B, T] from the annotated rows, NaN where there are none."""
     num_unusable: Tensor | None = None
+    sources: Tensor | None = None
+    """[B] int64: index of each row's source; None where there is one."""
     contrast_inputs: Mapping[str, Tensor] | None = None
     """Pixel inputs of the perturbed images; None when the batch carries none."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -33,6 +34,7 @@ from cal_schemas.storage.locations import Location, location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet
 from cal_trainer.data.shards import annotated_shards
+from cal_trainer.data.sources import SourceOfFiles, sources_of_files
 
 DUMMY = -1
 """Index of an example that trains nothing: it fills the last step of an epoch."""
@@ -55,14 +57,18 @@ class MappedExamples(EncodesRows, Dataset[Example]):
         usable: NDArray[np.int64],
         rows_by_shard: Sequence[int],
         folders: Sequence[Location | None],
+        sources: SourceOfFiles,
         join: Callable[[int], dict[str, Any]] | None = None,
     ) -> None:
-        """Takes the copy, the numbers of its usable rows, and of every shard its rows and where their images start.
+        """Takes the copy, the numbers of its usable rows, and of every shard its rows, image folder and source.
 
         `join` gives what else is known of the example of an index.
         """
         self._rows, self._usable, self._folders, self._join = rows, usable, folders, join
         self._stops = np.cumsum(rows_by_shard)
+        self.source_names, of_row = sources.names, np.repeat(sources.index, rows_by_shard)
+        self.source_of = of_row[usable]
+        """[len] int32: index of the source of each."""
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -78,7 +84,8 @@ class MappedExamples(EncodesRows, Dataset[Example]):
         row = int(self._usable[index])
         folder = self._folders[int(np.searchsorted(self._stops, row, side="right"))]
         joined = {} if self._join is None else self._join(index)
-        return self._encode(self._rows[row].to_pylist()[0] | joined, folder)
+        example = self._encode(self._rows[row].to_pylist()[0] | joined, folder)
+        return replace(example, source=int(self.source_of[index]))
 
 
 class AnnotatedExamples(MappedExamples):
@@ -116,7 +123,8 @@ class AnnotatedExamples(MappedExamples):
         columns = (*COLUMNS, *columns_of_score(opened, options))
         rows = map_parquet(opened, [name for name in columns if name in opened.schema.names], cache_dir)
         table = rows.data.table
-        self._hold(rows, np.flatnonzero(is_ok(table)), opened.rows, image_folders(opened, image_folder))
+        folders = image_folders(opened, image_folder)
+        self._hold(rows, np.flatnonzero(is_ok(table)), opened.rows, folders, sources_of_files(opened))
         self.skipped = count_skipped(table)
         report_skipped(named(path), len(self._usable), self.skipped)
 

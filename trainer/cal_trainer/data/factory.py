@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, Unpack
 
@@ -17,7 +17,8 @@ from cal_schemas.storage.locations import Location, location
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS, GroupBy, OnMissing
 from cal_trainer.data.alignment import Example, RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples, MappedExamples
-from cal_trainer.data.sampling import EpochSampler, StepShape
+from cal_trainer.data.mixing import rows_taken, strata_of
+from cal_trainer.data.sampling import EpochSampler, StepShape, pools_of
 from cal_trainer.data.shared_memory import batch_bytes
 from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.source import SourceExamples
@@ -133,12 +134,28 @@ def make_evaluation_dataset(
 
 
 def train_sampler(
-    examples: Examples, shape: StepShape, *, group_by: GroupBy, seed: int
+    examples: Examples,
+    shape: StepShape,
+    *,
+    group_by: GroupBy,
+    seed: int,
+    shares: Mapping[str, float] | None = None,
 ) -> EpochSampler | StreamSampler:
-    """The sampler of the global epoch; what is streamed takes no grouping."""
+    """The sampler of the global epoch; what is streamed takes no grouping and no shares.
+
+    shares: by source, 1 in all, of the rows of an epoch; None takes every row once.
+    """
     if isinstance(examples, StreamedExamples):
+        assert shares is None
         return StreamSampler(examples, shape, seed=seed)
-    return EpochSampler(examples.lengths(), examples.has_image(), group_by=group_by, step_size=shape.size, seed=seed)
+    has_image = examples.has_image()
+    strata = None
+    if shares is not None:
+        strata = strata_of(pools_of(has_image, group_by), examples.source_of, examples.source_names, shares)
+        _log.info("rows that an epoch takes of each source: %s", rows_taken(strata, examples.source_names))
+    return EpochSampler(
+        examples.lengths(), has_image, group_by=group_by, step_size=shape.size, seed=seed, strata=strata
+    )
 
 
 def validate_rows(examples: Examples) -> None:

@@ -7,7 +7,7 @@ Steps are filled with DUMMY, so that every rank has the same number of batches a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from cal_trainer.config import GroupBy
 from cal_trainer.data.dataset import DUMMY
+from cal_trainer.data.mixing import Stratum, draw
 
 _CHUNK = 8192
 
@@ -42,7 +43,14 @@ class StepShape:
 
 
 def epoch_order(
-    lengths: np.ndarray, has_image: np.ndarray, *, group_by: GroupBy, step_size: int, seed: int, epoch: int
+    lengths: np.ndarray,
+    has_image: np.ndarray,
+    *,
+    group_by: GroupBy,
+    step_size: int,
+    seed: int,
+    epoch: int,
+    strata: Sequence[Sequence[Stratum]] | None = None,
 ) -> np.ndarray:
     """Indices of one epoch, DUMMY included.
 
@@ -55,17 +63,19 @@ def epoch_order(
         step_size: samples of one optimizer step, over ranks and accumulation.
         seed: of the run.
         epoch: each has an order of its own.
+        strata: of `pools_of`, what each epoch draws; None takes every index once.
 
     Returns [M] int64 with M a multiple of step_size: every index once, at most step_size - 1 DUMMY (per modality), at
     the end of their step. With grouping the step with the longest sample comes first: memory peaks at once or never.
     """
     rng = np.random.default_rng([seed, epoch])
+    if strata is None:
+        drawn = [rng.permutation(pool) for pool in pools_of(has_image, group_by)]
+    else:
+        drawn = [draw(of_pool, seed=[seed, at], epoch=epoch) for at, of_pool in enumerate(strata)]
+    steps = np.concatenate([_steps(rows, step_size) for rows in drawn])
     if group_by == "none":
-        return _steps(rng.permutation(len(lengths)), step_size).reshape(-1)
-    pools = [np.arange(len(lengths))]
-    if group_by == "modality_length":
-        pools = [np.flatnonzero(has_image), np.flatnonzero(~has_image)]
-    steps = np.concatenate([_steps(rng.permutation(pool), step_size) for pool in pools])
+        return steps.reshape(-1)
     if group_by == "modality_length":
         steps = rng.permutation(steps)
     # DUMMY reads the last entry: shorter than anything, so that padding rows sort to the end.
@@ -75,6 +85,13 @@ def epoch_order(
         longest = int(known[steps[:, 0]].argmax())
         steps[[0, longest]] = steps[[longest, 0]]
     return steps.reshape(-1)
+
+
+def pools_of(has_image: np.ndarray, group_by: GroupBy) -> list[np.ndarray]:
+    """Indices that may share a step: all, or those of each modality."""
+    if group_by == "modality_length":
+        return [np.flatnonzero(has_image), np.flatnonzero(~has_image)]
+    return [np.arange(len(has_image))]
 
 
 def _steps(indices: np.ndarray, step_size: int) -> np.ndarray:
@@ -92,16 +109,27 @@ class EpochSampler(Sampler[int]):
         group_by: which samples share a batch.
         step_size: samples of one optimizer step, over ranks and accumulation.
         seed: of the run; the same on all ranks.
+        strata: as `epoch_order` takes them.
     """
 
     def __init__(
-        self, lengths: np.ndarray, has_image: np.ndarray, *, group_by: GroupBy, step_size: int, seed: int
+        self,
+        lengths: np.ndarray,
+        has_image: np.ndarray,
+        *,
+        group_by: GroupBy,
+        step_size: int,
+        seed: int,
+        strata: Sequence[Sequence[Stratum]] | None = None,
     ) -> None:
-        pools = [len(lengths)]
-        if group_by == "modality_length":
-            pools = [int(has_image.sum()), int((~has_image).sum())]
-        self._order = partial(epoch_order, lengths, has_image, group_by=group_by, step_size=step_size, seed=seed)
-        self._step_size, self.steps_per_epoch = step_size, sum(-(-size // step_size) for size in pools)
+        if strata is None:
+            sizes = [len(pool) for pool in pools_of(has_image, group_by)]
+        else:
+            sizes = [sum(stratum.count for stratum in of_pool) for of_pool in strata]
+        self._order = partial(
+            epoch_order, lengths, has_image, group_by=group_by, step_size=step_size, seed=seed, strata=strata
+        )
+        self._step_size, self.steps_per_epoch = step_size, sum(-(-size // step_size) for size in sizes)
         self.epoch = 0
 
     def __len__(self) -> int:

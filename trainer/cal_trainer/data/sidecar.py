@@ -28,6 +28,7 @@ from cal_trainer.data.dataset import MappedExamples, columns_of_score, is_ok, nu
 from cal_trainer.data.join import ABSENT, key_array, match_keys, named_by_path, validate_one_measurement
 from cal_trainer.data.shards import annotated_shards, source_shards
 from cal_trainer.data.source import folders_of, plan_source
+from cal_trainer.data.sources import sources_of_shards
 
 _SIDECAR_COLUMNS = ("sample_key", "status", "label_ids", "delta_logits", "num_tokens")
 _log = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class SidecarExamples(MappedExamples):
         usable = np.where(match == ABSENT, readable, ok[match])
         self.skipped = _skipped(sidecar, match[~usable])
         self._match = match[usable]
-        self._hold(rows, np.flatnonzero(usable), *folders_of(shards), join=self._measured)
+        folders, sources = folders_of(shards), sources_of_shards(shards)
+        self._hold(rows, np.flatnonzero(usable), *folders, sources, join=self._measured)
         report_skipped(named(path), len(self._usable), self.skipped)
 
     @property

@@ -21,6 +21,7 @@ from cal_trainer.data.alignment import RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_source
 from cal_trainer.data.dataset import MappedExamples, report_skipped
 from cal_trainer.data.shards import source_shards
+from cal_trainer.data.sources import sources_of_shards
 
 
 class SourceExamples(MappedExamples):
@@ -43,7 +44,7 @@ class SourceExamples(MappedExamples):
         self.shards = {"source_path": source_shards(shards)}
         rows = map_source(shards, cache_dir)
         readable = np.asarray(pc.is_valid(rows.data.table.column("messages")))
-        self._hold(rows, np.flatnonzero(readable), *folders_of(shards))
+        self._hold(rows, np.flatnonzero(readable), *folders_of(shards), sources_of_shards(shards))
         self.skipped = Counter({"encode_error": int((~readable).sum())}) if not readable.all() else Counter()
         report_skipped(", ".join(source_paths), len(self._usable), self.skipped)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Unpack
 
@@ -41,6 +41,7 @@ from cal_trainer.data.dataset import (
 )
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.shards import annotated_shards
+from cal_trainer.data.sources import sources_of_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,8 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         self._files = opened.files
         columns = (*COLUMNS, *columns_of_score(opened, options))
         self._columns = [name for name in columns if name != "num_tokens" and name in opened.schema.names]
-        self._folders = image_folders(opened, image_folder)
+        self._folders, sources = image_folders(opened, image_folder), sources_of_files(opened)
+        self.source_names, self._source_of = sources.names, sources.index
         self.groups, self.skipped = scan_row_groups(opened)
         report_skipped(named(path), len(self), self.skipped)
         self._held: OrderedDict[int, tuple[pa.Table, np.ndarray]] = OrderedDict()
@@ -111,7 +113,9 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         group = int(np.searchsorted(self.groups.starts, index, side="right")) - 1
         table, usable = self._read(group)
         row = int(usable[index - int(self.groups.starts[group])])
-        return self._encode(table.slice(row, 1).to_pylist()[0], self._folders[int(self.groups.shard[group])])
+        shard = int(self.groups.shard[group])
+        example = self._encode(table.slice(row, 1).to_pylist()[0], self._folders[shard])
+        return replace(example, source=int(self._source_of[shard]))
 
     def _read(self, group: int) -> tuple[pa.Table, np.ndarray]:
         if group in self._held:

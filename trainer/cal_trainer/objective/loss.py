@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -68,10 +69,16 @@ def normalized(weights: Tensor, labels: Tensor, normalization: Normalization) ->
     return weights / (weights.sum() + _RELEASED_EPSILON), (weights.sum() > 0).float()
 
 
-def known_denominator(labels: Tensor, deltas: Tensor | None, weighting: Weighting) -> Tensor | None:
+def known_denominator(
+    labels: Tensor,
+    deltas: Tensor | None,
+    weighting: Weighting,
+    weigh: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor | None:
     """Counts what a micro-batch adds to the step's denominator, a float scalar; None where only its forward will tell.
 
-    Takes unshifted labels [B, T], and deltas [B, T] or None where they need the forward.
+    Takes unshifted labels [B, T], and deltas [B, T] or None where they need the forward; `weigh` makes weights
+    [B, T] of these where some sources have their own, none of which is 0 (`SourceWeights`).
     """
     supervised = labels[:, 1:] != IGNORE_INDEX
     if weighting.normalization == "micro_batch":
@@ -80,7 +87,8 @@ def known_denominator(labels: Tensor, deltas: Tensor | None, weighting: Weightin
     if weighting.normalization == "count":
         return supervised.sum().float()
     if deltas is not None:
-        return normalized(weighting(deltas, labels), labels, weighting.normalization)[1]
+        weights = weighting(deltas, labels) if weigh is None else weigh(deltas)
+        return normalized(weights, labels, weighting.normalization)[1]
     # With alpha > 0 every sample with a supervised token has a positive sum, whatever its deltas will be.
     known = weighting.normalization == "sample" and weighting.alpha > 0
     return supervised.any(1).sum().float() if known else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_trainer.data.shards import Shards
+from cal_trainer.data.sources import Sources
 from cal_trainer.objective.weighting import Weighting
 
 
@@ -36,6 +37,8 @@ class RunFacts:
     """Rows by status that were left out."""
     shards: Mapping[str, Shards]
     """By flag: what the data is read from."""
+    sources: Sources = field(default_factory=Sources)
+    """Of the rows."""
     num_trainable: int
     """Parameters that train."""
     quantization: str | None = None

@@ -46,6 +46,7 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
     data = {
         "data": ", ".join(map(str, (*flags["data_path"], *flags["source_path"]))),
         "rows": f"{facts.num_rows} of {facts.num_planned} planned" if partial else facts.num_rows,
+        "of an epoch's rows, by source": facts.sources.said()["mix"],
         "of them not measured, at weight alpha": facts.num_unmeasured or None,
         "skipped rows": f"{sum(facts.skipped.values())} ({skips})" if skips else 0,
         "rows that turned out unusable": num_unusable,
@@ -58,6 +59,7 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
         weights |= {field: getattr(facts.weighting, field) for field in ("alpha", "beta", "window", "pool")}
         for name, text in facts.quantiles.items():
             weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's deltas)"
+    weights["sources without deltas"] = facts.sources.said()["uniform_sources"]
     weights["normalization"] = facts.weighting.normalization
     learned = {
         "base model": base_model,

@@ -48,14 +48,16 @@ def start_line(facts: RunFacts, *, steps: tuple[int, int], tokens_per_row: float
     chosen += [f"map {weighting.map}"] if weighting.map != "clamp" else []
     bounds = f"alpha {weighting.alpha:g}, beta {weighting.beta:g}, window {weighting.window}, pool {weighting.pool}"
     bounds = ", ".join([*chosen, bounds])
+    mixed = f" mixed {mix}" if (mix := facts.sources.said()["mix"]) else ""
+    of_weights = f", sources without deltas {said}" if (said := facts.sources.said()["uniform_sources"]) else ""
     adapters = " as adapters" + (f" on {facts.quantization} weights" if facts.quantization else "")
     deltas = {
         "uniform": "no deltas: every token weighs 1",
-        "online": f"deltas online by {facts.contrast.describe() if facts.contrast else ''}; {bounds}",
-        "cached": f"deltas cached of {_measured(facts)}; {bounds}",
+        "online": f"deltas online by {facts.contrast.describe() if facts.contrast else ''}; {bounds}{of_weights}",
+        "cached": f"deltas cached of {_measured(facts)}; {bounds}{of_weights}",
     }[flags["delta_source"]]
     return (
-        f"training on {num_rows} of {data}{skipped}; {of_steps} of {counted(rows, 'row')} and about "
+        f"training on {num_rows} of {data}{mixed}{skipped}; {of_steps} of {counted(rows, 'row')} and about "
         f"{counted(round(rows * tokens_per_row), 'token')}; {facts.num_trainable:,} parameters of "
         f"{', '.join(flags['trainable'])}{adapters if flags['lora_r'] else ''}; {deltas}; divided by: "
         f"{weighting.normalization}"

@@ -119,7 +119,7 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 	$(BENCH)/many_shards.py
 	$(BENCH)/soak.py
 
-ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision
+ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision scores adaptive
 
 study: $(STAMP)  ## what weights and references gain, on two generated worlds; goes on where it was (docs/study.md)
 	for arm in $(ARMS); do $(BIN)/python studies/run.py $$arm || exit 1; done

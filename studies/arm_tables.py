@@ -10,7 +10,7 @@ import comparison
 import estimates
 from arms import ARMS, NOISE_ARMS, NOISES, Arm
 from comparison import PAIRS, Line, Rows
-from condition import IN_SAMPLE, REFERENCES, WORLDS, WorldName
+from condition import IN_SAMPLE, MAIN_NOISE, REFERENCES, WORLDS, WorldName
 from estimates import markdown, marked, percent
 
 
@@ -37,13 +37,16 @@ def tables_of(arms: Sequence[str], runs: Rows, measurements: Rows, *, elsewhere:
 
 def page_tables(runs: Rows, measurements: Rows) -> dict[str, str]:
     """Of docs/study.md, by the name that stands in its marker: arms, where they have no table of another shape."""
-    own_shape = {"quick", "swap", *NOISE_ARMS}
+    own_shape = {"quick", "scores", "swap", *NOISE_ARMS}
     tables = tables_of([name for name in ARMS if name not in own_shape], runs, measurements, elsewhere=False)
     tables["reference"] = reference_table(runs)
     chosen = ARMS["reference"]
     for name, table in (("noise", noise_table), ("deltas", deltas_table), ("swap", swap_table)):
         parts = [f"World of {world}:\n\n{table(chosen, world, runs, measurements)}" for world in chosen.worlds]
         tables[name] = "\n".join(parts)
+    chosen = ARMS["scores"]
+    parts = [f"World of {world}:\n\n{scores_table(chosen, world, runs)}" for world in chosen.worlds]
+    tables["scores"] = "\n".join(parts)
     tables["pairs"] = pairs_table(runs)
     return tables
 
@@ -120,6 +123,33 @@ def noise_table(chosen: Arm, world: WorldName, runs: Rows, measurements: Rows) -
                     row.append(f"({level.value:.3f})" if label == "uniform" else marked(gain))
             rows.append(row)
         tables.append(markdown([title, *groups], rows))
+    return "\n".join(tables)
+
+
+def scores_table(chosen: Arm, world: WorldName, runs: Rows) -> str:
+    """Every weighting by noise and reference: gain in nll over uniform and over CAL, and in accuracy over uniform."""
+    lines = {(line.label, line.group): line for line in comparison.lines(chosen, world, runs)}
+    places = [f"p = {noise:g}, {reference}" for noise in (0.0, MAIN_NOISE) for reference in ("final", "larger")]
+    tables = []
+    for title, first, accuracy in (
+        ("nll lower than uniform's by", "uniform", False),
+        ("nll lower than CAL's by", "CAL", False),
+        ("accuracy higher than uniform's by", "uniform", True),
+    ):
+        rows = []
+        for label in dict.fromkeys(label for label, group in lines if group.startswith(f"{first}, ")):
+            row = [label]
+            for line in (lines.get((label, f"{first}, {place}")) for place in places):
+                if line is None:
+                    row.append("")
+                    continue
+                level, gain = (line.accuracy, line.accuracy_gain) if accuracy else (line.nll, line.gain)
+                if level is None:
+                    row.append("not run")
+                else:
+                    row.append(f"({level.value:.3f})" if label == first else marked(gain))
+            rows.append(row)
+        tables.append(markdown([title, *places], rows))
     return "\n".join(tables)
 
 

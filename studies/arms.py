@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condition import GENERATED, MAIN_NOISE, REFERENCES, Measurement, Run, WorldName
+from cal_schemas.maps import Map
+from cal_schemas.presets import PRESETS, Preset
+from condition import GENERATED, MAIN_NOISE, REFERENCES, WORLDS, Measurement, Run, WorldName
 
 NOISES = (0.0, 0.1, 0.2, 0.3)
 NOISE_ARMS = ("noise", "noise_students", "noise_models", "reference")
@@ -30,6 +32,8 @@ class Arm:
     with_text: bool = False
     """Whether samples without an image are asked about too."""
     seeds: int = 8
+    corrected: bool = False
+    """Whether intervals are wide enough for all comparisons of a group together (Bonferroni)."""
     worlds: tuple[WorldName, ...] = GENERATED
     """In which the study runs it; `--world` runs it in another."""
 
@@ -74,6 +78,47 @@ def at(noises: Sequence[float], references: Sequence[str]) -> dict[str, Conditio
     }
 
 
+def preset(name: Preset) -> dict[str, Any]:
+    """What `--preset` means, with the bounds of its map: they are of weights, and not of the students' deltas."""
+    definition = PRESETS[name]
+    named = {key: getattr(definition, key) for key in ("alpha", "beta", "window")}
+    settings = Map.parse(definition.map).settings(**named)
+    return {
+        "score": definition.score,
+        "map": definition.map,
+        "alpha": f"{settings['alpha']:g}",
+        "beta": f"{settings['beta']:g}",
+        "window": settings["window"],
+        "normalization": definition.normalization,
+    }
+
+
+def scored(noise: float) -> dict[str, Conditions]:
+    """CAL's own weights and those of other scores, maps and papers, of two references: beside uniform, beside CAL."""
+    soft = {"alpha": "0", "beta": "inf", "window": 1}
+    others: Conditions = {
+        "delta_logprob": {"score": "delta_logprob"},
+        "kl": {"score": "kl"},
+        "softmax=1": {"map": "softmax=1", **soft},
+        "top_share=0.5, rest 0.2": {"map": "top_share=0.5", "window": 1},
+        "vig": preset("vig"),
+        "vppo": preset("vppo"),
+    }
+    of_larger: Conditions = {"inverse": {"map": "inverse"}, **{name: preset(name) for name in _OF_LARGER}}
+    groups: dict[str, Conditions] = {}
+    for reference in ("final", "larger"):
+        cal = {"CAL": cached(reference, noise=noise)}
+        chosen = {**others, **(of_larger if reference == "larger" else {})}
+        rest = {label: cached(reference, noise=noise, **fields) for label, fields in chosen.items()}
+        # These do not look at the reference.
+        rest |= {name: cached("final", noise=noise, **preset(name)) for name in _OF_STUDENT}
+        groups[f"uniform, p = {noise:g}, {reference}"] = {
+            "uniform": uniform(noise=noise), "CAL, online": online(noise=noise), **cal, **rest,
+        }  # fmt: skip
+        groups[f"CAL, p = {noise:g}, {reference}"] = {**cal, **rest}
+    return groups
+
+
 def bounds(alpha_beta: str) -> dict[str, str]:
     """Of "alpha, beta"."""
     return dict(zip(("alpha", "beta"), alpha_beta.split(", "), strict=True))
@@ -81,8 +126,15 @@ def bounds(alpha_beta: str) -> dict[str, str]:
 
 _LOWER = tuple(noise for noise in NOISES if noise != MAIN_NOISE)
 """At the main noise the arm `reference` has every reference."""
+_OF_LARGER: tuple[Preset, ...] = ("pgpo", "vepo", "rho1")
+_OF_STUDENT: tuple[Preset, ...] = ("dft", "focal")
 _SMALL, _DEFAULT, _LARGE = "0.1, 0.5", "0.2, 1", "0.4, 2"
 """Of one ratio, from alpha to beta."""
+_ADAPTED = {
+    "quantiles of the data": "data",
+    "quantiles of the sample": "sample",
+    "capped by entropy": "entropy",
+}
 _CONTRASTS = ("drop", "mask", "patch_mask 0.5", "patch_mask 0.7", "patch_mask 0.9", "gaussian_blur 1",
               "gaussian_blur 10")  # fmt: skip
 _REFERENCE = Arm(
@@ -205,6 +257,28 @@ ARMS = {  # in the order in which each finds most already done
         question="Does measuring in bfloat16 change the result?",
         groups={"dtype of the reference": {name: cached("initial", dtype=name) for name in ("float32", "bfloat16")}},
         measurements=({"noise": MAIN_NOISE, "reference": "initial", "dtype": "bfloat16"},),
+    ),
+    "scores": Arm(
+        question="Which score and map gains most where captions are wrong, and which does no harm where none is?",
+        groups=scored(0.0) | scored(MAIN_NOISE),
+        corrected=True,
+        worlds=WORLDS,
+    ),
+    "adaptive": Arm(
+        question="Do bounds that follow the sample, or the model's uncertainty, do better than two numbers for all?",
+        groups={
+            f"p = {noise:g}, {reference}": {
+                "uniform": uniform(noise=noise),
+                "[0.2, 1]": cached(reference, noise=noise),
+                **{
+                    label: cached(reference, noise=noise, adapted=adapted, alpha="0", beta="inf")
+                    for label, adapted in _ADAPTED.items()
+                },
+            }
+            for noise in (0.0, MAIN_NOISE)
+            for reference in ("final", "larger")
+        },
+        corrected=True,
     ),
     "quick": Arm(  # a first look in under five minutes
         question="Four seeds of one noise in one world: a look, not a result; make study is the study.",

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import adaptive
 import backbones
 import reference as tiny
 import worlds
@@ -111,6 +112,10 @@ class ArtifactCache:
     def _data_flags(self, run: Run) -> list[object]:
         if run.weights == "cached":
             measured = self.measured(run.measurement)
+            if run.adapted:
+                (one,) = measured
+                adapted = self.folder / f"adapted-{run.adapted}-{run.measurement.key}"
+                measured = (once(adapted, lambda path: adaptive.write(one, path, run.adapted)),)
             return ["--data_path", *measured, *(("--crossfit", "true") if len(measured) > 1 else ())]
         return ["--source_path", self.data("train", run.noise, run.text_share, run.answers)]
 
@@ -168,6 +173,7 @@ class ArtifactCache:
         models = self.references(measurement)
         saw = "yes" if measurement.reference in IN_SAMPLE else "no"
         flags = ["--dtype", measurement.dtype, *_contrast_flags(measurement.contrast), "--reference_saw_data", saw]
+        flags += ["--extra_columns", measurement.columns] if measurement.columns else []
         if len(models) == 1:
             return (self.measured_by(models[0], data, name, *flags),)
         return tuple(
@@ -223,6 +229,7 @@ def _flags(run: Run) -> list[object]:
                            "--group_by", run.group_by, *_batches(run.accumulation)]  # fmt: skip
     if run.weights != "uniform":
         flags += ["--alpha", run.alpha, "--beta", run.beta, "--window", run.window, "--pool", run.pool]
+        flags += ["--score", run.score, "--map", run.map]
     if run.weights == "online":
         flags += _contrast_flags(run.contrast)
     if run.drift:

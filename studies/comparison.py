@@ -107,7 +107,7 @@ def differences(one: Mapping[int, float], other: Mapping[int, float]) -> dict[in
 
 def lines(arm: Arm, world: WorldName, rows: Rows) -> Iterator[Line]:
     for group, conditions in arm.groups.items():
-        first = next(iter(conditions))
+        first, compared = next(iter(conditions)), len(conditions) - 1 if arm.corrected else 1
         nll, accuracy, text = (
             {label: scores(rows, world, fields, name) for label, fields in conditions.items()}
             for name in ("nll", "accuracy", "text_nll")
@@ -123,19 +123,19 @@ def lines(arm: Arm, world: WorldName, rows: Rows) -> Iterator[Line]:
                 group=group,
                 label=label,
                 nll=_mean(nll[label].values()),
-                gain=_mean(gain.values()),
+                gain=_mean(gain.values(), compared),
                 share=estimates.share([gain[seed] for seed in own], [whole[seed] for seed in own]) if gained else None,
                 accuracy=_mean(accuracy[label].values()),
-                accuracy_gain=_mean(differences(accuracy[label], accuracy[first]).values()) if gain else None,
+                accuracy_gain=_mean(differences(accuracy[label], accuracy[first]).values(), compared) if gain else None,
                 text_nll=_mean(text[label].values()),
                 text_change=_mean(value / base for value in change.values()),
             )
 
 
-def _mean(values: Iterable[float]) -> Estimate | None:
+def _mean(values: Iterable[float], comparisons: int = 1) -> Estimate | None:
     """None below two seeds: one is a try, not a result."""
     of_seeds = list(values)
-    return estimates.mean(of_seeds) if len(of_seeds) > 1 else None
+    return estimates.mean(of_seeds, comparisons) if len(of_seeds) > 1 else None
 
 
 def measured(arm: Arm, world: WorldName, rows: Rows) -> pd.DataFrame:

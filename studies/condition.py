@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cal_schemas.scores import DEFAULT_SCORE
+
 WorldName = Literal["shapes", "charts"]
 WORLDS: tuple[WorldName, ...] = get_args(WorldName)
 GENERATED: tuple[WorldName, ...] = ("shapes", "charts")
@@ -25,6 +27,8 @@ Reference = Literal[
     "oracle",  # a model trained on clean data, which nobody has
 ]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)[1:]
+Adapted = Literal["", "data", "sample", "entropy"]
+COLUMNS = "logprobs,kl,entropy"
 IN_SAMPLE: tuple[Reference, ...] = ("early", "quarter", "final")
 """Trained on the very samples that they measure."""
 
@@ -121,6 +125,8 @@ class Measurement(_Keyed):
     """Of samples without an image in the mix; they are added to the data."""
     answers: int = 1
     """Of a sample; the second one is a caption of the same scene, asked for before."""
+    columns: str = ""
+    """Beside the deltas, as --extra_columns names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +157,10 @@ class Run(_Keyed):
     """Trained in two halves, each with a schedule of its own; the second with the old deltas, or measured again."""
     drift: bool = False
     """Log how far the student's own deltas move from the cached ones."""
+    score: str = DEFAULT_SCORE
+    map: str = "clamp"
+    adapted: Adapted = ""
+    """What the bounds follow, in place of two numbers for all tokens (adaptive.py)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < MAX_SEEDS:
@@ -161,6 +171,11 @@ class Run(_Keyed):
             world=self.world, seed=self.seed, noise=self.noise, reference=self.reference
         ):
             raise ValueError("halves are measured with the default contrast, dtype and data")
+
+    @property
+    def columns(self) -> str:
+        """What the measurement holds beside deltas: all that any score reads, so that one serves them all."""
+        return COLUMNS if self.score != DEFAULT_SCORE or self.adapted else ""
 
     @property
     def measurement(self) -> Measurement:

@@ -30,13 +30,16 @@ class Estimate:
         return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
-def mean(values: Sequence[float]) -> Estimate:
-    """Of independent values, by Student's t; of differences of pairs it is the paired test."""
+def mean(values: Sequence[float], comparisons: int = 1) -> Estimate:
+    """Of independent values, by Student's t; of differences of pairs it is the paired test.
+
+    comparisons: how many intervals hold their values together with the probability LEVEL (Bonferroni).
+    """
     array = np.asarray(values, float)
     count = len(array)
     if count < 2:
         return Estimate(value=float(array.mean()), low=-math.inf, high=math.inf, count=count)
-    half = _quantile(count) * float(array.std(ddof=1)) / math.sqrt(count)
+    half = _quantile(count, comparisons) * float(array.std(ddof=1)) / math.sqrt(count)
     return Estimate(value=float(array.mean()), low=array.mean() - half, high=array.mean() + half, count=count)
 
 
@@ -70,8 +73,8 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(stats.spearmanr(one, other).statistic)
 
 
-def _quantile(count: int) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+def _quantile(count: int, comparisons: int = 1) -> float:
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, count - 1))
 
 
 def marked(estimate: Estimate | None) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import comparison
 from arms import ARMS
 from comparison import Rows
-from condition import GENERATED, REFERENCES
+from condition import GENERATED, MAIN_NOISE, REFERENCES
 
 _COLOURS = {
     "uniform": "tab:gray", "online": "black", "initial": "tab:blue", "early": "tab:cyan", "quarter": "tab:olive",
@@ -21,7 +21,13 @@ _COLOURS = {
 
 
 def write_all(runs: Rows, measurements: Rows, images: Path) -> None:
-    drawn = {"noise": noise(runs), "gains": gains(runs), "drift": drift(runs), "swap": swap(runs, measurements)}
+    drawn = {
+        "noise": noise(runs),
+        "gains": gains(runs),
+        "drift": drift(runs),
+        "swap": swap(runs, measurements),
+        "scores": scores(runs),
+    }
     for name, figure in drawn.items():
         figure.savefig(images / f"study-{name}.png", dpi=110, metadata={"Software": None})
 
@@ -88,6 +94,33 @@ def swap(runs: Rows, measurements: Rows) -> Figure:
                 panel.scatter(*zip(*((auc, gain[seed]) for seed, auc in seeds), strict=True), label=label,
                               color=_COLOURS[str(label)], s=14)  # fmt: skip
         _finish(panel)
+    _legend(figure, panels)
+    return figure
+
+
+def scores(runs: Rows) -> Figure:
+    """Gain over uniform of every weighting of the larger reference, where captions are right and where some are not."""
+    chosen = ARMS["scores"]
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, len(chosen.worlds), sharey=True))
+    for panel, world in zip(panels, chosen.worlds, strict=True):
+        lines = list(comparison.lines(chosen, world, runs))
+        for noise, colour, shift in ((0.0, "tab:blue", -0.15), (MAIN_NOISE, "tab:red", 0.15)):
+            group = f"uniform, p = {noise:g}, larger"
+            labels = [label for label in chosen.groups[group] if label != "uniform"]
+            gains = {line.label: line.gain for line in lines if line.group == group and line.gain}
+            shown = [(place, gains[label]) for place, label in enumerate(labels) if label in gains]
+            panel.set_yticks(range(len(labels)), labels)
+            if shown:
+                at, values = [place + shift for place, _ in shown], [gain.value for _, gain in shown]
+                halves = [gain.high - gain.value for _, gain in shown]
+                panel.errorbar(values, at, xerr=halves, fmt="o", ms=3, color=colour, capsize=2, label=f"p = {noise:g}")
+        _finish(panel)
+        panel.set_title(f"world of {world}", fontsize=10)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlabel("nll lower than uniform's by")
+    panels[0].invert_yaxis()
     _legend(figure, panels)
     return figure
 

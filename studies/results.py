@@ -38,6 +38,9 @@ class RecordError(Exception):
     """A results file is not what this code writes."""
 
 
+_TEXTS = ("key", "alpha", "beta", "contrast", "reference", "halves", "score", "map", "adapted", "columns", "versions")
+
+
 class Table(Generic[Item]):
     """A CSV file that rows are appended to, whole lines at a time; its rows are found by key.
 
@@ -69,7 +72,7 @@ class Table(Generic[Item]):
             raise RecordError(f"{self.path} has a row that is not one of its own: {error}; remove it") from error
 
     def _parsed(self, whole: str) -> pd.DataFrame:
-        texts = dict.fromkeys(("key", "alpha", "beta", "contrast", "reference", "halves", "versions"), str)
+        texts = dict.fromkeys(_TEXTS, str)
         frame = pd.read_csv(
             io.StringIO(whole), dtype={**texts, "noise": float, "text_share": float}, keep_default_na=False,
             na_values={name: ["", "nan"] for name in (*_RUN_SCORES, *_MEASUREMENT_SCORES)},

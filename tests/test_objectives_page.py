@@ -14,12 +14,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "objectives.md"
 def scores() -> list[str]:
     rows = []
     for name, score in SCORES.items():
-        needs = " and ".join(
-            [
-                *(f"`--extra_columns {kind}`" for kind in score.extra),
-                *(["the model in training"] if score.of_training else []),
-            ]
-        )
+        columns = [f"`--extra_columns {','.join(score.extra)}`"] if score.extra else []
+        needs = " and ".join([*columns, *(["the model in training"] if score.of_training else [])])
         rows.append(f"| `{name}` | {score.equation.replace('|', chr(92) + '|')} | {needs or 'nothing more'} |")
     return rows
 

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+import adaptive
 import arm_tables
 import comparison
 import estimates
@@ -25,6 +28,7 @@ import run
 import world
 import worlds
 from arms import ARMS, NOISE_ARMS, NOISES, Arm
+from cal_schemas.presets import PRESETS
 from cal_schemas.sample import ImageRef
 from commands import kept_encodings
 from condition import MAIN_NOISE, REFERENCES, Measurement, Run
@@ -61,6 +65,72 @@ def test_a_paired_mean_has_student_s_interval() -> None:
     assert (mean.low, mean.high) == pytest.approx((0.44575, 4.55425), abs=1e-4)
     assert mean.excludes_zero
     assert estimates.mean([1.0]).low == -math.inf
+
+
+def test_intervals_of_several_comparisons_hold_together() -> None:
+    # t(3) of 1 - 0.05 / 2 / 10 is 7.45332.
+    assert estimates.mean([1.0, 2.0, 3.0, 4.0], 10).low == pytest.approx(2.5 - 7.45332 * 1.290994 / 2, abs=1e-5)
+    run_of = {label: Run(world="shapes", seed=0, **fields) for label, fields in ARMS["quick"].groups["p = 0.3"].items()}
+    rows = {
+        dataclasses.replace(one, seed=seed).key: {"nll": value + seed * step, "accuracy": 0.5, "text_nll": math.nan}
+        for (_, one), value, step in zip(run_of.items(), (1.0, 0.9, 0.8), (0.0, 0.01, 0.02), strict=True)
+        for seed in range(4)
+    }
+    plain, corrected = (
+        {
+            line.label: line.gain
+            for line in comparison.lines(dataclasses.replace(ARMS["quick"], corrected=wide), "shapes", rows)
+        }
+        for wide in (False, True)
+    )
+    assert plain["uniform"] is None
+    for label in ("online", "final"):
+        narrow, wide = plain[label], corrected[label]
+        assert narrow is not None
+        assert wide is not None
+        assert wide.value == narrow.value
+        # Two comparisons: t(3) of 1 - 0.0125 is 4.17653 in 3.18245's place.
+        assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4.17653 / 3.18245, abs=1e-5)
+
+
+def test_adapted_deltas_follow_the_sample_s_range_the_data_s_or_the_entropy(tmp_path: Path) -> None:
+    deltas = [[0.0, 1.0, None, 2.0, 10.0], [4.0, 4.0], []]
+    entropies = [[1.0, 2.0, None, 3.0, 0.0], [2.0, 4.0], []]
+    lists = pa.list_(pa.float32())
+    table = pa.table(
+        {
+            "delta_logits": pa.array(deltas, lists),
+            "entropy_with_image": pa.array(entropies, lists),
+            "kept": ["a", "b", "c"],
+        }
+    )
+    (tmp_path / "measured").mkdir()
+    pq.write_table(table, tmp_path / "measured" / "part.parquet")
+    found = {}
+    for by in ("data", "sample", "entropy"):
+        adaptive.write(tmp_path / "measured", tmp_path / by, by)
+        written = pq.read_table(tmp_path / by / "part.parquet")
+        assert written.drop_columns("delta_logits").equals(table.drop_columns("delta_logits"))
+        found[by] = written.column("delta_logits").to_pylist()
+    # Of 0, 1, 2, 10 the median is 1.5, nine in ten are below 7.6; of all six 3 and 7.
+    assert found["sample"][0] == pytest.approx([0.2, 0.2, None, 0.2 + 0.8 * 0.5 / 6.1, 1.0], abs=1e-6)
+    assert found["sample"][1:] == [pytest.approx([0.2, 0.2]), []]
+    assert found["data"][0] == pytest.approx([0.2, 0.2, None, 0.2, 1.0], abs=1e-6)
+    assert found["data"][1] == pytest.approx([0.4, 0.4], abs=1e-6)
+    # The mean entropy is 2.
+    assert found["entropy"][0] == pytest.approx([0.2, 1.0, None, 1.5, 0.2], abs=1e-6)
+    assert found["entropy"][1] == pytest.approx([1.0, 2.0], abs=1e-6)
+
+
+def test_the_arm_of_scores_runs_presets_as_they_are() -> None:
+    for title, conditions in ARMS["scores"].groups.items():
+        names = {"vig", "vppo", "dft", "focal"} | ({"pgpo", "vepo", "rho1"} if "larger" in title else set())
+        assert names == conditions.keys() & PRESETS.keys()
+        for name in names:
+            fields = conditions[name]
+            assert (fields["score"], fields["map"]) == (PRESETS[name].score, PRESETS[name].map)
+            assert fields["noise"] == (0.0 if "p = 0," in title else MAIN_NOISE)
+        assert next(iter(conditions)) == title.split(",")[0]
 
 
 def test_a_share_has_fieller_s_interval() -> None:

@@ -179,7 +179,7 @@ def validate_columns(opened: AnnotatedDataset, score: Score) -> None:
         raise ConfigError(
             f"score {score} = {definition.equation} reads {', '.join(missing)}, which "
             f"{opened.files[0].parent} does not hold: measure it with cal-precompute --extra_columns "
-            f"{' '.join(definition.extra)}"
+            f"{','.join(definition.extra)}"
         )
 
 

@@ -117,12 +117,15 @@ def test_a_source_that_did_not_come_has_shares_and_no_means(llava: Family, folde
     assert [keys for keys in of_words if len(keys) == 2] == [without] * 3
 
 
-@pytest.mark.parametrize("group_by", ["none", "length", "modality_length"])
+ORDERS: list[list[object]] = [["--group_by", name] for name in ("none", "length", "modality_length")]
+
+
+@pytest.mark.parametrize("order", [*ORDERS, ["--streaming"]], ids=lambda order: str(order[-1]))
 def test_every_epoch_has_the_shares_that_were_asked_for(
-    llava: Family, folder: Path, tmp_path: Path, group_by: str, caplog: pytest.LogCaptureFixture
+    llava: Family, folder: Path, tmp_path: Path, order: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    flags = ("--mix", "captions=1", "words=3", "--group_by", group_by, "--num_train_epochs", 3, "--logging_steps", 4)
+    flags = ("--mix", "captions=1", "words=3", *order, "--num_train_epochs", 3, "--logging_steps", 4)
     logged = run(llava, folder, tmp_path / "out", *STILL, *flags)
     # Eight rows an epoch in four steps: two with images, and six of the three without, each of them twice.
     assert [line["step"] for line in logged] == [4, 8, 12]
@@ -138,6 +141,7 @@ def test_every_epoch_has_the_shares_that_were_asked_for(
         pytest.param(
             ["--group_by", "modality_length", "--dataloader_num_workers", 2], id="workers", marks=pytest.mark.full
         ),
+        pytest.param(["--streaming", "--dataloader_num_workers", 2, "--shuffle_rows", 3], id="streaming"),
         pytest.param([], id="plain"),
     ],
 )
@@ -179,7 +183,6 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     ),
     "left out": (["--mix", "captions=1"], "--mix says no share of words; the sources of this data are captions, words"),
     "no share": (["--mix", "captions", "words"], "--mix captions: expected NAME=SHARE"),
-    "streaming": (["--mix", "captions=1", "words=1", "--streaming"], "--mix takes rows of some sources again"),
     "weights of nobody": (["--uniform_sources", "word"], "--uniform_sources word: no such source"),
 }  # fmt: skip
 

@@ -149,11 +149,7 @@ class TrainConfig(EncodingFlags):
         if self.on_missing != "error" and not self.source_path:
             missing = f"--on_missing {self.on_missing} is about source rows that the annotated shards lack"
             raise ConfigError(f"{missing}: give --source_path")
-        if parse_shares(self.mix) and self.streaming:
-            raise ConfigError(
-                "--mix takes rows of some sources again before others have all come, and --streaming reads each row "
-                "group once an epoch: leave one out"
-            )
+        parse_shares(self.mix)
         parse_weights(self.uniform_sources)
         if len(self.image_folder) > 1 and not self.source_path:
             raise ConfigError(f"{len(self.image_folder)} --image_folder for one --data_path: give one, or none to use "

@@ -118,7 +118,7 @@ def test_the_order_in_time_is_the_order_of_the_passes() -> None:
 
 
 def test_what_an_epoch_takes_is_said() -> None:
-    assert rows_taken(strata(0.7, "modality_length"), NAMES) == "7 of a, which has 3, 3 of b, which has 7"
+    assert rows_taken(NAMES, [7, 3], [3, 7]) == "7 of a, which has 3, 3 of b, which has 7"
 
 
 def test_a_source_of_which_no_row_is_usable_is_refused() -> None:

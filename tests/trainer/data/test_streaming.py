@@ -19,8 +19,9 @@ from cal_schemas.errors import ConfigError
 from cal_trainer.data.collator import ExampleCollator
 from cal_trainer.data.dataset import DUMMY, AnnotatedExamples
 from cal_trainer.data.dummy import dummy_sample
+from cal_trainer.data.lanes import lane_sizes
 from cal_trainer.data.sampling import StepShape
-from cal_trainer.data.streaming import RowGroups, StreamedExamples, StreamSampler, lane_sizes
+from cal_trainer.data.streaming import RowGroups, StreamedExamples, StreamSampler
 from conftest import Family
 from tiny_data import MAX_IMAGE_PIXELS, write_llava_json
 
@@ -42,8 +43,8 @@ def examples(llava: Family, directory: Path) -> StreamedExamples:
     return StreamedExamples(directory, llava.encoder, max_image_pixels=MAX_IMAGE_PIXELS, shuffle_rows=6)
 
 
-def sampler_of(examples: Any, seed: int = 0, **changed: Any) -> StreamSampler:
-    return StreamSampler(examples, StepShape(**{"batch_size": 2, **changed}), seed=seed)
+def sampler_of(examples: Any, seed: int = 0, counts: list[int] | None = None, **changed: Any) -> StreamSampler:
+    return StreamSampler(examples, StepShape(**{"batch_size": 2, **changed}), seed=seed, counts=counts)
 
 
 def test_rows_are_those_of_the_mapped_dataset(
@@ -105,7 +106,8 @@ def test_skipped_rows_are_logged(llava: Family, directory: Path, caplog: pytest.
 class Plan:
     """Row groups of a dataset that nobody reads."""
 
-    def __init__(self, sizes: list[int], shuffle_rows: int) -> None:
+    def __init__(self, sizes: list[int], shuffle_rows: int, groups_of_sources: list[list[int]] | None = None) -> None:
+        self.groups_of_sources = [np.array(groups) for groups in groups_of_sources or []]
         zeros = np.zeros(len(sizes), np.int64)
         self.groups = RowGroups(shard=zeros, number=zeros, starts=np.append(0, np.cumsum(sizes)).astype(np.int64))
         self.shuffle_rows = shuffle_rows
@@ -154,6 +156,65 @@ def test_lanes_hold_the_rows_of_their_batches(num_rows: int, num_lanes: int, bat
     for row in range(num_rows):
         expected[row // batch_size % num_lanes] += 1
     assert lane_sizes(num_rows, num_lanes, batch_size).tolist() == expected
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=8),
+    st.tuples(st.integers(1, 25), st.integers(1, 25)),
+    st.integers(1, 12),
+    st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3)),
+)
+def test_every_epoch_of_a_mix_has_its_counts_and_goes_on_in_each_source(
+    sizes: list[int], counts: tuple[int, int], shuffle_rows: int, shape: tuple[int, int, int, int]
+) -> None:
+    batch_size, accumulation, world_size, workers = shape
+    cut = len(sizes) // 2
+    plan = Plan(sizes, shuffle_rows, [list(range(cut)), list(range(cut, len(sizes)))])
+    first_of_second = sum(sizes[:cut])
+    sampler = sampler_of(
+        plan, counts=list(counts), batch_size=batch_size, accumulation_steps=accumulation, world_size=world_size,
+        num_workers=workers,
+    )  # fmt: skip
+    step = batch_size * accumulation * world_size
+    times = np.zeros(sum(sizes), int)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert len(order) == len(sampler) == sampler.steps_per_epoch * step
+        assert DUMMY not in order[: len(order) - step]
+        rows = np.array([index for index in order if index != DUMMY])
+        assert ((rows < first_of_second).sum(), (rows >= first_of_second).sum()) == counts
+        times += np.bincount(rows, minlength=len(times))
+        for of_source in (times[:first_of_second], times[first_of_second:]):
+            assert of_source.max() - of_source.min() <= 1
+
+
+def test_lanes_of_a_mix_have_its_shares_and_read_what_lies_together() -> None:
+    plan = Plan([10] * 40, 20, [list(range(10)), list(range(10, 40))])
+    sampler = sampler_of(plan, counts=[200, 200], batch_size=4, world_size=2, num_workers=2)
+    order = np.array(list(sampler)).reshape(-1, 4)
+    for lane in range(4):
+        rows = order[lane::4].reshape(-1)
+        assert abs(int((rows < 100).sum()) - 50) <= 2
+        # 50 rows of each source, ten of it shuffled at a time: five or six row groups of either one behind the other.
+        for of_source in (rows[rows < 100], rows[rows >= 100]):
+            groups = of_source // 10
+            assert 5 <= len(set(groups.tolist())) <= 7
+            assert all(len(set(groups[at : at + 10].tolist())) <= 3 for at in range(0, 40, 10))
+
+
+def test_a_worker_that_mixes_reads_a_row_group_once(examples: StreamedExamples) -> None:
+    # Two of the files are one source, the third another; the sampler takes turns between them.
+    examples._source_of, examples.source_names = np.array([0, 0, 1]), ("a", "b")
+    sizes = examples.rows_of_sources
+    assert sum(sizes) == 22
+    assert min(sizes) > 4
+    sampler = sampler_of(examples, counts=sizes)
+    examples.hold_for(2)
+    rows = [index for index in sampler if index != DUMMY]
+    assert sorted(rows) == list(range(22))
+    assert {examples[index].source for index in rows} == {0, 1}
+    assert examples.num_reads == int((np.diff(examples.groups.starts) > 0).sum())
 
 
 def test_each_worker_of_each_rank_reads_row_groups_of_its_own(examples: StreamedExamples) -> None:

@@ -17,7 +17,7 @@ from cal_schemas.storage.locations import Location, location
 from cal_trainer.config import DEFAULT_SHUFFLE_ROWS, GroupBy, OnMissing
 from cal_trainer.data.alignment import Example, RowOptions
 from cal_trainer.data.dataset import AnnotatedExamples, MappedExamples
-from cal_trainer.data.mixing import rows_taken, strata_of
+from cal_trainer.data.mixing import rows_taken, strata_of, times_of
 from cal_trainer.data.sampling import EpochSampler, StepShape, pools_of
 from cal_trainer.data.shared_memory import batch_bytes
 from cal_trainer.data.sidecar import SidecarExamples
@@ -25,6 +25,7 @@ from cal_trainer.data.source import SourceExamples
 from cal_trainer.data.streaming import StreamedExamples, StreamSampler
 
 _PROBED_FIRST, _PROBED_ROWS = 16, 256
+_TAKEN = "rows that an epoch takes of each source: %s"
 _log = logging.getLogger(__name__)
 
 Examples: TypeAlias = AnnotatedExamples | SidecarExamples | SourceExamples | StreamedExamples
@@ -141,18 +142,27 @@ def train_sampler(
     seed: int,
     shares: Mapping[str, float] | None = None,
 ) -> EpochSampler | StreamSampler:
-    """The sampler of the global epoch; what is streamed takes no grouping and no shares.
+    """The sampler of the global epoch; what is streamed takes no grouping.
 
     shares: by source, 1 in all, of the rows of an epoch; None takes every row once.
     """
+    names = examples.source_names
     if isinstance(examples, StreamedExamples):
-        assert shares is None
-        return StreamSampler(examples, shape, seed=seed)
+        counts = None
+        if shares is not None:
+            sizes = examples.rows_of_sources
+            times = times_of(sizes, names, shares)
+            counts = [max(1, round(size * often)) for size, often in zip(sizes, times, strict=True)]
+            examples.hold_for(len(names))
+            _log.info(_TAKEN, rows_taken(names, counts, sizes))
+        return StreamSampler(examples, shape, seed=seed, counts=counts)
     has_image = examples.has_image()
     strata = None
     if shares is not None:
-        strata = strata_of(pools_of(has_image, group_by), examples.source_of, examples.source_names, shares)
-        _log.info("rows that an epoch takes of each source: %s", rows_taken(strata, examples.source_names))
+        strata = strata_of(pools_of(has_image, group_by), examples.source_of, names, shares)
+        parts = [part for of_pool in strata for part in of_pool]
+        counts = [sum(part.count for part in parts if part.source == at) for at in range(len(names))]
+        _log.info(_TAKEN, rows_taken(names, counts, np.bincount(examples.source_of).tolist()))
     return EpochSampler(
         examples.lengths(), has_image, group_by=group_by, step_size=shape.size, seed=seed, strata=strata
     )

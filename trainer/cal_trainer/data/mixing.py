@@ -40,10 +40,7 @@ def strata_of(
 
     Raises ConfigError for a source without a row.
     """
-    sizes = np.bincount(source_of, minlength=len(names)).tolist()
-    if 0 in sizes:
-        raise ConfigError(f"--mix {names[sizes.index(0)]}: no row of this source can be used; leave its data out")
-    wanted = [shares[name] * len(source_of) / size for name, size in zip(names, sizes, strict=True)]
+    wanted = times_of(np.bincount(source_of, minlength=len(names)).tolist(), names, shares)
     strata = []
     for pool in pools:
         parts = [pool[source_of[pool] == at] for at in range(len(names))]
@@ -57,31 +54,46 @@ def strata_of(
     return strata
 
 
-def rows_taken(strata: Sequence[Sequence[Stratum]], names: Sequence[str]) -> str:
+def times_of(sizes: Sequence[int], names: Sequence[str], shares: Mapping[str, float]) -> list[float]:
+    """How often an epoch takes the rows of each source, which has so many; ConfigError where one has none."""
+    if 0 in sizes:
+        raise ConfigError(f"--mix {names[sizes.index(0)]}: no row of this source can be used; leave its data out")
+    return [shares[name] * sum(sizes) / size for name, size in zip(names, sizes, strict=True)]
+
+
+def rows_taken(names: Sequence[str], counts: Sequence[int], sizes: Sequence[int]) -> str:
     """Says how many rows of each source an epoch takes, and how many there are."""
-    taken, held = np.zeros(len(names), int), np.zeros(len(names), int)
-    for stratum in (stratum for of_pool in strata for stratum in of_pool):
-        taken[stratum.source] += stratum.count
-        held[stratum.source] += len(stratum.rows)
-    return ", ".join(
-        f"{count:,} of {name}, which has {rows:,}" for name, count, rows in zip(names, taken, held, strict=True)
-    )
+    told = zip(names, counts, sizes, strict=True)
+    return ", ".join(f"{count:,} of {name}, which has {size:,}" for name, count, size in told)
 
 
 def draw(strata: Sequence[Stratum], *, seed: Sequence[int], epoch: int) -> np.ndarray:
     """Indices of an epoch in order: those of each stratum, spread evenly, so that every stretch has the shares."""
     if not strata:
         return np.zeros(0, np.int64)
-    # A number behind the epoch's that is never 0: seeds that differ by zeros at their end are one to numpy.
-    places = np.random.default_rng([*seed, epoch, 1])
+    # A last number that is never 0: seeds that differ by zeros at their end are one to numpy.
+    places = spread([stratum.count for stratum in strata], seed=[*seed, epoch, 1])
     rows = [_next_rows(stratum, seed=[*seed, 1 + at], epoch=epoch) for at, stratum in enumerate(strata)]
-    at = [(np.arange(len(part)) + places.random(len(part))) / len(part) for part in rows]
-    return np.concatenate(rows)[np.argsort(np.concatenate(at), kind="stable")]
+    order: np.ndarray = np.concatenate(rows)[places]
+    return order
+
+
+def spread(counts: Sequence[int], *, seed: Sequence[int]) -> np.ndarray:
+    """An order of the items of several runs, one run behind the other: each stays in order, and all end together."""
+    rng = np.random.default_rng(seed)
+    return np.argsort(
+        np.concatenate([(np.arange(count) + rng.random(count)) / count for count in counts]), kind="stable"
+    )
+
+
+def passes_of(size: int, start: int, count: int) -> range:
+    """Numbers of the passes over so many rows in which count rows from this one on lie."""
+    return range(start // size, (start + count - 1) // size + 1) if count else range(0)
 
 
 def _next_rows(stratum: Stratum, *, seed: Sequence[int], epoch: int) -> np.ndarray:
     """[count]: the part of this epoch of one permutation behind the other."""
     size, start = len(stratum.rows), epoch * stratum.count
-    passes = range(start // size, (start + stratum.count - 1) // size + 1)
+    passes = passes_of(size, start, stratum.count)
     orders = [np.random.default_rng([*seed, 1 + number, 2]).permutation(stratum.rows) for number in passes]
     return np.concatenate(orders)[start - passes.start * size :][: stratum.count]

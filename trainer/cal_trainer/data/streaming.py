@@ -6,7 +6,7 @@ whole files to ranks (unequal rows hang a run) and loses the content of its shuf
 
 A batch i of the global epoch belongs to lane i % (world_size * num_workers), which is one worker of one rank. The
 epoch's shuffled row groups are cut into one stretch per lane; a lane shuffles the rows of as many consecutive row
-groups as make up `shuffle_rows`, which is what its worker holds.
+groups as make up `shuffle_rows`, which is what its worker holds. Of a mix it does so source by source (`lanes`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from cal_trainer.data.dataset import (
     open_self_contained,
     report_skipped,
 )
+from cal_trainer.data.lanes import MixedLanes, lane_indices, lane_sizes
 from cal_trainer.data.sampling import StepShape
 from cal_trainer.data.shards import annotated_shards
 from cal_trainer.data.sources import sources_of_files
@@ -94,13 +95,29 @@ class StreamedExamples(EncodesRows, Dataset[Example]):
         report_skipped(named(path), len(self), self.skipped)
         self._held: OrderedDict[int, tuple[pa.Table, np.ndarray]] = OrderedDict()
         self._held_rows = 0
-        # All that the sampler shuffles together: fewer rows than shuffle_rows, the group that made it enough, and the
-        # part of the first group that belongs to another lane.
-        self._capacity = shuffle_rows + 2 * int(np.diff(self.groups.starts).max())
+        self._capacity = 0
+        self.hold_for(1)
         self.num_reads = 0
 
     def __len__(self) -> int:
         return int(self.groups.starts[-1])
+
+    @property
+    def groups_of_sources(self) -> list[np.ndarray]:
+        """For each source its row groups."""
+        return [np.flatnonzero(self._source_of[self.groups.shard] == at) for at in range(len(self.source_names))]
+
+    @property
+    def rows_of_sources(self) -> list[int]:
+        """For each source its usable rows."""
+        sizes = np.diff(self.groups.starts)
+        return [int(sizes[groups].sum()) for groups in self.groups_of_sources]
+
+    def hold_for(self, num_shuffled: int) -> None:
+        """Has a worker hold what the sampler shuffles together, of so many parts of the data at a time."""
+        # Of each fewer rows than its part of shuffle_rows, at least one, the group that made it enough, and the part of
+        # the first group that belongs to another lane.
+        self._capacity = self.shuffle_rows + num_shuffled * (1 + 2 * int(np.diff(self.groups.starts).max()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_held": OrderedDict(), "_held_rows": 0}
@@ -161,54 +178,28 @@ def scan_row_groups(opened: AnnotatedDataset) -> tuple[RowGroups, Counter[str]]:
     ), skipped
 
 
-def lane_sizes(num_rows: int, num_lanes: int, batch_size: int) -> np.ndarray:
-    """[num_lanes] int64: rows of each lane when batch i is of lane i % num_lanes and only the last one is short."""
-    full, rest = divmod(num_rows, batch_size)
-    sizes = np.full(num_lanes, full // num_lanes * batch_size, np.int64)
-    sizes[: full % num_lanes] += batch_size
-    sizes[full % num_lanes] += rest
-    return sizes
-
-
-def lane_indices(
-    starts: np.ndarray, group_order: np.ndarray, start: int, stop: int, *, shuffle_rows: int, seed: list[int]
-) -> Iterator[int]:
-    """Indices of one lane: rows [start, stop) of the row groups in this order, shuffled among neighbouring groups."""
-    rng = np.random.default_rng(seed)
-    held: list[np.ndarray] = []
-    at = 0
-    for group in group_order:
-        first, size = int(starts[group]), int(starts[group + 1] - starts[group])
-        low, high = max(start - at, 0), min(stop - at, size)
-        at += size
-        if low < high:
-            held.append(np.arange(first + low, first + high))
-        if sum(map(len, held)) >= shuffle_rows:
-            yield from rng.permutation(np.concatenate(held)).tolist()
-            held = []
-        if at >= stop:
-            break
-    if held:
-        yield from rng.permutation(np.concatenate(held)).tolist()
-
-
 class StreamSampler(Sampler[int]):
     """Indices of the global epoch, DUMMY included, such that each worker of each rank reads row groups of its own.
 
-    Every row once an epoch, whatever the numbers; the order is one of seed, epoch and all numbers here, so a resumed
-    run must keep them.
+    Every row once an epoch, or every source by its count, whatever the numbers; the order is one of seed, epoch and all
+    numbers here, so a resumed run must keep them.
 
     Args:
         examples: what is sampled.
         shape: of a step, and of the workers that read it.
         seed: of the run; the same on all ranks.
+        counts: rows that an epoch takes of each source; None takes every row once.
     """
 
-    def __init__(self, examples: StreamedExamples, shape: StepShape, *, seed: int) -> None:
-        self._groups, self._shuffle_rows = examples.groups, examples.shuffle_rows
+    def __init__(
+        self, examples: StreamedExamples, shape: StepShape, *, seed: int, counts: Sequence[int] | None = None
+    ) -> None:
+        self._starts, self._shuffle_rows = examples.groups.starts, examples.shuffle_rows
+        self._mixed = None if counts is None else MixedLanes(examples.groups_of_sources, counts, self._starts)
+        self._num_rows = len(examples) if counts is None else sum(counts)
         self._batch_size, self._seed = shape.batch_size, seed
         self._num_lanes = shape.world_size * max(1, shape.num_workers)
-        self.steps_per_epoch = -(-len(examples) // shape.size)
+        self.steps_per_epoch = -(-self._num_rows // shape.size)
         self._num_indices = self.steps_per_epoch * shape.size
         self.epoch = 0
 
@@ -220,17 +211,19 @@ class StreamSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        starts = self._groups.starts
         seed = [self._seed, self.epoch]
-        order = np.random.default_rng(seed).permutation(len(starts) - 1)
-        cuts = np.append(0, np.cumsum(lane_sizes(int(starts[-1]), self._num_lanes, self._batch_size)))
-        lanes = [
-            lane_indices(
-                starts, order, int(cuts[lane]), int(cuts[lane + 1]),
-                shuffle_rows=self._shuffle_rows, seed=[*seed, lane],
-            )
-            for lane in range(self._num_lanes)
-        ]  # fmt: skip
+        cuts = np.append(0, np.cumsum(lane_sizes(self._num_rows, self._num_lanes, self._batch_size)))
+        if self._mixed is None:
+            order = np.random.default_rng(seed).permutation(len(self._starts) - 1)
+            lanes = [
+                lane_indices(
+                    self._starts, order, int(cuts[lane]), int(cuts[lane + 1]),
+                    shuffle_rows=self._shuffle_rows, seed=[*seed, lane],
+                )
+                for lane in range(self._num_lanes)
+            ]  # fmt: skip
+        else:
+            lanes = self._mixed(cuts, shuffle_rows=self._shuffle_rows, seed=self._seed, epoch=self.epoch)
         for batch in range(self._num_indices // self._batch_size):
             indices = list(islice(lanes[batch % self._num_lanes], self._batch_size))
             yield from indices + [DUMMY] * (self._batch_size - len(indices))

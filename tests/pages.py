@@ -21,7 +21,7 @@ HOSTILE = (
 def python_weights(sample: dict[str, Any], alpha: float, beta: float, window: int) -> np.ndarray:
     """What training would give the sample's tokens, from the page's deltas and spans alone."""
     deltas, labels = [], []
-    for token, delta in enumerate(sample["deltas"]):
+    for token, delta in enumerate(sample["scores"]):
         if token in sample["spans"]:
             deltas.append(float("nan"))
             labels.append(IGNORE_INDEX)

@@ -19,6 +19,8 @@ from tiny_data import write_llava_json
 pytestmark = [pytest.mark.full, pytest.mark.slow]
 IN_ORDER = ["cal-precompute", "cal-train", *(f"cal-inspect {name}" for name in SUBCOMMANDS)]
 SHORT = shlex.split("--max_steps 2 --save_steps 1 --per_device_train_batch_size 2 --disable_tqdm true --use_cpu")
+MEASURED = shlex.split("--gpus_per_worker 0 --extra_columns logprobs,kl,entropy")
+"""What any score is looked at with, too."""
 NEEDS_OTHERS = ("cal-inspect push",)
 """What would publish; its own tests do."""
 
@@ -53,7 +55,7 @@ def test_all_of_them_run(world: Path, capfd: pytest.CaptureFixture[str]) -> None
         for example in examples_of(page_of(name, "--help")):
             program, *given = shlex.split(example)
             given += SHORT if program == "cal-train" and "--config" not in given else []
-            given += ["--gpus_per_worker", "0"] if program == "cal-precompute" and "--status" not in given else []
+            given += MEASURED if program == "cal-precompute" and "--status" not in given else []
             code = PROGRAMS[program](given)
             said = capfd.readouterr()
             assert code == 0, f"{example}: {said.err}"

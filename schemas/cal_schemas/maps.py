@@ -117,8 +117,8 @@ class Map:
         """What `compute` takes. ConfigError where the data must be read first."""
         if self.needs:
             raise ConfigError(
-                f"map {self} depends on the scores of all {self.needs}, which must be read first: cal-train does with "
-                f"--delta_source cached; give {self}@X, where X is what it says that it is"
+                f"map {self} depends on the scores of all {self.needs}, which must be read first: cal-train, with "
+                f"--delta_source cached, and cal-inspect do; give {self}@X, where X is what they say that it is"
             )
         if self.threshold is not None:
             return self.threshold

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from cal_schemas.choices import check_choice
 from cal_schemas.errors import ConfigError
 from cal_schemas.maps import Map, sample_means, weigh
-from cal_schemas.scores import SCORES, Score
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
+from cal_schemas.weighting import Pool, check_weighting
 
 _PLACES = 2**20
 """Of a block of samples, padded to the longest of them."""
+
+
+def ragged_weighting(
+    *,
+    score: Score = DEFAULT_SCORE,
+    map: Map | str = "clamp",  # noqa: A002 - as the flag
+    alpha: float | None = None,
+    beta: float | None = None,
+    window: int | None = None,
+    pool: Pool = "span",
+) -> dict[str, Any]:
+    """The same arguments, the map parsed and what is left out its defaults, of whatever weighs cached scores.
+
+    Raises ConfigError for those that make no sense, and for what only training knows.
+    """
+    check_choice("score", score, Score)
+    _check_cached(score)
+    rule = Map.parse(map) if isinstance(map, str) else map
+    _check_known(rule)
+    settings = rule.settings(alpha=alpha, beta=beta, window=window)
+    check_weighting(**settings, pool=pool, rule=rule)
+    if pool == "released":
+        raise ConfigError("pool 'released' reads deltas of unsupervised tokens too, which no cache holds")
+    return {"score": score, "map": rule, **settings, "pool": pool}
+
+
+def _check_cached(score: Score) -> None:
+    definition = SCORES[score]
+    if definition.of_training:
+        raise ConfigError(f"score {score} = {definition.equation} needs the model in training: no column holds it")
+
+
+def _check_known(rule: Map) -> None:
+    if rule.definition.of_batch:
+        raise ConfigError(f"map {rule} is of the samples of a micro-batch, which are known in training only")
 
 
 def ragged_scores(score: Score, columns: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
@@ -19,9 +57,8 @@ def ragged_scores(score: Score, columns: Mapping[str, np.ndarray], lengths: np.n
 
     Raises ConfigError for one in which the model in training has a part.
     """
+    _check_cached(score)
     definition = SCORES[score]
-    if definition.of_training:
-        raise ConfigError(f"score {score} = {definition.equation} needs the model in training: no column holds it")
     given = [columns[name] for name in definition.columns]
 
     def of_block(*padded: np.ndarray) -> np.ndarray:
@@ -37,8 +74,7 @@ def ragged_weights(
 
     Raises ConfigError for a map that depends on which samples share a micro-batch, or on all data, unread.
     """
-    if rule.definition.of_batch:
-        raise ConfigError(f"map {rule} is of the samples of a micro-batch, which are known in training only")
+    _check_known(rule)
     _ = rule.number
 
     def of_block(filled: np.ndarray, padded: np.ndarray, runs: np.ndarray) -> np.ndarray:

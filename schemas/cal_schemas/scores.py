@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from array_api_compat import array_namespace
 
+from cal_schemas.errors import ConfigError
 from cal_schemas.token_columns import EXTRA_COLUMNS, ExtraColumn
 
 Score = Literal[
@@ -31,6 +32,9 @@ class ScoreDefinition:
     columns: tuple[str, ...]
     """What it reads; NaN where one of them is."""
     compute: Callable[[Columns], Any]
+    unit: Literal["logits", "nats", ""]
+    signed: bool = False
+    """True where the image speaks for the token above 0, and against it below."""
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -52,8 +56,12 @@ def _exp(values: Any) -> Any:
     return array_namespace(values).exp(values)
 
 
-def _column(equation: str, name: str) -> ScoreDefinition:
-    return ScoreDefinition(equation=equation, columns=(name,), compute=lambda columns: columns[name])
+def _column(
+    equation: str, name: str, unit: Literal["logits", "nats"] = "nats", *, signed: bool = False
+) -> ScoreDefinition:
+    return ScoreDefinition(
+        equation=equation, columns=(name,), compute=lambda columns: columns[name], unit=unit, signed=signed
+    )
 
 
 def within_sample(values: Any, defined: Any) -> Any:
@@ -77,16 +85,19 @@ _ANCHORED: Final = 0.7
 _WITH, _WITHOUT = EXTRA_COLUMNS["logprobs"]
 _ENTROPIES, _JS = EXTRA_COLUMNS["entropy"], EXTRA_COLUMNS["kl"][2]
 SCORES: Final[Mapping[Score, ScoreDefinition]] = {
-    "delta_logit": _column("o~_j - o_j", "delta_logits"),
+    "delta_logit": _column("o~_j - o_j", "delta_logits", "logits", signed=True),
     "delta_logprob": ScoreDefinition(
         equation="ln P~(t_j) - ln P(t_j)",
         columns=(_WITH, _WITHOUT),
         compute=lambda columns: columns[_WITH] - columns[_WITHOUT],
+        unit="nats",
+        signed=True,
     ),
     "ratio": ScoreDefinition(
         equation="P~(t_j) / P(t_j)",
         columns=(_WITH, _WITHOUT),
         compute=lambda columns: _exp(columns[_WITH] - columns[_WITHOUT]),
+        unit="",
     ),
     "kl": _column("KL(P~ || P)", "kl_with_without"),
     "kl_reverse": _column("KL(P || P~)", "kl_without_with"),
@@ -96,15 +107,27 @@ SCORES: Final[Mapping[Score, ScoreDefinition]] = {
         equation="(1 - (1 - JS^)^0.7 (1 - |H - H~|^)^0.3) H~^, x^ = (x - min x) / (max x - min x) of the sample",
         columns=(_JS, *_ENTROPIES),
         compute=lambda columns: _anchored_entropy(columns[_JS], *(columns[name] for name in _ENTROPIES)),
+        unit="",
     ),
     "probability": ScoreDefinition(
-        equation="p(t_j)", columns=(OWN_NLL,), compute=lambda columns: _exp(-columns[OWN_NLL])
+        equation="p(t_j)", columns=(OWN_NLL,), compute=lambda columns: _exp(-columns[OWN_NLL]), unit=""
     ),
     "nll": _column("- ln p(t_j)", OWN_NLL),
     "excess_loss": ScoreDefinition(
         equation="ln P~(t_j) - ln p(t_j)",
         columns=(OWN_NLL, _WITH),
         compute=lambda columns: columns[OWN_NLL] + columns[_WITH],
+        unit="nats",
     ),
 }
 """Of every token. What `anchored_entropy` calls ^ is over the sample's tokens."""
+
+
+def validate_columns(names: Collection[str], score: Score, where: str) -> None:
+    """ConfigError, with the way out, where the columns `names` of `where` are not all that the score reads."""
+    definition = SCORES[score]
+    if missing := [name for name in definition.cached if name not in names]:
+        raise ConfigError(
+            f"score {score} = {definition.equation} reads {', '.join(missing)}, which {where} does not hold: measure "
+            f"it with cal-precompute --extra_columns {','.join(definition.extra)}"
+        )

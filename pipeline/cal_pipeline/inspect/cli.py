@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: Sequence[str] | None = None) -> int:
     """The same as an exit code."""
     log_to(sys.stderr, LogLines(typed_format(argv), "%(levelname)s %(message)s"), logging.WARNING)
-    logging.getLogger(progress.__name__).setLevel(logging.INFO)
+    for name in (progress.__name__, "cal_pipeline.inspect.tables.weighting"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         given = list(sys.argv[1:] if argv is None else argv)
         parser, module = _parser(given)

@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 from cal_pipeline.console import open_console
 from cal_schemas.errors import CalError, ConfigError
+from cal_schemas.presets import Preset
+from cal_schemas.scores import Score
 from cal_schemas.storage.locations import Location, location
 from cal_schemas.storage.object_path import ObjectPath
-from cal_schemas.weighting import check_weighting
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH = 140
@@ -50,19 +51,25 @@ def add_annotated(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_weighting(parser: argparse.ArgumentParser) -> None:
-    """--alpha --beta --window --pool, as cal-train has them."""
+def add_score(parser: argparse._ActionsContainer) -> None:
+    """--score; read with `score_of`."""
+    parser.add_argument(
+        "--score", choices=get_args(Score), metavar="SCORE",
+        help="what is shown of a token and weighed: delta_logit (default), kl, delta_logprob, … (docs/objectives.md)",
+    )  # fmt: skip
+
+
+def add_weighting(parser: argparse.ArgumentParser, *, pool: bool = True) -> None:
+    """--preset --score --map --alpha --beta --window --pool, as cal-train has them; read with `weighting_of`."""
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--alpha", type=float, default=1.0, help="lower bound of the clamp, in logits (default 1)")
-    weights.add_argument("--beta", type=float, default=5.0, help="upper bound of the clamp, in logits (default 5)")
-    weights.add_argument("--window", type=int, default=3, help="tokens averaged, odd (default 3)")
-    weights.add_argument("--pool", choices=["span", "joined"], default="span", help="which tokens are neighbours")
-
-
-def weighting_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of every function that makes weights; ConfigError where they make no sense."""
-    check_weighting(alpha=arguments.alpha, beta=arguments.beta, window=arguments.window)
-    return {name: getattr(arguments, name) for name in ("alpha", "beta", "window", "pool")}
+    weights.add_argument("--preset", choices=get_args(Preset), metavar="PRESET", help="a paper's score, map and bounds")
+    add_score(weights)
+    weights.add_argument("--map", help="of scores to weights: clamp (default), top_share=0.4, softmax=0.5, …")
+    weights.add_argument("--alpha", type=float, help="lower bound of the clamp (default: the map's; of clamp 1)")
+    weights.add_argument("--beta", type=float, help="upper bound of the clamp (default: the map's; of clamp 5)")
+    weights.add_argument("--window", type=int, help="tokens averaged, odd (default: the map's; of clamp 3)")
+    if pool:
+        weights.add_argument("--pool", choices=["span", "joined"], help="which tokens are neighbours (default span)")
 
 
 def add_tokenizer(parser: argparse.ArgumentParser) -> None:

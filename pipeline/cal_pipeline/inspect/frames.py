@@ -22,11 +22,13 @@ import pyarrow.compute as pc
 from cal_pipeline.inspect.page.annotated_rows import AnnotatedFrame, AnnotatedRow, pieces_of, remember, show_words
 from cal_pipeline.inspect.tables.answers import irregular_answers
 from cal_pipeline.inspect.tables.conditions import RowTest
-from cal_pipeline.inspect.tables.flat import FlatTokens
+from cal_pipeline.inspect.tables.flat import FlatTokens, noun
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, column_of, open_paths, read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_pipeline.inspect.tables.stored_columns import addresses
 from cal_schemas.errors import ConfigError
+from cal_schemas.ragged import ragged_weighting
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import Location
 from cal_schemas.storage.object_path import ObjectPath
 from cal_schemas.weighting import Pool
@@ -39,6 +41,8 @@ def load_annotated(
     *,
     columns: Sequence[str] | None = None,
     filter: str | pc.Expression | None = None,  # noqa: A002 - the word pandas and pyarrow use
+    score: Score = DEFAULT_SCORE,
+    map: str = "clamp",  # noqa: A002 - as the flag
 ) -> AnnotatedFrame:
     """Rows of annotated shards, in file order then row order; R rows, index 0 to R - 1.
 
@@ -48,6 +52,8 @@ def load_annotated(
             `images` to have those too. Where shards of several image folders are read, every image has its `folder`.
         filter: which rows: a condition in DuckDB's SQL over the shards' columns and those of `sample_frame`
             (`"status = 'ok' AND mean_delta < 0.2"`), or a `pyarrow.compute` expression over the shards' own columns.
+        score: of the columns of `sample_frame` in the condition (`filter="mean_kl < 0.1", score="kl"`).
+        map: the same.
 
     List columns hold one NumPy array per row: `label_ids` and `label_positions` int32 [S], `delta_logits` float32 [S],
     NaN where undefined. Only rows that pass the filter are ever held, so a filter bounds memory. Raises ConfigError for
@@ -67,7 +73,7 @@ def load_annotated(
     if unknown := [name for name in columns or () if name not in names]:
         raise ConfigError(f"no columns {unknown} in these shards; they have {names}")
     wanted = [IMAGE_PATHS if name == "images" else name for name in names] if columns is None else list(columns)
-    test = RowTest(filter, opened.schema).over(opened) if isinstance(filter, str) else None
+    test = RowTest(filter, opened.schema, score=score, map=map).over(opened) if isinstance(filter, str) else None
     needed = (
         test.columns if test else [name for name in names if filter is not None and name not in ("images", "messages")]
     )
@@ -91,7 +97,14 @@ def load_annotated(
 
 
 def sample_frame(
-    frame: pd.DataFrame, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span"
+    frame: pd.DataFrame,
+    *,
+    score: Score = DEFAULT_SCORE,
+    map: str = "clamp",  # noqa: A002 - as the flag
+    alpha: float | None = None,
+    beta: float | None = None,
+    window: int | None = None,
+    pool: Pool = "span",
 ) -> pd.DataFrame:
     """One row per row of `frame`, same index: what its tokens say together; R rows.
 
@@ -101,26 +114,31 @@ def sample_frame(
     `visual_dependence` (0 to 1); NaN where a row has no such token. `visual_dependence` is the mean of
     (clamp(delta, alpha, beta) - alpha) / (beta - alpha): which share of the weight that the image could add it adds;
     it is left out unless beta is finite and above alpha, and `images` where `frame` has none (a sidecar's). A
-    column of `frame` with a computed one's name becomes `source_NAME`. Raises ConfigError for bounds, a window or a
-    pool that make no sense.
+    column of `frame` with a computed one's name becomes `source_NAME`.
+
+    Of another score these are its own, `mean_kl` in place of `mean_delta`. What compares scores with alpha and beta is
+    left out unless the map is `clamp`. Raises ConfigError for weights that make no sense, a score whose
+    columns `frame` lacks, and what is known in training only.
     """
-    flat = _tokens_of(frame)
+    weighting = ragged_weighting(score=score, map=map, alpha=alpha, beta=beta, window=window, pool=pool)
+    del weighting["score"]
+    flat = _tokens_of(frame, score)
     turns = flat.turns(irregular_answers(frame))
-    values = sample_columns(flat, turns, alpha=alpha, beta=beta, window=window, pool=pool)
+    values = sample_columns(flat, turns, **weighting)
     listed = {"images", "messages", *(name for name in frame.columns if _is_nested(frame[name]))}
     own = frame[[name for name in frame.columns if name not in listed]]
-    own = own.rename(columns={name: address for address, name in addresses(frame.columns).items()})
+    own = own.rename(columns={name: address for address, name in addresses(frame.columns, score).items()})
     if "images" in frame:
         own["images"] = [0 if images is None else len(images) for images in frame["images"]]
     return pd.DataFrame(own).assign(**values)  # A plain frame: its rows have no words to show.
 
 
-def _tokens_of(frame: pd.DataFrame) -> FlatTokens:
+def _tokens_of(frame: pd.DataFrame, score: Score) -> FlatTokens:
     if not isinstance(frame, pd.DataFrame):
         raise ConfigError(
             f"a pandas DataFrame is needed, such as frame.loc[[0]], not what is of type {type(frame).__name__}"
         )
-    return FlatTokens.of(frame)
+    return FlatTokens.of(frame, score)
 
 
 def _is_nested(column: pd.Series) -> bool:
@@ -135,9 +153,11 @@ def token_frame(
     frame: pd.DataFrame,
     tokenizer: Any = None,
     *,
-    alpha: float = 1.0,
-    beta: float = 5.0,
-    window: int = 3,
+    score: Score = DEFAULT_SCORE,
+    map: str = "clamp",  # noqa: A002 - as the flag
+    alpha: float | None = None,
+    beta: float | None = None,
+    window: int | None = None,
     pool: Pool = "span",
 ) -> pd.DataFrame:
     r"""One row per supervised token of every row of `frame`, in order; N rows, index 0 to N - 1.
@@ -146,19 +166,24 @@ def token_frame(
         frame: with `label_ids`, `label_positions`, `delta_logits`, from `load_annotated` or `pandas.read_parquet`.
         tokenizer: that of the measurement: a directory, a hub id, a tokenizer.json, or a fast tokenizer. Frames of
             `load_annotated` find the reference's where it is still at the place that was recorded, or by its hub id.
-        alpha: see cal_trainer.objective.weights.token_weights, whose weights these are, to the bit.
+        score: what is weighed; `frame` needs its columns.
+        map: of scores to weights; a map that depends on all data needs its number, `threshold=q0.6@X`.
+        alpha: see cal_trainer.objective.weights.token_weights, whose weights these are, to the bit; by default the
+            map's, as beta and window.
         beta: the same.
         window: the same.
         pool: `span` or `joined`; `released` needs what no cache holds (ConfigError).
 
     Columns: `row` (index of the sample in `frame`), `sample_id` (category), `turn` (int32, which answer, from 1),
     `position` (int32, in the reference's encoding), `token_id` (int32), `token` (category: its text, leading space
-    included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined), `weight`
-    (float32). Rows without tokens (status not ok) have none. Raises ConfigError for bounds, a window or a pool that
-    make no sense, for a tokenizer whose digest is not that of the measurement, which a frame of `load_annotated` knows
+    included, `\xE2` for a byte that is part of a character), `delta` (float32 logits, NaN where undefined; of another
+    score its name and values), `weight` (float32). Rows without tokens (status not ok) have none. Raises ConfigError as
+    `sample_frame`, for a tokenizer whose digest is not that of the measurement, which a frame of `load_annotated` knows
     (`attrs`) and `pandas.read_parquet` does not, and where no tokenizer is given or found.
     """
-    flat = _tokens_of(frame)
+    weighting = ragged_weighting(score=score, map=map, alpha=alpha, beta=beta, window=window, pool=pool)
+    del weighting["score"]
+    flat = _tokens_of(frame, score)
     pieces = pieces_of(frame.attrs, tokenizer)
     codes, texts = pieces.texts(flat.label_ids)
     columns: dict[str, Any] = {"row": frame.index.to_numpy()[flat.row]}
@@ -172,7 +197,7 @@ def token_frame(
             "position": flat.positions,
             "token_id": flat.label_ids,
             "token": pd.Categorical.from_codes(codes, pd.Index(texts, dtype="str")),
-            "delta": flat.deltas,
-            "weight": flat.weights(alpha=alpha, beta=beta, window=window, pool=pool),
+            noun(score): flat.scores,
+            "weight": flat.weights(**weighting),
         }
     )

@@ -59,16 +59,19 @@ def by_path(sample: Sample) -> Sample:
 
 
 def numbered_rows(
-    dataset: AnnotatedDataset, numbers: Sequence[int] | np.ndarray, image_folder: Location | None = None
+    dataset: AnnotatedDataset,
+    numbers: Sequence[int] | np.ndarray,
+    image_folder: Location | None = None,
+    extra: Sequence[str] = (),
 ) -> Iterator[NumberedRow]:
-    """The rows of these numbers, each once and ascending; holds one row group at a time.
+    """The rows of these numbers, each once and ascending, of ROW_COLUMNS and `extra`; holds one row group at a time.
 
     Samples that a file does not hold (`carry` none, or paths into embedded images) are read from its source.
     `image_folder` replaces the one the file names. Raises ConfigError when such a source is gone or has changed since
     it was measured, FormatError naming a file that cannot be read.
     """
     wanted = np.unique(np.asarray(numbers, np.int64))
-    columns = [name for name in ROW_COLUMNS if name in dataset.schema.names]
+    columns = [name for name in dict.fromkeys([*ROW_COLUMNS, *extra]) if name in dataset.schema.names]
     first = 0
     for path, metadata in zip(dataset.files, dataset.metadata, strict=True):
         folder = image_folder or (location(metadata.source.image_folder) if metadata.source.image_folder else None)

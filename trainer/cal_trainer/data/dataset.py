@@ -29,7 +29,7 @@ from cal_schemas.errors import (
     SidecarError,
 )
 from cal_schemas.opened import AnnotatedDataset, named, open_annotated
-from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, validate_columns
 from cal_schemas.storage.locations import Location, location
 from cal_trainer.data.alignment import EncodesRows, Example, RowEncoder, RowOptions
 from cal_trainer.data.arrow_copy import map_parquet
@@ -168,19 +168,8 @@ def columns_of_score(opened: AnnotatedDataset, options: RowOptions) -> tuple[str
     score = options.get("score", DEFAULT_SCORE)
     if not options.get("use_deltas", True):
         return ()
-    validate_columns(opened, score)
+    validate_columns(opened.schema.names, score, str(opened.files[0].parent))
     return tuple(name for name in SCORES[score].cached if name not in COLUMNS)
-
-
-def validate_columns(opened: AnnotatedDataset, score: Score) -> None:
-    """ConfigError, with the way out, where the shards do not hold what the score reads."""
-    definition = SCORES[score]
-    if missing := [name for name in definition.cached if name not in opened.schema.names]:
-        raise ConfigError(
-            f"score {score} = {definition.equation} reads {', '.join(missing)}, which "
-            f"{opened.files[0].parent} does not hold: measure it with cal-precompute --extra_columns "
-            f"{','.join(definition.extra)}"
-        )
 
 
 def image_folders(opened: AnnotatedDataset, image_folder: Location | None) -> list[Location | None]:

@@ -12,30 +12,13 @@ from transformers import TrainerCallback
 
 from cal_pipeline.measuring.contrast import delta_logits
 from cal_schemas.errors import ConfigError
+from cal_schemas.ranks import spearman
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
 from cal_trainer.data.collator import StepBatch
 from cal_trainer.objective.weighting import Weighting
 
 _FLIP = 0.05
 _NUM_SAMPLES = 256
-
-
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation of two [N] arrays, ties at their mean rank; NaN when one is constant or N < 2."""
-    if len(one) < 2:
-        return float("nan")
-    ranks = [_ranks(values) for values in (one, other)]
-    spread = [ranks_of.std() for ranks_of in ranks]
-    if min(spread) == 0:
-        return float("nan")
-    centred = [ranks_of - ranks_of.mean() for ranks_of in ranks]
-    return float((centred[0] * centred[1]).mean() / (spread[0] * spread[1]))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return np.asarray((last - (counts - 1) / 2.0)[inverse], np.float64)
 
 
 class DriftLog(TrainerCallback):  # type: ignore[misc]

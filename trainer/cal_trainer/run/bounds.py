@@ -6,60 +6,22 @@ alpha = 1 and beta = 5 were chosen on LLaVA's logits; another family's have anot
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from cal_schemas.cached_scores import quantiles_of, resolve_map
 from cal_schemas.delta_counts import DeltaCounts
-from cal_schemas.errors import STATUS_OK, ConfigError
+from cal_schemas.errors import ConfigError
 from cal_schemas.maps import Map, Quantile
-from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.ragged import least_of_share, ragged_means, ragged_scores
-from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import Location
 from cal_schemas.weighting import check_weighting
-from cal_trainer.data.dataset import open_measured, validate_columns
+from cal_trainer.data.dataset import open_measured
 from cal_trainer.run.resuming import quantile_name, saved_settings
 
-_HELD, _BITS = 2**22, 22
-"""Exact up to 4 million deltas (16 MB), of more to 1 part in 16384 of the value (32 MB)."""
 _CLAMP = Map()
 _log = logging.getLogger("cal-train")
-
-
-def scores_of(opened: AnnotatedDataset, score: Score = DEFAULT_SCORE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scores [N] float32 and numbers of tokens [R] of the rows with an image that are ok, some at a time.
-
-    A text-only row is one whose deltas are all 0, which they are there by definition; a sidecar holds no images to
-    count. Rows that are not ok have none. ConfigError where the shards do not hold what the score reads.
-    """
-    validate_columns(opened, score)
-    names = [name for name in SCORES[score].columns if name != "delta_logits"]
-    for batch in opened.batches(columns=["status", "delta_logits", *names]):
-        ok = np.asarray(batch.column("status").to_pylist(), object) == STATUS_OK
-        # A null element reads as NaN.
-        columns = {
-            name: np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=False), np.float32)
-            for name in ("delta_logits", *names)
-        }
-        lengths = np.asarray(batch.column("delta_logits").value_lengths())
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        moved = np.nan_to_num(columns["delta_logits"]) != 0
-        wanted = ok & (np.bincount(row, weights=moved, minlength=len(lengths)) > 0)
-        yield ragged_scores(score, columns, lengths)[wanted[row]], lengths[wanted]
-
-
-def quantiles_of(opened: AnnotatedDataset, score: Score = DEFAULT_SCORE) -> DeltaCounts:
-    """Counts all defined scores of the rows with an image, in one pass over the columns that it reads.
-
-    Counts are whole numbers, so every process that reads the same deltas, in whatever order, gets the same answer.
-    """
-    counts = DeltaCounts(held=_HELD, bits=_BITS)
-    for scores, _ in scores_of(opened, score):
-        counts.add(scores)
-    return counts
 
 
 def resolve_bounds(
@@ -96,15 +58,9 @@ def resolve_bounds(
     if rule.needs and resumed is not None:
         rule = resumed
         _log.info("--map %s (recorded in %s)", rule, resume)
-    elif isinstance(rule.parameter, Quantile) and rule.needs:
-        counts = quantiles_of(opened, score)
-        _validate_defined(counts, data_path, "give a number")
-        rule = replace(rule, threshold=counts.quantile(rule.parameter.share))
-        _log.info("--map %s (of %d scores of rows with images)", rule, counts.defined)
     elif rule.needs:
-        means = np.concatenate([np.empty(0, np.float32), *(ragged_means(*some) for some in scores_of(opened, score))])
-        rule = replace(rule, threshold=least_of_share(means, float(rule.parameter)))  # type: ignore[arg-type]
-        _log.info("--map %s (of %d rows with images)", rule, len(means))
+        rule, origin = resolve_map(rule, opened, score)
+        _log.info("--map %s (%s)", rule, origin)
     bounds = {name: recorded.get(name, numbers.get(name, float("nan"))) for name in wanted}
     if not quantiles:
         return numbers, rule

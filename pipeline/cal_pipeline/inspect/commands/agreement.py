@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import token_columns
 from cal_pipeline.inspect.tables.labelling_sheet import KEY_COLUMN, KEY_PREFIX, MARK_COLUMN, MEASURED, SCORES
 from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.spreadsheet import read_table
 from cal_pipeline.inspect.tables.statistics import auc, computed_columns
 from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
+from cal_schemas.scores import DEFAULT_SCORE
 
 _YES = {"1", "x", "yes", "y", "true", "t", "ja", "j", "wahr", "oui", "o", "vrai", "si", "s\u00ed", "s", "verdadero",
         "vero"}  # fmt: skip
@@ -117,7 +118,7 @@ def _scores_beside(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
 def scores_of_shards(paths: Sequence[Path], keys: Collection[str]) -> dict[str, dict[str, float]]:
     """Scores of the rows with these sample_keys, with the default weighting."""
     scores: dict[str, dict[str, float]] = {}
-    for batch in read_batches(open_paths(paths), ["sample_key", *LIST_COLUMNS]):
+    for batch in read_batches(open_paths(paths), ["sample_key", *token_columns(DEFAULT_SCORE)]):
         values = computed_columns(batch.data, SCORES, alpha=1.0, beta=5.0, window=3, pool="span")
         columns = [values[name].tolist() for name in SCORES]
         for key, *row in zip(batch.data.column("sample_key").to_pylist(), *columns, strict=True):

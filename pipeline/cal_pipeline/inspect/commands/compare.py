@@ -1,11 +1,15 @@
-"""Compares two measurements of the same samples, joined by sample_key: how far deltas and weights are apart.
+"""Compares two measurements of the same samples, joined by sample_key, or several scores of one measurement.
 
     cal-inspect compare annotated_7b/ annotated_13b/
     cal-inspect compare annotated_7b/ annotated_13b/ --output scatter.png
     cal-inspect compare annotated_7b/ annotated_13b/ --json
+    cal-inspect compare annotated/ --scores
+    cal-inspect compare annotated/ --scores kl entropy --top 0
 
-Equal samples have equal keys; where a key occurs several times the first is joined to the first, and so on. B's deltas
-are held in memory (4 bytes a token), and about 100 bytes a row; A streams by.
+Of two: how far deltas (or other scores) and weights are apart. Of one: rank correlations between its scores, and the
+tokens on which each differs most from delta_logit. Equal samples have equal keys; where a key occurs several times the
+first is joined to the first, and so on. B's deltas are held in memory (4 bytes a token), and about 100 bytes a row; A
+streams by.
 """
 
 from __future__ import annotations
@@ -13,90 +17,55 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from rich.text import Text
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens
-from cal_pipeline.inspect.tables.joining import BATCH_ROWS, Rows, keyed_by_bytes, matching_rows, read_rows
-from cal_pipeline.inspect.tables.reading import open_paths, read_batches
+from cal_pipeline.inspect.tables.comparison import MOVED, Comparison, compare, trimmed
+from cal_pipeline.inspect.tables.flat import noun
+from cal_pipeline.inspect.tables.joining import keyed_by_bytes
+from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.score_ranks import Differing, ScoreRanks, cached_scores, rank_scores
+from cal_pipeline.inspect.tables.token_statistics import aligned
+from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement, printable
+from cal_pipeline.inspect.tables.weighting import weighting_of
 from cal_schemas.counted import are, counted
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.ragged import ragged_weighting
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 
-MOVED = 0.05
-"""A weight that differs by more has moved."""
-_NAMED = 5
-_RANGE, _BINS = 20.0, 160
-"""The scatter plot's square in logits (what lies outside is drawn at its edge), and its bins."""
+_OF_FIGURE = ("score", "map", "alpha", "beta")
+_OF_WEIGHTS = (*_OF_FIGURE, "window", "pool")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class Comparison:
-    """Sums over the tokens that both measured, filled batch by batch."""
-
-    weighting: Mapping[str, Any]
-    """alpha, beta, window and pool."""
-    rows_a: int = 0
-    rows_b: int = 0
-    joined: int = 0
-    both_ok: int = 0
-    other_labels: int = 0
-    examples: list[str] = field(default_factory=list)
-    """sample_ids of the first rows whose label ids differ."""
-    tokens: int = 0
-    undefined_in_one: int = 0
-    moved: int = 0
-    max_difference: float = 0.0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(7))
-    """Of a, b, a*a, b*b, a*b, a-b, |a-b|."""
-    grid: np.ndarray = field(default_factory=lambda: np.zeros((_BINS, _BINS), np.int64))
-
-    def add(self, mine: FlatTokens, b: np.ndarray) -> None:
-        """Counts N tokens of A and the deltas [N] of the same tokens in B, NaN where undefined."""
-        a = mine.deltas
-        weights = [flat.weights(**self.weighting) for flat in (mine, replace(mine, deltas=b))]
-        defined = ~(np.isnan(a) | np.isnan(b))
-        self.undefined_in_one += int((np.isnan(a) != np.isnan(b)).sum())
-        a, b = a[defined].astype(np.float64), b[defined].astype(np.float64)
-        if not len(a):
-            return
-        difference = a - b
-        self.tokens += len(a)
-        self.sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b, difference.sum(), np.abs(difference).sum()]
-        self.max_difference = max(self.max_difference, float(np.abs(difference).max()))
-        self.moved += int((np.abs(weights[0] - weights[1])[defined] > MOVED).sum())
-        bins = [np.clip((values + _RANGE) * (_BINS / (2 * _RANGE)), 0, _BINS - 1).astype(np.int64) for values in (a, b)]
-        self.grid += np.bincount(bins[0] * _BINS + bins[1], minlength=_BINS * _BINS).reshape(_BINS, _BINS)
-
-    def result(self) -> dict[str, Any]:
-        """Plain values, of at least one token; differences are A minus B, in logits."""
-        n = self.tokens
-        a, b, aa, bb, ab, signed, absolute = self.sums
-        variances = (aa - a * a / n) * (bb - b * b / n)
-        correlation = (ab - a * b / n) / math.sqrt(variances) if variances > 1e-12 * (aa * bb or 1.0) else None
-        names = ("rows_a", "rows_b", "joined", "both_ok", "other_labels", "examples", "tokens", "undefined_in_one")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "correlation": None if correlation is None else min(1.0, max(-1.0, correlation)),
-            "mean_difference": signed / n,
-            "mean_absolute_difference": absolute / n,
-            "rms_difference": math.sqrt(max(aa + bb - 2 * ab, 0.0) / n),
-            "max_difference": self.max_difference,
-            "share_moved": self.moved / n,
-        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect compare`."""
     parser.add_argument("a", type=flags.place, metavar="A", help="annotated directory")
-    parser.add_argument("b", type=flags.place, metavar="B", help="another measurement of the same samples")
+    other = parser.add_argument(
+        "b", type=flags.place, metavar="B", help="another of the same samples; not with --scores"
+    )
+
+    class Scores(argparse.Action):
+        """Takes B's place."""
+
+        def __call__(self, _: object, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
+            other.required = False
+            setattr(namespace, self.dest, values)
+
+    parser.add_argument(
+        "--scores", nargs="*", action=Scores, choices=get_args(Score), metavar="SCORE",
+        help="rank correlations between the scores of A: these, or all that it holds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=flags.at_least(0), default=5, help="with --scores: tokens shown of each (default 5)"
+    )
+    flags.add_tokenizer(parser)
     flags.add_weighting(parser)
     parser.add_argument("--output", type=flags.place, metavar="FILE", help="scatter plot as .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -104,26 +73,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison; 0. Two directories with nothing to compare are refused."""
-    weighting = flags.weighting_of(arguments)
+    if arguments.scores is not None:
+        return _compare_scores(arguments)
     a, b = open_paths(arguments.a), open_paths(arguments.b)
+    weightings = [weighting_of(arguments, opened) for opened in (a, b)]
+    score: Score = weightings[0]["score"]
     path = None
     if arguments.output:
         from cal_pipeline.inspect.page import plots
 
         path = flags.new_file(arguments.output, *flags.FIGURE_SUFFIXES)
-    comparison = compare(a, b, weighting)
+    comparison = compare(a, b, weightings)
     _validate(comparison, arguments, a, b)
     result = comparison.result()
     differing = {name: [one, other] for name, one, other in a.spec.differences(b.spec)}
     if arguments.json:
-        print(json.dumps({**result, "spec_differences": differing}, indent=1, allow_nan=False))  # noqa: T201
+        print(json.dumps({"score": score, **result, "spec_differences": differing}, indent=1, allow_nan=False))  # noqa: T201
     else:
-        _print(result, differing, arguments)
+        _print(result, differing, arguments, score)
     if path:
         names = (arguments.a.name or str(arguments.a), arguments.b.name or str(arguments.b))
         title = f"{result['tokens']:,} tokens, correlation {_correlation(result)}"
         figure = plots.scatter_figure(
-            *_trimmed(comparison), names=names, alpha=weighting["alpha"], beta=weighting["beta"], title=title
+            *trimmed(comparison), names=names, title=title, **{name: weightings[0][name] for name in _OF_FIGURE}
         )
         plots.save(figure, path)
         if not arguments.json:
@@ -149,7 +121,7 @@ def _validate(comparison: Comparison, arguments: argparse.Namespace, a: Annotate
             f"all {others} rows that are ok in both have other label ids ({examples}): another tokenizer or template"
         )
     else:
-        reason = "no token has a defined delta in both"
+        reason = "no token has a defined score in both"
     raise ConfigError(
         f"nothing to compare in {arguments.a} ({comparison.rows_a} rows) and {arguments.b} ({comparison.rows_b} rows): "
         f"{reason}"
@@ -167,46 +139,17 @@ def _why_other_keys(a: bool | None, b: bool | None) -> str:
     return f"both were measured from {how} differ: a key is made from them"
 
 
-def compare(a: AnnotatedDataset, b: AnnotatedDataset, weighting: Mapping[str, Any]) -> Comparison:
-    """Joins by key and counts; see `Comparison`."""
-    comparison = Comparison(weighting=weighting, rows_a=a.num_rows, rows_b=b.num_rows)
-    matches = matching_rows(a, b)
-    comparison.joined = int((matches >= 0).sum())
-    theirs = read_rows(b)
-    stop = 0
-    for batch in read_batches(a, ["sample_id", "status", *LIST_COLUMNS], BATCH_ROWS):
-        flat = FlatTokens.of(batch.data)
-        mine = Rows.of(batch.data.column("status"), flat)
-        start, stop = stop, stop + len(mine.ok)
-        match = matches[start:stop]
-        rows = np.flatnonzero((match >= 0) & mine.ok)
-        rows = rows[theirs.ok[match[rows]]]
-        same = (mine.lengths[rows] == theirs.lengths[match[rows]]) & (mine.digests[rows] == theirs.digests[match[rows]])
-        comparison.both_ok += len(rows)
-        comparison.add(flat.take(rows[same]), theirs.tokens(match[rows[same]]))
-        comparison.other_labels += int((~same).sum())
-        ids = batch.data.column("sample_id")
-        left = rows[~same][: max(0, _NAMED - len(comparison.examples))]
-        comparison.examples += [ids[int(row)].as_py() for row in left]
-    return comparison
-
-
-def _trimmed(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
-    """The square around 0 that holds every counted token."""
-    middle = _BINS // 2
-    used = np.flatnonzero(comparison.grid.any(0) | comparison.grid.any(1))
-    half = int(np.clip(max(middle - used.min(), used.max() + 1 - middle) + 2, 8, middle))
-    inner = slice(middle - half, middle + half)
-    edges = np.linspace(-_RANGE, _RANGE, _BINS + 1)  # in logits
-    return comparison.grid[inner, inner], edges[middle - half : middle + half + 1]
-
-
 def _correlation(result: Mapping[str, Any]) -> str:
     value = result["correlation"]
     return "undefined (no spread)" if value is None else f"{value:.4f}"
 
 
-def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+def _print(
+    result: Mapping[str, Any], differing: Mapping[str, Any], arguments: argparse.Namespace, score: Score
+) -> None:
+    unit = f" {SCORES[score].unit}" if SCORES[score].unit else ""
+    if score != DEFAULT_SCORE:
+        say(f"score: {score} = {SCORES[score].equation}")
     say(f"A: {arguments.a}, {counted(result['rows_a'], 'row')}\nB: {arguments.b}, {counted(result['rows_b'], 'row')}")
     only = [result[f"rows_{side}"] - result["joined"] for side in "ab"]
     say(f"{counted(result['joined'], 'row')} joined by sample_key ({only[0]:,} only in A, {only[1]:,} only in B); "
@@ -219,11 +162,90 @@ def _print(result: Mapping[str, Any], differing: Mapping[str, Any], arguments: a
     note = f"; {undefined:,} are undefined in one of the two" if undefined else ""
     say(f"{counted(result['tokens'], 'token')} compared{note}")
     say(f"correlation               {_correlation(result)}")
-    say(f"mean difference, A - B    {result['mean_difference']:+#.4g} logits")
-    say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g} logits")
-    say(f"rms difference            {result['rms_difference']:#.4g} logits")
-    say(f"max difference            {result['max_difference']:#.4g} logits")
+    say(f"mean difference, A - B    {result['mean_difference']:+#.4g}{unit}")
+    say(f"mean absolute difference  {result['mean_absolute_difference']:#.4g}{unit}")
+    say(f"rms difference            {result['rms_difference']:#.4g}{unit}")
+    say(f"max difference            {result['max_difference']:#.4g}{unit}")
     say(f"weight moved by more than {MOVED}: {result['share_moved']:.2%} of the tokens")
     say("measured alike" if not differing else "measured differently:")
     for name, (one, other) in differing.items():
         say(f"  {name}: {one!r} in A, {other!r} in B")
+
+
+def _compare_scores(arguments: argparse.Namespace) -> int:
+    """Prints how alike the scores of one directory rank its tokens; 0."""
+    if arguments.b is not None or arguments.output:
+        raise ConfigError(
+            f"--scores compares the scores of one directory, {arguments.a}, in a table: leave "
+            f"{'--output' if arguments.b is None else arguments.b} out"
+        )
+    given = [f"--{name}" for name in ("preset", *_OF_WEIGHTS) if getattr(arguments, name) is not None]
+    if given:
+        raise ConfigError(f"--scores compares scores, whatever weights are made of them: leave {', '.join(given)} out")
+    opened = open_paths(arguments.a)
+    there = cached_scores(opened)
+    scores = [ragged_weighting(score=score)["score"] for score in arguments.scores] or there
+    if set(scores) == {DEFAULT_SCORE}:
+        raise ConfigError(
+            f"{arguments.a} holds {', '.join(there)}, and --scores compares two or more: name others, or measure them "
+            "with cal-precompute --extra_columns logprobs,kl,entropy"
+        )
+    pieces = pieces_of_measurement(opened, arguments.tokenizer) if arguments.top else None
+    ranked = rank_scores(opened, scores, top=arguments.top)
+    if arguments.json:
+        print(json.dumps(_values(ranked, pieces), indent=1, allow_nan=False))  # noqa: T201
+    else:
+        _print_scores(ranked, pieces)
+    return 0
+
+
+def _values(ranked: ScoreRanks, pieces: Pieces | None) -> dict[str, Any]:
+    """Plain values, null where undefined."""
+
+    def named(matrix: np.ndarray) -> dict[str, dict[str, float | None]]:
+        return {
+            score: {other: None if np.isnan(value) else value for other, value in zip(ranked.scores, row, strict=True)}
+            for score, row in zip(ranked.scores, matrix.tolist(), strict=True)
+        }
+
+    def token(score: Score, item: Differing) -> dict[str, Any]:
+        before, text, after = item.token.in_text(pieces) if pieces else ("", "", "")
+        return {
+            "sample_id": item.token.sample_id, "row": item.token.order[0], "position": item.token.position,
+            "before": before, "token": text, "after": after, DEFAULT_SCORE: item.token.score, score: item.value,
+            "share_below": {DEFAULT_SCORE: item.below[0], score: item.below[1]},
+        }  # fmt: skip
+
+    return {
+        "rows": ranked.rows,
+        "tokens": ranked.tokens,
+        "undefined": ranked.undefined,
+        "compared": ranked.compared,
+        "of_tokens": named(ranked.of_tokens),
+        "of_samples": named(ranked.of_samples),
+        "differing": {score: [token(score, item) for item in items] for score, items in ranked.differing.items()},
+    }
+
+
+def _print_scores(ranked: ScoreRanks, pieces: Pieces | None) -> None:
+    console = flags.console()
+    drawn = "" if ranked.compared == ranked.tokens else f", on {ranked.compared:,} of them, drawn at random"
+    left = f"; {ranked.undefined:,} without one of the scores left out" if ranked.undefined else ""
+    say(f"{counted(ranked.tokens, 'token')} of {counted(ranked.rows, 'row')} with images{drawn}{left}")
+    for title, matrix in (
+        ("rank correlation over the tokens", ranked.of_tokens),
+        ("rank correlation over the samples, of their means", ranked.of_samples),
+    ):
+        table = flags.table("", *ranked.scores, left=[""], title=title, overflow="fold")
+        for score, values in zip(ranked.scores, matrix, strict=True):
+            table.add_row(score, *("-" if np.isnan(value) else f"{value:.3f}" for value in values))
+        console.print("", table)
+    for score, items in ranked.differing.items() if pieces else ():
+        assert pieces is not None
+        columns = (noun(DEFAULT_SCORE), "above", score, "above", "sample_id", "token in its text")
+        title = f"ranked most differently by {score}; above: which share of the tokens it is"
+        table = flags.table(*columns, left=columns[4:], title=title, overflow="fold")
+        for item, text in zip(items, aligned([item.token for item in items], pieces), strict=True):
+            values = (f"{item.token.score:.2f}", f"{item.below[0]:.1%}", f"{item.value:#.3g}", f"{item.below[1]:.1%}")
+            table.add_row(*values, Text(printable(item.token.sample_id)), text)
+        console.print("", table)

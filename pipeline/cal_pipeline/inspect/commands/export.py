@@ -17,9 +17,11 @@ from pathlib import Path
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.weighting import weighting_of
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.scores import DEFAULT_SCORE
 
 FORMATS = ("messages-jsonl", "hf-dataset", "labelling-sheet")
 
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the directory in one step and says what is in it; 0."""
     opened = open_paths(arguments.annotated)
-    flags.weighting_of(arguments)
+    arguments.weighting = weighting_of(arguments, opened)
     if "messages" not in opened.schema.names:
         raise ConfigError(
             "this is a sidecar (--carry none): it holds no messages and images to export; measure with "
@@ -59,6 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _writer(arguments: argparse.Namespace) -> Callable[[AnnotatedDataset, Path, argparse.Namespace], str]:
     if arguments.to == "labelling-sheet":
+        if (score := arguments.weighting["score"]) != DEFAULT_SCORE or str(arguments.weighting["map"]) != "clamp":
+            raise ConfigError(
+                f"--to labelling-sheet scores samples by their deltas under map clamp, got score {score} and map "
+                f"{arguments.weighting['map']}: leave --score, --map and --preset out"
+            )
         from cal_pipeline.inspect.tables.labelling_sheet import write_sheet
 
         return write_sheet

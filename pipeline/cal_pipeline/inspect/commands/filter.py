@@ -29,6 +29,7 @@ from cal_pipeline.inspect.tables.reading import open_paths, read_batches
 from cal_pipeline.inspect.tables.samples import count_rows
 from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
 from cal_pipeline.inspect.tables.training_layouts import LAYOUTS, write_layout
+from cal_pipeline.inspect.tables.weighting import weighting_of
 from cal_schemas.counted import are, counted
 from cal_schemas.errors import STATUS_OK, ConfigError
 from cal_schemas.opened import AnnotatedDataset
@@ -61,9 +62,10 @@ class _ListColumns(argparse.Action):
         print(  # noqa: T201
             "per row: "
             + ", ".join(SAMPLE_COLUMNS)
-            + ", images (not of a sidecar)\nstored: sample_id, sample_key, status, error, "
-            "num_tokens, source, and the source's own columns with one value a row; in double quotes if no plain word, "
-            "and with source_ in front where the name is one of the first list, or turn"
+            + ", images (not of a sidecar)\nwith --score kl: mean_kl in place of mean_delta, and so on\n"
+            "stored: sample_id, sample_key, status, error, num_tokens, source, and the source's own columns with one "
+            "value a row; in double quotes if no plain word, and with source_ in front where the name is one of the "
+            "first list, or turn"
         )
         parser.exit()
 
@@ -71,7 +73,7 @@ class _ListColumns(argparse.Action):
 def run(arguments: argparse.Namespace) -> int:
     """Prints counts and writes what was asked for; 0."""
     opened = open_paths(arguments.annotated)
-    test = RowTest(arguments.condition, opened.schema, **flags.weighting_of(arguments))
+    test = RowTest(arguments.condition, opened.schema, **weighting_of(arguments, opened))
     if arguments.output:
         check_output(arguments.output, arguments.annotated)
     ids = flags.new_file(arguments.ids, ".txt", ".csv") if arguments.ids else None

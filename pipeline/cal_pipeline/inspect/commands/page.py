@@ -3,9 +3,11 @@
     cal-inspect page annotated/ --output page.html
     cal-inspect page annotated/ --output page.html --tokenizer llava-hf/llava-1.5-7b-hf
     cal-inspect page annotated/ --output page.html --samples 100 --title LLaVA
+    cal-inspect page annotated/ --output kl.html --score kl --map top_share=0.4
 
 It needs no network and no server, and its own content security policy lets nothing run but its own script. Text of the
-dataset is data to that script, never markup. Sliders for alpha and beta weigh and shade anew at once.
+dataset is data to that script, never markup. Sliders for alpha and beta weigh and shade anew at once; weights of
+another map than clamp are as they were written.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from cal_pipeline.inspect.page.audit_result import find_audit
 from cal_pipeline.inspect.page.chosen_rows import SHARES
 from cal_pipeline.inspect.page.page_data import page_data
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.statistics import bounds_scores
+from cal_pipeline.inspect.tables.weighting import given_weighting, weighting_of
 from cal_schemas.counted import counted
 from cal_schemas.errors import ConfigError
-from cal_schemas.weighting import check_weighting
+from cal_schemas.scores import DEFAULT_SCORE
 
 SCRIPTS = ("state", "elements", "weights", "plots", "tables", "cards", "gallery", "selection", "page")
 """Parts of the page's script."""
@@ -49,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flags.add_ids_from(parser)
     parser.add_argument("--seed", type=flags.at_least(0), default=0, help="of the rows drawn")
-    parser.add_argument("--alpha", type=float, default=1.0, help="where the slider stands at first (default 1)")
-    parser.add_argument("--beta", type=float, default=5.0, help="where the slider stands at first (default 5)")
-    parser.add_argument("--window", type=int, default=3, help="tokens averaged at first, odd (default 3)")
+    flags.add_weighting(parser, pool=False)
     parser.add_argument(
         "--thumbnail_px", type=flags.at_least(16), default=320, help="longer side of an image (default 320)"
     )
@@ -65,14 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page; 0."""
-    check_weighting(alpha=arguments.alpha, beta=arguments.beta, window=arguments.window)
-    if not math.isfinite(arguments.beta):
+    weighting = given_weighting(arguments)
+    if not math.isfinite(weighting["beta"]) and bounds_scores(weighting["map"]):
         raise ConfigError("--beta of a page is a place on a slider and must be finite")
     target = flags.new_file(arguments.output, ".html", ".htm")
     dataset = open_paths(arguments.annotated)
+    weighting = weighting_of(arguments, dataset)
     audit = find_audit(arguments.annotated, dataset.spec.fingerprint(), arguments.audit)
-    title = arguments.title or f"Deltas of {arguments.annotated[0].resolve().name}"
-    data = page_data(dataset, arguments, title=title, audit=audit)
+    plural = "Deltas" if weighting["score"] == DEFAULT_SCORE else weighting["score"]
+    title = arguments.title or f"{plural} of {arguments.annotated[0].resolve().name}"
+    data = page_data(dataset, arguments, weighting, title=title, audit=audit)
     text = page_text(data)
     flags.write_text(target, text)
     images = [image for sample in data["samples"] for image in sample["images"]]
@@ -96,6 +100,8 @@ def page_text(data: dict[str, Any]) -> str:
     values = {
         "POLICY": policy,
         "TITLE": html.escape(data["title"]),
+        "NOUN": html.escape(data["score"]["noun"]),
+        "LEAD": html.escape(data["score"]["lead"]),
         "STYLE": style,
         # ASCII, so that U+2028 and lone halves of surrogates are escaped as well.
         "DATA": json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).translate(_UNSAFE),

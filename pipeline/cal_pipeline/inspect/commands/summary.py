@@ -1,7 +1,8 @@
-"""Prints counts by status, tokens, quantiles of delta, delta by turn, bytes per token, and what measured it.
+"""Prints counts by status, tokens, quantiles of a score, the score by turn, bytes per token, and what measured it.
 
     cal-inspect summary annotated/
     cal-inspect summary annotated/ --alpha 0.5 --beta 3
+    cal-inspect summary annotated/ --score kl --map top_share=0.4
     cal-inspect summary annotated/ --json
 
 With --json the same figures are one object.
@@ -19,9 +20,13 @@ from rich.table import Table
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.reading import open_paths
+from cal_pipeline.inspect.tables.statistics import bounds_scores
 from cal_pipeline.inspect.tables.summary import measured_with, summarise
-from cal_schemas.counted import are, counted
+from cal_pipeline.inspect.tables.weighting import weighting_of
+from cal_schemas.counted import counted
+from cal_schemas.scores import SCORES
 
 _NAME_WIDTH = 15
 
@@ -36,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the summary; 0."""
     opened = open_paths(arguments.annotated)
-    weighting = flags.weighting_of(arguments)
+    weighting = weighting_of(arguments, opened)
     summary = summarise(opened, **weighting)
     if arguments.json:
         print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
@@ -57,7 +62,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             f"{counted(summary['text_only_rows'], 'row')}")  # fmt: skip
     say(
         f"{counted(tokens, 'supervised token')} of {summary['encoded_tokens']:,} encoded"
-        + (f"; {counted(undefined, 'delta')} {are(undefined)} undefined" if undefined else "")
+        + (f"; {counted(undefined, 'token')} without a defined {noun(summary['score'])}" if undefined else "")
     )
     say(
         f"{decimal(size['files'])} in all, {decimal(size['images'])} of it images"
@@ -79,15 +84,25 @@ def _tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     beta = "inf" if summary["beta"] is None else f"{summary['beta']:g}"
     figures = {"tokens": "tokens", "mean": "mean", "std": "std", "min": "min", "max": "max", "share_negative": "< 0",
                "share_below_alpha": f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}"}  # fmt: skip
+    if not bounds_scores(summary["map"]):
+        figures = {key: name for key, name in figures.items() if key not in ("share_below_alpha", "share_below_beta")}
+    name = noun(summary["score"])
+    in_unit = f" in {unit}" if (unit := SCORES[summary["score"]].unit) else ""
     quantiles = {f"q{share}": f"{share}%" for share in (1, 10, 25, 50, 75, 90, 99)}
-    turns = {"all": summary["delta"], **summary["turns"]}
+    weighed = "" if str(summary["map"]) == "clamp" else f", weighed by {summary['map']}"
+    turns = {"all": summary[name], **summary["turns"]}
     for title, first, rows, columns in (
-        ("delta in logits, of all tokens and by turn (answer of the conversation)", "turn", turns, figures),
-        ("quantiles of delta", "turn", turns, quantiles),
-        ("quantiles over the samples with deltas", "of samples", summary["samples"], quantiles),
+        (f"{name}{in_unit}, of all tokens and by turn (answer of the conversation)", "turn", turns, figures),
+        (f"quantiles of {name}", "turn", turns, quantiles),
+        (
+            f"quantiles over the samples with {'deltas' if name == 'delta' else f'a {name}'}{weighed}",
+            "of samples",
+            summary["samples"],
+            quantiles,
+        ),
     ):
         table = flags.table(first, *columns.values(), left=[first], title=title)
-        for name, values in rows.items():
-            forms = {key: "," if key == "tokens" else ".1%" if "share" in key + name else ".2f" for key in columns}
-            table.add_row(name, *("-" if values[key] is None else format(values[key], forms[key]) for key in columns))
+        for row, values in rows.items():
+            forms = {key: "," if key == "tokens" else ".1%" if "share" in key + row else ".2f" for key in columns}
+            table.add_row(row, *("-" if values[key] is None else format(values[key], forms[key]) for key in columns))
         yield table

@@ -1,8 +1,9 @@
-"""Prints the tokens with the highest and lowest deltas: occurrences with the text around them, and means by token.
+"""Prints tokens with the highest and lowest deltas, or other scores: in the text around them, and means by token.
 
     cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf
     cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf --top 50 --min_count 5
     cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf --output tokens.csv
+    cal-inspect tokens annotated/ --tokenizer llava-hf/llava-1.5-7b-hf --score kl
 
 Reads one batch of rows after the other: memory does not grow with the rows.
 """
@@ -13,15 +14,16 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cal_pipeline.inspect import flags
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.reading import open_paths
-from cal_pipeline.inspect.tables.token_statistics import Occurrence, TokenStatistics, token_statistics
+from cal_pipeline.inspect.tables.token_statistics import Occurrence, TokenStatistics, aligned, token_statistics
 from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement, printable
+from cal_pipeline.inspect.tables.weighting import score_of
 from cal_schemas.errors import ConfigError
 from cal_schemas.storage.locations import Location
 
@@ -30,56 +32,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `cal-inspect tokens`."""
     flags.add_annotated(parser)
     flags.add_tokenizer(parser)
+    flags.add_score(parser)
     parser.add_argument("--top", type=flags.at_least(1), default=15, help="how many of each (default 15)")
     parser.add_argument(
         "--min_count", type=flags.at_least(1), default=5, help="means are of tokens that occur so often (default 5)"
     )
-    parser.add_argument("--output", type=flags.place, help="FILE.csv: count and mean delta of every token")
+    parser.add_argument("--output", type=flags.place, help="FILE.csv: count and mean of every token")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints four tables; 0."""
     path = flags.new_file(arguments.output, ".csv") if arguments.output else None
     opened = open_paths(arguments.annotated)
+    score = score_of(arguments, opened)
+    name = noun(score)
     pieces = pieces_of_measurement(opened, arguments.tokenizer)
-    statistics = token_statistics(opened, arguments.top)
+    statistics = token_statistics(opened, arguments.top, score)
     if not statistics.highest:
         raise ConfigError(
-            f"no tokens: none of the {opened.num_rows} rows of {opened.files[0].parent} has a defined delta "
+            f"no tokens: none of the {opened.num_rows} rows of {opened.files[0].parent} has a defined {name} "
             "(cal-inspect summary tells their statuses)"
         )
     if path:  # Before anything is printed, whose reader may leave.
-        write_csv(path, statistics, pieces)
+        write_csv(path, statistics, pieces, name)
     console = flags.console()
-    console.print(_occurrences("highest deltas", statistics.highest, pieces), "")
-    console.print(_occurrences("lowest deltas", statistics.lowest, pieces), "")
-    _print_means(console, statistics, pieces, arguments.top, arguments.min_count)
+    plural = "deltas" if name == "delta" else name
+    console.print(_occurrences(f"highest {plural}", statistics.highest, pieces, name), "")
+    console.print(_occurrences(f"lowest {plural}", statistics.lowest, pieces, name), "")
+    _print_means(console, statistics, pieces, arguments, name)
     if path:
         console.print(f"{path}: every token")
     return 0
 
 
-def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces) -> Table:
-    columns = ("delta", "sample_id", "token in its text")
+def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces, name: str) -> Table:
+    columns = (name, "sample_id", "token in its text")
     table = flags.table(*columns, left=columns[1:], title=title, overflow="fold")
-    texts = []
-    for item in occurrences:
-        texts.append(item.in_text(pieces))
-    width = max((cell_len(before) for before, _, _ in texts), default=0)
-    for item, (before, token, after) in zip(occurrences, texts, strict=True):
-        indent = " " * (width - cell_len(before))  # Brackets below each other.
-        text = Text.assemble(indent, before, (f"[{token}]", "bold reverse"), after)
-        table.add_row(f"{item.delta:.2f}", Text(printable(item.sample_id)), text)
+    for item, text in zip(occurrences, aligned(occurrences, pieces), strict=True):
+        table.add_row(f"{item.score:.2f}", Text(printable(item.sample_id)), text)
     return table
 
 
-def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, top: int, min_count: int) -> None:
+def _print_means(
+    console: Console, statistics: TokenStatistics, pieces: Pieces, arguments: argparse.Namespace, name: str
+) -> None:
+    top, min_count = arguments.top, arguments.min_count
     mean = statistics.mean()
     order = statistics.by_mean(min_count)
     if not len(order):
         console.print(f"no token occurs {min_count} times: lower --min_count for means by token")
         return
-    for title, chosen in (("highest mean delta", order[::-1][:top]), ("lowest mean delta", order[:top])):
+    for title, chosen in ((f"highest mean {name}", order[::-1][:top]), (f"lowest mean {name}", order[:top])):
         title = f"{title}, of tokens that occur at least {min_count} times"
         table = flags.table("mean", "count", "token", left=["token"], title=title)
         for token_id in chosen:
@@ -91,10 +94,10 @@ def _print_means(console: Console, statistics: TokenStatistics, pieces: Pieces, 
         console.print(table, "")
 
 
-def write_csv(path: Location, statistics: TokenStatistics, pieces: Pieces) -> None:
-    """Columns token_id, token, count, mean_delta; most frequent first."""
+def write_csv(path: Location, statistics: TokenStatistics, pieces: Pieces, name: str) -> None:
+    """Columns token_id, token, count, and the mean (mean_delta); most frequent first."""
     ids = np.argsort(-statistics.count, kind="stable")[: np.count_nonzero(statistics.count)]
     texts = [printable(pieces.text_of(int(token_id))) for token_id in ids]
-    columns = {"token": texts, "count": statistics.count[ids], "mean_delta": statistics.mean()[ids]}
+    columns = {"token": texts, "count": statistics.count[ids], f"mean_{name}": statistics.mean()[ids]}
     with flags.written(path) as local:
         pd.DataFrame({"token_id": ids, **columns}).to_csv(local, index=False, float_format="%.6g")

@@ -26,8 +26,9 @@ from cal_pipeline.inspect.tables.token_text import (
 )
 from cal_schemas.errors import CalError, ConfigError
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.ragged import ragged_weighting
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import Location, location
-from cal_schemas.weighting import check_weighting
 
 _MEASURED_WITH = "cal.measured_with"
 """In a frame's `attrs`: `Reference` and where image paths start, as plain values, which Parquet keeps, too.
@@ -114,18 +115,23 @@ def show_words(
     sample: pd.Series | Mapping[str, Any],
     tokenizer: Any = None,
     *,
-    by: Literal["delta", "weight"] = "delta",
-    alpha: float = 1.0,
-    beta: float = 5.0,
-    window: int = 3,
+    by: Literal["score", "weight"] = "score",
+    score: Score = DEFAULT_SCORE,
+    map: str = "clamp",  # noqa: A002 - as the flag
+    alpha: float | None = None,
+    beta: float | None = None,
+    window: int | None = None,
 ) -> ShadedWords:
     """The words of one sample: shaded in a notebook, with a number behind each where they are printed.
 
     Args:
         sample: a row of a frame (`frame.loc[i]`), or its values by column, as `datasets` gives them.
         tokenizer: as `token_frame` takes it.
-        by: `delta`, full at beta and at minus beta, or `weight`, from none at alpha to full at beta.
-        alpha: of the weights, with span pooling.
+        by: `score`, full at beta and at minus beta (under another map than clamp at the largest of the sample), or
+            `weight`, from none at alpha to full at beta.
+        score: what is shown and weighed; the row needs its columns.
+        map: of scores to weights.
+        alpha: of the weights, with span pooling; the map's by default, as beta and window.
         beta: the same.
         window: the same.
 
@@ -137,8 +143,8 @@ def show_words(
         raise ConfigError(
             f"show_words takes one row, such as frame.loc[0], not what is of type {type(sample).__name__}"
         )
-    if by not in ("delta", "weight"):
-        raise ConfigError(f"by is 'delta' or 'weight', got {by!r}")
+    if by not in ("score", "weight"):
+        raise ConfigError(f"by is 'score' or 'weight', got {by!r}")
     values = {str(name): value for name, value in sample.items()}
     if missing := [name for name in LIST_COLUMNS if name not in values]:
         raise ConfigError(
@@ -149,16 +155,15 @@ def show_words(
             f"{name} of this row is {short_repr(values[name])}, not a list: give show_words a row as load_annotated "
             "has it (frame.loc[0]); Parquet keeps lists, CSV does not"
         )
-    check_weighting(alpha=alpha, beta=beta, window=window)
+    weighting = ragged_weighting(score=score, map=map, alpha=alpha, beta=beta, window=window)
     attrs = sample.attrs if isinstance(sample, pd.Series) else {}
     # A sample that failed has no tokens, and needs no tokenizer.
     ids = values["label_ids"]
     pieces = pieces_of(attrs, tokenizer) if isinstance(ids, Sized) and len(ids) else None
     folder = attrs.get(_MEASURED_WITH, {}).get("image_folder")
-    weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": "span"}
     values |= _left_out(values, attrs)
     shown = shown_values(values, pieces, None if folder is None else location(folder), **weighting)
-    return ShadedWords(shown, Shading(by=by, alpha=alpha, beta=beta))
+    return ShadedWords(shown, Shading.of(by, shown.tokens, **weighting))
 
 
 def _without_lists(row: pd.Series | Mapping[str, Any]) -> list[str]:

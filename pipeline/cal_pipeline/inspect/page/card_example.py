@@ -44,7 +44,7 @@ def choose_example(opened: AnnotatedDataset) -> Place | None:
         if "images" in batch.data.schema.names:
             images = np.asarray(batch.data.column("images").value_lengths().fill_null(0)) > 0
         for row in np.flatnonzero((flat.lengths >= _FEWEST) & (flat.lengths <= _MOST) & images).tolist():
-            deltas = flat.take(np.array([row])).deltas
+            deltas = flat.take(np.array([row])).scores
             if np.isfinite(deltas).any():
                 spread = float(np.nanmax(np.clip(deltas, -_STRONG, _STRONG)) - np.nanmin(deltas.clip(-_STRONG)))
                 if spread > best[0]:
@@ -91,7 +91,7 @@ def example_figure(shown: ShownSample, *, with_image: bool) -> Figure:
 
 def _pieces(shown: ShownSample) -> Iterator[Sequence[Piece]]:
     """Paragraphs: a turn's role and words each."""
-    shading = Shading(by="delta", alpha=1.0, beta=_STRONG)
+    shading = Shading(by="score", alpha=1.0, beta=_STRONG)
     for turn in shown.turns:
         tokens = shown.tokens[turn.tokens.start : turn.tokens.stop]
         words: list[Piece] = [(group[-1].text, shading.extreme(group)) for group in characters(tokens)]

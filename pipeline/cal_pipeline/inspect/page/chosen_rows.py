@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.measured_batches import MeasuredBatch
 from cal_schemas.errors import STATUS_OK
 
@@ -51,7 +51,7 @@ class ChosenRows:
         seed: of those drawn at random.
     """
 
-    columns = ("status", *ANSWER_COLUMNS, *LIST_COLUMNS)
+    columns = ("status", *ANSWER_COLUMNS)
 
     def __init__(self, named: np.ndarray, pick: Pick, count: int, seed: int) -> None:
         self._named, self._pick, self._count = named, pick, count
@@ -62,10 +62,11 @@ class ChosenRows:
     def add(self, batch: MeasuredBatch) -> None:
         """Looks at the rows of a batch."""
         failed = np.asarray(batch.data.column("status")) != STATUS_OK
-        self.add_keys(batch.first, failed, batch.samples["mean_delta"], batch.samples["min_delta"])
+        mean, least = (batch.samples[f"{part}_{noun(batch.flat.score)}"] for part in ("mean", "min"))
+        self.add_keys(batch.first, failed, mean, least)
 
     def add_keys(self, first: int, failed: np.ndarray, mean: np.ndarray, lowest: np.ndarray) -> None:
-        """R rows from number `first` on: whether they failed, and their mean and lowest delta, NaN where undefined."""
+        """R rows from number `first` on: whether they failed, and their mean and lowest score, NaN where undefined."""
         drawn = self._rng.random(len(mean))  # For every row, so that a row's lot depends on its number alone.
         own = np.flatnonzero(self._named[first : first + len(mean)])
         rows = first + own
@@ -103,7 +104,7 @@ class ChosenRows:
         return next((at for at, row in enumerate(rows) if row not in taken), len(rows))
 
     def limit(self, order: Order, count: int) -> float | None:
-        """The key of the last of the first `count` rows of an order: a delta, in logits (negated for `highest`)."""
+        """The key of the last of the first `count` rows of an order: a score (negated for `highest`)."""
         return float(self._first[order].keys[count - 1]) if count else None
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.row_groups import OTHERS, RowGroup
 from cal_pipeline.inspect.tables.token_statistics import Occurrence, TokenStatistics
 from cal_pipeline.inspect.tables.token_text import Pieces, printable
+from cal_schemas.scores import SCORES, Score
 
 MIN_COUNT = 5
 """Means are of tokens that occur at least so often."""
@@ -30,12 +32,14 @@ def page_tables(
     pieces: Pieces | None,
 ) -> list[dict[str, Any]]:
     """One dict a table: `title`, `note`, `columns`, `left` (numbers of the columns with text), and `rows` of cells."""
-    made = [_statuses(summary["statuses"], by_status), _turns(summary["turns"]), _sources(by_source)]
+    score: Score = summary["score"]
+    name = noun(score)
+    plural = "deltas" if name == "delta" else name
+    made = [_statuses(summary["statuses"], by_status, name), _turns(summary["turns"], name), _sources(by_source, name)]
     if pieces is not None and len(tokens.count):
-        made += _by_mean(tokens, pieces)
-        for title, items in (("Lowest deltas of single tokens", tokens.lowest), ("Highest deltas of single tokens",
-                             tokens.highest)):  # fmt: skip
-            made.append(_occurrences(title, items, pieces))
+        made += _by_mean(tokens, pieces, score)
+        for which, items in (("Lowest", tokens.lowest), ("Highest", tokens.highest)):
+            made.append(_occurrences(f"{which} {plural} of single tokens", items, pieces, name))
     return [table for table in made if table["rows"]]
 
 
@@ -54,65 +58,67 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "\u2013" if value is None or math.isnan(value) else format(value, form)
 
 
-def _statuses(counts: Mapping[str, int], groups: Mapping[str, RowGroup]) -> dict[str, Any]:
+def _statuses(counts: Mapping[str, int], groups: Mapping[str, RowGroup], name: str) -> dict[str, Any]:
     rows = sum(counts.values())
     cells = [
         [
-            name,
+            status,
             f"{count:,}",
             f"{count / rows:.1%}",
-            f"{groups[name].tokens:,}",
-            printable((groups[name].error or "")[:300]),
+            f"{groups[status].tokens:,}",
+            printable((groups[status].error or "")[:300]),
         ]
-        for name, count in counts.items()
+        for status, count in counts.items()
     ]
-    return _table("By status", ["status", "rows", "share", "tokens with a delta", "for example"], cells, (0, 4))
+    return _table("By status", ["status", "rows", "share", f"tokens with a {name}", "for example"], cells, (0, 4))
 
 
-def _turns(turns: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _turns(turns: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
     cells = [
-        [name, f"{of['tokens']:,}", *(_number(of[key]) for key in ("mean", "q10", "q50", "q90")),
+        [turn, f"{of['tokens']:,}", *(_number(of[key]) for key in ("mean", "q10", "q50", "q90")),
          _number(of["share_negative"], ".1%")]
-        for name, of in turns.items()
+        for turn, of in turns.items()
     ]  # fmt: skip
-    columns = ["answer", "tokens", "mean delta", "10% quantile", "median", "90% quantile", "below 0"]
+    columns = ["answer", "tokens", f"mean {name}", "10% quantile", "median", "90% quantile", "below 0"]
     return _table("By turn", columns, cells, note="Answers of the conversation, from 1.")
 
 
-def _sources(groups: Mapping[str, RowGroup]) -> dict[str, Any]:
+def _sources(groups: Mapping[str, RowGroup], name: str) -> dict[str, Any]:
     ordered = sorted(groups.items(), key=lambda item: (item[0] == OTHERS, -item[1].rows))
     shown = dict(ordered[:MAX_SOURCES])
     cells = [
-        [printable(name), f"{of.rows:,}", f"{of.ok:,}", f"{of.tokens:,}", _number(of.mean), _number(of.lowest),
+        [printable(source), f"{of.rows:,}", f"{of.ok:,}", f"{of.tokens:,}", _number(of.mean), _number(of.lowest),
          _number(of.negative / of.tokens if of.tokens else None, ".1%")]
-        for name, of in shown.items()
+        for source, of in shown.items()
     ]  # fmt: skip
-    columns = ["source", "rows", "ok", "tokens", "mean delta", "lowest", "below 0"]
+    columns = ["source", "rows", "ok", "tokens", f"mean {name}", "lowest", "below 0"]
     left_out = len(groups) - len(shown)
     note = f"The {MAX_SOURCES} with most rows; {left_out:,} more are not shown." if left_out else ""
     return _table("By source", columns, cells, note=note)
 
 
-def _by_mean(tokens: TokenStatistics, pieces: Pieces) -> list[dict[str, Any]]:
-    mean, order = tokens.mean(), tokens.by_mean(MIN_COUNT)
+def _by_mean(tokens: TokenStatistics, pieces: Pieces, score: Score) -> list[dict[str, Any]]:
+    mean, order, name = tokens.mean(), tokens.by_mean(MIN_COUNT), noun(score)
     made = []
-    for title, ids in (("Tokens the image speaks against", order[:TOP_TOKENS]),
-                       ("Tokens the image speaks for", order[::-1][:TOP_TOKENS])):  # fmt: skip
+    titles = ("Tokens the image speaks against", "Tokens the image speaks for")
+    if not SCORES[score].signed:
+        titles = (f"Tokens of the lowest {name}", f"Tokens of the highest {name}")
+    for title, ids in zip(titles, (order[:TOP_TOKENS], order[::-1][:TOP_TOKENS]), strict=True):
         cells: list[list[Cell]] = [
             [{"before": "", "token": printable(pieces.text_of(int(at))), "after": ""}, _number(mean[at]),
              f"{tokens.count[at]:,}"]
             for at in np.asarray(ids)
         ]  # fmt: skip
-        note = f"By mean delta, of tokens that occur at least {MIN_COUNT} times."
-        made.append(_table(title, ["token", "mean delta", "times"], cells, note=note))
+        note = f"By mean {name}, of tokens that occur at least {MIN_COUNT} times."
+        made.append(_table(title, ["token", f"mean {name}", "times"], cells, note=note))
     return made
 
 
-def _occurrences(title: str, items: Sequence[Occurrence], pieces: Pieces) -> dict[str, Any]:
+def _occurrences(title: str, items: Sequence[Occurrence], pieces: Pieces, name: str) -> dict[str, Any]:
     cells: list[list[Cell]] = []
     for item in items:
         before, token, after = item.in_text(pieces)
         row = item.order[0]
-        cells.append([_number(item.delta), {"row": row, "text": printable(item.sample_id)},
+        cells.append([_number(item.score), {"row": row, "text": printable(item.sample_id)},
                       {"before": before, "token": token, "after": after}])  # fmt: skip
-    return _table(title, ["delta", "sample", "token in its text"], cells, (1, 2))
+    return _table(title, [name, "sample", "token in its text"], cells, (1, 2))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cal_pipeline.inspect.page.sample import ShownSample
 from cal_pipeline.inspect.page.shading import Shading, characters, css
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.samples import ShownToken, Utterance, small_jpeg
 
 _PAGE = """
@@ -89,12 +90,13 @@ def _span(tokens: Sequence[ShownToken], shading: Shading) -> str:
     """A token, or a character with the tokens that share it."""
     text = tokens[-1].text
     shade = shading.extreme(tokens)
+    name = noun(shading.score)
     figures = "; ".join(
-        f"delta {'undefined' if math.isnan(token.delta) else f'{token.delta:.3f}'}, weight {token.weight:.3f}"
+        f"{name} {'undefined' if math.isnan(token.score) else f'{token.score:.3f}'}, weight {token.weight:.3f}"
         for token in tokens
     )
     several = f"{len(tokens)} tokens: " if len(tokens) > 1 else ""
-    kind = "t undefined" if all(math.isnan(token.delta) for token in tokens) else "t"
+    kind = "t undefined" if all(math.isnan(token.score) for token in tokens) else "t"
     return (
         f'<span class="{kind}" style="background:{css(shade)}" '
         f'title="{html.escape(f"{text.strip()!r} {several}{figures}")}">{html.escape(text)}</span>'

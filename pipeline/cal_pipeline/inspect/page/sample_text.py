@@ -68,11 +68,10 @@ def print_sample(console: Console, shown: ShownSample, shading: Shading) -> None
                 shared.append(_numbered(tokens, shading).strip())
         console.print(text)
     console.print(Text(printable(shown.numbers())))
-    unit = "delta, logits" if shading.by == "delta" else "weight"
     if coloured and shared:
-        console.print(Text(f"characters of several tokens ({unit} of each): {'  '.join(shared)}"))
+        console.print(Text(f"characters of several tokens ({shading.unit} of each): {'  '.join(shared)}"))
     if shown.tokens:
-        console.print(_bar(shading) if coloured else Text(f"(in parentheses: {unit})", style="dim"))
+        console.print(_bar(shading) if coloured else Text(f"(in parentheses: {shading.unit})", style="dim"))
 
 
 def _bar(shading: Shading) -> Text:
@@ -102,7 +101,7 @@ def _numbered(tokens: Sequence[ShownToken], shading: Shading) -> str:
 
 def _shaded(tokens: Sequence[ShownToken], shading: Shading) -> Text:
     words = _lines(tokens[-1].text)
-    if all(math.isnan(token.delta) for token in tokens):
+    if all(math.isnan(token.score) for token in tokens):
         return Text(words, style="underline")
     shade = shading.extreme(tokens)
     return Text(words, style="" if abs(shade) < _LEAST_SHADE else f"rgb(0,0,0) on {_rgb(shade)}")

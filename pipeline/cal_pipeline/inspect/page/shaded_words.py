@@ -14,14 +14,15 @@ from cal_pipeline.inspect.page.sample import ShownSample, turns_of
 from cal_pipeline.inspect.page.sample_html import sample_fragment
 from cal_pipeline.inspect.page.sample_text import print_sample
 from cal_pipeline.inspect.page.shading import Shading
+from cal_pipeline.inspect.tables.flat import token_columns
 from cal_pipeline.inspect.tables.samples import row_images, shown_tokens
 from cal_pipeline.inspect.tables.token_text import Pieces
 from cal_schemas.annotated import sample_from_columns
 from cal_schemas.sample import ImageRef
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import Location, location
 
 _WIDTH = 100
-_COLUMNS = ("label_ids", "label_positions", "delta_logits", "messages", "template_inputs")
 _SAID = ("sample_id", "status", "error", "messages", "template_inputs", "images")
 
 
@@ -50,11 +51,17 @@ class ShadedWords:
 
 
 def shown_values(
-    values: Mapping[str, Any], pieces: Pieces | None, image_folder: Location | None, **weighting: Any
+    values: Mapping[str, Any],
+    pieces: Pieces | None,
+    image_folder: Location | None,
+    *,
+    score: Score = DEFAULT_SCORE,
+    **weighting: Any,
 ) -> ShownSample:
     """A sample of a row's values by column, as pandas, `datasets` or Arrow give them; no tokens without `pieces`."""
-    row = pd.DataFrame({name: pd.Series([_value(values, name)], dtype=object) for name in _COLUMNS if name in values})
-    tokens = [] if pieces is None else shown_tokens(row, pieces, **weighting)
+    names = [name for name in (*token_columns(score), "messages", "template_inputs") if name in values]
+    row = pd.DataFrame({name: pd.Series([_value(values, name)], dtype=object) for name in names})
+    tokens = [] if pieces is None else shown_tokens(row, pieces, score=score, **weighting)
     messages = _value(values, "messages")
     images = _value(values, "images")
     sample = sample_from_columns(
@@ -72,6 +79,7 @@ def shown_values(
         turns=turns_of(sample.messages, tokens),
         tokens=tokens,
         images=[_image(*item, image_folder) for item in enumerate(() if images is None else images)],
+        score=score,
         missing=_renamed(values),
     )
 

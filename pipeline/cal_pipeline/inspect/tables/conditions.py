@@ -17,14 +17,15 @@ import pyarrow.compute as pc
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
 from cal_pipeline.inspect.tables.condition_sql import Writer
 from cal_pipeline.inspect.tables.condition_text import connection
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import token_columns
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS, read_batches
-from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, check_defined, computed_columns
+from cal_pipeline.inspect.tables.statistics import check_defined, computed_columns, sample_names
 from cal_pipeline.inspect.tables.stored_columns import TEXTS, comparable, plain_type, scalar_columns
 from cal_pipeline.inspect.tables.terms import NUMBER, TEXT, TIME, TRUTH, ZONED, Term
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.weighting import Pool, check_weighting
+from cal_schemas.ragged import ragged_weighting
+from cal_schemas.scores import Score, validate_columns
 
 _ALWAYS_DEFINED = ("tokens", "undefined", "turns", "images")
 
@@ -35,32 +36,21 @@ class RowTest:
     Args:
         condition: SQL.
         schema: of the shards.
-        alpha: of the computed columns, as in `sample_frame`.
-        beta: the same.
-        window: the same.
-        pool: the same.
+        weighting: score, map, alpha, beta, window and pool of the computed columns, as in `sample_frame`.
 
     Raises ConfigError when the condition cannot be evaluated on such shards.
     """
 
     columns: tuple[str, ...]
 
-    def __init__(
-        self,
-        condition: str,
-        schema: pa.Schema,
-        *,
-        alpha: float = 1.0,
-        beta: float = 5.0,
-        window: int = 3,
-        pool: Pool = "span",
-    ) -> None:
-        check_weighting(alpha=alpha, beta=beta, window=window, pool=pool)
+    def __init__(self, condition: str, schema: pa.Schema, **weighting: Any) -> None:
+        self._weighting = ragged_weighting(**weighting)
+        score: Score = self._weighting["score"]
         self._condition = condition
-        self._weighting = {"alpha": alpha, "beta": beta, "window": window, "pool": pool}
-        self._stored = scalar_columns(schema)
+        self._computed = sample_names(score)
+        self._stored = scalar_columns(schema, score)
         terms = {address: _stored_term(schema.field(name)) for address, name in self._stored.items()}
-        computed = [*(["images"] if "images" in schema.names else []), *SAMPLE_COLUMNS]
+        computed = [*(["images"] if "images" in schema.names else []), *self._computed]
         for name in computed:
             defined = name in _ALWAYS_DEFINED
             terms[name] = Term(sql="", kind=NUMBER, nullable=not defined, whole=defined)
@@ -68,10 +58,12 @@ class RowTest:
         others = set(schema.names) - set(self._stored.values())
         writer = Writer(condition, {name: _named(term, names[name]) for name, term in terms.items()}, others)
         self._names = {name: names[name] for name in writer.names}
-        check_defined(self._names, alpha=alpha, beta=beta)
+        check_defined(self._names, **self._weighting)
         columns = [self._stored[name] for name in self._names if name in self._stored]
         columns += [IMAGE_PATHS] if "images" in self._names else []
-        columns += LIST_COLUMNS if set(self._names) & set(SAMPLE_COLUMNS) else ()
+        if set(self._names) & set(self._computed):
+            validate_columns(schema.names, score, "this measurement")
+            columns += token_columns(score)
         if "turns" in self._names:
             columns += [name for name in ANSWER_COLUMNS if name in schema.names and name not in columns]
         self.columns = tuple(columns)
@@ -98,7 +90,7 @@ class RowTest:
         return pa.array(np.asarray(self._selected(self._sql, batch)["passed"], bool))
 
     def _selected(self, sql: str, batch: pa.RecordBatch) -> Mapping[str, Any]:
-        computed = set(self._names) & set(SAMPLE_COLUMNS)
+        computed = set(self._names) & set(self._computed)
         values = computed_columns(batch, computed, **self._weighting) if computed else {}
         # Without a column a condition is one truth value, for as many rows as there are.
         table: dict[str, pa.Array] = {"rows": pa.nulls(batch.num_rows, pa.bool_())}

@@ -16,11 +16,27 @@ import pyarrow as pa
 from cal_pipeline.inspect.tables.answers import Answers, flat_array, turn_of_span
 from cal_schemas.errors import ConfigError, FormatError
 from cal_schemas.maps import Map
-from cal_schemas.ragged import ragged_weights
-from cal_schemas.token_columns import REQUIRED_TOKEN_COLUMNS
-from cal_schemas.weighting import Pool, check_weighting
+from cal_schemas.ragged import ragged_scores, ragged_weighting, ragged_weights
+from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score, validate_columns
+from cal_schemas.token_columns import REQUIRED_TOKEN_COLUMNS, TOKEN_COLUMNS
+from cal_schemas.weighting import Pool
 
 LIST_COLUMNS = tuple(REQUIRED_TOKEN_COLUMNS)
+
+
+def token_columns(score: Score) -> tuple[str, ...]:
+    """What `FlatTokens.of` reads."""
+    return (*LIST_COLUMNS, *(name for name in SCORES[score].cached if name not in LIST_COLUMNS))
+
+
+def noun(score: Score) -> str:
+    """What the score is called in tables and columns: `delta`, or its own name."""
+    return "delta" if score == DEFAULT_SCORE else score
+
+
+def with_unit(score: Score) -> str:
+    """The same with its unit, if it has one."""
+    return f"{noun(score)}, {unit}" if (unit := SCORES[score].unit) else noun(score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +49,10 @@ class FlatTokens:
     """[N] int32."""
     positions: np.ndarray
     """[N] int32, in the reference's encoding of the row."""
-    deltas: np.ndarray
-    """[N] float32 in logits, NaN where undefined."""
+    scores: np.ndarray
+    """[N] float32, NaN where undefined: deltas, in logits, or what another score makes of the columns."""
+    score: Score = DEFAULT_SCORE
+    """What `scores` are."""
 
     @cached_property
     def row(self) -> np.ndarray:
@@ -67,12 +85,13 @@ class FlatTokens:
             lengths=self.lengths[rows],
             label_ids=self.label_ids[at],
             positions=self.positions[at],
-            deltas=self.deltas[at],
+            scores=self.scores[at],
+            score=self.score,
         )
 
     @classmethod
-    def of(cls, columns: pa.Table | pa.RecordBatch | pd.DataFrame) -> FlatTokens:
-        """Of the columns LIST_COLUMNS, also of a frame of `load_annotated` or `pandas.read_parquet` (any backend).
+    def of(cls, columns: pa.Table | pa.RecordBatch | pd.DataFrame, score: Score = DEFAULT_SCORE) -> FlatTokens:
+        """Of the `token_columns`, also of a frame of `load_annotated` or `pandas.read_parquet` (any backend).
 
         Raises ConfigError naming columns that are not there or hold no lists of numbers, FormatError for a row with
         unequally many of each.
@@ -80,20 +99,24 @@ class FlatTokens:
         names = list(columns.columns) if isinstance(columns, pd.DataFrame) else columns.schema.names
         if missing := [name for name in LIST_COLUMNS if name not in names]:
             raise ConfigError(f"the frame lacks the columns {missing}, which load_annotated's have; it has {names}")
-        (lengths, ids), (other, positions), (third, deltas) = (
-            _flat(name, columns[name], pa.from_numpy_dtype(kind)) for name, kind in REQUIRED_TOKEN_COLUMNS.items()
-        )
-        if not (np.array_equal(lengths, other) and np.array_equal(lengths, third)):
-            unequal = int(np.flatnonzero((lengths != other) | (lengths != third))[0])
+        validate_columns(names, score, "the frame")
+        flat = {
+            name: _flat(name, columns[name], pa.from_numpy_dtype(TOKEN_COLUMNS[name])) for name in token_columns(score)
+        }
+        lengths = flat["label_ids"][0]
+        if any(not np.array_equal(lengths, own) for own, _ in flat.values()):
+            unequal = int(np.flatnonzero(np.any([lengths != own for own, _ in flat.values()], axis=0))[0])
             raise FormatError(
-                f"row {unequal} has {lengths[unequal]} label_ids, {other[unequal]} label_positions and "
-                f"{third[unequal]} delta_logits: an annotated row has equally many of each"
+                f"row {unequal} has {' and '.join(f'{own[unequal]} {name}' for name, (own, _) in flat.items())}: an "
+                "annotated row has equally many of each"
             )
+        values = {name: own.astype(TOKEN_COLUMNS[name], copy=False) for name, (_, own) in flat.items()}
         return cls(
             lengths=lengths,
-            label_ids=ids.astype(np.int32, copy=False),
-            positions=positions.astype(np.int32, copy=False),
-            deltas=deltas.astype(np.float32, copy=False),
+            label_ids=values["label_ids"],
+            positions=values["label_positions"],
+            scores=ragged_scores(score, values, lengths),
+            score=score,
         )
 
     def weights(
@@ -103,23 +126,19 @@ class FlatTokens:
         beta: float | None = None,
         window: int | None = None,
         pool: Pool = "span",
-        map: str = "clamp",  # noqa: A002 - as the flag
+        map: Map | str = "clamp",  # noqa: A002 - as the flag
     ) -> np.ndarray:
         """[N] float32: exactly what `cal_trainer.token_weights` gives each token of its row (CAL, Eq. 4).
 
-        Arguments as there. Raises ConfigError for those that make no sense, and for pool `released`, which needs deltas
-        of unsupervised tokens too.
+        Arguments as there. Raises ConfigError for those that make no sense, and for what only training knows.
         """
-        rule = Map.parse(map)
-        settings = rule.settings(alpha=alpha, beta=beta, window=window)
-        check_weighting(**settings, pool=pool, rule=rule)
-        if pool == "released":
-            raise ConfigError("pool 'released' reads deltas of unsupervised tokens, which no cache holds")
+        weighting = ragged_weighting(alpha=alpha, beta=beta, window=window, pool=pool, map=map)
         run = np.cumsum(self.starts) if pool == "span" else self.row
-        return ragged_weights(self.deltas, self.lengths, run, rule, **settings)
+        settings = {name: weighting[name] for name in ("alpha", "beta", "window")}
+        return ragged_weights(self.scores, self.lengths, run, weighting["map"], **settings)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """[R] float64: mean of values [N] over a row's tokens with a defined delta, NaN where it has none."""
+        """[R] float64: mean of values [N] over a row's tokens with a defined score, NaN where it has none."""
         defined, rows, count = self._defined
         total = np.bincount(rows, weights=values[defined], minlength=len(count))
         with np.errstate(invalid="ignore"):
@@ -127,8 +146,8 @@ class FlatTokens:
 
     @cached_property
     def _defined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which tokens have a delta [N], the rows of those, and how many each row has [R]."""
-        defined = ~np.isnan(self.deltas)
+        """Which tokens have a score [N], the rows of those, and how many each row has [R]."""
+        defined = ~np.isnan(self.scores)
         rows = self.row[defined]
         return defined, rows, np.bincount(rows, minlength=len(self.lengths))
 

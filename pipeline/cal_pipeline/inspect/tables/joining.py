@@ -11,13 +11,14 @@ from itertools import chain, islice
 import numpy as np
 import pyarrow as pa
 
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS, FlatTokens, places
+from cal_pipeline.inspect.tables.flat import FlatTokens, places, token_columns
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.output.row_reader import ROW_COLUMNS, by_path
 from cal_schemas.annotated import rows_from_batch
 from cal_schemas.errors import STATUS_OK
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import sample_key
+from cal_schemas.scores import Score
 from cal_schemas.storage.locations import read_footer
 
 BATCH_ROWS = 2048
@@ -35,18 +36,18 @@ class Rows:
     """[R] int64, supervised tokens."""
     digests: np.ndarray
     """[R] uint64 of the label ids: equal ones are equal, others differ but for one pair in 2**64."""
-    deltas: np.ndarray
-    """[N] float32 in logits, NaN where undefined."""
+    scores: np.ndarray
+    """[N] float32, NaN where undefined."""
 
     @classmethod
     def of(cls, status: pa.Array, flat: FlatTokens) -> Rows:
         """Of the column `status` and the tokens of as many rows."""
         ok = np.asarray(status.to_pandas() == STATUS_OK, bool)
-        return cls(ok=ok, lengths=flat.lengths, digests=_label_digests(flat), deltas=flat.deltas)
+        return cls(ok=ok, lengths=flat.lengths, digests=_label_digests(flat), scores=flat.scores)
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
-        """Deltas of these rows, in their order."""
-        return np.asarray(self.deltas[places(self.lengths, rows)])
+        """Scores of these rows, in their order."""
+        return np.asarray(self.scores[places(self.lengths, rows)])
 
 
 def _label_digests(flat: FlatTokens) -> np.ndarray:
@@ -60,22 +61,22 @@ def _label_digests(flat: FlatTokens) -> np.ndarray:
     return np.asarray(sums[stops] - sums[stops - flat.lengths])
 
 
-def read_rows(opened: AnnotatedDataset) -> Rows:
+def read_rows(opened: AnnotatedDataset, score: Score) -> Rows:
     """All rows, held."""
     # Null and empty lists count as a value each, so this is never too few; what is not written takes no memory.
-    deltas = np.empty(sum(map(_num_values, map(read_footer, opened.files))), np.float32)
+    scores = np.empty(sum(map(_num_values, map(read_footer, opened.files))), np.float32)
     parts: list[Rows] = []
     stop = 0
-    for batch in read_batches(opened, ["status", *LIST_COLUMNS], BATCH_ROWS):
-        part = Rows.of(batch.data.column("status"), FlatTokens.of(batch.data))
-        start, stop = stop, stop + len(part.deltas)
-        deltas[start:stop] = part.deltas
-        parts.append(Rows(ok=part.ok, lengths=part.lengths, digests=part.digests, deltas=deltas[:0]))
+    for batch in read_batches(opened, ["status", *token_columns(score)], BATCH_ROWS):
+        part = Rows.of(batch.data.column("status"), FlatTokens.of(batch.data, score))
+        start, stop = stop, stop + len(part.scores)
+        scores[start:stop] = part.scores
+        parts.append(Rows(ok=part.ok, lengths=part.lengths, digests=part.digests, scores=scores[:0]))
     ok, lengths, digests = (
         np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
         for name, kind in (("ok", bool), ("lengths", np.int64), ("digests", np.uint64))
     )
-    return Rows(ok=ok, lengths=lengths, digests=digests, deltas=deltas[:stop])
+    return Rows(ok=ok, lengths=lengths, digests=digests, scores=scores[:stop])
 
 
 def _num_values(footer: pa.parquet.FileMetaData) -> int:

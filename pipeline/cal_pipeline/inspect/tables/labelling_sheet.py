@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.progress import shown_progress
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.samples import Place, count_rows, image_folder_of, read_row, row_images, small_jpeg
@@ -56,7 +55,7 @@ def write_sheet(opened: AnnotatedDataset, folder: Path, arguments: argparse.Name
             seen.add(row.sample_key)
             advance(1)
             number = len(seen)
-            values = computed_columns(batch, SCORES, **flags.weighting_of(arguments))
+            values = computed_columns(batch, SCORES, **arguments.weighting)
             image_folder = image_folder_of(opened, place.file, arguments.image_folder)
             names = _write_images(row.sample.images, image_folder, folder, number)
             texts = [_said(row.sample.messages or (), role) for role in ("user", "assistant")]

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from cal_pipeline.inspect.tables.answers import irregular_answers
-from cal_pipeline.inspect.tables.flat import FlatTokens
+from cal_pipeline.inspect.tables.flat import FlatTokens, token_columns
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.statistics import sample_columns
 from cal_schemas.opened import AnnotatedDataset, Batch
+from cal_schemas.scores import DEFAULT_SCORE, Score
 
 
 class MeasuredBatch:
@@ -22,18 +23,19 @@ class MeasuredBatch:
     Args:
         batch: as it was read.
         first: number of its first row among the rows of all files.
-        weighting: alpha, beta, window and pool.
+        score: what is read of the tokens.
+        weighting: map, alpha, beta, window and pool.
     """
 
-    def __init__(self, batch: Batch, first: int, **weighting: Any) -> None:
+    def __init__(self, batch: Batch, first: int, *, score: Score = DEFAULT_SCORE, **weighting: Any) -> None:
         self.file, self.first = batch.file, first
         self.data: pa.RecordBatch = batch.data
-        self._weighting = weighting
+        self._score, self._weighting = score, weighting
 
     @cached_property
     def flat(self) -> FlatTokens:
         """Its tokens."""
-        return FlatTokens.of(self.data)
+        return FlatTokens.of(self.data, self._score)
 
     @cached_property
     def turns(self) -> np.ndarray:
@@ -42,7 +44,7 @@ class MeasuredBatch:
 
     @cached_property
     def samples(self) -> dict[str, np.ndarray]:
-        """SAMPLE_COLUMNS, each [R], as `sample_columns`."""
+        """Each [R], as `sample_columns`."""
         return sample_columns(self.flat, self.turns, **self._weighting)
 
 
@@ -58,15 +60,17 @@ class Counts(Protocol):
 
 
 def count_all(opened: AnnotatedDataset, counts: Sequence[Counts], **weighting: Any) -> None:
-    """One pass over all rows; `weighting` is alpha, beta, window and pool of what depends on them."""
+    """One pass over all rows; `weighting` is score, map, alpha, beta, window and pool of what depends on them."""
     for batch in measured_batches(opened, [name for item in counts for name in item.columns], **weighting):
         for item in counts:
             item.add(batch)
 
 
-def measured_batches(opened: AnnotatedDataset, columns: Sequence[str], **weighting: Any) -> Iterator[MeasuredBatch]:
-    """All rows in order; `columns` as `read_batches` takes them."""
+def measured_batches(
+    opened: AnnotatedDataset, columns: Sequence[str], *, score: Score = DEFAULT_SCORE, **weighting: Any
+) -> Iterator[MeasuredBatch]:
+    """All rows in order; `columns` as `read_batches` takes them, beside those of the score."""
     first = 0
-    for batch in read_batches(opened, list(dict.fromkeys(columns))):
-        yield MeasuredBatch(batch, first, **weighting)
+    for batch in read_batches(opened, list(dict.fromkeys([*columns, *token_columns(score)]))):
+        yield MeasuredBatch(batch, first, score=score, **weighting)
         first += batch.data.num_rows

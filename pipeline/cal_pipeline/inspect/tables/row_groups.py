@@ -1,4 +1,4 @@
-"""Counts rows and their deltas by status and by source."""
+"""Counts rows and their scores by status and by source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.measured_batches import MeasuredBatch
 from cal_pipeline.inspect.tables.stored_columns import plain
 from cal_schemas.errors import STATUS_OK
@@ -25,9 +25,9 @@ class RowGroup:
     rows: int = 0
     ok: int = 0
     tokens: int = 0
-    """With a defined delta."""
+    """With a defined score."""
     total: float = 0.0
-    """Sum of these deltas, in logits."""
+    """Sum of these."""
     negative: int = 0
     """How many are below 0."""
     lowest: float = float("nan")
@@ -36,14 +36,14 @@ class RowGroup:
 
     @property
     def mean(self) -> float:
-        """Of the defined deltas, NaN of none."""
+        """Of the defined scores, NaN of none."""
         return self.total / self.tokens if self.tokens else float("nan")
 
 
 class RowGroups:
     """Of every row by status, and by source: the stored one, or else what its shard was measured from."""
 
-    columns = ("status", "error", "source", *LIST_COLUMNS)
+    columns = ("status", "error", "source")
 
     def __init__(self, opened: AnnotatedDataset) -> None:
         self._source_of = {
@@ -67,17 +67,18 @@ class RowGroups:
         samples = batch.samples
         tokens = samples["tokens"] - samples["undefined"]
         ok = np.asarray(batch.data.column("status")) == STATUS_OK
-        mean, share = (np.nan_to_num(samples[name]) for name in ("mean_delta", "share_negative"))
-        for number, name in enumerate(encoded.dictionary.to_pylist()):
+        name = noun(batch.flat.score)
+        mean, share = (np.nan_to_num(samples[column]) for column in (f"mean_{name}", "share_negative"))
+        for number, group_name in enumerate(encoded.dictionary.to_pylist()):
             own = np.flatnonzero(of_row == number)
-            key = name if name in groups or len(groups) < MAX_NAMES else OTHERS
+            key = group_name if group_name in groups or len(groups) < MAX_NAMES else OTHERS
             group = groups.setdefault(key, RowGroup())
             group.rows += len(own)
             group.ok += int(ok[own].sum())
             group.tokens += int(tokens[own].sum())
             group.total += float((mean * tokens)[own].sum())
             group.negative += int(np.rint(share * tokens)[own].sum())
-            group.lowest = float(np.fmin(group.lowest, np.fmin.reduce(samples["min_delta"][own])))
+            group.lowest = float(np.fmin(group.lowest, np.fmin.reduce(samples[f"min_{name}"][own])))
             if group.error is None:
                 errors = (batch.data.column("error")[int(row)].as_py() for row in own[~ok[own]])
                 group.error = next(errors, None)

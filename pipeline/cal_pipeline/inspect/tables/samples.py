@@ -24,7 +24,9 @@ from cal_schemas.annotated import annotated_schema, rows_to_table
 from cal_schemas.errors import STATUS_OK, ConfigError, FormatError, ImageError, ShardError
 from cal_schemas.opened import AnnotatedDataset
 from cal_schemas.sample import ImageRef, Turn
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import Location, location
+from cal_schemas.token_columns import EXTRA_COLUMNS
 from cal_schemas.whole import open_shard, validate_numbers
 
 
@@ -44,8 +46,8 @@ class ShownToken:
 
     text: str
     """Joined in order these are the answer; see `Pieces.spelled`."""
-    delta: float
-    """Logits, NaN where undefined."""
+    score: float
+    """A delta in logits, or another score; NaN where undefined."""
     weight: float
     turn: int
 
@@ -138,17 +140,20 @@ def stored_images(files: Sequence[Location], key: str) -> list[dict[str, Any]] |
 
 def table_of(rows: Sequence[NumberedRow]) -> pa.Table:
     """Rows with the messages that they were measured from, also where their files do not hold them."""
-    return rows_to_table([row.annotated for row in rows], annotated_schema(carry="paths"), "paths")
+    schema = annotated_schema(carry="paths", extra_columns=tuple(EXTRA_COLUMNS))
+    return rows_to_table([row.annotated for row in rows], schema, "paths")
 
 
-def shown_tokens(row: pa.Table | pd.DataFrame, pieces: Pieces, **weighting: Any) -> list[ShownToken]:
+def shown_tokens(
+    row: pa.Table | pd.DataFrame, pieces: Pieces, *, score: Score = DEFAULT_SCORE, **weighting: Any
+) -> list[ShownToken]:
     """Tokens of a table of one row."""
-    flat = FlatTokens.of(row)
+    flat = FlatTokens.of(row, score)
     turns = flat.turns(irregular_answers(row))
-    values = zip(pieces.spelled(flat.label_ids.tolist()), flat.deltas, flat.weights(**weighting), turns, strict=True)
+    values = zip(pieces.spelled(flat.label_ids.tolist()), flat.scores, flat.weights(**weighting), turns, strict=True)
     return [
-        ShownToken(text=text, delta=float(delta), weight=float(weight), turn=int(turn))
-        for text, delta, weight, turn in values
+        ShownToken(text=text, score=float(value), weight=float(weight), turn=int(turn))
+        for text, value, weight, turn in values
     ]
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS
+from cal_pipeline.inspect.tables.statistics import SAMPLE_COLUMNS, sample_names
 from cal_schemas.errors import ConfigError
+from cal_schemas.scores import DEFAULT_SCORE, Score
 
 COMPUTED = (*SAMPLE_COLUMNS, "turn")
-"""Names that always mean what was computed: of rows, and `turn` of tokens."""
+"""Names that always mean what was computed: of rows, and `turn` of tokens. So do those of another score under it."""
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 """What tells the types that are compared as text."""
 _COMPARABLE = (*TEXTS, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
@@ -19,12 +20,12 @@ _COMPARABLE = (*TEXTS, pa.types.is_boolean, pa.types.is_integer, pa.types.is_flo
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
-def addresses(names: Iterable[str]) -> dict[str, str]:
+def addresses(names: Iterable[str], score: Score = DEFAULT_SCORE) -> dict[str, str]:
     """Each stored column's name beside the computed ones -> its stored name: `source_` stands before one of theirs."""
-    stored = list(names)
-    named = {name: name for name in stored if name not in COMPUTED}
+    stored, computed = list(names), {*COMPUTED, *sample_names(score)}
+    named = {name: name for name in stored if name not in computed}
     for name in stored:
-        if name in COMPUTED:
+        if name in computed:
             address = f"source_{name}"
             while address in stored:
                 address = f"source_{address}"
@@ -32,11 +33,11 @@ def addresses(names: Iterable[str]) -> dict[str, str]:
     return named
 
 
-def scalar_columns(schema: pa.Schema) -> dict[str, str]:
+def scalar_columns(schema: pa.Schema, score: Score = DEFAULT_SCORE) -> dict[str, str]:
     """Stored columns with one value a row that can be compared; the keys are as in `addresses`, of the whole schema."""
     return {
         address: name
-        for address, name in addresses(schema.names).items()
+        for address, name in addresses(schema.names, score).items()
         if any(is_kind(plain_type(schema.field(name).type)) for is_kind in _COMPARABLE)
     }
 

@@ -1,4 +1,4 @@
-"""Summarises annotated shards: counts by status, quantiles of delta, delta by turn, bytes per token.
+"""Summarises annotated shards: counts by status, quantiles of a score, the score by turn, bytes per token.
 
 Reads one batch of rows after the other: memory does not grow with the rows. Everything is exact up to a million tokens;
 quantiles of more are right to 1 part in 4096 (by turn 1 in 1024), all else stays exact.
@@ -15,21 +15,22 @@ import numpy as np
 import pyarrow.compute as pc
 
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import noun
 from cal_pipeline.inspect.tables.measured_batches import MeasuredBatch, count_all
 from cal_pipeline.inspect.tables.reading import IMAGE_PATHS
+from cal_pipeline.inspect.tables.statistics import bounds_scores
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import STATUS_OK
+from cal_schemas.maps import Map
 from cal_schemas.opened import AnnotatedDataset
+from cal_schemas.ragged import ragged_weighting
+from cal_schemas.scores import DEFAULT_SCORE, Score
 from cal_schemas.storage.locations import read_footer
 from cal_schemas.token_columns import TOKEN_COLUMNS
-from cal_schemas.weighting import Pool
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 MAX_TURNS = 20
 """Later turns are counted together."""
-OF_SAMPLES = ("mean_delta", "min_delta", "share_negative", "mean_weight")
-"""What there are quantiles of over the samples, as `sample_frame` has them."""
 
 
 class SummaryCounts:
@@ -37,20 +38,31 @@ class SummaryCounts:
 
     Args:
         opened: the shards.
-        alpha: of the weights, and a border whose share is counted.
+        alpha: of the weights, and under map clamp a border whose share is counted.
         beta: the same.
+        score: what is counted.
+        map: of the weights.
     """
 
     # Messages tell which spans belong to one answer; most rows never need them, but only they know.
-    columns = ("status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS, *LIST_COLUMNS)
+    columns = ("status", "num_tokens", IMAGE_PATHS, *ANSWER_COLUMNS)
 
-    def __init__(self, opened: AnnotatedDataset, *, alpha: float, beta: float) -> None:
-        self._opened, self._alpha, self._beta = opened, alpha, beta
-        self._borders = (0.0, alpha, beta)
-        self.deltas = DeltaCounts(below=self._borders)
+    def __init__(
+        self,
+        opened: AnnotatedDataset,
+        *,
+        alpha: float,
+        beta: float,
+        score: Score = DEFAULT_SCORE,
+        map: Map | str = "clamp",  # noqa: A002 - as the flag
+    ) -> None:
+        self._opened, self._alpha, self._beta, self._score, self._map = opened, alpha, beta, score, map
+        self._borders = (0.0, alpha, beta) if bounds_scores(map) else (0.0,)
+        self.scores = DeltaCounts(below=self._borders)
         """Of all tokens."""
         self._by_turn: dict[int, DeltaCounts] = {}
-        self._by_sample = {name: DeltaCounts() for name in OF_SAMPLES}
+        of_samples = (f"mean_{noun(score)}", f"min_{noun(score)}", "share_negative", "mean_weight")
+        self._by_sample = {name: DeltaCounts() for name in of_samples}
         self._statuses: Counter[str] = Counter()
         self._images = self._text_only = self._encoded = 0
 
@@ -68,14 +80,14 @@ class SummaryCounts:
         for name, counted in self._by_sample.items():
             counted.add(batch.samples[name].astype(np.float32))
         turns = np.minimum(batch.turns, MAX_TURNS)
-        self.deltas.add(flat.deltas)
+        self.scores.add(flat.scores)
         for turn in np.unique(turns):
             counted = self._by_turn.setdefault(int(turn), DeltaCounts(bits=18, below=self._borders))
-            counted.add(flat.deltas[turns == turn])
+            counted.add(flat.scores[turns == turn])
 
     def values(self) -> dict[str, Any]:
         """Plain values as `--json` prints them, null where nothing is defined."""
-        opened, total = self._opened, self.deltas
+        opened, total = self._opened, self.scores
         tokens = total.defined + total.undefined
         carried = "images" in opened.schema.names
         return {
@@ -88,9 +100,11 @@ class SummaryCounts:
             "tokens": tokens,
             "encoded_tokens": self._encoded,
             "undefined": total.undefined,
+            "score": self._score,
+            "map": str(self._map),
             "alpha": self._alpha,
             "beta": None if self._beta == float("inf") else self._beta,
-            "delta": _described(total, self._borders),
+            noun(self._score): _described(total, self._borders),
             "turns": {
                 f"{turn}{'+' if turn == MAX_TURNS else ''}": _described(counts, self._borders)
                 for turn, counts in sorted(self._by_turn.items())
@@ -104,17 +118,19 @@ class SummaryCounts:
         }
 
 
-def summarise(
-    opened: AnnotatedDataset, *, alpha: float = 1.0, beta: float = 5.0, window: int = 3, pool: Pool = "span"
-) -> dict[str, Any]:
-    """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined."""
-    counts = SummaryCounts(opened, alpha=alpha, beta=beta)
-    count_all(opened, [counts], alpha=alpha, beta=beta, window=window, pool=pool)
+def summarise(opened: AnnotatedDataset, **weighting: Any) -> dict[str, Any]:
+    """One pass over the rows; a dict of plain values as `--json` prints it, null where nothing is defined.
+
+    `weighting` is score, map, alpha, beta, window and pool; CAL's where left out.
+    """
+    weighting = ragged_weighting(**weighting)
+    counts = SummaryCounts(opened, **{name: weighting[name] for name in ("alpha", "beta", "score", "map")})
+    count_all(opened, [counts], **weighting)
     return counts.values()
 
 
-def _described(counts: DeltaCounts, borders: tuple[float, float, float]) -> dict[str, Any]:
-    shares = zip(("share_negative", "share_below_alpha", "share_below_beta"), borders, strict=True)
+def _described(counts: DeltaCounts, borders: tuple[float, ...]) -> dict[str, Any]:
+    shares = zip(("share_negative", "share_below_alpha", "share_below_beta"), borders, strict=False)
     values: dict[str, Any] = {
         "tokens": counts.defined,
         "mean": counts.mean,

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.arrow_writer import ArrowWriter
 
-from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.answers import ANSWER_COLUMNS
-from cal_pipeline.inspect.tables.flat import LIST_COLUMNS
+from cal_pipeline.inspect.tables.flat import token_columns
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.reading import read_batches
 from cal_pipeline.inspect.tables.samples import image_folder_of
@@ -36,7 +35,7 @@ _NEEDS_TORCH = "cal_pipeline.inspect.with_model.weighted_examples"
 """Imported where rows are encoded alone: it takes 300 MB."""
 ROWS_PER_PROCESS = 2000
 """Fewer are encoded sooner than a process starts."""
-_COLUMNS = ("sample_id", "sample_key", "status", "num_tokens", "images", *ANSWER_COLUMNS, *LIST_COLUMNS)
+_COLUMNS = ("sample_id", "sample_key", "status", "num_tokens", "images", *ANSWER_COLUMNS)
 _FEATURES = datasets.Features(
     {
         "sample_id": datasets.Value("string"),
@@ -103,7 +102,8 @@ def _encoded(
 def _tasks(opened: AnnotatedDataset, arguments: argparse.Namespace) -> Iterator[Task]:
     named = named_rows(opened, arguments.ids_from)
     number = stop = 0
-    for batch in read_batches(opened, _COLUMNS, _BATCH_ROWS):
+    columns = [*_COLUMNS, *token_columns(arguments.weighting["score"])]
+    for batch in read_batches(opened, columns, _BATCH_ROWS):
         start, stop = stop, stop + batch.data.num_rows
         chosen = pc.and_(pc.equal(batch.data.column("status"), STATUS_OK), pa.array(named[start:stop]))
         rows = batch.data.filter(chosen)
@@ -159,8 +159,8 @@ def _embedded(folder: Path, name: str, data: bytes) -> str:
 
 
 def _write_about(opened: AnnotatedDataset, folder: Path, arguments: argparse.Namespace) -> None:
-    about = {
-        "weighting": flags.weighting_of(arguments),
+    about: dict[str, Any] = {
+        "weighting": {**arguments.weighting, "map": str(arguments.weighting["map"])},
         "encoded_with": arguments.model_name_or_path,
         "measurement_spec": asdict(opened.spec),
         "fingerprint": opened.spec.fingerprint(),

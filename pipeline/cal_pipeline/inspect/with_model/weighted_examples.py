@@ -15,7 +15,6 @@ from transformers.image_utils import make_flat_list_of_images
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.encoding.identity import input_spec, label_spec, rebuild_encoder
-from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.tables.flat import FlatTokens
 from cal_pipeline.models.directory import model_directory
 from cal_pipeline.sources.images import decode_image, read_image_file
@@ -92,8 +91,9 @@ def weighted_examples(
 
     Raises AlignmentError for a row whose labels are not those that were measured, or that cannot be encoded any more.
     """
-    flat = FlatTokens.of(batch)
-    weights = flat.weights(**flags.weighting_of(arguments))
+    weighting = dict(arguments.weighting)
+    flat = FlatTokens.of(batch, weighting.pop("score"))
+    weights = flat.weights(**weighting)
     stops = np.cumsum(flat.lengths)
     for row, start, stop in zip(rows_from_batch(batch), stops - flat.lengths, stops, strict=True):
         assert row.measured is not None

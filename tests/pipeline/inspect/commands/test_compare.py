@@ -202,17 +202,17 @@ def test_the_kth_row_with_a_key_is_joined_to_the_kth(directories: Directories, t
 
 def test_what_is_held_of_a_side_is_four_bytes_a_token(directories: Directories) -> None:
     opened = open_paths(directories.normal)
-    rows, frame = read_rows(opened), load_annotated(directories.normal)
+    rows, frame = read_rows(opened, "delta_logit"), load_annotated(directories.normal)
     expected = np.concatenate(frame["delta_logits"].to_list())
-    np.testing.assert_array_equal(rows.deltas, expected)
-    assert rows.deltas.nbytes == 4 * len(expected)
+    np.testing.assert_array_equal(rows.scores, expected)
+    assert rows.scores.nbytes == 4 * len(expected)
     assert rows.lengths.nbytes + rows.digests.nbytes + rows.ok.nbytes <= 17 * len(frame)
 
 
 def test_label_ids_in_another_order_are_other_label_ids(directories: Directories, tmp_path: Path) -> None:
     other = changed(directories.normal, tmp_path / "b", label_ids=lambda row: row["label_ids"][::-1])
     a, b = (open_paths(path) for path in (directories.normal, other))
-    ours, theirs = read_rows(a), read_rows(b)
+    ours, theirs = read_rows(a, "delta_logit"), read_rows(b, "delta_logit")
     ids = load_annotated(directories.normal)["label_ids"]
     palindromes = np.array([list(row) == list(row[::-1]) for row in ids])
     np.testing.assert_array_equal(ours.digests == theirs.digests[matching_rows(a, b)], palindromes)

@@ -31,7 +31,7 @@ def test_the_page_holds_the_directory_s_rows_with_deltas_and_weights(llava: Fami
     assert len(data["samples"]) == len(table) == data["rows"]
     for sample, row in zip(data["samples"], table.to_pylist(), strict=True):
         assert (sample["id"], sample["status"], sample["error"]) == (row["sample_id"], row["status"], row["error"])
-        np.testing.assert_allclose(np.array(sample["deltas"], float), row["delta_logits"], atol=1e-5)
+        np.testing.assert_allclose(np.array(sample["scores"], float), row["delta_logits"], atol=1e-5)
         np.testing.assert_allclose(sample["weights"], python_weights(sample, 1.0, 5.0, 3), atol=1e-4)
         said = [turn["content"] for turn in row["messages"] or [] if turn["role"] == "assistant"]
         spoken = ["".join(sample["tokens"][t["from"] : t["to"]]) for t in sample["turns"] if "from" in t]
@@ -68,7 +68,7 @@ def test_text_of_the_dataset_cannot_leave_its_script_element(llava: Family, tmp_
 
 
 def test_the_policy_names_the_page_s_own_script_and_style_and_nothing_else() -> None:
-    text = page_text({"title": "t"})
+    text = page_text({"title": "t", "score": {"noun": "n", "lead": "l"}})
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy
     assert "unsafe" not in policy[1]

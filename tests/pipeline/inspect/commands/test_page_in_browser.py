@@ -74,13 +74,13 @@ def test_search_sort_sliders_hover_and_keys_work(page: Page, llava: Family, tmp_
     page.js("(() => { const s = document.getElementById('sort'); s.value = 'mean';"
             " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
     page.frame()
-    means = [np.mean(sample["deltas"]) if sample["deltas"] else np.nan for sample in samples]
-    measured_rows = [at for at in range(len(samples)) if samples[at]["deltas"]]
-    shown = [at for at in page.js(order) if samples[at]["deltas"]]
+    means = [np.mean(sample["scores"]) if sample["scores"] else np.nan for sample in samples]
+    measured_rows = [at for at in range(len(samples)) if samples[at]["scores"]]
+    shown = [at for at in page.js(order) if samples[at]["scores"]]
     assert page.js(order)[: len(measured_rows)] == shown
     assert np.all(np.diff([means[at] for at in shown]) >= -1e-9)
     page.click("document.getElementById('direction')")
-    shown = [at for at in page.js(order) if samples[at]["deltas"]]
+    shown = [at for at in page.js(order) if samples[at]["scores"]]
     assert np.all(np.diff([means[at] for at in shown]) <= 1e-9)
     assert page.js("document.getElementById('direction').getAttribute('aria-pressed')") == "true"
 
@@ -116,7 +116,7 @@ def test_search_sort_sliders_hover_and_keys_work(page: Page, llava: Family, tmp_
     page.point(f'document.querySelector(\'[data-index="{target}"] [data-token="{token}"]\')')
     tip = page.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
     assert json.dumps(samples[target]["tokens"][token]) in tip
-    assert f"delta {samples[target]['deltas'][token]:.3f}" in tip
+    assert f"delta {samples[target]['scores'][token]:.3f}" in tip
     assert f"weight {page.js(f'calPage.weightsOf({target})[{token}]'):.3f}" in tip
 
     # Keys: tab to the words, arrows from token to token, Escape away.
@@ -155,11 +155,11 @@ def test_five_hundred_samples_render_in_under_ten_seconds(page: Page, llava: Fam
     path = parquet_directory(llava, tmp_path, count=2)
     assert run(["page", str(path), "--output", str(tmp_path / "one.html")]) == 0
     data = read_page_data(tmp_path / "one.html")
-    sample = next(item for item in data["samples"] if item["deltas"])
+    sample = next(item for item in data["samples"] if item["scores"])
     deltas = np.random.default_rng(0).normal(1.0, 3.0, (500, 150)).round(4).tolist()
     data["samples"] = []
     for number, values in enumerate(deltas):
-        card = {**sample, "id": f"row-{number}", "row": number, "deltas": values, "spans": [0, 75]}
+        card = {**sample, "id": f"row-{number}", "row": number, "scores": values, "spans": [0, 75]}
         card["tokens"] = [sample["tokens"][at % len(sample["tokens"])] for at in range(150)]
         card["special"], card["turns"] = [], [{"role": "assistant", "from": 0, "to": 150}]
         card["weights"] = python_weights(card, 1.0, 5.0, 3).tolist()
@@ -204,7 +204,7 @@ def test_weights_have_a_histogram_beside_that_of_deltas_and_move_with_the_slider
     page.frame()
     captions = page.js("[...document.querySelectorAll('#plots figcaption')].map((caption) => caption.textContent)")
     assert captions[0].startswith("Share of tokens in each bin, of ")
-    measured_samples = sum(bool(sample["deltas"]) for sample in samples)
+    measured_samples = sum(bool(sample["scores"]) for sample in samples)
     assert captions[1].startswith(f"Weights of the {measured_samples} measured samples")
     heights = "[...document.querySelectorAll('#weights rect')].map((bar) => Number(bar.getAttribute('height')))"
     for alpha, beta in ((1.0, 5.0), (0.25, 1.5)):
@@ -212,7 +212,7 @@ def test_weights_have_a_histogram_beside_that_of_deltas_and_move_with_the_slider
             page.js(f"(() => {{ const s = document.getElementById('{name}'); s.value = {value};"
                     " s.dispatchEvent(new Event('input')); })()")  # fmt: skip
         page.frame()
-        weights = np.concatenate([python_weights(sample, alpha, beta, 3) for sample in samples if sample["deltas"]])
+        weights = np.concatenate([python_weights(sample, alpha, beta, 3) for sample in samples if sample["scores"]])
         counts = np.histogram(weights, np.linspace(alpha, beta, 41))[0]
         np.testing.assert_allclose(np.array(page.js(heights)) / 138, counts / counts.max(), atol=2 / counts.max())
     assert page.problems == []
@@ -225,7 +225,7 @@ def test_one_pair_of_colours_with_words_at_the_ends_of_its_bar(page: Page, llava
     page.open(tmp_path / "report.html", "sort=row&shade=weight")
     scale = "document.getElementById('scale').textContent"
     assert page.js(scale) == "weighs least1.05.0weighs most"
-    page.js("(() => { const s = document.getElementById('shade'); s.value = 'delta';"
+    page.js("(() => { const s = document.getElementById('shade'); s.value = 'score';"
             " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
     page.frame()
     assert page.js(scale) == "the image speaks against-5.05.0for"
@@ -257,7 +257,7 @@ def test_tokens_that_share_a_character_show_all_their_deltas_and_the_extreme_in_
     pq.write_table(changed, file)
     assert run(["page", str(path), "--output", str(tmp_path / "report.html")]) == 0
     page.open(tmp_path / "report.html", "sort=row&shade=weight")
-    page.js("(() => { const s = document.getElementById('shade'); s.value = 'delta';"
+    page.js("(() => { const s = document.getElementById('shade'); s.value = 'score';"
             " s.dispatchEvent(new Event('change')); })()")  # fmt: skip
     page.frame()
     spans = page.js("[...document.querySelectorAll('.t')].map((t) => [t.textContent, t.style.backgroundColor])")

@@ -149,4 +149,4 @@ def test_a_source_is_a_condition_where_the_shards_hold_it(
     # The table of sources counts the same.
     (table,) = [table for table in data["tables"] if table["title"] == "By source"]
     assert {row[0]: int(row[1]) for row in table["rows"]} == {name: sources.count(name) for name in set(sources)}
-    assert np.isclose(sum(int(row[3]) for row in table["rows"]), sum(len(item["deltas"]) for item in data["samples"]))
+    assert np.isclose(sum(int(row[3]) for row in table["rows"]), sum(len(item["scores"]) for item in data["samples"]))

@@ -116,11 +116,11 @@ def test_it_opens_with_the_most_wrong_first_shaded_by_delta_and_says_what_delta_
     lead = page.js("document.querySelector('.lead').innerText.replace(/\\s+/g, ' ')")
     assert "its logit with the image minus its logit without" in lead
     assert page.js("document.getElementById('scale').textContent") == "the image speaks against-5.05.0for"
-    assert page.js("document.getElementById('shade').value") == "delta"
+    assert page.js("document.getElementById('shade').value") == "score"
     card = page.js(SHOWN)[0]
-    token = int(np.argmin([np.inf if delta is None else delta for delta in samples[card]["deltas"]]))
+    token = int(np.argmin([np.inf if delta is None else delta for delta in samples[card]["scores"]]))
     shade = page.js(f'document.querySelector(\'[data-index="{card}"] [data-token="{token}"]\').style.backgroundColor')
-    assert shade.startswith("rgba(230, 60, 40") == (samples[card]["deltas"][token] < -5 / 128)
+    assert shade.startswith("rgba(230, 60, 40") == (samples[card]["scores"][token] < -5 / 128)
 
 
 @browser_test
@@ -298,8 +298,8 @@ def test_tables_and_the_swap_control_are_there_and_lead_to_their_samples(page: P
 @browser_test
 def test_a_page_of_no_rows_and_one_of_a_huge_answer_stand(page: Page, report: Path, tmp_path: Path) -> None:
     data = read_page_data(report)
-    long = next(sample for sample in data["samples"] if sample["deltas"])
-    long.update(id="long" * 500, tokens=["W" * 5000] * 40, deltas=[-1e30] * 20 + [None] * 20, weights=[1.0] * 40,
+    long = next(sample for sample in data["samples"] if sample["scores"])
+    long.update(id="long" * 500, tokens=["W" * 5000] * 40, scores=[-1e30] * 20 + [None] * 20, weights=[1.0] * 40,
                 special=[], spans=[0], turns=[{"role": "assistant", "from": 0, "to": 40}])  # fmt: skip
     for samples in ([], [long]):
         (tmp_path / "page.html").write_text(page_text({**data, "samples": samples}), encoding="utf-8")

@@ -74,7 +74,7 @@ def test_the_weights_of_a_group_are_those_of_training(directories: Directories, 
         deltas, weights = groups[name]
         assert weights.mean == pytest.approx(tokens["weight"].mean(), rel=1e-6)
         assert deltas.mean == pytest.approx(tokens["delta"].mean(), rel=1e-5)
-    figure = plots.delta_figure({"all tokens": groups["a"]}, alpha=0.5, beta=2.0)
+    figure = plots.score_figure({"all tokens": groups["a"]}, alpha=0.5, beta=2.0)
     of_weights = figure.axes[1]
     assert "weight" in of_weights.get_xlabel()
     assert sum(bar.get_height() for bar in of_weights.patches) == pytest.approx(1.0)
@@ -88,7 +88,7 @@ def test_the_weights_of_a_group_are_those_of_training(directories: Directories, 
 def test_bars_are_red_below_0_and_blue_above() -> None:
     counts = DeltaCounts()
     counts.add(np.array([-3.0, -0.01, 0.0, 0.01, 4.0], np.float32))
-    figure = plots.delta_figure({"all tokens": (counts, counts)}, alpha=1.0, beta=5.0)
+    figure = plots.score_figure({"all tokens": (counts, counts)}, alpha=1.0, beta=5.0)
     for bar in figure.axes[0].patches:
         colour = tuple(round(part * 255) for part in bar.get_facecolor()[:3])
         assert colour == (AGAINST if bar.get_x() < 0 else FOR)
@@ -105,7 +105,7 @@ def test_a_name_is_never_a_formula(directories: Directories, tmp_path: Path) -> 
     counts = (DeltaCounts(), DeltaCounts())
     for one in counts:
         one.add(np.ones(3, np.float32))
-    figure = plots.delta_figure({"$a$": counts, "$b$": counts}, alpha=1.0, beta=5.0, title="$c$")
+    figure = plots.score_figure({"$a$": counts, "$b$": counts}, alpha=1.0, beta=5.0, title="$c$")
     plots.save(figure, tmp_path / "named.png")
     dollars = [text for text in figure.findobj(Text) if "$" in text.get_text()]
     assert len(dollars) == 3
@@ -146,7 +146,7 @@ def test_characters_come_from_any_installed_font_that_has_them(
 ) -> None:
     counts = DeltaCounts()
     counts.add(np.ones(3, np.float32))
-    figure = plots.delta_figure({CAT: (counts, counts), "b": (counts, counts)}, alpha=1.0, beta=5.0)
+    figure = plots.score_figure({CAT: (counts, counts), "b": (counts, counts)}, alpha=1.0, beta=5.0)
     plots.save(figure, tmp_path / "a.svg")
     (named,) = [text for text in figure.findobj(Text) if CAT in text.get_text()]
     assert font_of_cats in named.get_fontfamily()

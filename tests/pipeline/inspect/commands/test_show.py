@@ -202,7 +202,7 @@ def test_a_character_of_several_tokens_shows_all_their_deltas_and_the_extreme_in
     assert span[1].startswith(f"&#x27;{CAT}&#x27; 3 tokens: delta 0.500, weight 1.000; delta -7.250, weight")
 
 
-@pytest.mark.parametrize(("by", "ends"), [("delta", ("against the word, -5", "5 logits, for it")),
+@pytest.mark.parametrize(("by", "ends"), [("score", ("against the word, -5", "5 logits, for it")),
                                           ("weight", ("weighs least, 1", "5, weighs most"))])  # fmt: skip
 def test_the_bar_of_colours_has_words_at_its_ends(
     by: str, ends: tuple[str, str], directories: Directories, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -28,8 +28,8 @@ def test_counts_means_and_extremes_are_those_of_the_columns(directories: Directo
     np.testing.assert_allclose(statistics.mean()[by_id.index], by_id["mean"], rtol=1e-5, atol=1e-6)
     assert np.isnan(statistics.mean()[~np.isin(np.arange(len(statistics.count)), by_id.index)]).all()
     ordered = tokens.sort_values("delta")
-    assert [item.delta for item in statistics.lowest] == ordered["delta"][:5].tolist()
-    assert [item.delta for item in statistics.highest] == ordered["delta"][::-1][:5].tolist()
+    assert [item.score for item in statistics.lowest] == ordered["delta"][:5].tolist()
+    assert [item.score for item in statistics.highest] == ordered["delta"][::-1][:5].tolist()
     extreme = ordered.iloc[-1]
     assert (statistics.highest[0].sample_id, statistics.highest[0].token_id) == (extreme["sample_id"], extreme["id"])
 

@@ -126,9 +126,9 @@ def test_groups_hold_every_token_once(directories: Directories) -> None:
 
 def test_shades_run_from_red_over_none_to_blue() -> None:
     bounds = {"alpha": 1.0, "beta": 5.0}
-    values = [Shading(by="delta", **bounds).strength(value) for value in (-9.0, -2.5, 0.0, 2.5, 9.0, float("nan"))]
+    values = [Shading(by="score", **bounds).strength(value) for value in (-9.0, -2.5, 0.0, 2.5, 9.0, float("nan"))]
     assert values == [-1.0, -0.5, 0.0, 0.5, 1.0, 0.0]
     assert [Shading(by="weight", **bounds).strength(value) for value in (1.0, 3.0, 5.0)] == [0.0, 0.5, 1.0]
     assert Shading(by="weight", alpha=2.0, beta=2.0).strength(3.0) == 0.0
-    assert Shading(by="delta", alpha=1.0, beta=float("inf")).strength(3.0) == 0.6
+    assert Shading(by="score", alpha=1.0, beta=float("inf")).strength(3.0) == 0.6
     assert rgb_on((255, 255, 255), 0.0) == (255, 255, 255)

@@ -15,7 +15,7 @@ import pytest
 from cal_pipeline.inspect import load_annotated, sample_frame
 from cal_pipeline.inspect.cli import EXIT_DONE, EXIT_REFUSED, run
 from cal_pipeline.inspect.commands.plot import count_groups
-from cal_pipeline.inspect.page.plots import delta_figure
+from cal_pipeline.inspect.page.plots import score_figure
 from cal_schemas.delta_counts import DeltaCounts
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import open_annotated
@@ -238,7 +238,7 @@ def test_the_other_subcommands_take_odd_columns(
 def test_every_group_is_in_the_legend_by_a_name_that_fits() -> None:
     counts = DeltaCounts()
     counts.add(np.array([0.5, 2.0], np.float32))
-    figure = delta_figure(dict.fromkeys(("_hidden", "a" * 5000, "$x^{"), (counts, counts)), alpha=1.0, beta=5.0)
+    figure = score_figure(dict.fromkeys(("_hidden", "a" * 5000, "$x^{"), (counts, counts)), alpha=1.0, beta=5.0)
     (legend,) = figure.legends
     labels = [text.get_text().strip() for text in legend.get_texts()]
     assert labels == ["_hidden (2 tokens)", "a" * 57 + "... (2 tokens)", "$x^{ (2 tokens)"]

@@ -2,7 +2,7 @@
 
 const LEVELS = 64;
 const OPACITY = 0.65;
-const REASONS = { word: "the lowest deltas of all rows", lowest: "the lowest means of all rows",
+const REASONS = { word: `the lowest ${data.score.plural} of all rows`, lowest: "the lowest means of all rows",
   highest: "the highest means of all rows", random: "drawn at random", failed: "failed" };
 
 const cards = data.samples.map((sample, index) => {
@@ -36,7 +36,7 @@ const cards = data.samples.map((sample, index) => {
       for (let first = turn.from, last; first < turn.to; first = last + 1) {
         for (last = first; last + 1 < turn.to && sample.tokens[last] === "";) last++;
         const kind = (sample.special.includes(last) ? " special" : "") +
-          (sample.deltas.slice(first, last + 1).every((delta) => delta === null) ? " undefined" : "");
+          (sample.scores.slice(first, last + 1).every((score) => score === null) ? " undefined" : "");
         const span = make("span", { class: `t${kind}`, "data-token": first, text: sample.tokens[last] });
         spans.push({ element: span, first, last });
         said.append(span);
@@ -50,12 +50,12 @@ const cards = data.samples.map((sample, index) => {
   element.append(images, head, words);
   const text = [sample.id, `#${sample.row}`, sample.status, sample.error || "", ...sample.turns.map((turn) =>
     turn.text === undefined ? sample.tokens.slice(turn.from, turn.to).join("") : turn.text)].join("\n").toLowerCase();
-  const { min_delta: min, max_delta: max, mean_delta: meanDelta, share_negative: negative } = sample.numbers;
+  const { [MIN]: min, [MAX]: max, [MEAN]: meanScore, share_negative: negative } = sample.numbers;
   return {
     element, facts, words, spans, mark, sample, text,
     levels: new Int16Array(spans.length).fill(-1000),
     weights: [],
-    keys: { row: index, id: sample.id, length: sample.tokens.length, mean: meanDelta, min, max, negative, weight: null },
+    keys: { row: index, id: sample.id, length: sample.tokens.length, mean: meanScore, min, max, negative, weight: null },
   };
 });
 
@@ -67,9 +67,12 @@ function colour(level) {
 const palette = new Map();
 for (let level = -LEVELS; level <= LEVELS; level++) palette.set(level, colour(level));
 
-function levelOf(delta, weight) {
+// A score of this size has full strength.
+const fullScore = () => data.full || settings.beta || 1;
+
+function levelOf(score, weight) {
   const { alpha, beta, shade } = settings;
-  const part = shade === "weight" ? (beta > alpha ? (weight - alpha) / (beta - alpha) : 0) : (delta || 0) / (beta || 1);
+  const part = shade === "weight" ? (beta > alpha ? (weight - alpha) / (beta - alpha) : 0) : (score || 0) / fullScore();
   return Math.round(Math.min(Math.max(part, -1), 1) * LEVELS);
 }
 
@@ -78,18 +81,18 @@ function factsOf({ sample, keys }) {
   const lone = data.samples.length < data.rows && sample.why.every((name) => name === "random" || name === "failed");
   const reason = lone ? ` · ${sample.why.map((name) => REASONS[name]).join(", ")}` : "";
   if (!keys.length) return `#${sample.row} · no measured tokens${reason}`;
-  return `#${sample.row} · ${counted(keys.length, "token")} · delta: lowest ${number(keys.min, 2)}, mean ${number(keys.mean, 2)}` +
+  return `#${sample.row} · ${counted(keys.length, "token")} · ${NOUN}: lowest ${number(keys.min, 2)}, mean ${number(keys.mean, 2)}` +
     ` · below 0: ${share(keys.negative)} · mean weight ${number(keys.weight, 2)}${reason}`;
 }
 
 function recolour() {
   for (const card of cards) {
     card.weights = weights(card.sample, settings);
-    card.keys.weight = mean(card.weights.filter((_, token) => card.sample.deltas[token] !== null));
+    card.keys.weight = mean(card.weights.filter((_, token) => card.sample.scores[token] !== null));
     card.spans.forEach(({ element, first, last }, at) => {
       let now = 0;  // The most extreme of the tokens.
       for (let token = first; token <= last; token++) {
-        const one = levelOf(card.sample.deltas[token], card.weights[token]);
+        const one = levelOf(card.sample.scores[token], card.weights[token]);
         if (Math.abs(one) > Math.abs(now)) now = one;
       }
       if (now !== card.levels[at]) {
@@ -103,10 +106,14 @@ function recolour() {
 
 function drawScale() {
   const { alpha, beta, shade } = settings;
-  const from = shade === "weight" ? "" : `rgba(${AGAINST}, ${OPACITY}), rgba(${AGAINST}, 0) 50%, `;
+  const both = shade !== "weight" && data.score.signed;
+  const from = both ? `rgba(${AGAINST}, ${OPACITY}), rgba(${AGAINST}, 0) 50%, ` : "";
   const bar = make("i");
   bar.style.backgroundImage = `linear-gradient(90deg, ${from}rgba(${FOR}, 0) ${from ? "50%" : ""}, rgba(${FOR}, ${OPACITY}))`;
-  const [left, right] = shade === "weight" ? ["weighs least", "weighs most"] : ["the image speaks against", "for"];
-  byId("scale").replaceChildren(make("b", { text: left }), number(shade === "weight" ? alpha : -beta, 1), bar,
-    number(beta, 1), make("b", { text: right }));
+  const [left, right] = both ? ["the image speaks against", "for"]
+    : shade === "weight" ? ["weighs least", "weighs most"] : [NOUN, data.score.unit];
+  const [low, high] = shade === "weight" ? [alpha, beta] : [both ? -fullScore() : 0, fullScore()];
+  const digits = high < 1 ? 3 : 1;
+  byId("scale").replaceChildren(make("b", { text: left }), number(low, digits), bar, number(high, digits),
+    make("b", { text: right }));
 }

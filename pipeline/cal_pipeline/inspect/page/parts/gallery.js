@@ -98,7 +98,7 @@ function refreshTip() {
   const each = (values) => values.slice(first, last + 1).map((value) => (value === null ? "undefined" : number(value))).join(", ");
   const several = last > first ? `, ${last - first + 1} tokens` : "";
   tip.textContent = `token ${JSON.stringify(card.sample.tokens[last])}${several}\n` +
-    `delta ${each(card.sample.deltas)}\nweight ${each(card.weights)}`;
+    `${NOUN} ${each(card.sample.scores)}\nweight ${each(card.weights)}`;
 }
 
 function walk(event) {

@@ -93,7 +93,14 @@ function startTabs() {
 }
 
 function startControls() {
-  for (const name of ["alpha", "beta"]) byId(name).max = data.sliderMax;
+  if (data.live) {
+    for (const name of ["alpha", "beta"]) byId(name).max = data.sliderMax;
+  } else {
+    for (const name of ["alpha", "beta", "window"]) byId(name).closest("label").hidden = true;
+    byId("fixed").textContent = `Weights are of ${data.score.name} by ${data.map}, as cal-inspect wrote them: alpha ` +
+      `${data.alpha}, window ${data.window}. Only those of map clamp are computed here; for others make the page again.`;
+    byId("fixed").hidden = false;
+  }
   for (const width of WINDOWS) byId("window").append(make("option", { value: width, text: String(width) }));
   for (const [name, [first]] of Object.entries(SETTINGS)) {
     const control = byId(name);
@@ -132,7 +139,7 @@ function start() {
   checkAgainstPython();
   drawFacts();
   drawTables();
-  plotDeltas();
+  plotScores();
   startSelection();
   startTabs();
   startControls();

@@ -71,6 +71,7 @@ function bars({ x, y }, edges, shares) {
 }
 
 function boundMarks(x, low, high) {
+  if (!data.live) return [];  // Alpha and beta bound what the map gives.
   // Side by side where they are so near that one name would cover the other.
   const places = ["alpha", "beta"].map((name) => x(Math.min(Math.max(settings[name], low), high)));
   const near = places[1] - places[0] < 34;
@@ -84,7 +85,7 @@ function boundMarks(x, low, high) {
 // What draws each plot anew.
 const plots = [];
 
-function plotDeltas() {
+function plotScores() {
   const { edges, counts } = data.histogram;
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return;
@@ -92,7 +93,8 @@ function plotDeltas() {
   const [x, ticks] = [along(low, high), ticksBetween(low, high)];
   const shares = counts.map((count) => count / total);
   const [most, least] = [Math.max(...shares), Math.min(...shares.filter((part) => part > 0))];
-  const label = "← the image speaks against   delta (logits)   for →";
+  const named = `${NOUN}${data.score.unit && ` (${data.score.unit})`}`;
+  const label = data.score.signed ? `← the image speaks against   ${named}   for →` : named;
   const histogram = figure(`Share of tokens in each bin, of ${counted(total, "token")} of all rows; the outermost are in the end bins`);
   plots.push(() => {
     const scale = axes(x, most, settings.log && least, "share of tokens");
@@ -100,7 +102,7 @@ function plotDeltas() {
       ...boundMarks(x, low, high));
   });
   plotWeights();
-  const rising = figure("Share of the tokens of all rows at or below a delta");
+  const rising = figure(`Share of the tokens of all rows at or below a ${NOUN}`);
   let below = 0;
   const sums = shares.map((part) => (below += part));
   plots.push(() => {
@@ -123,14 +125,15 @@ function plotWeights() {
   if (!used.length) return;
   const x = along(0, 1);
   const edges = Array.from({ length: WEIGHT_BINS + 1 }, (_, edge) => edge / WEIGHT_BINS);
-  const drawing = figure(`Weights of the ${used.length} measured samples ${lot ? "drawn at random" : "on this page"}, at this alpha, beta and window`);
+  const weighed = data.live ? "at this alpha, beta and window" : `by ${data.map}`;
+  const drawing = figure(`Weights of the ${used.length} measured samples ${lot ? "drawn at random" : "on this page"}, ${weighed}`);
   plots.push(() => {
     const { alpha, beta, log } = settings;
     const high = beta > alpha ? beta : alpha + 1;
     const counts = new Array(WEIGHT_BINS).fill(0);
     for (const card of used) {
       card.weights.forEach((weight, token) => {
-        if (card.sample.deltas[token] === null) return;
+        if (card.sample.scores[token] === null) return;
         const bin = Math.floor(((weight - alpha) / (high - alpha)) * WEIGHT_BINS);
         counts[Math.min(Math.max(bin, 0), WEIGHT_BINS - 1)]++;
       });
@@ -141,7 +144,7 @@ function plotWeights() {
     const scale = axes(x, Math.max(...shares) || 1, log && Number.isFinite(least) && least, "share of tokens");
     const drawn = svg("g", { id: "weights" });
     drawn.append(...bars(scale, edges, shares));
-    drawing.replaceChildren(...scale.drawn, drawn, ...xAxis(x, [0, 0.25, 0.5, 0.75, 1], "weight, from alpha to beta",
+    drawing.replaceChildren(...scale.drawn, drawn, ...xAxis(x, [0, 0.25, 0.5, 0.75, 1], data.live ? "weight, from alpha to beta" : "weight",
       (part) => number(alpha + part * (high - alpha), 2)));
   });
 }

@@ -40,7 +40,7 @@ function condition() {
 // Whether every row of the data set that the rule takes is on this page.
 function isWhole() {
   if (cards.length === data.rows) return true;
-  const order = { "min_delta below": "min", "mean_delta below": "mean", "mean_delta above": "-mean" }[`${settings.rule} ${settings.side}`];
+  const order = { [`${MIN} below`]: "min", [`${MEAN} below`]: "mean", [`${MEAN} above`]: "-mean" }[`${settings.rule} ${settings.side}`];
   const leading = settings.limit !== "" && order ? data.leading[order] : null;
   if (!leading || leading.last === null) return false;
   return settings.side === "below" ? Number(settings.limit) <= leading.last : Number(settings.limit) >= leading.last;
@@ -50,6 +50,7 @@ function command() {
   const rule = condition();
   const { annotated, ids_from: idsFrom } = data.filter;
   const words = ["cal-inspect", "filter", ...annotated.map((place) => shell(place)), rule === null ? "TRUE" : shell(rule)];
+  if (data.score.name !== "delta_logit") words.push("--score", data.score.name);
   if (rule === null) words.push("--ids_from", FILE);
   else if (idsFrom !== null) words.push("--ids_from", shell(idsFrom));
   const ends = { ids: ["--ids", "chosen.csv"], drop: ["--drop", "--output", "clean/"], keep: ["--output", "chosen/"] };

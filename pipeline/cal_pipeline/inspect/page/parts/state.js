@@ -12,7 +12,9 @@ const SWITCH = (value) => ({ 0: false, 1: true })[value];
 const TEXT = (value) => value;
 const WINDOWS = [...new Set([1, 3, 5, 7, data.window])].sort((a, b) => a - b);
 const THEMES = ["system", "light", "dark"];
-const RULES = { min_delta: "lowest delta", mean_delta: "mean delta", max_delta: "highest delta",
+const NOUN = data.score.noun;
+const [MIN, MEAN, MAX] = ["min", "mean", "max"].map((part) => `${part}_${NOUN}`);
+const RULES = { [MIN]: `lowest ${NOUN}`, [MEAN]: `mean ${NOUN}`, [MAX]: `highest ${NOUN}`,
   share_negative: "share below 0", tokens: "number of tokens" };
 
 // Name -> [what it is at first, how it is read from the address: undefined is no value].
@@ -21,14 +23,15 @@ const SETTINGS = {
   sort: ["min", oneOf("min", "mean", "negative", "weight", "max", "length", "row", "id")],
   down: [false, SWITCH],
   search: ["", TEXT],
-  shade: ["delta", oneOf("delta", "weight")],
-  alpha: [data.alpha, within(0, data.sliderMax)],
-  beta: [data.beta, within(0, data.sliderMax)],
-  window: [data.window, (value) => WINDOWS.find((width) => String(width) === value)],
+  shade: ["score", oneOf("score", "weight")],
+  // Of another map than clamp the weights are those that were written: no slider moves them.
+  alpha: [data.alpha, data.live ? within(0, data.sliderMax) : () => undefined],
+  beta: [data.beta, data.live ? within(0, data.sliderMax) : () => undefined],
+  window: [data.window, (value) => (data.live ? WINDOWS.find((width) => String(width) === value) : undefined)],
   why: ["", oneOf("", "word", "lowest", "highest", "random", "failed")],
   status: ["", TEXT],
   source: ["", TEXT],
-  rule: ["min_delta", oneOf(...Object.keys(RULES))],
+  rule: [MIN, oneOf(...Object.keys(RULES))],
   side: ["below", oneOf("below", "above")],
   limit: ["", (value) => (NUMBER(value) === undefined ? undefined : value.trim())],
   use: ["ids", oneOf("ids", "drop", "keep")],

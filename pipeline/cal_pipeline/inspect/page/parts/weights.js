@@ -1,14 +1,15 @@
 // --- the method -----------------------------------------------------------------------------------------------------
 
-// Mean of the clamped, defined deltas within the window and within the token's contiguous span; an undefined delta
-// weighs alpha and is left out of its neighbours' mean: token_weights with pool "span".
+// Mean of the clamped, defined scores within the window and within the token's contiguous span; an undefined score
+// weighs alpha and is left out of its neighbours' mean: token_weights with map "clamp" and pool "span".
 function weights(sample, { alpha, beta, window: width }) {
-  const { deltas, spans } = sample;
+  if (!data.live) return sample.weights;
+  const { scores, spans } = sample;
   const half = (width - 1) / 2;
-  const clamped = deltas.map((delta) => (delta === null ? null : Math.min(Math.max(delta, alpha), beta)));
-  const found = new Array(deltas.length);
+  const clamped = scores.map((score) => (score === null ? null : Math.min(Math.max(score, alpha), beta)));
+  const found = new Array(scores.length);
   spans.forEach((start, at) => {
-    const stop = at + 1 < spans.length ? spans[at + 1] : deltas.length;
+    const stop = at + 1 < spans.length ? spans[at + 1] : scores.length;
     for (let token = start; token < stop; token++) {
       let total = 0;
       let count = 0;

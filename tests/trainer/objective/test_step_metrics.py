@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cal_schemas.spec import IGNORE_INDEX
 from cal_trainer.data.collator import StepBatch
@@ -52,6 +55,35 @@ def test_what_is_logged_of_all_is_logged_of_each_source(over_ranks: object) -> N
             "source/c/row_share": 0.0, "source/c/token_share": 0.0,
         }
     )  # fmt: skip
+
+
+class Noted(TorchDispatchMode):
+    """Notes the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sources", [("a",), ("a", "b", "c")])
+def test_a_micro_batch_waits_for_no_device(sources: tuple[str, ...]) -> None:
+    metrics = StepMetrics(alpha=1.0, beta=5.0, sources=sources)
+    batch = StepBatch(inputs={}, labels=LABELS, image_mask=torch.zeros_like(LABELS, dtype=torch.bool), sources=OF_ROWS)
+    with Noted() as noted:
+        of_rows = metrics.sources_of(batch)
+        metrics.add(WEIGHTS, LABELS, metrics.by_source(NLL, OF_TOKENS), torch.tensor(1), torch.tensor(0.5), of_rows)
+    assert "aten::stack" in noted.names
+    # A number that Python reads, and what has as many entries as a mask has True, are waited for.
+    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
+    assert not waits & noted.names
+    with Noted() as noted:
+        metrics.take(alone)
+        assert metrics.by_source(NLL, OF_TOKENS)[0, 0] > 0
+    assert "aten::_local_scalar_dense" in noted.names
 
 
 def test_one_source_is_logged_once_and_needs_no_names() -> None:

@@ -252,7 +252,7 @@ def test_a_row_of_anything_else_needs_the_tokenizer_and_says_so(annotated: Path,
             show_words(values, llava.directory, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"lacks \['label_ids'"):
         show_words({"sample_id": "a"})
-    with pytest.raises(ConfigError, match="by is 'delta' or 'weight', got 'loss'"):
+    with pytest.raises(ConfigError, match="by is 'score' or 'weight', got 'loss'"):
         show_words(values, llava.directory, by="loss")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="odd"):
         show_words(values, llava.directory, window=2)

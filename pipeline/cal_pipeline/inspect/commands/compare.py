@@ -242,8 +242,8 @@ def _print_scores(ranked: ScoreRanks, pieces: Pieces | None) -> None:
         console.print("", table)
     for score, items in ranked.differing.items() if pieces else ():
         assert pieces is not None
-        columns = (noun(DEFAULT_SCORE), "above", score, "above", "sample_id", "token in its text")
-        title = f"ranked most differently by {score}; above: which share of the tokens it is"
+        columns = (noun(DEFAULT_SCORE), "rank", score, "rank", "sample_id", "token in its text")
+        title = f"ranked most differently by {score} (rank: share of the tokens below)"
         table = flags.table(*columns, left=columns[4:], title=title, overflow="fold")
         for item, text in zip(items, aligned([item.token for item in items], pieces), strict=True):
             values = (f"{item.token.score:.2f}", f"{item.below[0]:.1%}", f"{item.value:#.3g}", f"{item.below[1]:.1%}")

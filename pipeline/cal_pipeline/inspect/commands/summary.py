@@ -20,7 +20,7 @@ from rich.table import Table
 
 from cal_pipeline.inspect import flags
 from cal_pipeline.inspect.flags import say
-from cal_pipeline.inspect.tables.flat import noun
+from cal_pipeline.inspect.tables.flat import noun, number_form
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.statistics import bounds_scores
 from cal_pipeline.inspect.tables.summary import measured_with, summarise
@@ -86,7 +86,7 @@ def _tables(summary: Mapping[str, Any]) -> Iterator[Table]:
                "share_below_alpha": f"< {summary['alpha']:g}", "share_below_beta": f"< {beta}"}  # fmt: skip
     if not bounds_scores(summary["map"]):
         figures = {key: name for key, name in figures.items() if key not in ("share_below_alpha", "share_below_beta")}
-    name = noun(summary["score"])
+    name, form = noun(summary["score"]), number_form(summary["score"])
     in_unit = f" in {unit}" if (unit := SCORES[summary["score"]].unit) else ""
     quantiles = {f"q{share}": f"{share}%" for share in (1, 10, 25, 50, 75, 90, 99)}
     weighed = "" if str(summary["map"]) == "clamp" else f", weighed by {summary['map']}"
@@ -103,6 +103,6 @@ def _tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     ):
         table = flags.table(first, *columns.values(), left=[first], title=title)
         for row, values in rows.items():
-            forms = {key: "," if key == "tokens" else ".1%" if "share" in key + row else ".2f" for key in columns}
+            forms = {key: "," if key == "tokens" else ".1%" if "share" in key + row else form for key in columns}
             table.add_row(row, *("-" if values[key] is None else format(values[key], forms[key]) for key in columns))
         yield table

@@ -19,12 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cal_pipeline.inspect import flags
-from cal_pipeline.inspect.tables.flat import noun
+from cal_pipeline.inspect.tables.flat import noun, number_form
 from cal_pipeline.inspect.tables.reading import open_paths
 from cal_pipeline.inspect.tables.token_statistics import Occurrence, TokenStatistics, aligned, token_statistics
 from cal_pipeline.inspect.tables.token_text import Pieces, pieces_of_measurement, printable
 from cal_pipeline.inspect.tables.weighting import score_of
 from cal_schemas.errors import ConfigError
+from cal_schemas.scores import Score
 from cal_schemas.storage.locations import Location
 
 
@@ -57,26 +58,26 @@ def run(arguments: argparse.Namespace) -> int:
         write_csv(path, statistics, pieces, name)
     console = flags.console()
     plural = "deltas" if name == "delta" else name
-    console.print(_occurrences(f"highest {plural}", statistics.highest, pieces, name), "")
-    console.print(_occurrences(f"lowest {plural}", statistics.lowest, pieces, name), "")
-    _print_means(console, statistics, pieces, arguments, name)
+    console.print(_occurrences(f"highest {plural}", statistics.highest, pieces, score), "")
+    console.print(_occurrences(f"lowest {plural}", statistics.lowest, pieces, score), "")
+    _print_means(console, statistics, pieces, arguments, score)
     if path:
         console.print(f"{path}: every token")
     return 0
 
 
-def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces, name: str) -> Table:
-    columns = (name, "sample_id", "token in its text")
+def _occurrences(title: str, occurrences: list[Occurrence], pieces: Pieces, score: Score) -> Table:
+    columns = (noun(score), "sample_id", "token in its text")
     table = flags.table(*columns, left=columns[1:], title=title, overflow="fold")
     for item, text in zip(occurrences, aligned(occurrences, pieces), strict=True):
-        table.add_row(f"{item.score:.2f}", Text(printable(item.sample_id)), text)
+        table.add_row(format(item.score, number_form(score)), Text(printable(item.sample_id)), text)
     return table
 
 
 def _print_means(
-    console: Console, statistics: TokenStatistics, pieces: Pieces, arguments: argparse.Namespace, name: str
+    console: Console, statistics: TokenStatistics, pieces: Pieces, arguments: argparse.Namespace, score: Score
 ) -> None:
-    top, min_count = arguments.top, arguments.min_count
+    name, top, min_count = noun(score), arguments.top, arguments.min_count
     mean = statistics.mean()
     order = statistics.by_mean(min_count)
     if not len(order):
@@ -87,7 +88,7 @@ def _print_means(
         table = flags.table("mean", "count", "token", left=["token"], title=title)
         for token_id in chosen:
             table.add_row(
-                f"{mean[token_id]:.2f}",
+                format(mean[token_id], number_form(score)),
                 f"{statistics.count[token_id]:,}",
                 Text(f"[{printable(pieces.text_of(int(token_id)))}]"),
             )

@@ -16,7 +16,7 @@ from cal_pipeline.inspect.page.chosen_rows import ChosenRows, Order
 from cal_pipeline.inspect.page.page_tables import TOP_TOKENS, page_tables
 from cal_pipeline.inspect.page.shading import AGAINST, FOR
 from cal_pipeline.inspect.tables.answers import irregular_answers
-from cal_pipeline.inspect.tables.flat import FlatTokens, noun
+from cal_pipeline.inspect.tables.flat import FlatTokens, noun, number_form
 from cal_pipeline.inspect.tables.measured_batches import count_all
 from cal_pipeline.inspect.tables.named_rows import named_rows
 from cal_pipeline.inspect.tables.row_groups import RowGroups
@@ -158,7 +158,7 @@ def facts(summary: Mapping[str, Any], weighting: Mapping[str, Any]) -> list[tupl
     name = noun(summary["score"])
     of_all, plural = summary[name], "deltas" if name == "delta" else name
 
-    def formatted(name: str, form: str) -> str:
+    def formatted(name: str, form: str = number_form(summary["score"])) -> str:
         return "-" if of_all[name] is None else format(of_all[name], form)
 
     named = [("rows", f"{summary['rows']:,} in {counted(summary['files'], 'file')}")]
@@ -168,8 +168,8 @@ def facts(summary: Mapping[str, Any], weighting: Mapping[str, Any]) -> list[tupl
     named += [
         ("supervised tokens", f"{summary['tokens']:,}"),
         *([(f"undefined {plural}", f"{summary['undefined']:,}")] if summary["undefined"] else []),
-        (f"mean {name}", formatted("mean", ".2f")),
-        ("10%, 50%, 90% quantile", ", ".join(formatted(name, ".2f") for name in ("q10", "q50", "q90"))),
+        (f"mean {name}", formatted("mean")),
+        ("10%, 50%, 90% quantile", ", ".join(formatted(name) for name in ("q10", "q50", "q90"))),
         (f"{plural} below 0", formatted("share_negative", ".1%")),
     ]
     if bounds_scores(weighting["map"]):

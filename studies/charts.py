@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import world
+from world import fill_slots as fill_slots  # of a world: its sentences are filled as those of shapes
 
 DIGITS = tuple("0123456789")
 COLOURS = {name: world.COLOURS[name] for name in ("red", "green", "blue", "yellow")}

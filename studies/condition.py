@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from cal_schemas.scores import DEFAULT_SCORE
 
-WorldName = Literal["shapes", "charts"]
+WorldName = Literal["shapes", "charts", "emoji"]
 WORLDS: tuple[WorldName, ...] = get_args(WorldName)
 GENERATED: tuple[WorldName, ...] = ("shapes", "charts")
 Weights = Literal["uniform", "online", "cached"]

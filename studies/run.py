@@ -88,6 +88,14 @@ def complete(flags: argparse.Namespace) -> int:
     units = todo(flags)
     if not units:
         return 0
+    if any(unit.world == "emoji" for unit in units):
+        import emojis
+
+        try:
+            emojis.emoji()
+        except emojis.PackagesError as error:  # said here, not by each process
+            print(error, file=sys.stderr)
+            return 2
     with small_ray(units, flags.processes) as address:
         # Its processes and Ray end with it; after Ray's start, which sets a handler that would not.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -75,7 +75,7 @@ def score_model(cache: ArtifactCache, directory: Path, *, with_text: bool = Fals
 
 @functools.lru_cache(maxsize=2)
 def _exam(name: str, seed: int, start: Path) -> accuracy.Exam:
-    samples = worlds.draw(name, SIZES.held_out, seed=HELD_OUT + seed)
+    samples = worlds.draw(name, SIZES.held_out, seed=HELD_OUT + seed, held_out=True)
     return accuracy.make_exam(AutoProcessor.from_pretrained(start), samples)
 
 

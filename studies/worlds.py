@@ -14,38 +14,41 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import charts
+import emojis
 import world
 from condition import SIZES
 from world import WorldSample
 
-WORLDS: dict[str, ModuleType] = {"shapes": world, "charts": charts}
-"""Each with PATTERNS of sentences, whose slots are open for what is true of a scene, FILLERS for their other words, and
-QUESTIONS, draw_scene and render."""
+WORLDS: dict[str, ModuleType] = {"shapes": world, "charts": charts, "emoji": emojis}
+"""Each with PATTERNS of sentences, whose slots are open for what is true of a scene, FILLERS for their other words,
+QUESTIONS, draw_scene, fill_slots and render; render_held_out where the exam has images of another kind."""
 
 
-def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0) -> list[WorldSample]:
+def draw(name: str, num_samples: int, *, seed: int, noise: float = 0.0, held_out: bool = False) -> list[WorldSample]:
     """Samples of the world `name`; the share `noise` of the images, up to rounding, is exchanged among its samples.
 
     A sample that takes part has an image that belongs to another caption, whose words may be true of it by chance.
-    With the same seed a higher noise exchanges more of the same images and changes nothing else.
+    With the same seed a higher noise exchanges more of the same images and changes nothing else. `held_out`: for an
+    exam, on images of which training has no like.
     """
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise is a share of the samples, between 0 and 1, got {noise}")
     chosen = WORLDS[name]
+    render = getattr(chosen, "render_held_out", chosen.render) if held_out else chosen.render
     rng = np.random.default_rng(seed)
     scenes, sentences, questions, images = [], [], [], []
     for _ in range(num_samples):
         scenes.append(chosen.draw_scene(rng))
         sentences.append(world.draw_sentence(rng, chosen.PATTERNS, chosen.FILLERS))
         questions.append(world.pick(rng, chosen.QUESTIONS))
-        images.append(_png(chosen.render(scenes[-1], rng)))
+        images.append(_png(render(scenes[-1], rng)))
     exchanged = rng.permutation(num_samples)[: round(noise * num_samples)]
     shown = np.arange(num_samples)
     shown[exchanged] = np.roll(exchanged, 1)
     samples = []
     for number, image in enumerate(shown):
-        caption, kinds = world.fill_slots(sentences[number], described=scenes[number], shown=scenes[image])
-        clean_caption, _ = world.fill_slots(sentences[number], described=scenes[image], shown=scenes[image])
+        caption, kinds = chosen.fill_slots(sentences[number], described=scenes[number], shown=scenes[image])
+        clean_caption, _ = chosen.fill_slots(sentences[number], described=scenes[image], shown=scenes[image])
         samples.append(
             WorldSample(
                 sample_id=f"{name}-{seed}-{number:06d}",
@@ -66,7 +69,7 @@ Conversation = list[dict[str, str]]
 def _conversation(chosen: ModuleType, scene: Any, rng: np.random.Generator) -> Conversation:
     """A question and a true caption of the scene."""
     sentence = world.draw_sentence(rng, chosen.PATTERNS, chosen.FILLERS)
-    caption, _ = world.fill_slots(sentence, described=scene, shown=scene)
+    caption, _ = chosen.fill_slots(sentence, described=scene, shown=scene)
     question = world.pick(rng, chosen.QUESTIONS)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": caption}]
 

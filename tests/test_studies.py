@@ -31,12 +31,12 @@ from arms import ARMS, NOISE_ARMS, NOISES, Arm
 from cal_schemas.presets import PRESETS
 from cal_schemas.sample import ImageRef
 from commands import kept_encodings
-from condition import MAIN_NOISE, REFERENCES, Measurement, Run
+from condition import GENERATED, MAIN_NOISE, REFERENCES, Measurement, Run
 from conftest import Family
 from examples_of import conversation
 
 
-@pytest.mark.parametrize("name", worlds.WORLDS)
+@pytest.mark.parametrize("name", GENERATED)
 def test_words_are_correlated_exactly_when_they_are_true_of_the_image(name: str) -> None:
     for sample in worlds.draw(name, 200, seed=5, noise=0.3):
         written, true = sample.caption.split(), sample.clean_caption.split()
@@ -46,7 +46,7 @@ def test_words_are_correlated_exactly_when_they_are_true_of_the_image(name: str)
     assert all("contradictory" not in sample.word_kinds and "correlated" in sample.word_kinds for sample in clean)
 
 
-@pytest.mark.parametrize("name", worlds.WORLDS)
+@pytest.mark.parametrize("name", GENERATED)
 def test_noise_exchanges_images_and_nothing_else(name: str) -> None:
     clean, some, more = (worlds.draw(name, 100, seed=3, noise=noise) for noise in (0.0, 0.1, 0.3))
     assert [sample.caption for sample in clean] == [sample.caption for sample in more]

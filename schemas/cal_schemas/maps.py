@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self, TypedDict
 from array_api_compat import array_namespace
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.scores import within_sample
+from cal_schemas.scores import SCORES, Score, within_sample
 
 Array = Any
 """Of numpy or torch."""
@@ -40,7 +40,7 @@ class Quantile:
     share: float
 
     def __str__(self) -> str:
-        return f"q{self.share:g}"
+        return f"q{self.share:.9g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +58,8 @@ class MapDefinition:
     """Of what all data must be read first: the number is a quantile of scores, or the share of samples kept."""
     masks: bool = False
     """True when it gives 1 to what it chooses, and 0."""
+    scores: tuple[Score, ...] = ()
+    """Those that its equation is of; any where empty."""
     of_batch: bool = False
     """True when a weight depends on which samples share a micro-batch."""
     bounds: tuple[float, float] = (1.0, 5.0)
@@ -180,9 +182,9 @@ def weigh(scores: Array, member: Array, run: Array, rule: Map, *, alpha: float, 
     reach = min(window // 2, max(length - 1, 0))
     for shift in range(-reach, reach + 1):
         here, there = slice(max(0, -shift), length - max(0, shift)), slice(max(0, shift), length - max(0, -shift))
-        counted = xp.astype(defined[:, there] & (run[:, there] == run[:, here]), clamped.dtype)
-        total[:, here] += clamped[:, there] * counted
-        count[:, here] += counted
+        counted = defined[:, there] & (run[:, there] == run[:, here])
+        total[:, here] += xp.where(counted, clamped[:, there], 0.0)
+        count[:, here] += xp.astype(counted, clamped.dtype)
     return xp.where(defined, total / xp.clip(count, 1.0, None), alpha)
 
 
@@ -240,7 +242,8 @@ def _pgpo(scores: Array, defined: Array, threshold: float) -> Array:
     within = within_sample(xp.log1p(scores), defined)
     gate = xp.where(within < threshold, within / threshold, 1.0 + _PGPO_GAIN * (within - threshold) / (1.0 - threshold))
     total = xp.sum(xp.where(defined, gate, 0.0), axis=1, keepdims=True)
-    return xp.where(total > 0, gate * _count(scores, defined) / xp.where(total > 0, total, 1.0), 1.0)
+    # Where all are equal, all are 0. What is no number stays none.
+    return xp.where(total == 0, 1.0, gate * _count(scores, defined) / xp.where(total == 0, 1.0, total))
 
 
 def _focal(scores: Array, _: Array, gamma: float) -> Array:
@@ -253,7 +256,6 @@ def _focal(scores: Array, _: Array, gamma: float) -> Array:
 
 _PGPO_GAIN: Final = 2.0
 _SHARE: Final = (0.0, 1.0)
-_MASK: Final = (0.0, 1.0)
 _OPEN: Final = (0.0, math.inf)
 MAPS: Final[Mapping[MapName, MapDefinition]] = {
     "clamp": MapDefinition(equation="s", compute=lambda scores, _, __: scores),
@@ -263,40 +265,51 @@ MAPS: Final[Mapping[MapName, MapDefinition]] = {
     ),
     "softmax": MapDefinition(
         equation="n exp(s / T) / sum exp(s / T), n the sample's tokens", compute=_softmax, parameter="T",
-        valid=(0.0, math.inf), bounds=_OPEN, window=1,
+        valid=_OPEN, bounds=_OPEN, window=1,
     ),
     "threshold": MapDefinition(
         equation="1 where s >= x", compute=lambda scores, _, least: _mask(scores >= least, scores), parameter="x",
-        of_data="tokens", masks=True, bounds=_MASK, window=1,
+        of_data="tokens", masks=True, bounds=_SHARE, window=1,
     ),
     "top_share": MapDefinition(
         equation="1 for the ceil(q n) largest s of the sample", compute=_top_share, parameter="q", valid=_SHARE,
-        masks=True, bounds=_MASK, window=1,
+        masks=True, bounds=_SHARE, window=1,
     ),
     "batch_share": MapDefinition(
         equation="1 for the ceil(q n) largest s of the micro-batch", compute=_batch_share, parameter="q", valid=_SHARE,
-        masks=True, of_batch=True, bounds=_MASK, window=1,
+        masks=True, of_batch=True, bounds=_SHARE, window=1,
     ),
     "top_samples": MapDefinition(
         equation="1 where the sample's mean s is among the share q that is largest", compute=_top_samples,
-        parameter="q", valid=_SHARE, of_data="samples", masks=True, bounds=_MASK, window=1,
+        parameter="q", valid=_SHARE, of_data="samples", masks=True, bounds=_SHARE, window=1,
     ),
     "vig": MapDefinition(
         equation="1 where the sample's mean s and s itself are at least x, which the share q of the means is; 1 "
         "without an image",
-        compute=_vig, parameter="q", valid=_SHARE, of_data="samples", masks=True, bounds=_MASK, window=1,
+        compute=_vig, parameter="q", valid=_SHARE, of_data="samples", masks=True, bounds=_SHARE, window=1,
+        scores=("delta_logprob", "delta_logit"),
     ),
     "pgpo": MapDefinition(
         equation="n w / sum w, w = I / t where I < t, else 1 + 2 (I - t) / (1 - t); I = ln(1 + s)^; 1 where all s are "
         "equal",
-        compute=_pgpo, parameter="t", valid=_SHARE, bounds=_OPEN, window=1,
+        compute=_pgpo, parameter="t", valid=_SHARE, bounds=_OPEN, window=1, scores=("kl", "kl_reverse", "js"),
     ),
     "focal": MapDefinition(
         equation="(1 - p)^g + g p s (1 - p)^(g - 1), p = exp(-s): the derivative of (1 - p)^g s", compute=_focal,
-        parameter="g", valid=(0.0, math.inf), bounds=_OPEN, window=1,
+        parameter="g", valid=_OPEN, bounds=_OPEN, window=1, scores=("nll",),
     ),
 }  # fmt: skip
 """Each before the clamp, else 0. x^ = (x - min x) / (max x - min x); sums, means and extremes are over the sample."""
+
+
+def check_score(score: Score, rule: Map) -> None:
+    """ConfigError for a map whose equation is of other scores."""
+    meant = rule.definition.scores
+    if meant and score not in meant:
+        raise ConfigError(
+            f"map {rule} is of score {' or '.join(meant)}, and not of {score} = {SCORES[score].equation}: "
+            f"give --score {meant[0]}, or another map"
+        )
 
 
 def _usage(name: MapName) -> str:

@@ -61,10 +61,10 @@ def ragged_scores(score: Score, columns: Mapping[str, np.ndarray], lengths: np.n
     definition = SCORES[score]
     given = [columns[name] for name in definition.columns]
 
-    def of_block(*padded: np.ndarray) -> np.ndarray:
+    def of_block(_: np.ndarray, *padded: np.ndarray) -> np.ndarray:
         return np.asarray(definition.compute(dict(zip(definition.columns, padded, strict=True))))
 
-    return _by_block(lambda _, *padded: of_block(*padded), lengths, *given)
+    return _by_block(of_block, lengths, *given)
 
 
 def ragged_weights(
@@ -92,14 +92,16 @@ def ragged_means(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def least_of_share(means: np.ndarray, share: float) -> float:
     """What max(1, floor(share R)) of the means [R] are at least: midway between the last of them and the next.
 
-    Midway, so that rounding puts none of them on the other side. Raises ConfigError where none is defined.
+    Midway, or a little below the last of them where the next is as large, so that rounding puts none on the other side.
+    Raises ConfigError where none is defined.
     """
     ranked = np.sort(means[~np.isnan(means)].astype(np.float64))[::-1]
     if not len(ranked):
         raise ConfigError("no sample with an image has a defined score")
     kept = max(1, int(share * len(ranked) + 1e-9))
     following = ranked[kept] if kept < len(ranked) else ranked[-1] - 1.0
-    return float((ranked[kept - 1] + following) / 2)
+    last = ranked[kept - 1]
+    return float(min((last + following) / 2, last - 1e-6 * max(1.0, abs(last))))
 
 
 def _by_block(of_block: Callable[..., np.ndarray], lengths: np.ndarray, *flat: np.ndarray) -> np.ndarray:

@@ -69,7 +69,8 @@ def within_sample(values: Any, defined: Any) -> Any:
     xp = array_namespace(values)
     least = xp.min(xp.where(defined, values, math.inf), axis=-1, keepdims=True)
     spread = xp.max(xp.where(defined, values, -math.inf), axis=-1, keepdims=True) - least
-    return xp.where(spread > 0, (values - least) / xp.where(spread > 0, spread, 1.0), 0.0)
+    # What is no number stays none.
+    return xp.where(spread == 0, 0.0, (values - least) / xp.where(spread == 0, 1.0, spread))
 
 
 def _anchored_entropy(js: Any, with_image: Any, without: Any) -> Any:

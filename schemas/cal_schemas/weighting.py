@@ -15,14 +15,14 @@ Normalization = Literal["step", "sample", "micro_batch", "count"]
 """What a weighted sum is divided by, see `cal_trainer.objective.weighting.Weighting`."""
 
 
-def check_weighting(
-    *, alpha: float, beta: float, window: int, pool: Pool = "span", rule: Map | str | None = None
-) -> None:
+_CLAMP = Map()
+
+
+def check_weighting(*, alpha: float, beta: float, window: int, pool: Pool = "span", rule: Map = _CLAMP) -> None:
     """ConfigError unless 0 <= alpha <= beta (which may be infinite), window is odd and positive, and pool is a Pool.
 
     And for a map that these bounds make the same weight of every score.
     """
-    rule = Map.parse(rule) if isinstance(rule, str) else rule or Map()
     check_choice("pool", pool, Pool)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Real):

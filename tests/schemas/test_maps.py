@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.maps import MAPS, Map, weigh
-from cal_schemas.ragged import ragged_scores, ragged_weights
-from cal_schemas.scores import SCORES
+from cal_schemas.maps import MAPS, Map, check_score, weigh
+from cal_schemas.ragged import least_of_share, ragged_means, ragged_scores, ragged_weights
+from cal_schemas.scores import SCORES, Score
 from cal_trainer.objective.weights import token_weights
 
 NAN = math.nan
@@ -133,6 +133,49 @@ def test_what_is_no_map_is_refused_with_what_is_taken(text: str, said: str) -> N
 @pytest.mark.parametrize("text", ["clamp", "softmax=0.5", "threshold=q0.6", "threshold=q0.6@1.25", "vig=0.7@-0.031"])
 def test_a_map_is_read_as_it_is_written(text: str) -> None:
     assert str(Map.parse(text)) == text
+
+
+def test_copies_of_a_sample_at_the_edge_of_a_share_are_kept_together() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        one = rng.normal(1, 1, 37).astype(np.float32)
+        lengths = np.array([37, 37, 5, 90, 8])
+        rest = [rng.normal(-9, 1, size).astype(np.float32) for size in (5, 90, 8)]
+        scores = np.concatenate([one, rng.permutation(one), *rest])
+        rule = Map("top_samples", 0.34, least_of_share(ragged_means(scores, lengths), 0.34))
+        for values in (scores, np.concatenate([scores, np.zeros(500, np.float32)])):
+            sizes = lengths if len(values) == len(scores) else np.append(lengths, 500)
+            run = np.zeros(len(values), int)
+            found = ragged_weights(values, sizes, run, rule, alpha=0.0, beta=1.0, window=1)
+            assert found[:74].all()
+            assert not found[74 : len(scores)].any()
+
+
+@pytest.mark.parametrize(
+    ("score", "text", "said"),
+    [
+        ("delta_logit", "pgpo=0.4", "map pgpo=0.4 is of score kl or kl_reverse or js, and not of delta_logit"),
+        ("probability", "focal=2", "is of score nll, and not of probability"),
+        ("ratio", "vig=0.7", "is of score delta_logprob or delta_logit, and not of ratio"),
+    ],
+)
+def test_a_map_of_other_scores_is_refused(score: Score, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_score(score, Map.parse(text))
+    for good in MAPS[Map.parse(text).name].scores:
+        check_score(good, Map.parse(text))
+
+
+def test_what_is_no_number_does_not_become_weight_one() -> None:
+    scores = torch.tensor([[0.02, 1.5, -1.2, 0.4]])
+    assert bool(token_weights(scores, torch.ones(1, 4, dtype=torch.long), map="pgpo=0.4").isnan().any())
+
+
+def test_an_infinite_score_weighs_beta_and_its_neighbours_what_they_would() -> None:
+    scores = torch.tensor([[2.0, math.inf, 3.0, 4.0, 1.0]])
+    found = token_weights(scores, torch.ones(1, 5, dtype=torch.long), beta=math.inf)
+    assert found[0, 3:].tolist() == pytest.approx([8 / 3, 2.5])
+    assert not bool(found.isnan().any())
 
 
 def test_what_depends_on_all_data_says_so_before_it_is_known() -> None:

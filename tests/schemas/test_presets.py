@@ -140,7 +140,14 @@ def test_looking_weighs_as_training_does(preset: Preset) -> None:
 
 @pytest.mark.parametrize(
     ("means", "share", "kept"),
-    [(MEANS, 0.7, 7), (MEANS, 0.15, 1), ([0.3] * 20, 0.15, 20), ([1.0, 2.0, math.nan], 0.5, 1), ([2.0], 0.1, 1)],
+    [
+        (MEANS, 0.7, 7),
+        (MEANS, 0.15, 1),
+        ([0.3] * 20, 0.15, 20),
+        ([0.9, 0.5, 0.5, 0.1], 0.5, 3),
+        ([1.0, 2.0, math.nan], 0.5, 1),
+        ([2.0], 0.1, 1),
+    ],
 )
 def test_a_share_of_samples_is_rounded_down_and_at_least_one(means: list[float], share: float, kept: int) -> None:
     values = np.array(means, np.float32)

@@ -12,7 +12,7 @@ from cal_pipeline.config_file import INFINITE
 from cal_pipeline.log_lines import LogFormat
 from cal_pipeline.sources.images import DEFAULT_MAX_IMAGE_PIXELS
 from cal_schemas.errors import ConfigError
-from cal_schemas.maps import Map, Quantile
+from cal_schemas.maps import Map, Quantile, check_score
 from cal_schemas.presets import PRESETS, Preset
 from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.spec import ANOTHER_IMAGE, ContrastSpec, Dtype, Quantization, own_fields_first
@@ -184,6 +184,7 @@ class TrainConfig(EncodingFlags):
         for name, wanted in self._preset_values().items():
             if (given := getattr(self, name)) is not None and not _agree(name, given, wanted):
                 raise ConfigError(f"--preset {self.preset} means --{name} {wanted}, got --{name} {given}")
+        check_score(self.resolved("score"), rule)
         if self.delta_source == "online" and rule.needs:
             raise ConfigError(
                 f"--map {rule} depends on the scores of all {rule.needs}, and online ones are not known before the "
@@ -202,15 +203,26 @@ class TrainConfig(EncodingFlags):
                 )
             if isinstance(bound, Quantile) and self.delta_source == "uniform":
                 raise ConfigError(f"--{name} {bound} has no effect: with --delta_source uniform every token weighs 1")
+            if isinstance(bound, Quantile) and rule.name != "clamp":
+                raise ConfigError(
+                    f"--{name} {bound} is a quantile of scores, and map {rule} bounds weights: give a number"
+                )
+            if isinstance(bound, Quantile) and score.of_training:
+                raise ConfigError(
+                    f"--{name} {bound} is a quantile of measured scores, and score {self.resolved('score')} changes "
+                    "with the model in training: give a number"
+                )
         contrast = self.contrast_spec()
         if self.delta_source == "online" and self.resolved("pool") == "released" and contrast.condition == "drop":
             raise ConfigError(
                 "pool 'released' averages the deltas of all tokens, those of the image included, which contrast 'drop' "
                 f"takes out: give --contrast mask (the authors' code; --preset released), {ANOTHER_IMAGE}"
             )
-        if self.drift_every and (self.delta_source, self.resolved("score")) != ("cached", DEFAULT_SCORE):
+        measured = self.delta_source, self.resolved("score"), rule.name
+        if self.drift_every and measured != ("cached", DEFAULT_SCORE, "clamp"):
             raise ConfigError(
-                "--drift_every compares with cached deltas: use it with --delta_source cached and --score delta_logit"
+                "--drift_every compares clamped deltas with the cached ones: use it with --delta_source cached, "
+                "--score delta_logit and --map clamp"
             )
 
     def _preset_values(self) -> dict[str, Any]:
@@ -248,4 +260,5 @@ class TrainConfig(EncodingFlags):
         if self.delta_source != "uniform":
             return []
         names = (*_OF_DELTAS, "uniform_sources")
-        return [f"--{name}" for name in names if getattr(self, name) not in (None, [])]
+        given = [f"--{name}" for name in names if getattr(self, name) not in (None, [])]
+        return given if self.preset is None else [*given, f"--preset {self.preset} (but for its normalization)"]

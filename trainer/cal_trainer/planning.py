@@ -10,8 +10,9 @@ from typing import Any
 
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.directory import model_directory
+from cal_schemas.errors import ConfigError
 from cal_schemas.maps import Quantile
-from cal_schemas.scores import Score
+from cal_schemas.scores import SCORES, Score
 from cal_schemas.spec import ContrastSpec, MeasurementSpec
 from cal_schemas.storage.locations import location
 from cal_trainer.config import TrainConfig
@@ -97,6 +98,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         num_embeddings=model.num_embeddings,
     )
     examples = _training_examples(config, encoder, rows)
+    _validate_unmeasured(config, getattr(examples, "num_unmeasured", 0), weighting)
     spec: MeasurementSpec | None = getattr(examples, "spec", None)
     date = encoder.dated(spec.label.date).date if spec else encoder.date
     if date is not None:
@@ -208,6 +210,11 @@ def _drift_batches(
 
 def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource, Weighting]:
     """The delta source and the weighting that the flags ask for; reads the data for bounds that are quantiles."""
+    normalization = config.resolved("normalization")
+    if config.delta_source == "uniform":
+        if idle := config.without_effect():
+            _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))
+        return UniformWeights(), replace(UNIFORM, normalization=normalization)
     score: Score = config.resolved("score")
     bounds, rule = resolve_bounds(
         config.bounds(),
@@ -218,11 +225,6 @@ def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource
         crossfit=config.crossfit,
         partial=config.partial,
     )
-    if idle := config.without_effect():
-        _log.warning("with --delta_source uniform every token weighs 1: no effect of %s", ", ".join(idle))
-    normalization = config.resolved("normalization")
-    if config.delta_source == "uniform":
-        return UniformWeights(), replace(UNIFORM, normalization=normalization)
     weighting = Weighting(
         alpha=bounds["alpha"],
         beta=bounds["beta"],
@@ -234,6 +236,16 @@ def _plan_weights(config: TrainConfig, resume: Path | None) -> tuple[DeltaSource
     if (contrast := _contrast(config)) is None:
         return CachedDeltas(score=score), weighting
     return OnlineDeltas(contrast=contrast, score=score), weighting
+
+
+def _validate_unmeasured(config: TrainConfig, num_unmeasured: int, weighting: Weighting) -> None:
+    """ConfigError where rows that nobody measured would weigh 0, which nobody asked for."""
+    score = SCORES[config.resolved("score")]
+    if num_unmeasured and weighting.alpha == 0 and config.alpha is None and (score.cached or not score.of_training):
+        raise ConfigError(
+            f"{num_unmeasured} rows have no measurement and weigh alpha (--on_missing uniform), which is 0 with map "
+            f"{weighting.map}: they would train nothing. Give --alpha (0 if that is meant), or measure them"
+        )
 
 
 def _contrast(config: TrainConfig) -> ContrastSpec | None:

@@ -65,6 +65,9 @@ class CalTrainer(Trainer):  # type: ignore[misc]
         validate_trainer_arguments(self.args)
         self._sampler, self._lr_multipliers, self._run_state = sampler, dict(lr_multipliers or {}), run_state
         delta_source.check(weighting, self.args.gradient_accumulation_steps)
+        held = getattr(self.train_dataset, "score", None)
+        if held and (wanted := getattr(delta_source, "score", held)) != held:
+            raise ConfigError(f"train_dataset holds score {held}, and CachedDeltas is of {wanted}: give both the same")
         name_layers_to_shard(self.model, self.accelerator, fsdp=bool(self.args.fsdp))
         self._source, self._weighting, self._stop_on_nan = delta_source, weighting, stop_on_nan
         keep_norms_still(self.model)

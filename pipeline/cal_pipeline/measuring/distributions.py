@@ -51,7 +51,9 @@ def contrast_columns(
     kept = KeptRows()
     (with_image, first), (without, second) = contrast_logits(*given, kept)
     columns = dict(zip(EXTRA_COLUMNS["logits"], (with_image, without), strict=True))
-    return columns | kept.columns(model, inputs, labels, (first, second), wanted)
+    defined = labels[~(first.isnan() | second.isnan())]
+    finish = after_head(model, inputs, defined[:1]) if len(defined) else _unchanged
+    return columns | kept.columns(model, finish, labels, (first, second), wanted)
 
 
 def _values(
@@ -59,11 +61,11 @@ def _values(
     rows: Tensor,
     numbers: Tensor,
     label_ids: Tensor,
-    one_token: Mapping[str, Tensor],
+    finish: Callable[[Tensor], Tensor],
     wanted: Sequence[ExtraColumn],
 ) -> Tensor:
     """[columns of all wanted, N] float32, of labels [N] that rows `numbers` [2, N] of [any, H] predict."""
-    head, finish = model.get_output_embeddings(), _finishing(model, one_token)
+    head = model.get_output_embeddings()
 
     def of_some(pair: Tensor, ids: Tensor) -> Tensor:
         # A text has one pass, and what is computed of it once is equal to the last bit.
@@ -118,12 +120,15 @@ class KeptRows:
     def columns(
         self,
         model: Any,
-        inputs: Mapping[str, Tensor],
+        finish: Callable[[Tensor], Tensor],
         labels: Tensor,
         numbers: tuple[Tensor, Tensor],
         kinds: Sequence[ExtraColumn],
     ) -> dict[str, Tensor]:
-        """All columns of these kinds, [B, T] float32, given the `numbers` [B, T] of both passes; NaN where one is."""
+        """All columns of these kinds, [B, T] float32, given the `numbers` [B, T] of both passes; NaN where one is.
+
+        finish: of `after_head`.
+        """
         first, second = numbers
         names = [name for kind in kinds for name in EXTRA_COLUMNS[kind]]
         columns = {name: torch.full_like(first, torch.nan) for name in names}
@@ -131,8 +136,7 @@ class KeptRows:
         label_ids, pairs = labels[defined], torch.stack([first[defined], second[defined]]).long()
         if not len(label_ids):
             return columns
-        token = one_token(model, inputs, label_ids[:1])
-        values = _values(model, torch.cat(self._rows), pairs, label_ids, token, kinds)
+        values = _values(model, torch.cat(self._rows), pairs, label_ids, finish, kinds)
         for name, of_name in zip(names, values.to(labels.device), strict=True):
             columns[name][defined] = of_name
         return columns
@@ -214,20 +218,25 @@ def _logprobs(head: Any, rows: Tensor, finish: Callable[[Tensor], Tensor]) -> Te
     return logits
 
 
-def _finishing(model: Any, one_token: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """Repeats what the model does to its head's output [n, V]: learned by calling it, not by name.
+def _unchanged(full: Tensor) -> Tensor:
+    return full
+
+
+@torch.no_grad()
+def after_head(model: Any, inputs: Mapping[str, Tensor], label: Tensor) -> Callable[[Tensor], Tensor]:
+    """Repeats what the model does to its head's output [n, V]: learned by calling it on a label [1], not by name.
 
     The whole model runs on one token while its head returns the given rows instead of its own. The probe is as wide as
     they are, since a model may cut off the columns that pad its vocabulary.
     """
-    head = model.get_output_embeddings()
+    head, token = model.get_output_embeddings(), one_token(model, inputs, label)
 
     def finish(full: Tensor) -> Tensor:
         with replaced_forward(head, lambda hidden: full[None]):
-            logits: Tensor = model(**one_token, use_cache=False).logits
+            logits: Tensor = model(**token, use_cache=False).logits
         return logits[0].float()
 
     size = head.weight.shape[0]
     probe = torch.tensor(_PROBE, device=head.weight.device).repeat(size // len(_PROBE) + 1)[None, :size]
     unchanged = torch.equal(finish(probe.clone()).to(probe.device), probe)
-    return (lambda full: full) if unchanged else finish
+    return _unchanged if unchanged else finish

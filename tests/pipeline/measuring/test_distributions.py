@@ -348,7 +348,9 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_rows_times_vocabulary(
     with torch.no_grad():
         full = head(hidden_rows) if cap is None else torch.tanh(head(hidden_rows) / cap) * cap
         with LiveBytes() as live:
-            values = distributions._values(Model(), hidden_rows, numbers, label_ids, {}, wanted)
+            one = {name: torch.ones(1, 1, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+            finish = distributions.after_head(Model(), one, label_ids[:1])
+            values = distributions._values(Model(), hidden_rows, numbers, label_ids, finish, wanted)
     some = slice(0, rows, 16)
     expected = by_hand(full.view(2, rows, 1, vocabulary)[:, some].permute(0, 3, 1, 2), label_ids[some, None])
     names = [name for kind in wanted for name in EXTRA_COLUMNS[kind]]

@@ -256,8 +256,10 @@ def known_part(score: Score, measured: MeasuredSample) -> np.ndarray:
     definition = SCORES[score]
     if not definition.of_training:
         return np.asarray(definition.compute({name: getattr(measured, name) for name in definition.cached}))
-    (name,) = definition.cached or ("",)
-    return getattr(measured, name) if name else np.zeros(len(measured.label_ids), np.float32)
+    if not definition.cached:
+        return np.zeros(len(measured.label_ids), np.float32)
+    (name,) = definition.cached
+    return np.asarray(getattr(measured, name))
 
 
 def _damage(measured: MeasuredSample | None, scores: np.ndarray | None) -> str | None:
@@ -268,4 +270,6 @@ def _damage(measured: MeasuredSample | None, scores: np.ndarray | None) -> str |
         return f"{len(measured.label_ids)} labels and {len(measured.delta_logits)} deltas"
     if len(measured.label_ids) != len(scores):
         return f"{len(measured.label_ids)} labels and {len(scores)} scores"
-    return "an infinite delta" if np.isinf(measured.delta_logits).any() or np.isinf(scores).any() else None
+    if np.isinf(measured.delta_logits).any():
+        return "an infinite delta"
+    return "an infinite score" if np.isinf(scores).any() else None

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from cal_pipeline.measuring.contrast import innermost_decoder
 from cal_pipeline.measuring.rotary import rows_alone
 from cal_schemas.errors import ConfigError
+from cal_schemas.maps import Map, check_score
 from cal_schemas.scores import SCORES
 from cal_trainer.data.alignment import EncodesRows, Example
 from cal_trainer.data.collator import ExampleCollator, StepBatch
@@ -116,6 +117,7 @@ class CalSFTTrainer(SFTTrainer):  # type: ignore[misc]
                 f"score {train_dataset.score} changes with the model in training, and CalSFTTrainer takes cached ones: "
                 "use cal-train"
             )
+        check_score(train_dataset.score, Map.parse(weighting.map))
         self._source, self._weighting = CachedDeltas(score=train_dataset.score), weighting
         self._source.check(weighting, args.gradient_accumulation_steps)
         if not train_dataset.has_deltas and weighting.alpha != weighting.beta:

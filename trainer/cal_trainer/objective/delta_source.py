@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cal_pipeline.measuring.conditions import check_contrast_inputs, defined_tokens
 from cal_pipeline.measuring.contrast import captured_position_ids, logits_without_image
-from cal_pipeline.measuring.distributions import KeptRows
+from cal_pipeline.measuring.distributions import KeptRows, after_head
 from cal_schemas.errors import ConfigError
 from cal_schemas.scores import DEFAULT_SCORE, OWN_NLL, SCORES, Score
 from cal_schemas.spec import IGNORE_INDEX, ContrastSpec
@@ -54,8 +54,8 @@ def _check_known_in_time(weighting: Weighting, accumulation_steps: int, what: st
     if accumulation_steps > 1 and weighting.normalization == "step":
         raise ConfigError(
             f"normalization 'step' divides by the weights of all micro-batches of the step, and with {what} those of "
-            "the later ones are not known in time: use normalization micro_batch or sample, or "
-            "--gradient_accumulation_steps 1"
+            "the later ones are not known in time: use normalization count, micro_batch or sample, or "
+            "--gradient_accumulation_steps 1, which a preset leaves free"
         )
     if accumulation_steps > 1 and weighting.normalization == "sample" and weighting.alpha == 0:
         raise ConfigError(f"normalization 'sample' counts samples with a positive sum of weights, which with {what} "
@@ -89,33 +89,32 @@ class _KnownDeltas(ABC):
 class CachedDeltas(_KnownDeltas):
     """Deltas that the reference measured, from the annotated rows.
 
-    score: what the rows hold in their place; the model in training adds its part, where it has one.
+    score: what the rows hold in their place (`RowOptions.score`), to which the model in training adds its part.
     """
 
     def __init__(self, *, score: Score = DEFAULT_SCORE) -> None:
-        self._score, self._of_training = SCORES[score], SCORES[score].of_training
-        self._name = score
+        self.score, self._definition = score, SCORES[score]
 
     def check(self, weighting: Weighting, accumulation_steps: int) -> None:
         """See DeltaSource."""
         super().check(weighting, accumulation_steps)
-        if self._of_training:
-            _check_known_in_time(weighting, accumulation_steps, f"score {self._name}, of the model in training,")
+        if self._definition.of_training:
+            _check_known_in_time(weighting, accumulation_steps, f"score {self.score}, of the model in training,")
 
     def known(self, batch: StepBatch) -> Tensor | None:
         """See DeltaSource."""
         assert batch.deltas is not None, "the dataset was built without deltas"
-        return None if self._of_training else batch.deltas
+        return None if self._definition.of_training else batch.deltas
 
     def observing(self, model: Any, batch: StepBatch, labels: Tensor) -> AbstractContextManager[Observed]:
         """See DeltaSource."""
-        if not self._of_training:
+        if not self._definition.of_training:
             return super().observing(model, batch, labels)
         cached = batch.deltas
 
         def scores(losses: LabelLosses) -> Tensor:
-            columns = dict.fromkeys(self._score.cached, cached) | {OWN_NLL: at_tokens(losses.nll.detach(), labels)}
-            found: Tensor = self._score.compute(columns)
+            own = {OWN_NLL: at_tokens(losses.nll.detach(), labels)}
+            found: Tensor = self._definition.compute(dict.fromkeys(self._definition.cached, cached) | own)
             return found
 
         return nullcontext(scores)
@@ -142,6 +141,7 @@ class OnlineDeltas:
         self.contrast, self._score = contrast, SCORES[score]
         self.reads_logits = "delta_logits" in self._score.columns
         self._proved = self._score.of_training
+        self._finish: Callable[[Tensor], Tensor] | None = None
 
     def check(self, weighting: Weighting, accumulation_steps: int) -> None:
         """See DeltaSource."""
@@ -189,7 +189,8 @@ class OnlineDeltas:
             model, batch.inputs, labels, batch.image_mask, position_ids, self.contrast, batch.contrast_inputs, kept
         )
         second = torch.where(batch.image_mask.any(-1, keepdim=True), without[1], first)
-        columns = kept.columns(model, batch.inputs, labels, (first, second), self._score.extra)
+        self._finish = self._finish or after_head(model, batch.inputs, labels.max().clamp(min=0)[None])
+        columns = kept.columns(model, self._finish, labels, (first, second), self._score.extra)
         mask = batch.inputs["attention_mask"]
         found: Tensor = self._score.compute(columns)
         return found.where(defined_tokens(labels, mask, batch.image_mask, self.contrast.condition), torch.nan)

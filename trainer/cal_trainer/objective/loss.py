@@ -55,9 +55,8 @@ def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
 def normalized(weights: Tensor, labels: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
     """Weights [B, T] as the step's sum takes them, and what the micro-batch adds to its denominator, a scalar.
 
-    labels: [B, T] unshifted. `step` and `count` take them as they are. The
-    denominator of `micro_batch` is that of `known_denominator`, counted from labels; here a micro-batch counts where
-    something is weighed.
+    labels: [B, T] unshifted. `step` and `count` take weights as they are. The denominator of `micro_batch` is that of
+    `known_denominator`, counted from labels; here a micro-batch counts where something is weighed.
     """
     if normalization == "step":
         return weights, weights.sum()

@@ -52,7 +52,8 @@ def resolve_bounds(
             counts = quantiles_of(opened, score)
             _validate_defined(counts, data_path, "give --alpha and --beta as numbers")
             recorded = {name: counts.quantile(bound.share) for name, bound in quantiles.items()}
-            origin = f"of {counts.defined} deltas of rows with images"
+            what = "deltas" if score == DEFAULT_SCORE else f"scores ({score})"
+            origin = f"of {counts.defined} {what} of rows with images"
         said = ", ".join(f"--{name} {quantiles[name]} is {value:.6g}" for name, value in recorded.items())
         _log.info("%s (%s)", said, origin)
     if rule.needs and resumed is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import yaml
 
+from cal_schemas.scores import DEFAULT_SCORE
 from cal_schemas.spec import MeasurementSpec
 from cal_trainer.run.facts import RunFacts
 
@@ -58,7 +59,8 @@ def model_card(facts: RunFacts, *, steps: tuple[int, int], num_unusable: int = 0
         weights |= {"score": facts.score, "map": facts.weighting.map}
         weights |= {field: getattr(facts.weighting, field) for field in ("alpha", "beta", "window", "pool")}
         for name, text in facts.quantiles.items():
-            weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's deltas)"
+            what = "deltas" if facts.score == DEFAULT_SCORE else "scores"
+            weights[name] = f"{getattr(facts.weighting, name):.6g} ({text} of the data's {what})"
     weights["sources without deltas"] = facts.sources.said()["uniform_sources"]
     weights["normalization"] = facts.weighting.normalization
     learned = {

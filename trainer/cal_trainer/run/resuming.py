@@ -89,7 +89,7 @@ def run_state(*, settings: Mapping[str, Any], data: Mapping[str, Shards], exact:
             `per_device_train_batch_size`, `gradient_accumulation_steps` and `number of processes`.
         data: shards by flag (`data_path`, `source_path`).
         exact: whether a step's gradient and the order of samples depend on the product of these three alone, so that
-            the split may change: mapped data, normalization step or sample.
+            the split may change: mapped data, normalization step, sample or count.
     """
     kept = dict(settings)
     if exact:

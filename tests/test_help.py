@@ -44,7 +44,7 @@ def test_a_page_fits_a_terminal_and_ends_with_three_examples(name: str, flag: st
         ("cal-precompute", "model data encoding measurement output running options", 110),
         ("cal-train", "model data encoding measurement weights training output running options", 125),
         ("cal-convert-mgm", "model output options", 50),
-        ("cal-inspect show", "weights options", 45),
+        ("cal-inspect show", "weights options", 47),
     ],
 )
 def test_flags_are_in_groups_and_the_page_is_short(name: str, groups: str, lines: int) -> None:

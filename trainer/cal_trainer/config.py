@@ -85,11 +85,9 @@ class TrainConfig(EncodingFlags):
     mix: list[str] = flag([], "rows by source: a.json=0.7 b.json=0.3", "data", metavar="NAME=SHARE")
 
     delta_source: Source = flag("cached", "cached deltas, online ones, or weight 1", "weights")
-    preset: Preset | None = flag(
-        None, "a paper's score, map and divisor: cal is Eq. 3-5 as printed, released the authors' code", "weights"
-    )
-    score: Score | None = flag(None, "what weights are made of; default delta_logit, which is CAL's", "weights")
-    map: str | None = flag(None, "of scores to weights: clamp (default), top_share=0.4, softmax=0.5, …", "weights")
+    preset: Preset | None = flag(None, "a paper's weights: cal, released, vig, vppo, …", "weights", metavar="NAME")
+    score: Score | None = flag(None, "what weights are made of; default delta_logit", "weights", metavar="NAME")
+    map: str | None = flag(None, "of scores to weights; default clamp", "weights", metavar="NAME[=X]")
     alpha: str | None = flag(
         None, "lower bound of the clamp, or a quantile of the cached deltas, e.g. q0.5; default 1", "weights"
     )

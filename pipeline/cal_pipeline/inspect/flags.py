@@ -54,20 +54,19 @@ def add_annotated(parser: argparse.ArgumentParser) -> None:
 def add_score(parser: argparse._ActionsContainer) -> None:
     """--score; read with `score_of`."""
     parser.add_argument(
-        "--score", choices=get_args(Score), metavar="SCORE",
-        help="what is shown of a token and weighed: delta_logit (default), kl, delta_logprob, … (docs/objectives.md)",
-    )  # fmt: skip
+        "--score", choices=get_args(Score), metavar="NAME", help="shown of a token and weighed (default delta_logit)"
+    )
 
 
 def add_weighting(parser: argparse.ArgumentParser, *, pool: bool = True) -> None:
     """--preset --score --map --alpha --beta --window --pool, as cal-train has them; read with `weighting_of`."""
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--preset", choices=get_args(Preset), metavar="PRESET", help="a paper's score, map and bounds")
+    weights.add_argument("--preset", choices=get_args(Preset), metavar="NAME", help="a paper's score, map and bounds")
     add_score(weights)
-    weights.add_argument("--map", help="of scores to weights: clamp (default), top_share=0.4, softmax=0.5, …")
-    weights.add_argument("--alpha", type=float, help="lower bound of the clamp (default: the map's; of clamp 1)")
-    weights.add_argument("--beta", type=float, help="upper bound of the clamp (default: the map's; of clamp 5)")
-    weights.add_argument("--window", type=int, help="tokens averaged, odd (default: the map's; of clamp 3)")
+    weights.add_argument("--map", metavar="NAME[=X]", help="of scores to weights (default clamp)")
+    weights.add_argument("--alpha", type=float, help="lower bound (default: the map's; clamp 1)")
+    weights.add_argument("--beta", type=float, help="upper bound (default: the map's; clamp 5)")
+    weights.add_argument("--window", type=int, help="tokens averaged (default: the map's; clamp 3)")
     if pool:
         weights.add_argument("--pool", choices=["span", "joined"], help="which tokens are neighbours (default span)")
 

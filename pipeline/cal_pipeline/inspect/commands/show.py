@@ -1,13 +1,12 @@
 """Shows one sample: its image, and its words shaded by score or weight, in the terminal or as one HTML file.
 
     cal-inspect show annotated/ "#0" --tokenizer llava-hf/llava-1.5-7b-hf
-    cal-inspect show annotated/ "#0" --tokenizer llava-hf/llava-1.5-7b-hf --by weight
     cal-inspect show annotated/ "#0" --tokenizer llava-hf/llava-1.5-7b-hf --preset vppo --by weight
     cal-inspect show annotated/ "#17" --tokenizer llava-hf/llava-1.5-7b-hf --output sample.html
 
 SAMPLE is a sample_id, a sample_key, or #N for row N. Blue: the image speaks for the word; red: against it; of scores
-that are no differences, such as kl: the more, the bluer. A character
-that several tokens share has the shade of the most extreme one.
+that are no differences, such as kl: the more, the bluer. A character that several tokens share has the shade of the
+most extreme one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 
 from cal_schemas.choices import check_choice
 from cal_schemas.errors import ConfigError
-from cal_schemas.maps import Map, sample_means, weigh
+from cal_schemas.maps import Map, check_score, sample_means, weigh
 from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.weighting import Pool, check_weighting
 
@@ -34,6 +34,7 @@ def ragged_weighting(
     _check_cached(score)
     rule = Map.parse(map) if isinstance(map, str) else map
     _check_known(rule)
+    check_score(score, rule)
     settings = rule.settings(alpha=alpha, beta=beta, window=window)
     check_weighting(**settings, pool=pool, rule=rule)
     if pool == "released":

@@ -137,7 +137,7 @@ class FlatTokens:
 
         Arguments as there. Raises ConfigError for those that make no sense, and for what only training knows.
         """
-        weighting = ragged_weighting(alpha=alpha, beta=beta, window=window, pool=pool, map=map)
+        weighting = ragged_weighting(score=self.score, map=map, alpha=alpha, beta=beta, window=window, pool=pool)
         run = np.cumsum(self.starts) if pool == "span" else self.row
         settings = {name: weighting[name] for name in ("alpha", "beta", "window")}
         return ragged_weights(self.scores, self.lengths, run, weighting["map"], **settings)

@@ -289,6 +289,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "the released pool": (["--preset", "released"], "reads deltas of unsupervised tokens too, which no cache holds"),
     "a contradiction": (["--preset", "vppo", "--score", "js"], "--preset vppo means --score kl, got --score js"),
     "another map": (["--preset", "vppo", "--map", "clamp"], "--preset vppo means --map top_share=0.4, got --map clamp"),
+    "a map of another score": (["--score", "entropy", "--map", "pgpo=0.4"], "map pgpo=0.4 is of score kl or"),
     "no map": (["--map", "top"], "map top: expected one of clamp, inverse"),
     "no bounds": (["--score", "kl", "--map", "top_share=0.4", "--alpha", "1"], "alpha must be below 1"),
 }

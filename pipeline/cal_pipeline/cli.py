@@ -23,6 +23,7 @@ from cal_pipeline.models.directory import validate_model
 from cal_pipeline.output.clean import clean
 from cal_pipeline.output.store import open_store
 from cal_pipeline.output.verify import print_verification, verify
+from cal_pipeline.quick_imports import quick_imports
 from cal_pipeline.runtime.cluster import short_of_cpus
 from cal_pipeline.runtime.config import JSON_ALONE, PrecomputeConfig, maintenance_config
 from cal_pipeline.runtime.faults import EXIT_DONE, EXIT_SHARDS_FAILED, fault_of
@@ -71,7 +72,11 @@ def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeR
         _log.warning(short)
     sources = validate_paths(config)
     # Here begin torch, transformers and Ray: arguments.py says why.
-    from cal_pipeline.runtime import plan
+    with quick_imports():
+        from cal_pipeline.runtime import plan
+
+        if not config.dry_run:
+            from cal_pipeline.runtime import execution
 
     planned = plan.make_plan(config, sources)
     if config.dry_run:
@@ -84,8 +89,6 @@ def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeR
             statuses_before=planned.statuses_before(),
             failed={shard.name: str(shard.problem) for shard in planned.broken},
         )
-    from cal_pipeline.runtime import execution
-
     return execution.execute(planned, interruption)
 
 

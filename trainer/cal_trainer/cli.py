@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cal_pipeline.arguments import parse_configs
 from cal_pipeline.console import printing
 from cal_pipeline.log_lines import LogLines, log_to, say, typed_format
+from cal_pipeline.quick_imports import quick_imports
 from cal_pipeline.transformers_source import training_argument_flags
 from cal_schemas.errors import CalError, ConfigError, DivergedError
 from cal_trainer.config import TrainConfig
@@ -52,8 +53,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     output_dir: Path | None = None
     try:
-        lines = LogLines(_answer_early(given).log_format)
+        early = _answer_early(given)
+        lines = LogLines(early.log_format)
         log_to(sys.stderr, lines)
+        with quick_imports():
+            if not early.assemble:
+                from cal_trainer.training import quiet_bars, train
+            from cal_trainer.training_arguments import CalTrainingArguments  # noqa: F401
         config, arguments = parse(given)
         log_to(sys.stderr, lines)  # Again: transformers is here by now, with handlers of its own.
         output_dir = Path(arguments.output_dir)

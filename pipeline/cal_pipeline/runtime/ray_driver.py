@@ -22,6 +22,7 @@ import ray
 import ray.exceptions
 
 from cal_pipeline.output.shard_report import ShardReport
+from cal_pipeline.quick_imports import quick_imports
 from cal_pipeline.runtime.capacity import Capacity
 from cal_pipeline.runtime.cluster import Cluster, Listener, RunOutcome, WorkerState
 from cal_pipeline.runtime.faults import RunAbortedError, fault_of
@@ -29,7 +30,7 @@ from cal_pipeline.runtime.ray_nodes import OwnNode, Room, accelerators, lost_nod
 from cal_pipeline.runtime.ray_notices import in_short
 from cal_pipeline.runtime.shard_queue import ShardQueue
 from cal_pipeline.runtime.worker import Outcome, WorkerSettings
-from cal_pipeline.runtime.worker_process import WorkerProcess, device_name, last_words
+from cal_pipeline.runtime.worker_process import last_words
 from cal_pipeline.sources.shard import Shard
 from cal_schemas.errors import STATUS_OK
 
@@ -39,11 +40,27 @@ _log = logging.getLogger(__name__)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class _Actor(WorkerProcess):
+class _Actor:
+    """Is a WorkerProcess, which is imported only here: nothing else has imported torch in this process."""
+
+    def __init__(self, log_path: str) -> None:
+        with quick_imports():
+            from cal_pipeline.runtime.worker_process import WorkerProcess
+
+        self._process = WorkerProcess(log_path)
+
     def where(self, on_gpu: bool) -> tuple[str, str, str]:
         """Names host and process, Ray's node, and the device."""
+        from cal_pipeline.runtime.worker_process import device_name
+
         node = ray.get_runtime_context().get_node_id()
         return f"{platform.node()}, pid {os.getpid()}, node {node[:8]}", node, device_name(on_gpu)
+
+    def start(self, settings: WorkerSettings) -> Outcome:
+        return self._process.start(settings)
+
+    def run(self, shard: Shard) -> Outcome:
+        return self._process.run(shard)
 
 
 @dataclass(kw_only=True, slots=True)

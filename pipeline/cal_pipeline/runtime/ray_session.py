@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import node, ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
@@ -49,6 +49,19 @@ class _ImportsOfDriver(JobConfig):  # type: ignore[misc]
         # Workers insert them one by one, each in front of the last.
         self._py_driver_sys_path = [path for path in reversed(here) if self._local or path in rays]
         return super()._get_proto_job_config()
+
+
+class _BareNode(node.Node):  # type: ignore[misc]
+    """Starts nothing that a run does not use: autoscaler, API server and what passes logs on are a program each."""
+
+    def start_monitor(self) -> None:
+        pass
+
+    def start_log_monitor(self) -> None:
+        pass
+
+    def start_api_server(self, **_: object) -> None:
+        self._webui_url = ""
 
 
 @contextmanager
@@ -115,6 +128,17 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+@contextmanager
+def _bare() -> Iterator[None]:
+    """A Ray that is started meanwhile is no more than what its workers need: `ray.init` has no flags for that."""
+    before = node.Node
+    node.Node = _BareNode
+    try:
+        yield
+    finally:
+        node.Node = before
+
+
 def _init(
     cluster: Cluster,
     address: str | None,
@@ -133,13 +157,15 @@ def _init(
         wanted = int(-(-cluster.num_workers * cluster.cpus_per_worker // 1))
         given |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
         given |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": temporary}
+        # Else a process of Ray's begins on every CPU, before any is asked for.
+        given |= {"_system_config": {"prestart_worker_first_driver": False}}
     for tries_left in reversed(range(1 if address else _RAY_STARTS)):
         try:
             if address == "auto":
                 check_reachable(services.canonicalize_bootstrap_address(address))
             elif address and known:
                 GcsClient(address=address)  # Another server is found out at once; `ray.init` asks it twenty times.
-            with starting():
+            with starting(), nullcontext() if address else _bare():
                 ray.init(**given)
             return
         except ConfigError:

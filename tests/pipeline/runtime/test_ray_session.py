@@ -29,13 +29,18 @@ import ray
 def settings():
     return {name: value for name, value in os.environ.items() if name.startswith(("RAY_AUTH", "RAY_ENABLE"))}
 
+class Actor:
+    def one(self):
+        return 1
+
 before = settings()
 cluster = Cluster(
     num_workers=1, gpus_per_worker=0, cpus_per_worker=1, address=None, max_tries=1, shard_timeout_s=9,
     start_timeout_s=9, idle_timeout_s=9,
 )
 with ray_session(cluster):
-    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    actor = ray.remote(Actor).remote()
+    assert ray.get(actor.one.remote()) == 1
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 assert settings() == before
@@ -113,6 +118,24 @@ def test_nobody_without_its_token_gets_into_a_ray_that_was_started_here_and_it_l
     assert "inside" not in intruder.stdout
     assert "uthenticat" in intruder.stderr, intruder.stderr
     assert run.stdin is not None
+    run.stdin.close()
+    assert run.stdout.read() == "put back\n"
+    run.stdin = None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("environment", ["disabled"], indirect=True)
+def test_it_has_one_process_for_one_worker_and_neither_autoscaler_nor_api_server_nor_log_monitor(
+    run: subprocess.Popen[str],
+) -> None:
+    assert run.stdout is not None
+    assert run.stdin is not None
+    run.stdout.readline()
+    started = descendants(run.pid) - {run.pid}
+    titles = [Path(f"/proc/{pid}/cmdline").read_bytes().partition(b" --")[0] for pid in started]
+    assert len(titles) == 5, titles  # With Ray's two servers and its two agents.
+    assert sum(title.startswith(b"ray::Actor") for title in titles) == 1, titles
+    assert not [title for title in titles if b"monitor" in title or b"dashboard.py" in title]
     run.stdin.close()
     assert run.stdout.read() == "put back\n"
     run.stdin = None

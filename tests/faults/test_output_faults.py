@@ -5,19 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fault_job import PATIENCE_S, Job, write_shards
+from cal_pipeline import cli
+from fault_job import Job, write_shards
 from tiny_data import write_parquet
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 
-def test_a_read_only_output_is_refused_before_the_model_is_touched(small_disk: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Exit code and error of a job's program, which is not worth a process of its own: it ends before there is work."""
+
+    def run(job: Job, *flags: str) -> tuple[int, str]:
+        code = cli.run(job.command(*flags)[1:])
+        return code, " ".join(capfd.readouterr().err.split())
+
+    return run
+
+
+def test_a_read_only_output_is_refused_before_the_model_is_touched(
+    small_disk: Path, tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
     out = small_disk / "out"
     (out / ".cal" / "staging").mkdir(parents=True)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -30,18 +45,14 @@ def test_a_read_only_output_is_refused_before_the_model_is_touched(small_disk: P
         assert f"cal-precompute: --output_dir {out} cannot be written: [Errno 30] Read-only file system" in said
 
 
-def test_an_output_under_a_file_is_refused_before_the_model_is_touched(tmp_path: Path) -> None:
+def test_an_output_under_a_file_is_refused_before_the_model_is_touched(
+    tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
     (tmp_path / "file").write_text("")
     data = write_shards(tmp_path / "data", 1)
     code, said = refused(Job(model=tmp_path / "no-model", data=data, output=tmp_path / "file" / "out"))
     assert code == 2
     assert "out cannot be written: [Errno 20] Not a directory" in said
-
-
-def refused(job: Job, *flags: str) -> tuple[int, str]:
-    done = subprocess.run(job.command(*flags), capture_output=True, text=True, timeout=PATIENCE_S)
-    assert "Traceback" not in done.stderr
-    return done.returncode, " ".join(done.stderr.split())
 
 
 @pytest.mark.full
@@ -73,7 +84,9 @@ def test_a_full_disk_stops_the_run_at_once_and_leaves_finished_files_whole(
 
 
 @pytest.mark.full
-def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(tmp_path: Path, slow_model: Path) -> None:
+def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(
+    tmp_path: Path, slow_model: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
     data = write_shards(tmp_path / "data", 2)
     job = Job(model=slow_model, data=data, output=tmp_path / "out")
     assert job.run() == 0, job.said()
@@ -98,7 +111,9 @@ def test_new_shards_are_done_and_edited_or_removed_ones_refused_by_name(tmp_path
 
 
 @pytest.mark.full
-def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(tmp_path: Path, slow_model: Path) -> None:
+def test_a_source_split_otherwise_or_appended_to_is_refused_by_name(
+    tmp_path: Path, slow_model: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
     line = '{"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n'
     data = tmp_path / "rows.jsonl"
     data.write_text(line * 6)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cal_pipeline import cli
 from cal_pipeline.annotate import AnnotateOptions, annotate_shard
 from cal_pipeline.encoding.encoder import Encoder
 from cal_pipeline.models.loading import load_processor
@@ -109,13 +110,13 @@ def on_disk(llava: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.full
 def test_from_store_to_store_equals_from_disk_to_disk(
-    bucket: ObjectPath, on_disk: Path, llava: Family, proxy: FaultyProxy
+    bucket: ObjectPath, on_disk: Path, llava: Family, proxy: FaultyProxy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = on_disk / "in" / "data.json"
     upload(on_disk / "in", bucket / "in")
     # Every third request fails in some way.
     proxy.faults.extend(["pass", "pass", "drop", "pass", "pass", "503", "pass", "pass", "cut", "pass", "lost"] * 8)
-    code, out, err = precompute(llava, bucket, bucket / "out", "--num_workers", "2")
+    code, _, err = precompute(llava, bucket, bucket / "out", "--num_workers", "2")
     assert code == 0, err
     assert not proxy.faults
     for path in sorted((on_disk / "out").glob("*.parquet")):
@@ -132,13 +133,13 @@ def test_from_store_to_store_equals_from_disk_to_disk(
     )  # fmt: skip
     # The same command again finds everything done; a changed source is refused by its etag.
     etags = {str(item): item.stat().etag for item in opened.files}  # type: ignore[union-attr]
-    code, out, err = precompute(llava, bucket, bucket / "out")
-    assert code == 0, err
-    assert "nothing to do: all 4 shards" in out
+    again = command(llava, bucket, bucket / "out")[1:]
+    assert cli.run(again) == 0, capfd.readouterr().err
+    assert "nothing to do: all 4 shards" in capfd.readouterr().out
     assert {str(item): item.stat().etag for item in open_annotated(bucket / "out").files} == etags  # type: ignore[union-attr]
     (bucket / "in/data.json").write_text(data.read_text().replace("A red cat", "A RED cat", 1))
-    code, _, err = precompute(llava, bucket, bucket / "out")
-    assert code == 2
+    assert cli.run(again) == 2
+    err = capfd.readouterr().err
     assert "data.json has changed since the shard " in err
     assert "data-r000000000-000000010.parquet was measured from it (etag was" in err
     report = json.loads(next(iter((bucket / "out/.cal/reports").glob("run-*.json"))).read_text())

@@ -121,7 +121,7 @@ def test_the_published_packages_hold_what_the_page_says() -> None:
 def test_students_learn_from_images_what_an_unseen_artist_drew(tmp_path: Path) -> None:
     folders = ["--results_dir", str(tmp_path), "--scratch_dir", str(tmp_path)]
     flags = ["--only", "uniform", "--world", "emoji", "--seeds", "1", *folders]
-    subprocess.run([sys.executable, str(run.__file__), "noise", *flags], check=True, timeout=900)
+    subprocess.run([sys.executable, str(run.__file__), "scores", *flags], check=True, timeout=900)
     rows = {row["noise"]: row for row in results.runs(tmp_path).read().to_dict("records")}
     assert results.runs(tmp_path).item(rows[0.0]) == Run(world="emoji", seed=0, noise=0.0, weights="uniform")
     assert rows[0.0]["accuracy"] > 0.4

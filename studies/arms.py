@@ -99,12 +99,14 @@ def scored(noise: float) -> dict[str, Conditions]:
     others: Conditions = {
         "delta_logprob": {"score": "delta_logprob"},
         "kl": {"score": "kl"},
-        "softmax=1": {"map": "softmax=1", **soft},
-        "top_share=0.5, rest 0.2": {"map": "top_share=0.5", "window": 1},
-        "vig": preset("vig"),
         "vppo": preset("vppo"),
     }
-    of_larger: Conditions = {"inverse": {"map": "inverse"}, **{name: preset(name) for name in _OF_LARGER}}
+    of_larger: Conditions = {
+        "inverse": {"map": "inverse"},
+        "softmax=1": {"map": "softmax=1", **soft},
+        "top_share=0.5, rest 0.2": {"map": "top_share=0.5", "window": 1},
+        **{name: preset(name) for name in _OF_LARGER},
+    }
     groups: dict[str, Conditions] = {}
     for reference in ("final", "larger"):
         cal = {"CAL": cached(reference, noise=noise)}
@@ -126,7 +128,7 @@ def bounds(alpha_beta: str) -> dict[str, str]:
 
 _LOWER = tuple(noise for noise in NOISES if noise != MAIN_NOISE)
 """At the main noise the arm `reference` has every reference."""
-_OF_LARGER: tuple[Preset, ...] = ("pgpo", "vepo", "rho1")
+_OF_LARGER: tuple[Preset, ...] = ("vig", "pgpo", "vepo", "rho1")
 _OF_STUDENT: tuple[Preset, ...] = ("dft", "focal")
 _SMALL, _DEFAULT, _LARGE = "0.1, 0.5", "0.2, 1", "0.4, 2"
 """Of one ratio, from alpha to beta."""
@@ -267,16 +269,15 @@ ARMS = {  # in the order in which each finds most already done
     "adaptive": Arm(
         question="Do bounds that follow the sample, or the model's uncertainty, do better than two numbers for all?",
         groups={
-            f"p = {noise:g}, {reference}": {
+            f"p = {noise:g}": {
                 "uniform": uniform(noise=noise),
-                "[0.2, 1]": cached(reference, noise=noise),
+                "[0.2, 1]": cached("larger", noise=noise),
                 **{
-                    label: cached(reference, noise=noise, adapted=adapted, alpha="0", beta="inf")
+                    label: cached("larger", noise=noise, adapted=adapted, alpha="0", beta="inf")
                     for label, adapted in _ADAPTED.items()
                 },
             }
             for noise in (0.0, MAIN_NOISE)
-            for reference in ("final", "larger")
         },
         corrected=True,
     ),

@@ -16,7 +16,7 @@ PAGE_TEST := tests/models/test_written_page.py::test_the_page_is_what_was_measur
 # `az://` is tested against Azurite, which comes from npm.
 AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help install demo demo-qwen test test-full test-vocabularies test-peers docs bench bench-peers bench-scale study emoji study-quick study-again check format clean
+.PHONY: help install demo demo-scores demo-qwen test test-full test-vocabularies test-peers docs bench bench-peers bench-scale study emoji study-quick study-again check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -58,6 +58,10 @@ install: $(STAMP) $(TORCHVISION) $(REPORTERS)  ## create .venv with everything, 
 
 demo: $(STAMP)  ## the main job on a small generated world, about 3 minutes on 2 cores
 	$(BIN)/python examples/shapes/demo.py --output_dir demo
+
+demo-scores: $(STAMP)  ## a student by every preset of docs/objectives.md on what `make demo` left, under 10 minutes on 2 cores
+	test -d demo/annotated || $(MAKE) demo
+	$(BIN)/python examples/shapes/scores.py --demo_dir demo
 
 demo-qwen: $(STAMP) $(TORCHVISION)  ## its way with a tiny Qwen2.5-VL and that family's own processor, under 2 minutes
 	PYTHONPATH=tests/torchvision_for_tests $(BIN)/python examples/shapes/qwen.py --output_dir demo-qwen

@@ -105,7 +105,7 @@ def main() -> int:
     accuracy = {}
     for source in ("uniform", "cached"):
         student = output / f"student_{source}"
-        train(start, student, annotated, source, options.train_steps, options.seed)
+        train(start, student, annotated, options.train_steps, options.seed, "--delta_source", source)
         accuracy[source] = word_accuracy(student, held_out)
     print(f"\nShare of attribute words that are right, on {len(held_out)} clean images that nobody trained on:")
     for source, share in accuracy.items():
@@ -154,13 +154,13 @@ def precompute(model: Path, output: Path, *flags: object) -> None:
          "--num_workers", 2, "--gpus_per_worker", 0, *flags)  # fmt: skip
 
 
-def train(start: Path, student: Path, annotated: Path, source: str, num_steps: int, seed: int) -> None:
+def train(start: Path, student: Path, annotated: Path, num_steps: int, seed: int, *flags: object) -> None:
     """One run of cal-train; its log goes to a file beside the model."""
     call("cal-train", "--model_name_or_path", start, "--data_path", annotated, "--output_dir", student,
-         "--delta_source", source, "--trainable", "all", "--max_steps", num_steps, "--learning_rate", "2e-3",
+         "--trainable", "all", "--max_steps", num_steps, "--learning_rate", "2e-3",
          "--per_device_train_batch_size", 32, "--warmup_steps", 0.1, "--lr_scheduler_type", "cosine", "--seed", seed,
          "--use_cpu", "true", "--save_strategy", "no", "--logging_steps", 50, "--disable_tqdm", "true",
-         "--cache_dir", student.parent / "cache", log=student.with_suffix(".log"))  # fmt: skip
+         "--cache_dir", student.parent / "cache", *flags, log=student.with_suffix(".log"))  # fmt: skip
 
 
 def say(began: float, title: str) -> None:

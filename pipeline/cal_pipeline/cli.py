@@ -66,13 +66,16 @@ def run(argv: Sequence[str] | None = None) -> int:
             return interruption.exit_code if fault.exit_code is None else fault.exit_code
 
 
-def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeResult:
-    """Checks everything, then measures, or with `--dry_run` says what would be; raises what the table of faults has."""
+def measure(config: PrecomputeConfig, interruption: Interruption, *, own_process: bool = True) -> PrecomputeResult:
+    """Checks everything, then measures, or with `--dry_run` says what would be; raises what the table of faults has.
+
+    own_process: False where it is called from Python, in a process that goes on.
+    """
     if short := short_of_cpus(config.num_workers, config.cpus_per_worker, config.ray_address):
         _log.warning(short)
     sources = validate_paths(config)
     # Here begin torch, transformers and Ray: arguments.py says why.
-    with quick_imports():
+    with quick_imports(freeze=own_process):
         from cal_pipeline.runtime import plan
 
         if not config.dry_run:

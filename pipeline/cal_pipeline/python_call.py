@@ -53,7 +53,7 @@ def precompute(*unnamed: Never, **flags: Any) -> PrecomputeResult:
     interruption = Interruption(ends_process=False)
     try:
         with printing(), _logging(LogLines(config.log_format)), interruption:
-            return measure(config, interruption)
+            return measure(config, interruption, own_process=False)
     except CalError:
         raise
     except KeyboardInterrupt as error:

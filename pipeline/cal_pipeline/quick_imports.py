@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(*, freeze: bool = True) -> Iterator[None]:
     """While entered nothing is collected, and what is there by the end never is: modules stay as long as the process.
+
+    freeze: False in a process of somebody else's, whose objects are to be collected as ever.
 
     Else collections look through the 430,000 objects that torch and transformers are made of: a thousand times, in part
     or all, while they are imported, and again at the process's end. Does nothing where torch is imported already: to
@@ -24,5 +26,6 @@ def quick_imports() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if freeze:
+            gc.freeze()
         gc.enable()

@@ -56,6 +56,10 @@ def _exp(values: Any) -> Any:
     return array_namespace(values).exp(values)
 
 
+def _at_most(values: Any, largest: float) -> Any:
+    return array_namespace(values).clip(values, None, largest)
+
+
 def _column(
     equation: str, name: str, unit: Literal["logits", "nats"] = "nats", *, signed: bool = False
 ) -> ScoreDefinition:
@@ -83,6 +87,8 @@ def _anchored_entropy(js: Any, with_image: Any, without: Any) -> Any:
 
 
 _ANCHORED: Final = 0.7
+_LARGEST_EXPONENT: Final = 80.0
+"""Beyond e^88 float32 is infinite."""
 _WITH, _WITHOUT = EXTRA_COLUMNS["logprobs"]
 _ENTROPIES, _JS = EXTRA_COLUMNS["entropy"], EXTRA_COLUMNS["kl"][2]
 SCORES: Final[Mapping[Score, ScoreDefinition]] = {
@@ -97,7 +103,7 @@ SCORES: Final[Mapping[Score, ScoreDefinition]] = {
     "ratio": ScoreDefinition(
         equation="P~(t_j) / P(t_j)",
         columns=(_WITH, _WITHOUT),
-        compute=lambda columns: _exp(columns[_WITH] - columns[_WITHOUT]),
+        compute=lambda columns: _exp(_at_most(columns[_WITH] - columns[_WITHOUT], _LARGEST_EXPONENT)),
         unit="",
     ),
     "kl": _column("KL(P~ || P)", "kl_with_without"),

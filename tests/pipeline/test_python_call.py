@@ -36,7 +36,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[PrecomputeConfig]:
     """The flags of each call, none of which measures."""
     configs: list[PrecomputeConfig] = []
 
-    def measure(config: PrecomputeConfig, interruption: Interruption) -> PrecomputeResult:
+    def measure(config: PrecomputeConfig, interruption: Interruption, *, own_process: bool) -> PrecomputeResult:
+        assert not own_process
         configs.append(config)
         return PrecomputeResult(output_dir=config.output_dir, exit_code=0)
 
@@ -136,7 +137,7 @@ def test_a_signal_to_end_the_process_reaches_it_once_the_run_has_ended(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived: list[int] = []
-    monkeypatch.setattr(python_call, "measure", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(python_call, "measure", lambda *_, **__: os.kill(os.getpid(), number))
     before = signal.signal(number, lambda got, _: arrived.append(got))
     try:
         with pytest.raises(KeyboardInterrupt, match="terminated"):

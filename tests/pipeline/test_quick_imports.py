@@ -56,6 +56,18 @@ def test_nothing_is_collected_while_torch_is_imported_and_what_is_there_by_then_
     assert Circle.freed == 2
 
 
+def test_what_a_notebook_holds_is_freed_once_it_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(Circle, "freed", 0)
+    held = Circle()
+    with quick_imports(freeze=False):
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    del held
+    gc.collect()
+    assert Circle.freed == 1
+
+
 def test_a_process_that_has_torch_already_or_does_not_collect_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with quick_imports():
         assert gc.isenabled()
@@ -74,7 +86,7 @@ class EnteredError(Exception):
     """Whoever is about to import torch gets here first."""
 
 
-def enter() -> None:
+def enter(*, freeze: bool = True) -> None:
     raise EnteredError
 
 

@@ -202,6 +202,8 @@ def test_scores_are_their_equations() -> None:
     for score, values in (("delta_logprob", [1.0, NAN, -1.0]), ("ratio", [math.e, NAN, 1 / math.e])):
         for given in (columns, {name: torch.tensor(value) for name, value in columns.items()}):
             assert SCORES[score].compute(given)[0].tolist() == pytest.approx(values, nan_ok=True)  # type: ignore[index]
+    far = {"logprobs_with_image": np.float32([[0.0]]), "logprobs_without_image": np.float32([[-120.0]])}
+    assert np.isfinite(SCORES["ratio"].compute(far)).all()
     flat = {name: value[0] for name, value in columns.items()}
     assert ragged_scores("delta_logprob", flat, np.array([3])).tolist() == pytest.approx([1.0, NAN, -1.0], nan_ok=True)
     with pytest.raises(ConfigError, match="needs the model in training"):

@@ -29,6 +29,7 @@ from cal_trainer.data.factory import (
 )
 from cal_trainer.data.sampling import EpochSampler, StepShape
 from cal_trainer.data.shared_memory import validate_shared_memory
+from cal_trainer.data.sidecar import SidecarExamples
 from cal_trainer.data.sources import check_sources
 from cal_trainer.data.streaming import StreamSampler
 from cal_trainer.objective.delta_source import CachedDeltas, DeltaSource, OnlineDeltas, UniformWeights
@@ -98,7 +99,6 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         num_embeddings=model.num_embeddings,
     )
     examples = _training_examples(config, encoder, rows)
-    _validate_unmeasured(config, getattr(examples, "num_unmeasured", 0), weighting)
     spec: MeasurementSpec | None = getattr(examples, "spec", None)
     date = encoder.dated(spec.label.date).date if spec else encoder.date
     if date is not None:
@@ -106,6 +106,8 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
     sources = check_sources(examples.source_names, parse_shares(config.mix), parse_weights(config.uniform_sources))
     if config.delta_source == "uniform":
         sources = replace(sources, weights={})
+    num_unmeasured = examples.num_unmeasured(sources.weights) if isinstance(examples, SidecarExamples) else 0
+    _validate_unmeasured(config, num_unmeasured, weighting)
     facts = RunFacts(
         flags={
             **asdict(config),
@@ -119,7 +121,7 @@ def plan_run(config: TrainConfig, arguments: CalTrainingArguments) -> Plan:
         quantiles={name: str(bound) for name, bound in config.bounds().items() if isinstance(bound, Quantile)},
         num_rows=len(examples),
         num_planned=getattr(examples, "num_planned", None),
-        num_unmeasured=getattr(examples, "num_unmeasured", 0),
+        num_unmeasured=num_unmeasured,
         skipped=examples.skipped,
         shards=examples.shards,
         sources=sources,

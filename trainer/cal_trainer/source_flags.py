@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Final
 
 from cal_schemas.errors import ConfigError
+
+_LEAST: Final = 1e-6
+"""Of what is said of a source: far from where float32 knows no difference to 0, or a sum of rows overflows."""
+_LARGEST: Final = 1e6
 
 
 def parse_shares(given: Sequence[str]) -> dict[str, float]:
@@ -15,8 +19,10 @@ def parse_shares(given: Sequence[str]) -> dict[str, float]:
         name, share = _name_and_number(item)
         if share is None:
             raise ConfigError(f"--mix {item}: expected NAME=SHARE, such as a.json=0.7")
-        if not 0.0 < share < math.inf:
-            raise ConfigError(f"--mix {item}: a share is a number above 0; leave out data that is not to be trained on")
+        if not _LEAST <= share <= _LARGEST:
+            raise ConfigError(
+                f"--mix {item}: a share is from {_LEAST:g} to {_LARGEST:g}; leave out data that is not to be trained on"
+            )
         if name in shares:
             raise ConfigError(f"--mix names {name} twice")
         shares[name] = share
@@ -29,8 +35,8 @@ def parse_weights(given: Sequence[str]) -> dict[str, float]:
     for item in given:
         name, weight = _name_and_number(item)
         weight = 1.0 if weight is None else weight
-        if not 0.0 < weight < math.inf:
-            raise ConfigError(f"--uniform_sources {item}: a weight is a number above 0")
+        if not _LEAST <= weight <= _LARGEST:
+            raise ConfigError(f"--uniform_sources {item}: a weight is from {_LEAST:g} to {_LARGEST:g}")
         if name in weights:
             raise ConfigError(f"--uniform_sources names {name} twice")
         weights[name] = weight

@@ -62,6 +62,10 @@ class _BareNode(node.Node):  # type: ignore[misc]
 
     def start_api_server(self, **_: object) -> None:
         self._webui_url = ""
+        # Ray's agents ask for its address, and log a traceback each second while there is none. Nobody listens there.
+        self.get_gcs_client().internal_kv_put(
+            ray_constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:9", True, ray_constants.KV_NAMESPACE_DASHBOARD
+        )
 
 
 @contextmanager

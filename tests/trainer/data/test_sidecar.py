@@ -161,8 +161,8 @@ def test_missing_rows_train_with_undefined_deltas_and_are_counted(
     with caplog.at_level(logging.WARNING):
         joined = data.open(source, on_missing="uniform")
     assert joined.num_missing == 4
-    assert joined.num_unmeasured == 3  # One of them is nothing to train on.
-    assert "no row for 4 of 5 source rows: they train with weight alpha" in caplog.text
+    assert joined.num_unmeasured() == 3  # One of them is nothing to train on.
+    assert "no row for 4 of 5 source rows: they train without deltas" in caplog.text
     assert joined.skipped == {"encode_error": 1}
     assert len(joined) == 4
     assert not joined[0].deltas.isnan().all()

@@ -93,13 +93,14 @@ def test_a_source_without_weights_weighs_one_or_what_is_said() -> None:
     [
         (["a"], [], "--mix a: expected NAME=SHARE"),
         (["a=b"], [], "--mix a=b: expected NAME=SHARE"),
-        (["a=0", "b=1"], [], "--mix a=0: a share is a number above 0; leave out data"),
+        (["a=0", "b=1"], [], "--mix a=0: a share is from 1e-06 to 1e+06; leave out data"),
+        (["a=1e308", "b=1e308"], [], "--mix a=1e308: a share is from 1e-06"),
         (["a=nan", "b=1"], [], "--mix a=nan: a share"),
         (["a=1", "a=2"], [], "--mix names a twice"),
         (["a=1", "c=1"], [], "--mix c: no such source; the sources of this data are a, b"),
         (["a=1"], [], "--mix says no share of b; the sources of this data are a, b"),
         ([], ["c"], "--uniform_sources c: no such source; the sources of this data are a, b"),
-        ([], ["a=0"], "--uniform_sources a=0: a weight is a number above 0"),
+        ([], ["a=0"], "--uniform_sources a=0: a weight is from 1e-06 to 1e+06"),
         ([], ["a", "a=2"], "--uniform_sources names a twice"),
     ],
 )

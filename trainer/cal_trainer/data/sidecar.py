@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -96,7 +96,7 @@ class SidecarExamples(MappedExamples):
                 "--on_missing uniform"
             )
         if self.num_missing:
-            _log.warning("%s has no row for %d of %d source rows: they train with weight alpha", named(path),
+            _log.warning("%s has no row for %d of %d source rows: they train without deltas", named(path),
                          self.num_missing, len(match))  # fmt: skip
         readable = np.asarray(pc.is_valid(source.column("messages")))
         usable = np.where(match == ABSENT, readable, ok[match])
@@ -106,10 +106,10 @@ class SidecarExamples(MappedExamples):
         self._hold(rows, np.flatnonzero(usable), *folders, sources, join=self._measured)
         report_skipped(named(path), len(self._usable), self.skipped)
 
-    @property
-    def num_unmeasured(self) -> int:
-        """Rows in use that train with undefined deltas."""
-        return int((self._match == ABSENT).sum())
+    def num_unmeasured(self, leave_out: Collection[str] = ()) -> int:
+        """Rows in use that train with undefined deltas, but for those of the sources of these names."""
+        wanted = np.array([name not in leave_out for name in self.source_names])
+        return int(wanted[self.source_of[self._match == ABSENT]].sum())
 
     def lengths(self) -> np.ndarray:
         """[len] int64: encoded length with the reference's processor; where unknown, the median of the known, or 0."""

@@ -29,11 +29,12 @@ class Sources:
     weights: Mapping[str, float] = field(default_factory=dict)
     """By name, of every token of those whose deltas are left aside."""
 
-    def said(self) -> dict[str, str | None]:
+    def said(self, *, exact: bool = False) -> dict[str, str | None]:
         """By flag, what is said of them; None where nothing is."""
         given = {"mix": self.shares or {}, "uniform_sources": self.weights}
+        shown = repr if exact else "{:.6g}".format
         return {
-            flag: " ".join(f"{name}={value:.6g}" for name, value in of_flag.items()) or None
+            flag: " ".join(f"{name}={shown(value)}" for name, value in of_flag.items()) or None
             for flag, of_flag in given.items()
         }
 

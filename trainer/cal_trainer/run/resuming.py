@@ -66,7 +66,7 @@ def state_of(facts: RunFacts) -> dict[str, Any]:
         "map": None if weighting.map == "clamp" else weighting.map,
         **{quantile_name(name): text for name, text in facts.quantiles.items()},
         "normalization": weighting.normalization,
-        **facts.sources.said(),
+        **facts.sources.said(exact=True),
         **{f"contrast {key}": value for key, value in (asdict(facts.contrast) if facts.contrast else {}).items()},
         DATE_NAME: facts.date,
         # A whole checkpoint holds the model, but this one lends its processor, and the card names it; adapters need it.

@@ -74,7 +74,7 @@ def _statuses(counts: Mapping[str, int], groups: Mapping[str, RowGroup], name: s
         ]
         for status, count in counts.items()
     ]
-    return _table("By status", ["status", "rows", "share", f"tokens with a {name}", "for example"], cells, (0, 4))
+    return _table("By status", ["status", "rows", "share", f"tokens with {name}", "for example"], cells, (0, 4))
 
 
 def _turns(turns: Mapping[str, Mapping[str, Any]], score: Score) -> dict[str, Any]:

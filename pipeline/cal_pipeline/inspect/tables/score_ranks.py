@@ -16,7 +16,7 @@ from cal_pipeline.inspect.tables.token_statistics import Occurrence, occurrence
 from cal_schemas.cached_scores import image_columns
 from cal_schemas.errors import ConfigError
 from cal_schemas.opened import AnnotatedDataset
-from cal_schemas.ragged import ragged_means, ragged_scores
+from cal_schemas.ragged import ragged_scores
 from cal_schemas.ranks import correlation, ranks
 from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 
@@ -95,13 +95,21 @@ def cached_scores(opened: AnnotatedDataset) -> tuple[Score, ...]:
     )
 
 
+def _means(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[R] float64: of each row; those of equal values are equal, which rounding in float32 would make ranks of."""
+    row, defined = np.repeat(np.arange(len(lengths)), lengths), ~np.isnan(values)
+    count = np.bincount(row[defined], minlength=len(lengths))
+    total = np.bincount(row[defined], weights=values[defined].astype(np.float64), minlength=len(lengths))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def rank_scores(opened: AnnotatedDataset, scores: Sequence[Score], *, top: int, limit: int = TOKENS) -> ScoreRanks:
     """Compares ranks by these scores, and finds the `top` tokens on which each differs most from delta_logit.
 
     Raises ConfigError for a score that the shards do not hold, and where fewer than two tokens can be ranked.
     """
     scores = tuple(dict.fromkeys([DEFAULT_SCORE, *scores]))
-    drawn, means = _Drawn(limit), [np.empty((len(scores), 0), np.float32)]
+    drawn, means = _Drawn(limit), [np.empty((len(scores), 0))]
     rows = tokens = undefined = first = 0
     with shown_progress("rows read", opened.num_rows) as advance:
         for batch, columns, lengths, wanted in image_columns(opened, scores):
@@ -112,7 +120,7 @@ def rank_scores(opened: AnnotatedDataset, scores: Sequence[Score], *, top: int, 
             ranked = shown & defined
             drawn.add(values[:, ranked], first + row[ranked], place[ranked])
             values[:, ~defined] = np.nan
-            means.append(np.stack([ragged_means(own[shown], lengths[wanted]) for own in values]))
+            means.append(np.stack([_means(own[shown], lengths[wanted]) for own in values]))
             rows, tokens = rows + int(wanted.sum()), tokens + int(ranked.sum())
             undefined += int((shown & ~defined).sum())
             first += batch.data.num_rows

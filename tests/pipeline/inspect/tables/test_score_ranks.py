@@ -94,3 +94,12 @@ def test_texts_alone_are_nothing_to_compare(llava: Family, tmp_path: Path) -> No
     opened = open_paths([measured(llava, tmp_path / "out", [data], extra_columns=("kl",))])
     with pytest.raises(ConfigError, match=r"of the 2 rows of .* 0 show an image and are ok"):
         rank_scores(opened, ["kl"], top=0)
+
+
+def test_rows_of_one_value_have_no_order_whatever_their_lengths() -> None:
+    lengths = np.array([3, 7, 10, 0, 33])
+    values = np.full(53, 0.1, np.float32)
+    values[1] = np.nan
+    means = score_ranks._means(values, lengths)
+    assert np.unique(means[~np.isnan(means)]).tolist() == [float(np.float32(0.1))]
+    assert np.isnan(means).tolist() == [False, False, False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+import condition
 import estimates
 from arms import ARMS, NOISE_ARMS, NOISES, Arm, Fields, bounds, cached, online
 from condition import MAIN_NOISE, MAX_SEEDS, REFERENCES, Measurement, Run, WorldName
@@ -91,8 +93,14 @@ def rows_by_key(frame: pd.DataFrame) -> Rows:
 
 def run_rows(rows: Rows, world: WorldName, fields: Fields) -> dict[int, Mapping[str, Any]]:
     """By seed, of the runs that are in the record."""
-    keys = {seed: Run(world=world, seed=seed, **fields).key for seed in range(MAX_SEEDS)}
-    return {seed: rows[key] for seed, key in keys.items() if key in rows}
+    keys = _keys(world, tuple(sorted(fields.items())), condition.SIZES)
+    return {seed: rows[key] for seed, key in enumerate(keys) if key in rows}
+
+
+@functools.cache
+def _keys(world: WorldName, fields: tuple[tuple[str, Any], ...], sizes: condition.Sizes) -> tuple[str, ...]:
+    """Of every seed there may be; tables and plots ask for those of one condition a dozen times."""
+    return tuple(Run(world=world, seed=seed, **dict(fields)).key for seed in range(MAX_SEEDS))
 
 
 def scores(rows: Rows, world: WorldName, fields: Fields, score: str) -> dict[int, float]:

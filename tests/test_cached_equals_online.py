@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,11 @@ def with_columns(tmp_path_factory: pytest.TempPathFactory, llava: Family) -> Pat
     return measured(tmp_path_factory.mktemp("columns"), llava, ContrastSpec(), ("logprobs", "kl", "entropy"))
 
 
-@pytest.mark.parametrize("score", sorted(set(SCORES) - {"excess_loss"}))
+def _quick(names: Iterable[str], *quick: str) -> list[Any]:
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("score", _quick(set(SCORES) - {"excess_loss"}, "kl", "probability"))
 def test_every_score_of_the_model_in_training_is_the_one_that_was_cached_of_it(
     llava: Family, with_columns: Path, tmp_path: Path, score: str
 ) -> None:
@@ -87,7 +92,7 @@ def test_every_score_of_the_model_in_training_is_the_one_that_was_cached_of_it(
     assert uniform != pytest.approx(cached, abs=1e-4)
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"released"}))
+@pytest.mark.parametrize("preset", _quick(set(PRESETS) - {"released"}, "vig", "vppo", "rho1"))
 def test_every_preset_trains_from_one_cache_and_online_where_it_can(
     llava: Family, with_columns: Path, tmp_path: Path, preset: str
 ) -> None:

@@ -268,6 +268,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         yield "s3://bucket/out", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "TMPDIR": str(tmp_path / "tmp")}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_presigned_images_and_endpoints_of_a_whole_run_leave_no_secret_in_anything_that_is_written(
     tmp_path: Path, llava: Family, place: tuple[str, dict[str, str]]

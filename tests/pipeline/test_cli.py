@@ -172,6 +172,7 @@ def test_running_again_does_nothing_and_touches_nothing(
     ) in capfd.readouterr().out
 
 
+@pytest.mark.full
 def test_sigkill_of_the_driver_loses_nothing(folder: Path, llava: Family, finished: tuple[Path, str, str]) -> None:
     # One row per shard: many commits, so that the kill lands among them.
     flags = ("--image_folder", str(folder / "images"), "--max_image_pixels", str(MAX_IMAGE_PIXELS),
@@ -223,6 +224,7 @@ def blurred(folder: Path, llava: Family) -> tuple[Path, str]:
     return folder / "blurred", out
 
 
+@pytest.mark.full
 def test_a_subset_prints_the_projection_for_the_whole(blurred: tuple[Path, str]) -> None:
     drawn = len(table(blurred[0]))
     assert 8 <= drawn <= 30
@@ -234,6 +236,7 @@ def test_a_limit_above_all_rows_is_no_subset(finished: tuple[Path, str, str]) ->
     assert "subset" not in finished[1]
 
 
+@pytest.mark.full
 def test_a_perturbed_measurement_leaves_images_to_look_at(blurred: tuple[Path, str]) -> None:
     output = blurred[0]
     assert open_annotated(output).spec.contrast == ContrastSpec(condition="gaussian_blur", blur_sigma=10.0)
@@ -243,6 +246,7 @@ def test_a_perturbed_measurement_leaves_images_to_look_at(blurred: tuple[Path, s
     assert [path.name for path in output.iterdir() if path.name != ".cal"] == ["data-r000000000-000000060.parquet"]
 
 
+@pytest.mark.full
 def test_redo_status_measures_repaired_rows_again(
     finished: tuple[Path, str, str], folder: Path, meeting: Family
 ) -> None:
@@ -260,6 +264,7 @@ def test_redo_status_measures_repaired_rows_again(
     pd.testing.assert_frame_equal(before.loc[kept], after.loc[kept])
 
 
+@pytest.mark.full
 def test_a_run_of_which_no_row_is_ok_exits_1_as_does_the_same_command_again(
     tmp_path: Path, llava: Family, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

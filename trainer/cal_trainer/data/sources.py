@@ -32,7 +32,11 @@ class Sources:
     def said(self, *, exact: bool = False) -> dict[str, str | None]:
         """By flag, what is said of them; None where nothing is."""
         given = {"mix": self.shares or {}, "uniform_sources": self.weights}
-        shown = repr if exact else "{:.6g}".format
+
+        def shown(value: float) -> str:
+            short = f"{value:.6g}"
+            return repr(value) if exact and float(short) != value else short
+
         return {
             flag: " ".join(f"{name}={shown(value)}" for name, value in of_flag.items()) or None
             for flag, of_flag in given.items()

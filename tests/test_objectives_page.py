@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cal_schemas.maps import MAPS
+from cal_schemas.map_definitions import MAPS
 from cal_schemas.presets import PRESETS
 from cal_schemas.scores import SCORES
 

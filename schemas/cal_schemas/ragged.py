@@ -9,7 +9,8 @@ import numpy as np
 
 from cal_schemas.choices import check_choice
 from cal_schemas.errors import ConfigError
-from cal_schemas.maps import Map, check_score, sample_means, weigh
+from cal_schemas.map_definitions import sample_means
+from cal_schemas.maps import Map, check_score, weigh
 from cal_schemas.scores import DEFAULT_SCORE, SCORES, Score
 from cal_schemas.weighting import Pool, check_weighting
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cal_schemas.errors import ConfigError
-from cal_schemas.maps import MAPS, Map, check_score, weigh
+from cal_schemas.map_definitions import MAPS
+from cal_schemas.maps import Map, check_score, weigh
 from cal_schemas.ragged import least_of_share, ragged_means, ragged_scores, ragged_weights
 from cal_schemas.scores import SCORES, Score
 from cal_trainer.objective.weights import token_weights

@@ -59,7 +59,7 @@ install: $(STAMP) $(TORCHVISION) $(REPORTERS)  ## create .venv with everything, 
 demo: $(STAMP)  ## the main job on a small generated world, about 3 minutes on 2 cores
 	$(BIN)/python examples/shapes/demo.py --output_dir demo
 
-demo-scores: $(STAMP)  ## a student by every preset of docs/objectives.md on what `make demo` left, under 10 minutes on 2 cores
+demo-scores: $(STAMP)  ## a student by every preset of docs/objectives.md on what `make demo` left, 12 minutes of processor time
 	test -d demo/annotated || $(MAKE) demo
 	$(BIN)/python examples/shapes/scores.py --demo_dir demo
 

@@ -123,7 +123,7 @@ def main() -> int:
         f"{options.train_steps} steps on the same rows at one learning rate, tuned for none. Divided by count, so with "
         "gradients smaller",
         f"by the mean weight, most of which AdamW divides out: {', '.join(COUNTED)}.",
-        "One seed, one toy world, an oracle as reference: a look, not a result. docs/study.md has intervals.",
+        "One seed, one toy world, an oracle as reference: a look, not a result. docs/study.md asks more seeds.",
     ]
     page = "\n".join(lines)
     print(page)

@@ -45,6 +45,8 @@ class MapDefinition:
     """What the number lies between."""
     of_data: Literal["", "tokens", "samples"] = ""
     """Of what all data must be read first: the number is a quantile of scores, or the share of samples kept."""
+    stretched: bool = False
+    """True when its 0 to 1 becomes alpha to beta, which must be finite."""
     masks: bool = False
     """True when it gives 1 to what it chooses, and 0."""
     scores: tuple[Score, ...] = ()
@@ -130,7 +132,8 @@ MAPS: Final[Mapping[MapName, MapDefinition]] = {
     "clamp": MapDefinition(equation="s", compute=lambda scores, _, __: scores),
     "inverse": MapDefinition(equation="-s", compute=lambda scores, _, __: -scores),
     "linear": MapDefinition(
-        equation="s^, stretched from alpha to beta", compute=lambda scores, defined, _: within_sample(scores, defined)
+        equation="s^, stretched from alpha to beta", compute=lambda scores, defined, _: within_sample(scores, defined),
+        stretched=True,
     ),
     "softmax": MapDefinition(
         equation="n exp(s / T) / sum exp(s / T), n the sample's tokens", compute=_softmax, parameter="T",

@@ -131,7 +131,7 @@ def weigh(scores: Array, member: Array, run: Array, rule: Map, *, alpha: float, 
     xp = array_namespace(scores)
     defined = member & ~xp.isnan(scores)
     mapped = rule.definition.compute(scores, defined, rule.number)
-    if rule.name == "linear":
+    if rule.definition.stretched:
         mapped = alpha + (beta - alpha) * mapped
     # Not NaN, of which sums make more.
     clamped = xp.where(defined, xp.clip(mapped, alpha, beta), 0.0)

@@ -35,8 +35,8 @@ def check_weighting(*, alpha: float, beta: float, window: int, pool: Pool = "spa
         raise ConfigError(f"window must be odd and positive, so that it has a middle; got {window}")
     if pool == "released" and rule.name != "clamp":
         raise ConfigError(f"pool 'released' is the authors' code, whose map is clamp; got map {rule}")
-    if rule.name == "linear" and beta == float("inf"):
-        raise ConfigError("map linear rises from alpha to beta, which must be finite")
+    if rule.definition.stretched and beta == float("inf"):
+        raise ConfigError(f"map {rule} rises from alpha to beta, which must be finite")
     if rule.definition.masks and not alpha < 1.0 <= beta:
         raise ConfigError(
             f"map {rule} gives 1 to what it chooses and 0 to the rest, clamped to [alpha, beta]: alpha must be below "

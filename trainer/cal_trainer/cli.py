@@ -57,10 +57,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         lines = LogLines(early.log_format)
         log_to(sys.stderr, lines)
         with quick_imports():
-            if not early.assemble:
+            config, arguments = parse(given)
+            if not config.assemble:
                 from cal_trainer.training import quiet_bars, train
-            from cal_trainer.training_arguments import CalTrainingArguments  # noqa: F401
-        config, arguments = parse(given)
         log_to(sys.stderr, lines)  # Again: transformers is here by now, with handlers of its own.
         output_dir = Path(arguments.output_dir)
         if config.assemble:
@@ -68,8 +67,6 @@ def run(argv: Sequence[str] | None = None) -> int:
 
             assemble(**asdict(parse_assemble(config.assemble)), output=output_dir, seed=arguments.seed)
         else:
-            from cal_trainer.training import quiet_bars, train
-
             if arguments.disable_tqdm or not sys.stderr.isatty():
                 quiet_bars()
             train(config, arguments)
